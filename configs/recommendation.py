@@ -57,6 +57,17 @@ def get_config(argument: str = "movielens_100k"):
     return experiment(task="recommendation", name=model, **fields)
 
 
+def _training(steps: int, batch_size: int, evaluated: int, *, evaluations: int, lines: int):
+    return TrainingConfig(
+        steps=steps,
+        batch_size=batch_size,
+        evaluation_batch_size=evaluated,
+        evaluate_every=steps // evaluations,
+        log_every=steps // lines,
+        refit=True,
+    )
+
+
 def movielens_100k(model: str):
     """Returns the fields for 943 users with 106 films each. Every step scores all films."""
     counted = model in _COUNTED
@@ -74,14 +85,7 @@ def movielens_100k(model: str):
             final_fraction=0.05,
             weight_decay=0.01,
         ),
-        "training": TrainingConfig(
-            steps=steps,
-            batch_size=16 if counted else 32,
-            evaluation_batch_size=64,
-            evaluate_every=steps // 6,
-            log_every=steps // 12,
-            refit=True,
-        ),
+        "training": _training(steps, 16 if counted else 32, 64, evaluations=6, lines=12),
     }
 
 
@@ -105,12 +109,5 @@ def beauty(model: str):
             learning_rate=3e-3 if counted else 1e-3, warmup_steps=50, final_fraction=0.05
         ),
         # An evaluation scores all articles for all users and takes as long as many steps.
-        "training": TrainingConfig(
-            steps=steps,
-            batch_size=64 if counted else 256,
-            evaluation_batch_size=128,
-            evaluate_every=steps // 3,
-            log_every=steps // 30,
-            refit=True,
-        ),
+        "training": _training(steps, 64 if counted else 256, 128, evaluations=3, lines=30),
     }

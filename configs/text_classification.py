@@ -30,7 +30,6 @@ from pathlib import Path
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from launch.runs.directory import saved_config
-from tasks.common.backbones.transformer import EncoderConfig
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
 from tasks.text_classification.data import DataConfig
@@ -110,13 +109,18 @@ def attention_pooling(data: str):
     }
 
 
+def _longest(data: str) -> int:
+    return 256 if data in LONG else 64
+
+
+def _words(data: str) -> TextConfig:
+    return TextConfig(vocabulary_size=20_000, max_length=_longest(data))
+
+
 def transformer(data: str):
     """Returns the fields of a small pre-norm Transformer encoder over words."""
     return {
-        "data": DataConfig(
-            name=data,
-            text=TextConfig(vocabulary_size=20_000, max_length=256 if data in LONG else 64),
-        ),
+        "data": DataConfig(name=data, text=_words(data)),
         "model": TransformerConfig(
             model_size=64,
             num_layers=1,
@@ -137,10 +141,7 @@ def transformer(data: str):
 def bigru(data: str):
     """Returns the fields of a bidirectional GRU over words with attention over its states."""
     return {
-        "data": DataConfig(
-            name=data,
-            text=TextConfig(vocabulary_size=20_000, max_length=256 if data in LONG else 64),
-        ),
+        "data": DataConfig(name=data, text=_words(data)),
         "model": BiGRUConfig(prior="naive_bayes"),
         "optimizer": OptimizerConfig(learning_rate=2e-3, warmup_steps=50, average_decay=0.99),
         "training": TrainingConfig(steps=800, evaluate_every=100, log_every=25),
@@ -181,19 +182,16 @@ def fine_tuned(data: str, folder: str):
         raise UserError(
             f"config: {FROM}{folder}: got a run of {saved.task}, expected one of language_modeling"
         )
-    shape = {
-        field.name: getattr(saved.model, field.name) for field in dataclasses.fields(EncoderConfig)
-    }
     # The first position of the language model is the classification token.
-    longest = min(256 if data in LONG else 64, saved.model.max_length - 1)
+    longest = min(_longest(data), saved.model.max_length - 1)
     fields = pretrained(data)
     return {
         **fields,
         "data": DataConfig(
             name=data, text=dataclasses.replace(saved.data.text, max_length=longest)
         ),
-        "model": TransformerConfig(
-            **{**shape, "max_length": longest}, head_dropout_rate=0.3, init_from=folder
+        "model": TransformerConfig.of(
+            saved.model, max_length=longest, head_dropout_rate=0.3, init_from=folder
         ),
         # The learning rate of Devlin et al. 2019 is too small for a small encoder.
         "optimizer": dataclasses.replace(

@@ -7,7 +7,6 @@ Finished runs are skipped, so the same command resumes an interrupted ablation.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -29,22 +28,11 @@ def ablate() -> None:
     """Runs the command `launch.ablate`."""
     from launch.runs import ablation as ablations
 
-    path, folder = cli.required("config"), cli.workdir()
+    path = cli.required("config")
+    cli.workdir()  # before the ablation is read
     ablation = ablations.with_overrides(ablations.load_ablation(path), cli.FLAGS.set)
     experiments = ablations.resolve_ablation(ablation)
-    cli.check_recordable()
-    cli.set_up_jax(next(iter(experiments.values())))
-    outcomes, stopped = ablations.run_all(
-        experiments,
-        cli.FLAGS.seeds or ablation.seeds,
-        folder,
-        cli.paths(),
-        cli.command(),
-        lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    if not stopped:
-        cli.record(record for outcome in outcomes.values() for record in outcome.records.values())
-    sys.exit(ablations.finish(folder, Path(path).stem, outcomes, stopped))
+    cli.run_all(experiments, cli.FLAGS.seeds or ablation.seeds, Path(path).stem)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -88,9 +88,7 @@ def define_workdir() -> None:
 def define_record() -> None:
     """Defines --record and --results."""
     flags.DEFINE_bool(
-        "record",
-        False,
-        "Also write a run file under --results; requires a clean git tree.",
+        "record", False, "Also write a run file under --results; requires a clean git tree."
     )
     flags.DEFINE_string("results", "results", "Directory in which --record writes run files.")
 
@@ -110,6 +108,32 @@ def record(records: Iterable[Mapping[str, Any]]) -> None:
 
         for one in records:
             print(f"recorded: {results.save_record(one, Path(FLAGS.results))}")
+
+
+def run_all(experiments: Mapping[str, Any], seeds: int, title: str) -> NoReturn:
+    """Runs experiments over seeds, prints their table, records the runs and exits.
+
+    Args:
+      experiments: by name; the first one is the base.
+      seeds: number of seeds.
+      title: of the table.
+    """
+    from launch.runs import ablation
+
+    check_recordable()
+    set_up_jax(next(iter(experiments.values())))
+    folder = workdir()
+    outcomes, stopped = ablation.run_all(
+        experiments,
+        seeds,
+        folder,
+        paths(),
+        command(),
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if not stopped:
+        record(record for outcome in outcomes.values() for record in outcome.records.values())
+    sys.exit(ablation.finish(folder, title, outcomes, stopped))
 
 
 def required(name: str) -> str:

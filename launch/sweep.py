@@ -8,8 +8,6 @@ Several --set flags run every combination of values; each is compared with the f
 
 from __future__ import annotations
 
-import sys
-
 from absl import flags
 
 from launch import cli
@@ -27,21 +25,10 @@ def sweep() -> None:
     """Runs the command `launch.sweep`."""
     from launch.runs import ablation as ablations
 
-    config, folder = cli.experiment(), cli.workdir()
+    config = cli.experiment()
+    cli.workdir()  # before the experiments are resolved
     experiments = ablations.resolve_sweep(config, cli.FLAGS.set)
-    cli.check_recordable()
-    cli.set_up_jax(config)
-    outcomes, stopped = ablations.run_all(
-        experiments,
-        cli.FLAGS.seeds,
-        folder,
-        cli.paths(),
-        cli.command(),
-        lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    if not stopped:
-        cli.record(record for outcome in outcomes.values() for record in outcome.records.values())
-    sys.exit(ablations.finish(folder, f"{config.task}: {config.data.name}", outcomes, stopped))
+    cli.run_all(experiments, cli.FLAGS.seeds, f"{config.task}: {config.data.name}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import abc
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 
 from tasks.common.losses import cross_entropy
 from tasks.common.metrics.classification import classification_metrics
-from tasks.task import Task
+from tasks.task import Arrays, Batch, Task
 
 
 class ClassificationTask(Task):
@@ -32,10 +31,10 @@ class ClassificationTask(Task):
         return self.processor.labels
 
     @abc.abstractmethod
-    def logits(self, model: Any, batch: Mapping[str, Any], dropout_key: Any = None) -> Any:
+    def logits(self, model: Any, batch: Batch, dropout_key: Any = None) -> Any:
         """Returns logits [B, classes]; if a random key is given, with dropout as in training."""
 
-    def loss(self, model: Any, batch: Mapping[str, Any], dropout_key: Any) -> tuple[Any, dict]:
+    def loss(self, model: Any, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
         """Computes the cross-entropy loss, and the accuracy under dropout as a training metric."""
         logits, weight = self.logits(model, batch, dropout_key), batch["weight"]
         total = jnp.maximum(jnp.sum(weight), 1.0)
@@ -44,7 +43,7 @@ class ClassificationTask(Task):
         accuracy = jnp.sum(correct * weight) / total
         return jnp.sum(losses * weight) / total, {"accuracy": accuracy}
 
-    def evaluate(self, model: Any, batch: Mapping[str, Any]) -> tuple[dict, dict]:
+    def evaluate(self, model: Any, batch: Batch) -> tuple[dict, dict]:
         """Sums cross-entropy, weights and confusion counts [true, predicted]."""
         logits, classes = self.logits(model, batch), len(self.labels)
         pair = batch["label"] * classes + jnp.argmax(logits, axis=-1)
@@ -57,33 +56,26 @@ class ClassificationTask(Task):
         }
         return statistics, {"probabilities": jax.nn.softmax(logits, axis=-1)}
 
-    def predict(self, model: Any, inputs: Mapping[str, Any], *, fast: bool = False) -> dict:
+    def predict(self, model: Any, inputs: Batch, *, fast: bool = False) -> dict:
         """Returns probabilities [B, classes]."""
         return {"probabilities": jax.nn.softmax(self.logits(model, inputs), axis=-1)}
 
-    def metrics(
-        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
-    ) -> dict[str, float]:
+    def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns the loss and `classification_metrics`."""
         loss = float(statistics["loss"] / statistics["weight"])
-        return {"loss": loss, **self._scores(predicted_classes(outputs), split)}
+        return {"loss": loss, **self.scores(predicted_classes(outputs), split)}
 
-    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+    def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns 1 for each correctly classified example, else 0."""
         correct = predicted_classes(outputs) == self.dataset.splits[split].labels
         return correct.astype(np.float32)
 
-    def timed(self, predict: Callable[[], np.ndarray]) -> dict[str, float]:
-        """Returns metrics and run time of a baseline from its predictions on the test split."""
-        began = time.monotonic()
-        metrics = self._scores(predict(), "test")
-        return {**metrics, "seconds": round(time.monotonic() - began, 2)}
-
-    def _scores(self, predicted: np.ndarray, split: str) -> dict[str, float]:
+    def scores(self, predicted: np.ndarray, split: str) -> dict[str, float]:
+        """Returns the metrics of predicted classes."""
         return classification_metrics(self.dataset.splits[split].labels, predicted, self.labels)
 
 
-def predicted_classes(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+def predicted_classes(outputs: Arrays) -> np.ndarray:
     """Returns the most probable class of each example, int [n]."""
     return np.argmax(outputs["probabilities"], axis=-1)
 

@@ -29,7 +29,21 @@ from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.errors import UserError
 from tasks.figures import Figure
 
-__all__ = ["SPLITS", "ArraySpec", "Pretrained", "ProcessingSteps", "Processor", "Task"]
+__all__ = [
+    "SPLITS",
+    "ArraySpec",
+    "Arrays",
+    "Batch",
+    "Pretrained",
+    "ProcessingSteps",
+    "Processor",
+    "Task",
+]
+
+Arrays = Mapping[str, np.ndarray]
+"""Arrays on the host by name."""
+Batch = Mapping[str, Any]
+"""Arrays on devices by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +157,7 @@ class Processor(abc.ABC):
         """
 
     @abc.abstractmethod
-    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
         """Returns one JSON object per input, whose "text" is the line to print.
 
         Args:
@@ -347,11 +361,11 @@ class Task(abc.ABC):
         """Returns the `nnx.Module` with parameters initialized from `rngs`."""
 
     @abc.abstractmethod
-    def loss(self, model: Any, batch: Mapping[str, Any], dropout_key: Any) -> tuple[Any, dict]:
+    def loss(self, model: Any, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
         """Returns the weighted mean loss, a scalar, and scalar training metrics."""
 
     @abc.abstractmethod
-    def evaluate(self, model: Any, batch: Mapping[str, Any]) -> tuple[dict, dict]:
+    def evaluate(self, model: Any, batch: Batch) -> tuple[dict, dict]:
         """Computes the statistics and outputs of a batch in one compiled function.
 
         Returns:
@@ -360,7 +374,7 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
-    def predict(self, model: Any, inputs: Mapping[str, Any], *, fast: bool = False) -> dict:
+    def predict(self, model: Any, inputs: Batch, *, fast: bool = False) -> dict:
         """Returns outputs [B, ...] for the arrays of `Processor.signature`.
 
         Args:
@@ -369,27 +383,25 @@ class Task(abc.ABC):
           fast: whether to use greedy decoding, for validation during training; static.
         """
 
-    def decoder(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+    def decoder(self, model: Any, inputs: Batch) -> Any:
         """Returns the `tasks.common.decoding.generate.TokenDecoder` that `predict` decodes with.
 
         None for a task, or a model, that does not decode token by token.
         """
         return None
 
-    def attention(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def attention(self, model: Any, inputs: Batch) -> dict[str, Any]:
         """Returns attention weights [B, ...] by name; empty for a model without attention."""
         return {}
 
     # ------------------------------------------------------------------ on the host
 
     @abc.abstractmethod
-    def metrics(
-        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
-    ) -> dict[str, float]:
+    def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Computes the metrics of a split from summed statistics and outputs in id order."""
 
     @abc.abstractmethod
-    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+    def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns per-example scores [n] whose mean is the primary metric, for paired tests."""
 
     def example_ids(self, split: str) -> np.ndarray:
@@ -403,11 +415,7 @@ class Task(abc.ABC):
         return digests.ids([examples[index] for index in range(len(examples))])
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Returns the figures for the report of a run.
 
@@ -420,10 +428,7 @@ class Task(abc.ABC):
         return []
 
     def input_figures(
-        self,
-        raw: Sequence[str],
-        outputs: Mapping[str, np.ndarray],
-        attention: Mapping[str, np.ndarray],
+        self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
         """Returns figures of the prediction and the attention weights for each raw input.
 

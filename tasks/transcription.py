@@ -21,11 +21,11 @@ from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.data.transcribed import TranscriptionExamples, transcription_fingerprints
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, check_max_length
 from tasks.common.metrics.error_rates import text_errors, transcript_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Figure
-from tasks.task import ArraySpec, Processor, Task
+from tasks.task import Arrays, ArraySpec, Batch, Processor, Task
 
 # Quantiles of the input lengths that define the padded lengths of batches.
 _BUCKET_QUANTILES = (0.25, 0.5, 0.8)
@@ -35,7 +35,7 @@ FAILURES = r"(repeats|skips|early_stops)(_long)?|hallucination_rate"
 
 
 @dataclasses.dataclass(frozen=True)
-class TranscriptionData:
+class TranscriptionData(digests.Fingerprinted):
     """A data set of inputs with transcripts.
 
     Class attributes:
@@ -65,11 +65,6 @@ class TranscriptionData:
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data, see `tasks.task.Task.fingerprints`."""
         return transcription_fingerprints(self.splits, self.tokenizer, self.kind)
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts of the data."""
-        return digests.joined(self.parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +110,7 @@ class TranscriptionProcessor(Processor):
                 raise UserError(message) from None
         return TranscriptionExamples(self.field, arrays.__getitem__, [len(x) for x in arrays])
 
-    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
         """Returns the transcript of each input and its log-probability."""
         rows = zip(raw, self.hypotheses(outputs), outputs["score"], strict=True)
         return [
@@ -127,7 +122,7 @@ class TranscriptionProcessor(Processor):
         """Returns the path of the file, which in the table is relative to the table's folder."""
         return str(folder / Path(value).expanduser())
 
-    def hypotheses(self, outputs: Mapping[str, np.ndarray]) -> list[str]:
+    def hypotheses(self, outputs: Arrays) -> list[str]:
         """Returns the decoded transcripts."""
         size = self.tokenizer.size
         return [
@@ -164,7 +159,7 @@ class TranscriptionTask(Task):
         return self.model.transcriber
 
     @abc.abstractmethod
-    def _encode(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> EncoderOutput:
+    def _encode(self, model: Any, batch: Batch, key: Any = None) -> EncoderOutput:
         """Returns the encoder output; if a random key is given, with dropout as in training."""
 
     @classmethod
@@ -182,12 +177,9 @@ class TranscriptionTask(Task):
         """
         for split in SPLITS:
             longest = int(dataset.splits[split].lengths["target"].max())
-            if longest > model.transcriber.max_length:
-                raise UserError(
-                    f"config.model.transcriber.max_length: got {model.transcriber.max_length}, "
-                    f"expected at least {longest}, the number of units of the longest text of "
-                    f"{split}"
-                )
+            reason = f"the number of units of the longest text of {split}"
+            key = "config.model.transcriber.max_length"
+            check_max_length(model.transcriber.max_length, longest, reason, key)
         return cls.processor_type(data, model, dataset.tokenizer, **fitted)
 
     @property
@@ -208,9 +200,7 @@ class TranscriptionTask(Task):
 
     # ------------------------------------------------------------------ objective
 
-    def loss(
-        self, model: Any, batch: Mapping[str, Any], dropout_key: Any
-    ) -> tuple[Any, dict[str, Any]]:
+    def loss(self, model: Any, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
         """Computes the label-smoothed loss per unit, and its terms as metrics."""
         encoder_key, decoder_key = jax.random.split(dropout_key)
         found = self._encode(model, batch, encoder_key)
@@ -225,7 +215,7 @@ class TranscriptionTask(Task):
         }
         return jnp.sum(model.transcriber.joint(losses) * weight) / units, parts
 
-    def evaluate(self, model: Any, batch: Mapping[str, Any]) -> tuple[dict, dict]:
+    def evaluate(self, model: Any, batch: Batch) -> tuple[dict, dict]:
         """Sums losses without label smoothing, units, and texts that have no CTC path."""
         found = self._encode(model, batch)
         losses = model.transcriber(
@@ -239,21 +229,21 @@ class TranscriptionTask(Task):
         }
         return statistics, {}
 
-    def predict(self, model: Any, inputs: Mapping[str, Any], *, fast: bool = False) -> dict:
+    def predict(self, model: Any, inputs: Batch, *, fast: bool = False) -> dict:
         """Returns unit ids of the best transcript, [B, T] padded with 0, and its score, [B]."""
         decoded = self._decode(model, inputs, **{"decoding": DecodingConfig()} if fast else {})
         tokens, width = decoded.tokens[:, 0], self.decoder_config.max_length + 1
         tokens = jnp.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=PAD)
         return {"tokens": tokens, "score": decoded.scores[:, 0]}
 
-    def decoder(self, model: Any, inputs: Mapping[str, Any]) -> TokenDecoder | None:
+    def decoder(self, model: Any, inputs: Batch) -> TokenDecoder | None:
         """Returns the decoder of the encoded inputs, without CTC scores; None for CTC alone."""
         if self.decoder_config.decoder == "none":
             return None
         found = self._encode(model, inputs)
         return model.transcriber.decoding(found.memory, found.valid, found.final_state)
 
-    def attention(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def attention(self, model: Any, inputs: Batch) -> dict[str, Any]:
         """Returns decoder attention weights [B, T, S], averaged over heads and layers."""
         if not self.decoder_config.aligns:
             return {}
@@ -262,15 +252,13 @@ class TranscriptionTask(Task):
             weights = jnp.mean(weights, axis=tuple(range(2, weights.ndim - 1)))
         return {"alignment": weights}
 
-    def _decode(self, model: Any, inputs: Mapping[str, Any], **options: Any) -> DecodingResult:
+    def _decode(self, model: Any, inputs: Batch, **options: Any) -> DecodingResult:
         found = self._encode(model, inputs)
         return model.transcriber.transcribe(found.memory, found.valid, found.final_state, **options)
 
     # ------------------------------------------------------------------ on the host
 
-    def metrics(
-        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
-    ) -> dict[str, float]:
+    def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns `transcript_metrics` and the loss per unit.
 
         Metrics of the first test condition have plain names, metrics of the other conditions are
@@ -300,13 +288,13 @@ class TranscriptionTask(Task):
         settings = sorted(self.settings.items())
         return digests.ids([settings] * len(chosen), chosen, [part.texts[i] for i in chosen])
 
-    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+    def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns the errors of each text of the first condition over the mean text length."""
         pair = self._references_and_hypotheses(outputs, split, 0)
         return text_errors(*pair, words=self.word_level).astype(np.float32)
 
     def _references_and_hypotheses(
-        self, outputs: Mapping[str, np.ndarray], split: str, group: int
+        self, outputs: Arrays, split: str, group: int
     ) -> tuple[list[str], list[str]]:
         """Returns the reference and hypothesis texts of one condition."""
         part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
@@ -314,15 +302,15 @@ class TranscriptionTask(Task):
         return [part.texts[i] for i in chosen], [hypotheses[i] for i in chosen]
 
     @abc.abstractmethod
-    def _input_image(self, example: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
+    def _input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:
         """Returns an example as an image from left to right, and a label for each encoded frame."""
 
     def _alignments(
         self,
         examples: TranscriptionExamples,
         captions: Sequence[str],
-        outputs: Mapping[str, np.ndarray],
-        attention: Mapping[str, np.ndarray],
+        outputs: Arrays,
+        attention: Arrays,
     ) -> list[Figure]:
         """Returns alignment figures of the first examples, as many as have attention weights."""
         drawn: list[Figure] = []
@@ -334,11 +322,7 @@ class TranscriptionTask(Task):
         return drawn
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Returns alignment figures of the first transcripts."""
         part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
@@ -346,10 +330,7 @@ class TranscriptionTask(Task):
         return self._alignments(part, captions, outputs, attention)
 
     def input_figures(
-        self,
-        raw: Sequence[str],
-        outputs: Mapping[str, np.ndarray],
-        attention: Mapping[str, np.ndarray],
+        self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
         """Returns an alignment figure for each input.
 

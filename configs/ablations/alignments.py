@@ -7,18 +7,15 @@ vector for the whole string; the columns by length show its limit.
 """
 
 from attention import registry
-from launch.runs.ablation import Ablation, Delta
+from launch.runs.ablation import Ablation, deltas_of
 
 
 def get_ablation() -> Ablation:
     """Returns an ablation of every alignment on reversed digits, one seed."""
+    names = [name for name in registry.names("alignment") if name != "dot"]
     return Ablation(
         base="configs/sequence_copy.py:dot",
         base_name="dot",
-        deltas={
-            name: Delta(declares=["model.alignment"], overrides={"model.alignment": name})
-            for name in registry.names("alignment")
-            if name != "dot"
-        },
+        deltas=deltas_of("model.alignment", {name: name for name in names}),
         seeds=1,
     )

@@ -7,7 +7,7 @@ The table lists the numbers of parameters, which differ by the mechanism.
 """
 
 from attention import registry
-from launch.runs.ablation import Ablation, Delta
+from launch.runs.ablation import Ablation, deltas_of
 
 
 def get_ablation() -> Ablation:
@@ -15,9 +15,6 @@ def get_ablation() -> Ablation:
     return Ablation(
         base="configs/image_classification.py:convnet",
         base_name="convnet",
-        deltas={
-            name: Delta(declares=["model.attention"], overrides={"model.attention": name})
-            for name in registry.names("map_attention")
-        },
+        deltas=deltas_of("model.attention", {n: n for n in registry.names("map_attention")}),
         seeds=1,
     )

@@ -5,7 +5,7 @@ python -m launch.train --config=configs/language_modeling.py:movie_reviews
 python -m launch.ablate --config=configs/ablations/pretraining.py --workdir=runs/pretraining
 """
 
-from launch.runs.ablation import Ablation, Delta
+from launch.runs.ablation import Ablation, deltas_of
 
 
 def get_ablation() -> Ablation:
@@ -13,8 +13,6 @@ def get_ablation() -> Ablation:
     return Ablation(
         base="configs/text_classification.py:movie_reviews,pretrained",
         base_name="pretrained",
-        deltas={
-            "from_scratch": Delta(declares=["model.init_from"], overrides={"model.init_from": ""})
-        },
+        deltas=deltas_of("model.init_from", {"from_scratch": ""}),
         seeds=3,
     )

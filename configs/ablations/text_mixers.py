@@ -7,7 +7,7 @@ features are small relative to the 64 positions of a text, so that each approxim
 none was tuned. `fourier` is the control without attention.
 """
 
-from launch.runs.ablation import Ablation, Delta
+from launch.runs.ablation import Ablation, deltas_of
 
 MIXERS = {
     "sliding_window": "sliding_window(left=8, right=8)",
@@ -32,9 +32,6 @@ def get_ablation() -> Ablation:
     return Ablation(
         base="configs/text_classification.py:movie_reviews,transformer",
         base_name="mixer_dot_product",
-        deltas={
-            f"mixer_{name}": Delta(declares=["model.mixer"], overrides={"model.mixer": spec})
-            for name, spec in MIXERS.items()
-        },
+        deltas=deltas_of("model.mixer", {f"mixer_{name}": MIXERS[name] for name in MIXERS}),
         seeds=1,
     )

@@ -3,7 +3,7 @@
 python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/text_pooling
 """
 
-from launch.runs.ablation import Ablation, Delta
+from launch.runs.ablation import Ablation, deltas_of
 
 
 def get_ablation() -> Ablation:
@@ -11,9 +11,6 @@ def get_ablation() -> Ablation:
     return Ablation(
         base="configs/text_classification.py:movie_reviews,attention_pooling",
         base_name="attention",
-        deltas={
-            "mean": Delta(declares=["model.pooling"], overrides={"model.pooling": "mean"}),
-            "max": Delta(declares=["model.pooling"], overrides={"model.pooling": "max"}),
-        },
+        deltas=deltas_of("model.pooling", {"mean": "mean", "max": "max"}),
         seeds=3,
     )

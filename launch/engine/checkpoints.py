@@ -70,10 +70,7 @@ class Checkpoints:
         if iterator is not None:
             items["data"] = grain.checkpoint.CheckpointSave(iterator)
         self._manager.save(
-            step,
-            args=args.Composite(**items),
-            metrics={"score": score, "step": step},
-            force=True,
+            step, args=args.Composite(**items), metrics={"score": score, "step": step}, force=True
         )
 
     def steps(self) -> list[int]:

@@ -107,9 +107,7 @@ def make_steps(task: Task, config: Experiment) -> Steps:
 
     def evaluation(function, out):
         compiled = jax.jit(
-            with_model(function),
-            in_shardings=(variables_shardings, over_batch),
-            out_shardings=out,
+            with_model(function), in_shardings=(variables_shardings, over_batch), out_shardings=out
         )
         return sharding.on_mesh(compiled, mesh)
 

@@ -20,11 +20,7 @@ from launch.engine import keys
 from tasks.common.errors import UserError
 
 NONE = ("None", "null")
-_PARSERS = {
-    bool: flags.BooleanParser(),
-    int: flags.IntegerParser(),
-    float: flags.FloatParser(),
-}
+_PARSERS = {bool: flags.BooleanParser(), int: flags.IntegerParser(), float: flags.FloatParser()}
 
 
 def field_type(values: Mapping[str, Any], key: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, di
 
     If a baseline has per-example scores, "gain" is the model's improvement of the primary metric,
     positive if the model is better, and "gain_95" is half the width of its 95 % confidence
-    interval.
+    interval. "seconds" is the run time of fitting and evaluation.
     """
     found: dict[str, dict[str, Any]] = {}
     scores = task.example_scores(test.outputs, "test")
@@ -39,8 +40,11 @@ def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, di
         if "example_scores" in cached and cached.get("examples") != examples:
             # The cached scores are from an earlier version or from other examples.
             cached = {}
-        found[name] = cached or fit()
+        found[name] = cached
         if not cached:
+            began = time.monotonic()
+            found[name] = dict(fit())
+            found[name]["seconds"] = round(time.monotonic() - began, 2)
             if "example_scores" in found[name]:
                 theirs = np.asarray(found[name]["example_scores"])
                 found[name]["example_scores"] = theirs.tolist()

@@ -107,9 +107,7 @@ def _plain_text() -> Iterator[None]:
 
 
 def curves(
-    title: str,
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    x_label: str = "step",
+    title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str = "step"
 ) -> str:
     """Draws line plots of name -> (steps, values), over steps or the quantity `x_label`."""
     title, x_label = _printable(title), _printable(x_label)
@@ -177,10 +175,7 @@ def _recommendations(figure: Recommendations) -> str:
 
 
 def _attended_image(figure: AttendedImage):
-    import matplotlib.figure
-
-    canvas = matplotlib.figure.Figure(figsize=(4.2, 2.2), layout="constrained")
-    left, right = canvas.subplots(1, 2)
+    canvas, (left, right) = _canvas(4.2, 2.2, ncols=2)
     left.imshow(figure.image, cmap="gray")
     right.imshow(figure.image, cmap="gray")
     height, width = np.shape(figure.image)[:2]
@@ -195,7 +190,6 @@ def _attended_image(figure: AttendedImage):
 
 def _segmented_image(figure: SegmentedImage):
     """Draws the image, the true labels if known, the prediction, and a color legend."""
-    import matplotlib.figure
     from matplotlib.patches import Patch
 
     shown = {"image": overlays.to_rgb(figure.image)}
@@ -203,11 +197,9 @@ def _segmented_image(figure: SegmentedImage):
         shown["true"] = overlays.overlay_classes(figure.image, figure.truth, len(figure.names))
     shown["predicted"] = overlays.overlay_classes(figure.image, figure.labels, len(figure.names))
     height, width = np.shape(figure.image)[:2]
-    wide = 3.0 * len(shown)
-    canvas = matplotlib.figure.Figure(
-        figsize=(wide, min(max(3.0 * height / width, 1.0), 6.0) + 0.9), layout="constrained"
-    )
-    for axes, (title, image) in zip(canvas.subplots(1, len(shown)), shown.items(), strict=True):
+    high = min(max(3.0 * height / width, 1.0), 6.0) + 0.9
+    canvas, columns = _canvas(3.0 * len(shown), high, ncols=len(shown), squeeze=False)
+    for axes, (title, image) in zip(columns[0], shown.items(), strict=True):
         axes.imshow(image, interpolation="nearest")
         axes.set_title(title, fontsize=9)
         axes.set_axis_off()
@@ -228,13 +220,9 @@ def _segmented_image(figure: SegmentedImage):
 
 def _detected_image(figure: DetectedImage):
     """Draws the image with dashed true boxes, then with predicted masks, boxes and scores."""
-    import matplotlib.figure
-
     height, width = np.shape(figure.image)[:2]
-    canvas = matplotlib.figure.Figure(
-        figsize=(8.0, min(max(3.9 * height / width, 1.0), 8.0) + 0.3), layout="constrained"
-    )
-    left, right = canvas.subplots(1, 2)
+    high = min(max(3.9 * height / width, 1.0), 8.0) + 0.3
+    canvas, (left, right) = _canvas(8.0, high, ncols=2)
     image = overlays.to_rgb(figure.image)
     left.imshow(image, interpolation="nearest")
     names = sorted(set(figure.labels))

@@ -79,6 +79,11 @@ class Ablation:
             raise ValueError(f"seeds: got {self.seeds}, expected at least 1")
 
 
+def deltas_of(key: str, values: Mapping[str, Any]) -> dict[str, Delta]:
+    """Returns a delta by name for each value of one key."""
+    return {name: Delta([key], {key: value}) for name, value in values.items()}
+
+
 def _check(part: Ablation | Delta, **kinds: Any) -> None:
     for name, kind in kinds.items():
         value = getattr(part, name)

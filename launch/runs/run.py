@@ -21,12 +21,7 @@ from launch.engine.environment import environment
 from launch.engine.evaluation import evaluate
 from launch.engine.loop import train
 from launch.engine.predictor import attention_of_first_examples
-from launch.engine.writers import (
-    check_logs,
-    read_lines,
-    validation_curve,
-    write_json,
-)
+from launch.engine.writers import check_logs, read_lines, validation_curve, write_json
 from launch.reporting import baselines, results
 from launch.reporting.report import SELECTION, write_report
 from launch.runs.directory import prepared_task, save_outputs, saved_config

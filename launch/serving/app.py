@@ -75,7 +75,7 @@ class Application:
 
     @property
     def ready(self) -> bool:
-        """Whether the programs of all models are compiled."""
+        """True if the programs of all models are compiled."""
         return all(model.ready for model in self.models.values())
 
     def asgi(self) -> Starlette:

@@ -99,12 +99,12 @@ class Batcher:
 
     @property
     def stopping(self) -> bool:
-        """Whether `stop` was called."""
+        """True after `stop`."""
         return self._stopping
 
     @property
     def ready(self) -> bool:
-        """Whether `prepare` has returned, until `stop`."""
+        """True after `prepare`, until `stop`."""
         return self.prepared.is_set() and self.error is None and not self._stopping
 
     def start(self) -> None:

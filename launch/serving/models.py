@@ -84,17 +84,17 @@ class Model:
 
     @property
     def ready(self) -> bool:
-        """Whether all programs are compiled."""
+        """True if all programs are compiled."""
         return self._batcher.ready
 
     @property
     def has_attention(self) -> bool:
-        """Whether the export has programs of the attention weights."""
+        """True if the export has programs of the attention weights."""
         return "attention" in self.export.signature["programs"]
 
     @property
     def generates(self) -> bool:
-        """Whether answers are generated text."""
+        """True if answers are generated text."""
         return self.task in GENERATING
 
     def start(self) -> None:
@@ -308,7 +308,7 @@ class Model:
             return None
         if not hasattr(self, "_tokenizer"):
             self._tokenizer = Tokenizer(self.export.folder / file)
-        return [self._tokenizer.decode([token]) or "·" for token in row["tokens"]]
+        return [self._tokenizer.spell(token) or "·" for token in row["tokens"]]
 
     # ------------------------------------------------------------ inputs
 

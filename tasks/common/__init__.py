@@ -1,1 +1,1 @@
-"""What the tasks share: sources, builders, pipeline, text, backbones, baselines."""
+"""Code shared by the tasks: sources, builders, pipeline, text, backbones, baselines."""

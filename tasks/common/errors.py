@@ -28,3 +28,21 @@ def warn_once(message: str, key: str | None = None) -> None:
     if key not in _warned:
         _warned.add(key)
         print(message, file=sys.stderr, flush=True)
+
+
+def check_max_length(
+    longest: int | None, needed: int, reason: str, key: str = "config.model.max_length"
+) -> None:
+    """Checks that a model holds sequences of a length.
+
+    Args:
+      longest: its `max_length`; None for a model without a limit.
+      needed: length of the longest sequence.
+      reason: its origin, for the message.
+      key: config key of `longest`.
+
+    Raises:
+      UserError: it does not.
+    """
+    if longest is not None and longest < needed:
+        raise UserError(f"{key}: got {longest}, expected at least {needed}, {reason}")

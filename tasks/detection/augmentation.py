@@ -27,8 +27,8 @@ class AugmentationConfig:
 
     Attributes:
       scale_min, scale_max: range of a log-uniform scale factor; scaled images that exceed the
-        square are cropped at random. 1 and 1 for no scaling. Objects of which less than a quarter
-        remains are removed.
+        square are cropped at random. 1 and 1 for no scaling. Objects with less than a quarter left
+        are removed.
       flip: exchanges left and right with probability 1/2.
       flip_vertical: exchanges top and bottom with probability 1/2.
       transpose: exchanges rows and columns with probability 1/2; with both flips this gives all

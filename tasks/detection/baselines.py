@@ -6,7 +6,6 @@ Y X height and width.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,7 +42,6 @@ def otsu_discs(
     Returns:
       Metrics on test.
     """
-    began = time.monotonic()
     label = _most_frequent(splits["train"], len(names))
     chosen = range(min(_SELECTION, len(splits["validation"])))
 
@@ -62,8 +60,7 @@ def otsu_discs(
     key = "mask_ap50" if has_masks else "box_ap50"
     settings = list(itertools.product(FACTORS, DISTANCES, SIZES))
     best = max(settings, key=lambda setting: metrics("validation", chosen, setting)[key])
-    result = metrics("test", range(len(splits["test"])), best)
-    return {**result, "seconds": round(time.monotonic() - began, 2)}
+    return metrics("test", range(len(splits["test"])), best)
 
 
 def _most_frequent(examples: Any, classes: int) -> int:

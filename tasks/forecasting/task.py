@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,10 +29,9 @@ from tasks.forecasting.models.heads import HEADS, Head
 from tasks.forecasting.paths import forecast_autoregressively, quantiles_beyond
 from tasks.forecasting.processor import ForecastingProcessor
 from tasks.forecasting.rolling import fit_share
-from tasks.task import Task
+from tasks.task import Arrays, Batch, Task
 
 Array = jax.Array
-Batch = Mapping[str, Array]
 
 # Numbers of windows and channels in figures, and their look-back in horizons.
 _DRAWN, _DRAWN_PAST = 4, 3
@@ -194,9 +193,7 @@ class Forecasting(Task):
 
     # ------------------------------------------------------------------ on the host
 
-    def metrics(
-        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
-    ) -> dict[str, float]:
+    def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns the metrics of `tasks.forecasting.metrics`, the head's loss, and the squared
         error at each level of noise.
         """
@@ -214,17 +211,13 @@ class Forecasting(Task):
         ahead = [slice(origin, origin + series.horizon) for origin in origins]
         return digests.ids(origins, [(series.series[s], series.valid[s]) for s in ahead])
 
-    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+    def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns the mean squared error of each window, weighted by its number of cells."""
         cells = outputs["cells"]
         return (outputs["mse"] * (cells / np.mean(cells))).astype(np.float32)
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Returns forecasts of the last channel, the error by step ahead, and attention."""
         series, head = self.dataset, self.head
@@ -263,10 +256,7 @@ class Forecasting(Task):
         return dict(baselines.baselines(self.dataset))
 
     def input_figures(
-        self,
-        raw: Sequence[str],
-        outputs: Mapping[str, np.ndarray],
-        attention: Mapping[str, np.ndarray],
+        self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
         """Returns forecasts of the last channels of each file."""
         drawn, series = [], self.processor

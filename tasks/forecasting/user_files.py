@@ -143,11 +143,7 @@ def _expect_step(name: str, times: np.ndarray, step: Step) -> None:
 
 
 def _on_grid(
-    name: str,
-    values: np.ndarray,
-    names: tuple[str, ...],
-    times: np.ndarray,
-    step: Step | None,
+    name: str, values: np.ndarray, names: tuple[str, ...], times: np.ndarray, step: Step | None
 ) -> Series:
     if step is None:
         if len(times) < 2:

@@ -10,20 +10,18 @@ An example has the fields
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tasks.common.configs import Config, NonNegativeInt, PositiveInt, at_least
+from tasks.common.configs import PositiveInt, at_least
 from tasks.common.data import builders
-from tasks.common.data.builders import DatasetDefinition
-from tasks.common.data.manifests import BY_TEXT, check_split_by, user_examples
+from tasks.common.data.builders import DatasetDefinition, features_of
+from tasks.common.data.manifests import TranscribedConfig
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS
-from tasks.common.data.transcribed import TranscriptionExamples, encode_units
-from tasks.common.data.user_files import LATER, results_name
+from tasks.common.data.transcribed import TranscriptionExamples
 from tasks.common.errors import UserError
 from tasks.common.images.files import read_image, resize
 from tasks.common.text.tokenizer import TextConfig, Tokenizer
@@ -35,23 +33,11 @@ NAMES = ("digit_strings",)
 LONG = "long"
 _STREAMS = {"train": 0, "validation": 1, "test": 2, LONG: 3}
 
-lines_of = functools.partial(TranscriptionExamples, "columns")
-"""Examples of lines from read, lengths, targets, texts and groups."""
-
-
-def _features() -> Mapping[str, object]:
-    import tensorflow_datasets as tfds
-
-    return {
-        "image": tfds.features.Tensor(shape=(mnist_digits.SIDE,) * 2, dtype=np.uint8),
-        "digit": tfds.features.Scalar(dtype=np.int32),
-    }
-
 
 HANDWRITTEN_DIGITS = DatasetDefinition(
     name="handwritten_digits",
     version="1.0.1",
-    features=_features,
+    features=features_of(image=((mnist_digits.SIDE,) * 2, np.uint8), digit=int),
     sources=(mnist_digits.SOURCE,),
     generate=mnist_digits.generate,
     counts={"train": 7992, "validation": 1003, "test": 1005},
@@ -66,52 +52,29 @@ def _characters() -> TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig(Config):
-    """Lines and the units of their texts.
+class DataConfig(TranscribedConfig):
+    """Config of the lines and the units of their texts.
 
     Attributes:
-      name: digit_strings, composed of MNIST's digits; splits share no digit image. With `path` it
-        names the results; default own_<name of path>.
-      path: user files: a manifest with the columns path and text (CSV or TSV), or with such JSON
-        objects (.jsonl); a folder of images, each with a text file of the same name; or three
-        manifests, separated by commas, named train, validation and test. A missing split is a tenth
-        of the training split, see `split_by`.
-      lines: composition of digit_strings.
-      train_lines: that of the training split; None for `lines`.
-      long_lines: that of the second test condition, longer than any training line.
-      train_size, validation_size, test_size: number of lines of each split. The second test
-        condition has a quarter of test_size.
-      seed: seed of the lines.
-      text: tokenizer of units: "character", "word" or "bpe".
-      dark_ink: user files have dark ink on light paper; False for light ink on dark paper.
-      max_columns: largest width of a user file at 32 rows; wider ones raise an error.
-      split_by: property of user files by which missing splits are made: "text": equal texts are in
-        one split; "file": equal files; or a column of the manifest, such as speaker: the largest
-        group is train, others fill a tenth of test and of validation. "text" needs many distinct
-        texts.
-      skip_broken: leave out user files that cannot be used, with a warning.
+      lines: composition of digit_strings from MNIST's digits; splits share no digit image.
+      train_lines: composition of the training split; None for `lines`.
+      long_lines: composition of the second test condition, longer than any training line.
+      dark_ink: whether user files have dark ink on light paper, or light ink on dark paper.
+      max_columns: maximum width of a user file at 32 rows; wider images raise an error.
+      For the others see `TranscribedConfig`.
     """
 
+    built_in, unit = NAMES, "lines"
     name: str = NAMES[0]
-    path: str | None = None
     lines: Lines = dataclasses.field(default_factory=Lines)
     train_lines: Lines | None = None
     long_lines: Lines = dataclasses.field(default_factory=lambda: Lines(9, 14))
     train_size: at_least(4) = 20_000
     validation_size: at_least(4) = 1_000
     test_size: at_least(4) = 2_000
-    seed: NonNegativeInt = 0
     text: TextConfig = dataclasses.field(default_factory=_characters)
     dark_ink: bool = True
     max_columns: PositiveInt = 2_000
-    split_by: str = dataclasses.field(default=BY_TEXT, metadata=LATER)
-    skip_broken: bool = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        name = results_name(self.name, NAMES, self.path, "; path takes your own lines")
-        object.__setattr__(self, "name", name)
-        check_split_by(self.split_by, self.path)
 
 
 class HandwritingData(TranscriptionData):
@@ -126,16 +89,15 @@ def load(config: DataConfig, paths: Paths) -> HandwritingData:
     Raises:
       UserError: a file or source cannot be used.
     """
-    return _user_data(config) if config.path is not None else _composed(config, paths)
+    if config.path is None:
+        return _composed(config, paths)
+    return HandwritingData(*config.user_examples(lambda path: read_line(path, config), "columns"))
 
 
 def _composed(config: DataConfig, paths: Paths) -> HandwritingData:
-    builders.prepare(HANDWRITTEN_DIGITS, paths)
     sizes = {split: getattr(config, f"{split}_size") for split in SPLITS}
     written = {}
-    for split in SPLITS:
-        source = builders.load(HANDWRITTEN_DIGITS, split, paths)
-        rows = source.__getitems__(range(len(source)))
+    for split, rows in builders.read_splits(HANDWRITTEN_DIGITS, paths):
         images = [
             np.stack([row["image"] for row in rows if row["digit"] == digit]) for digit in range(10)
         ]
@@ -156,15 +118,14 @@ def _examples(parts: Sequence[WrittenLines], tokenizer: Tokenizer) -> Transcript
     columns = [part[index] for part in parts for index in range(len(part))]
     texts = [text for part in parts for text in part.texts]
     groups = np.repeat(np.arange(len(parts)), [len(part) for part in parts]).astype(np.int32)
-    sizes = [len(line) for line in columns]
-    return lines_of(columns.__getitem__, sizes, encode_units(tokenizer, texts), texts, groups)
+    return TranscriptionExamples.of_arrays("columns", columns, tokenizer, texts, groups)
 
 
 def read_line(path: str | Path, config: DataConfig) -> np.ndarray:
     """Reads the columns uint8 [X, 32] of an image, 255 for ink.
 
     Raises:
-      UserError: it cannot be read, or is wider than max_columns.
+      UserError: the image cannot be read, or is wider than max_columns.
     """
     image = read_image(path, mode="L")
     width = max(round(image.shape[1] * HEIGHT / image.shape[0]), 1)
@@ -175,17 +136,3 @@ def read_line(path: str | Path, config: DataConfig) -> np.ndarray:
         )
     image = resize(image, (HEIGHT, width))
     return np.ascontiguousarray((255 - image if config.dark_ink else image).T)
-
-
-def _user_data(config: DataConfig) -> HandwritingData:
-    return HandwritingData(
-        *user_examples(
-            config.path,
-            lambda path: read_line(path, config),
-            config.text,
-            "columns",
-            config.skip_broken,
-            config.split_by,
-            "lines",
-        )
-    )

@@ -20,7 +20,7 @@ from attention import shapes
 from attention.dropout import dropout
 from attention.projection import Projection
 from tasks.common.backbones.convolutional import Convolution, max_pool
-from tasks.common.backbones.recurrent import Bidirectional, LSTMState
+from tasks.common.backbones.recurrent import Bidirectional
 from tasks.common.backbones.transcriber import EncoderOutput, Transcriber, TranscriberConfig
 from tasks.common.configs import Config, PositiveInt, Rate
 from tasks.handwriting_recognition.datasets.digit_lines import HEIGHT
@@ -30,13 +30,13 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class LineConfig(Config):
-    """Encoder and transcriber.
+    """Config of the encoder and the transcriber.
 
     Attributes:
       channels: channels of the convolutions. Each halves the rows, the first two also the columns.
-      model_size: D, of both directions of the GRUs together.
-      num_layers: num layers of the GRUs.
-      dropout_rate: after convolutions and GRUs.
+      model_size: D, size of both directions of the GRUs together.
+      num_layers: number of GRU layers.
+      dropout_rate: dropout rate after convolutions and GRUs.
       transcriber: see `TranscriberConfig`.
     """
 
@@ -91,7 +91,7 @@ class LineRecognizer(nnx.Module):
         Args:
           columns: float32 [B, X, Y] in [0, 1], 1 for ink. Values at padding are ignored.
           lengths: int [B], number of columns.
-          real: bool [B], rows that count in batch statistics; all if None.
+          real: bool [B], rows to include in batch statistics; all if None.
           dropout_key: None for evaluation, which uses the running statistics of batch norm.
 
         Raises:
@@ -114,9 +114,7 @@ class LineRecognizer(nnx.Module):
         for number, layer in enumerate(self.layers, 1):
             x, last = layer(x, valid=valid)
             x = self._dropped(x, dropout_key, number)
-        if self.config.transcriber.cell == "lstm":
-            last = LSTMState(last, jnp.zeros_like(last))
-        return EncoderOutput(x, valid, last)
+        return EncoderOutput(x, valid, last).for_cell(self.config.transcriber.cell)
 
     def _dropped(self, x: Array, key: Array | None, number: int) -> Array:
         if key is None:

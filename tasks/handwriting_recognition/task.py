@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from tasks.handwriting_recognition.baselines import cut_and_classify
 from tasks.handwriting_recognition.data import DataConfig, load, read_line
 from tasks.handwriting_recognition.datasets.digit_lines import HEIGHT
 from tasks.handwriting_recognition.model import MODEL_CONFIGS, LineRecognizer
-from tasks.task import ArraySpec, ProcessingSteps
+from tasks.task import Arrays, ArraySpec, Batch, ProcessingSteps
 from tasks.transcription import FAILURES, TranscriptionProcessor, TranscriptionTask
 
 LENGTH_MULTIPLE = 16
@@ -78,15 +78,13 @@ class HandwritingRecognition(TranscriptionTask):
         """Returns the recognizer of the config."""
         return LineRecognizer(self.model, self.processor.tokenizer.size, rngs=rngs)
 
-    def _encode(
-        self, model: LineRecognizer, batch: Mapping[str, Any], key: Any = None
-    ) -> EncoderOutput:
+    def _encode(self, model: LineRecognizer, batch: Batch, key: Any = None) -> EncoderOutput:
         columns = batch["columns"].astype(jnp.float32) / 255
-        # Only batch statistics of training need the rows that count.
+        # Only the batch statistics of training need to know the rows that count.
         real = None if key is None else batch["weight"] > 0
         return model.encode(columns, batch["length"], real, key)
 
-    def _input_image(self, example: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
+    def _input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:
         """Returns the line in dark ink, without labels."""
         columns = example["columns"]
         return 255 - columns.T, [""] * self.model.frames(len(columns))

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from attention import shapes
-from attention.dropout import dropout
 from attention.image.maps import global_average
 from attention.projection import Projection
-from tasks.common.backbones.convolutional import Stage, StagesConfig, run_stages
+from tasks.common.backbones.convolutional import ImageModel, Stage, StagesConfig, run_stages
+from tasks.common.backbones.transformer_layers import maybe_dropout
 from tasks.common.configs import PositiveInts, Rate
 
 Array = jax.Array
@@ -36,51 +36,47 @@ class ConvNetConfig(StagesConfig):
     dropout_rate: Rate = 0.3
 
 
-class ConvNet(nnx.Module):
-    """logits = dropout(mean_yx(stages(image))) W + b.
+class ConvolutionalClassifier(ImageModel):
+    """Base class: logits = dropout(mean_yx(last map of the backbone)) W + b.
 
     Args:
-      config: see `ConvNetConfig`.
-      image_channels: number of channels of the input.
+      config: a `StagesConfig` with `dropout_rate`.
+      image_channels: of the input.
       classes: number of classes.
     """
 
-    def __init__(self, config: ConvNetConfig, image_channels: int, classes: int, *, rngs: nnx.Rngs):
-        sizes = (image_channels, *config.channels)
+    def __init__(self, config: StagesConfig, image_channels: int, classes: int, *, rngs: nnx.Rngs):
         self.config = config
+        self._build(image_channels, rngs)
+        self.classify = Projection((config.channels[-1],), (classes,), rngs=rngs)
+
+    def _build(self, image_channels: int, rngs: nnx.Rngs) -> None:
+        """Creates the backbone."""
+        raise NotImplementedError
+
+    def _maps(self, images: Array, **flags: Any) -> tuple[list[Array], dict[str, Array]]:
+        """Returns the maps of the backbone and its attention weights."""
+        raise NotImplementedError
+
+    def _apply(
+        self, images: Array, dropout_key: Array | None, **flags: Any
+    ) -> tuple[Array, dict[str, Array]]:
+        """Returns logits [B, classes], and "stage_1", ...: the weights after each stage."""
+        maps, weights = self._maps(images, **flags)
+        pooled = maybe_dropout(global_average(maps[-1]), self.config.dropout_rate, dropout_key)
+        return self.classify(pooled), weights
+
+
+class ConvNet(ConvolutionalClassifier):
+    """Classifier of the map of `Stage`s; see `ConvNetConfig`."""
+
+    def _build(self, image_channels: int, rngs: nnx.Rngs) -> None:
+        config, sizes = self.config, (image_channels, *self.config.channels)
         options = {name: getattr(config, name) for name in ("attention", "momentum", "dtype")}
         self.stages = nnx.List(
             [Stage(*pair, **options, rngs=rngs) for pair in itertools.pairwise(sizes)]
         )
-        self.classify = Projection((sizes[-1],), (classes,), rngs=rngs)
 
-    def __call__(
-        self,
-        images: Array,
-        *,
-        valid: Array | None = None,
-        training: bool = False,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, dict[str, Array]]:
-        """Classifies a batch.
-
-        Args:
-          images: [B, Y, X, C], of any size.
-          valid: bool [B], the images that count in batch statistics; all if None.
-          training: normalize by the batch, and update the batch statistics.
-          dropout_key: None for evaluation.
-          return_weights: also return the attention weights.
-
-        Returns:
-          logits float32 [B, classes]; with `return_weights` also "stage_1", "stage_2", ...: the
-          weights of the attention after each stage, if there is one.
-        """
+    def _maps(self, images: Array, **flags: Any) -> tuple[list[Array], dict[str, Array]]:
         shapes.expect("images", images, "B Y X C", {"C": self.stages[0].first.kernel.shape[2]})
-        flags = {"valid": valid, "training": training, "return_weights": return_weights}
-        maps, weights = run_stages(self.stages, images, **flags)
-        pooled = global_average(maps[-1])
-        if dropout_key is not None:
-            pooled = dropout(pooled, self.config.dropout_rate, dropout_key)
-        logits = self.classify(pooled).astype(jnp.float32)
-        return (logits, weights) if return_weights else logits
+        return run_stages(self.stages, images, **flags)

@@ -6,21 +6,20 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-import numpy as np
-
+from tasks.common.configs import Config, NonNegativeFloat, PositiveInt
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
-from tasks.common.data.splits import SplitSummary, check_splits
+from tasks.common.data.splits import SplitSummary, check_splits, count_classes
 from tasks.common.data.user_files import results_name
 from tasks.common.images.augmentation import AugmentationConfig
 from tasks.image_classification import user_files
-from tasks.image_classification.datasets import DATA_SETS, SPLITS, Images
+from tasks.image_classification.datasets import DATA_SETS, Images
 
 USER_SIDE = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config):
     """Config of the data set.
 
     Attributes:
@@ -29,8 +28,8 @@ class DataConfig:
         validation/ (or valid, val, dev) and test/, each with such folders. A missing split is a
         tenth of train, by the hash of the file, so that splits do not depend on image_size and
         equal files stay together. Images are kept in memory.
-      image_size: side in pixels to which user images are scaled, after a central square crop; 64 by
-        default.
+      image_size: side in pixels to which user images are scaled after a central square crop; None
+        for 64.
       skip_broken: skip user images that cannot be read, with a message.
       shift: largest random translation in training, in pixels along each axis.
       augmentation: other random changes in training.
@@ -39,26 +38,25 @@ class DataConfig:
 
     name: str = "digits"
     path: str | None = None
-    image_size: int | None = None
+    image_size: PositiveInt | None = None
     skip_broken: bool = False
     shift: float = 0.5
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
-    mixup: float = 0.0
+    mixup: NonNegativeFloat = 0.0
 
     def __post_init__(self):
+        super().__post_init__()
         name = results_name(self.name, DATA_SETS, self.path, "; path takes your own folder")
         object.__setattr__(self, "name", name)
         if self.path is None and (self.image_size is not None or self.skip_broken):
             field = "skip_broken" if self.image_size is None else "image_size"
             raise ValueError(f"{field}: is for user images; set path too")
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size: got {self.image_size}, expected at least 1")
-        if not 0 <= self.shift <= self.side:
-            raise ValueError(f"shift: got {self.shift}, expected a number in [0, {self.side}]")
-        if not self.mixup >= 0:
-            raise ValueError(f"mixup: got {self.mixup}, expected at least 0")
+        self.expect("shift", 0 <= self.shift <= self.side, f"a number in [0, {self.side}]")
         if self.augmentation.needs_color and self.path is None:
-            raise ValueError(f"augmentation: saturation and hue: {self.name} has gray images")
+            raise ValueError(
+                f"augmentation: got saturation or hue, expected 0 for the gray "
+                f"images of {self.name}"
+            )
 
     @property
     def side(self) -> int:
@@ -74,7 +72,7 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageData:
+class ImageData(digests.Fingerprinted):
     """Splits, and names of the classes.
 
     Attributes:
@@ -90,13 +88,7 @@ class ImageData:
         return {
             split: SplitSummary(
                 len(images),
-                dict(
-                    zip(
-                        self.labels,
-                        np.bincount(images.labels, minlength=len(self.labels)).tolist(),
-                        strict=True,
-                    )
-                ),
+                count_classes(images.labels, self.labels),
                 unit="images",
                 least_classes=2,
             )
@@ -106,21 +98,12 @@ class ImageData:
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        found = {"class names": digests.of_rows(self.labels)}
-        for split in SPLITS:
-            examples = self.splits[split]
-            found[f"{split} images"] = digests.of_rows(examples.images)
-            found[f"{split} labels"] = digests.of_rows(examples.labels)
-        return found
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
+        columns = digests.of_splits(self.splits, lambda x: {"images": x.images, "labels": x.labels})
+        return {"class names": digests.of_rows(self.labels), **columns}
 
 
 def load(config: DataConfig, paths: Paths | None) -> ImageData:
-    """Reads the data set; a built-in one is built first.
+    """Reads the data set; a built-in data set is prepared first if necessary.
 
     Args:
       config: config of the data set.

@@ -37,10 +37,7 @@ class Images:
     padded: Mapping[str, int] = {}
 
     def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray | None = None,
-        ids: Sequence[str] | None = None,
+        self, images: np.ndarray, labels: np.ndarray | None = None, ids: Sequence[str] | None = None
     ):
         self.images, self.labels, self.ids = images, labels, ids
 
@@ -104,16 +101,6 @@ def _digits(paths: Paths) -> dict[str, Images]:
 # ---------------------------------------------------------------------- Fashion-MNIST
 
 
-def _features() -> Mapping[str, Any]:
-    import tensorflow_datasets as tfds
-
-    shape = (fashion_mnist.SIDE, fashion_mnist.SIDE)
-    return {
-        "image": tfds.features.Tensor(shape=shape, dtype=np.uint8),
-        "label": tfds.features.ClassLabel(names=list(fashion_mnist.NAMES)),
-    }
-
-
 def _generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, Any]]]:
     def examples(images: np.ndarray, labels: np.ndarray) -> Iterator[dict[str, Any]]:
         for image, label in zip(images, labels, strict=True):
@@ -125,7 +112,9 @@ def _generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, Any]]]:
 FASHION_MNIST = builders.DatasetDefinition(
     name="fashion_mnist",
     version="1.0.0",
-    features=_features,
+    features=builders.features_of(
+        image=((fashion_mnist.SIDE, fashion_mnist.SIDE), np.uint8), label=list(fashion_mnist.NAMES)
+    ),
     sources=fashion_mnist.SOURCES,
     generate=_generate,
     counts={"train": 50_000, "validation": 10_000, "test": 10_000},
@@ -136,11 +125,8 @@ FASHION_MNIST = builders.DatasetDefinition(
 
 
 def _fashion_mnist(paths: Paths) -> dict[str, Images]:
-    builders.prepare(FASHION_MNIST, paths)
     splits = {}
-    for split in SPLITS:
-        source = builders.load(FASHION_MNIST, split, paths)
-        rows = source.__getitems__(range(len(source)))
+    for split, rows in builders.read_splits(FASHION_MNIST, paths):
         images = np.stack([row["image"] for row in rows])[..., None]
         splits[split] = Images(images, np.array([row["label"] for row in rows], np.int32))
     return splits

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import registry, shapes
-from attention.dropout import dropout
 from attention.projection import Projection
-from tasks.common.backbones.transformer import Encoder, EncoderConfig
-from tasks.common.configs import Config, PositiveInt, Rate
+from tasks.common.backbones.transformer import Encoder
+from tasks.common.backbones.transformer_layers import SmallEncoderConfig, maybe_dropout, split_keys
+from tasks.common.configs import PositiveInt, Rate
 from tasks.image_classification.convnet import ConvNetConfig
 from tasks.image_classification.resnet import ResNetClassifierConfig
 
@@ -23,7 +23,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class ViTConfig(Config):
+class ViTConfig(SmallEncoderConfig):
     """Config of a Transformer encoder over patches; for other fields see `EncoderConfig`.
 
     Attributes:
@@ -35,17 +35,7 @@ class ViTConfig(Config):
 
     name: str = "vit"
     patch_size: PositiveInt = 2
-    model_size: int = 64
-    num_layers: int = 2
-    num_heads: int = 4
-    feedforward_size: int = 128
-    dropout_rate: float = 0.1
-    attention_dropout_rate: float = 0.0
     head_dropout_rate: Rate = 0.1
-    norm: str = "pre"
-    activation: str = "gelu"
-    positions: str = "learned"
-    mixer: str = "dot_product"
     dtype: str = "float32"
     head: str = "multi_head"
 
@@ -53,17 +43,6 @@ class ViTConfig(Config):
         super().__post_init__()
         heads = ("cls", *registry.names("pool"))
         self.expect("head", self.head in heads, f"one of {', '.join(heads)}")
-        self.encoder(1)
-
-    def encoder(self, max_length: int) -> EncoderConfig:
-        """Returns the config of the encoder.
-
-        Raises:
-          ValueError: a field is out of range.
-        """
-        names = {field.name for field in dataclasses.fields(EncoderConfig)}
-        names &= {field.name for field in dataclasses.fields(self)}
-        return EncoderConfig(max_length=max_length, **{name: getattr(self, name) for name in names})
 
 
 MODEL_CONFIGS = {"vit": ViTConfig, "convnet": ConvNetConfig, "resnet": ResNetClassifierConfig}
@@ -118,11 +97,7 @@ class VisionTransformer(nnx.Module):
         self.classify = Projection((D,), (classes,), rngs=rngs)
 
     def __call__(
-        self,
-        images: Array,
-        *,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
+        self, images: Array, *, dropout_key: Array | None = None, return_weights: bool = False
     ) -> Array | tuple[Array, dict[str, Array]]:
         """Classifies a batch.
 
@@ -137,7 +112,7 @@ class VisionTransformer(nnx.Module):
           are the weights of its token in the last layer, without itself, so that they may sum to
           less than 1. For "mean" they are the mean weights of the patches in the last layer.
         """
-        keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
+        keys = split_keys(dropout_key, 2)
         x = self.embed(patches(images, self.config.patch_size))
         if self.first is not None:
             first = jnp.broadcast_to(self.first[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
@@ -155,7 +130,6 @@ class VisionTransformer(nnx.Module):
             pooled = encoded[:, 0]
             if return_weights:
                 weights["head"] = weights["encoder"][:, -1, :, 0, 1:]
-        if keys[1] is not None:
-            pooled = dropout(pooled, self.config.head_dropout_rate, keys[1])
+        pooled = maybe_dropout(pooled, self.config.head_dropout_rate, keys[1])
         logits = self.classify(pooled).astype(jnp.float32)
         return (logits, weights) if return_weights else logits

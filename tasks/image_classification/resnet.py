@@ -6,16 +6,14 @@ B batch, Y X height and width, C channels.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from attention.dropout import dropout
-from attention.image.maps import global_average
-from attention.projection import Projection
 from tasks.common.backbones.resnet import ResNet, ResNetConfig
 from tasks.common.configs import Rate
+from tasks.image_classification.convnet import ConvolutionalClassifier
 
 Array = jax.Array
 
@@ -32,37 +30,11 @@ class ResNetClassifierConfig(ResNetConfig):
     dropout_rate: Rate = 0.0
 
 
-class ResNetClassifier(nnx.Module):
-    """logits = dropout(mean_yx(the last map of ResNet(image))) W + b.
+class ResNetClassifier(ConvolutionalClassifier):
+    """Classifier of the last map of a `ResNet`; see `ResNetClassifierConfig`."""
 
-    Args:
-      config: see `ResNetClassifierConfig`.
-      image_channels: number of channels of the input.
-      classes: number of classes.
-    """
+    def _build(self, image_channels: int, rngs: nnx.Rngs) -> None:
+        self.backbone = ResNet(self.config, image_channels, rngs=rngs)
 
-    def __init__(
-        self, config: ResNetClassifierConfig, image_channels: int, classes: int, *, rngs: nnx.Rngs
-    ):
-        self.config = config
-        self.backbone = ResNet(config, image_channels, rngs=rngs)
-        self.classify = Projection((config.channels[-1],), (classes,), rngs=rngs)
-
-    def __call__(
-        self,
-        images: Array,
-        *,
-        valid: Array | None = None,
-        training: bool = False,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, dict[str, Array]]:
-        """Classifies a batch; arguments and results are those of `ConvNet`."""
-        maps, weights = self.backbone(
-            images, valid=valid, training=training, return_weights=return_weights
-        )
-        pooled = global_average(maps[-1])
-        if dropout_key is not None:
-            pooled = dropout(pooled, self.config.dropout_rate, dropout_key)
-        logits = self.classify(pooled).astype(jnp.float32)
-        return (logits, weights) if return_weights else logits
+    def _maps(self, images: Array, **flags: Any) -> tuple[list[Array], dict[str, Array]]:
+        return self.backbone(images, **flags)

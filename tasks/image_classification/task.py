@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,12 +17,7 @@ from tasks.common.backbones import convolutional, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
-from tasks.common.images.augmentation import (
-    AugmentationConfig,
-    augment,
-    mixup,
-    random_translation,
-)
+from tasks.common.images.augmentation import AugmentationConfig, augment, mixup, random_translation
 from tasks.common.keys import example_keys
 from tasks.common.losses import cross_entropy
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure
@@ -33,17 +27,17 @@ from tasks.image_classification.data import DataConfig, ImageData, load
 from tasks.image_classification.datasets import DATA_SETS, Images
 from tasks.image_classification.model import MODEL_CONFIGS, VisionTransformer, ViTConfig
 from tasks.image_classification.resnet import ResNetClassifier, ResNetClassifierConfig
-from tasks.task import ArraySpec, ProcessingSteps, Processor
+from tasks.task import Arrays, ArraySpec, Batch, ProcessingSteps, Processor
 
 Config = ViTConfig | ConvNetConfig | ResNetClassifierConfig
 Model = VisionTransformer | ConvNet | ResNetClassifier
-# Classes in the printed line.
+# Number of classes in the printed text.
 _SHOWN = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageProcessor(Processor):
-    """Reads images, and names classes.
+    """Processor that reads images and returns class names.
 
     Attributes:
       data, model: configs.
@@ -53,10 +47,10 @@ class ImageProcessor(Processor):
     labels: Sequence[str]
 
     def encode(self, raw: Sequence[str]) -> Images:
-        """Reads paths of images, or lists of pixel values; see `user_files.read_inputs`."""
+        """Reads images from paths or lists of pixel values, see `user_files.read_inputs`."""
         return user_files.read_inputs(raw, DATA_SETS.get(self.data.name), self.data.side)
 
-    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
         """Returns label and probabilities; the printed line has the three most probable classes."""
         return classes_by_probability(raw, outputs["probabilities"], self.labels, _SHOWN)
 
@@ -81,7 +75,7 @@ class ImageProcessor(Processor):
 
 
 class ImageClassification(ClassificationTask):
-    """Assigns one class to an image [Y, X, C]."""
+    """Classification of images [Y, X, C]."""
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
@@ -103,7 +97,7 @@ class ImageClassification(ClassificationTask):
     def fit(
         cls, dataset: ImageData, data: DataConfig, model: Config, paths: Paths
     ) -> ImageProcessor:
-        """Returns the processor with the data set's classes."""
+        """Builds the processor with the data set's classes."""
         return ImageProcessor(data, model, list(dataset.labels))
 
     # ------------------------------------------------------------------ objective
@@ -116,21 +110,14 @@ class ImageClassification(ClassificationTask):
         kind = ConvNet if isinstance(self.model, ConvNetConfig) else ResNetClassifier
         return kind(self.model, shape[-1], classes, rngs=rngs)
 
-    def logits(
-        self,
-        model: Model,
-        batch: Mapping[str, jax.Array],
-        dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
+    def logits(self, model: Model, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
         """Returns logits [B, classes]; with a key under dropout and with batch statistics."""
         options: dict[str, Any] = {"dropout_key": dropout_key}
         if dropout_key is not None and not isinstance(model, VisionTransformer):
             options |= {"valid": batch["weight"] > 0, "training": True}
         return model(_to_unit(batch["image"]), **options)
 
-    def loss(
-        self, model: Model, batch: Mapping[str, jax.Array], dropout_key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, model: Model, batch: Batch, dropout_key: jax.Array) -> tuple[jax.Array, dict]:
         """Computes cross-entropy and accuracy of augmented images under dropout.
 
         With mixup the loss is the mean over both labels, weighted as the images are mixed; the
@@ -147,19 +134,19 @@ class ImageClassification(ClassificationTask):
         weight = batch["weight"]
         rows = jnp.maximum(jnp.sum(weight), 1)
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
-        # Padding rows may be infinite.
+        # The losses of padding rows may be infinite.
         total = jnp.sum(jnp.where(weight > 0, losses * weight, 0))
         return total / rows, {"accuracy": jnp.sum(correct * weight) / rows}
 
     def _augmented(
-        self, batch: Mapping[str, jax.Array], key: jax.Array
+        self, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """Returns augmented images, and mixup's partners and fractions if it is on."""
+        """Returns augmented images and, with mixup, partner indices and mixing fractions."""
         data = self.data
         images = random_translation(_to_unit(batch["image"]), data.shift, jax.random.split(key)[0])
         if data.augmentation == AugmentationConfig() and not data.mixup:
             return images, None
-        # Not the numbers that `split` uses.
+        # These keys are independent of the keys of `split`.
         augment_keys, mixup_keys = (
             example_keys(jax.random.fold_in(key, number), batch["id"]) for number in (2, 3)
         )
@@ -169,7 +156,7 @@ class ImageClassification(ClassificationTask):
         images, *mixed = mixup(images, mixup_keys, data.mixup, batch["weight"] > 0)
         return images, tuple(mixed)
 
-    def attention(self, model: Model, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def attention(self, model: Model, inputs: Batch) -> dict[str, jax.Array]:
         """Returns attention weights.
 
         Those of a ViT are "encoder" [B, L, N, T, T] and "head" [B, heads, P]; those of a
@@ -189,11 +176,7 @@ class ImageClassification(ClassificationTask):
         return digests.ids(images, [self.labels[label] for label in part.labels])
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Draws the confusion matrix, and attention over the first images."""
         drawn: list[Figure] = [
@@ -207,12 +190,9 @@ class ImageClassification(ClassificationTask):
         return drawn
 
     def input_figures(
-        self,
-        raw: Sequence[str],
-        outputs: Mapping[str, np.ndarray],
-        attention: Mapping[str, np.ndarray],
+        self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
-        """Draws attention over each image, as the model receives it."""
+        """Draws the attention weights over each image, as the model receives it."""
         drawn: list[list[Figure]] = [[] for _ in raw]
         images, predicted = self.processor.encode(raw).images, predicted_classes(outputs)
         for index, where, weights in self._attended(attention):
@@ -220,9 +200,7 @@ class ImageClassification(ClassificationTask):
             drawn[index].append(AttendedImage(caption, _drawable(images[index]), weights))
         return drawn
 
-    def _attended(
-        self, attention: Mapping[str, np.ndarray]
-    ) -> Iterator[tuple[int, str, np.ndarray]]:
+    def _attended(self, attention: Arrays) -> Iterator[tuple[int, str, np.ndarray]]:
         """Yields index of the image, name of the layer for captions, and a map [y, x]."""
         if isinstance(self.model, ViTConfig):
             grid = [side // self.model.patch_size for side in self.data.image_shape[:2]]
@@ -249,7 +227,7 @@ class ImageClassification(ClassificationTask):
         else:
             fits["hog_linear_svc"] = baselines.hog_linear_svc
         return {
-            name: functools.partial(self.timed, functools.partial(fit, self.dataset.splits))
+            name: lambda fit=fit: self.scores(fit(self.dataset.splits), "test")
             for name, fit in fits.items()
         }
 

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from tasks.common.data.builders import DatasetDefinition
+from tasks.common.data.builders import DatasetDefinition, features_of
 from tasks.common.data.debian import member_of
-from tasks.common.data.fetchers import AptPackage, UrlFetcher
-from tasks.common.data.sources import Source
+from tasks.common.data.fetchers import AptPackage
+from tasks.common.data.sources import Source, url_source
 from tasks.language_modeling.rpackage import vectors
 
 _FILE = "tinyshakespeare/input.txt"
-
-
-def _features() -> Mapping[str, Any]:
-    import tensorflow_datasets as tfds
-
-    return {"text": tfds.features.Text()}
 
 
 def _generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
@@ -30,17 +23,13 @@ def _generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
 TINY_SHAKESPEARE = DatasetDefinition(
     name="tiny_shakespeare",
     version="1.0.0",
-    features=_features,
+    features=features_of(text=str),
     sources=(
-        Source(
+        url_source(
             _FILE,
             "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-            (
-                UrlFetcher(
-                    "https://raw.githubusercontent.com/karpathy/char-rnn/"
-                    "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt"
-                ),
-            ),
+            "https://raw.githubusercontent.com/karpathy/char-rnn/",
+            "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt",
         ),
     ),
     generate=_generate,
@@ -74,7 +63,7 @@ def _generate_novels(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]
 JANEAUSTEN = DatasetDefinition(
     name="janeausten",
     version="1.0.0",
-    features=_features,
+    features=features_of(text=str),
     sources=(
         Source(
             _NOVELS,

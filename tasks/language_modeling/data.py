@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from tasks.common.configs import Config, at_least
 from tasks.common.data import builders, digests
@@ -25,19 +25,19 @@ def _characters() -> TextConfig:
 
 @dataclass(frozen=True)
 class DataConfig(Config):
-    """Texts and their conversion to sequences of tokens.
+    """Config of the texts and their conversion to token sequences.
 
     Attributes:
       name: "tiny_shakespeare" or "janeausten", which are running texts, or a built-in labeled data
         set of separate texts. With train_file the name of the results, own_<file> by default.
       train_file: user file of text in UTF-8.
-      validation_file: likewise; None: a tenth of train_file.
-      test_file: likewise; None: another tenth. The tenths are the last ones of running text,
-        validation first; lines are split by hash.
+      validation_file: user file of validation texts; None for a tenth of train_file.
+      test_file: user file of test texts; None for another tenth. The tenths are the last parts of
+        running text, validation first; lines are split by hash.
       lines: whether each line of the user files is a separate text.
-      length: tokens of an example, reserved ones included. Longer texts continue in the next
-        example.
-      text: tokenizer; its max_length has no effect.
+      length: number of tokens of an example, including reserved tokens. Longer texts continue in
+        the next example.
+      text: config of the tokenizer; its max_length has no effect.
     """
 
     name: str = "tiny_shakespeare"
@@ -51,30 +51,26 @@ class DataConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         for other in ("validation_file", "test_file"):
-            if getattr(self, other) is not None and self.train_file is None:
-                raise ValueError(f"train_file: got None, expected a file beside {other}")
+            complete = self.train_file is not None or getattr(self, other) is None
+            self.expect("train_file", complete, f"a file beside {other}")
         known = (*CORPORA, *DEFINITIONS)
         name = results_name(
             self.name, known, self.train_file, "; train_file takes user files", "train_file"
         )
         object.__setattr__(self, "name", name)
-        if self.lines and self.train_file is None:
-            raise ValueError("train_file: got None, expected a file with lines")
-        defaults = {setting.name: setting.default for setting in fields(TextConfig)}
-        for name in ("ngrams", "character_ngrams", "unique", "max_length"):
-            if (value := getattr(self.text, name)) != defaults[name]:
-                raise ValueError(
-                    f"text.{name}: got {value!r}, expected {defaults[name]!r}; texts are whole "
-                    "and in order"
-                )
+        self.expect(
+            "train_file", self.train_file is not None or not self.lines, "a file with lines"
+        )
+        names = ("ngrams", "character_ngrams", "unique", "max_length")
+        self.text.expect_defaults(names, "because texts are complete and ordered")
 
 
 @dataclass(frozen=True)
-class Corpus:
+class Corpus(digests.Fingerprinted):
     """Texts in three splits.
 
     Attributes:
-      name: as in the config.
+      name: name in the config.
       splits: texts of train, validation and test.
       running: whether a split is one running text, with windows at every token.
     """
@@ -86,13 +82,8 @@ class Corpus:
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        found = {f"{name} texts": digests.of_rows(self.splits[name]) for name in SPLITS}
+        found = digests.of_splits(self.splits, lambda texts: {"texts": texts})
         return {**found, "kind of text": digests.of_rows([self.running])}
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
 
 
 def load(config: DataConfig, paths: Paths) -> Corpus:
@@ -118,12 +109,10 @@ def load(config: DataConfig, paths: Paths) -> Corpus:
 
 
 def _texts(definition: builders.DatasetDefinition, paths: Paths) -> dict[str, list[str]]:
-    builders.prepare(definition, paths)
-    splits = {}
-    for name in SPLITS:
-        source = builders.load(definition, name, paths)
-        splits[name] = [row["text"].decode() for row in source.__getitems__(range(len(source)))]
-    return splits
+    return {
+        name: [row["text"].decode() for row in rows]
+        for name, rows in builders.read_splits(definition, paths)
+    }
 
 
 def _user_data(config: DataConfig) -> Corpus:
@@ -139,7 +128,7 @@ def _user_data(config: DataConfig) -> Corpus:
                     line: f"line {n}" for n, line in enumerate(lines, 1) if line.strip()
                 }
                 if blank := len(lines) - len(read[split]):
-                    warn_once(f"{file}: {blank} of {len(lines)} lines are blank; skipped")
+                    warn_once(f"{file}: {blank} of {len(lines)} lines are blank; they are skipped")
     remedy = "give validation_file and test_file"
     if config.lines:
         warn_shared(config.train_file, named, "lines")
@@ -151,7 +140,8 @@ def _user_data(config: DataConfig) -> Corpus:
     for split in SPLITS:
         if not any(read[split]):
             raise UserError(
-                f"{config.train_file}: too short to split, {split} would be empty; {remedy}"
+                f"{config.train_file}: the text is too short to split, {split} would be empty; "
+                f"{remedy}"
             )
     return Corpus(config.name, read, running=True)
 

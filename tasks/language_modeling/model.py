@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import masks, registry
+from attention import masks
 from attention.normalization import LayerNorm
 from attention.projection import Projection
 from tasks.common.backbones.embedding import TokenEmbedding
@@ -77,13 +77,9 @@ class LanguageModelConfig(EncoderConfig):
                 default = DecodingConfig() if name == "decoding" else defaults[name].default
                 unread = objective != self.objective and getattr(self, name) != default
                 self.expect(name, not unread, f"{default!r}, or objective {objective!r}")
-        able = {"causal": {"causal"}, "masked": set()}[self.objective]
-        if not able <= self.entry.capabilities:
-            fitting = [m.name for m in registry.mechanisms("mixer") if able <= m.capabilities]
-            raise ValueError(
-                f"mixer: got {self.entry.name!r}, which cannot be causal; expected one of {fitting}"
-            )
-        if self.objective == "masked" and "always_causal" in self.entry.capabilities:
+        if self.objective == "causal":
+            self.expect_causal()
+        elif "always_causal" in self.entry.capabilities:
             raise ValueError(
                 f"mixer: got {self.entry.name!r}, which is always causal; expected another "
                 "for objective 'masked'"

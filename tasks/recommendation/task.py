@@ -1,9 +1,9 @@
-"""Recommendation: the next item of each user, evaluated by leave-one-out."""
+"""Task of recommending the next item for each user, evaluated by leave-one-out."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from tasks.common.backbones.transformer import SHARDING_RULES
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import check_splits
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, check_max_length
 from tasks.figures import Curves, Figure, Recommendations
 from tasks.recommendation import models
 from tasks.recommendation.baselines import Baselines
@@ -24,7 +24,7 @@ from tasks.recommendation.data import DataConfig, RecommendationDataset, load
 from tasks.recommendation.metrics import list_metrics, ndcg, ranked, ranking_metrics
 from tasks.recommendation.models.base import Recommender
 from tasks.recommendation.processor import RecommendationProcessor
-from tasks.task import Task
+from tasks.task import Arrays, Batch, Task
 
 # Users in the figures, and items of their history.
 _SHOWN, _PAST = 6, 8
@@ -33,11 +33,11 @@ _LENGTHS = (1, 2, 5, 10, 20, 50, 100)
 
 
 class Recommendation(Task):
-    """A user's items in order -> scores of all items as the next one.
+    """Scoring of all items as the next one, given a user's items in order.
 
-    Evaluated by leave-one-out: the last event of each user is ranked among all items that the user
-    has not had. With `config.training.refit` the test split is evaluated with the validation events
-    known.
+    In leave-one-out evaluation, the last event of each user is ranked among all items that the user
+    has not seen. With `config.training.refit`, the validation events are part of the history in the
+    test.
     """
 
     data_config = DataConfig
@@ -54,11 +54,7 @@ class Recommendation(Task):
     def check(cls, data: DataConfig, model: Any) -> None:
         """Checks that the model is long enough for the sequences."""
         longest = getattr(model, "max_length", None)
-        if longest is not None and longest < data.max_length:
-            raise UserError(
-                f"config.model.max_length: got {longest}, expected at least "
-                f"config.data.max_length={data.max_length}"
-            )
+        check_max_length(longest, data.max_length, f"config.data.max_length={data.max_length}")
 
     @classmethod
     def load(cls, data: DataConfig, paths: Paths) -> RecommendationDataset:
@@ -71,7 +67,7 @@ class Recommendation(Task):
     def fit(
         cls, dataset: RecommendationDataset, data: DataConfig, model: Any, paths: Paths
     ) -> RecommendationProcessor:
-        """Returns the processor of the events."""
+        """Builds the processor of the events."""
         return RecommendationProcessor(data, model, dataset.events, dataset.with_validation)
 
     def with_validation(self) -> Recommendation:
@@ -83,7 +79,7 @@ class Recommendation(Task):
     # ------------------------------------------------------------------ objective
 
     def build_model(self, rngs: nnx.Rngs) -> Recommender:
-        """Returns the model. A restored one has its counts in the checkpoint."""
+        """Builds the model; a restored model has its counts in the checkpoint."""
         events = self.processor.events
         if self.dataset is None:
             matrix = csr_matrix((events.num_users, events.num_items), dtype=np.float32)
@@ -95,18 +91,18 @@ class Recommendation(Task):
             raise UserError(f"config.model.{error}") from error
 
     def loss(
-        self, model: Recommender, batch: Mapping[str, jax.Array], dropout_key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, model: Recommender, batch: Batch, dropout_key: jax.Array
+    ) -> tuple[jax.Array, dict]:
         """Computes `Recommender.loss`."""
         return model.loss(batch, dropout_key)
 
-    def evaluate(self, model: Recommender, batch: Mapping[str, jax.Array]) -> tuple[dict, dict]:
+    def evaluate(self, model: Recommender, batch: Batch) -> tuple[dict, dict]:
         """Counts users, and ranks the targets; see `ranked`."""
         found = ranked(model.scores(batch), batch["seen"], batch["target"])
         return {"users": jnp.sum(batch["weight"])}, found
 
     def predict(
-        self, model: Recommender, inputs: Mapping[str, jax.Array], *, fast: bool = False
+        self, model: Recommender, inputs: Batch, *, fast: bool = False
     ) -> dict[str, jax.Array]:
         """Returns the best items and their scores, see `ranked`, and their attributions.
 
@@ -116,24 +112,20 @@ class Recommendation(Task):
         found = ranked(model.scores(inputs), inputs["seen"])
         return found | self._attributions(model, inputs, found["top"])
 
-    def attention(
-        self, model: Recommender, inputs: Mapping[str, jax.Array]
-    ) -> dict[str, jax.Array]:
+    def attention(self, model: Recommender, inputs: Batch) -> dict[str, jax.Array]:
         """Returns the attributions of the best items."""
         top = ranked(model.scores(inputs), inputs["seen"])["top"]
         return self._attributions(model, inputs, top)
 
     def _attributions(
-        self, model: Recommender, inputs: Mapping[str, jax.Array], top: jax.Array
+        self, model: Recommender, inputs: Batch, top: jax.Array
     ) -> dict[str, jax.Array]:
         found = model.attributions(inputs, jnp.maximum(top, 0))
         return {f"reason_{name}": value for name, value in found.items()}
 
     # ------------------------------------------------------------------ on the host
 
-    def metrics(
-        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
-    ) -> dict[str, float]:
+    def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns metrics of `tasks.recommendation.metrics`, and `known_targets`.
 
         `known_targets` is the fraction of targets in the training split, an upper bound of the hit
@@ -159,16 +151,12 @@ class Recommendation(Task):
         users = [events.users[user] for user in part.users]
         return digests.ids(users, [events.names[item] for item in part.target])
 
-    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+    def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns NDCG@10 of each user."""
         return ndcg(outputs["rank"]).astype(np.float32)
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Returns the hit rate by list length, and recommendations of some users."""
         ranks, events = outputs["rank"], self.processor.events

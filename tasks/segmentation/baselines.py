@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,9 +9,9 @@ import numpy as np
 from tasks.segmentation.data import SegmentationExamples
 from tasks.segmentation.metrics import VOID, confusion_matrices, segmentation_metrics
 
-# Training pixels, trees and least leaf size of the forest; it takes a few seconds.
+# Training pixels, trees and minimum leaf size of the forest, which takes a few seconds.
 _PIXELS, _TREES, _LEAF = 200_000, 20, 20
-# Images classified at a time.
+# Number of images that are classified at a time.
 _PORTION = 16
 
 
@@ -20,12 +19,12 @@ def location_prior(
     splits: Mapping[str, SegmentationExamples], names: Sequence[str]
 ) -> dict[str, float]:
     """Predicts the most frequent training class at each position."""
-    began, labels = time.monotonic(), splits["train"].labels
+    labels = splits["train"].labels
     counts = np.stack([np.sum(labels == k, axis=0) for k in range(len(names))], axis=-1)
-    # Positions that are void in all of train have the most frequent class.
+    # Positions that are void in all training images get the most frequent class.
     prior = np.where(counts.any(axis=-1), counts.argmax(axis=-1), counts.sum(axis=(0, 1)).argmax())
     test = splits["test"].labels
-    return _metrics(test, np.broadcast_to(prior, test.shape), names, began)
+    return _metrics(test, np.broadcast_to(prior, test.shape), names)
 
 
 def random_forest(
@@ -34,7 +33,7 @@ def random_forest(
     """Fits a random forest (Breiman 2001) on color and position of single pixels."""
     from sklearn.ensemble import RandomForestClassifier
 
-    began, train, rng = time.monotonic(), splits["train"], np.random.default_rng(0)
+    train, rng = splits["train"], np.random.default_rng(0)
     labeled = np.flatnonzero(train.labels != VOID)
     chosen = np.sort(rng.choice(labeled, min(_PIXELS, len(labeled)), replace=False))
     forest = RandomForestClassifier(
@@ -47,7 +46,7 @@ def random_forest(
         pixels = np.arange(images[..., 0].size)
         found = forest.predict(_features(images, pixels))
         predicted.append(found.reshape(images.shape[:3]))
-    return _metrics(test.labels, np.concatenate(predicted), names, began)
+    return _metrics(test.labels, np.concatenate(predicted), names)
 
 
 def _features(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -58,9 +57,6 @@ def _features(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.column_stack([colors, row / np.float32(Y), column / np.float32(X)])
 
 
-def _metrics(
-    truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], began: float
-) -> dict[str, float]:
+def _metrics(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> dict[str, float]:
     confusion = confusion_matrices(truth, predicted, len(names)).sum(axis=0)
-    metrics = segmentation_metrics(confusion, names)
-    return {**metrics, "seconds": round(time.monotonic() - began, 2)}
+    return segmentation_metrics(confusion, names)

@@ -1,6 +1,6 @@
 """Images with a class for each pixel, from built-in data sets or user files.
 
-Images are resized or cut into windows of one size, and held in memory at four bytes a pixel.
+Images are resized or cut into windows of one size, and kept in memory with four bytes per pixel.
 n images, Y X height and width.
 """
 
@@ -14,25 +14,25 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.common.configs import Config, one_of, within
 from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
 from tasks.common.data.user_files import LATER, read_each, results_name, split_by_hash, warn_shared
 from tasks.common.errors import UserError, warn_once
 from tasks.common.images.augmentation import AugmentationConfig
-from tasks.common.images.files import read_oriented, resize
+from tasks.common.images.files import nearest, read_oriented, resize
 from tasks.common.images.orientation import AnnotationTurns, turned, warn_displayed
 from tasks.segmentation import tiles, user_files
 from tasks.segmentation.datasets import DATA_SETS
 from tasks.segmentation.metrics import VOID
 
-FITS = ("resize", "tiles")
-# Fraction of a window that the next one covers too, in prediction.
+# Overlap of adjacent windows in predictions, as a fraction of a window.
 OVERLAP = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config):
     """Config of the data set.
 
     Attributes:
@@ -44,11 +44,12 @@ class DataConfig:
         line, from 0 on. The training split must have pixels of at least two classes. For images
         with an EXIF orientation see `tasks.common.images.orientation`.
       image_size: height and width of the model's input.
-      fit: how images of other sizes are fitted: "resize", as a whole; or "tiles", cut into windows
-        at their own scale, whose predictions are blended.
-      void: number in user masks that means no class.
-      mask_values: numbers in user masks of class 0, class 1, ...: (0, 255) for masks that are black
-        and white. A listed number is a class even if it is `void`. Empty: numbers are classes.
+      fit: method for images of other sizes: "resize" the complete image; or "tiles", which cuts it
+        into windows at its original scale and blends their predictions.
+      void: value in user masks for pixels without a class.
+      mask_values: values of class 0, class 1, ... in user masks, such as (0, 255) for black and
+        white masks. A listed value is a class even if it equals `void`. Empty if values are class
+        indices.
       skip_broken: skip user images that cannot be read, with a message.
       augmentation: random changes in training.
     """
@@ -56,32 +57,24 @@ class DataConfig:
     name: str = "camvid"
     path: str | None = None
     image_size: tuple[int, ...] = (180, 240)
-    fit: str = "resize"
-    void: int = VOID
+    fit: one_of("resize", "tiles") = "resize"
+    void: within("[0, 65535]", "a number from 0 to 65535", int) = VOID
     mask_values: tuple[int, ...] = dataclasses.field(default=(), metadata=LATER)
     skip_broken: bool = False
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
 
     def __post_init__(self):
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            got = list(self.image_size)
-            raise ValueError(f"image_size: got {got}, expected a height and a width, at least 1")
-        if self.fit not in FITS:
-            raise ValueError(f"fit: got {self.fit!r}, expected one of {', '.join(FITS)}")
-        if not 0 <= self.void <= 65535:
-            raise ValueError(f"void: got {self.void}, expected a number from 0 to 65535")
-        values = list(self.mask_values)
-        if values and (
-            not 2 <= len(values) <= user_files.MOST_CLASSES
-            or len(set(values)) < len(values)
-            or not 0 <= min(values) <= max(values) <= 65535
-        ):
-            raise ValueError(
-                f"mask_values: got {values}, expected 2 to {user_files.MOST_CLASSES} different "
-                "numbers from 0 to 65535"
-            )
-        if values and self.path is None:
-            raise ValueError(f"mask_values: got {values}, expected none without path")
+        super().__post_init__()
+        is_size = len(self.image_size) == 2 and min(self.image_size) >= 1
+        self.expect("image_size", is_size, "a height and a width, at least 1")
+        values, most = self.mask_values, user_files.MOST_CLASSES
+        valid = not values or (
+            2 <= len(values) <= most
+            and len(set(values)) == len(values)
+            and 0 <= min(values) <= max(values) <= 65535
+        )
+        self.expect("mask_values", valid, f"2 to {most} different numbers from 0 to 65535")
+        self.expect("mask_values", not values or self.path is not None, "none without path")
         name = results_name(self.name, DATA_SETS, self.path, "; path takes your own files")
         object.__setattr__(self, "name", name)
 
@@ -92,7 +85,7 @@ class SegmentationExamples:
     Attributes:
       images: uint8 [n, Y, X, 3].
       labels: uint8 [n, Y, X], VOID for no class.
-      subsets: name -> bool [n], the images that have metrics of their own too.
+      subsets: name -> bool [n], images for which separate metrics are computed.
       void: number of pixels of the masks that have no class.
     """
 
@@ -107,7 +100,7 @@ class SegmentationExamples:
         void: int | None = None,
         ids: np.ndarray | None = None,
     ):
-        """Stores the arrays.
+        """Initializes the examples from arrays.
 
         Args:
           images, labels, subsets: see the attributes.
@@ -127,14 +120,14 @@ class SegmentationExamples:
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentationData:
+class SegmentationData(digests.Fingerprinted):
     """Splits by name, and the names of the classes."""
 
     splits: Mapping[str, SegmentationExamples]
     names: tuple[str, ...]
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Counts the pixels of each split by class; void pixels are ignored ones."""
+        """Counts the pixels of each split by class; void pixels are counted as ignored."""
         return {
             split: SplitSummary(
                 len(images),
@@ -152,22 +145,15 @@ class SegmentationData:
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        found = {"class names": digests.of_rows(self.names)}
-        for split in SPLITS:
-            examples = self.splits[split]
-            found[f"{split} images"] = digests.of_rows(examples.images)
-            found[f"{split} masks"] = digests.of_rows(examples.labels)
-            found[f"{split} conditions"] = digests.of_rows([examples.subsets])
-        return found
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
+        columns = digests.of_splits(
+            self.splits,
+            lambda x: {"images": x.images, "masks": x.labels, "conditions": [x.subsets]},
+        )
+        return {"class names": digests.of_rows(self.names), **columns}
 
 
 def load(config: DataConfig, paths: Paths) -> SegmentationData:
-    """Reads the data set; a built-in one is built first.
+    """Reads the data set; a built-in data set is prepared first if necessary.
 
     Raises:
       UserError: a file or a source cannot be used.
@@ -196,11 +182,8 @@ def load(config: DataConfig, paths: Paths) -> SegmentationData:
 
 def _named(config: DataConfig, paths: Paths) -> SegmentationData:
     built_in = DATA_SETS[config.name]
-    builders.prepare(built_in.definition, paths)
     splits = {}
-    for split in SPLITS:
-        source = builders.load(built_in.definition, split, paths)
-        rows = source.__getitems__(range(len(source)))
+    for split, rows in builders.read_splits(built_in.definition, paths):
         pairs = [
             (row["image"], np.where(row["labels"] < len(built_in.names), row["labels"], VOID))
             for row in rows
@@ -281,7 +264,7 @@ def _fitted(
         whole = digests.code((image, mask))
         if tiled:
             windows = tiles.training_windows(image, mask, size, VOID)
-            # Pixels of an earlier window are void in the window, not in the mask.
+            # Pixels of an earlier window are void only in the window, not in the mask.
             void += int(np.sum(mask == VOID))
         else:
             windows = [(resize(image, size), nearest(mask, size))]
@@ -296,17 +279,6 @@ def _fitted(
         for name, start in (subsets or {}).items()
     }
     return SegmentationExamples(np.stack(images), np.stack(labels), masks, void, digests.ids(codes))
-
-
-def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes labels [Y, X]; a new pixel has the label at its center."""
-    if labels.shape == tuple(size):
-        return labels
-    y, x = (
-        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
-        for new, old in zip(size, labels.shape, strict=True)
-    )
-    return labels[y[:, None], x]
 
 
 class InferenceWindows:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.data.builders import DatasetDefinition
+from tasks.common.data.builders import DatasetDefinition, features_of
 from tasks.common.data.fetchers import UrlFetcher
 from tasks.common.data.sources import Source
 from tasks.common.datasets import blue_marble
@@ -22,10 +22,10 @@ class LabeledImages:
     """A data set of images of one size with a class for each pixel.
 
     Attributes:
-      definition: its examples have the features id, image uint8 [Y, X, 3] and labels uint8 [Y, X];
-        a label that is no index of `names` is void.
+      definition: definition whose examples have the features id, image uint8 [Y, X, 3] and labels
+        uint8 [Y, X]; a label that is not an index of `names` is void.
       names: names of the classes.
-      subsets: name -> prefix of the ids of test images that have metrics of their own too.
+      subsets: name -> id prefix of test images for which separate metrics are computed.
     """
 
     definition: DatasetDefinition
@@ -34,16 +34,7 @@ class LabeledImages:
 
 
 def _features(Y: int, X: int) -> Callable[[], Mapping[str, Any]]:
-    def features() -> Mapping[str, Any]:
-        import tensorflow_datasets as tfds
-
-        return {
-            "id": tfds.features.Text(),
-            "image": tfds.features.Tensor(shape=(Y, X, 3), dtype=np.uint8),
-            "labels": tfds.features.Tensor(shape=(Y, X), dtype=np.uint8),
-        }
-
-    return features
+    return features_of(id=str, image=((Y, X, 3), np.uint8), labels=((Y, X), np.uint8))
 
 
 # ---------------------------------------------------------------------- CamVid
@@ -114,11 +105,7 @@ def _camvid_split(archive: zipfile.ZipFile, folder: str) -> Iterator[dict[str, A
     for name in inside:
         if name.startswith(f"CamVid/{folder}/"):
             mask = name.replace(f"/{folder}/", f"/{folder}annot/")
-            yield {
-                "id": Path(name).stem,
-                "image": read(inside[name]),
-                "labels": read(inside[mask]),
-            }
+            yield {"id": Path(name).stem, "image": read(inside[name]), "labels": read(inside[mask])}
 
 
 _CAMVID = Source(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,17 +39,17 @@ from tasks.segmentation.metrics import (
     segmentation_metrics,
 )
 from tasks.segmentation.unet import MODEL_CONFIGS, UNet, UNetConfig
-from tasks.task import ArraySpec, ProcessingSteps, Processor, Task
+from tasks.task import Arrays, ArraySpec, Batch, ProcessingSteps, Processor, Task
 
-# Images of a report with figures of attention.
+# Number of images in a report with figures of attention.
 _ATTENDED = 2
-# Classes in the printed line, and the largest side in pixels of a figure.
+# Number of classes in the printed text, and the maximum side in pixels of a figure.
 _SHOWN, _LARGEST = 6, 1200
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationProcessor(Processor):
-    """Reads images, and returns the mask of each class.
+    """Processor that reads images and returns the mask of each class.
 
     Attributes:
       data, model: configs.
@@ -59,11 +59,11 @@ class SegmentationProcessor(Processor):
     names: Sequence[str]
 
     def encode(self, raw: Sequence[str]) -> InferenceWindows:
-        """Reads images of any size; see `tasks.common.images.files`."""
+        """Reads images of any size, see `tasks.common.images.files`."""
         return InferenceWindows(raw, self.data)
 
-    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-        """Returns size, fraction and mask of each class that is found, the largest first.
+    def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
+        """Returns the image size, and fraction and mask of each class, largest fraction first.
 
         Masks are in COCO's compressed run-length encoding, in pixels of the file.
         """
@@ -106,7 +106,7 @@ class SegmentationProcessor(Processor):
 
 
 class Segmentation(Task):
-    """Assigns a class to each pixel of an image [Y, X, 3].
+    """Classification of each pixel of an image [Y, X, 3].
 
     Void pixels are excluded from losses and metrics.
     """
@@ -124,7 +124,7 @@ class Segmentation(Task):
     def fit(
         cls, dataset: SegmentationData, data: DataConfig, model: UNetConfig, paths: Paths
     ) -> SegmentationProcessor:
-        """Returns the processor with the data set's classes; checks the class weights.
+        """Builds the processor with the data set's classes, and checks the class weights.
 
         Raises:
           UserError: there is not one class weight for each class.
@@ -151,9 +151,7 @@ class Segmentation(Task):
         """Returns a U-Net for RGB images."""
         return UNet(self.model, 3, len(self.names), rngs=rngs)
 
-    def loss(
-        self, model: UNet, batch: Mapping[str, jax.Array], dropout_key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, model: UNet, batch: Batch, dropout_key: jax.Array) -> tuple[jax.Array, dict]:
         """Computes `config.model.loss` and pixel accuracy of augmented images under dropout."""
         augment_key, dropout_key = jax.random.split(dropout_key)
         images, labels = augment(
@@ -171,7 +169,7 @@ class Segmentation(Task):
         correct = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & counted)
         return loss, {"pixel_accuracy": correct / jnp.maximum(jnp.sum(counted), 1)}
 
-    def evaluate(self, model: UNet, batch: Mapping[str, jax.Array]) -> tuple[dict, dict]:
+    def evaluate(self, model: UNet, batch: Batch) -> tuple[dict, dict]:
         """Sums cross-entropy, pixels and confusion counts [true, predicted].
 
         The outputs are the predicted "labels", uint8 [B, Y, X].
@@ -194,9 +192,7 @@ class Segmentation(Task):
         }
         return statistics, {"labels": predicted.astype(jnp.uint8)}
 
-    def predict(
-        self, model: UNet, inputs: Mapping[str, jax.Array], *, fast: bool = False
-    ) -> dict[str, jax.Array]:
+    def predict(self, model: UNet, inputs: Batch, *, fast: bool = False) -> dict[str, jax.Array]:
         """Returns "labels" uint8 [B, Y, X], and "place" of the inputs.
 
         Windows that are blended have "probabilities" [B, Y, X, K] instead, in units of 1 / 255.
@@ -207,7 +203,7 @@ class Segmentation(Task):
             return {"place": inputs["place"], "probabilities": levels}
         return {"place": inputs["place"], "labels": jnp.argmax(logits, axis=-1).astype(jnp.uint8)}
 
-    def attention(self, model: UNet, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def attention(self, model: UNet, inputs: Batch) -> dict[str, jax.Array]:
         """Returns the gates "gate_1", ..., or the map attention of each stage."""
         return model(_center(_to_unit(inputs["image"])), return_weights=True)[1]
 
@@ -217,9 +213,7 @@ class Segmentation(Task):
 
     # ------------------------------------------------------------------ on the host
 
-    def metrics(
-        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
-    ) -> dict[str, float]:
+    def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns the metrics of `tasks.segmentation.metrics`, and the mean cross-entropy `loss`.
 
         The loss has no class weights. Metrics of subsets have the name of the subset as a suffix.
@@ -239,25 +233,21 @@ class Segmentation(Task):
         """Returns hashes of images and masks in their original sizes."""
         return self.dataset.splits[split].ids
 
-    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+    def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns `iou_contributions`."""
         labels = self.dataset.splits[split].labels
         confusions = confusion_matrices(labels, outputs["labels"], len(self.names))
         return iou_contributions(confusions).astype(np.float32)
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Draws the confusion matrix, images with reference and prediction, and attention."""
         drawn: list[Figure] = [
             ConfusionMatrix(f"{split} split", statistics["confusion"], self.names)
         ]
         examples = self.dataset.splits[split]
-        # Evenly over the split: neighbors are often alike.
+        # Spread evenly over the split, because adjacent images are often similar.
         for index in np.unique(np.linspace(0, len(examples) - 1, 6).astype(int)):
             truth, found = examples.labels[index], outputs["labels"][index]
             confusion = confusion_matrices(truth[None], found[None], len(self.names))[0]
@@ -271,10 +261,7 @@ class Segmentation(Task):
         return drawn
 
     def input_figures(
-        self,
-        raw: Sequence[str],
-        outputs: Mapping[str, np.ndarray],
-        attention: Mapping[str, np.ndarray],
+        self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
         """Draws the classes over each image, and attention if images are resized."""
         drawn: list[list[Figure]] = []
@@ -289,10 +276,8 @@ class Segmentation(Task):
                 drawn[index].append(AttendedImage(caption, drawn[index][0].image, weights))
         return drawn
 
-    def _attended(
-        self, attention: Mapping[str, np.ndarray], most: int
-    ) -> Iterator[tuple[int, str, np.ndarray]]:
-        """Yields index of the image, name of the layer, and a map [y, x]."""
+    def _attended(self, attention: Arrays, most: int) -> Iterator[tuple[int, str, np.ndarray]]:
+        """Yields (image index, layer name, map [y, x]) of attention weights."""
         sides = self.model.sides(*self.data.image_size)
         for index in range(min(most, min(map(len, attention.values()), default=0))):
             for name, weights in attention.items():
@@ -320,7 +305,7 @@ def _figure_size(Y: int, X: int) -> tuple[int, int]:
 
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """Returns a mask [Y, X] as {"size": [Y, X], "counts": str}, as pycocotools encodes it."""
+    """Encodes a mask [Y, X] as {"size": [Y, X], "counts": str}, like pycocotools."""
     from pycocotools import mask as coco
 
     found = coco.encode(np.asfortranarray(mask, np.uint8))

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from attention import registry, shapes
-from attention.dropout import dropout
 from attention.projection import Projection
 from tasks.common.backbones.convolutional import (
+    ImageModel,
     Stage,
     StagesConfig,
     map_attention_entry,
     run_stages,
 )
+from tasks.common.backbones.transformer_layers import maybe_dropout
 from tasks.common.configs import PositiveInt, PositiveInts, Rate
 from tasks.segmentation.losses import LossConfig
 
@@ -159,7 +161,7 @@ def from_patches(x: Array, Y: int, X: int) -> Array:
     return whole[:, :Y, :X]
 
 
-class UNet(nnx.Module):
+class UNet(ImageModel):
     """U-Net that returns logits of each pixel.
 
         e_1 = stage(patches(image)),   e_i = stage(max_pool(e_(i-1)))
@@ -200,38 +202,18 @@ class UNet(nnx.Module):
         kernel = self.classify.kernel
         kernel[...] = jnp.broadcast_to(kernel[...][:, :1, :1], kernel.shape)
 
-    def __call__(
-        self,
-        images: Array,
-        *,
-        valid: Array | None = None,
-        training: bool = False,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, dict[str, Array]]:
-        """Computes logits of the pixels of a batch.
+    def _apply(
+        self, images: Array, dropout_key: Array | None, **flags: Any
+    ) -> tuple[Array, dict[str, Array | None]]:
+        """Returns logits [B, Y, X, K], and weights.
 
-        Args:
-          images: [B, Y, X, C], of any size.
-          valid: bool [B], the images that count in batch statistics; all if None.
-          training: normalize by the batch, and update the batch statistics.
-          dropout_key: None for evaluation.
-          return_weights: also return the attention weights.
-
-        Returns:
-          logits float32 [B, Y, X, K]; with `return_weights` also the weights "gate_1", ... of
-          gates, or "encoder_1", ..., "decoder_1", ... of a map attention; 1 is the largest map.
-
-        Raises:
-          ValueError: shapes do not fit.
+        They are "gate_1", ... of gates, or "encoder_1", ..., "decoder_1", ... of a map attention; 1
+        is the largest map.
         """
         P, sizes = self.config.patch_size, {}
         shapes.expect("images", images, "B Y X C", sizes)
-        flags = {"valid": valid, "training": training, "return_weights": return_weights}
         skips, found = run_stages(self.encoder, to_patches(images, P), name="encoder", **flags)
-        x = skips[-1]
-        if dropout_key is not None:
-            x = dropout(x, self.config.dropout_rate, dropout_key)
+        x = maybe_dropout(skips[-1], self.config.dropout_rate, dropout_key)
         for number in range(len(self.decoder), 0, -1):
             skip = skips[number - 1]
             if self.gates:
@@ -239,7 +221,4 @@ class UNet(nnx.Module):
             x = from_patches(self.up[number - 1](x), *skip.shape[1:3])
             x = jnp.concatenate([skip, x], axis=-1)
             x, found[f"decoder_{number}"] = self.decoder[number - 1](x, **flags)
-        logits = from_patches(self.classify(x), sizes["Y"], sizes["X"]).astype(jnp.float32)
-        if not return_weights:
-            return logits
-        return logits, {name: value for name, value in found.items() if value is not None}
+        return from_patches(self.classify(x), sizes["Y"], sizes["X"]), found

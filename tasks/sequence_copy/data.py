@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tasks.common.configs import Config, NonNegativeInt, PositiveInt, one_of
 from tasks.common.data import digests
 from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
@@ -28,7 +29,7 @@ SHARES = {"test": 1, "validation": 1, "train": 8}
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config):
     """Config of the strings.
 
     Attributes:
@@ -38,37 +39,24 @@ class DataConfig:
       seed: seed of the strings. The split of a string does not depend on it.
     """
 
-    name: str = "reversed_digits"
-    min_length: int = 4
+    name: one_of(*DATA_SETS) = "reversed_digits"
+    min_length: PositiveInt = 4
     max_length: int = 20
-    train_size: int = 50_000
-    validation_size: int = 5_000
-    test_size: int = 10_000
-    seed: int = 0
+    train_size: PositiveInt = 50_000
+    validation_size: PositiveInt = 5_000
+    test_size: PositiveInt = 10_000
+    seed: NonNegativeInt = 0
 
     def __post_init__(self):
-        if self.name not in DATA_SETS:
-            raise ValueError(f"name must be one of {', '.join(DATA_SETS)}, got {self.name!r}")
-        if self.min_length < 1:
-            raise ValueError(f"min_length must be at least 1, got {self.min_length}")
-        if self.max_length < self.min_length:
-            raise ValueError(
-                f"max_length must be at least min_length {self.min_length}, got {self.max_length}"
-            )
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        strings = sum(10**length for length in range(self.min_length, self.max_length + 1))
+        super().__post_init__()
+        longer = self.max_length >= self.min_length
+        self.expect("max_length", longer, f"at least min_length={self.min_length}")
+        digits = range(self.min_length, self.max_length + 1)
         for split, share in SHARES.items():
-            name, size = f"{split}_size", getattr(self, f"{split}_size")
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
             # Half of all strings, so that random generation ends soon.
-            most = strings * share // 20
-            if size > most:
-                raise ValueError(
-                    f"{name} must be at most {most} with {self.min_length} to {self.max_length} "
-                    f"digits, got {size}"
-                )
+            most = sum(10**length for length in digits) * share // 20
+            name, lengths = f"{split}_size", f"{self.min_length} to {self.max_length} digits"
+            self.expect(name, getattr(self, name) <= most, f"at most {most} with {lengths}")
 
 
 class DigitStrings:
@@ -82,11 +70,7 @@ class DigitStrings:
     padded: Mapping[str, int] = {"source": PAD, "target": PAD}
 
     def __init__(
-        self,
-        strings: Sequence[str],
-        name: str = "reversed_digits",
-        *,
-        with_target: bool = True,
+        self, strings: Sequence[str], name: str = "reversed_digits", *, with_target: bool = True
     ):
         self.strings, self.name, self._with_target = list(strings), name, with_target
         self.lengths = np.array([len(string) + 1 for string in self.strings], np.int32)
@@ -188,8 +172,7 @@ class DigitData:
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of the strings of each split."""
-        return {f"{split} strings": digests.of_rows(part.strings)
-                for split, part in self.splits.items()}  # fmt: skip
+        return digests.of_splits(self.splits, lambda part: {"strings": part.strings})
 
 
 def read_strings(raw: Sequence[str], max_length: int) -> DigitStrings:

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import registry, shapes
-from attention.dropout import dropout
 from tasks.common.backbones.recurrent import GRU
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
+from tasks.common.backbones.transformer_layers import maybe_dropout, split_keys
+from tasks.common.configs import Config, PositiveInt, Rate
 from tasks.common.decoding import generate
 from tasks.sequence_copy.data import END, PAD, START, VOCABULARY
 
@@ -26,7 +27,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderDecoderConfig:
+class EncoderDecoderConfig(Config):
     """Two GRUs and the alignment between them.
 
     Attributes:
@@ -39,17 +40,13 @@ class EncoderDecoderConfig:
     """
 
     name: str = "gru"
-    embedding_size: int = 32
-    state_size: int = 64
+    embedding_size: PositiveInt = 32
+    state_size: PositiveInt = 64
     alignment: str = "dot"
-    dropout_rate: float = 0.0
+    dropout_rate: Rate = 0.0
 
     def __post_init__(self):
-        for name in ("embedding_size", "state_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
+        super().__post_init__()
         registry.check_spec(
             "alignment",
             self.alignment,
@@ -122,7 +119,7 @@ class EncoderDecoder(nnx.Module):
         """
         B = source.shape[0]
         shapes.expect("target", target, "B T", {"B": B})
-        keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
+        keys = split_keys(dropout_key, 2)
         inputs = jnp.concatenate([jnp.full((B, 1), START, target.dtype), target[:, :-1]], axis=1)
         encoded = self._encode(source, lengths, keys[0])
         return self.decoder(*encoded, inputs, dropout_key=keys[1])
@@ -162,7 +159,6 @@ class EncoderDecoder(nnx.Module):
         shapes.expect("source", source, "B S", sizes)
         shapes.expect("lengths", lengths, "B", sizes)
         valid = jnp.arange(sizes["S"]) < lengths[:, None]
-        words = self.decoder.embedding(source)
-        words = words if key is None else dropout(words, self.config.dropout_rate, key)
+        words = maybe_dropout(self.decoder.embedding(source), self.config.dropout_rate, key)
         states, last = self.encoder(words, valid=valid)
         return states, valid, last

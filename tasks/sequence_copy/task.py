@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from tasks.figures import Alignment, Curves, Figure
 from tasks.sequence_copy import data as strings
 from tasks.sequence_copy.data import PAD, DataConfig, DigitData, DigitStrings
 from tasks.sequence_copy.model import MODEL_CONFIGS, EncoderDecoder
-from tasks.task import ArraySpec, ProcessingSteps, Processor, Task
+from tasks.task import Arrays, ArraySpec, Batch, ProcessingSteps, Processor, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +38,7 @@ class DigitProcessor(Processor):
         """Converts strings of digits, no longer than those of training."""
         return strings.read_strings(raw, self.data.max_length)
 
-    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
         """Returns the decoded string of each input."""
         return [
             {"input": source, "output": decoded, "text": decoded}
@@ -100,21 +99,21 @@ class SequenceCopy(Task):
         return EncoderDecoder(self.model, rngs=rngs)
 
     def loss(
-        self, model: EncoderDecoder, batch: Mapping[str, jax.Array], dropout_key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, model: EncoderDecoder, batch: Batch, dropout_key: jax.Array
+    ) -> tuple[jax.Array, dict]:
         """Computes cross-entropy and accuracy per token under teacher forcing."""
         losses, correct, weight = _by_token(model, batch, dropout_key)
         tokens = jnp.maximum(jnp.sum(weight), 1)
         return jnp.sum(losses) / tokens, {"forced_accuracy": jnp.sum(correct) / tokens}
 
-    def evaluate(self, model: EncoderDecoder, batch: Mapping[str, jax.Array]) -> tuple[dict, dict]:
+    def evaluate(self, model: EncoderDecoder, batch: Batch) -> tuple[dict, dict]:
         """Sums cross-entropy, correct tokens and tokens under teacher forcing."""
         losses, correct, weight = _by_token(model, batch, None)
         sums = {"loss": jnp.sum(losses), "right": jnp.sum(correct), "tokens": jnp.sum(weight)}
         return sums, {}
 
     def predict(
-        self, model: EncoderDecoder, inputs: Mapping[str, jax.Array], *, fast: bool = False
+        self, model: EncoderDecoder, inputs: Batch, *, fast: bool = False
     ) -> dict[str, jax.Array]:
         """Decodes greedily.
 
@@ -129,14 +128,12 @@ class SequenceCopy(Task):
         weights = weights if weights.ndim == 3 else jnp.mean(weights, axis=2)
         return {"tokens": tokens, "looked": jnp.where(tokens == PAD, 0, 1 + weights.argmax(-1))}
 
-    def decoder(self, model: EncoderDecoder, inputs: Mapping[str, jax.Array]) -> TokenDecoder:
+    def decoder(self, model: EncoderDecoder, inputs: Batch) -> TokenDecoder:
         """Returns the decoder of the strings."""
         source = inputs["source"]
         return model.decoding(source, inputs["length"], source.shape[1])
 
-    def attention(
-        self, model: EncoderDecoder, inputs: Mapping[str, jax.Array]
-    ) -> dict[str, jax.Array]:
+    def attention(self, model: EncoderDecoder, inputs: Batch) -> dict[str, jax.Array]:
         """Returns the weights of each decoding step over the source, [B, T, S] or [B, T, N, S].
 
         Empty for a decoder that reads one fixed vector.
@@ -148,9 +145,7 @@ class SequenceCopy(Task):
 
     # ------------------------------------------------------------------ on the host
 
-    def metrics(
-        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
-    ) -> dict[str, float]:
+    def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns `sequence_metrics` and, with attention, `alignment_accuracy` of greedy decoding;
         `loss` and `forced_accuracy` of teacher forcing.
         """
@@ -170,16 +165,12 @@ class SequenceCopy(Task):
         part = self.examples(split)
         return digests.ids(part.strings, part.answers)
 
-    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+    def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns 1 if every token is correct, the end token included, else 0."""
         return _exact(outputs["tokens"], self.examples(split)).astype(np.float32)
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Returns exact match by length, and the alignments of the first strings by head."""
         examples = self.examples(split)
@@ -219,11 +210,9 @@ class SequenceCopy(Task):
         return self._score(lambda string: commonest * len(string))
 
     def _score(self, answer: Callable[[str], str]) -> dict[str, float]:
-        began = time.monotonic()
         test = self.examples("test")
         answers = [answer(string) for string in test.strings]
-        metrics = sequence_metrics(strings.tokens_of(answers, int(test.lengths.max())), test)
-        return {**metrics, "seconds": round(time.monotonic() - began, 2)}
+        return sequence_metrics(strings.tokens_of(answers, int(test.lengths.max())), test)
 
 
 def sequence_metrics(tokens: np.ndarray, examples: DigitStrings) -> dict[str, float]:
@@ -295,7 +284,7 @@ def _targets(tokens: np.ndarray, examples: DigitStrings) -> np.ndarray:
 
 
 def _by_token(
-    model: EncoderDecoder, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None
+    model: EncoderDecoder, batch: Batch, dropout_key: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns weighted cross-entropy, weighted correctness and weight of each token, [B, T]."""
     target = batch["target"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -35,7 +34,6 @@ def mfcc_svm(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
-    began = time.monotonic()
     train, test = (speech.splits[split] for split in ("train", "test"))
     search = GridSearchCV(
         make_pipeline(StandardScaler(), SVC()),
@@ -50,7 +48,7 @@ def mfcc_svm(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
     )
     search.fit(train_inputs, train.texts)
     written = search.predict(test_inputs).tolist()
-    return _scored(test.texts, written, began)
+    return _scored(test.texts, written)
 
 
 def cut_and_classify(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
@@ -63,7 +61,6 @@ def cut_and_classify(speech: SpeechData, config: LogMelConfig) -> dict[str, floa
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
-    began = time.monotonic()
     train, test = (speech.splits[split] for split in ("train", "test"))
     said = [text.split() for text in train.texts[:_STRINGS]]
     heard = list(_features(train, range(len(said)), config))
@@ -85,7 +82,7 @@ def cut_and_classify(speech: SpeechData, config: LogMelConfig) -> dict[str, floa
         pieces = _cut(features, silence)
         inputs = [_cepstra(piece) for piece in pieces]
         written.append(" ".join(model.predict(np.stack(inputs))) if pieces else "")
-    return _scored([test.texts[index] for index in chosen], written, began)
+    return _scored([test.texts[index] for index in chosen], written)
 
 
 def pocketsphinx(speech: SpeechData, rate: int) -> dict[str, float]:
@@ -99,7 +96,6 @@ def pocketsphinx(speech: SpeechData, rate: int) -> dict[str, float]:
     """
     from pocketsphinx import Decoder
 
-    began = time.monotonic()
     decoder = Decoder(samprate=_SPHINX_RATE, loglevel="FATAL")
     test, written = speech.splits["test"], []
     spoken = np.flatnonzero(test.groups == 0)
@@ -110,14 +106,12 @@ def pocketsphinx(speech: SpeechData, rate: int) -> dict[str, float]:
         decoder.end_utt()
         found = decoder.hyp()
         written.append(found.hypstr if found else "")
-    return _scored([test.texts[index] for index in spoken], written, began)
+    return _scored([test.texts[index] for index in spoken], written)
 
 
-def _scored(said: Sequence[str], written: Sequence[str], began: float) -> dict[str, float]:
-    """Returns metrics of hypotheses, and the seconds since a time of `time.monotonic`."""
+def _scored(said: Sequence[str], written: Sequence[str]) -> dict[str, float]:
     metrics = transcript_metrics(said, written)
-    chosen = {name: metrics[name] for name in ("wer", "cer", "exact_match")}
-    return chosen | {"seconds": round(time.monotonic() - began, 2)}
+    return {name: metrics[name] for name in ("wer", "cer", "exact_match")}
 
 
 def _features(

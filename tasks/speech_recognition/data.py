@@ -12,7 +12,6 @@ All samples are held in memory.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,14 +21,14 @@ import numpy as np
 from tasks.common.audio.augmentation import SoundAugmentation
 from tasks.common.audio.features import LogMelConfig
 from tasks.common.audio.files import read_audio, resample, to_pcm, trim_silence
-from tasks.common.configs import Config, NonNegativeInt, Rate, at_least, within
+from tasks.common.configs import Rate, within
 from tasks.common.data import builders
-from tasks.common.data.manifests import BY_TEXT, check_split_by, user_examples
+from tasks.common.data.manifests import TranscribedConfig
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS
 from tasks.common.data.transcribed import TranscriptionExamples, encode_units
-from tasks.common.data.user_files import LATER, results_name
 from tasks.common.errors import UserError, warn_once
+from tasks.common.text.config import LOSSY
 from tasks.common.text.tokenizer import TextConfig, Tokenizer
 from tasks.speech_recognition.datasets import NAMES, PROMPTS, SPOKEN_DIGITS
 from tasks.speech_recognition.datasets.digit_strings import JoinedDigits, Strings
@@ -40,8 +39,6 @@ OFFICIAL = "official"
 LONG, SILENCE = "long", "silence"
 # Signal-to-noise ratios of the noisy copies of the test split, in decibels.
 NOISES = (20, 10, 5, 0)
-clips = functools.partial(TranscriptionExamples, "samples")
-"""Examples of recordings from read, lengths, targets, texts and groups."""
 _Decibels = within("[0, inf)", "0 or more decibels")
 _STREAMS = {"train": 0, "validation": 1, "test": 2, LONG: 3, SILENCE: 4, "noise": 5}
 
@@ -51,52 +48,35 @@ def _words() -> TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig(Config):
-    """Recordings, their features and the units of transcripts.
+class DataConfig(TranscribedConfig):
+    """Config of the recordings, their features and the units of transcripts.
 
     Attributes:
-      name: a built-in data set. With `path` it names the results; default own_<name of path>.
-      path: user files: a manifest with the columns path and text (CSV or TSV), or with such JSON
-        objects (.jsonl); or three, separated by commas, named train, validation and test. A
-        missing split is a tenth of the training split, see `split_by`.
-      held_out: held out of spoken digits and strings, the speaker of the test split. Validation is,
-        of strings, the speaker after that one; of single digits, takes 0 to 4 of the others.
-        "official", for single digits: test is takes 0 to 4 of all speakers, validation takes 5 to
-        9, train the others.
+      held_out: speaker of the test split, for spoken digits and strings. The validation split has
+        the next speaker (strings) or takes 0 to 4 of the other speakers (digits). "official", only
+        for digits: the test split has takes 0 to 4 of all speakers, validation takes 5 to 9.
       strings: composition of spoken_digit_strings.
-      long_strings: that of its second test condition, longer than any training string.
+      long_strings: composition of its second test condition, longer than any training string.
       silence: number of additional training examples without speech, for strings and prompts, as a
-        fraction. They reduce hallucinations. (Of user files those with an empty text serve this.)
-      train_size, validation_size, test_size: number of strings of each split. Each further test
-        condition has a quarter of test_size.
-      seed: seed of the strings.
-      features: see `LogMelConfig`.
+        fraction. They reduce hallucinations. User files with an empty text have the same purpose.
+      features: config of the log-mel features.
       normalised: whether each clip is scaled to the same peak, and each band has its mean
         subtracted (Atal 1974), which removes the channel of microphone and room.
       dynamic_range: dynamic range of a normalized clip, decibels below the loudest energy to which
         energies are raised, which removes background noise. 0 for no limit.
-      trim: recordings are trimmed at both ends where they are this many decibels below the loudest
-        part. 0 for no trimming.
+      trim: decibels below the loudest part at which both ends of recordings are trimmed. 0 for no
+        trimming.
       augmentation: random changes in training.
-      text: tokenizer of units: "word", "character" or "bpe".
-      max_seconds: largest length of a user file; longer ones raise an error.
-      split_by: property of user files by which missing splits are made: "text": equal texts are in
-        one split; "file": equal files; or a column of the manifest, such as speaker: the largest
-        group is train, others fill a tenth of test and of validation. "text" needs many distinct
-        texts.
-      skip_broken: leave out user files that cannot be used, with a warning.
+      max_seconds: maximum length of a user file; longer files raise an error.
+      For the others see `TranscribedConfig`.
     """
 
+    built_in, unit = NAMES, "recordings"
     name: str = "spoken_digit_strings"
-    path: str | None = None
     held_out: str = SPEAKERS[0]
     strings: Strings = dataclasses.field(default_factory=Strings)
     long_strings: Strings = dataclasses.field(default_factory=lambda: Strings(8, 12))
     silence: Rate = 0.02
-    train_size: at_least(4) = 8000
-    validation_size: at_least(4) = 300
-    test_size: at_least(4) = 600
-    seed: NonNegativeInt = 0
     features: LogMelConfig = dataclasses.field(default_factory=LogMelConfig)
     normalised: bool = True
     dynamic_range: _Decibels = 0.0
@@ -104,25 +84,18 @@ class DataConfig(Config):
     augmentation: SoundAugmentation = dataclasses.field(default_factory=SoundAugmentation)
     text: TextConfig = dataclasses.field(default_factory=_words)
     max_seconds: float = 60.0
-    split_by: str = dataclasses.field(default=BY_TEXT, metadata=LATER)
-    skip_broken: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        name = results_name(self.name, NAMES, self.path, "; path takes your own recordings")
-        object.__setattr__(self, "name", name)
-        check_split_by(self.split_by, self.path)
         speakers = (*SPEAKERS, OFFICIAL) if self.name == "spoken_digits" else SPEAKERS
         self.expect("held_out", self.held_out in speakers, f"one of {', '.join(speakers)}")
         allowed = self.normalised or not self.dynamic_range
         self.expect("dynamic_range", allowed, "0 if `normalised` is False")
         self.expect("max_seconds", self.max_seconds > 0, "a number above 0")
-        lossy = self.text.unique or self.text.ngrams > 1 or self.text.character_ngrams
-        if self.text.tokenizer == "wordpiece" or lossy or self.text.stem is not None:
-            raise ValueError(
-                "text: expected tokenizer word, character or bpe without unique, ngrams, "
-                "character_ngrams and stem, because texts are decoded"
-            )
+        self.text.expect_defaults(LOSSY, "because texts are decoded")
+        if self.text.tokenizer == "wordpiece":
+            expected = "'word', 'character' or 'bpe', because texts are decoded"
+            raise ValueError(f"text.tokenizer: got 'wordpiece', expected {expected}")
 
 
 class SpeechData(TranscriptionData):
@@ -148,15 +121,10 @@ def load(config: DataConfig, paths: Paths) -> SpeechData:
 
 
 def encoded(
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    sounds: Sequence[np.ndarray],
-    texts: Sequence[str],
+    config: DataConfig, tokenizer: Tokenizer, sounds: Sequence[np.ndarray], texts: Sequence[str]
 ) -> TranscriptionExamples:
     """Returns examples of recordings in memory, with units of their texts."""
-    return clips(
-        sounds.__getitem__, [len(sound) for sound in sounds], encode_units(tokenizer, texts), texts
-    )
+    return TranscriptionExamples.of_arrays("samples", sounds, tokenizer, texts)
 
 
 def _prepared(samples: np.ndarray, config: DataConfig) -> np.ndarray:
@@ -169,7 +137,6 @@ def _prepared(samples: np.ndarray, config: DataConfig) -> np.ndarray:
 
 def _recordings(config: DataConfig, paths: Paths) -> dict[str, list[list[np.ndarray]]]:
     """Returns samples by speaker, digit and take."""
-    builders.prepare(SPOKEN_DIGITS, paths)
     found = {}
     for speaker in SPEAKERS:
         source = builders.load(SPOKEN_DIGITS, speaker, paths)
@@ -275,7 +242,9 @@ def _conditions(
             return _silence(index, lengths[number], rng)
         return part[index] if noise is None else add_noise(part[index], noise, rng)
 
-    return clips(read, lengths, encode_units(tokenizer, texts), texts, np.array(groups, np.int32))
+    units = encode_units(tokenizer, texts)
+    groups = np.array(groups, np.int32)
+    return TranscriptionExamples("samples", read, lengths, units, texts, groups)
 
 
 def _silence(index: int, length: int, rng: np.random.Generator) -> np.ndarray:
@@ -299,11 +268,7 @@ def add_noise(samples: np.ndarray, decibels: float, rng: np.random.Generator) ->
 
 def _prompts(config: DataConfig, paths: Paths) -> SpeechData:
     definition = PROMPTS[config.name]
-    builders.prepare(definition, paths)
-    rows = {}
-    for split in SPLITS:
-        source = builders.load(definition, split, paths)
-        rows[split] = list(source.__getitems__(range(len(source))))
+    rows = dict(builders.read_splits(definition, paths))
     texts = {split: [row["text"].decode() for row in rows[split]] for split in SPLITS}
     tokenizer = Tokenizer.fit(texts["train"], config.text)
     rate, splits = config.features.sample_rate, {}
@@ -314,12 +279,9 @@ def _prompts(config: DataConfig, paths: Paths) -> SpeechData:
         rng = np.random.default_rng((config.seed, _STREAMS[split], _STREAMS[SILENCE]))
         groups = np.repeat([0, 1 if split == "test" else 0], [len(sounds), count])
         sounds += [_silence(index, rate * (1 + index % 4), rng) for index in range(count)]
-        splits[split] = clips(
-            sounds.__getitem__,
-            [len(sound) for sound in sounds],
-            encode_units(tokenizer, said := texts[split] + [""] * count),
-            said,
-            groups.astype(np.int32),
+        said = texts[split] + [""] * count
+        splits[split] = TranscriptionExamples.of_arrays(
+            "samples", sounds, tokenizer, said, groups.astype(np.int32)
         )
     return SpeechData(splits, tokenizer, ("", SILENCE))
 
@@ -333,23 +295,13 @@ def _user_data(config: DataConfig) -> SpeechData:
             silent.append(str(path))
         return samples
 
-    data = SpeechData(
-        *user_examples(
-            config.path,
-            read,
-            config.text,
-            "samples",
-            config.skip_broken,
-            config.split_by,
-            "recordings",
-        )
-    )
+    data = SpeechData(*config.user_examples(read, "samples"))
     _name_silent(config.path, silent, sum(map(len, data.splits.values())))
     return data
 
 
 def _name_silent(path: str, silent: Sequence[str], count: int) -> None:
-    """Warns about recordings in which every sample is 0; raises if all are."""
+    """Warns about silent recordings, in which every sample is 0; raises if all are silent."""
     if silent and len(silent) == count:
         raise UserError(f"{path}: all {count} recordings are silent: every sample is 0")
     if silent:
@@ -367,7 +319,7 @@ def read_clip(source: str | Path | bytes, config: DataConfig, name: str = "") ->
       name: for messages; by default the path.
 
     Raises:
-      UserError: it cannot be read, has no samples, or is longer than max_seconds.
+      UserError: the file cannot be read, has no samples, or is longer than max_seconds.
     """
     rate = config.features.sample_rate
     samples = read_audio(source, rate, name)

@@ -23,7 +23,7 @@ from attention.projection import Projection
 from tasks.common.audio.features import LogMelConfig
 from tasks.common.backbones.conformer import Conformer
 from tasks.common.backbones.convolutional import Convolution
-from tasks.common.backbones.recurrent import Bidirectional, LSTMState
+from tasks.common.backbones.recurrent import Bidirectional
 from tasks.common.backbones.transcriber import EncoderOutput, Transcriber, TranscriberConfig
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
 from tasks.common.configs import Config, NonNegativeInt, PositiveInt, at_least, one_of
@@ -35,15 +35,15 @@ ENCODERS = ("pyramid", "transformer", "conformer")
 
 @dataclasses.dataclass(frozen=True)
 class SpeechConfig(Config):
-    """Encoder and transcriber.
+    """Config of the encoder and the transcriber.
 
     Attributes:
       encoder: "pyramid": bidirectional GRUs that each join two adjacent frames; "transformer"
         or "conformer": attention layers after two convolutions that subsample frames by 4.
-      model_size: D, and M.
-      num_layers: num layers of the encoder. A pyramid halves the number of frames in each.
+      model_size: D, which equals M.
+      num_layers: number of layers of the encoder. A pyramid halves the number of frames in each.
       num_heads, feedforward_size: of the encoder's attention layers.
-      conv_kernel_size: conv kernel size of the Conformer's convolutions.
+      conv_kernel_size: kernel size of the Conformer's convolutions.
       channels: channels of the subsampling convolutions.
       chunk_size: encoded frames (40 ms by default) of a chunk, for streaming. Attention layers then
         attend up to the frame's own chunk, and the Conformer's convolutions are causal. 0 for none.
@@ -80,16 +80,11 @@ class SpeechConfig(Config):
 
     def attention_layers(self) -> EncoderConfig:
         """Returns the config of the attention layers."""
-        return EncoderConfig(
-            model_size=self.model_size,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            feedforward_size=self.feedforward_size,
-            dropout_rate=self.dropout_rate,
+        return EncoderConfig.of(
+            self,
             attention_dropout_rate=self.dropout_rate,
             activation="silu" if self.encoder == "conformer" else "relu",
             positions="rope",
-            max_length=self.max_length,
         )
 
     def frames(self, frames: int) -> int:
@@ -220,15 +215,11 @@ class SpeechRecognizer(nnx.Module):
         shapes.expect("frames", frames, "B", sizes)
         valid = jnp.arange(sizes["S"]) < frames[:, None]
         found = self.encoder(features, valid, dropout_key)
-        if self.config.transcriber.cell == "lstm":
-            found = found._replace(
-                final_state=LSTMState(found.final_state, jnp.zeros_like(found.final_state))
-            )
-        return found
+        return found.for_cell(self.config.transcriber.cell)
 
 
 def _paired(x: Array, valid: Array) -> tuple[Array, Array]:
-    """Joins adjacent frames: [B, S, F] -> [B, ceil(S / 2), 2F]; valid where the first is."""
+    """Joins pairs of frames: [B, S, F] -> [B, ceil(S / 2), 2F]; valid if the first frame is."""
     x = jnp.where(valid[..., None], x, 0.0)
     B, S, F = x.shape
     x = jnp.pad(x, ((0, 0), (0, S % 2), (0, 0)))

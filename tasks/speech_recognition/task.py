@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,11 +21,12 @@ from tasks.speech_recognition import baselines
 from tasks.speech_recognition.data import NOISES, OFFICIAL, DataConfig, SpeechData, load
 from tasks.speech_recognition.model import MODEL_CONFIGS, SpeechConfig, SpeechRecognizer
 from tasks.speech_recognition.processor import SpeechProcessor, fit_scale
+from tasks.task import Arrays, Batch
 from tasks.transcription import FAILURES, TranscriptionTask
 
 
 class SpeechRecognition(TranscriptionTask):
-    """Transcribes speech."""
+    """Transcription of speech."""
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
@@ -39,7 +40,7 @@ class SpeechRecognition(TranscriptionTask):
 
     @classmethod
     def check(cls, data: DataConfig, model: SpeechConfig) -> None:
-        """Requires clips that are not normalized for an encoder of chunks."""
+        """Raises if clips are normalized although the encoder processes chunks."""
         if model.chunk_size and data.normalised:
             raise UserError(
                 "config.data.normalised: got True with config.model.chunk_size, expected False, "
@@ -52,7 +53,7 @@ class SpeechRecognition(TranscriptionTask):
     def fit(
         cls, dataset: SpeechData, data: DataConfig, model: SpeechConfig, paths: Paths
     ) -> SpeechProcessor:
-        """Fits the scale of features as well."""
+        """Builds the processor, and fits the scale of the features."""
         scale = fit_scale(dataset.splits["train"], data)
         return super().fit(dataset, data, model, paths, **scale)
 
@@ -71,10 +72,8 @@ class SpeechRecognition(TranscriptionTask):
         units = self.processor.tokenizer.size
         return SpeechRecognizer(self.model, self.data.features, units, rngs=rngs)
 
-    def _encode(
-        self, model: SpeechRecognizer, batch: Mapping[str, Any], key: Any = None
-    ) -> EncoderOutput:
-        """Encodes clips; with a key after augmentation of samples and features."""
+    def _encode(self, model: SpeechRecognizer, batch: Batch, key: Any = None) -> EncoderOutput:
+        """Encodes clips; if a key is given, after augmentation of samples and features."""
         samples = batch["samples"].astype(jnp.float32) / 32768
         lengths, config = batch["length"], self.data.augmentation
         if key is None:
@@ -91,11 +90,7 @@ class SpeechRecognition(TranscriptionTask):
     # ------------------------------------------------------------------ on the host
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Returns WER against noise, if measured, and the alignments of the first transcripts."""
         drawn: list[Figure] = []
@@ -107,7 +102,7 @@ class SpeechRecognition(TranscriptionTask):
             )
         return drawn + super().figures(statistics, outputs, split, attention)
 
-    def _input_image(self, example: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
+    def _input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:
         """Returns log-mel features, high frequencies on top, and times."""
         samples = example["samples"][None].astype(np.float32) / 32768
         features, _ = self.processor.features(jnp.asarray(samples), example["length"][None])

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tasks.common.configs import Config
 from tasks.common.data import builders, catalog, digests
 from tasks.common.data.paths import Paths
-from tasks.common.data.splits import SPLITS, SplitSummary, alike, check_splits
+from tasks.common.data.splits import SPLITS, SplitSummary, alike, check_splits, count_classes
 from tasks.common.data.user_files import results_name, split_by_hash, warn_shared
 from tasks.common.datasets.labelled_texts import DEFINITIONS
 from tasks.common.errors import UserError
@@ -20,18 +21,19 @@ from tasks.text_classification.user_files import read_labelled
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config):
     """Config of the texts and their tokenizer.
 
     Attributes:
       name: a built-in data set, or tfds:NAME of the TFDS catalog. With train_file it only names the
         results; own_<file> by default.
-      train_file: a CSV, TSV or JSONL file of the user.
-      validation_file: likewise; None: a tenth of train_file, by the hash of the text.
-      test_file: likewise; None: another tenth.
+      train_file: user file, CSV, TSV or JSON lines.
+      validation_file: user file of the validation split; None for a tenth of train_file, by the
+        hash of the text.
+      test_file: user file of the test split; None for another tenth.
       text_column: column, key or feature of the text.
       label_column: column, key or feature of the class.
-      text: tokenizer.
+      text: config of the tokenizer.
     """
 
     name: str = "movie_reviews"
@@ -43,20 +45,18 @@ class DataConfig:
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self):
+        super().__post_init__()
         for other in ("validation_file", "test_file"):
-            if getattr(self, other) is not None and self.train_file is None:
-                raise ValueError(f"train_file: got None, expected a file with {other}")
+            complete = self.train_file is not None or getattr(self, other) is None
+            self.expect("train_file", complete, f"a file with {other}")
         known = [*DEFINITIONS, *[self.name] * self.name.startswith(catalog.PREFIX)]
         rest = ", and tfds:NAME of the TFDS catalog; train_file takes a file of yours"
         name = results_name(self.name, known, self.train_file, rest, "train_file")
         object.__setattr__(self, "name", name)
         for column in ("text_column", "label_column"):
-            if not getattr(self, column):
-                raise ValueError(f"{column}: got '', expected the name of a column")
-        if self.text_column == self.label_column:
-            raise ValueError(
-                f"label_column: got {self.text_column!r}, expected another than text_column"
-            )
+            self.expect(column, bool(getattr(self, column)), "the name of a column")
+        distinct = self.text_column != self.label_column
+        self.expect("label_column", distinct, "another than text_column")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Split:
     """Texts of one split.
 
     Attributes:
-      texts: as read.
+      texts: texts as read.
       labels: int32 [n], index into the label names.
       ids: source of each text.
     """
@@ -78,13 +78,13 @@ class Split:
 
 
 @dataclass(frozen=True)
-class TextData:
+class TextData(digests.Fingerprinted):
     """A data set.
 
     Attributes:
       name: as in the config.
       splits: train, validation and test.
-      label_names: by index.
+      label_names: class names by index.
     """
 
     name: str
@@ -92,32 +92,22 @@ class TextData:
     label_names: list[str]
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Texts of each split by class."""
+        """Counts the texts of each split by class."""
         found = {}
         for name in SPLITS:
-            counts = np.bincount(self.splits[name].labels, minlength=len(self.label_names))
-            classes = dict(zip(self.label_names, counts.tolist(), strict=True))
+            classes = count_classes(self.splits[name].labels, self.label_names)
             found[name] = SplitSummary(len(self.splits[name]), classes, least_classes=2)
         return found
 
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        found = {"class names": digests.of_rows(self.label_names)}
-        for name in SPLITS:
-            split = self.splits[name]
-            found[f"{name} texts"] = digests.of_rows(split.texts)
-            found[f"{name} labels"] = digests.of_rows(split.labels)
-        return found
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
+        columns = digests.of_splits(self.splits, lambda x: {"texts": x.texts, "labels": x.labels})
+        return {"class names": digests.of_rows(self.label_names), **columns}
 
 
 def load(config: DataConfig, paths: Paths) -> TextData:
-    """Reads a data set, and prepares a built-in one if necessary.
+    """Reads a data set; a built-in data set is prepared first if necessary.
 
     Args:
       config: config of the data.
@@ -142,16 +132,14 @@ def _builtin(config: DataConfig, paths: Paths) -> TextData:
                 f"{column}: got {getattr(config, column)!r}, expected {expected!r} for "
                 f"{config.name}"
             )
-    builders.prepare(definition, paths)
-    splits = {}
-    for name in SPLITS:
-        source = builders.load(definition, name, paths)
-        rows = source.__getitems__(range(len(source)))
-        splits[name] = Split(
+    splits = {
+        name: Split(
             [row["text"].decode() for row in rows],
             np.array([row["label"] for row in rows], np.int32),
             [row["id"].decode() for row in rows],
         )
+        for name, rows in builders.read_splits(definition, paths)
+    }
     names = definition.features()["label"].names
     return TextData(config.name, splits, list(names))
 
@@ -184,7 +172,7 @@ def _catalog(config: DataConfig, paths: Paths) -> TextData:
     read = {}
     if "test" in data.splits:
         wanted = {"train": "train", "validation": "validation", "test": "test"}
-    else:  # competitions do not publish test labels: their validation split is used for testing
+    else:  # competitions do not publish test labels, so their validation split is used for testing
         wanted = {"train": "train", "test": "validation"}
     names = getattr(features[config.label_column], "names", None)
     for split, given in wanted.items():
@@ -238,7 +226,7 @@ class _Rows:
 
 
 def _assemble(name: str, read: dict[str, _Rows], where: Mapping[str, str | None]) -> TextData:
-    """Splits off the splits that are not given, and converts labels to numbers."""
+    """Creates missing splits, and converts labels to indices."""
     read = _with_all_splits(read, where["train"])
     names = sorted(set(read["train"].labels))
     number = {label: index for index, label in enumerate(names)}

@@ -8,7 +8,7 @@ attention weights by name.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,11 @@ import numpy as np
 from flax import nnx
 
 from attention import registry
-from attention.dropout import dropout, keep_mask
+from attention.dropout import keep_mask
 from attention.projection import Projection
 from tasks.common.backbones.recurrent import Bidirectional
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
+from tasks.common.backbones.transformer_layers import maybe_dropout, split_keys, with_weights
 from tasks.common.configs import Config, PositiveFloat, PositiveInt, Rate, one_of
 from tasks.common.text.tokenizer import CLS
 from tasks.text_classification.finetuning import InitialWeights
@@ -33,56 +34,62 @@ Prior = one_of("none", "naive_bayes")
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionPoolingConfig(Config):
+class EmbeddingConfig(Config):
+    """Initial values of the token embeddings.
+
+    Attributes:
+      embedding_scale: standard deviation of the initial embeddings.
+      prior: "naive_bayes" initializes the first coordinates of the embeddings by the log-count
+        ratios of the training split (Wang & Manning 2012); "none": all random.
+      prior_scale: factor of those ratios.
+    """
+
+    embedding_scale: PositiveFloat = 0.1
+    prior: Prior = "none"
+    prior_scale: PositiveFloat = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionPoolingConfig(EmbeddingConfig):
     """A pool over embeddings of words and n-grams, and a linear layer.
 
     Attributes:
       embedding_size: D.
-      embedding_scale: standard deviation of the initial embeddings.
       pooling: a pool of `attention.registry`.
       attention_size: hidden size of the attention's score; only for `pooling="attention"`.
       length_scaling: whether to multiply the pooled vector by sqrt(T), so that the logits of longer
         texts are larger.
-      prior: "naive_bayes" initializes the first coordinates of the embeddings by the log-count
-        ratios of the training split (Wang & Manning 2012); "none": all random.
-      prior_scale: factor of those ratios.
       token_dropout_rate: probability of dropping whole tokens.
       dropout_rate: dropout rate of the pooled vector.
+      For the others see `EmbeddingConfig`.
     """
 
     name: str = "attention_pooling"
     embedding_size: PositiveInt = 32
-    embedding_scale: PositiveFloat = 0.1
     pooling: Pool = "attention"
     attention_size: PositiveInt = 32
     length_scaling: bool = True
-    prior: Prior = "none"
-    prior_scale: PositiveFloat = 0.3
     token_dropout_rate: Rate = 0.5
     dropout_rate: Rate = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerConfig(EncoderConfig):
+class TransformerConfig(EmbeddingConfig, EncoderConfig):
     """Token embeddings, a Transformer encoder, a pool and a linear layer.
 
     Attributes:
       pooling: a pool of `attention.registry`, or "cls": the state of a token before the text.
       token_dropout_rate: probability of dropping whole tokens at the input.
-      head_dropout_rate: head dropout rate of the pooled vector.
-      embedding_scale, prior, prior_scale: see `AttentionPoolingConfig`.
+      head_dropout_rate: dropout rate of the pooled vector.
       init_from: run directory of language_modeling whose embeddings, encoder and tokenizer this run
         starts from; "": random initialization.
-      For the others see `EncoderConfig`.
+      For the others see `EmbeddingConfig` and `EncoderConfig`.
     """
 
     name: str = "transformer"
     pooling: PoolOrCls = "mean"
     token_dropout_rate: Rate = 0.1
     head_dropout_rate: Rate = 0.3
-    embedding_scale: PositiveFloat = 0.1
-    prior: Prior = "none"
-    prior_scale: PositiveFloat = 0.3
     init_from: str = ""
 
     def __post_init__(self):
@@ -98,7 +105,7 @@ class TransformerConfig(EncoderConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class BiGRUConfig(Config):
+class BiGRUConfig(EmbeddingConfig):
     """A bidirectional GRU and attention over its states (Yang et al. 2016, one level).
 
     Attributes:
@@ -107,7 +114,7 @@ class BiGRUConfig(Config):
       pooling: a pool of `attention.registry`.
       token_dropout_rate: probability of dropping whole tokens at the input.
       dropout_rate: dropout rate of embeddings and of the pooled vector.
-      embedding_scale, prior, prior_scale: see `AttentionPoolingConfig`.
+      For the others see `EmbeddingConfig`.
     """
 
     name: str = "bigru"
@@ -116,26 +123,15 @@ class BiGRUConfig(Config):
     pooling: Pool = "attention"
     token_dropout_rate: Rate = 0.2
     dropout_rate: Rate = 0.5
-    embedding_scale: PositiveFloat = 0.1
-    prior: Prior = "none"
-    prior_scale: PositiveFloat = 0.3
-
-
-MODEL_CONFIGS = {
-    "transformer": TransformerConfig,
-    "attention_pooling": AttentionPoolingConfig,
-    "bigru": BiGRUConfig,
-}
 
 
 class Embedding(nnx.Module):
     """Token embeddings; `embedding` [vocabulary, D]."""
 
-    def __init__(
-        self, config: Any, vocabulary: int, size: int, prior: np.ndarray | None, *, rngs: nnx.Rngs
-    ):
-        """Args: model config; sizes; initial values of the first coordinates, [vocabulary, k]."""
-        table = jax.random.normal(rngs.params(), (vocabulary, size)) * config.embedding_scale
+    def __init__(self, config: Any, vocabulary: int, prior: np.ndarray | None, *, rngs: nnx.Rngs):
+        """Args: model config; size; initial values of the first coordinates, [vocabulary, k]."""
+        shape = (vocabulary, embedding_size(config))
+        table = jax.random.normal(rngs.params(), shape) * config.embedding_scale
         if prior is not None:
             table = table.at[:, : prior.shape[1]].set(prior * config.prior_scale)
         self.embedding = nnx.Param(table)
@@ -144,17 +140,14 @@ class Embedding(nnx.Module):
         return jnp.take(self.embedding[...], tokens, axis=0)
 
 
+def embedding_size(config: Any) -> int:
+    """Returns the size D of the token embeddings."""
+    return getattr(config, "embedding_size", None) or config.model_size
+
+
 def positions_valid(tokens: Array, lengths: Array) -> Array:
     """Returns True for tokens and False for padding, bool [B, T]."""
     return jnp.arange(tokens.shape[1])[None, :] < lengths[:, None]
-
-
-def _keys(dropout_key: Array | None, count: int) -> list[Array | None]:
-    return [None] * count if dropout_key is None else list(jax.random.split(dropout_key, count))
-
-
-def _dropped(x: Array, rate: float, key: Array | None) -> Array:
-    return x if key is None else dropout(x, rate, key)
 
 
 def _without(valid: Array, rate: float, key: Array | None) -> Array:
@@ -164,35 +157,59 @@ def _without(valid: Array, rate: float, key: Array | None) -> Array:
     return valid & keep_mask(key, rate, valid.shape)
 
 
-def _pool_weights(config: Any, weights: Array) -> dict[str, Array]:
-    """Returns the weights of a pool as "pool"; nothing for the mean, whose weights are uniform."""
-    return {} if config.pooling == "mean" else {"pool": weights}
+class TextClassifier(nnx.Module):
+    """Base class of the models: logits = dropout(pool(encoder(E[tokens]))) W + b.
 
+    Args:
+      config: one of MODEL_CONFIGS.
+      vocabulary, classes: sizes.
+      prior: [vocabulary, columns], see `EmbeddingConfig`.
+      start: embeddings and encoder of `init_from`.
+    """
 
-class AttentionPoolingClassifier(nnx.Module):
-    """logits = dropout(sqrt(T) · pool(E[tokens])) W + b."""
+    # Number of dropout keys; the last one is of the pooled vector.
+    keys: ClassVar[int] = 3
 
     def __init__(
         self,
-        config: AttentionPoolingConfig,
+        config: Any,
         vocabulary: int,
         classes: int,
         *,
         prior: np.ndarray | None = None,
+        start: InitialWeights | None = None,
         rngs: nnx.Rngs,
     ):
-        """Args: vocabulary, classes: sizes; prior: [vocabulary, columns], see the config."""
         self.config = config
-        self.tokens = Embedding(config, vocabulary, config.embedding_size, prior, rngs=rngs)
-        options = {"hidden_size": config.attention_size} if config.pooling == "attention" else {}
-        self.pool = registry.load("pool", config.pooling)(
-            config.embedding_size, rngs=rngs, **options
-        )
-        self.classify = Projection((config.embedding_size,), (classes,), rngs=rngs)
-        if prior is not None:
-            columns = prior.shape[1]
-            kernel = self.classify.kernel[...].at[:columns].set(_prior_readout(columns, classes))
-            self.classify.kernel[...] = kernel
+        self.tokens = Embedding(config, vocabulary, prior, rngs=rngs)
+        self.encoder, size = self._encoder(rngs)
+        if start is not None:
+            start.assign_to(self.tokens, self.encoder)
+        self.pool = self._build_pool(size, rngs)
+        self.classify = Projection((size,), (classes,), rngs=rngs)
+
+    def _encoder(self, rngs: nnx.Rngs) -> tuple[nnx.Module | None, int]:
+        """Returns the encoder, if any, and the size of its states."""
+        raise NotImplementedError
+
+    def _build_pool(self, size: int, rngs: nnx.Rngs) -> nnx.Module | None:
+        if self.config.pooling == "cls":
+            return None
+        options = {}
+        if self.config.pooling == "attention" and hasattr(self.config, "attention_size"):
+            options["hidden_size"] = self.config.attention_size
+        return registry.load("pool", self.config.pooling)(size, rngs=rngs, **options)
+
+    def _pooled(
+        self, tokens: Array, lengths: Array, keys: list[Array | None], return_weights: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        """Returns pooled states [B, D] and attention weights."""
+        raise NotImplementedError
+
+    def _pool(self, states: Array, valid: Array) -> tuple[Array, dict[str, Array]]:
+        """Pools states; the weights of the mean are uniform and left out."""
+        pooled, weights = self.pool(states, valid=valid)
+        return pooled, {} if self.config.pooling == "mean" else {"pool": weights}
 
     def __call__(
         self,
@@ -204,17 +221,49 @@ class AttentionPoolingClassifier(nnx.Module):
     ) -> Array | tuple[Array, dict[str, Array]]:
         """Computes logits [B, C] of tokens int [B, T] with lengths int [B].
 
-        Weights: "pool" [B, heads, T], except for the mean.
+        Weights: "pool" [B, heads, T], except for the mean; of a Transformer also "encoder"
+        [B, L, N, T, T] if the mixer has weights.
         """
-        config = self.config
-        token_key, pooled_key = _keys(dropout_key, 2)
-        valid = _without(positions_valid(tokens, lengths), config.token_dropout_rate, token_key)
-        pooled, weights = self.pool(self.tokens(tokens), valid=valid)
-        if config.length_scaling:
+        *keys, last = split_keys(dropout_key, self.keys)
+        pooled, weights = self._pooled(tokens, lengths, keys, return_weights)
+        rate = getattr(self.config, "head_dropout_rate", self.config.dropout_rate)
+        logits = self.classify(maybe_dropout(pooled, rate, last))
+        return (logits, weights) if return_weights else logits
+
+
+class AttentionPoolingClassifier(TextClassifier):
+    """logits = dropout(sqrt(T) · pool(E[tokens])) W + b."""
+
+    keys = 2
+
+    def __init__(
+        self,
+        config: AttentionPoolingConfig,
+        vocabulary: int,
+        classes: int,
+        *,
+        prior: np.ndarray | None = None,
+        **options: Any,
+    ):
+        super().__init__(config, vocabulary, classes, prior=prior, **options)
+        if prior is not None:
+            columns = prior.shape[1]
+            kernel = self.classify.kernel[...].at[:columns].set(_prior_readout(columns, classes))
+            self.classify.kernel[...] = kernel
+
+    def _encoder(self, rngs: nnx.Rngs) -> tuple[None, int]:
+        return None, self.config.embedding_size
+
+    def _pooled(
+        self, tokens: Array, lengths: Array, keys: list[Array | None], return_weights: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        valid = positions_valid(tokens, lengths)
+        valid = _without(valid, self.config.token_dropout_rate, keys[0])
+        pooled, weights = self._pool(self.tokens(tokens), valid)
+        if self.config.length_scaling:
             count = jnp.sum(valid, axis=1, keepdims=True)
             pooled = pooled * jnp.sqrt(jnp.maximum(count, 1).astype(pooled.dtype))
-        logits = self.classify(_dropped(pooled, config.dropout_rate, pooled_key))
-        return (logits, _pool_weights(config, weights)) if return_weights else logits
+        return pooled, weights
 
 
 def _prior_readout(columns: int, classes: int) -> np.ndarray:
@@ -224,129 +273,61 @@ def _prior_readout(columns: int, classes: int) -> np.ndarray:
     return np.eye(columns, classes, dtype=np.float32)
 
 
-class TransformerClassifier(nnx.Module):
+class TransformerClassifier(TextClassifier):
     """logits = dropout(pool(Encoder(E[tokens]))) W + b."""
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        vocabulary: int,
-        classes: int,
-        *,
-        prior: np.ndarray | None = None,
-        start: InitialWeights | None = None,
-        rngs: nnx.Rngs,
-    ):
-        self.config = config
-        D = config.model_size
-        self.tokens = Embedding(config, vocabulary, D, prior, rngs=rngs)
-        self.encoder = Encoder(config, rngs=rngs)
-        if start is not None:
-            start.assign_to(self.tokens, self.encoder)
-        self.pool = (
-            None if config.pooling == "cls" else registry.load("pool", config.pooling)(D, rngs=rngs)
-        )
-        self.classify = Projection((D,), (classes,), rngs=rngs)
+    def _encoder(self, rngs: nnx.Rngs) -> tuple[Encoder, int]:
+        return Encoder(self.config, rngs=rngs), self.config.model_size
 
-    def __call__(
-        self,
-        tokens: Array,
-        lengths: Array,
-        *,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, dict[str, Array]]:
-        """Computes logits [B, C] of tokens int [B, T] with lengths int [B].
-
-        Weights: "encoder" [B, L, N, T, T] if the mixer has weights, and "pool" [B, heads, T]
-        except for the mean.
-        """
+    def _pooled(
+        self, tokens: Array, lengths: Array, keys: list[Array | None], return_weights: bool
+    ) -> tuple[Array, dict[str, Array]]:
         config = self.config
-        token_key, encoder_key, pooled_key = _keys(dropout_key, 3)
         if self.pool is None:
             first = jnp.full((tokens.shape[0], 1), CLS, tokens.dtype)
             tokens = jnp.concatenate([first, tokens], axis=1)
             lengths = jnp.where(lengths > 0, lengths + 1, 0)
         valid = positions_valid(tokens, lengths)
-        visible = _without(valid, config.token_dropout_rate, token_key)
+        visible = _without(valid, config.token_dropout_rate, keys[0])
         if self.pool is None:
             visible = visible.at[:, 0].set(valid[:, 0])
         has_weights = return_weights and "weights" in config.entry.capabilities
-        encoded = self.encoder(
-            self.tokens(tokens),
-            valid=visible,
-            dropout_key=encoder_key,
-            return_weights=has_weights,
-        )
-        weights = {}
-        if has_weights:
-            encoded, layers = encoded
-            weights["encoder"] = jnp.swapaxes(layers, 0, 1)
+        encode = with_weights(self.encoder, has_weights, valid=visible, dropout_key=keys[1])
+        encoded, layers = encode(self.tokens(tokens))
+        weights = {"encoder": jnp.swapaxes(layers, 0, 1)} if has_weights else {}
         if self.pool is None:
-            pooled = encoded[:, 0]
-        else:
-            pooled, pool_weights = self.pool(encoded, valid=visible)
-            weights |= _pool_weights(config, pool_weights)
-        logits = self.classify(_dropped(pooled, config.head_dropout_rate, pooled_key))
-        return (logits, weights) if return_weights else logits
+            return encoded[:, 0], weights
+        pooled, pool_weights = self._pool(encoded, visible)
+        return pooled, weights | pool_weights
 
 
-class BiGRUClassifier(nnx.Module):
+class BiGRUClassifier(TextClassifier):
     """logits = dropout(pool(BiGRU(dropout(E[tokens])))) W + b."""
 
-    def __init__(
-        self,
-        config: BiGRUConfig,
-        vocabulary: int,
-        classes: int,
-        *,
-        prior: np.ndarray | None = None,
-        rngs: nnx.Rngs,
-    ):
-        self.config = config
-        self.tokens = Embedding(config, vocabulary, config.embedding_size, prior, rngs=rngs)
-        self.encoder = Bidirectional(
-            config.embedding_size, config.state_size, cell="gru", rngs=rngs
-        )
-        self.pool = registry.load("pool", config.pooling)(2 * config.state_size, rngs=rngs)
-        self.classify = Projection((2 * config.state_size,), (classes,), rngs=rngs)
-
-    def __call__(
-        self,
-        tokens: Array,
-        lengths: Array,
-        *,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, dict[str, Array]]:
-        """Computes logits [B, C] of tokens int [B, T] with lengths int [B].
-
-        Weights: "pool" [B, heads, T], except for the mean.
-        """
+    def _encoder(self, rngs: nnx.Rngs) -> tuple[Bidirectional, int]:
         config = self.config
-        token_key, input_key, pooled_key = _keys(dropout_key, 3)
-        valid = _without(positions_valid(tokens, lengths), config.token_dropout_rate, token_key)
-        embedded = _dropped(self.tokens(tokens), config.dropout_rate, input_key)
+        encoder = Bidirectional(config.embedding_size, config.state_size, cell="gru", rngs=rngs)
+        return encoder, 2 * config.state_size
+
+    def _pooled(
+        self, tokens: Array, lengths: Array, keys: list[Array | None], return_weights: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        valid = positions_valid(tokens, lengths)
+        valid = _without(valid, self.config.token_dropout_rate, keys[0])
+        embedded = maybe_dropout(self.tokens(tokens), self.config.dropout_rate, keys[1])
         states, _ = self.encoder(embedded, valid=valid)
-        pooled, weights = self.pool(states, valid=valid)
-        logits = self.classify(_dropped(pooled, config.dropout_rate, pooled_key))
-        return (logits, _pool_weights(config, weights)) if return_weights else logits
+        return self._pool(states, valid)
 
 
-def build(
-    config: Any,
-    vocabulary: int,
-    classes: int,
-    *,
-    prior: np.ndarray | None,
-    start: InitialWeights | None = None,
-    rngs: nnx.Rngs,
-) -> nnx.Module:
-    """Returns the model of a config; `start` has parameters for `init_from`."""
-    kinds = {
-        "attention_pooling": AttentionPoolingClassifier,
-        "transformer": TransformerClassifier,
-        "bigru": BiGRUClassifier,
-    }
-    options = {} if start is None else {"start": start}
-    return kinds[config.name](config, vocabulary, classes, prior=prior, rngs=rngs, **options)
+# (config, model) by name.
+_MODELS = {
+    "transformer": (TransformerConfig, TransformerClassifier),
+    "attention_pooling": (AttentionPoolingConfig, AttentionPoolingClassifier),
+    "bigru": (BiGRUConfig, BiGRUClassifier),
+}
+MODEL_CONFIGS = {name: config for name, (config, _) in _MODELS.items()}
+
+
+def build(config: Any, vocabulary: int, classes: int, **options: Any) -> TextClassifier:
+    """Returns the model of a config; the arguments are those of `TextClassifier`."""
+    return _MODELS[config.name][1](config, vocabulary, classes, **options)

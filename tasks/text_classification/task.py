@@ -15,17 +15,17 @@ from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SplitSummary
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, check_max_length
 from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, Tokenizer
 from tasks.figures import AttendedText, ConfusionMatrix, Figure
-from tasks.task import ArraySpec, Pretrained, ProcessingSteps, Processor
+from tasks.task import Arrays, ArraySpec, Batch, Pretrained, ProcessingSteps, Processor
 from tasks.text_classification import baselines
 from tasks.text_classification import model as models
 from tasks.text_classification.data import DataConfig, TextData, load
 from tasks.text_classification.figures import token_weights
 from tasks.text_classification.finetuning import InitialWeights, initial_weights_from
 
-# Quantiles of the training lengths to which texts are padded; compiled once each.
+# Quantiles of the training lengths that define the padded lengths; each is compiled once.
 _BUCKET_QUANTILES = (0.5, 0.8, 0.95, 1.0)
 
 
@@ -57,7 +57,7 @@ class TextExamples:
 
 @dataclasses.dataclass(frozen=True)
 class TextProcessor(Processor):
-    """Texts to token ids, probabilities to labels.
+    """Conversion of texts to token ids, and of probabilities to labels.
 
     Attributes:
       labels: names of the classes.
@@ -75,10 +75,10 @@ class TextProcessor(Processor):
         return self.data.text_column
 
     def encode(self, raw: Sequence[str]) -> TextExamples:
-        """Tokenizes texts; one without a known word becomes a single unknown token."""
+        """Tokenizes texts; a text without a known word becomes a single unknown token."""
         return TextExamples(self.tokenizer.encode_batch(raw), None)
 
-    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
         """Returns labels and probabilities, in descending order."""
         return classes_by_probability(raw, outputs["probabilities"], self.labels)
 
@@ -105,14 +105,14 @@ class TextProcessor(Processor):
 
 
 class TextClassification(ClassificationTask):
-    """Texts to one class each."""
+    """Classification of texts into one class each."""
 
     data_config = DataConfig
     model_configs = models.MODEL_CONFIGS
     processor_type = TextProcessor
     baseline_version = 2
     sharding_rules = transformer.SHARDING_RULES + recurrent.SHARDING_RULES
-    # Parameters to start from; None: random, or replaced by those of a checkpoint.
+    # Initial parameters; None if random or replaced by those of a checkpoint.
     _initial: InitialWeights | None = None
 
     @classmethod
@@ -124,7 +124,7 @@ class TextClassification(ClassificationTask):
         pretrained: Pretrained | None = None,
         **options: Any,
     ) -> TextClassification:
-        """Prepares the task; with `pretrained`, with the tokenizer and parameters of that run."""
+        """Prepares the task, with tokenizer and parameters of the run `pretrained` if given."""
         initial = None
         if pretrained is not None:
             initial, options["tokenizer"] = initial_weights_from(pretrained, data.text, model)
@@ -134,14 +134,10 @@ class TextClassification(ClassificationTask):
 
     @classmethod
     def check(cls, data: DataConfig, model: Any) -> None:
-        """Checks that the positions of the model hold the longest text."""
+        """Raises unless the model's positions suffice for the longest text."""
         longest = getattr(model, "max_length", None)
         needed = data.text.max_length + (getattr(model, "pooling", "") == "cls")
-        if longest is not None and longest < needed:
-            raise UserError(
-                f"config.model.max_length: got {longest}, expected at least {needed} as "
-                "config.data.text.max_length requires"
-            )
+        check_max_length(longest, needed, "which config.data.text.max_length requires")
 
     load = staticmethod(load)
 
@@ -155,7 +151,7 @@ class TextClassification(ClassificationTask):
         tokenizer: Tokenizer | None = None,
         assets: Mapping[str, Any] | None = None,
     ) -> TextProcessor:
-        """Fits the tokenizer, unless it is given, and the buckets.
+        """Fits the tokenizer, unless one is given, and the buckets.
 
         Raises:
           UserError: no training text has a known token.
@@ -190,7 +186,7 @@ class TextClassification(ClassificationTask):
             examples, limit = self.examples(split), self.data.text.max_length
             unknown, cut = len(examples.unknown), int((examples.lengths >= limit).sum())
             notes = [f"{unknown:,} texts without a known token"] * bool(unknown)
-            notes += [f"{cut:,} texts fill max_length={limit}, the rest of them is cut"] * bool(cut)
+            notes += [f"{cut:,} texts are truncated to max_length={limit}"] * bool(cut)
             found[split] = dataclasses.replace(counts, note="; ".join(notes))
         return found
 
@@ -215,14 +211,14 @@ class TextClassification(ClassificationTask):
 
     def _prior(self) -> np.ndarray:
         columns = 1 if len(self.labels) == 2 else len(self.labels)
-        size = getattr(self.model, "embedding_size", None) or self.model.model_size
+        size = models.embedding_size(self.model)
         if columns > size:
             raise UserError(
                 f"config.model.embedding_size: got {size}, expected at least {columns}, the number "
                 "of classes, for prior='naive_bayes'"
             )
         if self.dataset is None:
-            # Replaced by the parameters of a checkpoint.
+            # The parameters of a checkpoint replace the prior.
             return np.zeros((self.processor.tokenizer.size, columns), np.float32)
         return self._log_count_ratio
 
@@ -235,11 +231,11 @@ class TextClassification(ClassificationTask):
             len(self.labels),
         )
 
-    def logits(self, model: Any, batch: Mapping[str, Any], dropout_key: Any = None) -> Any:
+    def logits(self, model: Any, batch: Batch, dropout_key: Any = None) -> Any:
         """Returns logits [B, classes]."""
         return model(batch["tokens"], batch["length"], dropout_key=dropout_key)
 
-    def attention(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def attention(self, model: Any, inputs: Batch) -> dict[str, Any]:
         """Returns weights of the pool [B, heads, T], except of the mean, and of the encoder's
         layers [B, L, N, T, T].
         """
@@ -248,11 +244,7 @@ class TextClassification(ClassificationTask):
     # ------------------------------------------------------------------ on the host
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Returns the confusion matrix and the attention over the first texts."""
         part = self.dataset.splits[split]
@@ -275,11 +267,10 @@ class TextClassification(ClassificationTask):
         """Returns TF-IDF with a linear SVC, and NB-SVM."""
         train, test = (self.dataset.splits[split] for split in ("train", "test"))
         fits = {"tfidf_linear_svc": baselines.tfidf_linear_svc, "nb_svm": baselines.nb_svm}
-
-        def evaluate(fit: Callable) -> dict[str, float]:
-            return self.timed(lambda: fit(train.texts, train.labels)(test.texts))
-
-        return {name: functools.partial(evaluate, fit) for name, fit in fits.items()}
+        return {
+            name: lambda fit=fit: self.scores(fit(train.texts, train.labels)(test.texts), "test")
+            for name, fit in fits.items()
+        }
 
 
 TASK = TextClassification

@@ -12,14 +12,12 @@ import numpy as np
 from tasks.common.configs import Config
 from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
-from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
+from tasks.common.data.splits import SplitSummary, check_splits
 from tasks.common.data.user_files import results_name, split_by_hash, split_paths, warn_shared
+from tasks.common.text.config import LOSSY
 from tasks.common.text.tokenizer import PAD, TextConfig, Tokenizer
 from tasks.translation.datasets import DATA_SETS
 from tasks.translation.user_files import find, read_pairs
-
-# Options of tokenizers of classification that lose text.
-_WITHOUT = {"stem": None, "ngrams": 1, "character_ngrams": (), "unique": False}
 
 
 def _subwords() -> TextConfig:
@@ -28,18 +26,18 @@ def _subwords() -> TextConfig:
 
 @dataclass(frozen=True)
 class DataConfig(Config):
-    """Data set, languages and tokenizer.
+    """Config of the data set, the languages and the tokenizer.
 
     Attributes:
       name: a built-in data set. With `path` it names the results; default own_<name of path>.
-      source: language of the source, as a two-letter code; of user files the file extension.
+      source: language of the source, as a two-letter code or, for user files, the file extension.
       target: language of the target.
       path: user files: a folder with train.SOURCE and train.TARGET, and optionally validation (or
         valid, val, dev) and test; or two files, separated by a comma. A missing split is a tenth
         of the training split, by the hash of the source.
-      text: tokenizer of both languages, fitted on both. `max_length` applies to each side: longer
-        pairs are left out of the training split and truncated in the others. With `lower_case`
-        outputs and references are lower-case.
+      text: config of the tokenizer, which is fitted on both languages. `max_length` applies to each
+        side: longer pairs are left out of the training split and truncated in the others. With
+        `lower_case`, outputs and references are in lower case.
     """
 
     name: str = "multi30k"
@@ -53,12 +51,7 @@ class DataConfig(Config):
         for name in ("source", "target"):
             self.expect(name, bool(getattr(self, name)), "a language")
         self.expect("target", self.source != self.target, "another language than source")
-        for name, value in _WITHOUT.items():
-            got = getattr(self.text, name)
-            if got != value:
-                raise ValueError(
-                    f"text.{name}: got {got!r}, expected {value!r}, because texts are decoded"
-                )
+        self.text.expect_defaults(LOSSY, "because texts are decoded")
         first = None if self.path is None else split_paths(self.path)[0]
         name = results_name(self.name, DATA_SETS, first, "; path takes your own files")
         object.__setattr__(self, "name", name)
@@ -103,7 +96,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class TranslationData:
+class TranslationData(digests.Fingerprinted):
     """A data set.
 
     Attributes:
@@ -117,20 +110,13 @@ class TranslationData:
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        found = {}
-        for name in SPLITS:
-            found[f"{name} sources"] = digests.of_rows(self.splits[name].sources)
-            found[f"{name} targets"] = digests.of_rows(self.splits[name].targets)
-        return found
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
+        return digests.of_splits(
+            self.splits, lambda pairs: {"sources": pairs.sources, "targets": pairs.targets}
+        )
 
 
 def load(config: DataConfig, paths: Paths) -> TranslationData:
-    """Reads a data set; a built-in one is prepared first.
+    """Reads a data set; a built-in data set is prepared first if necessary.
 
     Raises:
       UserError: a file or source cannot be used.
@@ -148,11 +134,8 @@ def load(config: DataConfig, paths: Paths) -> TranslationData:
         check_splits(name, {split: SplitSummary(len(pairs)) for split, pairs in splits.items()})
         return TranslationData(config.name, splits)
     definition = DATA_SETS[config.name].definition
-    builders.prepare(definition, paths)
     splits = {}
-    for name in SPLITS:
-        source = builders.load(definition, name, paths)
-        rows = source.__getitems__(range(len(source)))
+    for name, rows in builders.read_splits(definition, paths):
         columns = (
             [row[key].decode() for row in rows] for key in (config.source, config.target, "id")
         )
@@ -177,12 +160,9 @@ class PairExamples:
     """
 
     def __init__(
-        self,
-        sources: Sequence[np.ndarray],
-        targets: Sequence[np.ndarray] | None,
-        end: int,
+        self, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray] | None, end: int
     ):
-        """Args: ids of each source; ids of the targets, None if unknown; id of the end token."""
+        """Args: token ids of the sources; token ids of the targets or None; id of the end token."""
         self._fields = {"source": sources} | ({} if targets is None else {"target": targets})
         self.padded = dict.fromkeys(self._fields, PAD)
         self.lengths = {

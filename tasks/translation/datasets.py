@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from tasks.common.data.builders import DatasetDefinition
-from tasks.common.data.fetchers import UrlFetcher
-from tasks.common.data.sources import Source
+from tasks.common.data.builders import DatasetDefinition, features_of
+from tasks.common.data.sources import url_source
 from tasks.translation import bible
 
 
@@ -25,17 +23,6 @@ class Parallel:
 
     definition: DatasetDefinition
     languages: tuple[str, ...]
-
-
-def parallel_features(languages: tuple[str, ...]) -> Callable[[], Mapping[str, Any]]:
-    """Returns the features of an example: id, and a text by language."""
-
-    def features() -> Mapping[str, Any]:
-        import tensorflow_datasets as tfds
-
-        return {name: tfds.features.Text() for name in ("id", *languages)}
-
-    return features
 
 
 # ---------------------------------------------------------------------- Multi30k
@@ -75,9 +62,9 @@ MULTI30K = Parallel(
     DatasetDefinition(
         name="multi30k",
         version="1.0.0",
-        features=parallel_features(("en", "de")),
+        features=features_of(id=str, en=str, de=str),
         sources=tuple(
-            Source(f"multi30k/{file}", digest, (UrlFetcher(_MULTI30K_ADDRESS + file),))
+            url_source(f"multi30k/{file}", digest, _MULTI30K_ADDRESS, file)
             for file, digest in _MULTI30K_HASHES.items()
         ),
         generate=_multi30k,
@@ -95,7 +82,7 @@ BIBLE_EN_ES = Parallel(
     DatasetDefinition(
         name="bible_en_es",
         version="1.0.0",
-        features=parallel_features(("en", "es")),
+        features=features_of(id=str, en=str, es=str),
         sources=(bible.ENGLISH, bible.SPANISH),
         generate=bible.generate,
         counts={"train": 27_688, "validation": 1_146, "test": 2_189},

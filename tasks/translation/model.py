@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import registry, shapes
-from attention.dropout import dropout
 from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.common.backbones.recurrent import Bidirectional, find_cell
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
+from tasks.common.backbones.transformer_layers import maybe_dropout, mixers_with, split_keys
 from tasks.common.configs import Config, NonNegativeInt, PositiveInt, Rate
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.keys import example_keys
@@ -52,14 +52,14 @@ class TransformerConfig(EncoderConfig):
     """Transformer (Vaswani et al. 2017) with one table for both embeddings and the output.
 
     Attributes:
-      num_layers: num layers of the encoder.
+      num_layers: number of layers of the encoder.
       decoder_layers: number of layers of the decoder; its other sizes are the encoder's.
       mixer: mixer of the encoder; see `EncoderConfig`.
       decoder_mixer: mixer of the decoder's self-attention; it must support causal masks and a
         cache.
       label_smoothing: fraction of the target's probability that is spread over the vocabulary
         (Szegedy et al. 2016).
-      decoding: on the test split and in predictions; greedy on the validation split.
+      decoding: decoding method for the test split and predictions; validation uses greedy decoding.
       For the others see `EncoderConfig`.
     """
 
@@ -76,11 +76,7 @@ class TransformerConfig(EncoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        able = [
-            m.name
-            for m in registry.mechanisms("mixer")
-            if {"causal", "cache"} <= set(m.capabilities)
-        ]
+        able = [name for name in mixers_with("causal") if name in mixers_with("cache")]
         try:
             entry = self.decoder.entry
         except ValueError as error:
@@ -94,15 +90,12 @@ class TransformerConfig(EncoderConfig):
     @property
     def decoder(self) -> EncoderConfig:
         """Config of the decoder."""
-        names = [field.name for field in dataclasses.fields(EncoderConfig)]
-        values = {name: getattr(self, name) for name in names}
-        return EncoderConfig(
-            **values | {"num_layers": self.decoder_layers, "mixer": self.decoder_mixer}
-        )
+        changes = {"num_layers": self.decoder_layers, "mixer": self.decoder_mixer}
+        return EncoderConfig.of(self, **changes)
 
     @property
     def aligns(self) -> bool:
-        """True: every Transformer has weights over the source."""
+        """True, because every Transformer has attention weights over the source."""
         return True
 
 
@@ -113,7 +106,7 @@ class RecurrentConfig(Config):
     Attributes:
       embedding_size: E; one table for both languages.
       state_size: D of the decoder, and of the encoder's two directions together.
-      num_layers: num layers of the decoder.
+      num_layers: number of layers of the decoder.
       cell: "gru" or "lstm".
       alignment: an alignment of `attention.registry`, with options if any: "additive",
         "location_aware(width=5)". "none" is the control with one fixed vector (Sutskever et al.
@@ -269,7 +262,7 @@ class TransformerTranslator(Translator):
           ValueError: shapes do not fit, or a sequence is longer than max_length.
         """
         _expect_tokens(source, target)
-        keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
+        keys = split_keys(dropout_key, 2)
         valid = source != PAD
         memory = self.encoder(self.embedding(source), valid=valid, dropout_key=keys[0])
         x = self.embedding(self._shift_right(target))
@@ -314,7 +307,7 @@ class RecurrentTranslator(Translator):
     def __call__(self, source: Array, target: Array, *, dropout_key: Array | None = None) -> Array:
         """Computes logits; arguments as `TransformerTranslator`."""
         _expect_tokens(source, target)
-        keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
+        keys = split_keys(dropout_key, 2)
         memory, valid, last = self._encode(source, keys[0])
         before = self._shift_right(target)
         return self.decoder(memory, valid, last, before, dropout_key=keys[1])[0]
@@ -331,14 +324,11 @@ class RecurrentTranslator(Translator):
 
     def _encode(self, source: Array, key: Array | None) -> tuple[Array, Array, Any]:
         """Returns states [B, S, D], which are valid bool [B, S], and the final state."""
-        keys = [None] * 2 if key is None else list(jax.random.split(key))
+        keys = split_keys(key, 2)
         valid = source != PAD
-        x = self._dropped(self.embedding(source), keys[0])
+        x = maybe_dropout(self.embedding(source), self.dropout_rate, keys[0])
         states, last = self.encoder(x, valid=valid)
-        return self._dropped(states, keys[1]), valid, last
-
-    def _dropped(self, x: Array, key: Array | None) -> Array:
-        return x if key is None else dropout(x, self.dropout_rate, key)
+        return maybe_dropout(states, self.dropout_rate, keys[1]), valid, last
 
 
 def _expect_tokens(source: Array, target: Array) -> None:
@@ -355,7 +345,7 @@ def build(
     Args:
       config: one of MODEL_CONFIGS.
       vocabulary: number of ids of the tokenizer.
-      rngs: for initialization.
+      rngs: random streams of the initialization.
     """
     kind = RecurrentTranslator if isinstance(config, RecurrentConfig) else TransformerTranslator
     return kind(config, vocabulary, rngs=rngs)

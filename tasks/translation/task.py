@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,12 +17,12 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, check_max_length
 from tasks.common.losses import cross_entropy, smoothed_cross_entropy
 from tasks.common.metrics.translation import bleu_contributions, bleu_signature, translation_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Curves, Figure
-from tasks.task import Task
+from tasks.task import Arrays, Batch, Task
 from tasks.translation import baselines
 from tasks.translation import model as models
 from tasks.translation.data import DataConfig, PairExamples, Pairs, TranslationData, load
@@ -37,10 +36,10 @@ _LENGTH_GROUPS = 5
 
 
 class Translation(Task):
-    """Translates sentences from one language into another.
+    """Translation of sentences from one language into another.
 
-    BLEU of greedy decoding on the validation split selects the best step. Test and predictions
-    decode as `config.model.decoding` says.
+    BLEU of greedy decoding on the validation split selects the best step. The test split and
+    predictions are decoded according to `config.model.decoding`.
     """
 
     data_config = DataConfig
@@ -55,13 +54,9 @@ class Translation(Task):
 
     @classmethod
     def check(cls, data: DataConfig, model: Any) -> None:
-        """Requires that the model holds the longest sentences and their end tokens."""
-        limit, needed = getattr(model, "max_length", None), data.text.max_length + 1
-        if limit is not None and limit < needed:
-            raise UserError(
-                f"config.model.max_length: got {limit}, expected at least {needed}, "
-                "config.data.text.max_length and the end token"
-            )
+        """Raises unless the model's length suffices for the longest sentences with end tokens."""
+        longest, needed = getattr(model, "max_length", None), data.text.max_length + 1
+        check_max_length(longest, needed, "config.data.text.max_length and the end token")
 
     load = staticmethod(load)
 
@@ -93,8 +88,8 @@ class Translation(Task):
             kept = np.flatnonzero(~self._too_long(split)).tolist()
             if not kept:
                 raise UserError(
-                    f"config.data.text.max_length: got {limit}, but every training pair has more "
-                    "tokens on a side; raise it"
+                    f"config.data.text.max_length: got {limit}, but every training pair has "
+                    f"more tokens on one side; raise the limit"
                 )
             sources, targets = [sources[i] for i in kept], [targets[i] for i in kept]
         return PairExamples(
@@ -105,7 +100,7 @@ class Translation(Task):
         return self.dataset.splits[split].encoded(self.processor.tokenizer)
 
     def _too_long(self, split: str) -> np.ndarray:
-        """Returns which pairs have more than max_length tokens on a side, bool [pairs]."""
+        """Returns the mask of pairs with more than max_length tokens on one side, bool [pairs]."""
         both = zip(*self._encoded(split), strict=True)
         return np.array([max(len(s), len(t)) > self.data.text.max_length for s, t in both], bool)
 
@@ -125,9 +120,7 @@ class Translation(Task):
         """Returns the translator of the config."""
         return models.build(self.model, self.processor.tokenizer.size, rngs=rngs)
 
-    def loss(
-        self, model: models.Translator, batch: Mapping[str, Any], dropout_key: Any
-    ) -> tuple[Any, dict]:
+    def loss(self, model: models.Translator, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
         """Computes the label-smoothed cross-entropy per token under teacher forcing.
 
         - (1 - ε) log p(y) - ε · mean over words of log p
@@ -141,7 +134,7 @@ class Translation(Task):
         loss = jnp.sum(smoothed * weight) / tokens
         return loss, {"cross_entropy": jnp.sum(losses * weight) / tokens}
 
-    def evaluate(self, model: models.Translator, batch: Mapping[str, Any]) -> tuple[dict, dict]:
+    def evaluate(self, model: models.Translator, batch: Batch) -> tuple[dict, dict]:
         """Sums cross-entropy, correct tokens and tokens under teacher forcing."""
         logits, weight = _teacher_forcing(model, batch, None)
         losses = cross_entropy(logits, batch["target"])
@@ -153,19 +146,17 @@ class Translation(Task):
         }
         return statistics, {}
 
-    def predict(
-        self, model: models.Translator, inputs: Mapping[str, Any], *, fast: bool = False
-    ) -> dict:
+    def predict(self, model: models.Translator, inputs: Batch, *, fast: bool = False) -> dict:
         """Returns tokens [B, n_best, T], best first and padded with 0, and scores [B, n_best]."""
         config = DecodingConfig() if fast else self.model.decoding
         decoded = self._decode(model, inputs, config, return_weights=False)
         return {"tokens": decoded.tokens, "scores": decoded.scores}
 
-    def decoder(self, model: models.Translator, inputs: Mapping[str, Any]) -> TokenDecoder:
+    def decoder(self, model: models.Translator, inputs: Batch) -> TokenDecoder:
         """Returns the decoder of the sources."""
         return model.decoding(inputs["source"], self.data.text.max_length + 1)
 
-    def attention(self, model: models.Translator, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def attention(self, model: models.Translator, inputs: Batch) -> dict[str, Any]:
         """Returns the weights over the source at each step of the best translation.
 
         [B, T, S], [B, T, N, S] of an alignment with heads, [B, T, L, N, S] of a Transformer.
@@ -176,11 +167,7 @@ class Translation(Task):
         return {"alignment": decoded.extras["alignment"][:, 0]}
 
     def _decode(
-        self,
-        model: models.Translator,
-        inputs: Mapping[str, Any],
-        config: DecodingConfig,
-        return_weights: bool,
+        self, model: models.Translator, inputs: Batch, config: DecodingConfig, return_weights: bool
     ) -> DecodingResult:
         return model.translate(
             inputs["source"],
@@ -192,9 +179,7 @@ class Translation(Task):
 
     # ------------------------------------------------------------------ on the host
 
-    def metrics(
-        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
-    ) -> dict[str, float]:
+    def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns `translation_metrics` and, under teacher forcing, loss and token accuracy.
 
         `loss` is the cross-entropy per token without smoothing, `forced_accuracy` the accuracy.
@@ -211,18 +196,14 @@ class Translation(Task):
         part = self.dataset.splits[split]
         return digests.ids(part.sources, part.targets)
 
-    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+    def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns `bleu_contributions`."""
         references = self.dataset.splits[split].targets
         hypotheses = self.processor.hypotheses(outputs)
         return bleu_contributions(hypotheses, references, True).astype(np.float32)
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Returns BLEU by source length, and alignments of the first translations."""
         part, processor = self.dataset.splits[split], self.processor
@@ -252,10 +233,8 @@ class Translation(Task):
         }
 
     def _baseline(self, fit: Callable[[Pairs], Callable]) -> dict[str, float]:
-        began = time.monotonic()
         translate = fit(self.dataset.splits["train"])
-        metrics = self._score(translate(self.dataset.splits["test"].sources), "test")
-        return {**metrics, "seconds": round(time.monotonic() - began, 2)}
+        return self._score(translate(self.dataset.splits["test"].sources), "test")
 
     def _score(self, hypotheses: Sequence[str], split: str) -> dict[str, float]:
         references = self.dataset.splits[split].targets
@@ -263,7 +242,7 @@ class Translation(Task):
 
 
 def _teacher_forcing(
-    model: models.Translator, batch: Mapping[str, Any], dropout_key: Any
+    model: models.Translator, batch: Batch, dropout_key: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Returns logits [B, T, V] and the weight of each token, [B, T]."""
     target = batch["target"]
@@ -272,10 +251,10 @@ def _teacher_forcing(
 
 
 def _one_map(weights: np.ndarray) -> tuple[np.ndarray, str]:
-    """Returns weights [T, S] for a figure and, in words, which they are.
+    """Returns weights [T, S] for a figure, and their description.
 
-    Means over heads, of the last but one layer of a Transformer, which aligns best (Garg et al.
-    2019).
+    The weights are averaged over heads. For a Transformer, they are those of the second to last
+    layer, which aligns best (Garg et al. 2019).
 
     Args:
       weights: [T, S], [T, N, S] or [T, L, N, S].

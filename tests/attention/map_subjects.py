@@ -21,17 +21,17 @@ Y, X, C, G = 3, 4, 4, 3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MapSubject(Subject):
-    """A mechanism over maps. `apply` takes the valid examples in a column, bool [B, 1].
+    """A test subject for map attention; `apply` takes the valid examples as a column, bool [B, 1].
 
     Attributes:
-      training: whether it normalises by the batch.
+      training: whether the mechanism normalizes by the batch.
     """
 
     training: bool = False
 
     @property
     def capabilities(self):
-        """What the entry declares, less what the options take away."""
+        """Capabilities that the entry declares, except those that the options disable."""
         lost = set() if "buffers" in self.constants else {"batch_statistics"}
         if self.options.get("similarity") == "dot_product":
             lost.add("normalized")
@@ -70,7 +70,7 @@ class MapSubject(Subject):
 
 
 def subjects_of(entry, dtype):
-    """Each variant of a registry entry; again in training if it has batch statistics."""
+    """Returns each variant of a registry entry; again in training if it has batch statistics."""
     for label, options in VARIANTS.get(entry.name, {"default": {}}).items():
         subject = _subject(entry, f"{entry.name}-{label}", options, False, dtype)
         yield subject

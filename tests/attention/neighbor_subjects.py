@@ -109,7 +109,7 @@ def _inputs(kind, options):
 
 
 def subjects_of(entry, dtype):
-    """Each variant of a registry entry."""
+    """Returns each variant of a registry entry."""
     for label, options in VARIANTS.get((entry.kind, entry.name), {"plain": {}}).items():
         sizes, keyed, others, per_query = _inputs(entry.kind, options)
         build, params, _ = module_of(entry, *sizes, **options, dtype=dtype)

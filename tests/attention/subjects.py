@@ -26,14 +26,14 @@ DEVICES = {"cuda", "tpu", "mesh"}
 
 
 def runs_here(entry):
-    """Whether a kernel needs no device, mesh or compiler, or has one, or can do without."""
+    """Returns True if a kernel can run here: its device or compiler is available or not needed."""
     if "cpu" in entry.capabilities and compiled.find_compiler() is None:
         return False
     return not entry.capabilities & DEVICES or "interpreted" in entry.capabilities
 
 
 def running(name):
-    """A context to call a kernel in."""
+    """Returns a context in which the kernel can be called."""
     entry = registry.find("kernel", name)
     return (
         kernels.interpreted() if "interpreted" in entry.capabilities else contextlib.nullcontext()
@@ -88,7 +88,7 @@ class Subject:
 
     @property
     def capabilities(self):
-        """What the entry declares, less what the options take away."""
+        """Capabilities that the entry declares, except those that the options disable."""
         lost = set()
         if self.options.get("positions", "none") != "none":
             lost.add("permutation")
@@ -101,7 +101,8 @@ class Subject:
         return VALID[:, : self.inputs[self.keys[0]].shape[1]]
 
     def resized(self, queries, keys):
-        """The inputs with other lengths, and all of them valid but the last of many keys."""
+        """Returns inputs with other lengths; all positions are valid except the last of many
+        keys."""
         inputs = dict(self.inputs)
         for name, length in ((self.inputs_of_queries, queries), *((k, keys) for k in self.keys)):
             if name == "query" and inputs[name].ndim == 2:
@@ -140,14 +141,14 @@ class Subject:
         return jax.tree.map(np.asarray, self.forward_program(inputs, valid))
 
     def run(self, inputs=None, valid=None, causal=False, cotangent=None):
-        """Output, weights and the gradient of Σ output · cotangent."""
+        """Returns output, weights and the gradient of Σ output · cotangent."""
         inputs = self.inputs if inputs is None else inputs
         valid = self.valid if valid is None else valid
         cotangent = self.cotangent if cotangent is None else cotangent
         return jax.tree.map(np.asarray, self.program(inputs, valid, cotangent, causal))
 
     def draw(self, key):
-        """The output under dropout."""
+        """Returns the output under dropout."""
         return self.apply(self.inputs, self.valid, False, key)[0]
 
     @functools.cached_property
@@ -162,7 +163,7 @@ class Subject:
         return np.asarray(jax.jit(jax.vmap(self.draw))(self.draw_keys))
 
     def reference(self, inputs, valid, causal=False):
-        """Output and weights by NumPy, in float64."""
+        """Computes output and weights with NumPy, in float64."""
         function = REFERENCES[self.entry.kind, self.entry.name]
         inputs = inputs | drawn(self.constants)
         if self.entry.kind not in ("kernel", "mixer"):
@@ -178,7 +179,7 @@ class Subject:
         return "x" if self.entry.kind == "mixer" else "query" if "query" in self.given else "states"
 
     def with_keys(self, change):
-        """The inputs with `change` applied to each masked sequence."""
+        """Returns the inputs with `change` applied to each masked sequence."""
         return self.inputs | {name: change(self.inputs[name]) for name in self.keys}
 
 
@@ -209,8 +210,9 @@ def _kernel(entry, dtype):
 
 
 def module_of(entry, *args, prepare=lambda module: None, **options):
-    """Functions: from params to the module; to random params, biases included; and, in a dict that
-    is empty where there are none, to the other variables. Nothing is drawn before it is needed.
+    """Returns functions: from params to the module; to random params, biases included; and, in a
+    dict that is empty where there are none, to the other variables. Nothing is drawn before it is
+    needed.
 
     `prepare` may change the module before it is taken apart.
     """
@@ -366,7 +368,7 @@ _BUILDERS = {
 
 @functools.cache
 def subjects(dtype="float32"):
-    """All of them, computing in that dtype: one or more for each registry entry."""
+    """Returns all subjects with the given dtype, one or more for each registry entry."""
     found = []
     for entry in registry.mechanisms():
         for index, subject in enumerate(_BUILDERS[entry.kind](entry, jnp.dtype(dtype))):

@@ -1,4 +1,5 @@
-"""What "auto" chooses from a table of times, with a table and kernels made for it."""
+"""The kernel that "auto" selects, tested with an artificial table of times and artificial
+kernels."""
 
 import dataclasses
 import json
@@ -54,7 +55,7 @@ TABLE = (
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
-    """Three kernels before the reference, of which the first was never measured; a table."""
+    """Registers three kernels before the reference; the first one was never measured."""
     line = registry.find("kernel", "reference")
     lines = [
         dataclasses.replace(line, name=name, target=f"{__name__}:{name}") for name in KERNELS[:-1]

@@ -60,14 +60,14 @@ def assert_trees_close(actual, expected, **tolerance):
 
 
 def assert_weights_close(actual, expected, **tolerance):
-    """None where a mechanism has none."""
+    """Asserts that weights are close, or None for mechanisms without weights."""
     assert (actual is None) == (expected is None)
     if expected is not None:
         np.testing.assert_allclose(actual, expected, **tolerance)
 
 
 def rows(subject, out, positions):
-    """The part of an output that positions marked True may speak of."""
+    """Returns the part of an output at the positions marked True."""
     return out[positions] if subject.rows_are_positions else out
 
 
@@ -292,7 +292,7 @@ def test_short_and_odd_lengths(subject, queries, keys):
 
 
 def emptied(subject):
-    """What has no elements -> inputs and valid: no examples, no positions, no queries."""
+    """Returns, by name, inputs without elements: no examples, no positions or no queries."""
     inputs = {name: x for name, x in subject.inputs.items() if name != "params"}
     kept = {name: x for name, x in subject.inputs.items() if name == "params"}
     found = {"examples": ({name: x[:0] for name, x in inputs.items()}, subject.valid[:0])}
@@ -333,7 +333,7 @@ def test_symbols_of_an_export_are_taken_or_refused(subject):
 
 
 def result_or_refusal(call):
-    """The result and "", or None and what a refusal says."""
+    """Returns the result and "", or None and the error message."""
     try:
         return call(), ""
     except (ValueError, NotImplementedError) as error:
@@ -351,7 +351,8 @@ def test_what_has_no_elements_is_empty_or_refused_if_causal(subject):
 
 
 def check_without_elements(subject, causal):
-    """With gradients; only traced, unless the result has elements."""
+    """Checks results and gradients of inputs without elements; only traced if the result is
+    empty."""
     for name, (inputs, valid) in emptied(subject).items():
 
         def output(inputs, valid=valid):

@@ -33,7 +33,7 @@ def blocks():
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A copy of attention/ and its tests with the mechanisms of the page."""
+    """Makes a copy of attention/ and its tests with the mechanisms of the page."""
     root = tmp_path_factory.mktemp("walk")
     skipped = shutil.ignore_patterns("__pycache__", "oracles", "launch", "tasks")
     for folder in ("attention", "tests"):
@@ -110,8 +110,8 @@ TOOLS = {
     "masks.mask.padding",
     "cache.append_keys_values",
 }
-# And what several files of attention/ share and nobody else calls may do with a sentence, as may
-# checks (expect_..., checked_..., validate_...).
+# A one-sentence docstring suffices for functions that are shared only by files of attention/, and #
+# for checks (expect_..., checked_..., validate_...).
 SHARED = {
     "cache.valid_lengths",
     "image.channel.weights_of",
@@ -142,7 +142,7 @@ SHARED = {
 
 
 def functions():
-    """Every public function of attention/: its name in there and its syntax tree."""
+    """Yields (qualified name, syntax tree) of every public function of attention/."""
     folder = ROOT / "attention"
     for file in sorted(folder.rglob("*.py")):
         if file.stem not in INFRASTRUCTURE:
@@ -153,7 +153,7 @@ def functions():
 
 
 def sections(text):
-    """What stands before the first section, and section -> its text."""
+    """Returns the text before the first section, and the text of each section."""
     head, *parts = re.split(r"^(Args|Returns|Raises|Attributes):", text, flags=re.M)
     return head, dict(zip(parts[::2], parts[1::2], strict=True))
 

@@ -163,7 +163,7 @@ def refusing(query, key, value, **options):
 
 @pytest.fixture
 def second_kernel(monkeypatch):
-    """A kernel in front of the reference that cannot do sinks and can be told by its result."""
+    """Registers a kernel before the reference that has no sinks and a recognizable result."""
     line = dataclasses.replace(
         registry.find("kernel", "reference"), name="quick", target=f"{__name__}:refusing"
     )

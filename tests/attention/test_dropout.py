@@ -57,7 +57,7 @@ def test_dtype_rate_zero_and_mistakes():
 
 
 def numpy_threefry(key, high, low):
-    """Threefry-2x32 with 20 rounds by the paper (Salmon et al. 2011), in NumPy."""
+    """Computes Threefry-2x32 with 20 rounds as in Salmon et al. 2011, in NumPy."""
     keys = [np.uint32(key[0]), np.uint32(key[1])]
     keys.append(keys[0] ^ keys[1] ^ np.uint32(0x1BD11BDA))
     x = [np.asarray(high, np.uint32) + keys[0], np.asarray(low, np.uint32) + keys[1]]

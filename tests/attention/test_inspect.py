@@ -428,7 +428,7 @@ def test_weights_are_before_dropout():
 def test_an_error_in_the_model_stays_itself():
     with pytest.raises(ValueError, match=r"x: got shape \[2, 5, 6\]"):
         inspect.capture(attention(), X[..., :6])
-    # And nobody records any more.
+    # After the context, recording is off.
     recording.record(lambda: pytest.fail("still recording"))
 
 

@@ -37,7 +37,7 @@ each_form = pytest.mark.parametrize("form", FORMS)
 
 
 def run(form, x, valid=None):
-    """Forecast and weights as NumPy arrays."""
+    """Returns forecast and weights as NumPy arrays."""
     return [np.asarray(array) for array in FORMS[form](x, valid)]
 
 
@@ -148,8 +148,8 @@ class TestWhatMovesWithTheSeries:
     @each_form
     @pytest.mark.parametrize("steps", [1, 3, 8])
     def test_time(self, form, steps):
-        """What came before the last L values is forgotten: a series that begins `steps` later, or
-        has other values there, has the same forecast, and its weights are moved by as much."""
+        """Values before the last L have no effect: a series that begins `steps` later, or has other
+        values there, has the same forecast, with weights shifted accordingly."""
         late = np.concatenate([100 * normal(steps, B, steps, C), X], axis=1)
         y, weights = run(form, X)
         moved, moved_weights = run(form, late)
@@ -219,7 +219,7 @@ class TestALinearTrend:
         return line[:, :L].astype(np.float32), line[:, L:].astype(np.float32)
 
     def fitted(self, module, steps=600):
-        """The module after `steps` of Adam on the squared error."""
+        """Returns the module after `steps` of Adam on the squared error."""
         graphdef, state = nnx.split(module)
         x, y = self.series(0)
         optimizer = optax.adam(0.05)
@@ -245,7 +245,7 @@ class TestALinearTrend:
         np.testing.assert_allclose(module(x), y, atol=0.02)
 
     def test_the_plain_form_cannot(self):
-        """Whatever is learned: f steps ahead of the last value it is at least |b| f off."""
+        """For any parameters, the forecast f steps ahead is wrong by at least |b| f."""
         module = self.fitted(LagAttention(1, L, F, rngs=nnx.Rngs(0)))
         x, y = self.series(1)
         slope = np.abs(x[:, 1] - x[:, 0])[:, None]

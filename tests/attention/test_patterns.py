@@ -83,7 +83,7 @@ def test_big_bird_draws_among_the_earlier_blocks():
     array = square(patterns.big_bird(1, window=1, random_blocks=2), 40)
     np.testing.assert_array_equal(array, array.T)
     for row in range(3, 40):
-        # Beside the global block 0 and the neighbour row - 1.
+        # In addition to the global block 0 and the neighbor row - 1.
         assert array[row, 1 : row - 1].sum() == min(2, row - 2)
     # What is seen of the first positions is not changed by those that follow.
     np.testing.assert_array_equal(square(patterns.big_bird(1, window=1), 23), array[:23, :23])

@@ -1,4 +1,4 @@
-"""attend on shapes and masks that nobody thought of (slow: each shape is compiled anew)."""
+"""`attend` on random shapes and masks (slow, because each shape is compiled)."""
 
 import jax.numpy as jnp
 import numpy as np

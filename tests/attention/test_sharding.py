@@ -36,7 +36,8 @@ def make_mesh():
 
 
 def mechanisms(names):
-    """name -> the largest difference in outputs and gradients, and whether weights were split."""
+    """Returns, by name, the largest difference in outputs and gradients, and whether weights were
+    split."""
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
@@ -108,7 +109,7 @@ def encoder():
 
 @pytest.fixture(scope="session")
 def answers(request, tmp_path_factory, worker_id):
-    """name -> what the process said."""
+    """Returns, by name, the output of the process."""
     selected = ["encoder"] + [
         item.callspec.params["name"]
         for item in request.session.items

@@ -1,4 +1,4 @@
-"""What people call wrongly: one line that names the argument, what came and what was expected."""
+"""Invalid calls: the error is one line with the argument, its value and the expectation."""
 
 import re
 
@@ -29,7 +29,7 @@ HINT = "did you pass [B, N, T, H]? The layout here is [B, T, N, H]"
 
 
 def told(message, call, *arguments, **options):
-    """The call fails with one line of the usual form, of which `message` is the start."""
+    """Asserts that a call fails with a one-line message that begins with `message`."""
     with pytest.raises(ValueError) as caught:
         call(*arguments, **options)
     # JAX adds lines of its own to what is raised under jit.
@@ -116,7 +116,7 @@ def test_attend(name):
     change, message = WRONG[name]
     arguments = {"query": QUERY, "key": KEY, "value": VALUE} | change
     told(message, attend, **arguments)
-    # Under jit it is told while tracing.
+    # Under jit the error is raised while tracing.
     static = {k: v for k, v in arguments.items() if isinstance(v, str | float)}
     traced = {k: v for k, v in arguments.items() if k not in static}
     told(message, jax.jit(lambda traced: attend(**traced, **static)), traced)
@@ -205,7 +205,7 @@ def test_unknown_names(kind, name, nearest):
 
 
 def one_of_each(kind):
-    """The first subject of each registry line of a kind."""
+    """Returns the first subject of each registry entry of a kind."""
     named = {s.entry.name: s for s in reversed(subjects.subjects()) if s.entry.kind == kind}
     return pytest.mark.parametrize(
         "subject", [named[name] for name in registry.names(kind)], ids=registry.names(kind)

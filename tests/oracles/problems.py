@@ -1,4 +1,4 @@
-"""Problems posed to this repository and to implementations that nobody here wrote.
+"""Problems posed to this repository and to independent implementations.
 
 Each file of families/ poses some, all functions of a case's name alone:
 
@@ -8,7 +8,7 @@ Each file of families/ poses some, all functions of a case's name alone:
 * `ours(case)`, `theirs(case)`: outputs by name, and gradients named `d_<input>`; only `theirs` may
   import anything of requirements-oracles.txt, inside the function.
 * `LIVE = False`, optional: what `theirs` needs does not install beside the others, so only its
-  golden file is compared; the family's docstring says how to make it anew.
+  golden file is compared; the family's docstring explains how to make it again.
 * `PACKAGES`, optional: those whose versions the golden file names.
 
 golden/<family>.npz keeps what `theirs` gave, for `make test`; `make test-oracles` asks live.
@@ -30,23 +30,23 @@ FAMILIES = tuple(path.stem for path in sorted((FOLDER / "families").glob("[a-z]*
 
 
 def family(name: str):
-    """The module of a family."""
+    """Returns the module of a family."""
     return importlib.import_module(f"tests.oracles.families.{name}")
 
 
 def is_live(name: str) -> bool:
-    """Whether a family can be asked in the environment of requirements-oracles.txt."""
+    """Returns True if a family can run in the environment of requirements-oracles.txt."""
     return getattr(family(name), "LIVE", True)
 
 
 def cases(*, live: bool = False) -> list[tuple[str, str]]:
-    """(family, case) of all, or of those that can be asked live."""
+    """Returns (family, case) of all cases, or of those that can run live."""
     names = [name for name in FAMILIES if is_live(name) or not live]
     return [(name, case) for name in names for case in family(name).CASES]
 
 
 def assert_equal(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
-    """The same names, and every array equal to 1e-5 relative."""
+    """Asserts that names are equal, and that arrays are equal to a relative error of 1e-5."""
     assert actual.keys() == expected.keys()
     for name, array in expected.items():
         absolute = RELATIVE * max(1.0, np.abs(array).max())
@@ -56,7 +56,8 @@ def assert_equal(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.nda
 def differentiate(
     compute: Callable[[dict], dict], arrays: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """What a JAX function of the arrays gives, and the gradient of sum(out · cotangent)."""
+    """Returns the outputs of a JAX function of the arrays, and the gradient of sum(out ·
+    cotangent)."""
     arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
     cotangent = arrays.pop("cotangent")
     learned = {k: v for k, v in arrays.items() if jnp.issubdtype(v.dtype, jnp.floating)}
@@ -76,7 +77,7 @@ def differentiate(
 def torch_answers(
     compute: Callable[[dict], dict], arrays: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """`differentiate` for a function of torch tensors."""
+    """Computes `differentiate` for a function of torch tensors."""
     import torch
 
     tensors = {name: torch.tensor(array) for name, array in arrays.items()}

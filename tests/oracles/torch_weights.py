@@ -11,7 +11,7 @@ PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "ou
 
 
 def params(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """Our parameters by path, "encoder/layers/0/attention/query/kernel"."""
+    """Returns our parameters by path, "encoder/layers/0/attention/query/kernel"."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {"/".join(map(str, path)): leaf for path, leaf in flat}
 
@@ -30,19 +30,20 @@ class TorchWeights:
         self.arrays, self.found = arrays, {}
 
     def linear(self, own: str, other: str, rows: int | None = None, bias: bool = True) -> None:
-        """A projection; rows is the product of its input's dimensions, where there are several."""
+        """Returns a projection; rows is the product of its input's dimensions, where there are
+        several."""
         kernel = self.arrays[f"{own}/kernel"]
         self.found[f"{other}.weight"] = kernel.reshape(rows or kernel.shape[0], -1).T
         if bias:
             self.found[f"{other}.bias"] = self.arrays[f"{own}/bias"].reshape(-1)
 
     def norm(self, own: str, other: str) -> None:
-        """A layer norm."""
+        """Returns a layer norm."""
         self.found[f"{other}.weight"] = self.arrays[f"{own}/scale"]
         self.found[f"{other}.bias"] = self.arrays[f"{own}/bias"]
 
     def attention(self, own: str, other: str, names: Mapping[str, str] = PROJECTIONS) -> None:
-        """Multi-head attention: our names of its projections to theirs."""
+        """Converts multi-head attention, given our names of its projections and theirs."""
         for name, short in names.items():
             kernel = self.arrays[f"{own}/{name}/kernel"]
             rows = kernel.shape[0] * kernel.shape[1] if name == "out" else kernel.shape[0]

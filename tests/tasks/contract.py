@@ -156,7 +156,7 @@ def _with_padding_rows(
 
 
 def check_padding_rows(subject: Subject) -> None:
-    """The number of padding rows changes no metric and no output."""
+    """Checks that metrics and outputs do not depend on padding rows."""
     one = _evaluated(subject)
     with mock.patch.object(evaluation, "evaluation_batches", _with_padding_rows):
         other = _evaluated(subject)
@@ -164,11 +164,12 @@ def check_padding_rows(subject: Subject) -> None:
 
 
 def check_batch_size(subject: Subject) -> None:
-    """The batch size changes no metric and no output."""
+    """Checks that metrics and outputs do not depend on the batch size."""
     _assert_same_results(_evaluated(subject), _evaluated(subject, 3))
 
 
 def _assert_same_results(one: Any, other: Any) -> None:
+    """Checks that the metrics and outputs of two evaluations are equal."""
     assert one.metrics.keys() == other.metrics.keys()
     for name, value in one.metrics.items():
         _assert_close(other.metrics[name], value, name)
@@ -177,7 +178,7 @@ def _assert_same_results(one: Any, other: Any) -> None:
 
 
 def check_order(subject: Subject) -> None:
-    """Outputs follow the ids of their examples, in whatever batches these are."""
+    """Checks that outputs follow the ids of their examples, for any batches."""
     task, split = subject.task, "validation"
     expected = _evaluated(subject).outputs
     examples = task.examples(split)
@@ -218,7 +219,7 @@ def check_restored(subject: Subject) -> None:
 
 
 def check_signature(subject: Subject) -> None:
-    """Encoded inputs and examples of splits have the arrays that the signature names."""
+    """Checks that encoded inputs and examples have the arrays of the signature."""
     task = subject.task
     specs = task.processor.signature()
     assert specs
@@ -289,7 +290,7 @@ def check_loss(subject: Subject) -> None:
 
 
 def check_every_parameter_is_trained(subject: Subject) -> None:
-    """Each parameter has a nonzero gradient within some steps."""
+    """Checks that each parameter has a nonzero gradient within some steps."""
     loss, variables = _loss(subject), subject.variables
     optimizer = optax.adam(1e-2)
     state, params = optimizer.init(variables["params"]), variables["params"]
@@ -306,7 +307,7 @@ def check_every_parameter_is_trained(subject: Subject) -> None:
 
 
 def check_overfits(subject: Subject, steps: int = 300) -> None:
-    """The loss of four examples falls below a quarter of its first value."""
+    """Checks that the loss on four examples falls below a quarter of its initial value."""
     loss, batch = _loss(subject), subject.batch()
     optimizer, variables = optax.adam(1e-2), subject.variables
     state, params = optimizer.init(variables["params"]), variables["params"]
@@ -322,7 +323,7 @@ def check_overfits(subject: Subject, steps: int = 300) -> None:
 
 
 def check_predictions(subject: Subject) -> None:
-    """Every valid input has a JSON answer with the line to print, in the order of the inputs."""
+    """Checks that every valid input has a JSON answer with a text, in the order of the inputs."""
     answers = subject.predictor(subject.raw)
     assert len(answers) == len(subject.raw)
     for raw, answer in zip(subject.raw, answers, strict=True):
@@ -332,7 +333,7 @@ def check_predictions(subject: Subject) -> None:
 
 
 def check_odd_inputs(subject: Subject) -> None:
-    """Odd inputs give an answer or a UserError of one line that names the input or its flag."""
+    """Checks that odd inputs give an answer, or a one-line UserError with the input or its flag."""
     for raw in ODD:
         try:
             (answer,) = subject.predictor([raw])
@@ -345,7 +346,7 @@ def check_odd_inputs(subject: Subject) -> None:
 
 
 def check_figures(subject: Subject) -> None:
-    """The figures of a report draw as HTML."""
+    """Checks that the figures of a report can be drawn as HTML."""
     found = _evaluated(subject, split="test")
     weights = attention_of_first_examples(subject.task, subject.steps, subject.variables, "test")
     drawn = subject.task.figures(found.statistics, found.outputs, "test", weights)
@@ -354,7 +355,8 @@ def check_figures(subject: Subject) -> None:
 
 
 def check_fingerprint(subject: Subject) -> None:
-    """The data read again have the same hashes; every split has some."""
+    """Checks that data that are read again have the same hashes, and that all splits have
+    hashes."""
     task = subject.task
     config = subject.config
     again = type(task).prepare(config.data, config.model, subject.paths)
@@ -367,7 +369,8 @@ def check_fingerprint(subject: Subject) -> None:
 
 
 def check_summary(subject: Subject) -> None:
-    """The counts that are printed before training are those of the examples, one line a split."""
+    """Checks that the counts printed before training are those of the examples, one line per
+    split."""
     summary = subject.task.summary()
     assert list(summary) == list(SPLITS)
     for split, counts in summary.items():
@@ -376,7 +379,7 @@ def check_summary(subject: Subject) -> None:
 
 
 def check_steps(subject: Subject) -> None:
-    """Pre- and postprocessing as data give the arrays of `encode` and the answers of `decode`.
+    """Checks that the declared steps give the arrays of `encode` and the answers of `decode`.
 
     A processor without `steps` cannot be exported, which is allowed.
     """
@@ -416,7 +419,7 @@ def check_steps(subject: Subject) -> None:
 
 
 def _assert_padded_close(actual: Any, expected: Any, padding: Any, name: str) -> None:
-    """Compares arrays of which one may have more padding at the end."""
+    """Compares two arrays that may differ in padding at the end."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.ndim == expected.ndim, name
     widest = np.maximum(actual.shape, expected.shape)

@@ -13,7 +13,7 @@ from tests.tasks import contract
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory):
-    """Name -> subject, made once each."""
+    """Returns name -> subject, made once each."""
     made = {}
 
     def get(name):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -252,6 +253,49 @@ def _norm(
         return BatchNorm(channels, momentum=momentum)
     groups = groups_of(channels)
     return nnx.GroupNorm(channels, num_groups=groups, epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+
+class ImageModel(nnx.Module):
+    """Base class of convolutional models with optional attention weights."""
+
+    def _apply(
+        self, images: Array, dropout_key: Array | None, **flags: Any
+    ) -> tuple[Array, dict[str, Array | None]]:
+        """Returns the result and attention weights; a weight may be None.
+
+        Args:
+          images, dropout_key: as for `__call__`.
+          **flags: valid, training and return_weights, as for `run_stages`.
+        """
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        images: Array,
+        *,
+        valid: Array | None = None,
+        training: bool = False,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, dict[str, Array]]:
+        """Computes float32 logits of a batch.
+
+        Args:
+          images: [B, Y, X, C], of any size.
+          valid: bool [B], the images that count in batch statistics; all if None.
+          training: normalize by the batch, and update the batch statistics.
+          dropout_key: None for evaluation.
+          return_weights: also return the attention weights by name.
+
+        Raises:
+          ValueError: shapes do not fit.
+        """
+        flags = {"valid": valid, "training": training, "return_weights": return_weights}
+        result, weights = self._apply(images, dropout_key, **flags)
+        result = result.astype(jnp.float32)
+        if not return_weights:
+            return result
+        return result, {name: value for name, value in weights.items() if value is not None}
 
 
 class Stage(nnx.Module):

@@ -22,7 +22,7 @@ from flax import nnx
 from attention import registry, shapes
 from attention.projection import Projection
 from tasks.common.backbones.embedding import TokenEmbedding
-from tasks.common.backbones.recurrent import find_cell
+from tasks.common.backbones.recurrent import LSTMState, find_cell
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, EncoderConfig
 from tasks.common.configs import Config, Fraction, NonNegativeInt, PositiveInt, Rate, one_of
@@ -97,12 +97,9 @@ class TranscriberConfig(Config):
 
     def transformer(self) -> EncoderConfig:
         """Returns the config of a Transformer decoder."""
-        return EncoderConfig(
+        return EncoderConfig.of(
+            self,
             model_size=self.state_size,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            feedforward_size=self.feedforward_size,
-            dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.dropout_rate,
             # One more position for the end token.
             max_length=self.max_length + 1,
@@ -372,3 +369,10 @@ class EncoderOutput(NamedTuple):
     memory: Any
     valid: Any
     final_state: Any
+
+    def for_cell(self, cell: str) -> EncoderOutput:
+        """Returns the output for a decoder of GRUs or LSTMs; cells of LSTMs start from 0."""
+        if cell != "lstm":
+            return self
+        state = self.final_state
+        return self._replace(final_state=LSTMState(state, jnp.zeros_like(state)))

@@ -237,9 +237,7 @@ class Decoder(_Stack):
     """
 
     def __init__(self, config: EncoderConfig, memory_size: int, *, rngs: nnx.Rngs):
-        if "causal" not in config.entry.capabilities:
-            got = f"{config.entry.name!r}, which cannot be causal"
-            raise ValueError(f"mixer: got {got}, expected one of {mixers_with('causal')}")
+        config.expect_causal()
         self.memory_size = memory_size
         super().__init__(config, rngs=rngs)
 

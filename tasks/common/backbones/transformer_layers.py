@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -106,10 +106,27 @@ class EncoderConfig(Config):
             others=[field.name for field in dataclasses.fields(EncoderConfig)],
         )
 
+    @classmethod
+    def of(cls, config: Any, **changes: Any) -> Self:
+        """Returns the encoder config with the fields of the same names of `config`, and changes."""
+        names = [field.name for field in dataclasses.fields(EncoderConfig)]
+        values = {name: getattr(config, name) for name in names if hasattr(config, name)}
+        return cls(**values | changes)
+
     @property
     def entry(self) -> registry.Mechanism:
         """The registry entry of the mixer."""
         return registry.find("mixer", self.mixer)
+
+    def expect_causal(self) -> None:
+        """Checks that the mixer supports a causal mask.
+
+        Raises:
+          ValueError: it does not.
+        """
+        if "causal" not in self.entry.capabilities:
+            got = f"{self.entry.name!r}, which cannot be causal"
+            raise ValueError(f"mixer: got {got}, expected one of {mixers_with('causal')}")
 
     def positions_are(self, *names: str) -> bool:
         """Tests if `positions` is one of these names, with or without options."""
@@ -162,6 +179,36 @@ class EncoderConfig(Config):
         return LayerNorm(self.model_size, epsilon=self.norm_epsilon, use_bias=self.use_bias)
 
 
+@dataclasses.dataclass(frozen=True)
+class SmallEncoderConfig(Config):
+    """Base class of configs with an encoder of small sizes; see `EncoderConfig` for the fields."""
+
+    model_size: int = 64
+    num_layers: int = 2
+    num_heads: int = 4
+    feedforward_size: int = 128
+    dropout_rate: float = 0.1
+    attention_dropout_rate: float = 0.0
+    norm: str = "pre"
+    activation: str = "gelu"
+    positions: str = "learned"
+    mixer: str = "dot_product"
+
+    encoder_type: ClassVar[type[EncoderConfig]] = EncoderConfig
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.encoder(1)
+
+    def encoder(self, max_length: int, **changes: Any) -> EncoderConfig:
+        """Returns the config of the encoder for inputs of at most `max_length` positions.
+
+        Raises:
+          ValueError: a field is out of range.
+        """
+        return self.encoder_type.of(self, **{"max_length": max_length} | changes)
+
+
 def mixers_with(capability: str) -> list[str]:
     """Returns the names of the mixers that have a capability."""
     return [m.name for m in registry.mechanisms("mixer") if capability in m.capabilities]
@@ -202,12 +249,7 @@ class EncoderLayer(nnx.Module):
         self.feedforward_norm = config.build_norm()
 
     def __call__(
-        self,
-        x: Array,
-        *,
-        mask: masks.Mask | None,
-        dropout_key: Array | None,
-        return_weights: bool,
+        self, x: Array, *, mask: masks.Mask | None, dropout_key: Array | None, return_weights: bool
     ) -> tuple[Array, Array | None]:
         """Maps x [B, T, D] to [B, T, D] and the attention weights [B, N, T, T] or None."""
         keys = split_keys(dropout_key, 3)

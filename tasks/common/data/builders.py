@@ -12,16 +12,18 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 
 from tasks.common.data.fetchers import short
 from tasks.common.data.paths import Paths
 from tasks.common.data.sources import Source, fetch
+from tasks.common.data.splits import SPLITS
 from tasks.common.errors import UserError
 
 FILE_FORMAT = "array_record"
@@ -65,6 +67,29 @@ _definitions: dict[str, DatasetDefinition] = {}
 def definition_of(name: str) -> DatasetDefinition | None:
     """Returns the built-in data set of a name, if a module that defines it was imported."""
     return _definitions.get(name)
+
+
+def features_of(**kinds: Any) -> Callable[[], Mapping[str, Any]]:
+    """Returns a function that returns the TFDS features of an example.
+
+    Args:
+      **kinds: of each feature: `str` for a text, `int` for an int32, the names of the classes of a
+        label as a list, or (shape, dtype) of an array.
+    """
+
+    def feature(kind: Any) -> Any:
+        from tensorflow_datasets import features
+
+        if kind is str:
+            return features.Text()
+        if kind is int:
+            return features.Scalar(dtype=np.int32)
+        if isinstance(kind, list):
+            return features.ClassLabel(names=kind)
+        shape, dtype = kind
+        return features.Tensor(shape=shape, dtype=dtype)
+
+    return lambda: {name: feature(kind) for name, kind in kinds.items()}
 
 
 def folder_of(definition: DatasetDefinition, paths: Paths) -> Path:
@@ -164,6 +189,15 @@ def load(definition: DatasetDefinition, split: str, paths: Paths) -> Sequence[Ma
     """
     prepare(definition, paths)
     return open_folder(folder_of(definition, paths), split)
+
+
+def read_splits(
+    definition: DatasetDefinition, paths: Paths
+) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """Yields train, validation and test with all of their examples; see `load`."""
+    for split in SPLITS:
+        source = load(definition, split, paths)
+        yield split, source.__getitems__(range(len(source)))
 
 
 def open_folder(folder: Path, split: str) -> Sequence[Mapping[str, Any]]:

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tasks.common.data.splits import SPLITS
+
 _HALF = 16
+
+
+class Fingerprinted:
+    """Base class of data sets.
+
+    Attributes:
+      parts: hash of each part of the data; see `tasks.task.Task.fingerprints`.
+    """
+
+    parts: Mapping[str, str]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all parts."""
+        return joined(self.parts)
 
 
 def code(value: Any) -> bytes:
@@ -65,6 +83,22 @@ def of_rows(rows: Iterable[Any]) -> str:
         hashlib.sha256(b"".join(each)).hexdigest()[:_HALF] for each in (codes, sorted(codes))
     )
     return ordered + unordered
+
+
+def of_splits(
+    splits: Mapping[str, Any], columns: Callable[[Any], Mapping[str, Iterable[Any]]]
+) -> dict[str, str]:
+    """Returns a hash of each column of each split, by "<split> <column>".
+
+    Args:
+      splits: examples by split.
+      columns: maps the examples of a split to rows by the name of the column.
+    """
+    return {
+        f"{split} {name}": of_rows(rows)
+        for split in SPLITS
+        for name, rows in columns(splits[split]).items()
+    }
 
 
 def joined(parts: Mapping[str, str]) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from tasks.common.configs import Config, NonNegativeInt, at_least
 from tasks.common.data.cells import label_value, text_value
 from tasks.common.data.splits import SplitSummary, check_splits
 from tasks.common.data.tables import no_column, open_table
@@ -17,10 +19,12 @@ from tasks.common.data.text_files import decode_text
 from tasks.common.data.transcribed import TranscriptionExamples, encode_units
 from tasks.common.data.user_files import (
     HELD_OUT,
+    LATER,
     SPLIT_NAMES,
     find_file,
     is_hidden,
     read_each,
+    results_name,
     split_by_group,
     split_by_hash,
     split_paths,
@@ -47,12 +51,59 @@ class ManifestRow(NamedTuple):
     group: str = ""
 
 
-def check_split_by(split_by: str, path: str | None) -> None:
-    """Raises ValueError for an invalid `split_by` of a data config."""
-    if not split_by.strip():
-        raise ValueError("split_by: is empty, expected text, file or the name of a column")
-    if path is None and split_by != BY_TEXT:
-        raise ValueError(f"split_by: got {split_by!r}, expected {BY_TEXT!r} without path")
+@dataclasses.dataclass(frozen=True)
+class TranscribedConfig(Config):
+    """Base class of the configs of files with transcripts.
+
+    Class attributes:
+      built_in: names of the built-in data sets.
+      unit: plural of a user file, for messages.
+
+    Attributes:
+      name: a built-in data set. With `path` it names the results; default own_<name of path>.
+      path: user files: a manifest with the columns path and text (CSV or TSV), or with such JSON
+        objects (.jsonl); a folder of files, each with a text file of the same name; or three
+        manifests, separated by commas, named train, validation and test. A missing split is a tenth
+        of the training split, see `split_by`.
+      train_size, validation_size, test_size: number of composed strings or lines of each split. A
+        further test condition has a quarter of test_size.
+      seed: of the composed data.
+      text: tokenizer of units: "word", "character" or "bpe".
+      split_by: property of user files by which missing splits are made: "text": equal texts are in
+        one split; "file": equal files; or a column of the manifest, such as speaker: the largest
+        group is train, others fill a tenth of test and of validation. "text" needs many distinct
+        texts.
+      skip_broken: leave out user files that cannot be used, with a warning.
+    """
+
+    built_in: ClassVar[Sequence[str]]
+    unit: ClassVar[str]
+
+    name: str = ""
+    path: str | None = None
+    train_size: at_least(4) = 8000
+    validation_size: at_least(4) = 300
+    test_size: at_least(4) = 600
+    seed: NonNegativeInt = 0
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    split_by: str = dataclasses.field(default=BY_TEXT, metadata=LATER)
+    skip_broken: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        rest = f"; path takes your own {self.unit}"
+        object.__setattr__(self, "name", results_name(self.name, self.built_in, self.path, rest))
+        named = bool(self.split_by.strip())
+        self.expect("split_by", named, "text, file or the name of a column")
+        by_text = self.path is not None or self.split_by == BY_TEXT
+        self.expect("split_by", by_text, f"{BY_TEXT!r} without path")
+
+    def user_examples(
+        self, read: Callable[[Path], np.ndarray], field: str
+    ) -> tuple[dict[str, TranscriptionExamples], Tokenizer]:
+        """Returns the splits of the user files and their tokenizer; see `user_examples`."""
+        given = (self.path, read, self.text, field, self.skip_broken, self.split_by, self.unit)
+        return user_examples(*given)
 
 
 def user_examples(
@@ -111,10 +162,8 @@ def user_examples(
     splits = {}
     for split in SPLITS:
         _expect_whole(kept[split], tokenizer)
-        sizes = [len(array) for array in arrays[split]]
-        units = encode_units(tokenizer, texts[split])
-        splits[split] = TranscriptionExamples(
-            field, arrays[split].__getitem__, sizes, units, texts[split]
+        splits[split] = TranscriptionExamples.of_arrays(
+            field, arrays[split], tokenizer, texts[split]
         )
     return splits, tokenizer
 

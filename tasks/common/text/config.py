@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.common.configs import Config, PositiveInt, at_least, one_of
 from tasks.common.text.words import SPECIAL, stemmer
+
+# Fields whose other values lose text.
+LOSSY = ("stem", "ngrams", "character_ngrams", "unique")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,21 @@ class TextConfig(Config):
     character_vocabulary_size: at_least(len(SPECIAL) + 1) = 30_000
     min_count: PositiveInt = 2
     max_length: PositiveInt = 512
+
+    def expect_defaults(self, names: Sequence[str], reason: str) -> None:
+        """Requires the default values of fields.
+
+        Args:
+          names: of the fields.
+          reason: for the message.
+
+        Raises:
+          ValueError: a field has another value.
+        """
+        for name in names:
+            value, default = getattr(self, name), getattr(TextConfig, name)
+            if value != default:
+                raise ValueError(f"text.{name}: got {value!r}, expected {default!r}, {reason}")
 
     def __post_init__(self):
         super().__post_init__()

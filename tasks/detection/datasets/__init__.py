@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tasks.common.data.builders import DatasetDefinition
+import numpy as np
+
+from tasks.common.data.builders import DatasetDefinition, features_of
 from tasks.common.datasets import blue_marble, fashion_mnist
 from tasks.detection.datasets import clothes, nuclei, trees
 
@@ -37,21 +39,15 @@ def image_features(side: int, has_masks: bool) -> Callable[[], Mapping[str, Any]
     are as in `tasks.detection.data`, without padding rows.
     """
 
-    def features() -> Mapping[str, Any]:
-        import numpy as np
-        from tensorflow_datasets import features as kinds
-
-        result = {
-            "image": kinds.Tensor(shape=(side, side, 3), dtype=np.uint8),
-            "size": kinds.Tensor(shape=(2,), dtype=np.int32),
-            "boxes": kinds.Tensor(shape=(None, 4), dtype=np.float32),
-            "labels": kinds.Tensor(shape=(None,), dtype=np.int32),
-        }
-        if has_masks:
-            result["instances"] = kinds.Tensor(shape=(side, side), dtype=np.uint16)
-        return result
-
-    return features
+    kinds = {
+        "image": ((side, side, 3), np.uint8),
+        "size": ((2,), np.int32),
+        "boxes": ((None, 4), np.float32),
+        "labels": ((None,), np.int32),
+    }
+    if has_masks:
+        kinds["instances"] = ((side, side), np.uint16)
+    return features_of(**kinds)
 
 
 NUCLEI = ImageDataset(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.common.data.fetchers import UrlFetcher
-from tasks.common.data.sources import Source
+from tasks.common.data.sources import Source, zip_content
 from tasks.detection.ops.masks import masks_to_boxes, to_instance_map
 
 SIDE = 256
@@ -20,14 +20,6 @@ _ADDRESS = f"https://codeload.github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixe
 _FOLDER = "stage1_train/"
 # The archive contains all images of the contest.
 _SECONDS = 600.0
-
-
-def _content(path: Path) -> Iterator[bytes]:
-    """Yields (name, bytes) of the files, sorted by name."""
-    with zipfile.ZipFile(path) as archive:
-        for name in sorted(name for name in archive.namelist() if name.endswith(".png")):
-            yield name.encode() + b"\0"
-            yield archive.read(name)
 
 
 def _select(fetched: Path, output: Path) -> None:
@@ -53,7 +45,7 @@ SOURCE = Source(
     "dsb2018/stage1_train_256.zip",
     "127b58f020d22024c0ee0f2f75c9a67ab225d048339469d1923c989c4b3cacd6",
     (UrlFetcher(_ADDRESS, extract=_select, seconds=_SECONDS),),
-    content=_content,
+    content=zip_content(".png"),
 )
 
 

@@ -9,8 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from tasks.common.data.fetchers import PipPackage, zip_member
-from tasks.common.data.sources import Source
+from tasks.common.data.sources import wheel_source
 
 SIDE = 256
 # First column of the validation part of the first image.
@@ -28,18 +27,7 @@ _FILES = {
     "SOAP_061.xml": "4833280af75fd9c47965a93e38945282835e9e725cac412bdb9469d63480947c",
 }
 SOURCES = tuple(
-    Source(
-        f"trees/{file}",
-        digest,
-        (
-            PipPackage(
-                "deepforest",
-                "2.1.0",
-                "deepforest-2.1.0-py3-none-any.whl",
-                extract=zip_member(f"deepforest/data/{file}"),
-            ),
-        ),
-    )
+    wheel_source(f"trees/{file}", digest, ("deepforest", "2.1.0"), f"deepforest/data/{file}")
     for file, digest in _FILES.items()
 )
 

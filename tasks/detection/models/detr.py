@@ -19,12 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from attention import attend, attention_weights, masks
+from attention import MultiHeadAttention, masks
 from attention.normalization import LayerNorm
 from attention.projection import Projection
 from tasks.common.backbones.convolutional import Convolution
 from tasks.common.backbones.resnet import ResNet, ResNetConfig
-from tasks.common.backbones.transformer_layers import EncoderConfig, FeedForward, maybe_dropout
+from tasks.common.backbones.transformer_layers import (
+    EncoderConfig,
+    FeedForward,
+    maybe_dropout,
+    split_keys,
+)
 from tasks.common.configs import (
     Config,
     Fraction,
@@ -91,13 +96,7 @@ class DETRConfig(Config):
     @property
     def layers(self) -> EncoderConfig:
         """Config of the feed-forward part of a layer."""
-        return EncoderConfig(
-            model_size=self.model_size,
-            num_heads=self.num_heads,
-            feedforward_size=self.feedforward_size,
-            activation="relu",
-            dtype=self.backbone.dtype,
-        )
+        return EncoderConfig.of(self, activation="relu", dtype=self.backbone.dtype)
 
 
 def sine_embedding(points: Array, size: int) -> Array:
@@ -118,19 +117,11 @@ def sine_embedding(points: Array, size: int) -> Array:
     return waves.reshape(*points.shape[:-1], size)
 
 
-class PositionedAttention(nnx.Module):
+class PositionedAttention(MultiHeadAttention):
     """Attention with position embeddings of queries and keys (Carion et al. 2020, appendix A.3).
 
     attend((x + p) W_q, (m + p_m) W_k, m W_v) W_o
     """
-
-    def __init__(self, size: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        heads = (num_heads, size // num_heads)
-        options = {"dtype": dtype, "rngs": rngs}
-        self.query = Projection((size,), heads, **options)
-        self.key = Projection((size,), heads, **options)
-        self.value = Projection((size,), heads, **options)
-        self.out = Projection(heads, (size,), **options)
 
     def __call__(
         self,
@@ -153,10 +144,9 @@ class PositionedAttention(nnx.Module):
           return_weights: whether to return the attention weights.
         """
         query, key = self.query(x + q_pos), self.key(memory + k_pos)
-        result = self.out(attend(query, key, self.value(memory), mask=mask))
-        if return_weights:
-            return result, attention_weights(query, key, mask=mask)
-        return result
+        options = {"mask": mask, "bias": None}
+        result = self._attend(x, query, key, self.value(memory), **options)
+        return (result, self._weights(query, key, **options)) if return_weights else result
 
 
 class Layer(nnx.Module):
@@ -190,7 +180,7 @@ class Layer(nnx.Module):
         key: Array | None = None,
     ) -> tuple[Array, Array | None]:
         """Returns [B, T, D], and the cross-attention weights [B, N, T, S] of a decoder."""
-        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        keys = split_keys(key, 3)
         rate, weights = self.dropout_rate, None
         y = self.attention_norm(x)
         x = x + maybe_dropout(self.attention(y, q_pos, y, q_pos, mask), rate, keys[0])
@@ -265,20 +255,12 @@ class DETR(nnx.Module):
         """Computes the predictions of the queries.
 
         Args:
-          images: [B, Y, X, C], values 0 to 255, padded below and to the right.
-          sizes: int [B, 2], height and width without padding.
-          valid: bool [B], images to include in batch statistics.
-          training: whether to update the batch statistics.
+          images, sizes, valid, training, return_weights: as for `MaskRCNN.features`.
           dropout_key: None for evaluation.
-          return_weights: whether to return the backbone's attention weights.
         """
         config = self.config
-        maps, found = self.backbone(
-            standardize(images, sizes),
-            valid=valid,
-            training=training,
-            return_weights=return_weights,
-        )
+        flags = {"valid": valid, "training": training, "return_weights": return_weights}
+        maps, found = self.backbone(standardize(images, sizes), **flags)
         x = self.reduce(maps[-1])
         B, Y, X, D = x.shape
         stride = config.backbone.strides[-1]

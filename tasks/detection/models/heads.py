@@ -92,13 +92,7 @@ class BoxHead(nnx.Module):
     """
 
     def __init__(
-        self,
-        config: HeadsConfig,
-        channels: int,
-        classes: int,
-        *,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        self, config: HeadsConfig, channels: int, classes: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         side, hidden = config.box_resolution, config.hidden_size
         self.first = Projection((side, side, channels), (hidden,), dtype=dtype, rngs=rngs)
@@ -126,13 +120,7 @@ class MaskHead(nnx.Module):
     """
 
     def __init__(
-        self,
-        config: HeadsConfig,
-        channels: int,
-        classes: int,
-        *,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        self, config: HeadsConfig, channels: int, classes: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         self.dtype = jnp.dtype(dtype)
         hidden = config.mask_channels

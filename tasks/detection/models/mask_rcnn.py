@@ -138,12 +138,8 @@ class MaskRCNN(nnx.Module):
           return_weights: whether to return the attention weights.
         """
         config = self.config
-        maps, weights = self.backbone(
-            standardize(images, sizes),
-            valid=valid,
-            training=training,
-            return_weights=return_weights,
-        )
+        flags = {"valid": valid, "training": training, "return_weights": return_weights}
+        maps, weights = self.backbone(standardize(images, sizes), **flags)
         pyramid = self.neck(maps[config.first_stage - 1 :])
         logits, deltas = self.rpn(pyramid)
         sides = [level.shape[1:3] for level in pyramid]

@@ -154,12 +154,7 @@ def propose(
     sides = boxes[:, 2:] - boxes[:, :2]
     valid = usable[chosen] & jnp.all(sides >= 1, axis=-1)
     kept, valid = batched_nms(
-        boxes,
-        logits[chosen],
-        jnp.concatenate(levels),
-        valid,
-        config.nms_iou,
-        config.post_nms_top_k,
+        boxes, logits[chosen], jnp.concatenate(levels), valid, config.nms_iou, config.post_nms_top_k
     )
     return Proposals(boxes[kept], logits[chosen][kept], valid)
 

@@ -40,9 +40,9 @@ class InformerConfig(TransformerConfig):
     mixer: str = "prob_sparse"
     distil: bool = True
 
-    def encoder(self, length: int, **changes: Any) -> EncoderConfig:
+    def encoder(self, max_length: int, **changes: Any) -> EncoderConfig:
         """Returns the config of a stack with normalized input."""
-        return super().encoder(length, **{"input_norm": True} | changes)
+        return super().encoder(max_length, **{"input_norm": True} | changes)
 
 
 class Distil(nnx.Module):

@@ -59,12 +59,7 @@ class ITransformer(Forecaster):
         x = jnp.concatenate([x, calendar[:, :L]], axis=-1)
         present = jnp.any(past_valid, axis=1)
         present = jnp.pad(present, ((0, 0), (0, self.sizes.calendar)), constant_values=True)
-        z, weights = encode(
-            self.encoder,
-            self.embedding(jnp.swapaxes(x, 1, 2)),
-            present,
-            mode,
-        )
+        z, weights = encode(self.encoder, self.embedding(jnp.swapaxes(x, 1, 2)), present, mode)
         raw = jnp.swapaxes(self.out(z[:, :C]), 1, 2)
         found = {} if weights is None else {"channels": weights}
         return self.head.place(raw, level, scale), found

@@ -89,12 +89,7 @@ class Patches(nnx.Module):
             return jnp.swapaxes(array, 1, 2).reshape(B * C, -1)[:, indices]
 
         present = jnp.any(rows(valid), axis=-1)
-        z, weights = encode(
-            self.encoder,
-            self.embedding(rows(x)),
-            present,
-            mode,
-        )
+        z, weights = encode(self.encoder, self.embedding(rows(x)), present, mode)
         found = {} if weights is None else {"patches": weights.reshape(B, C, *weights.shape[1:])}
         return z.reshape(B, C, *z.shape[1:]), found
 

@@ -7,6 +7,7 @@ look-back, G patches of the horizon, R values in a patch, D model size, P parame
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ RidgeLevel = one_of("last", "mean")
 
 @dataclasses.dataclass(frozen=True)
 class RidgeConfig(Config):
-    """Config of a linear forecast, of which only the width of a distribution is trained.
+    """Config of a linear forecast; only the width of a distribution is trained.
 
     Attributes:
       head: a head of `tasks.forecasting.models.heads`.
@@ -132,15 +133,22 @@ class Ridge(nnx.Module):
         return level + jnp.einsum("BLC,CLF->BFC", over, weights)
 
 
-class RidgeForecaster(Forecaster):
-    """`Ridge` with a `DistributionHead`."""
+class RidgeBased(Forecaster):
+    """Base class of forecasters with a `Ridge`; `_build` creates their other modules."""
 
     def __init__(
-        self, config: RidgeConfig, sizes: WindowSizes, ridge: np.ndarray | None, *, rngs: nnx.Rngs
+        self, config: Any, sizes: WindowSizes, ridge: np.ndarray | None, *, rngs: nnx.Rngs
     ):
         super().__init__(sizes, HEADS[config.head])
         self.ridge = Ridge(config, sizes, ridge)
+        self._build(config, sizes, rngs)
+
+    def _build(self, config: Any, sizes: WindowSizes, rngs: nnx.Rngs) -> None:
         self.spread = DistributionHead(sizes, config.head)
+
+
+class RidgeForecaster(RidgeBased):
+    """`Ridge` with a `DistributionHead`."""
 
     def forecast(
         self, past: Array, past_valid: Array, calendar: Array, mode: Mode
@@ -148,7 +156,7 @@ class RidgeForecaster(Forecaster):
         return self.spread(self.ridge(past, past_valid), past, past_valid), {}
 
 
-class RidgeResidual(Forecaster):
+class RidgeResidual(RidgeBased):
     """Attention on the residual: ŷ = ridge(x) + σ (z W + b).
 
         z = encoder([x_1 W_x + k_1 W_k + e_c, ..., k_(M+1) W_k + e_c, ...])     at the last G
@@ -160,18 +168,9 @@ class RidgeResidual(Forecaster):
     Attention weights from the patches of the horizon to all: "patches" [B, C, layers, N, G, M + G].
     """
 
-    def __init__(
-        self,
-        config: RidgeResidualConfig,
-        sizes: WindowSizes,
-        ridge: np.ndarray | None,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(sizes, HEADS[config.head])
+    def _build(self, config: RidgeResidualConfig, sizes: WindowSizes, rngs: nnx.Rngs) -> None:
         R, D = config.patch_length, config.model_size
         K = min(sizes.calendar, config.calendar_features)
-        self.ridge = Ridge(config, sizes, ridge)
         self.norm = InstanceNorm(sizes.channels)
         self.past_indices = tuple(map(tuple, config.patches(sizes.lookback).tolist()))
         # The last patch may extend beyond the horizon; the last time of the horizon is repeated
@@ -204,10 +203,7 @@ class RidgeResidual(Forecaster):
             tokens = tokens + self.calendar(quickest[:, times])[:, None]
         present = jnp.pad(present.any(axis=-1), ((0, 0), (0, 0), (0, G)), constant_values=True)
         z, weights = encode(
-            self.encoder,
-            tokens.reshape(B * C, M + G, D),
-            present.reshape(B * C, M + G),
-            mode,
+            self.encoder, tokens.reshape(B * C, M + G, D), present.reshape(B * C, M + G), mode
         )
         raw = self.out(z[:, M:]).reshape(B, C, -1, self.head.size)[:, :, :F]
         ridge = self.ridge(past, past_valid)
@@ -217,7 +213,7 @@ class RidgeResidual(Forecaster):
         return self.head.place(jnp.swapaxes(raw, 1, 2), ridge, scale), found
 
 
-class RidgeSeasonal(Forecaster):
+class RidgeSeasonal(RidgeBased):
     """Weighted mean: ŷ = r + λ (s - r), with r of the ridge, s of `SeasonalLag` and λ its share.
 
     Both are linear maps of the past; s has far fewer parameters.
@@ -227,20 +223,11 @@ class RidgeSeasonal(Forecaster):
     Attention weights: "lags" [B, C, F, L], first time first.
     """
 
-    def __init__(
-        self,
-        config: RidgeSeasonalConfig,
-        sizes: WindowSizes,
-        ridge: np.ndarray | None,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(sizes, HEADS[config.head])
+    def _build(self, config: RidgeSeasonalConfig, sizes: WindowSizes, rngs: nnx.Rngs) -> None:
+        super()._build(config, sizes, rngs)
         # Without a share, the variables are restored from a checkpoint.
         self.share = FixedVariable(jnp.float32(0 if config.share is None else config.share))
-        self.ridge = Ridge(config, sizes, ridge)
         self.seasonal = SeasonalLag(config, sizes, rngs=rngs)
-        self.spread = DistributionHead(sizes, config.head)
 
     def forecast(
         self, past: Array, past_valid: Array, calendar: Array, mode: Mode

@@ -1,4 +1,4 @@
-"""Recommenders with attention over the items of a user, in no order: NAIS and ACF.
+"""Recommenders with order-independent attention over the items of a user: NAIS and ACF.
 
 He et al. 2018, "NAIS: Neural Attentive Item Similarity Model for Recommendation"; Chen et al. 2017,
 "Attentive Collaborative Filtering: Multimedia Recommendation with Item- and Component-Level
@@ -37,24 +37,38 @@ from tasks.recommendation.models.losses import LossConfig, gbce, next_item_loss
 
 Array = jax.Array
 
-# Items that NAIS scores at a time: each has its own weights over the history.
+# Items that NAIS scores at a time, because each item has its own weights over the history.
 _BLOCK = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class NAISConfig(Config):
-    """Attention over a history with each scored item as query (He et al. 2018).
+class ItemAttentionConfig(Config):
+    """Fields of both recommenders.
 
     Attributes:
       model_size: D.
-      form: form of the attention logits, "prod" or "concat".
       hidden_size: hidden size of the attention.
+      positions_per_step: T, positions sampled of each sequence.
+      embedding_scale: standard deviation of initial embeddings.
+    """
+
+    model_size: PositiveInt = 64
+    hidden_size: PositiveInt = 32
+    positions_per_step: PositiveInt = dataclasses.field(default=8, metadata={"formerly": "places"})
+    embedding_scale: PositiveFloat = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class NAISConfig(ItemAttentionConfig):
+    """Attention over a history with each scored item as query (He et al. 2018).
+
+    Attributes:
+      form: form of the attention logits, "prod" or "concat".
       beta: β, from 0 to 1; at 1 the weights sum to 1.
       alpha: α, from 0, a sum over the history, to 1, a mean.
-      positions_per_step: T, positions sampled of each sequence.
       negatives: k, negatives sampled for each position.
       calibration: t of gBCE; 0 is the binary cross-entropy of the paper.
-      embedding_scale: standard deviation of initial embeddings.
+      For the others see `ItemAttentionConfig`.
     """
 
     name: str = "nais"
@@ -63,10 +77,8 @@ class NAISConfig(Config):
     hidden_size: PositiveInt = 16
     beta: float = 0.5
     alpha: float = 0.0
-    positions_per_step: PositiveInt = dataclasses.field(default=8, metadata={"formerly": "places"})
     negatives: PositiveInt = 16
     calibration: within("[0, 1]") = 0.75
-    embedding_scale: PositiveFloat = 0.1
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,24 +91,17 @@ class NAISConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class ACFConfig(Config):
+class ACFConfig(ItemAttentionConfig):
     """Attention over a history, and over the features of its items (Chen et al. 2017).
 
     Attributes:
-      model_size: D.
       component_size: component size of feature embeddings, if items have features.
-      hidden_size: hidden size of the attention.
-      positions_per_step: T, positions sampled of each sequence.
-      embedding_scale: standard deviation of initial embeddings.
       objective: the loss; the paper's is pairwise.
+      For the others see `ItemAttentionConfig`.
     """
 
     name: str = "acf"
-    model_size: PositiveInt = 64
     component_size: PositiveInt = 16
-    hidden_size: PositiveInt = 32
-    positions_per_step: PositiveInt = dataclasses.field(default=8, metadata={"formerly": "places"})
-    embedding_scale: PositiveFloat = 0.1
     objective: LossConfig = dataclasses.field(default_factory=LossConfig)
 
 
@@ -134,11 +139,11 @@ class ItemSimilarity(Recommender):
 
         def block(candidates: Array) -> Array:
             candidates = jnp.minimum(candidates, self.num_items - 1)
-            candidates = jnp.broadcast_to(candidates, (len(items), _BLOCK))
+            candidates = jnp.broadcast_to(candidates, (items.shape[0], _BLOCK))
             return self._of(items, candidates, is_event(items))
 
         found = jnp.moveaxis(jax.lax.map(block, blocks), 0, 1)
-        return found.reshape(len(items), -1)[:, : self.num_items]
+        return found.reshape(items.shape[0], -1)[:, : self.num_items]
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
         """Returns the contribution of each position to the score of an item, a_ij q_j·p_i."""

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import masks, registry
+from attention import masks
 from attention.normalization import LayerNorm
 from attention.projection import Projection
 from tasks.common.backbones.embedding import TokenEmbedding
@@ -38,58 +38,54 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class SASRecConfig(EncoderConfig):
-    """A causal Transformer over items.
+class SequentialConfig(EncoderConfig):
+    """Base class of the configs of Transformers over items.
 
     Attributes:
       embedding_scale: standard deviation of initial embeddings.
-      item_bias: whether scores have a bias of each item.
-      objective: the loss.
-      For the others see `EncoderConfig`; max_length is at least the data's.
-    """
-
-    name: str = "sasrec"
-    model_size: int = 64
-    num_heads: int = 2
-    feedforward_size: int = 256
-    dropout_rate: float = 0.2
-    attention_dropout_rate: float = 0.2
-    positions: str = "learned"
-    max_length: int = 200
-    embedding_scale: PositiveFloat = 0.02
-    item_bias: bool = False
-    objective: LossConfig = dataclasses.field(default_factory=LossConfig)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if "causal" not in self.entry.capabilities:
-            able = [m.name for m in registry.mechanisms("mixer") if "causal" in m.capabilities]
-            got = f"{self.entry.name!r}, which cannot be causal"
-            raise ValueError(f"mixer: got {got}, expected one of {able}")
-
-
-@dataclasses.dataclass(frozen=True)
-class BERT4RecConfig(EncoderConfig):
-    """A bidirectional Transformer over items, some of them masked.
-
-    Attributes:
-      embedding_scale: standard deviation of initial embeddings.
-      mask_rate: fraction of the items of a sequence that are masked.
       objective: the loss.
       For the others see `EncoderConfig`; max_length is that of a history, and at least the data's.
     """
 
-    name: str = "bert4rec"
     model_size: int = 64
     num_heads: int = 2
     feedforward_size: int = 256
-    dropout_rate: float = 0.1
-    attention_dropout_rate: float = 0.1
     positions: str = "learned"
     max_length: int = 200
     embedding_scale: PositiveFloat = 0.02
-    mask_rate: within("(0, 1)", "a rate in (0, 1)") = 0.3
     objective: LossConfig = dataclasses.field(default_factory=LossConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class SASRecConfig(SequentialConfig):
+    """Config of a causal Transformer over items.
+
+    Attributes:
+      item_bias: whether scores have a bias of each item.
+      For the others see `SequentialConfig`.
+    """
+
+    name: str = "sasrec"
+    dropout_rate: float = 0.2
+    attention_dropout_rate: float = 0.2
+    item_bias: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.expect_causal()
+
+
+@dataclasses.dataclass(frozen=True)
+class BERT4RecConfig(SequentialConfig):
+    """Config of a bidirectional Transformer over items, some of which are masked.
+
+    Attributes:
+      mask_rate: fraction of the items of a sequence that are masked.
+      For the others see `SequentialConfig`.
+    """
+
+    name: str = "bert4rec"
+    mask_rate: within("(0, 1)", "a rate in (0, 1)") = 0.3
 
     def __post_init__(self):
         super().__post_init__()
@@ -98,7 +94,28 @@ class BERT4RecConfig(EncoderConfig):
             raise ValueError(f"mixer: got {got}, expected another")
 
 
-class SASRec(Recommender):
+class SequentialRecommender(Recommender):
+    """Base class of recommenders with a Transformer over `items`, the embedded history."""
+
+    def hidden(
+        self, items: Array, *, dropout_key: Array | None = None, return_weights: bool = False
+    ) -> Array | tuple[Array, Array]:
+        """Returns hidden states [B, S, D] of items [B, S], and weights [L, B, N, S, S] if asked."""
+        return self.encoder(
+            self.items(safe_ids(items)),
+            lengths=jnp.sum(is_event(items), axis=1),
+            mask=masks.causal() if isinstance(self.config, SASRecConfig) else None,
+            dropout_key=dropout_key,
+            return_weights=return_weights,
+        )
+
+    def _last_layer(self, items: Array, positions: Array) -> Array:
+        """Returns the attention of one position in the last layer, averaged over heads, [B, S]."""
+        _, weights = self.hidden(items, return_weights=True)
+        return gather_positions(jnp.mean(weights[-1], axis=1), positions)
+
+
+class SASRec(SequentialRecommender):
     """Scores of the next item from the hidden state of the last position (Kang & McAuley 2018).
 
         h = Encoder(E[items], causal),   score_i = h_last · E_i (+ b_i)
@@ -115,18 +132,6 @@ class SASRec(Recommender):
         self.encoder = Encoder(config, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros((num_items,))) if config.item_bias else None
 
-    def hidden(
-        self, items: Array, *, dropout_key: Array | None = None, return_weights: bool = False
-    ) -> Array | tuple[Array, Array]:
-        """Returns hidden states [B, S, D] of items [B, S], and weights [L, B, N, S, S] if asked."""
-        return self.encoder(
-            self.items(safe_ids(items)),
-            lengths=jnp.sum(is_event(items), axis=1),
-            mask=masks.causal(),
-            dropout_key=dropout_key,
-            return_weights=return_weights,
-        )
-
     def scores(self, batch: Batch) -> Array:
         """Scores all items; an empty history has b alone, or 0."""
         items = batch["items"]
@@ -135,15 +140,11 @@ class SASRec(Recommender):
         return logits if self.bias is None else logits + self.bias[...]
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the attention of the last position in the last layer, averaged over heads, for
-        every item; nothing if the mixer has no weights.
-        """
+        """Returns the last layer's mean attention from the last position, for every item."""
         if "weights" not in self.config.entry.capabilities:
             return {}
-        _, weights = self.hidden(batch["items"], return_weights=True)
-        return broadcast_weights(
-            gather_positions(jnp.mean(weights[-1], axis=1), last_positions(batch["items"])), items
-        )
+        weights = self._last_layer(batch["items"], last_positions(batch["items"]))
+        return broadcast_weights(weights, items)
 
     def loss(self, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         """Computes the loss of the next item at every position."""
@@ -161,7 +162,7 @@ class SASRec(Recommender):
         return loss, {}
 
 
-class BERT4Rec(Recommender):
+class BERT4Rec(SequentialRecommender):
     """Scores of a masked item from both sides (Sun et al. 2019).
 
         h = Encoder(E[items, some of them masked]),
@@ -183,29 +184,18 @@ class BERT4Rec(Recommender):
         self.norm = LayerNorm(D, epsilon=config.norm_epsilon)
         self.bias = nnx.Param(jnp.zeros((num_items,)))
 
-    def _hidden(
-        self, items: Array, *, dropout_key: Array | None = None, return_weights: bool = False
-    ) -> Array | tuple[Array, Array]:
-        """Encodes items int [B, T] to [B, T, D], with the weights [L, B, N, T, T] if asked."""
-        return self.encoder(
-            self.items(safe_ids(items)),
-            lengths=jnp.sum(is_event(items), axis=1),
-            dropout_key=dropout_key,
-            return_weights=return_weights,
-        )
-
     def _transformed(self, hidden: Array) -> Array:
         hidden = self.transform(hidden.astype(jnp.float32))
         return self.norm(jax.nn.gelu(hidden, approximate=False))
 
     def _with_mask(self, items: Array) -> tuple[Array, Array]:
         """Returns histories with a masked item after them, [B, S + 1], and its position [B]."""
-        mask = jnp.full((len(items),), self.num_items, jnp.int32)
+        mask = jnp.full((items.shape[0],), self.num_items, jnp.int32)
         return events(items, mask), jnp.sum(is_event(items), axis=1)
 
     def scores(self, batch: Batch) -> Array:
         asked, position = self._with_mask(batch["items"])
-        hidden = self._transformed(gather_positions(self._hidden(asked), position))
+        hidden = self._transformed(gather_positions(self.hidden(asked), position))
         table = self.items.embedding[: self.num_items]
         return jnp.einsum("BD,ID->BI", hidden, table) + self.bias[...]
 
@@ -214,12 +204,11 @@ class BERT4Rec(Recommender):
         if "weights" not in self.config.entry.capabilities:
             return {}
         asked, position = self._with_mask(batch["items"])
-        _, weights = self._hidden(asked, return_weights=True)
-        weights = gather_positions(jnp.mean(weights[-1], axis=1), position)[:, :-1]
+        weights = self._last_layer(asked, position)[:, :-1]
         return broadcast_weights(jnp.where(is_event(batch["items"]), weights, 0), items)
 
     def loss(self, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-        """Computes the loss of items masked at random, or of the last one if none is."""
+        """Computes the loss of randomly masked items, or of the last item if none is masked."""
         mask_key, dropout_key, negative_key = jax.random.split(key, 3)
         following = gather_positions(batch["next"], last_positions(batch["items"]))
         whole = events(batch["items"], following)
@@ -228,7 +217,7 @@ class BERT4Rec(Recommender):
         last = jnp.arange(whole.shape[1]) == last_positions(whole)[:, None]
         drawn = drawn | (last & ~jnp.any(drawn, axis=1, keepdims=True))
         shown = jnp.where(drawn & is_event(whole), self.num_items, whole)
-        hidden = self._transformed(self._hidden(shown, dropout_key=dropout_key))
+        hidden = self._transformed(self.hidden(shown, dropout_key=dropout_key))
         loss = next_item_loss(
             self.config.objective,
             hidden,

@@ -5,28 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tasks.common.data.builders import DatasetDefinition
+import numpy as np
+
+from tasks.common.data.builders import DatasetDefinition, features_of
 from tasks.speech_recognition.datasets import prompts, spoken_digits
 
 
 def _features(**others: type) -> Callable[[], Mapping[str, Any]]:
     """Returns the features of a recording: id, samples, and others."""
 
-    def features() -> Mapping[str, Any]:
-        import numpy as np
-        import tensorflow_datasets as tfds
-
-        kinds = {
-            int: lambda: tfds.features.Scalar(dtype=np.int32),
-            str: tfds.features.Text,
-        }
-        return {
-            "id": tfds.features.Text(),
-            "samples": tfds.features.Tensor(shape=(None,), dtype=np.int16),
-            **{name: kinds[kind]() for name, kind in others.items()},
-        }
-
-    return features
+    return features_of(id=str, samples=((None,), np.int16), **others)
 
 
 SPOKEN_DIGITS = DatasetDefinition(

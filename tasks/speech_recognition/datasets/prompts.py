@@ -108,8 +108,4 @@ def _clips(path: Path, texts: Mapping[str, str]) -> Iterator[dict[str, object]]:
         if clip not in texts:
             continue
         samples = read_audio(data, RATE, clip)
-        yield {
-            "id": clip,
-            "samples": to_pcm(samples),
-            "text": texts[clip],
-        }
+        yield {"id": clip, "samples": to_pcm(samples), "text": texts[clip]}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tasks.common.audio.files import read_audio, to_pcm
 from tasks.common.data.fetchers import UrlFetcher
-from tasks.common.data.sources import Source
+from tasks.common.data.sources import Source, zip_content
 
 RATE = 8000
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
@@ -19,14 +19,6 @@ TAKES = 50
 _COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
 _ADDRESS = f"https://codeload.github.com/Jakobovski/free-spoken-digit-dataset/zip/{_COMMIT}"
 _FOLDER = "recordings/"
-
-
-def _content(path: Path) -> Iterator[bytes]:
-    """Yields names and bytes of the recordings, in the order of the names."""
-    with zipfile.ZipFile(path) as archive:
-        for name in sorted(name for name in archive.namelist() if name.endswith(".wav")):
-            yield name.encode() + b"\0"
-            yield archive.read(name)
 
 
 def _select(fetched: Path, output: Path) -> None:
@@ -42,7 +34,7 @@ SOURCE = Source(
     "fsdd/recordings.zip",
     "b1a8d39ed1fb7556a9e693c2ad20871943179e119cd5a1d70df19431512a8635",
     (UrlFetcher(_ADDRESS, extract=_select, seconds=120.0),),
-    content=_content,
+    content=zip_content(".wav"),
 )
 
 

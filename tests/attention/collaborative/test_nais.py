@@ -124,7 +124,7 @@ def test_weights_sum_to_one_only_with_beta_one():
         return np.asarray(weigh(CANDIDATES, HISTORY, return_weights=True)[1]).sum(-1)
 
     np.testing.assert_allclose(totals(1.0), 1, atol=1e-6)
-    # Five weights of which each exp(f) is at least 1: above 5^(1 - β).
+    # Five weights with each exp(f) at least 1, so their sum exceeds 5^(1 - β).
     assert (totals(0.5) >= np.sqrt(5) - 1e-6).all()
 
 
@@ -171,7 +171,7 @@ class TestTheCandidateIsLeftOut:
 
     @pytest.mark.parametrize("form", ["prod", "concat", "fism"])
     def test_an_item_does_not_score_itself(self, form):
-        """What q the candidate itself has in the history changes nothing, nor does its count."""
+        """The candidate's own q in the history and its count do not affect the score."""
         module = FISM(D, rngs=nnx.Rngs(0)) if form == "fism" else nais(form, alpha=0.5)
         source, target = normal(3, 10, D) / 2, normal(4, 10, D) / 2
         seen = without_target(self.candidates, self.history, self.valid)

@@ -1,4 +1,4 @@
-"""What all attention over feature maps holds to, by its declared capabilities, and wrong calls."""
+"""Properties of all attention over feature maps by declared capability, and invalid calls."""
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def test_training_moves_the_running_statistics(subject):
 
 @each("batch_statistics", training=True)
 def test_examples_that_are_not_valid_count_for_nothing(subject):
-    """The result of the first is that of a batch of its own, whatever stands in the second."""
+    """The result of the first example does not depend on the second example of the batch."""
     first = np.array([True, False])
     arrays = [name for name in subject.inputs if name != "params"]
     alone = subject.inputs | {name: subject.inputs[name][:1] for name in arrays}

@@ -1,4 +1,4 @@
-"""Each by itself: values by hand, what sees what, and forms that must be equal."""
+"""Tests of single mechanisms: hand-computed values, dependencies, and equivalent forms."""
 
 import os
 
@@ -56,7 +56,7 @@ X = jnp.asarray(normal(0, 2, 5, 6, 8))
 
 
 def with_zeros(module):
-    """All parameters 0."""
+    """Returns all parameters 0."""
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
     return nnx.merge(graphdef, jax.tree.map(jnp.zeros_like, params), rest)
 
@@ -104,10 +104,10 @@ def test_the_spatial_descriptor_has_the_maximum_first():
 
 
 def test_a_maximum_has_all_the_gradient():
-    """A shift of all channels moves the maximum by as much: 1 for each of the 248 places.
+    """A shift of all channels shifts the maximum equally: the gradient is 1 at all 248 positions.
 
-    The gradient of jnp.max gives less: compiled, it compares with a normalised map that has
-    been computed once more and rounded otherwise.
+    The gradient of jnp.max is smaller: when compiled, it compares with a normalized map that was
+    recomputed with different rounding.
     """
     keys = [jax.random.key(number) for number in (0, 2, 3)]
     z = jax.random.normal(keys[0], (62, 2, 2, 128))
@@ -139,7 +139,7 @@ def test_maximum_by_hand(axis):
 
 
 def test_the_spatial_gate_moves_with_the_map():
-    """What is far from the edges is weighed alike wherever it stands."""
+    """The gate is translation equivariant away from the edges."""
     module = SpatialGate(3, kernel_size=3, rngs=nnx.Rngs(0))
     x = jnp.zeros((1, 9, 9, 3)).at[0, 3:5, 3:5].set(normal(1, 2, 2, 3))
     moved = jnp.roll(x, (1, 2), axis=(1, 2))
@@ -234,7 +234,7 @@ def test_axial_is_a_mixer_along_rows_and_then_along_columns():
 
 
 def influence(run, x, place):
-    """Which positions the result at one place depends on: bool [Y, X]."""
+    """Returns the mask of positions that the result at one position depends on, bool [Y, X]."""
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(run(x)[0, place[0], place[1]])))(x)
     return np.abs(gradient[0]).max(axis=-1) > 0
 
@@ -264,13 +264,13 @@ def test_weights_of_lines_between_positions():
 
 
 def test_windows_by_hand():
-    """4 x 4 in windows of 2, moved by 1: nine regions, of which the middle one is a window."""
+    """A 4 x 4 map with windows of 2, shifted by 1, has nine regions; the middle one is a window."""
     places, regions = window_indices(4, 4, 2, 1)
     np.testing.assert_array_equal(
         places, [[5, 6, 9, 10], [7, 4, 11, 8], [13, 14, 1, 2], [15, 12, 3, 0]]
     )
     np.testing.assert_array_equal(regions, [[0, 0, 0, 0], [0, 1, 0, 1], [0, 0, 2, 2], [0, 1, 2, 3]])
-    # A side of one window is left alone, padding is nobody's region.
+    # A side with a single window is not shifted, and padding belongs to no region.
     places, regions = window_indices(1, 3, 2, 1)
     np.testing.assert_array_equal(places, [[1, 2, 3, 3], [3, 0, 3, 3]])
     np.testing.assert_array_equal(regions, [[0, 0, -1, -1], [-1, 1, -1, -1]])
@@ -342,7 +342,7 @@ def test_resize_by_hand():
 
 
 def test_the_gate_opens_where_the_signal_is():
-    """The signal alone decides: 1 in its upper left quarter, whatever x holds."""
+    """The gate depends only on the signal, which is 1 in its upper left quarter, and not on x."""
     gate = AttentionGate(3, 1, hidden_size=1, rngs=nnx.Rngs(0))
     gate.kernel[...] = jnp.zeros_like(gate.kernel[...])
     gate.signal.kernel[...] = jnp.ones((1, 1))

@@ -1,4 +1,5 @@
-"""What the tests of kernels share: inputs, and one comparison with the reference, gradients too."""
+"""Inputs shared by the kernel tests, and a comparison of outputs and gradients with the
+reference."""
 
 import contextlib
 import dataclasses
@@ -53,7 +54,7 @@ UNKNOWN = masks.Mask((Unknown(jnp.ones((1, 1, 1, 1), bool)),))
 
 
 def inputs(T, S, K=2, H=6, V=3, dtype=jnp.float32, **more):
-    """Query, key, value and whatever else there is to differentiate by."""
+    """Returns query, key, value and all other inputs that are differentiated."""
     arrays = {
         "query": normal(0, B, T, N, H),
         "key": normal(1, B, S, K, H),
@@ -63,7 +64,7 @@ def inputs(T, S, K=2, H=6, V=3, dtype=jnp.float32, **more):
 
 
 def run(attend, inputs, context=contextlib.nullcontext, **options):
-    """Output, and the gradient of a weighted sum of it by each input."""
+    """Returns the output, and the gradients of a weighted sum of the output by each input."""
     shape = (*inputs["query"].shape[:3], inputs["value"].shape[-1])
     cotangent = jnp.asarray(normal(9, *shape), inputs["query"].dtype)
 
@@ -84,7 +85,7 @@ def run(attend, inputs, context=contextlib.nullcontext, **options):
 def assert_equals_reference(
     attend, inputs, context=contextlib.nullcontext, atol=2e-6, slope_atol=2e-5, **options
 ):
-    """The same output and gradients as the reference computes in float32; by the size of what is
+    """Asserts that output and gradients equal those of the reference in float32, relative to
     largest, at least 1."""
     out, slopes = run(attend, inputs, context, **options)
     exact = jax.tree.map(lambda array: array.astype(jnp.float32), inputs)
@@ -112,7 +113,7 @@ def marks(seed, length, share=0.7):
 
 
 def every_mask(T, S):
-    """One or more of each kind, by name."""
+    """Returns one or more masks of each kind, by name."""
     offset = S - T
     found = {
         "causal": masks.causal(offset),

@@ -72,7 +72,7 @@ def arrays(t=T, s=S, n=N, k=K, dtype=np.float32):
 
 
 def run(kernel, inputs, options, **sizes):
-    """Output and the gradients of all inputs, bias and sinks, by name."""
+    """Returns output and the gradients of all inputs, bias and sinks, by name."""
     learned = {n: options[n] for n in ("bias", "sinks") if options.get(n) is not None}
     static = {n: options[n] for n in ("scale", "logit_cap", "dropout_rate")}
 
@@ -177,7 +177,7 @@ def test_vmap_equals_a_loop():
 
 
 def spoiled(inputs, start):
-    """The inputs with NaN in keys and values from a position on."""
+    """Returns the inputs with NaN in keys and values from a position on."""
     return inputs | {
         name: np.where(np.arange(S)[None, :, None, None] >= start, np.nan, inputs[name])
         for name in ("key", "value")

@@ -83,7 +83,7 @@ def test_shared_heads_and_other_lengths_mean_the_same(S, K, name):
 
 
 def test_padding_lets_nothing_through():
-    """Gradients of what is no query or no key are 0 whatever comes back for them."""
+    """Gradients of padding queries and keys are 0, even if cuDNN returns other values."""
     inputs = cases.inputs(T, T, H=8, V=8)
     mask = lengths([12, 5], [3, 12])
     spoilt = dict(inputs)
@@ -99,7 +99,7 @@ def test_padding_lets_nothing_through():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What `jax.nn.dot_product_attention` is called with."""
+    """Returns the arguments with which `jax.nn.dot_product_attention` is called."""
     found = []
 
     def fake(query, key, value, bias, **options):
@@ -135,7 +135,7 @@ def test_arguments_of_the_call(calls):
     np.testing.assert_array_equal(call["query_seq_lengths"], [6, 1])
     np.testing.assert_array_equal(call["key_value_seq_lengths"], [4, 1])
     assert call["query_seq_lengths"].dtype == jnp.int32
-    # What cuDNN leaves in rows that see nothing is not looked at.
+    # The values of cuDNN in rows that may attend to nothing are not used.
     assert jnp.isnan(out[0, :6]).all()
     assert (out[0, 6:] == 0).all()
     assert (out[1] == 0).all()

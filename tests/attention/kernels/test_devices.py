@@ -1,4 +1,4 @@
-"""Which device a kernel needs: what is asked of JAX, and what the context managers change."""
+"""Platform checks of kernels: queries to JAX, and effects of the context managers."""
 
 import subprocess
 import sys
@@ -76,7 +76,7 @@ def test_contexts_nest_and_end():
 @pytest.mark.parametrize(("kernel", "backend"), [("triton", "gpu"), ("splash", "tpu")])
 def test_several_devices_need_shard_map(machine, kernel, backend):
     def traced(function):
-        # Anew, as what was traced before is kept.
+        # A new lambda each time, because earlier traces are cached.
         return jax.eval_shape(lambda x: function(x), X).shape
 
     def call(x):

@@ -49,7 +49,7 @@ def learned(name, dtype=np.float32):
 
 
 def run(name, inputs, **options):
-    """Output and the gradients of all inputs."""
+    """Returns output and the gradients of all inputs."""
 
     def output(inputs):
         with running(name):
@@ -64,7 +64,7 @@ def run(name, inputs, **options):
 
 
 def refusal(call):
-    """What a NotImplementedError says; nothing where there is none."""
+    """Returns the message of a NotImplementedError; None without an error."""
     try:
         call()
     except NotImplementedError as error:
@@ -199,7 +199,7 @@ def test_with_64_bits_enabled(name):
 
 
 def test_auto_with_64_bits_enabled():
-    """Where sequences are long it is blockwise, whose gradient of a bias goes by blocks."""
+    """For long sequences "blockwise" is chosen, which computes the gradient of a bias by blocks."""
     with jax.enable_x64(True):
         x, bias = normal(0, 1, 520, 1, 4).astype(np.float64), np.zeros((1, 1, 520, 520))
         assert explain_choice(x, x, x, bias=bias).name == "blockwise"
@@ -305,7 +305,8 @@ ODD = {
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("case", ODD)
 def test_a_kernel_is_asked_without_other_exceptions(case, context):
-    """A refusal is a NotImplementedError; whatever else a kernel raises comes through."""
+    """An unsupported argument raises NotImplementedError; other exceptions of a kernel
+    propagate."""
     make, options = ODD[case]
     names = ("mask", "bias", "scale", "logit_cap", "sinks", "dropout_rate", "dropout_key")
     defaults = dict.fromkeys(names) | {"dropout_rate": 0.0}

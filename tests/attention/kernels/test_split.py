@@ -185,7 +185,7 @@ def compare_with(name, kernel, sizes, N, K, options):
 
 
 def refusals():
-    """What the kernels say on a mesh they cannot use, and what "auto" takes."""
+    """Returns the errors of kernels on an unsupported mesh, and the kernel that "auto" selects."""
     structs = [jax.ShapeDtypeStruct((2, 16, 2, 4), "float32")] * 3
     odd = [jax.ShapeDtypeStruct((2, 15, 2, 4), "float32")] * 3
     arrays = [jnp.zeros(x.shape) for x in structs]

@@ -13,7 +13,8 @@ from tests.attention.subjects import normal
 
 
 def equal_scores(lengths, S):
-    """A memory in which all states fit alike: what is left is the window and the Gaussian."""
+    """Returns a memory with equal scores, so that only the window and the Gaussian have an
+    effect."""
     valid = jnp.arange(S) < jnp.array(lengths)[:, None]
     values = jnp.tile(jnp.arange(S, dtype=jnp.float32)[:, None], (len(lengths), 1, 1))
     return Memory(jnp.zeros((len(lengths), S, 2)), values, valid)

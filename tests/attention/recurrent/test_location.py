@@ -1,4 +1,4 @@
-"""Location-aware alignment: what was looked at before, smoothing, sharpening."""
+"""Location-aware alignment: earlier weights, smoothing and sharpening."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,8 @@ def build(**options):
 
 
 def follower(sharpness=60.0, **options):
-    """One that knows nothing but where it looked, and looks one further: f_s = α_(s - 1)."""
+    """Returns an alignment that only depends on its previous weights and moves by one: f_s = α_(s -
+    1)."""
     alignment = LocationAwareAlignment(
         8, 8, hidden_size=1, num_filters=1, width=3, **options, rngs=nnx.Rngs(0)
     )

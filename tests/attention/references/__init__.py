@@ -1,4 +1,4 @@
-"""What the mechanisms mean, once more, in plain float64 NumPy and written from the equations.
+"""Reference implementations of the mechanisms in float64 NumPy, written from the equations.
 
 Each file of this folder has a `REFERENCES`: (kind, name) -> function of a dict of inputs and a bool
 array of what may be seen ([B, 1, T, S] for kernels and mixers, else [B, S]) that returns the output

@@ -1,10 +1,10 @@
-"""What all references use: attention one example and one head at a time, softmax, gradients."""
+"""Functions shared by the references: attention by example and head, softmax, gradients."""
 
 import numpy as np
 
 
 def attend(query, key, value, allowed, bias=None, scale=None, logit_cap=None, sinks=None):
-    """One example, one head at a time: [B, T, N, H], [B, S, K, H], [B, S, K, V], [B, N, T, S]."""
+    """Computes attention for [B, T, N, H], [B, S, K, H], [B, S, K, V] and allowed [B, N, T, S]."""
     B, T, N, H = query.shape
     S, K, V = value.shape[1:]
     scale = 1 / np.sqrt(H) if scale is None else scale
@@ -26,7 +26,8 @@ def attend(query, key, value, allowed, bias=None, scale=None, logit_cap=None, si
 
 
 def softmax_rows(scores, valid):
-    """[B, T], bool [B, T] -> weights [B, T], 0 for a row of which nothing is valid."""
+    """Computes weights [B, T] from scores [B, T] and bool [B, T]; 0 for rows without valid
+    entries."""
     weights = np.zeros(scores.shape)
     for b, row in enumerate(valid):
         if row.any():
@@ -40,7 +41,8 @@ def weighted(weights, states):
 
 
 def gradient(function, inputs, cotangent, step=1e-5):
-    """The gradient of Σ function(inputs) · cotangent by central differences, a dict like inputs."""
+    """Computes the gradient of Σ function(inputs) · cotangent by central differences, by input
+    name."""
 
     def walk(branch):
         if isinstance(branch, dict):

@@ -1,4 +1,4 @@
-"""Neighbours, histories and profiles, one user, candidate and neighbour at a time.
+"""Neighbors, histories and profiles, computed by user, candidate and neighbor.
 
 `valid` is bool [B, S], or [B, I, S] where it differs by candidate.
 """
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def _seen(valid, b, i):
-    """The neighbours of user b that count for candidate i."""
+    """Returns the valid neighbors of user b for candidate i."""
     return np.flatnonzero(valid[b] if valid.ndim == 2 else valid[b, i])
 
 
@@ -16,7 +16,7 @@ def _softplus(x):
 
 
 def neighbours(similarity, ratings, weight, valid):
-    """Σ w sim r / Σ |w sim| and the factors of r, by brute force."""
+    """Computes Σ w sim r / Σ |w sim| and the factors of r, by brute force."""
     B, S, items = ratings.shape
     scores, shares = np.zeros((B, items)), np.zeros((B, 1, items, S))
     for b, i in np.ndindex(B, items):
@@ -49,7 +49,7 @@ def nais(inputs, valid, form="prod", hidden_size=None, beta=0.5, alpha=0.0):
     p, candidates, history = inputs["params"], inputs["candidates"], inputs["history"]
 
     def weigh(p_i, q):
-        """a_ij of one candidate and the items of a history."""
+        """Computes a_ij of one candidate and the items of a history."""
         pairs = p_i * q if form == "prod" else np.concatenate([np.tile(p_i, (len(q), 1)), q], 1)
         hidden = np.maximum(pairs @ p["hidden"]["kernel"] + p["hidden"]["bias"], 0)
         exponentials = np.exp(hidden @ p["score"])

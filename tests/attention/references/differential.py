@@ -6,7 +6,7 @@ from tests.attention.references.base import attend
 
 
 def rotary(x):
-    """[B, T, N, H]: pairs (i, i + H / 2) as complex numbers, turned by the position."""
+    """Rotates pairs (i, i + H / 2) of [B, T, N, H] by the position, as complex numbers."""
     T, half = x.shape[1], x.shape[-1] // 2
     turn = np.exp(1j * np.outer(np.arange(T), 10000.0 ** (-np.arange(half) / half)))
     rotated = (x[..., :half] + 1j * x[..., half:]) * turn[:, None]

@@ -15,7 +15,7 @@ def rms(x, scale, epsilon=1e-6):
 
 
 def turned(x, base=10000.0, fraction=1.0, interleaved=False, scaling="none", factor=1.0):
-    """Rotary positions 0, 1, ... as complex numbers: each pair times exp(iθ)."""
+    """Rotates by positions 0, 1, ... as complex numbers: each pair times exp(iθ)."""
     T, H = x.shape[1], x.shape[-1]
     R = round(fraction * H)
     if scaling == "ntk":
@@ -64,7 +64,7 @@ def shaw(table, query, S, max_distance=16):
 
 
 def multi_head(inputs, allowed, positions="none", logit_cap=None, **_):
-    """The options that leave weights behind are read off the weights."""
+    """Computes multi-head attention; options with parameters are inferred from the parameters."""
     p, x = inputs["params"], inputs["x"]
     memory = inputs.get("memory", x)
     query, key, value = (

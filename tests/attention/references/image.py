@@ -22,7 +22,7 @@ def linear(z, p):
 
 
 def batch_norm(x, p, running, training):
-    """By the mean and variance of the batch, or by the running ones."""
+    """Normalizes by the mean and variance of the batch, or by the running statistics."""
     axes = tuple(range(x.ndim - 1))
     mean, variance = running["mean"], running["variance"]
     if training:
@@ -32,7 +32,7 @@ def batch_norm(x, p, running, training):
 
 
 def correlate(x, kernel, stride=1):
-    """The kernel's patch at each place of the grid, zeros around where it is cut off."""
+    """Computes a cross-correlation position by position, with zero padding."""
     B, Y, X, _ = x.shape
     height, width, _, outputs = kernel.shape
     rows, columns = -(-Y // stride), -(-X // stride)
@@ -127,12 +127,12 @@ def coordinate(inputs, training, **options):
 
 
 def heads(x, p):
-    """[..., C] -> [..., N, H]."""
+    """Reshapes [..., C] to [..., N, H]."""
     return np.tensordot(x, p["kernel"], 1) + p["bias"]
 
 
 def back(x, p):
-    """[..., N, H] -> [..., C]."""
+    """Reshapes [..., N, H] to [..., C]."""
     return np.tensordot(x, p["kernel"], 2) + p["bias"]
 
 
@@ -154,7 +154,7 @@ def non_local(inputs, training, similarity="embedded_gaussian", norm=True, **opt
 
 
 def along(x, p):
-    """One pass of self-attention over [T, C], as [T, C] and [N, T, T]."""
+    """Computes self-attention over [T, C]: the result [T, C] and weights [N, T, T]."""
     query, key, value = (heads(x[None], p[name]) for name in ("query", "key", "value"))
     allowed = np.ones((1, 1, len(x), len(x)), bool)
     mixed, weights = attend(query, key, value, allowed)
@@ -187,7 +187,8 @@ def shifted_window(inputs, training, window=4, shift=None, residual=True, **opti
     N, H = query.shape[3:]
 
     def parts(length):
-        """The grid's lines moved by the shift cut each side; no line where one window is all."""
+        """Splits each side at the grid lines moved by the shift; a side with one window is not
+        split."""
         moved = shift if length > window else 0
         return [(place - moved) // window for place in range(length)]
 
@@ -218,7 +219,7 @@ def shifted_window(inputs, training, window=4, shift=None, residual=True, **opti
 
 
 def between(length, wanted):
-    """[wanted, length]: linear interpolation between middles, held at the edges."""
+    """Returns weights [wanted, length] of linear interpolation between pixel centers, clipped."""
     matrix = np.zeros((wanted, length))
     for i in range(wanted):
         place = np.clip((i + 0.5) * length / wanted - 0.5, 0, length - 1)

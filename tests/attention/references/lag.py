@@ -44,7 +44,7 @@ def lag_residual(inputs, valid, num_heads=2, level="last", individual=False):
     logits, values = inputs["params"]["logits"], inputs["params"]["values"]
 
     def row(g, f, found):
-        """c + Σ W w (x - c) as a sum over x."""
+        """Computes the coefficients of x in c + Σ W w (x - c)."""
         at = np.eye(len(found))[0] if level == "last" else np.full(len(found), 1 / len(found))
         total = at.copy()
         for n in range(num_heads):

@@ -10,7 +10,7 @@ def rms_norm(x, scale):
 
 
 def turned(x, base, interleaved):
-    """[B, T, R]: pairs as complex numbers, turned by the position."""
+    """Rotates pairs of [B, T, R] by the position, as complex numbers."""
     _, T, R = x.shape
     half = R // 2
     first, second = (

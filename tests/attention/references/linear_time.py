@@ -48,7 +48,7 @@ def sigmoid(x):
 
 
 def filtered(x, taps, real):
-    """silu of Σ_j taps[j] · (x itself, the last real one before it, the one before that, ...)."""
+    """Computes silu(Σ_j taps[j] · (x and the real positions before it, latest first))."""
     result = np.zeros(x.shape)
     for b, t in np.ndindex(x.shape[:2]):
         seen = [t, *(s for s in range(t - 1, -1, -1) if real[b, s])][: len(taps)]

@@ -50,7 +50,7 @@ def multi_head_pool(inputs, valid, queries=1, **_):
 
 
 def structured_pool(inputs, valid, hops=4, **_):
-    """A hop at a time."""
+    """Computes structured pooling, one hop at a time."""
     p, states = inputs["params"], inputs["states"]
     hidden = np.tanh(states @ p["hidden"]["kernel"])
     pooled, weights = 0, []

@@ -14,7 +14,7 @@ def softmax(scores):
 
 
 def steps(align):
-    """From `align(q, h, params, state, **options) -> context, weights [..., n], state` for the n
+    """Runs `align(q, h, params, state, **options) -> context, weights [..., n], state` for the n
     real states h of one example to the whole: contexts and weights of every step."""
 
     def run(inputs, valid, **options):
@@ -108,7 +108,7 @@ def multi_head(q, h, p, state, **_):
 
 
 def temporal(inputs, allowed, current=True):
-    """Of each state to its past."""
+    """Computes attention of each state to its past states."""
     p, x = inputs["params"], inputs["x"]
     query, key, value = (
         np.einsum("btd,dnh->btnh", x, p[name]["kernel"]) + p[name].get("bias", 0)

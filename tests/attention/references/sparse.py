@@ -13,13 +13,15 @@ def sliding_window(i, j, left, right, dilation=1):
 
 
 def strided(i, j, stride):
-    """Child et al. 2019: A1 = {max(0, i - l), ..., i} and A2 = {j: (i - j) mod l = 0}, mirrored."""
+    """Returns A1 = {max(0, i - l), ..., i} and A2 = {j: (i - j) mod l = 0}, mirrored (Child et al.
+    2019)."""
     low, high = min(i, j), max(i, j)
     return low in range(max(0, high - stride), high + 1) or (high - low) % stride == 0
 
 
 def fixed(i, j, block, summary):
-    """Child et al. 2019: A1 = {j: same block} and A2 = {j: j mod l in {l - c, ..., l - 1}}."""
+    """Returns A1 = {j: same block} and A2 = {j: j mod l in {l - c, ..., l - 1}} (Child et al.
+    2019)."""
     return i // block == j // block or j % block in range(block - summary, block)
 
 
@@ -36,7 +38,7 @@ def big_bird(i, j, block, window=1, global_blocks=1, random_blocks=2, seed=0, li
 
 
 def patterned(sees, names):
-    """The reference of a mixer that is multi-head attention in a pattern."""
+    """Returns the reference of a mixer that is multi-head attention in a pattern."""
 
     def run(inputs, allowed, **options):
         pattern = {name: options.pop(name) for name in names if name in options}
@@ -48,7 +50,7 @@ def patterned(sees, names):
 
 
 def longformer(inputs, allowed, window, global_tokens=1, share_projections=False, **options):
-    """Local attention for all; then the global rows anew, by the global projections."""
+    """Computes local attention for all rows, then global rows with the global projections."""
     T, params = allowed.shape[-1], inputs["params"]
     first = range(global_tokens)
     seen = [

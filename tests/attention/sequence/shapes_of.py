@@ -1,4 +1,4 @@
-"""How large what a function computes becomes on the way."""
+"""Sizes of intermediate arrays of a function."""
 
 import math
 

@@ -25,7 +25,7 @@ B, T, K, N, H, V, D = 2, 70, 2, 4, 6, 3, 8
 
 
 def problem(length=T, seed=0, decay=1.0):
-    """Query, key of length 1, value, log decay, β."""
+    """Returns query, key of length 1, value, log decay, β."""
     rng = np.random.default_rng(seed)
     key = normal(seed, B, length, K, H)
     return (
@@ -38,7 +38,7 @@ def problem(length=T, seed=0, decay=1.0):
 
 
 def column(*numbers):
-    """[1, T, 1, 1]"""
+    """Reshapes to [1, T, 1, 1]."""
     return jnp.array(numbers).reshape(1, -1, 1, 1)
 
 
@@ -55,7 +55,7 @@ def test_by_hand(rule):
 
 
 def test_a_key_is_read_back_and_another_left_alone():
-    # The delta rule's point: writing a key anew replaces what it had, orthogonal keys stay.
+    # The delta rule replaces the value of a key that is written again, and keeps orthogonal keys.
     keys = np.eye(3, dtype=np.float32)[[0, 1, 0, 2, 2]].reshape(1, 5, 1, 3)
     value = normal(0, 1, 5, 1, 2)
     query = np.eye(3, dtype=np.float32)[[0, 0, 1, 0, 2]].reshape(1, 5, 1, 3)
@@ -87,7 +87,7 @@ def test_chunks_equal_steps(chunk_size):
 @pytest.mark.parametrize("decay", [0.0, 300.0])
 def test_chunks_equal_steps_where_it_is_hard(decay):
     # The same key 64 times: the inverse's terms grow like binomials unless it is solved row by row.
-    # And a decay of which no quotient of two could be formed.
+    # With this decay, the quotient of two cumulative decays would overflow.
     query, _, value, log_decay, _ = problem(64, decay=decay)
     key = np.broadcast_to(problem(1)[1], (B, 64, K, H))
     beta = np.ones((B, 64, N), np.float32)

@@ -24,14 +24,14 @@ B, T, N, F, V, D = 2, 37, 2, 5, 3, 8
 
 
 def problem(length=T, seed=0):
-    """φ(q), φ(k), v and marks of keys."""
+    """Returns φ(q), φ(k), v and the mask of valid keys."""
     query, key = (np.exp(normal(seed + i, B, length, N, F)) for i in (0, 1))
     valid = np.random.default_rng(seed).random((B, length)) < 0.7
     return query, key, normal(seed + 2, B, length, N, V), valid
 
 
 def dense(query, key, value, allowed):
-    """The definition, with a matrix of weights, in float64."""
+    """Computes the definition with a dense matrix of weights, in float64."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     similarities = np.einsum("btnf,bsnf->bnts", query, key) * allowed
     total = similarities.sum(-1, keepdims=True)

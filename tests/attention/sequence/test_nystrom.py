@@ -100,7 +100,7 @@ def test_convolution_by_hand():
     zeros, taps = np.zeros_like(value), np.array([[10.0], [0.0], [1.0]], np.float32)
     out = nystrom_attention(zeros, zeros, value, num_landmarks=4, convolution=taps)
     np.testing.assert_allclose(out.ravel() - 15 / 4, [2, 14, 28, 40], rtol=1e-5)
-    # The third position hidden: 2 and 8 are neighbours now.
+    # The third position is hidden, so 2 and 8 are neighbors.
     mask = masks.valid(key=np.array([[1, 1, 0, 1]], bool))
     out = nystrom_attention(zeros, zeros, value, num_landmarks=4, convolution=taps, mask=mask)
     np.testing.assert_allclose(np.ravel(out)[[0, 1, 3]] - 11 / 3, [2, 18, 20], rtol=1e-5)

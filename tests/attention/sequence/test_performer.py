@@ -55,7 +55,7 @@ def test_each_direction_is_normal(orthogonal):
 
 
 def estimates(query, key, orthogonal):
-    """φ(q)·φ(k) by 8 directions, in 4096 draws."""
+    """Returns φ(q)·φ(k) with 8 directions, for 4096 draws."""
 
     def estimate(drawn):
         logs = softmax_log_features(jnp.stack([query, key]), drawn)
@@ -100,7 +100,7 @@ def test_relu_features_by_hand():
 
 
 def exact_attention(log_query, log_key, value, allowed):
-    """The definition in float64, by logarithms of sums: nothing overflows."""
+    """Computes the definition in float64, by log-sum-exp to avoid overflow."""
     sums = np.logaddexp.reduce(
         np.asarray(log_query, np.float64)[:, :, None] + np.asarray(log_key, np.float64)[:, None],
         axis=-1,

@@ -16,7 +16,7 @@ X = normal(0, B, T, D)
 
 
 def built(kind, **options):
-    """The same weights for the same names, whatever the class."""
+    """Builds a module whose parameters depend only on their names, not on the class."""
     return kind(D, N, **options, rngs=nnx.Rngs(0))
 
 

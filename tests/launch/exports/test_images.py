@@ -46,7 +46,7 @@ def make_subject(name, folder):
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory):
-    """Name -> subject, made once each."""
+    """Returns name -> subject, made once each."""
     made = {}
 
     def get(name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -64,14 +65,12 @@ def client(export) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def blocked(monkeypatch) -> Callable[[TestClient], Any]:
+def blocked(monkeypatch) -> Callable[[Application], threading.Event]:
     """Returns a function that holds the programs of a model until its event is set."""
-    import threading
-
     events = []
 
-    def block(found: TestClient) -> threading.Event:
-        (model,) = found.application.models.values()
+    def block(application: Application) -> threading.Event:
+        (model,) = application.models.values()
         event, run = threading.Event(), model._batcher._run
         events.append(event)
 

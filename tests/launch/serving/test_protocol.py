@@ -169,6 +169,7 @@ def test_attention_of_a_text(client, export):
     found = client.post(f"{PREDICT}/attention", json={"inputs": text}).json()
     (row,) = export.encode(text).rows
     assert len(found["tokens"]) == len(row["tokens"])
+    assert [token for token in found["tokens"] if token in text.split()] == text.split()
     (outputs,) = export.run([row], "attention")
     assert set(found["attention"]) == set(outputs)
     for name, array in outputs.items():
@@ -262,7 +263,7 @@ def test_limits_of_bodies_and_texts(export):
 
 def test_a_full_queue_and_a_deadline(export, blocked):
     with served({NAME: export}, max_queue=4, max_batch=1, timeout_s=0.5) as found:
-        event = blocked(found)
+        event = blocked(found.application)
         (model,) = found.application.models.values()
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             waiting = [pool.submit(found.post, PREDICT, json={"inputs": "a"}) for _ in range(4)]

@@ -45,7 +45,7 @@ def ours(case: str) -> dict[str, np.ndarray]:
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by transformers."""
+    """Computes the same with transformers."""
     return torch_answers(lambda arrays: _theirs(case, arrays), inputs(case))
 
 

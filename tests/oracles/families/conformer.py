@@ -48,12 +48,12 @@ def inputs(case: str) -> dict[str, np.ndarray]:
 
 
 def ours(case: str) -> dict[str, np.ndarray]:
-    """What comes out of real frames, and gradients named `d_<input>`."""
+    """Returns outputs at real frames, and gradients named `d_<input>`."""
     return differentiate(lambda arrays: _ours(case, arrays), inputs(case))
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by transformers."""
+    """Computes the same with transformers."""
     return torch_answers(lambda arrays: _theirs(case, arrays), inputs(case))
 
 

@@ -29,7 +29,7 @@ def ours(case: str) -> dict[str, np.ndarray]:
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by PyTorch."""
+    """Computes the same with PyTorch."""
 
     def compute(a):
         import torch

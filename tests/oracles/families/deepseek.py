@@ -26,7 +26,7 @@ def _query_rank(case: str) -> int | None:
 
 
 def inputs(case: str) -> dict[str, np.ndarray]:
-    """All arrays of a problem, float32."""
+    """Returns all arrays of a problem, float32."""
     rng = np.random.RandomState(CASES.index(case))
     arrays = {"x": (B, T, D), "cotangent": (B, T, D)}
     arrays |= {"latent_kernel": (D, C), "rotary_key_kernel": (D, R), "latent_scale": (C,)}
@@ -52,7 +52,7 @@ def ours(case: str) -> dict[str, np.ndarray]:
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by transformers."""
+    """Computes the same with transformers."""
     return torch_answers(lambda arrays: _theirs(case, arrays), inputs(case))
 
 

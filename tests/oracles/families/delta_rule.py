@@ -24,7 +24,7 @@ def key_heads(case: str) -> int:
 
 
 def inputs(case: str) -> dict[str, np.ndarray]:
-    """All arrays of a problem, float32 unless integer."""
+    """Returns all arrays of a problem, float32 unless integer."""
     # The platform's own generator, whose stream NumPy keeps for good.
     rng, K = np.random.RandomState(CASES.index(case)), key_heads(case)
 
@@ -63,7 +63,7 @@ def ours(case: str) -> dict[str, np.ndarray]:
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by transformers."""
+    """Computes the same with transformers."""
     compute = _torch_rule if case.startswith("delta_rule") else _torch_module
     return torch_answers(lambda arrays: compute(case, arrays), inputs(case))
 

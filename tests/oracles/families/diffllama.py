@@ -23,7 +23,7 @@ def _layer(case: str) -> int:
 
 
 def inputs(case: str) -> dict[str, np.ndarray]:
-    """All arrays of a problem, float32 unless integer."""
+    """Returns all arrays of a problem, float32 unless integer."""
     rng = np.random.RandomState(CASES.index(case))
 
     def normal(*shape):
@@ -47,7 +47,7 @@ def ours(case: str) -> dict[str, np.ndarray]:
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by transformers."""
+    """Computes the same with transformers."""
     return torch_answers(lambda arrays: _theirs(case, arrays), inputs(case))
 
 

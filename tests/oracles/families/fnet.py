@@ -12,7 +12,7 @@ CASES = ("fnet_basic", "fnet_matrix", "fnet_sublayer")
 
 
 def inputs(case: str) -> dict[str, np.ndarray]:
-    """All arrays of a problem, float32."""
+    """Returns all arrays of a problem, float32."""
     rng = np.random.RandomState(CASES.index(case))
     names = {"x": (B, T, D), "cotangent": (B, T, D)}
     if case.endswith("sublayer"):
@@ -26,7 +26,7 @@ def ours(case: str) -> dict[str, np.ndarray]:
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by transformers."""
+    """Computes the same with transformers."""
     return torch_answers(lambda arrays: _theirs(case, arrays), inputs(case))
 
 

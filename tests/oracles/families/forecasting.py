@@ -57,7 +57,7 @@ def ours(case: str) -> dict[str, np.ndarray]:
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by transformers."""
+    """Computes the same with transformers."""
     compute = {"patchtst": _patchtst, "informer": _informer}[case]
     return torch_answers(compute, inputs(case))
 
@@ -68,7 +68,7 @@ def tried(length: int) -> np.ndarray:
 
 
 def running() -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of Informer's batch norm, in evaluation."""
+    """Returns mean and variance of Informer's batch norm, in evaluation."""
     rng = np.random.RandomState(9)
     return rng.normal(size=D).astype(np.float32), rng.uniform(0.5, 2, size=D).astype(np.float32)
 
@@ -169,7 +169,7 @@ def _informer(a):
         weights = TorchWeights(a)
         weights.linear(f"{stack}_embedding", "value_embedding.value_projection", bias=False)
         weights.norm(f"{stack}/input_norm", "layernorm_embedding")
-        # Theirs goes on where the encoder's ends, ours begins anew.
+        # Their positions continue after the encoder's, ours start again at 0.
         table = np.concatenate(
             [sinusoidal(np.arange(n), D, interleaved=False) for n in (L, LABEL + F)]
         )

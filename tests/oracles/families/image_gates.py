@@ -1,7 +1,7 @@
 """Attention over feature maps beside timm, segmentation_models_pytorch and MONAI.
 
 They need torchvision, which does not install beside the other oracles, so there is no live test:
-golden/image_gates.npz keeps what they gave. To make it anew, in an environment of its own:
+golden/image_gates.npz contains their results. To make it again, in an environment of its own:
 
     python -m venv image-oracles
     image-oracles/bin/pip install torch==2.13.0
@@ -26,7 +26,7 @@ LIVE = False
 PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "monai")
 
 B, Y, X, C, R, G = 2, 5, 7, 8, 4, 6
-WIDE = 128  # channels of which ECA looks at five.
+WIDE = 128  # number of channels, for which the ECA kernel size is five
 TRAINED = ("cbam", "coordinate", "non_local")
 CASES = (
     "se",
@@ -87,7 +87,7 @@ def _split(case):
 
 
 def inputs(case):
-    """All arrays of a problem, float32."""
+    """Returns all arrays of a problem, float32."""
     rng = np.random.RandomState(CASES.index(case))
     name, _ = _split(case)
 
@@ -106,7 +106,7 @@ def inputs(case):
 
 
 def running(case):
-    """Running mean and variance before the call; not differentiated."""
+    """Returns running mean and variance before the call; not differentiated."""
     size, rng = NORMS[_split(case)[0]], np.random.RandomState(99)
     return rng.normal(size=size).astype(np.float32), 1 + rng.uniform(size=size).astype(np.float32)
 
@@ -117,7 +117,7 @@ def ours(case):
 
 
 def theirs(case):
-    """The same by PyTorch modules of others."""
+    """Computes the same with PyTorch modules of others."""
     return torch_answers(lambda arrays: _theirs(case, arrays), inputs(case))
 
 
@@ -255,7 +255,7 @@ def _peers():
     import types
 
     def bare(name):
-        """A package that holds its modules but has run no line of its own."""
+        """Returns a package that holds its modules but has run no line of its own."""
         parent, _, last = name.rpartition(".")
         package = types.ModuleType(name)
         if parent:

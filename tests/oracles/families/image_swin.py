@@ -1,6 +1,6 @@
 """Attention in shifted windows beside the layer of transformers' Swin.
 
-Where windows do not fit, the padding is seen there and by nobody here, so all maps fit.
+All maps are multiples of the window, because padding is visible there and hidden here.
 """
 
 import jax
@@ -25,7 +25,7 @@ CASES = tuple(SIDES)
 
 
 def inputs(case):
-    """All arrays of a problem, float32."""
+    """Returns all arrays of a problem, float32."""
     rng = np.random.RandomState(CASES.index(case))
     Y, X, _ = SIDES[case]
 
@@ -50,7 +50,7 @@ def ours(case):
 
 
 def theirs(case):
-    """The same by transformers."""
+    """Computes the same with transformers."""
     return torch_answers(lambda arrays: _theirs(case, arrays), inputs(case))
 
 

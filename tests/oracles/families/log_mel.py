@@ -16,21 +16,21 @@ CONFIGS = {
 
 
 def inputs(case: str) -> dict[str, np.ndarray]:
-    """A falling tone and noise."""
+    """Returns a falling tone with noise."""
     rng, t = np.random.RandomState(CASES.index(case)), np.arange(P)
     tone = np.sin(2 * np.pi * (0.02 * t + 1e-4 * t**2))
     return {"samples": (0.3 * tone + 0.01 * rng.normal(size=P)).astype(np.float32)}
 
 
 def ours(case: str) -> dict[str, np.ndarray]:
-    """What this repository computes."""
+    """Computes the features with this repository."""
     samples = inputs(case)["samples"][None]
     features, frames = log_mel(samples, np.array([P]), CONFIGS[case])
     return {"features": np.asarray(features[0]), "frames": np.asarray(frames)}
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by librosa."""
+    """Computes the same with librosa."""
     import librosa
 
     config = CONFIGS[case]

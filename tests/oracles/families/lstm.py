@@ -38,7 +38,7 @@ def ours(case: str) -> dict[str, np.ndarray]:
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by PyTorch."""
+    """Computes the same with PyTorch."""
     compute = _torch_steps if case.endswith("steps") else _torch_ways
     return torch_answers(lambda arrays: compute(case, arrays), inputs(case))
 

@@ -81,7 +81,7 @@ def ours(case: str) -> dict[str, np.ndarray]:
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by transformers."""
+    """Computes the same with transformers."""
     if case not in GENERATION:
         return torch_answers(_torch_teach, inputs(case))
     return _torch_generate(GENERATION[case], "beam" in case, inputs(case))

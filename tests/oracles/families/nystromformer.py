@@ -16,13 +16,14 @@ SIZES = dict(zip(CASES, ((4, 3), (3, 5), (T, 0)), strict=True))
 
 
 def sizes(case: str) -> tuple[int, int]:
-    """Batch and heads. Their own scale of Z₀ is of the whole batch and all heads, ours, as in the
-    paper, of each matrix: the same for one matrix. Their other option is that of each matrix."""
+    """Returns batch and heads. Their scale of Z₀ uses the complete batch and all heads, ours, as in
+    the paper, of each matrix: the same for one matrix. Their other option is that of each
+    matrix."""
     return (1, 1) if case.endswith("one") else (B, N)
 
 
 def inputs(case: str) -> dict[str, np.ndarray]:
-    """All arrays of a problem, float32 unless integer."""
+    """Returns all arrays of a problem, float32 unless integer."""
     rng = np.random.RandomState(CASES.index(case))
     batch, heads = sizes(case)
 
@@ -46,7 +47,7 @@ def ours(case: str) -> dict[str, np.ndarray]:
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by transformers."""
+    """Computes the same with transformers."""
     return torch_answers(lambda arrays: _theirs(case, arrays), inputs(case))
 
 

@@ -89,7 +89,7 @@ def ours(case: str) -> dict[str, np.ndarray]:
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by RecBole."""
+    """Computes the same with RecBole."""
     return torch_answers(lambda a: _recbole(case, a), inputs(case))
 
 
@@ -114,7 +114,7 @@ def _recbole(case, a):
     }
 
     class Data:
-        """What the model asks of a data set."""
+        """Stub of the data set interface that the model uses."""
 
         def num(self, field):
             return ITEMS

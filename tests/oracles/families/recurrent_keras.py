@@ -39,12 +39,12 @@ def inputs(case: str) -> dict[str, np.ndarray]:
 
 
 def ours(case: str) -> dict[str, np.ndarray]:
-    """A scan of steps."""
+    """Returns a scan of steps."""
     return differentiate(lambda arrays: _steps(case, arrays), inputs(case))
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by Keras."""
+    """Computes the same with Keras."""
     return differentiate(lambda arrays: _keras(case, arrays), inputs(case))
 
 

@@ -2,7 +2,7 @@
 
 torchaudio's wheel loads a CUDA library when imported, and models of transformers import it where
 it is installed, so there is no live test: golden/recurrent_tacotron2.npz keeps what it gave. To
-make it anew, in an environment of its own:
+make it again, in a separate environment:
 
     python -m venv speech-oracles
     speech-oracles/bin/pip install torch==2.13.0
@@ -10,7 +10,7 @@ make it anew, in an environment of its own:
     speech-oracles/bin/pip install jax==0.10.2 flax==0.12.8
     speech-oracles/bin/python -m tests.oracles.make_golden recurrent_tacotron2
 
-Of torchaudio the one file models/tacotron2.py is loaded. It has no bias b and looks at previous and
+Of torchaudio the one file models/tacotron2.py is loaded. It has no bias b and uses previous and
 cumulative weights; its convolution's kernel is [K, 2, width], ours [width, 2, K].
 """
 
@@ -46,12 +46,12 @@ def inputs(case: str) -> dict[str, np.ndarray]:
 
 
 def ours(case: str) -> dict[str, np.ndarray]:
-    """A scan of steps."""
+    """Returns a scan of steps."""
     return differentiate(_steps, inputs(case))
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by torchaudio."""
+    """Computes the same with torchaudio."""
     return torch_answers(_torchaudio, inputs(case))
 
 

@@ -60,7 +60,7 @@ def ours(case: str) -> dict[str, np.ndarray]:
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by PyTorch."""
+    """Computes the same with PyTorch."""
     return torch_answers(lambda arrays: _torch(case, arrays), inputs(case))
 
 
@@ -101,8 +101,8 @@ def _temporal(case, a):
 
 
 def _pool(case, a):
-    """A query at a time: PyTorch gives a vector for each, of which ours is the sum where all share
-    W_o."""
+    """Computes one query at a time: PyTorch returns a vector per query; ours is their sum if all
+    share W_o."""
     module = MultiHeadPool(D, num_heads=N, queries=len(a["seed"]), rngs=nnx.Rngs(0))
     module = _filled(module, {k: v for k, v in a.items() if not k.startswith("out")})
     module.seed[...] = a["seed"].reshape(-1, N, H)

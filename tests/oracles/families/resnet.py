@@ -27,7 +27,7 @@ def _shapes():
 
 
 def inputs(case):
-    """All arrays of a problem, float32."""
+    """Returns all arrays of a problem, float32."""
     rng = np.random.RandomState(CASES.index(case))
     arrays = {}
     for path, shape in _shapes().items():
@@ -64,7 +64,7 @@ def ours(case):
 
 
 def theirs(case):
-    """The same by transformers."""
+    """Computes the same with transformers."""
     return torch_answers(lambda arrays: _theirs(case, arrays), inputs(case))
 
 

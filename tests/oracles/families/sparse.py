@@ -26,7 +26,7 @@ CASES = (
 
 
 def inputs(case: str) -> dict[str, np.ndarray]:
-    """All arrays of a problem."""
+    """Returns all arrays of a problem."""
     rng = np.random.RandomState(CASES.index(case))
     length = BLOCK * BLOCKS if case.startswith("bigbird") else T
 
@@ -54,7 +54,7 @@ def ours(case: str) -> dict[str, np.ndarray]:
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by transformers."""
+    """Computes the same with transformers."""
     compute = _big_bird if case.startswith("bigbird") else _longformer
     return torch_answers(lambda arrays: compute(case, arrays), inputs(case))
 

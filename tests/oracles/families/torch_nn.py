@@ -23,7 +23,7 @@ CASES = (
 
 
 def inputs(case: str) -> dict[str, np.ndarray]:
-    """All arrays of a problem, float32 unless boolean or integer."""
+    """Returns all arrays of a problem, float32 unless boolean or integer."""
     # The platform's own generator, whose stream NumPy keeps for good.
     rng = np.random.RandomState(CASES.index(case))
 
@@ -67,7 +67,7 @@ def ours(case: str) -> dict[str, np.ndarray]:
 
 
 def theirs(case: str) -> dict[str, np.ndarray]:
-    """The same by PyTorch."""
+    """Computes the same with PyTorch."""
     compute = {"attend": _torch_attend, "multi": _torch_multi_head, "gru": _torch_gru}
     return torch_answers(lambda a: compute[case.split("_")[0]](case, a), inputs(case))
 

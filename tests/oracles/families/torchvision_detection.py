@@ -2,7 +2,7 @@
 
 The registry's wheel of torchvision is built for CUDA and does not load beside the CPU build of
 PyTorch, which here is the one of requirements-oracles.txt; so there is no live test, and
-golden/torchvision_detection.npz keeps what it gave. To make it anew, in an environment of its own,
+golden/torchvision_detection.npz contains its results. To make it again, in a separate environment,
 on Linux with gcc and nm:
 
     python -m venv torchvision-oracle
@@ -53,7 +53,7 @@ def _boxes(rng, n, side, least=1.0, most=0.5):
 
 
 def inputs(case):
-    """All arrays of a problem."""
+    """Returns all arrays of a problem."""
     rng = np.random.RandomState(CASES.index(case))
 
     def normal(*shape):
@@ -165,7 +165,7 @@ def ours(case):
 
 
 def theirs(case):
-    """The same by torchvision."""
+    """Computes the same with torchvision."""
     import torch
 
     torchvision = load_torchvision()
@@ -227,7 +227,7 @@ def theirs(case):
         return {"kept": ops.batched_nms(*order).numpy()}
     if case == "mask_pasting":
         masks, found = arrays["masks"][:, None], arrays["boxes"]
-        # As Detectron2 has it: each pixel's centre in units of its box, from -1 to 1.
+        # As in Detectron2: the center of each pixel in units of its box, from -1 to 1.
         low, sides = found[:, None, :2], (found[:, 2:] - found[:, :2])[:, None]
         x, y = (
             (torch.arange(length) + 0.5 - low[..., axis]) / sides[..., axis] * 2 - 1

@@ -5,7 +5,7 @@ from pycocotools import mask as coco
 
 
 def from_rle(encoded, height, width):
-    """bool [n, height, width] of what `ops.pasting.to_rle` gives; all of one size."""
+    """Decodes the result of `ops.pasting.to_rle` to bool [n, height, width]."""
     if not encoded:
         return np.zeros((0, height, width), bool)
     return np.ascontiguousarray(coco.decode(encoded).transpose(2, 0, 1)).astype(bool)

@@ -21,7 +21,7 @@ HEIGHT, WIDTH = 16, 18
 
 
 def example():
-    """Two objects and an empty place, each object of one value in the image."""
+    """Returns two objects and a padding row; each object has a constant value in the image."""
     instances = np.zeros((SIDE, SIDE), np.uint16)
     instances[2:7, 3:6], instances[10:14, 8:17] = 1, 3
     boxes = np.array([[3, 2, 6, 7], [0, 0, 0, 0], [8, 10, 17, 14]], np.float32)
@@ -70,8 +70,8 @@ def test_flips_stay_in_the_corner_and_are_their_own_inverse(change):
 def test_zoom_cuts_and_drops_what_is_hardly_left():
     given = example()
     found = arrays(jax.jit(scale_and_crop)(given, 2.0, jnp.array([12.0, 9.0])))
-    # Twice as large: object 0 was rows 4..14, columns 6..12, of which rows 12.. and columns 9..
-    # are left: 2 x 3 of 10 x 6, too little. Of object 2, 20..28 x 16..34, all but what juts out.
+    # Twice as large: object 0 was in rows 4..14, columns 6..12; its rows 12.. and columns 9.. are
+    # left: 2 x 3 of 10 x 6, too little. Of object 2, 20..28 x 16..34, all but what juts out.
     assert found["labels"].tolist() == [-1, -1, 5]
     np.testing.assert_array_equal(found["boxes"], [[0] * 4, [0] * 4, [7, 8, 20, 16]])
     np.testing.assert_array_equal(found["size"], [20, 20])

@@ -74,7 +74,8 @@ def test_small_pictures_stay_as_they_are():
 
 
 def test_large_pictures_are_scaled_and_boxes_come_back():
-    """1 x 1 and very long ones too; of too many objects the largest stay, numbered anew."""
+    """Images of 1 x 1 and very long images work; of too many objects the largest remain,
+    renumbered."""
     given = picture(40, 80, 4)
     example = fit(given, 16, 2)
     assert example["size"].tolist() == [8, 16]
@@ -161,13 +162,13 @@ def test_nuclei_out_of_the_repository_archive(tmp_path):
     np.testing.assert_array_equal(first["boxes"], [[10, 10, 15, 26], [30, 10, 35, 26]])
     assert first["instances"][12, 31] == 2
     # Made in another order, the archive says the same.
-    content = b"".join(nuclei._content(tmp_path / "chosen.zip"))
+    content = b"".join(nuclei.SOURCE.content(tmp_path / "chosen.zip"))
     with zipfile.ZipFile(tmp_path / "chosen.zip") as archive:
         names = archive.namelist()
         with zipfile.ZipFile(tmp_path / "again.zip", "w", zipfile.ZIP_DEFLATED) as again:
             for name in names[::-1]:
                 again.writestr(name, archive.read(name))
-    assert b"".join(nuclei._content(tmp_path / "again.zip")) == content
+    assert b"".join(nuclei.SOURCE.content(tmp_path / "again.zip")) == content
 
 
 def test_tiles_of_trees():
@@ -191,7 +192,7 @@ def test_tiles_of_trees():
 
 
 def test_composed_pictures():
-    """Of equal seeds equal; masks are what was pasted, one beside another, in their own bands."""
+    """Equal seeds give equal data; masks are those of the pasted items, which do not overlap."""
     Y, X = blue_marble.IMAGE_SIZE
     band = (np.arange(X) // clothes._BAND % 6).astype(np.uint8)
     ground = np.broadcast_to(band[:, None], (Y, X, 3))

@@ -48,7 +48,7 @@ def test_boxes_by_hand():
     area, iou, generalized = both(a, b)
     np.testing.assert_array_equal(area, [8, 0])
     np.testing.assert_allclose(iou, [[1 / 3, 0], [0, 0]], rtol=1e-6)
-    # Around the first and the last lie 16 pixels, of which 12 are covered.
+    # 12 of the 16 pixels around the first and the last point are covered.
     np.testing.assert_allclose(generalized[0], [1 / 3, -1 / 4], rtol=1e-6)
     clipped = boxes.clip(np.array([[-1, -2, 9, 9]], np.float32), 5, jnp.float32(7))
     np.testing.assert_array_equal(clipped, [[0, 0, 7, 5]])
@@ -117,7 +117,7 @@ def test_sampling_takes_positives_first_and_fills_with_background():
 
 
 def greedy(found, scores, labels, valid, threshold):
-    """One box after another, in plain words."""
+    """Computes NMS one box after another."""
     overlap = np.asarray(jax.jit(boxes.iou)(found, found))
     kept = []
     for i in sorted(np.flatnonzero(valid), key=lambda i: (-scores[i], i)):

@@ -84,7 +84,7 @@ def test_the_best_anchors_are_proposed_once_and_not_in_the_padding():
     logits[2 * 5 + 2], logits[4 * 5 + 2] = 3, 1
     logits[3 * 5 + 4] = 2
     deltas = np.zeros((34, 4), np.float32)
-    # The neighbour of the best becomes nearly the same box.
+    # The neighbor of the best anchor becomes nearly the same box.
     logits[2 * 5 + 3] = 2.5
     deltas[2 * 5 + 3, 0] = -0.95
     # The coarser level: all of its middle.

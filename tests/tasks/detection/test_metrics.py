@@ -75,7 +75,7 @@ def test_half_of_the_objects_found():
 
 
 def test_classes_are_meaned_over_those_that_occur():
-    """Class 0 found, class 1 taken for class 2, of which there is none."""
+    """Class 0 is found, class 1 is taken for class 2, which has no objects."""
     figures = detection_metrics(
         [truth([A, B], [0, 1], masks=False)],
         [prediction([A, B], [0.9, 0.9], [0, 2], masks=False)],
@@ -101,7 +101,7 @@ def test_pictures_without_objects_and_without_predictions():
 
 
 def test_a_crowd_excuses_what_lies_in_it():
-    """Of two in a crowd neither counts; the object is found."""
+    """Two predictions in a crowd region do not count; the object is found."""
     crowded = truth([A, B], crowd=[False, True])
     found = prediction([B, [11, 11, 19, 19], A], [0.9, 0.9, 0.8])
     figures = detection_metrics([crowded], [found], ["thing"])

@@ -145,7 +145,7 @@ def train(steps, batch, count):
 
 
 def perfect(task, split, masks=True):
-    """What a model gives that is right about everything."""
+    """Returns the outputs of a perfect model."""
     rows = []
     examples = task.examples(split)
     for index in range(len(examples)):
@@ -302,7 +302,7 @@ def test_predictions_are_in_the_pixels_of_the_file(task, tmp_path):
     assert stage.weights.shape == (10, 16)
     assert empty.image.shape == (1, 1, 3)
     assert not len(empty.boxes)
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UserError, match=r"text\.png: not an image"):
         restored.processor.encode([str(tmp_path / "text.png")])[0]
 

@@ -1,4 +1,4 @@
-"""Own files in COCO's format, and every mistake that a person can make with them."""
+"""User files in COCO's format, and errors in them."""
 
 import json
 
@@ -109,7 +109,7 @@ def test_a_file_becomes_three_splits_with_masks(folder):
     assert (empty["labels"] == -1).all()
     assert not empty["instances"].any()
     assert truth.masks == []
-    # Splits go by the pixels, whatever the files are called; the same data have the same hash.
+    # Splits depend on the pixels and not on file names; the same data have the same hash.
     assert own(where / "train.json").fingerprint == data.fingerprint
     assert own(where / "train.json", image_size=16).fingerprint != data.fingerprint
 

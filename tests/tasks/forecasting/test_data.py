@@ -1,4 +1,4 @@
-"""Splits, windows and standardised values, of own files and of the project's data sets."""
+"""Splits, windows and standardized values of user files and built-in data sets."""
 
 import csv
 

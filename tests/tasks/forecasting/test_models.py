@@ -57,7 +57,7 @@ def ridge_of(groups):
 
 @functools.cache
 def forecaster(name):
-    """The parts of a model, its ridge, and a compiled function of them and of a window."""
+    """Returns the parts of a model, its ridge, and a compiled function of them and of a window."""
     config = MODEL_CONFIGS[name](**OPTIONS[name])
     ridge = ridge_of(C if getattr(config, "ridge_individual", False) else 1)
     model = build(config, SIZES, ridge, rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""Weights and shares that are told from train alone."""
+"""Weights that are fitted on the training split alone."""
 
 import dataclasses
 
@@ -79,7 +79,7 @@ def test_share_is_the_best_of_those_tried_within_train(data, capsys):
 
     tried = np.clip(share + np.array([0, -0.05, 0.05]), 0, 1)
     assert np.argmin([error(value) for value in tried]) == 0
-    # What comes after train is not looked at.
+    # Values after the training split have no effect.
     later = dataclasses.replace(data, series=data.series + (np.arange(700) >= 600)[:, None])
     assert rolling.fit_share(later, config) == share
 

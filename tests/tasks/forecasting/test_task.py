@@ -34,7 +34,7 @@ def experiment(argument, **changes):
 
 
 def trained(argument, count, **changes):
-    """A task, its compiled steps, and the variables after some of them."""
+    """Returns a task, its compiled steps, and the variables after some of them."""
     config = experiment(argument, **changes)
     task = TASK.prepare(config.data, config.model, None)
     steps = make_steps(task, config)
@@ -47,7 +47,7 @@ def trained(argument, count, **changes):
 
 @pytest.fixture(scope="module")
 def residual():
-    """Residual lag attention with a distribution, on the composed trend, under noise."""
+    """Returns residual lag attention with a distribution, on the composed trend, under noise."""
     noise = {"data.noise_levels": (0.05, 0.5), "optimizer.learning_rate": 0.03}
     return trained("trend,residual_lag,quantile", 150, **noise)
 
@@ -266,6 +266,7 @@ def test_the_ridge_model_is_the_baseline(tmp_path):
         np.testing.assert_allclose(beside["repeat"]["gain"], gain, rtol=1e-4)
         assert 0 < beside["repeat"]["gain_95"] < gain
         assert "example_scores" not in beside["repeat"]
+        assert all(values["seconds"] >= 0 for values in beside.values())
 
 
 def test_the_ablation_changes_the_share_alone():

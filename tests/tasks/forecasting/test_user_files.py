@@ -1,4 +1,4 @@
-"""Own files: what is read of them, what is told of them, and what is wrong with them."""
+"""User files: values that are read, messages, and errors."""
 
 import dataclasses
 import datetime
@@ -103,7 +103,7 @@ def test_what_is_wrong_with_a_file_is_named(write):
 
 
 def local_times(start, count, step, zone="Europe/Berlin", **change):
-    """ISO 8601 with the UTC offset of a zone, of a regular grid of local time."""
+    """Returns ISO 8601 times with the UTC offset of a zone, on a regular grid of local time."""
     found = []
     for number in range(count):
         moment = start + step * number if not change else shifted(start, number, **change)

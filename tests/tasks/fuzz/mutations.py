@@ -25,14 +25,14 @@ BYTES = (b'"', b",", b";", b"\t", b"\n", b"\r", b"\0", b"\xff", b"\xef\xbb\xbf",
 
 def table(rows: Sequence[Sequence[str]], delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL,
           end: str = "\n") -> str:  # fmt: skip
-    """CSV of rows, the first of which is the header."""
+    """Returns a CSV of rows; the first row is the header."""
     buffer = io.StringIO()
     csv.writer(buffer, delimiter=delimiter, quoting=quoting, lineterminator=end).writerows(rows)
     return buffer.getvalue()
 
 
 def json_lines(rows: Sequence[Sequence[str]]) -> str:
-    """The same rows as JSON lines."""
+    """Returns the same rows as JSON lines."""
     return "".join(
         json.dumps(dict(zip(rows[0], row, strict=True)), ensure_ascii=bool(number % 2)) + "\n"
         for number, row in enumerate(rows[1:])
@@ -40,7 +40,7 @@ def json_lines(rows: Sequence[Sequence[str]]) -> str:
 
 
 def encoded(rng: random.Random, text: str) -> tuple[str, bytes]:
-    """Text in an encoding that its first bytes announce, or in UTF-8."""
+    """Returns text in an encoding that its first bytes announce, or in UTF-8."""
     name, mark, encoding = rng.choice(
         [
             ("UTF-8", b"", "utf-8"),
@@ -61,7 +61,8 @@ def respelled(
     json: bool = True,
     extra: bool = True,
 ) -> tuple[str, str, bytes]:
-    """Another spelling of a table: rows or columns in another order, other delimiters and quotes.
+    """Returns another spelling of a table: rows or columns in another order, other delimiters and
+    quotes.
 
     Returns:
       What was done, the extension, and the content.
@@ -128,7 +129,7 @@ def damaged(rng: random.Random, data: bytes) -> tuple[str, bytes]:
 def odd_cells(
     rng: random.Random, rows: Sequence[Sequence[str]], odd: Sequence[str] = ODD
 ) -> tuple[str, list[list[str]]]:
-    """A table with cells of other types, rows of other lengths, or another header."""
+    """Returns a table with cells of other types, rows of other lengths, or another header."""
     rows = [list(row) for row in rows]
     kind = rng.choice(["cell", "cell", "cell", "column", "short", "long", "header", "twice", "row"])
     number = rng.randrange(1, len(rows))
@@ -153,7 +154,7 @@ def odd_cells(
 
 
 def odd_json(rng: random.Random, value: object) -> tuple[str, object]:
-    """A JSON value in which one inner value, key or item is another one."""
+    """Returns a JSON value in which one inner value, key or item is another one."""
     value = json.loads(json.dumps(value))
     places: list[tuple[object, object]] = []
 

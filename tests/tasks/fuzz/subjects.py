@@ -87,7 +87,8 @@ def table_case(
     extra: bool = True,
     odd: Sequence[str] = mutations.ODD,
 ) -> Case:
-    """A table as it is (rng None), spelled otherwise, with odd cells, or with damaged bytes."""
+    """Returns a table as it is (rng None), spelled otherwise, with odd cells, or with damaged
+    bytes."""
     plain = mutations.table(rows).encode()
     if rng is None:
         done, extension, data, same = "as it is", ".csv", plain, True

@@ -23,7 +23,7 @@ from tests.tasks.public import needed
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Thirty pictures with one or two dark bars, and how many there are."""
+    """Makes thirty images with one or two dark bars, whose number is the transcript."""
     folder = tmp_path_factory.mktemp("lines")
     rng = np.random.default_rng(0)
     for number in range(30):

@@ -61,7 +61,7 @@ def first_batch(task, size=16):
 
 
 def trained(model, count=3):
-    """A task, a batch, and the states before and after some steps on it."""
+    """Returns a task, a batch, and the states before and after some steps on it."""
     task = prepared(model)
     steps = make_steps(task, experiment(model, batch_size=16))
     batch = first_batch(task)

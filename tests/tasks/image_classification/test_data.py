@@ -1,4 +1,4 @@
-"""Data sets, their splits, folders of users, and what a person gives to be predicted."""
+"""Data sets, their splits, user folders, and inputs of predictions."""
 
 import gzip
 import hashlib
@@ -112,7 +112,7 @@ def test_fashion_mnist_is_read_as_it_was_prepared(tmp_path, monkeypatch):
 
 
 def folder(root, classes, count=30, seed=0):
-    """Noise with a hue for each class, 12 x 10, in files that sort as their numbers."""
+    """Returns noise with a hue for each class, 12 x 10, in files that sort as their numbers."""
     rng = np.random.default_rng(seed)
     for number, name in enumerate(classes):
         (root / name).mkdir(parents=True)
@@ -254,10 +254,10 @@ def test_a_broken_picture_is_named_or_skipped(tmp_path, capsys):
 
 
 def test_folders_that_cannot_be_learned_from(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: no such folder; config\.data\.path"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; set config\.data\.path"):
         read_folder(str(tmp_path / "nowhere"), 4, False)
     folder(tmp_path / "one", ["a"])
-    with pytest.raises(UserError, match="has the one class 'a'; a classifier needs two"):
+    with pytest.raises(UserError, match="got the single class 'a', expected at least two"):
         read_folder(str(tmp_path / "one"), 4, False)
     folder(tmp_path / "few", ["a", "b"], count=1)
     with pytest.raises(UserError, match="2 examples are too few to split"):
@@ -348,7 +348,7 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
     Image.fromarray(noise).save(whole)
     (tmp_path / "half.png").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    (tmp_path / "words.png").write_text("not a picture")
+    (tmp_path / "words.png").write_text("not an image")
     for name in ("half.png", "words.png", "."):
         with pytest.raises(UserError, match=r"not an image.*; give the path"):
             read_gray(str(tmp_path / name), DIGITS)
@@ -365,7 +365,7 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path):
         (
             "augmentation",
             AugmentationConfig(hue=0.1),
-            "augmentation: saturation and hue: digits has gray images",
+            "augmentation: got saturation or hue, expected 0 for the gray images of digits",
         ),
     ],
 )

@@ -38,7 +38,7 @@ def model(task):
 
 @pytest.fixture(scope="module")
 def batches(task):
-    """The validation split in one batch."""
+    """Returns the validation split in one batch."""
     return list(evaluation_batches(task.examples("validation"), batch_size=160))
 
 
@@ -95,7 +95,6 @@ def test_baselines_are_fitted_on_train_and_scored_on_test(task, monkeypatch):
     )
     found = fits["logistic_regression"]()
     assert found["macro_f1"] == pytest.approx(expected)
-    assert found["seconds"] >= 0
 
 
 def test_gradients_are_counted_by_their_directions():
@@ -114,7 +113,7 @@ def test_gradients_are_counted_by_their_directions():
 
 
 def colorful(count=60):
-    """Two classes that differ in where they are bright, in colors."""
+    """Returns two classes that differ in where they are bright, in colors."""
     rng = np.random.default_rng(0)
     labels = (np.arange(count) % 2).astype(np.int32)
     images = rng.integers(0, 60, (count, 70, 70, 3), np.uint8)
@@ -128,7 +127,7 @@ def colorful_task(data, model):
 
 
 def test_baselines_of_own_pictures():
-    """Of sizes above those that are looked at."""
+    """Returns examples of the given sizes."""
     task = colorful_task(DataConfig(path="x", image_size=70), MODEL)
     fits = task.baselines()
     assert set(fits) == {"logistic_regression", "hog_linear_svc"}
@@ -198,7 +197,7 @@ def test_the_residual_network_classifies_own_pictures():
 
 
 def test_mixup_takes_both_labels_by_their_shares(monkeypatch):
-    """Of a model that gives the same for every image: -log p of each label by its share."""
+    """A model with constant predictions has the entropy of the labels as its loss."""
     logits = jnp.array([2.0, -1.0])
     data = DataConfig(path="x", image_size=9, shift=0.0, mixup=1.0)
     task = colorful_task(data, RESNET)

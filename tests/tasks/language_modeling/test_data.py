@@ -50,7 +50,7 @@ def test_novels_are_split_by_book():
 
 
 def serialized(strings):
-    """What saveRDS(strings, compress = FALSE) writes, in XDR and version 3."""
+    """Returns the bytes that saveRDS(strings, compress = FALSE) writes, in XDR and version 3."""
     head = b"X\n" + struct.pack(">iiii", 3, 0x40201, 0x30500, 5) + b"UTF-8"
     body = struct.pack(">ii", 16, len(strings))
     for string in strings:
@@ -135,7 +135,7 @@ def test_lines_go_by_their_hash(tmp_path):
     file.write_text("\n\n".join([*lines, "LINE 7"]), encoding="utf-8")
     corpus = load(DataConfig(train_file=str(file), lines=True), None)
     assert not corpus.running
-    # As for labelled texts: whoever fine-tunes on the same lines is tested on unseen ones.
+    # As for labeled texts, so that a model fine-tuned on the same lines is tested on unseen lines.
     digits = {0: "test", 1: "validation"}
     for split, texts in corpus.splits.items():
         for text in texts:
@@ -201,7 +201,7 @@ def test_lines_end_at_line_ends_alone_and_blank_ones_are_counted(tmp_path, capsy
     texts = sorted(text for split in corpus.splits.values() for text in split)
     assert len(texts) == 201
     assert texts[0] == "line 0 one\u2028two\x0cthree"
-    assert capsys.readouterr().err == f"{path}: 2 of 203 lines are blank; skipped\n"
+    assert capsys.readouterr().err == f"{path}: 2 of 203 lines are blank; they are skipped\n"
 
 
 def test_lines_in_two_files_are_named(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What is hidden: how much, how, and from what it follows."""
+"""Masking: the fraction and the kind of replacements, and their random keys."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The language model: what it sees, and that writing step by step is reading anew."""
+"""The language model: visible positions, and equality of step-by-step decoding and full passes."""
 
 import dataclasses
 import functools
@@ -47,7 +47,7 @@ def build(config):
 
 @functools.cache
 def hidden_of(name):
-    """The model of a config, and its compiled hidden states."""
+    """Returns the model of a config, and its compiled hidden states."""
     model = build(CONFIGS[name])
     return model, jax.jit(
         lambda ids, lengths, segments=None: model(ids, lengths, segments=segments)
@@ -123,7 +123,8 @@ def test_segments_are_added():
 
 
 def uncached(model, forward, prompt, end):
-    """Greedy, all read anew for each token; the last four ids where the room is used up."""
+    """Decodes greedily with a full pass per token; returns the last four ids if the length is used
+    up."""
     config = model.config
     kept = config.max_length // 2
     window, written = list(prompt)[-kept:], []

@@ -1,4 +1,4 @@
-"""Language modelling by the contract, and what a person may type."""
+"""Contract tests of language modeling, and user inputs."""
 
 import dataclasses
 import functools
@@ -75,7 +75,7 @@ def made(tmp_path_factory):
 
 @functools.cache
 def compiled(task, model):
-    """The state of the model, and compiled functions of it and a batch."""
+    """Returns the state of the model, and compiled functions of it and a batch."""
     graph, state = nnx.split(model)
 
     def run(function):
@@ -286,7 +286,7 @@ def test_what_does_not_fit_together_is_one_line(tmp_path):
     characters = dataclasses.replace(data, text=TextConfig(tokenizer="character"))
     for pair, message in (
         ((data, short), "config.model.max_length: got 15, expected at least"),
-        ((characters, model), "config.model.whole_words: characters do not say"),
+        ((characters, model), "config.model.whole_words: got True, but a character tokenizer"),
     ):
         with pytest.raises(UserError, match=message):
             TASK.prepare(*pair, Paths(tmp_path / "data", tmp_path / "cache"))

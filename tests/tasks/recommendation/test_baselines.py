@@ -14,7 +14,7 @@ USERS, ITEMS = 30, 12
 
 @pytest.fixture(scope="module")
 def data():
-    """Each goes on from item to item by steps of one or two, with a leap now and then."""
+    """Returns events in which each user moves by one or two items, with an occasional leap."""
     rng = np.random.default_rng(0)
     user, item = [], []
     for number in range(USERS):
@@ -104,7 +104,7 @@ def test_all_of_them_have_figures_on_test(data, splits, monkeypatch):
         assert 0 < metrics["ndcg_at_10"] <= metrics["hr_at_10"] <= 1
         assert 0 < metrics["coverage"] <= 1
         assert metrics["example_scores"].mean() == pytest.approx(metrics["ndcg_at_10"], rel=1e-5)
-    # What comes next is told by what came last.
+    # The next item depends on the last one.
     assert found["markov"]["mrr"] > found["popularity"]["mrr"] + 0.1
     popularity = data.popularity(with_validation=True)
     ranks, top = fitted.ranks("popularity")

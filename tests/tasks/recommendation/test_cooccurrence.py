@@ -1,4 +1,4 @@
-"""What is counted, beside loops in NumPy; and that a user's own events are taken out exactly."""
+"""Co-occurrence counts compared with loops in NumPy, and exact removal of a user's own events."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def test_largest():
 
 
 def history(user, train):
-    """A user of whose events the last is the target."""
+    """Returns a user whose last event is the target."""
     own = HISTORIES[user]
     items = np.full((1, S), -1, np.int32)
     items[0, : len(own) - 1] = own[:-1]
@@ -73,8 +73,8 @@ def without(user):
 
 @pytest.mark.parametrize(("user", "known"), [(1, ITEMS), (3, ITEMS), (3, 4)])
 def test_ridge_without_the_user_is_that_of_the_others(user, known):
-    """Of the update by rank one, and of EASE's closed form in NumPy for all others; of the most
-    popular items alone, where they are many.
+    """Predictions equal the rank-one update and EASE's closed form in NumPy, with only the most
+    popular items if there are many.
     """
     weights = (RNG.random((1, 1, S)) * (np.arange(S) < 3)).astype(np.float32)
     part = Ease(matrix_of(HISTORIES), STRENGTH, 4.0, known)

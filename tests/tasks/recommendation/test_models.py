@@ -35,7 +35,7 @@ CONFIGS = {
 
 
 def histories():
-    """Of 2 to S + 1 items; the first user has one."""
+    """Returns histories of 2 to S + 1 items; the first user has one item."""
     lengths = [1, *RNG.integers(2, S + 2, USERS - 1)]
     return [RNG.permutation(ITEMS)[:length] for length in lengths]
 
@@ -54,7 +54,7 @@ FEATURES = (RNG.random((ITEMS, 4)) < 0.5).astype(np.float32)
 
 
 def batch_of(histories, users=None, ages=None):
-    """Train examples whose last event is `next` alone."""
+    """Returns train examples whose last event is `next` alone."""
     B = len(histories)
     users = np.arange(B) if users is None else users
     fields = {name: np.full((B, S), -1, np.int32) for name in ("items", "next")}
@@ -77,7 +77,7 @@ TOP = np.array([[0, 5, 11]] * 3)
 
 @pytest.fixture(scope="module", params=MODEL_CONFIGS)
 def found(request):
-    """All that a model answers, of one compiled function."""
+    """Returns all outputs of a model, from one compiled function."""
     config = MODEL_CONFIGS[request.param](**CONFIGS[request.param])
     model = build(config, ITEMS, FEATURES, MATRIX, nnx.Rngs(0))
     graph, params, kept = split_model(model)
@@ -206,8 +206,8 @@ def test_a_restored_model_has_the_shapes_of_the_trained(monkeypatch, most):
         (ACFConfig, {"positions_per_step": 0}, "positions_per_step: got 0"),
         (LossConfig, {"name": "bpr"}, "name: got 'bpr', expected one of"),
         (MODEL_CONFIGS["hybrid"], {"decay": 0.0}, "decay: got 0.0"),
-        (MODEL_CONFIGS["hybrid"], {"neighbours": -1}, "neighbours: got -1"),
-        (MODEL_CONFIGS["user_neighbours"], {"neighbours": 0}, "neighbours: got 0"),
+        (MODEL_CONFIGS["hybrid"], {"neighbours": -1}, f"{'neighbours'}: got -1"),
+        (MODEL_CONFIGS["user_neighbours"], {"neighbours": 0}, f"{'neighbours'}: got 0"),
         (
             MODEL_CONFIGS["hybrid"],
             {"ridge": 0.0, "transition_window": 0, "neighbours": 0},

@@ -26,7 +26,8 @@ TITLES = ["Øl", "Crème brûlée", "Les 400 coups; 2", "東京物語", *"efghij
 
 
 def events():
-    """Each user goes through the items in a circle; the last user has but one event."""
+    """Returns events in which users go through the items cyclically; the last user has one
+    event."""
     rng = np.random.default_rng(0)
     user = np.repeat(np.arange(USERS), [8] * (USERS - 1) + [1]).astype(np.int32)
     item = np.concatenate([(rng.integers(ITEMS) + np.arange(8)) % ITEMS for _ in range(USERS)])
@@ -66,7 +67,7 @@ def task_of(data, model):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A task refitted on validation, its steps, its variables, and the losses."""
+    """Returns a task refitted on validation, its steps, its variables, and the losses."""
     config = experiment()
     task = task_of(config.data, config.model).with_validation()
     steps = make_steps(task, config)
@@ -149,7 +150,7 @@ def test_anybody_has_an_answer(trained):
     raw = [
         "user:u0",
         "e; f",
-        "E ; nobody's; crème brulee",
+        "E ; stranger's; crème brulee",
         "",
         "user:someone",
         "les 400 coups; 2",
@@ -169,7 +170,7 @@ def test_anybody_has_an_answer(trained):
     assert task.processor.events.names[last] not in [e["item"] for e in found[0]["recommendations"]]
     assert best[1][0] == "g"
     assert found[1]["recommendations"][0]["because"][0]["what"] in "ef"
-    assert found[2]["unknown"] == {"nobody's": None, "crème brulee": "Crème brûlée"}
+    assert found[2]["unknown"] == {"stranger's": None, "crème brulee": "Crème brûlée"}
     assert "did you mean 'Crème brûlée'?" in found[2]["text"]
     popularity = task.processor.events.popularity(True)
     counts = [

@@ -84,19 +84,19 @@ def test_folders_of_splits_names_and_sizes(tmp_path):
 
 def test_masks_of_all_kinds(tmp_path):
     labels = np.array([[0, 1], [2, 200]], np.uint8)
-    save(tmp_path / "grey.png", labels)
+    save(tmp_path / "gray.png", labels)
     save(tmp_path / "wide.png", labels.astype(np.uint16))
     palette = Image.fromarray(labels).convert("P")
     palette.putdata(labels.ravel())
     palette.putpalette([255, 0, 0, 0, 255, 0, 7, 7, 7] + [9] * 759)
     palette.save(tmp_path / "palette.png")
-    for name in ("grey", "wide", "palette"):
+    for name in ("gray", "wide", "palette"):
         np.testing.assert_array_equal(user_files.read_mask(tmp_path / f"{name}.png"), labels)
     Image.fromarray(labels > 1).save(tmp_path / "two.png")
     np.testing.assert_array_equal(user_files.read_mask(tmp_path / "two.png"), labels > 1)
-    save(tmp_path / "colours.png", picture())
-    with pytest.raises(UserError, match=r"colours.png: has colors \(RGB\)"):
-        user_files.read_mask(tmp_path / "colours.png")
+    save(tmp_path / "colors.png", picture())
+    with pytest.raises(UserError, match=r"colors.png: has colors \(RGB\)"):
+        user_files.read_mask(tmp_path / "colors.png")
     save(tmp_path / "lossy.jpg", labels)
     with pytest.raises(UserError, match=r"lossy.jpg: is JPEG, which does not keep class numbers"):
         user_files.read_mask(tmp_path / "lossy.jpg")
@@ -205,7 +205,7 @@ def test_black_and_white_masks(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "RGB", "RGBA", "LA"])
 def test_foreground_however_masks_are_stored(tmp_path, mode):
-    """One bit a pixel says 0 and 1 by itself; grey may be stored as colors."""
+    """One bit per pixel means 0 and 1; gray may be stored as colors."""
     root = binary(tmp_path, 255, mode)
     values = () if mode == "1" else (0, 255)
     labels = prepared(root, mask_values=values).splits["train"].labels
@@ -347,7 +347,7 @@ def stored_again(image, exif):
         ({"mask_values": (0, 255)}, "mask_values: got .0, 255., expected none without path"),
         ({"name": "camvit"}, r"name: got 'camvit' \(did you mean 'camvid'\?\)"),
         ({"image_size": (180,)}, r"image_size: got \[180\], expected a height and a width"),
-        ({"fit": "crop"}, "fit: got 'crop', expected one of resize, tiles"),
+        ({"fit": "crop"}, "fit: got 'crop', expected one of 'resize', 'tiles'"),
         ({"void": -1}, "void: got -1"),
     ],
 )
@@ -403,7 +403,7 @@ def test_camvid_is_halved_and_its_content_compared(tmp_path):
     with zipfile.ZipFile(tmp_path / "repository.zip", "w") as archive:
         archive.writestr("SegNet-1/CamVid/test/Seq05VD_f1.png", png(image))
         archive.writestr("SegNet-1/CamVid/testannot/Seq05VD_f1.png", png(labels))
-        archive.writestr("SegNet-1/CamVid/test.txt", "no picture")
+        archive.writestr("SegNet-1/CamVid/test.txt", "no image")
         archive.writestr("SegNet-1/Scripts/plot.png", png(image))
     datasets.halve_camvid(tmp_path / "repository.zip", tmp_path / "half.zip")
     blocks = list(datasets.camvid_pixels(tmp_path / "half.zip"))

@@ -1,4 +1,4 @@
-"""Losses by hand in NumPy, and what a mistaken config is told."""
+"""Losses compared with NumPy, and errors for invalid configs."""
 
 import jax
 import numpy as np

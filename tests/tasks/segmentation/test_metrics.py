@@ -21,7 +21,7 @@ NAMES = ["sky", "Sign Symbol", "car", "tree"]
 
 
 def maps(count=5, side=12):
-    """Truth with void, and a prediction that is right for the most part."""
+    """Returns truth with void, and a prediction that is right for the most part."""
     truth = RNG.integers(0, CLASSES, (count, side // 3, side // 3))
     truth = truth.repeat(3, axis=1).repeat(3, axis=2).astype(np.uint8)
     predicted = np.where(RNG.random(truth.shape) < 0.2, RNG.integers(0, CLASSES), truth)

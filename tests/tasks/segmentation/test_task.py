@@ -26,7 +26,7 @@ NAMES = ("dark", "light")
 
 
 def examples(count, seed):
-    """A light rectangle on a dark ground, both noisy; a frame of one pixel is void."""
+    """Returns a light rectangle on a dark ground, both noisy; a frame of one pixel is void."""
     rng = np.random.default_rng(seed)
     labels = np.zeros((count, *SIZE), np.uint8)
     for mask in labels:
@@ -65,7 +65,7 @@ def experiment():
 
 @pytest.fixture(scope="module")
 def trained():
-    """A task, its steps, the variables after some of them, and the losses."""
+    """Returns a task, its steps, the variables after some of them, and the losses."""
     config = experiment()
     splits = {
         name: examples(count, count)

@@ -1,4 +1,4 @@
-"""Windows over a image: all of it, each pixel labelled once, and blended without seams."""
+"""Windows cover the complete image, label each pixel once, and are blended without seams."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The U-Net: what it is made of, its sizes and cost, and what a mistaken config is told."""
+"""The U-Net: its modules, sizes and cost, and errors for invalid configs."""
 
 import dataclasses
 
@@ -122,7 +122,7 @@ def test_the_default_is_below_one_billion_multiplications():
     graphdef, state = nnx.split(model)
     picture = jax.ShapeDtypeStruct((1, 180, 240, 3), jnp.float32)
     traced = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x)).trace(state, picture)
-    # On a CPU convolutions are calls, of which the compiler counts nothing.
+    # On a CPU convolutions are custom calls, whose operations the compiler does not count.
     lowered = traced.lower(lowering_platforms=("cuda",))
     assert 0.8e9 < lowered.cost_analysis()["flops"] / 2 < 1e9
 

@@ -1,4 +1,4 @@
-"""Digit strings: what is generated, where it goes, and what a person may type."""
+"""Digit strings: generation, splits, and user inputs."""
 
 import hashlib
 
@@ -79,11 +79,11 @@ def test_places_by_hand():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("name", "words", "name must be one of reversed_digits, copied_digits, got 'words'"),
-        ("min_length", 0, "min_length must be at least 1, got 0"),
-        ("max_length", 3, "max_length must be at least min_length 4, got 3"),
-        ("seed", -1, "seed must not be negative"),
-        ("test_size", 0, "test_size must be at least 1"),
+        ("name", "words", "name: got 'words', expected one of 'reversed_digits', 'copied_digits'"),
+        ("min_length", 0, "min_length: got 0, expected at least 1"),
+        ("max_length", 3, "max_length: got 3, expected at least min_length=4"),
+        ("seed", -1, "seed: got -1, expected at least 0"),
+        ("test_size", 0, "test_size: got 0, expected at least 1"),
     ],
 )
 def test_impossible_configs_begin_with_the_field(field, value, message):
@@ -92,10 +92,13 @@ def test_impossible_configs_begin_with_the_field(field, value, message):
 
 
 def test_more_strings_than_can_be_drawn_are_refused():
-    # 100 strings of two digits: 10 in expectation are test, half of which may be asked for.
+    # 100 strings of two digits: 10 in expectation are test, and at most half of them may be
+    # requested.
     sizes = {"min_length": 2, "max_length": 2, "train_size": 40, "validation_size": 5}
     assert DataConfig(**sizes, test_size=5).test_size == 5
-    with pytest.raises(ValueError, match=r"^test_size must be at most 5 with 2 to 2 digits, got 6"):
+    with pytest.raises(
+        ValueError, match=r"^test_size: got 6, expected at most 5 with 2 to 2 digits"
+    ):
         DataConfig(**sizes, test_size=6)
 
 

@@ -33,7 +33,7 @@ def linear(layer, x):
 
 
 def gru(cell, x, h):
-    """One step of a GRU in NumPy, from Cho et al. 2014 in PyTorch's form."""
+    """Computes one step of a GRU in NumPy (Cho et al. 2014, in PyTorch's form)."""
     W, b = np.asarray(cell.input.kernel[...]), np.asarray(cell.input.bias[...])
     U, c = np.asarray(cell.recurrent.kernel[...]), np.asarray(cell.recurrent.bias[...])
     x_r, x_z, x_n = np.split(x @ W + b, 3)
@@ -43,7 +43,7 @@ def gru(cell, x, h):
 
 
 def decode_by_loop(model, source, steps, forced=None):
-    """One string without padding, in NumPy: tokens written, logits and weights of each step."""
+    """Decodes one string without padding in NumPy: tokens, logits and weights of each step."""
     decoder = model.decoder
     E = np.asarray(decoder.embedding.embedding[...])
     h, states = np.zeros(6), []
@@ -196,9 +196,9 @@ def test_shapes_that_do_not_fit_are_named():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("embedding_size", 0, "embedding_size must be at least 1, got 0"),
-        ("state_size", -1, "state_size must be at least 1, got -1"),
-        ("dropout_rate", 1.0, r"dropout_rate must be in \[0, 1\), got 1.0"),
+        ("embedding_size", 0, "embedding_size: got 0, expected at least 1"),
+        ("state_size", -1, "state_size: got -1, expected at least 1"),
+        ("dropout_rate", 1.0, r"dropout_rate: got 1.0, expected a rate in \[0, 1\)"),
         ("alignment", "dots", r"alignment: got 'dots', expected one of .*; did you mean 'dot'"),
         ("alignment", "local_p(windw=3)", "alignment: got option 'windw' in .*mean 'window'"),
         ("alignment", "local_p(window=0)", r"alignment: 'local_p\(window=0\)': window: got 0"),

@@ -1,4 +1,4 @@
-"""Cheap recognisers, on words that are tones and on silence."""
+"""Baseline recognizers, tested on tones as words and on silence."""
 
 import numpy as np
 

@@ -27,7 +27,7 @@ CHARACTERS = TextConfig(tokenizer="character", min_count=1)
 
 @pytest.fixture
 def manifest(tmp_path):
-    """Thirty sounds of 0.1 s with two of a few words, and what rows are to be changed to."""
+    """Writes thirty clips of 0.1 s with two of a few words, and the changed rows."""
 
     def make(name="train.csv", **changed):
         rng = np.random.default_rng(0)
@@ -219,7 +219,10 @@ def test_noise_has_the_ratio_asked_for():
         ({"test_size": 3}, "test_size: got 3, expected at least 4"),
         ({"max_seconds": 0}, "max_seconds: got 0, expected a number above 0"),
         ({"split_by": "speaker"}, "split_by: got 'speaker', expected 'text' without path"),
-        ({"split_by": "", "path": "x"}, "split_by: is empty"),
+        (
+            {"split_by": "", "path": "x"},
+            "split_by: got '', expected text, file or the name of a column",
+        ),
         ({"trim": -1.0}, "trim: got -1.0, expected 0 or more decibels"),
         ({"dynamic_range": np.inf}, "dynamic_range: got inf, expected 0 or more decibels"),
         (
@@ -228,7 +231,7 @@ def test_noise_has_the_ratio_asked_for():
         ),
         (
             {"text": TextConfig(stem="english")},
-            "text: expected tokenizer word, character or",
+            r"text\.stem: got 'english', expected None, because texts are decoded",
         ),
     ],
 )
@@ -272,7 +275,7 @@ def test_spoken_digits_and_strings_of_them():
 def test_prompts_are_split_without_near_duplicates():
     with needed():
         data = load(DataConfig(name="prompts_en", text=CHARACTERS), Paths.default())
-    # With 9 clips, and 14 of a condition of their own, in which nobody speaks.
+    # With 9 clips, and 14 clips of a separate condition without speech.
     assert [len(data.splits[split]) for split in data.splits] == [433 + 9, 60, 54 + 14]
     train, test = (data.splits[split].texts for split in ("train", "test"))
     assert train[433:] == [""] * 9

@@ -10,7 +10,7 @@ RATE = 8000
 
 @pytest.fixture(scope="module")
 def recordings():
-    """Two speakers; each take is a constant that tells what it is."""
+    """Returns two speakers; each take is a constant that tells what it is."""
     return {
         speaker: [
             [np.full(400 + 10 * take, 100 * digit + level, np.int16) for take in range(3)]

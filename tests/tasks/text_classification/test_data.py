@@ -1,4 +1,4 @@
-"""Own files, the catalogue, and every mistake that a person can make with them."""
+"""User files, the TFDS catalog, and errors in them."""
 
 import json
 
@@ -207,7 +207,7 @@ def test_results_of_an_own_file_are_not_filed_under_a_public_name():
 
 
 def prepared(paths, splits, label="class"):
-    """A prepared folder of the name `toy`, as TFDS leaves it."""
+    """Returns a prepared folder of the name `toy`, as TFDS leaves it."""
     import tensorflow_datasets as tfds
 
     def features():

@@ -31,7 +31,7 @@ TRAINING = TrainingConfig(steps=2, batch_size=4, evaluate_every=2, log_every=2)
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with texts, and in `masked` the run of a masked model of them."""
+    """Returns a folder with texts, and in `masked` the run of a masked model of them."""
     folder = tmp_path_factory.mktemp("start")
     rows = [f"a {word} film {n}" for n in range(30) for word in ("good", "bad")]
     (folder / "texts.txt").write_text("\n".join(rows), encoding="utf-8")
@@ -110,7 +110,7 @@ def test_it_trains_and_then_needs_the_other_run_no_more(place, tmp_path):
     assert 0 <= record["metrics"]["accuracy"] <= 1
     # There is nothing to start from in a run of a classifier.
     other = classifier(place, init_from=str(folder))
-    with pytest.raises(UserError, match="is a run of text_classification, expected one of lang"):
+    with pytest.raises(UserError, match="is a run of text_classification, expected a run of lang"):
         directory.prepared_task(other, paths(place))
     (place / "masked").rename(tmp_path / "elsewhere")
     try:

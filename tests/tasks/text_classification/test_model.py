@@ -92,7 +92,7 @@ def test_of_a_mean_over_layers_the_last_layer_is_shown(mixer, shape):
     shares = token_weights(weights, has_cls=False, lengths=lengths)
     assert shares.shape == shape
     if len(shares):
-        # Of five tokens, none of which all look at alike.
+        # Five tokens, none with equal attention from all others.
         assert np.ptp(shares[0, :5]) > 1e-4
         assert shares[1].tolist() == [1, 0, 0, 0, 0, 0]
 

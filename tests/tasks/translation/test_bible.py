@@ -14,7 +14,7 @@ from tests.tasks.public import needed
 
 
 def package(files):
-    """A Debian package with these files, whose control member has an odd size."""
+    """Returns a Debian package with these files, whose control member has an odd size."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:xz") as archive:
         for name, content in files.items():
@@ -29,7 +29,7 @@ def package(files):
 
 
 def ztext(books):
-    """The three files of a testament whose blocks are these lists of entries."""
+    """Returns the three files of a testament whose blocks are these lists of entries."""
     blocks, verses, compressed = b"", b"", b""
     for number, entries in enumerate(books):
         text = "".join(entries).encode()

@@ -66,7 +66,7 @@ def model(task):
 
 @pytest.fixture(scope="module")
 def predict(task):
-    """Compiled once for a shape: `predict` of the arrays of the signature."""
+    """Computes `predict` of the arrays of the signature, compiled once per shape."""
     compiled = nnx.jit(task.predict)
     return lambda model, batch: compiled(model, prediction_inputs(task, batch))
 
@@ -78,7 +78,7 @@ def batches_of(task, split, size, buckets=None):
 
 
 def as_outputs(task, texts):
-    """What a model gives that writes these texts."""
+    """Returns the outputs of a model that decodes these texts."""
     rows = [
         np.append(ids, task.processor.tokenizer.size + 1)
         for ids in task.processor.tokenizer.encode_batch(texts)
@@ -90,7 +90,7 @@ def as_outputs(task, texts):
 
 
 def with_configs(task, data, model):
-    """The same data and tokenizer under other configs."""
+    """Returns the same data and tokenizer under other configs."""
     processor = TranslationProcessor(data, model, task.processor.tokenizer, [])
     return TASK(data, model, processor, task.dataset)
 

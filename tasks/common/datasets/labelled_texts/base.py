@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from tasks.common.data.builders import features_of
 from tasks.common.data.deduplication import text_hash
 from tasks.common.data.splits import SPLITS
 
@@ -12,16 +13,7 @@ from tasks.common.data.splits import SPLITS
 def text_features(labels: Sequence[str]) -> Callable[[], Mapping[str, Any]]:
     """Returns a function that returns the features of an example: id, text, label."""
 
-    def features() -> Mapping[str, Any]:
-        import tensorflow_datasets as tfds
-
-        return {
-            "id": tfds.features.Text(),
-            "text": tfds.features.Text(),
-            "label": tfds.features.ClassLabel(names=list(labels)),
-        }
-
-    return features
+    return features_of(id=str, text=str, label=list(labels))
 
 
 def example(identity: str, text: str, label: str) -> dict[str, str]:

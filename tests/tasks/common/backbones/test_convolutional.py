@@ -25,7 +25,7 @@ from tests.attention.subjects import normal
 
 
 def correlated(x, kernel, stride):
-    """[B, Y, X, C] and [size, size, C, O] -> every stride-th cell, by SciPy; the size is odd."""
+    """Computes the correlation of [B, Y, X, C] and [size, size, C, O] with SciPy, for odd sizes."""
     maps = [
         [
             sum(

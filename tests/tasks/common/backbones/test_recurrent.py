@@ -26,7 +26,8 @@ def make(**options):
 
 
 def by_hand(lstm, x, hidden, cell):
-    """One example, in float64 NumPy, by the equations of the docstring: all h, and the last c."""
+    """Computes all h and the last c of one example in float64 NumPy, by the docstring's
+    equations."""
     W, b_w, U, b_u = (
         np.asarray(array[...], np.float64)
         for projection in (lstm.input, lstm.recurrent)

@@ -58,13 +58,13 @@ make = functools.cache(build)
 
 @functools.cache
 def forced(name):
-    """Teacher forcing, compiled."""
+    """Computes teacher forcing, compiled."""
     return jax.jit(make(name))
 
 
 @functools.cache
 def encoded(name="plain", padding=0):
-    """Memory, valid and last state of a bidirectional encoder."""
+    """Returns memory, valid and last state of a bidirectional encoder."""
     encoder = Bidirectional(3, M // 2, cell=DECODERS[name][1], rngs=nnx.Rngs(0))
     x = jnp.pad(3 * normal(1, B, S, 3), ((0, 0), (0, padding), (0, 0)), constant_values=9)
     valid = jnp.pad(VALID, ((0, 0), (0, padding)))
@@ -78,7 +78,7 @@ def start(decoder, encoded, steps=T):
 
 @functools.cache
 def decoding(name, K):
-    """A compiled beam search that gives all K."""
+    """Returns a compiled beam search that gives all K."""
     decoder, config = make(name), DecodingConfig("beam", K, n_best=K)
     options = {"batch_size": B, "max_length": T, "start": START, "end": END, "pad": PAD}
     return jax.jit(lambda e: generate(decoder.step, start(decoder, e), config=config, **options))
@@ -148,7 +148,7 @@ def softmax(x):
 
 
 def lstm(cell, x, state):
-    """PyTorch's equations, in NumPy."""
+    """Computes PyTorch's LSTM equations in NumPy."""
     sigmoid = lambda a: 1 / (1 + np.exp(-a))  # noqa: E731
     i, f, g, o = np.split(linear(cell.input, x) + linear(cell.recurrent, state[0]), 4)
     c = sigmoid(f) * state[1] + sigmoid(i) * np.tanh(g)

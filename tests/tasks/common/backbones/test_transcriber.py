@@ -40,7 +40,7 @@ VALID = jnp.asarray(np.arange(S) < LENGTHS[:, None])
 
 
 def everything(frames):
-    """All transcripts of a number of frames."""
+    """Returns all transcripts of a number of frames."""
     most = min(frames, 4)
     return [units for n in range(most + 1) for units in itertools.product((1, 2), repeat=n)]
 

@@ -370,7 +370,7 @@ def test_sharding_rules_match_every_matrix_once_with_its_rank():
 
 
 def gru_by_hand(gru, x, state):
-    """One example, in float64 NumPy, by the equations of the docstring."""
+    """Computes one example in float64 NumPy, by the docstring's equations."""
     weights = [
         np.asarray(array[...], np.float64)
         for projection in (gru.input, gru.recurrent)

@@ -42,7 +42,7 @@ def ids(batches):
 
 
 def check_rows(examples, batch):
-    """Each real row holds its own example, padded with the padding value."""
+    """Checks that each real row contains its own example, padded with the padding value."""
     bucket = batch["tokens"].shape[1]
     for row in np.flatnonzero(batch["weight"]):
         index = batch["id"][row]

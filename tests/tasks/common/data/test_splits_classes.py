@@ -1,4 +1,4 @@
-"""Classes of which something is to be told are named."""
+"""Warnings about classes name these classes."""
 
 from tasks.common.data.splits import SplitSummary, alike, check_splits
 

@@ -1,4 +1,5 @@
-"""Files of pictures that several tasks use: their formats, by hand; their places."""
+"""Image files that are used by several tasks: hand-made files of their formats, and their
+sources."""
 
 import dataclasses
 import gzip

@@ -29,7 +29,7 @@ def collapsed(path):
 
 
 def probabilities(logits, frames):
-    """P of every sequence of units in a number of frames, path by path."""
+    """Computes P of every sequence of units in a number of frames, path by path."""
     exp = np.exp(np.asarray(logits, np.float64)[:frames])
     exp /= exp.sum(-1, keepdims=True)
     found = {}

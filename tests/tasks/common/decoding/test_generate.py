@@ -1,4 +1,4 @@
-"""Decoding against all sequences there are, against loops in Python, and whatever stands beside."""
+"""Decoding compared with all possible sequences and with loops in Python."""
 
 import dataclasses
 import functools
@@ -24,14 +24,14 @@ START = V
 
 
 def cell(tokens, state):
-    """A recurrent network without training: logits, state, extras."""
+    """Returns a recurrent network without training: logits, state, extras."""
     state = jnp.tanh(state @ TURN + jnp.asarray(EMBEDDING)[tokens])
     return state @ CLASSIFY, state, {"read": tokens, "state": state}
 
 
 @functools.cache
 def program(step, **options):
-    """A compiled decoder, shared by the tests."""
+    """Returns a compiled decoder, shared by the tests."""
     return jax.jit(
         lambda state, keys, start: generate(step, state, keys=keys, start=start, **options)
     )
@@ -57,7 +57,7 @@ def path_of(b, tokens, forbidden=()):
 
 
 def everything(b, T, penalty, forbidden=()):
-    """All sequences of an example that end or are T long, best first: (score, tokens)."""
+    """Returns all sequences of an example that end or are T long, best first: (score, tokens)."""
     allowed = [token for token in range(V) if token not in forbidden]
     found = []
     for length in range(1, T + 1):
@@ -101,7 +101,7 @@ def test_sequences_that_do_not_exist_are_pad_with_score_minus_infinity():
 
 
 def beam_by_lists(b, K, T, penalty, stopping):
-    """Beam search of one example in plain Python: (score, tokens), best first."""
+    """Computes beam search of one example in plain Python: (score, tokens), best first."""
     running, finished = [(0.0, ())], []
     for length in range(1, T + 1):
         found = []
@@ -292,7 +292,7 @@ class Toy(nnx.Module):
         return x[:, 0] @ self.classify[...], cache, None
 
     def whole(self, tokens, state):
-        """The same with all tokens so far as the state: [R, C] and how many."""
+        """Computes the same with all previous tokens and their number as the state."""
         past, length = state
         past = past.at[jnp.arange(len(past)), length].set(tokens)
         x = self.attention(self.embedding[...][past], mask=masks.causal())

@@ -53,7 +53,7 @@ TEXTS = [
 
 
 def write(folder, config=None, vocabulary=VOCABULARY, tokenizer=None, **files):
-    """A folder of tokenizer files; `files` are further JSON files by name."""
+    """Returns a folder of tokenizer files; `files` are further JSON files by name."""
     folder.mkdir(exist_ok=True)
     if vocabulary is not None:
         (folder / "vocab.txt").write_text("\n".join([*vocabulary, ""]), encoding="utf-8")
@@ -66,7 +66,7 @@ def write(folder, config=None, vocabulary=VOCABULARY, tokenizer=None, **files):
 
 
 def whole(vocabulary=VOCABULARY, longest=100, **normalizer):
-    """tokenizer.json as the library writes it."""
+    """Returns tokenizer.json as the library writes it."""
     ids = {piece: number for number, piece in enumerate(vocabulary)}
     tokenizer = tokenizers.Tokenizer(
         models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=longest)

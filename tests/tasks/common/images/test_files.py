@@ -1,4 +1,4 @@
-"""Pictures of every kind that a person may have, and files that are none."""
+"""Image files of many formats, and files that are not images."""
 
 import errno
 import os
@@ -87,7 +87,7 @@ def test_values_without_a_known_range_are_refused(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_camera_s_orientation(tmp_path, orientation):
-    # How the picture has to be stored so that the viewer shows COLOURS; by the EXIF standard.
+    # Stored images that a viewer displays as the expected colors, according to the EXIF standard.
     stored = {
         1: COLOURS,
         2: COLOURS[:, ::-1],
@@ -132,7 +132,7 @@ def test_what_is_no_picture_is_named(tmp_path):
             part.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * share)])
             with pytest.raises(UserError, match=rf"part\.{kind}: not an image"):
                 read_image(part)
-    (tmp_path / "words.png").write_text("not a picture")
+    (tmp_path / "words.png").write_text("not an image")
     (tmp_path / "empty.png").write_bytes(b"")
     for name in ("words.png", "empty.png"):
         with pytest.raises(UserError, match=f"{name}: not an image$"):
@@ -151,7 +151,8 @@ def test_resizing_by_a_triangle_as_wide_as_two_new_pixels():
     values = np.random.default_rng(0).integers(0, 256, (12, 18), np.uint8)
 
     def weights(old, new):
-        """[new, old] by the definition: 1 - |distance| / step, of what is inside."""
+        """Computes weights [new, old] by the definition: 1 - |distance| / step, inside the
+        image."""
         step = old / new
         middles = (np.arange(new) + 0.5) * step
         distance = np.abs(np.arange(old) + 0.5 - middles[:, None]) / step
@@ -183,7 +184,7 @@ def folders(root, **classes):
 def test_folders_by_class_and_what_is_left_out_by_its_name(tmp_path):
     folders(tmp_path, cat=["b.png", "a.JPG"], dog=["c.jpeg"], **{".hidden": ["d.png"]})
     folders(tmp_path / "dog", deeper=["e.webp"])
-    (tmp_path / "cat" / "notes.txt").write_text("no picture")
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
     (tmp_path / "cat" / "._a.jpg").write_bytes(b"of another system")
     (tmp_path / "readme.png").write_text("beside the classes")
     (tmp_path / "dog" / "moved.png").symlink_to(tmp_path / "nowhere.png")
@@ -222,7 +223,7 @@ def test_what_is_broken_is_named_and_skipped_if_asked_for(tmp_path, capsys):
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
-    """Its pictures would be lost without a word."""
+    """Otherwise its images would be lost without a message."""
     for name in ("a.png", "closed/b.png", "open/c.PNG", "open/.hidden/d.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
