@@ -1796,18 +1796,20 @@ class Export:
         return answers
 
     def stream(self, raw: Raw) -> Iterator[dict[str, Any]]:
-        """Yields the greedy answer of an input after each token, the complete one last.
+        """Returns the greedy answer of an input after each token, the complete one last.
 
         Raises:
           InputError: the input cannot be read, or the model does not decode token by token.
         """
+        if self.signature["decoding"] is None:
+            raise InputError(f"{self.folder}: this model does not generate token by token")
+        return self.stream_item(self.encode(raw))
+
+    def stream_item(self, item: Item) -> Iterator[dict[str, Any]]:
+        """Yields the greedy answer of an encoded input after each token."""
         import jax
 
-        decoding = self.signature["decoding"]
-        if decoding is None:
-            raise InputError(f"{self.folder}: this model does not generate token by token")
-        item = self.encode(raw)
-        (row,) = item.rows
+        decoding, (row,) = self.signature["decoding"], item.rows
         bucket = self.bucket(row)
         state = self.program("prefill", bucket)(self.batch([row], [0], bucket, 1))
         step, end, tokens, total = self.program("step", bucket), decoding["end"], [], 0.0

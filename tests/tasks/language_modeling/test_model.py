@@ -155,7 +155,7 @@ def prompts_of(width, *texts):
     "mixer",
     [
         "modern",
-        "gated_delta_net",
+        pytest.param("gated_delta_net", marks=pytest.mark.slow),
         pytest.param("dot_product", marks=pytest.mark.slow),
         pytest.param("sliding_window(left=3, right=0)", marks=pytest.mark.slow),
         pytest.param("linear", marks=pytest.mark.slow),

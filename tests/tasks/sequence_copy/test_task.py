@@ -118,6 +118,7 @@ def test_looked_is_where_the_most_weight_is(task, alignment):
     )
 
 
+@pytest.mark.slow
 def test_padding_and_buckets_change_no_figure(task, model):
     statistics, outputs = nnx.jit(task.evaluate), nnx.jit(task.predict)
     found = []
