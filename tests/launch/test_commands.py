@@ -61,6 +61,7 @@ def test_evaluate_gives_the_figures_that_training_printed(run, command):
     assert json.loads(done.stdout) == written
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_depend_on_the_batch_size(run, command):
     folder, _ = run
     config = json.loads((folder / "config.json").read_text())
