@@ -44,7 +44,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "only", None, list(MODELS), "Take steps of this model on requests from stdin."
     )
-    flags.DEFINE_enum("choice", PLAIN, list(CHOICES), "Choice of --only.")
+    flags.DEFINE_enum("choice", PLAIN, list(CHOICES), "Choice to use with --only.")
 
 
 def run() -> None:
