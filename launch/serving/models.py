@@ -308,7 +308,7 @@ class Model:
             return None
         if not hasattr(self, "_tokenizer"):
             self._tokenizer = Tokenizer(self.export.folder / file)
-        return [self._tokenizer.decode([token]) or "·" for token in row["tokens"]]
+        return [self._tokenizer.spell(token) or "·" for token in row["tokens"]]
 
     # ------------------------------------------------------------ inputs
 

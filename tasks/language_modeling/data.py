@@ -25,17 +25,17 @@ def _characters() -> TextConfig:
 
 @dataclass(frozen=True)
 class DataConfig(TextFilesConfig):
-    """Texts and their conversion to sequences of tokens.
+    """Config of the texts and their conversion to token sequences.
 
     Attributes:
       name: "tiny_shakespeare" or "janeausten", which are running texts, or a built-in labeled data
         set of separate texts; see `TextFilesConfig`.
-      train_file, validation_file, test_file: text in UTF-8. The tenths are the last ones of running
-        text, validation first; lines are split by hash.
+      train_file, validation_file, test_file: text in UTF-8. The tenths are the last parts of
+        running text, validation first; lines are split by hash.
       lines: whether each line of the user files is a separate text.
-      length: tokens of an example, reserved ones included. Longer texts continue in the next
-        example.
-      text: tokenizer; its max_length has no effect.
+      length: number of tokens of an example, including reserved tokens. Longer texts continue in
+        the next example.
+      text: config of the tokenizer; its max_length has no effect.
     """
 
     name: str = "tiny_shakespeare"
@@ -49,7 +49,7 @@ class DataConfig(TextFilesConfig):
         separable = self.train_file is not None or not self.lines
         self.expect("train_file", separable, "a file with lines")
         names = ("ngrams", "character_ngrams", "unique", "max_length")
-        self.text.expect_defaults(names, "because texts are whole and in order")
+        self.text.expect_defaults(names, "because texts are complete and ordered")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Corpus(digests.Fingerprinted):
     """Texts in three splits.
 
     Attributes:
-      name: as in the config.
+      name: name in the config.
       splits: texts of train, validation and test.
       running: whether a split is one running text, with windows at every token.
     """
@@ -115,7 +115,7 @@ def _user_data(config: DataConfig) -> Corpus:
                     line: f"line {n}" for n, line in enumerate(lines, 1) if line.strip()
                 }
                 if blank := len(lines) - len(read[split]):
-                    warn_once(f"{file}: {blank} of {len(lines)} lines are blank; skipped")
+                    warn_once(f"{file}: {blank} of {len(lines)} lines are blank; they are skipped")
     remedy = "give validation_file and test_file"
     if config.lines:
         warn_shared(config.train_file, named, "lines")
@@ -127,7 +127,8 @@ def _user_data(config: DataConfig) -> Corpus:
     for split in SPLITS:
         if not any(read[split]):
             raise UserError(
-                f"{config.train_file}: too short to split, {split} would be empty; {remedy}"
+                f"{config.train_file}: the text is too short to split, {split} would be empty; "
+                f"{remedy}"
             )
     return Corpus(config.name, read, running=True)
 

@@ -29,7 +29,7 @@ class DataConfig(TextFilesConfig):
         the text.
       text_column: column, key or feature of the text.
       label_column: column, key or feature of the class.
-      text: tokenizer.
+      text: config of the tokenizer.
     """
 
     name: str = "movie_reviews"
@@ -53,7 +53,7 @@ class Split:
     """Texts of one split.
 
     Attributes:
-      texts: as read.
+      texts: texts as read.
       labels: int32 [n], index into the label names.
       ids: source of each text.
     """
@@ -73,7 +73,7 @@ class TextData(digests.Fingerprinted):
     Attributes:
       name: as in the config.
       splits: train, validation and test.
-      label_names: by index.
+      label_names: class names by index.
     """
 
     name: str
@@ -81,7 +81,7 @@ class TextData(digests.Fingerprinted):
     label_names: list[str]
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Texts of each split by class."""
+        """Counts the texts of each split by class."""
         found = {}
         for name in SPLITS:
             classes = count_classes(self.splits[name].labels, self.label_names)
@@ -96,7 +96,7 @@ class TextData(digests.Fingerprinted):
 
 
 def load(config: DataConfig, paths: Paths) -> TextData:
-    """Reads a data set, and prepares a built-in one if necessary.
+    """Reads a data set; a built-in data set is prepared first if necessary.
 
     Args:
       config: config of the data.
@@ -161,7 +161,7 @@ def _catalog(config: DataConfig, paths: Paths) -> TextData:
     read = {}
     if "test" in data.splits:
         wanted = {"train": "train", "validation": "validation", "test": "test"}
-    else:  # competitions do not publish test labels: their validation split is used for testing
+    else:  # competitions do not publish test labels, so their validation split is used for testing
         wanted = {"train": "train", "test": "validation"}
     names = getattr(features[config.label_column], "names", None)
     for split, given in wanted.items():
@@ -215,7 +215,7 @@ class _Rows:
 
 
 def _assemble(name: str, read: dict[str, _Rows], where: Mapping[str, str | None]) -> TextData:
-    """Splits off the splits that are not given, and converts labels to numbers."""
+    """Creates missing splits, and converts labels to indices."""
     read = _with_all_splits(read, where["train"])
     names = sorted(set(read["train"].labels))
     number = {label: index for index, label in enumerate(names)}

@@ -21,7 +21,7 @@ from tasks.common.errors import UserError, warn_once
 _T = TypeVar("_T")
 
 # Metadata of config fields that older runs lack. If such a field has its default value, the hash of
-# # the experiment is unchanged, see `launch.engine.config.identity`.
+# the experiment is unchanged, see `launch.engine.config.identity`.
 LATER = {"later": True}
 
 HELD_OUT = ("test", "validation")
@@ -70,9 +70,9 @@ class TextFilesConfig(Config):
 
     Attributes:
       name: a built-in data set. With train_file the name of the results, own_<file> by default.
-      train_file: user file.
-      validation_file: likewise; None: a tenth of train_file.
-      test_file: likewise; None: another tenth.
+      train_file: user file of the training split.
+      validation_file: user file of the validation split; None for a tenth of train_file.
+      test_file: user file of the test split; None for another tenth.
     """
 
     name: str

@@ -169,6 +169,7 @@ def test_attention_of_a_text(client, export):
     found = client.post(f"{PREDICT}/attention", json={"inputs": text}).json()
     (row,) = export.encode(text).rows
     assert len(found["tokens"]) == len(row["tokens"])
+    assert [token for token in found["tokens"] if token in text.split()] == text.split()
     (outputs,) = export.run([row], "attention")
     assert set(found["attention"]) == set(outputs)
     for name, array in outputs.items():

@@ -254,10 +254,10 @@ def test_a_broken_picture_is_named_or_skipped(tmp_path, capsys):
 
 
 def test_folders_that_cannot_be_learned_from(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: no such folder; config\.data\.path"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; set config\.data\.path"):
         read_folder(str(tmp_path / "nowhere"), 4, False)
     folder(tmp_path / "one", ["a"])
-    with pytest.raises(UserError, match="has the one class 'a'; a classifier needs two"):
+    with pytest.raises(UserError, match="got the single class 'a', expected at least two"):
         read_folder(str(tmp_path / "one"), 4, False)
     folder(tmp_path / "few", ["a", "b"], count=1)
     with pytest.raises(UserError, match="2 examples are too few to split"):
@@ -365,7 +365,7 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path):
         (
             "augmentation",
             AugmentationConfig(hue=0.1),
-            "augmentation: saturation and hue: digits has gray images",
+            "augmentation: got saturation or hue, expected 0 for the gray images of digits",
         ),
     ],
 )

@@ -201,7 +201,7 @@ def test_lines_end_at_line_ends_alone_and_blank_ones_are_counted(tmp_path, capsy
     texts = sorted(text for split in corpus.splits.values() for text in split)
     assert len(texts) == 201
     assert texts[0] == "line 0 one\u2028two\x0cthree"
-    assert capsys.readouterr().err == f"{path}: 2 of 203 lines are blank; skipped\n"
+    assert capsys.readouterr().err == f"{path}: 2 of 203 lines are blank; they are skipped\n"
 
 
 def test_lines_in_two_files_are_named(tmp_path, capsys):

@@ -118,7 +118,7 @@ def test_weights_of_a_history(tmp_path):
         ("a,b,1\na,c,nan\n", r"line 2: timestamp 'nan' is no moment"),
         ("user,item\na,b\n", r"no column 'timestamp'; there are: user, item"),
         ("user,item,timestamp,user\n", r"column 'user' occurs twice in the header"),
-        ("user,item,timestamp\n", r"no events are in the file"),
+        ("user,item,timestamp\n", r"the file contains no events"),
         (b"a,b,1\na,\xff,2\n", r"line 2 is not UTF-8"),
         ('a,"b,1\n', r"line 1 is malformed"),
         ("a,b,1\na,c,2\n", r"none of 1 users of .* has 3 events or more"),
