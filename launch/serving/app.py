@@ -282,9 +282,10 @@ class Application:
                 try:
                     async for event in found:
                         if event is not None:
-                            position, item = event
+                            position, item, complete = event
                             one = answers.answers(model.task, [item], parameters, False)
-                            yield _event("answer", {"index": position, "answer": one})
+                            name = "answer" if complete else "partial"
+                            yield _event(name, {"index": position, "answer": one})
                 except Problem as problem:
                     yield _event("error", problem.body)
                     return

@@ -30,6 +30,8 @@ from launch.serving.problems import RETRY_S, Problem, invalid, overloaded
 GENERATING = frozenset(
     ["translation", "language_modeling", "speech_recognition", "handwriting_recognition"]
 )
+# Kinds of programs that run on batches; those of single tokens run on one input.
+_BATCHED = ("predict", "attention")
 # Most numbers in a response with attention weights.
 ATTENTION_NUMBERS = 1_000_000
 
@@ -95,7 +97,12 @@ class Model:
     @property
     def generates(self) -> bool:
         """True if answers are generated text."""
-        return self.task in GENERATING
+        return self.streams_tokens or self.task in GENERATING
+
+    @property
+    def streams_tokens(self) -> bool:
+        """True if the export has programs that decode token by token."""
+        return self.export.signature["decoding"] is not None
 
     def start(self) -> None:
         """Starts compiling."""
@@ -116,13 +123,19 @@ class Model:
         """Runs each program once with each batch size."""
         programs = self.export.signature["programs"]
         golden = read_tensors(self.export.folder / "golden.safetensors")
-        for kind, entries in programs.items():
-            for bucket in range(len(entries)):
+        for kind in _BATCHED:
+            for bucket in range(len(programs.get(kind, ()))):
                 row = self._golden_row(golden, bucket)
                 for size in self._options.batch_sizes:
                     if self._batcher.stopping:
                         return
                     self._run((kind, bucket), [row] * size, count=False)
+        for bucket in range(len(programs.get("step", ()))):
+            if self._batcher.stopping:
+                return
+            row = self._golden_row(golden, bucket)
+            state = self.export.program("prefill", bucket)(self.export.batch([row], [0], bucket, 1))
+            self.export.program("step", bucket)(state)
         self._metrics.ready.labels(self.name).set(1)
 
     def _golden_row(self, golden: Mapping[str, np.ndarray], bucket: int) -> Row:
@@ -206,8 +219,11 @@ class Model:
 
     async def stream(
         self, raw: Sequence[Raw], fields: Sequence[str]
-    ) -> AsyncIterator[tuple[int, Item] | None]:
-        """Yields None once the inputs are valid and accepted, then each position and its answer.
+    ) -> AsyncIterator[tuple[int, Item, bool] | None]:
+        """Yields None once the inputs are valid and accepted, then positions and answers.
+
+        Answers that are not complete come first, with False, if the export decodes token by token;
+        decoding is then greedy.
 
         Raises:
           Problem: see `answer`.
@@ -216,16 +232,33 @@ class Model:
             encode = functools.partial(self._encode, raw, fields)
             items = await self._within(places.call(encode))
             places.add(sum(len(item.rows) for item in items) - len(raw), fields[0])
+            if self.streams_tokens:
+                yield None
+                for position, item in enumerate(items):
+                    async for partial, complete in self._tokens_of(item, places):
+                        yield position, partial, complete
+                return
             running = [asyncio.ensure_future(self._batched("predict", i.rows)) for i in items]
             try:
                 yield None
                 for position, item in enumerate(items):
                     item.outputs = await self._within(running[position])
                     await places.call(functools.partial(self.export.decode, item))
-                    yield position, item
+                    yield position, item, True
             finally:
                 for future in running:
                     future.cancel()
+
+    async def _tokens_of(self, item: Item, places: _Places) -> AsyncIterator[tuple[Item, bool]]:
+        """Yields the item with its answer after each token, and whether it is complete."""
+        answers = self.export.stream_item(item)
+        now = await self._within(places.call(lambda: next(answers, None)))
+        while now is not None:
+            after = await self._within(places.call(lambda: next(answers, None)))
+            shown = Item(item.raw, item.rows)
+            shown.answer = now
+            yield shown, after is None
+            now = after
 
     async def outputs(self, rows: Sequence[Row]) -> list[Outputs]:
         """Returns the outputs of rows of arrays.

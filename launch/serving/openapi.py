@@ -178,7 +178,8 @@ def _model_paths(models: list[Model]) -> dict[str, Any]:
             "post": _operation(
                 "stream", "Answers texts or files with generated text, as server-sent events.",
                 _success(
-                    "Events: `answer` with index and answer, for each input; then `done`, or "
+                    "Events with index and answer: `partial` after each token of models that "
+                    "generate token by token, greedily, then `answer`; at the end `done`, or "
                     "`error`.", events,
                 ),
                 _BODY, requestBody=inputs,

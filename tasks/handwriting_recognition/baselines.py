@@ -14,7 +14,7 @@ _LINES = 3000
 
 
 def cut_and_classify(lines: HandwritingData) -> dict[str, float]:
-    """Evaluates an SVM on runs of columns with ink, each of which is treated as one digit.
+    """Evaluates an SVM on runs of columns with ink; each run is treated as one digit.
 
     The SVM is fitted on the training lines with as many runs as digits.
     """

@@ -240,7 +240,9 @@ class LanguageModeling(Task):
         """Returns the decoder after the prompts; None for a masked model."""
         if not self.processor.causal:
             return None
-        return decoding(model, inputs["tokens"], inputs["length"], self._end)
+        found = decoding(model, inputs["tokens"], inputs["length"], self._end)
+        longest = min(found.max_length, self.model.max_new_tokens)
+        return dataclasses.replace(found, max_length=longest)
 
     @property
     def _end(self) -> int | None:

@@ -77,7 +77,7 @@ class SASRecConfig(SequentialConfig):
 
 @dataclasses.dataclass(frozen=True)
 class BERT4RecConfig(SequentialConfig):
-    """Config of a bidirectional Transformer over items, some of which are masked.
+    """Config of a bidirectional Transformer over partially masked items.
 
     Attributes:
       mask_rate: fraction of the items of a sequence that are masked.

@@ -127,7 +127,10 @@ def test_columns_are_found(read, text, name, wanted, expected):
         ("u,a,3.5\nv,b,4\n", "column 3 seems to contain ratings"),
         ("user,item,rating\nu,a,5\n", r"no column 'timestamp'; .*time_column, or set it to 'none'"),
         ("1609459200,u,a\n", "times seem to be in column 1; give the numbers of the columns"),
-        ("kunde,artikel,wann\nu,a,2021-01-01\n", "no column 'user'; there are: kunde, artikel"),
+        (
+            "kunde,artikel,wann\nu,a,2021-01-01\n",
+            "no column 'user'; the columns are: kunde, artikel",
+        ),
         ("user_id,userId,item,time\nu,v,a,1\n", "'user_id' and 'userId' can both be the column"),
         ("1::1193::5::978300760\n", r"line 1: 1 fields; .*instead of '::'"),
         ("u a 1609459200\n", r"line 1: 1 fields; .*instead of ' '"),
