@@ -145,7 +145,7 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
         if role not in indices and not (role == TIME and wanted.time == NO_TIMES):
             order = f", or set it to {NO_TIMES!r} if lines are in order" if role == TIME else ""
             raise UserError(
-                f"{name}: no column {role!r}; there are: {join_names(header)}; name it by "
+                f"{name}: no column {role!r}; the columns are: {join_names(header)}; name it by "
                 f"{_KEYS[role]}{order}"
             )
     _expect_apart(name, indices, names)

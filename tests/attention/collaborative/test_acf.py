@@ -1,4 +1,4 @@
-"""Attentive collaborative filtering: both levels together by brute force, what is refused."""
+"""Attentive collaborative filtering: both levels by brute force, and errors."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""NAIS and FISM: by hand, the smoothed softmax, the candidate left out, what is refused."""
+"""NAIS and FISM: hand-computed values, smoothed softmax, excluded candidates, and errors."""
 
 import jax
 import jax.numpy as jnp

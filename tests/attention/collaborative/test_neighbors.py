@@ -1,4 +1,4 @@
-"""Users who are alike: by hand, beside scikit-learn, list and dense form, what is refused."""
+"""Similar users: hand-computed values, scikit-learn, list and dense form, and errors."""
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ def test_nearest_neighbors_equal_scikit_learn():
     nearest = jnp.take_along_axis(similarity, indices, axis=1)
     scores = neighbor_scores(nearest, ratings[indices], valid=valid)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    # The same by the module as it begins, all weights alike.
+    # The module gives the same result initially, when all weights are equal.
     module = compiled(UserNeighbors(D, rngs=nnx.Rngs(0)))
     scores = module(users, others[indices], ratings[indices], valid=valid)
     np.testing.assert_allclose(scores, expected, atol=1e-5)

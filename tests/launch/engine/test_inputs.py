@@ -1,4 +1,4 @@
-"""Inputs of predictions: lines of any encoding, rows of tables, and answers written beside them."""
+"""Inputs of predictions: lines in any encoding, rows of tables, and output of predictions."""
 
 import codecs
 import csv

@@ -130,7 +130,7 @@ def test_a_folder_of_classes_is_split_by_the_hash_of_the_pictures(tmp_path):
     assert sum(len(part) for part in splits.values()) == 60
     assert all(len(part) for part in splits.values())
     assert splits["train"].images.dtype == np.uint8
-    # The middle of the image; the class is what is most.
+    # The middle of the image; the class is the majority.
     first = np.asarray(Image.open(tmp_path / "cat" / "000.png"))[1:11]
     everything = np.concatenate([part.images for part in splits.values()])
     assert any((image == first).all() for image in everything)
@@ -152,7 +152,7 @@ def test_a_folder_of_classes_is_split_by_the_hash_of_the_pictures(tmp_path):
 
 
 def test_splits_do_not_depend_on_the_size(tmp_path):
-    """Each image of a class has a shade of its own, by which it is known at every size."""
+    """Each image has a different shade, by which it is recognized at any size."""
     for name, hue in (("cat", 0), ("dog", 200)):
         (tmp_path / name).mkdir()
         for number in range(60):
@@ -264,7 +264,7 @@ def test_folders_that_cannot_be_learned_from(tmp_path):
         read_folder(str(tmp_path / "few"), 4, False)
 
 
-# ---------------------------------------------------------------- what is predicted
+# ---------------------------------------------------------------- predictions
 
 
 @pytest.mark.parametrize("data_set", [DIGITS, FASHION])
