@@ -1048,7 +1048,7 @@ def decode_sound(data: bytes, seconds: float) -> tuple[np.ndarray, int]:
 
 @encoder
 def read_sound(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Sound file to int16 samples `to`, mono, at `rate`, of at most `seconds`.
+    """Reads a sound file as int16 samples `to`, mono, at `rate`, of at most `seconds`.
 
     Both ends are removed where they are `trim` decibels below the loudest part; 0 for no trimming.
     """
@@ -1287,7 +1287,7 @@ def _calendar(times: np.ndarray, count: int) -> np.ndarray:
 
 @encoder
 def read_series(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """The end of the series of a table, standardized, and the calendar up to the last step ahead.
+    """Reads the end of the series of a table, standardized, and the calendar to the last step.
 
     The input is a file, or "FILE,steps=N" for N steps instead of `horizon`, at most `steps`. The
     table has the columns `channels` and, with a `step`, times, which are put on a regular grid.
@@ -1383,7 +1383,7 @@ def _on_grid(
 
 @decoder
 def forecast(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """Parameters of distributions to times ahead and, in the units of the data, forecasts.
+    """Converts parameters to times ahead and forecasts in the units of the data.
 
     `point` is the parameter of the point forecast. A level of `levels` is the parameter `column`
     or, without one, the quantile of Student's t; beyond the horizon it is the quantile `beyond`.
@@ -1491,7 +1491,7 @@ def _sorted_words(title: str) -> str:
 
 @encoder
 def history(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """`user:NAME`, or titles or names of items separated by semicolons, to events, oldest first.
+    """Parses `user:NAME`, or titles or names of items between semicolons, to events in order.
 
     "items" and "ages" have the latest `length` events, "seen" all. Case is ignored.
     """
@@ -1533,7 +1533,7 @@ def history(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @decoder
 def recommend(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """The best items with the largest `shown` attributions; without a history the `popular` ones.
+    """Names the best items with `shown` attributions each; without a history the `popular` ones.
 
     "top" and "top_scores" are items and scores; "reason_items" fractions by position of the latest
     `length` events; "reason_neighbours" fractions by user of "reason_neighbour_ids".
