@@ -36,6 +36,8 @@ import numpy as np
 FORMAT = 1
 # Inputs per call of the decoders; ids of examples start again in each portion.
 PORTION = 2048
+# Bytes of arrays, such as images, after which a portion ends.
+PORTION_BYTES = 1 << 28
 # Padded positions of a batch, which bounds memory.
 POSITIONS = 1 << 21
 PAD, UNKNOWN, CLS = 0, 1, 2
@@ -1046,7 +1048,7 @@ def decode_sound(data: bytes, seconds: float) -> tuple[np.ndarray, int]:
 
 @encoder
 def read_sound(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Sound file to int16 samples `to`, mono, at `rate`, of at most `seconds`.
+    """Reads a sound file as int16 samples `to`, mono, at `rate`, of at most `seconds`.
 
     Both ends are removed where they are `trim` decibels below the loudest part; 0 for no trimming.
     """
@@ -1285,7 +1287,7 @@ def _calendar(times: np.ndarray, count: int) -> np.ndarray:
 
 @encoder
 def read_series(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """The end of the series of a table, standardized, and the calendar up to the last step ahead.
+    """Reads the end of the series of a table, standardized, and the calendar to the last step.
 
     The input is a file, or "FILE,steps=N" for N steps instead of `horizon`, at most `steps`. The
     table has the columns `channels` and, with a `step`, times, which are put on a regular grid.
@@ -1381,7 +1383,7 @@ def _on_grid(
 
 @decoder
 def forecast(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """Parameters of distributions to times ahead and, in the units of the data, forecasts.
+    """Converts parameters to times ahead and forecasts in the units of the data.
 
     `point` is the parameter of the point forecast. A level of `levels` is the parameter `column`
     or, without one, the quantile of Student's t; beyond the horizon it is the quantile `beyond`.
@@ -1489,7 +1491,7 @@ def _sorted_words(title: str) -> str:
 
 @encoder
 def history(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """`user:NAME`, or titles or names of items separated by semicolons, to events, oldest first.
+    """Parses `user:NAME`, or titles or names of items between semicolons, to events in order.
 
     "items" and "ages" have the latest `length` events, "seen" all. Case is ignored.
     """
@@ -1531,7 +1533,7 @@ def history(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @decoder
 def recommend(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """The best items with the largest `shown` attributions; without a history the `popular` ones.
+    """Names the best items with `shown` attributions each; without a history the `popular` ones.
 
     "top" and "top_scores" are items and scores; "reason_items" fractions by position of the latest
     `length` events; "reason_neighbours" fractions by user of "reason_neighbour_ids".
@@ -1786,14 +1788,27 @@ class Export:
         Raises:
           InputError: an input cannot be read.
         """
-        answers = []
-        for start in range(0, len(raw), PORTION):
-            items = [self.encode(one) for one in raw[start : start + PORTION]]
-            outputs = iter(self.run([row for item in items for row in item.rows]))
-            for item in items:
-                item.outputs = [next(outputs) for _ in item.rows]
-                answers.append(self.decode(item))
-        return answers
+        return [answer for items in self._portions(raw) for answer in self._answers(items)]
+
+    def _portions(self, raw: Sequence[Raw]) -> Iterator[list[Item]]:
+        """Yields encoded inputs in portions that bound memory."""
+        items: list[Item] = []
+        held = 0
+        for one in raw:
+            items.append(self.encode(one))
+            arrays = [value for row in items[-1].rows for value in row.values()]
+            held += sum(value.nbytes for value in arrays if isinstance(value, np.ndarray))
+            if len(items) == PORTION or held >= PORTION_BYTES:
+                yield items
+                items, held = [], 0
+        if items:
+            yield items
+
+    def _answers(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+        outputs = iter(self.run([row for item in items for row in item.rows]))
+        for item in items:
+            item.outputs = [next(outputs) for _ in item.rows]
+            yield self.decode(item)
 
     def stream(self, raw: Raw) -> Iterator[dict[str, Any]]:
         """Returns the greedy answer of an input after each token, the complete one last.
