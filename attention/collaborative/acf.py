@@ -56,8 +56,7 @@ def attend_items(
         s = Σ_l α_l p_l,   α = softmax_l(a)
 
     Args:
-      logits: a, [B, S].
-      auxiliary: p, [B, S, D].
+      logits, auxiliary: a, [B, S], and p, [B, S, D].
       valid: bool [B, S]; all if None.
 
     Returns:

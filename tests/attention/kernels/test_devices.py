@@ -45,7 +45,7 @@ def test_platforms(machine):
             if platform == expected:
                 assert not devices.require_platform(platform)
             else:
-                with pytest.raises(NotImplementedError, match="but JAX runs on a device$"):
+                with pytest.raises(NotImplementedError, match=r"but JAX runs on a device$"):
                     devices.require_platform(platform)
 
 
