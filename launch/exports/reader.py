@@ -1046,7 +1046,7 @@ def decode_sound(data: bytes, seconds: float) -> tuple[np.ndarray, int]:
 
 @encoder
 def read_sound(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Sound file to int16 samples `to`, mono, at `rate`, of at most `seconds`.
+    """Reads an audio file to mono int16 samples `to` at `rate`, of at most `seconds`.
 
     Both ends are removed where they are `trim` decibels below the loudest part; 0 for no trimming.
     """
@@ -1285,7 +1285,7 @@ def _calendar(times: np.ndarray, count: int) -> np.ndarray:
 
 @encoder
 def read_series(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """The end of the series of a table, standardized, and the calendar up to the last step ahead.
+    """Reads the last steps of a series, standardized, and the calendar up to the last forecast.
 
     The input is a file, or "FILE,steps=N" for N steps instead of `horizon`, at most `steps`. The
     table has the columns `channels` and, with a `step`, times, which are put on a regular grid.
@@ -1489,7 +1489,7 @@ def _sorted_words(title: str) -> str:
 
 @encoder
 def history(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """`user:NAME`, or titles or names of items separated by semicolons, to events, oldest first.
+    """Converts `user:NAME`, or titles or item names separated by semicolons, to events in order.
 
     "items" and "ages" have the latest `length` events, "seen" all. Case is ignored.
     """
@@ -1531,7 +1531,7 @@ def history(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @decoder
 def recommend(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """The best items with the largest `shown` attributions; without a history the `popular` ones.
+    """Returns the best items with `shown` attributions; without a history the `popular` items.
 
     "top" and "top_scores" are items and scores; "reason_items" fractions by position of the latest
     `length` events; "reason_neighbours" fractions by user of "reason_neighbour_ids".
