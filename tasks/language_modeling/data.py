@@ -6,13 +6,13 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tasks.common.configs import Config, at_least
+from tasks.common.configs import at_least
 from tasks.common.data import builders, digests
 from tasks.common.data.deduplication import near_duplicates
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS
 from tasks.common.data.text_files import read_text, split_lines
-from tasks.common.data.user_files import results_name, split_by_hash, warn_shared
+from tasks.common.data.user_files import TextFilesConfig, split_by_hash, warn_shared
 from tasks.common.datasets.labelled_texts import DEFINITIONS, shared_with
 from tasks.common.errors import UserError, warn_once
 from tasks.common.text.tokenizer import TextConfig
@@ -24,15 +24,13 @@ def _characters() -> TextConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig(Config):
+class DataConfig(TextFilesConfig):
     """Config of the texts and their conversion to token sequences.
 
     Attributes:
       name: "tiny_shakespeare" or "janeausten", which are running texts, or a built-in labeled data
-        set of separate texts. With train_file the name of the results, own_<file> by default.
-      train_file: user file of text in UTF-8.
-      validation_file: user file of validation texts; None for a tenth of train_file.
-      test_file: user file of test texts; None for another tenth. The tenths are the last parts of
+        set of separate texts; see `TextFilesConfig`.
+      train_file, validation_file, test_file: text in UTF-8. The tenths are the last parts of
         running text, validation first; lines are split by hash.
       lines: whether each line of the user files is a separate text.
       length: number of tokens of an example, including reserved tokens. Longer texts continue in
@@ -41,26 +39,15 @@ class DataConfig(Config):
     """
 
     name: str = "tiny_shakespeare"
-    train_file: str | None = None
-    validation_file: str | None = None
-    test_file: str | None = None
     lines: bool = False
     length: at_least(4) = 64
     text: TextConfig = field(default_factory=_characters)
 
     def __post_init__(self):
         super().__post_init__()
-        for other in ("validation_file", "test_file"):
-            complete = self.train_file is not None or getattr(self, other) is None
-            self.expect("train_file", complete, f"a file beside {other}")
-        known = (*CORPORA, *DEFINITIONS)
-        name = results_name(
-            self.name, known, self.train_file, "; train_file takes user files", "train_file"
-        )
-        object.__setattr__(self, "name", name)
-        self.expect(
-            "train_file", self.train_file is not None or not self.lines, "a file with lines"
-        )
+        self.set_results_name((*CORPORA, *DEFINITIONS), "; train_file takes user files")
+        separable = self.train_file is not None or not self.lines
+        self.expect("train_file", separable, "a file with lines")
         names = ("ngrams", "character_ngrams", "unique", "max_length")
         self.text.expect_defaults(names, "because texts are complete and ordered")
 

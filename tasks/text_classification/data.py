@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tasks.common.configs import Config
 from tasks.common.data import builders, catalog, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, alike, check_splits, count_classes
-from tasks.common.data.user_files import results_name, split_by_hash, warn_shared
+from tasks.common.data.user_files import TextFilesConfig, split_by_hash, warn_shared
 from tasks.common.datasets.labelled_texts import DEFINITIONS
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
@@ -21,38 +20,28 @@ from tasks.text_classification.user_files import read_labelled
 
 
 @dataclass(frozen=True)
-class DataConfig(Config):
+class DataConfig(TextFilesConfig):
     """Config of the texts and their tokenizer.
 
     Attributes:
-      name: a built-in data set, or tfds:NAME of the TFDS catalog. With train_file it only names the
-        results; own_<file> by default.
-      train_file: user file, CSV, TSV or JSON lines.
-      validation_file: user file of the validation split; None for a tenth of train_file, by the
-        hash of the text.
-      test_file: user file of the test split; None for another tenth.
+      name: a built-in data set, or tfds:NAME of the TFDS catalog; see `TextFilesConfig`.
+      train_file, validation_file, test_file: CSV, TSV or JSONL files. The tenths are by the hash of
+        the text.
       text_column: column, key or feature of the text.
       label_column: column, key or feature of the class.
       text: config of the tokenizer.
     """
 
     name: str = "movie_reviews"
-    train_file: str | None = None
-    validation_file: str | None = None
-    test_file: str | None = None
     text_column: str = "text"
     label_column: str = "label"
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self):
         super().__post_init__()
-        for other in ("validation_file", "test_file"):
-            complete = self.train_file is not None or getattr(self, other) is None
-            self.expect("train_file", complete, f"a file with {other}")
         known = [*DEFINITIONS, *[self.name] * self.name.startswith(catalog.PREFIX)]
         rest = ", and tfds:NAME of the TFDS catalog; train_file takes a file of yours"
-        name = results_name(self.name, known, self.train_file, rest, "train_file")
-        object.__setattr__(self, "name", name)
+        self.set_results_name(known, rest)
         for column in ("text_column", "label_column"):
             self.expect(column, bool(getattr(self, column)), "the name of a column")
         distinct = self.text_column != self.label_column

@@ -22,7 +22,7 @@ SPLITS = {
     "test": ("Judg", "Eccl", "Jonah", "Acts", "Heb"),
 }
 # Maximum ratio of the lengths of a pair. If the numbering of verses differs, one verse may contain
-# # two verses of the other language.
+# two verses of the other language.
 _MAX_LENGTH_RATIO = 2.2
 
 

@@ -1,5 +1,6 @@
 """Exports of the tasks that read sound, tables of series, and queries for items."""
 
+import dataclasses
 import io
 import json
 import random
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from launch.engine import state as states
 from launch.engine.predictor import Predictor
 from launch.engine.steps import make_steps
 from launch.exports import reader, writer
@@ -32,9 +34,14 @@ class Case(NamedTuple):
     raw: list[str]
 
 
-def restored(subject):
-    task = subject.task
-    return type(task).restore(task.data, task.model, json.loads(json.dumps(task.assets())))
+def restored(task, model):
+    return type(task).restore(task.data, model, json.loads(json.dumps(task.assets())))
+
+
+def case_of(task, config, variables, folder, raw):
+    writer.write_export(task, config, variables, folder)
+    predictor = Predictor(task, config, make_steps(task, config), variables)
+    return Case(predictor, task.processor, reader.Export(folder), raw)
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +53,10 @@ def exported(tmp_path_factory):
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
             subject = contract.make_subject(name, folder)
-            task, config, variables = restored(subject), subject.config, subject.variables
-            writer.write_export(task, config, variables, folder / "export")
+            task = restored(subject.task, subject.task.model)
             (folder / "inputs").mkdir()
-            made[name] = Case(
-                Predictor(task, config, make_steps(task, config), variables),
-                task.processor,
-                reader.Export(folder / "export"),
-                INPUTS[name](folder / "inputs", subject),
-            )
+            raw = INPUTS[name](folder / "inputs", subject)
+            made[name] = case_of(task, subject.config, subject.variables, folder / "export", raw)
         return made[name]
 
     return get
@@ -330,6 +332,19 @@ def test_points_after_decimal_commas_are_not_guessed(exported, tmp_path):
     with pytest.raises(reader.InputError, match="decimal point"):
         encode({"raw": (HEAD + "2024-01-01,1.234,2.5\n").encode()})
     encode({"raw": (HEAD + "2024-01-01,1.2,2.345\n").encode()})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["quantile", "student_t"])
+def test_intervals_are_those_of_the_predictor(exported, tmp_path, head):
+    subject = contract.make_subject("forecasting", tmp_path / "made")
+    task = restored(subject.task, dataclasses.replace(subject.task.model, head=head))
+    variables = states.evaluation_variables(make_steps(task, subject.config).init())
+    raw = exported("forecasting").raw
+    case = case_of(task, subject.config, variables, tmp_path / "export", raw)
+    expected = case.predictor(raw)
+    assert {"forecast", "level_0.1", "level_0.9"} < set(expected[0])
+    assert_same(case.export(raw), expected)
 
 
 # ---------------------------------------------------------------- queries

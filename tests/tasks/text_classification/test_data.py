@@ -161,7 +161,7 @@ def test_the_fingerprint_follows_texts_labels_and_splits(paths, write):
 )
 def test_a_broken_file_gives_one_line_that_names_it(paths, write, file, content, message):
     given = write(file, content)
-    part = {"validation_file": given, "test_file": given} if "of the class" in message else {}
+    part = {"validation_file": given, "test_file": given} if "have the class" in message else {}
     with pytest.raises(UserError, match=message) as error:
         own(paths, given, **part)
     assert str(error.value).startswith(given)
