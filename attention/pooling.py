@@ -242,7 +242,7 @@ class MultiHeadPool(nnx.Module):
     def __call__(
         self, states: Array, *, valid: Array | None = None, dropout_key: Array | None = None
     ) -> tuple[Array, Array]:
-        """Pools states [B, T, D] to [B, D], with weights [B, I·N, T], heads of a query together.
+        """Pools states [B, T, D] to [B, D], with weights [B, I·N, T] ordered by query, then head.
 
         There is no output bias, so that a sequence without valid states gives 0.
         """

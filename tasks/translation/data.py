@@ -144,7 +144,7 @@ def load(config: DataConfig, paths: Paths) -> TranslationData:
 
 
 def _with_all_splits(read: dict[str, Pairs], name: str) -> dict[str, Pairs]:
-    """Holds out missing splits by the hash of the source."""
+    """Creates missing splits from training pairs, selected by the hash of the source."""
     train = read["train"]
     remedy = "give files for validation and test"
     parts = split_by_hash(train.sources, list(read), name, remedy, "sources")
