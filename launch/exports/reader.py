@@ -36,6 +36,8 @@ import numpy as np
 FORMAT = 1
 # Inputs per call of the decoders; ids of examples start again in each portion.
 PORTION = 2048
+# Bytes of arrays, such as images, after which a portion ends.
+PORTION_BYTES = 1 << 28
 # Padded positions of a batch, which bounds memory.
 POSITIONS = 1 << 21
 PAD, UNKNOWN, CLS = 0, 1, 2
@@ -1786,14 +1788,27 @@ class Export:
         Raises:
           InputError: an input cannot be read.
         """
-        answers = []
-        for start in range(0, len(raw), PORTION):
-            items = [self.encode(one) for one in raw[start : start + PORTION]]
-            outputs = iter(self.run([row for item in items for row in item.rows]))
-            for item in items:
-                item.outputs = [next(outputs) for _ in item.rows]
-                answers.append(self.decode(item))
-        return answers
+        return [answer for items in self._portions(raw) for answer in self._answers(items)]
+
+    def _portions(self, raw: Sequence[Raw]) -> Iterator[list[Item]]:
+        """Yields encoded inputs in portions that bound memory."""
+        items: list[Item] = []
+        held = 0
+        for one in raw:
+            items.append(self.encode(one))
+            arrays = [value for row in items[-1].rows for value in row.values()]
+            held += sum(value.nbytes for value in arrays if isinstance(value, np.ndarray))
+            if len(items) == PORTION or held >= PORTION_BYTES:
+                yield items
+                items, held = [], 0
+        if items:
+            yield items
+
+    def _answers(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+        outputs = iter(self.run([row for item in items for row in item.rows]))
+        for item in items:
+            item.outputs = [next(outputs) for _ in item.rows]
+            yield self.decode(item)
 
     def stream(self, raw: Raw) -> Iterator[dict[str, Any]]:
         """Returns the greedy answer of an input after each token, the complete one last.

@@ -36,7 +36,7 @@ class DataConfig(Config):
     """Config of the data set.
 
     Attributes:
-      name: a built-in data set. With `path` the name of the results, own_<folder> by default.
+      name: built-in data set; or, with `path`, name for the results, own_<folder> by default.
       path: folder of user files: either with images/ and masks/, whose files have the same names,
         or with such folders in train/ and optionally in validation/ and test/. A missing split is a
         tenth of the training split, selected by the hash of the pixels. A mask contains the class

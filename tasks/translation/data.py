@@ -29,7 +29,7 @@ class DataConfig(Config):
     """Config of the data set, the languages and the tokenizer.
 
     Attributes:
-      name: a built-in data set. With `path` it names the results; default own_<name of path>.
+      name: built-in data set; or, with `path`, name for the results, default own_<path>.
       source: language of the source, as a two-letter code or, for user files, the file extension.
       target: language of the target.
       path: user files: a folder with train.SOURCE and train.TARGET, and optionally validation (or

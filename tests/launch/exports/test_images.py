@@ -264,14 +264,33 @@ def test_answers_to_outputs_are_those_of_the_processor(subjects, images, name):
         assert json.dumps(item.answer) == json.dumps(expected)
 
 
+def counting(function):
+    """Returns a function that counts its calls."""
+
+    def called(*arguments):
+        called.calls += 1
+        return function(*arguments)
+
+    called.calls = 0
+    return called
+
+
 @pytest.mark.parametrize("name", EXPORTED)
 def test_answers_are_those_of_the_predictor(exported, images, name, monkeypatch):
     subject, export = exported(name)
     raw = inputs_of(name, images)
     expected = subject.predictor(raw)
+    if name in ("boxes", "masks"):
+        found = [set(row) for answer in expected for row in answer["objects"]]
+        assert {"box", *(["mask"] if name == "masks" else [])} <= set.union(*found)
     assert_same(export(raw), expected)
     monkeypatch.setitem(export.signature, "batch_size", 2)
     assert_same(export(raw[-2:]), expected[-2:])
+    # Each input is a portion.
+    monkeypatch.setattr(reader, "PORTION_BYTES", 1)
+    monkeypatch.setattr(reader.Export, "run", counted := counting(reader.Export.run))
+    assert_same(export(raw[:3]), expected[:3])
+    assert counted.calls == 3
 
 
 @pytest.mark.parametrize("name", EXPORTED)
