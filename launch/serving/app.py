@@ -280,11 +280,9 @@ class Application:
         async def events() -> AsyncIterator[bytes]:
             async with aclosing(found):
                 try:
-                    async for event in found:
-                        if event is not None:
-                            position, item = event
-                            one = answers.answers(model.task, [item], parameters, False)
-                            yield _event("answer", {"index": position, "answer": one})
+                    async for name, position, item in found:
+                        one = answers.answers(model.task, [item], parameters, False)
+                        yield _event(name, {"index": position, "answer": one})
                 except Problem as problem:
                     yield _event("error", problem.body)
                     return

@@ -33,6 +33,9 @@ GENERATING = frozenset(
 # Most numbers in a response with attention weights.
 ATTENTION_NUMBERS = 1_000_000
 
+# Kind of key of the rows that are one more token of a stream.
+_STREAM = "stream"
+
 Result = TypeVar("Result")
 
 
@@ -116,13 +119,18 @@ class Model:
         """Runs each program once with each batch size."""
         programs = self.export.signature["programs"]
         golden = read_tensors(self.export.folder / "golden.safetensors")
-        for kind, entries in programs.items():
-            for bucket in range(len(entries)):
-                row = self._golden_row(golden, bucket)
-                for size in self._options.batch_sizes:
+        for bucket in range(len(programs["predict"])):
+            row = self._golden_row(golden, bucket)
+            for kind in ("predict", "attention"):
+                for size in self._options.batch_sizes if kind in programs else ():
                     if self._batcher.stopping:
                         return
                     self._run((kind, bucket), [row] * size, count=False)
+            if "prefill" in programs:
+                # Streams of tokens have one row.
+                batch = self.export.batch([row], [0], bucket, 1)
+                state = self.export.program("prefill", bucket)(batch)
+                self.export.program("step", bucket)(state)
         self._metrics.ready.labels(self.name).set(1)
 
     def _golden_row(self, golden: Mapping[str, np.ndarray], bucket: int) -> Row:
@@ -138,6 +146,8 @@ class Model:
         import jax
 
         kind, bucket = key
+        if kind == _STREAM:
+            return [{"answer": next(row["answers"], None)} for row in rows]
         start = time.perf_counter()
         size = 1 << (len(rows) - 1).bit_length()
         batch = self.export.batch(rows, range(len(rows)), bucket, size)
@@ -206,26 +216,39 @@ class Model:
 
     async def stream(
         self, raw: Sequence[Raw], fields: Sequence[str]
-    ) -> AsyncIterator[tuple[int, Item] | None]:
-        """Yields None once the inputs are valid and accepted, then each position and its answer.
+    ) -> AsyncIterator[tuple[str, int, Item]]:
+        """Yields events: name, position of an input, and the input with its answer so far.
+
+        The first event, "accepted", comes once all inputs are valid. Each input has an event
+        "answer" and, if the export decodes token by token, an event "token" for each one before;
+        the answer is then that of greedy decoding.
 
         Raises:
           Problem: see `answer`.
         """
+        deadline = time.monotonic() + self._options.timeout_s
         with self.accepted(len(raw)) as places:
             encode = functools.partial(self._encode, raw, fields)
             items = await self._within(places.call(encode))
             places.add(sum(len(item.rows) for item in items) - len(raw), fields[0])
-            running = [asyncio.ensure_future(self._batched("predict", i.rows)) for i in items]
-            try:
-                yield None
-                for position, item in enumerate(items):
-                    item.outputs = await self._within(running[position])
+            yield "accepted", 0, items[0]
+            for position, item in enumerate(items):
+                if self.export.signature.get("decoding") is None:
+                    found = self._within(self._batched("predict", item.rows), deadline)
+                    item.outputs = await found
                     await places.call(functools.partial(self.export.decode, item))
-                    yield position, item
-            finally:
-                for future in running:
-                    future.cancel()
+                else:
+                    row = {"answers": self.export.stream(raw[position])}
+                    while answer := await self._next(row, deadline):
+                        item.answer = answer
+                        yield "token", position, item
+                yield "answer", position, item
+
+    async def _next(self, row: Row, deadline: float) -> dict[str, Any] | None:
+        """Returns the answer after one more token; None at the end."""
+        future = self._batcher.submit([((_STREAM, 0), row)], deadline)
+        (found,) = await self._within(asyncio.wrap_future(future), deadline)
+        return found["answer"]
 
     async def outputs(self, rows: Sequence[Row]) -> list[Outputs]:
         """Returns the outputs of rows of arrays.
@@ -268,10 +291,11 @@ class Model:
         deadline = time.monotonic() + self._options.timeout_s
         return await asyncio.wrap_future(self._batcher.submit(keyed, deadline))
 
-    async def _within(self, work: Any) -> Any:
-        """Awaits within the time of a request."""
+    async def _within(self, work: Any, deadline: float | None = None) -> Any:
+        """Awaits within the time of a request, or until a deadline on `time.monotonic`."""
+        seconds = self._options.timeout_s if deadline is None else deadline - time.monotonic()
         try:
-            async with asyncio.timeout(self._options.timeout_s):
+            async with asyncio.timeout(seconds):
                 return await work
         except (TimeoutError, Expired):
             raise Problem(

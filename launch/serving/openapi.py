@@ -178,8 +178,9 @@ def _model_paths(models: list[Model]) -> dict[str, Any]:
             "post": _operation(
                 "stream", "Answers texts or files with generated text, as server-sent events.",
                 _success(
-                    "Events: `answer` with index and answer, for each input; then `done`, or "
-                    "`error`.", events,
+                    "Events: `token` with index and answer so far, of models that decode token by "
+                    "token; `answer` with index and answer of each input; then `done`, or `error`.",
+                    events,
                 ),
                 _BODY, requestBody=inputs,
             )

@@ -78,5 +78,13 @@ def test_generated_text_is_that_of_the_reader(tmp_path, task):
                 for words, given in zip(blanks, answer["blanks"], strict=True):
                     assert [one["token_str"] for one in words] == [one["word"] for one in given]
                     assert words[0]["sequence"].count(MASK) == raw.count(MASK) - 1
-            streamed = events(client.post("/models/text/stream", json={"inputs": raw}))
-            assert streamed[0][1] == {"index": 0, "answer": found.json()}
+            *streamed, last, done = events(client.post("/models/text/stream", json={"inputs": raw}))
+            assert (last[0], done[0]) == ("answer", "done")
+            if export.signature["decoding"] is None:
+                assert not streamed
+                assert last[1] == {"index": 0, "answer": found.json()}
+            else:
+                outputs = [one["output"] for one in export.stream(raw)]
+                shown = [data["answer"][0]["translation_text"] for _, data in streamed]
+                assert shown == outputs
+                assert last[1]["answer"] == streamed[-1][1]["answer"]
