@@ -1,1 +1,1 @@
-"""Speed, measured side by side in one run, as ratios."""
+"""Benchmarks that compare implementations in the same run and report ratios."""

@@ -51,12 +51,14 @@ MEMORY = Case("causal", 1, 8, 8192, causal=True)
 def define_flags() -> None:
     """Defines the flags of this command."""
     flags.DEFINE_enum("suite", "cpu", ["cpu", "gpu"], "Which devices.")
-    flags.DEFINE_string("json", None, "File of the results; benchmarks/results/SUITE.json if none.")
-    flags.DEFINE_string("cases", "", "Regular expression of cases by name, sizes and dtype.")
-    flags.DEFINE_integer("rounds", 5, "Rounds of each case.", lower_bound=1)
-    flags.DEFINE_float("shrink", 1.0, "Divides lengths, for a quick look.", lower_bound=1.0)
-    flags.DEFINE_bool("memory", True, "Whether peak memory is measured too.")
-    flags.DEFINE_bool("readme", False, "Writes README.md and attention.png too.")
+    flags.DEFINE_string("json", None, "Output file; benchmarks/results/SUITE.json by default.")
+    flags.DEFINE_string(
+        "cases", "", "Regular expression that selects cases by name, sizes and dtype."
+    )
+    flags.DEFINE_integer("rounds", 5, "Number of rounds per case.", lower_bound=1)
+    flags.DEFINE_float("shrink", 1.0, "Divisor of all lengths, for a quick run.", lower_bound=1.0)
+    flags.DEFINE_bool("memory", True, "Also measure peak memory.")
+    flags.DEFINE_bool("readme", False, "Also write README.md and attention.png.")
     flags.DEFINE_string("only", None, "Print the peak memory of one backend, in bytes.")
 
 
@@ -69,7 +71,7 @@ def run() -> None:
         raise UserError(f"--cases: {error}") from None
     if not wanted:
         names = ", ".join(dict.fromkeys(case.name for case in cases()))
-        raise UserError(f"--cases={values.cases} fits none of {names}")
+        raise UserError(f"--cases={values.cases}: matches none of {names}")
     _take_devices(values.suite)
     if values.only:
         _print_memory(values.only)
@@ -100,7 +102,7 @@ def _take_devices(suite: str) -> None:
     if suite == "cpu":
         jax.config.update("jax_platforms", "cpu")
     elif jax.default_backend() != "gpu":
-        raise UserError(f"--suite=gpu: JAX finds no GPU here, only {jax.default_backend()}")
+        raise UserError(f"--suite=gpu: JAX finds no GPU, only {jax.default_backend()}")
 
 
 def measure(
@@ -131,7 +133,9 @@ def measure(
             found[name] = {"skipped": f"failed: {type(error).__name__}: {_line(error)}"}
             continue
         if not off <= tolerance:
-            found[name] = {"skipped": f"wrong by {off:.1e}, {tolerance:.0e} is allowed"}
+            found[name] = {
+                "skipped": f"got an error of {off:.1e}, expected at most {tolerance:.0e}"
+            }
             continue
         ready[name] = prepared
         found[name] = {"difference": float(f"{off:.1e}")}
@@ -170,16 +174,8 @@ def chosen(case: Case, drawn: Mapping[str, Any]) -> Any:
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Fits exponents of time and temporaries over T, forward + backward, for each backend."""
-    points: dict[str, list[tuple[int, float, int | None]]] = {}
-    for row in rows:
-        if not row["grows"] or row["pass"] != "both":
-            continue
-        for name, one in row["ways"].items():
-            if "milliseconds" in one:
-                point = row["sizes"][3], one["milliseconds"], one.get("temporaries")
-                points.setdefault(name, []).append(point)
     found = {}
-    for name, measured in points.items():
+    for name, measured in report.points(rows).items():
         measured.sort()
         if len(measured) < 3:
             continue

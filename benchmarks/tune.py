@@ -38,13 +38,13 @@ DECODES = ((1, 8, 512, 64), (8, 8, 512, 64), (1, 8, 4096, 64), (8, 8, 4096, 64))
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_multi_enum("options", [], CLASSES, "Only these; all if none.")
+    flags.DEFINE_multi_enum(
+        "options", [], CLASSES, "Classes of options to measure; all by default."
+    )
     flags.DEFINE_integer("rounds", 3, "Number of rounds.", lower_bound=1)
     flags.DEFINE_float("seconds", 0.05, "Minimum seconds per timing.", lower_bound=0.0)
     flags.DEFINE_integer("longest", 8192, "Largest length.", lower_bound=1)
-    flags.DEFINE_string(
-        "timings", None, "File of the table; attention/kernels/timings.json if none."
-    )
+    flags.DEFINE_string("timings", None, "Output file; attention/kernels/timings.json by default.")
 
 
 def run() -> None:
@@ -59,7 +59,7 @@ def run() -> None:
         if options in (values.options or CLASSES) and case.keys <= values.longest
     ]
     if not wanted:
-        raise UserError(f"--longest={values.longest} leaves no sizes")
+        raise UserError(f"--longest={values.longest}: no sizes remain; raise the limit")
     entries = []
     for options, case in wanted:
         entry = measure(options, case, values.rounds, values.seconds)

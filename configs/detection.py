@@ -113,7 +113,8 @@ def _training(steps: int, batch_size: int, evaluations: int):
 
 
 def _nuclei(attention: str, long: bool):
-    """Up to a hundred round objects of 5 to 30 pixels: one aspect ratio, features at stride 2."""
+    """Fields for up to 100 round objects of 5 to 30 pixels: one aspect ratio, features at stride
+    2."""
     channels = (48, 96, 192) if long else (24, 48, 96)
     width = 96 if long else 48
     model = MaskRCNNConfig(
@@ -143,7 +144,7 @@ def _from_stage_2(attention: str, long: bool, rpn: RPNConfig, heads: HeadsConfig
 
 
 def _clothes(attention: str, long: bool):
-    """Up to six objects of 14 to 55 pixels in 128 x 128."""
+    """Fields for up to six objects of 14 to 55 pixels in images of 128 x 128."""
     rpn = RPNConfig(sizes=(16, 28, 48), positive_iou=0.6, pre_nms_top_k=100, post_nms_top_k=60)
     heads = HeadsConfig(samples=32, canonical_scale=24.0, pre_nms_top_k=100, detections=20)
     training = _training(8000, 32, 10) if long else _training(1200, 16, 4)
@@ -151,7 +152,7 @@ def _clothes(attention: str, long: bool):
 
 
 def _images(attention: str, long: bool):
-    """Objects of 16 to 150 pixels in 256 x 256."""
+    """Fields for objects of 16 to 150 pixels in images of 256 x 256."""
     rpn = RPNConfig(sizes=(20, 40, 80), positive_iou=0.6)
     heads = HeadsConfig(samples=64, canonical_scale=28.0)
     training = _training(6000, 16, 10) if long else _training(960, 4, 4)

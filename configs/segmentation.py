@@ -65,7 +65,8 @@ def camvid(long: bool):
         "data": DataConfig(
             augmentation=AugmentationConfig(flip=True, scale_min=0.8, scale_max=1.6, **colors)
         ),
-        # Rare classes have little weight in the cross-entropy and the same as others in Dice.
+        # Rare classes have little weight in the cross-entropy, but the same weight as others in
+        # Dice.
         "model": {
             "channels": (32, 64, 128, 256) if long else (24, 48, 96, 192),
             "loss": LossConfig(cross_entropy=1.0, dice=1.0),

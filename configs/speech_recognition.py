@@ -61,7 +61,8 @@ def get_config(argument: str = "spoken_digit_strings"):
 
 
 def _transcriber(name: str, units: int, aligned: str) -> TranscriberConfig:
-    """Returns the decoder of at most `units` units; `aligned` replaces "location_aware"."""
+    """Returns the config of a decoder of at most `units` units; `aligned` replaces
+    "location_aware"."""
     common = {"max_length": units}
     if name == "ctc":
         return TranscriberConfig(decoder="none", ctc_weight=1.0, decoding_ctc_weight=0, **common)

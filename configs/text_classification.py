@@ -180,7 +180,8 @@ def fine_tuned(data: str, folder: str):
         raise UserError(f"config: {FROM}{str(error).removeprefix('--workdir=')}") from None
     if saved.task != "language_modeling":
         raise UserError(
-            f"config: {FROM}{folder}: got a run of {saved.task}, expected one of language_modeling"
+            f"config: {FROM}{folder}: got a run of {saved.task}, expected a run of "
+            f"language_modeling"
         )
     # The first position of the language model is the classification token.
     longest = min(_longest(data), saved.model.max_length - 1)

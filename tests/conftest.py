@@ -12,6 +12,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 QUICK = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
 
 
@@ -52,3 +54,13 @@ if not os.environ.get("FULL_COMPILATION"):
     given = os.environ.get("XLA_FLAGS", "").split()
     quick = accepted(QUICK, os.environ["JAX_COMPILATION_CACHE_DIR"])
     os.environ["XLA_FLAGS"] = " ".join([*given, *(flag for flag in quick if flag not in given)])
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Returns a process whose forks run commands."""
+    from tests.fork_server import ForkServer
+
+    started = ForkServer()
+    yield started
+    started.close()

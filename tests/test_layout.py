@@ -88,7 +88,7 @@ def test_rooms_of_attention():
         elif inner == "dot_product":
             continue
         else:
-            # Mechanisms reach kernels through `attend` alone, and maps the convolution.
+            # Mechanisms use kernels only through `attend`, and map attention also the convolution.
             found = {target for target in targets if target.split(".")[0] == "kernels"}
             assert found <= {"kernels.convolution"}, f"{name} imports {found}"
             continue

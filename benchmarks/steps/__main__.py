@@ -30,11 +30,15 @@ from launch import cli
 from tasks.common.errors import UserError
 
 flags.DEFINE_enum("model", None, list(MODELS), "Model to compare.")
-flags.DEFINE_integer("steps", None, "Train steps per round; the model's default if none.", 1)
-flags.DEFINE_integer("rounds", None, "Number of rounds; the model's default if none.", 1)
-flags.DEFINE_integer("batch_size", None, "Examples per step; the config's if none.", 1)
-flags.DEFINE_multi_string("set", [], "size=number, for example length=64.")
-flags.DEFINE_enum("only", None, ["here", "torch"], "Print the peak memory of one, in bytes.")
+flags.DEFINE_integer("steps", None, "Train steps per round; by default that of the model.", 1)
+flags.DEFINE_integer("rounds", None, "Number of rounds; by default that of the model.", 1)
+flags.DEFINE_integer("batch_size", None, "Examples per step; by default that of the config.", 1)
+flags.DEFINE_multi_string(
+    "set", [], "Override size=number of the model's `setup`, for example length=64."
+)
+flags.DEFINE_enum(
+    "only", None, ["here", "torch"], "Print the peak memory of one implementation, in bytes."
+)
 FLAGS = flags.FLAGS
 
 

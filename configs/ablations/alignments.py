@@ -3,7 +3,7 @@
 python -m launch.ablate --config=configs/ablations/alignments.py --workdir=runs/alignments
 
 Sizes, steps and the order of the data are equal. `none` is the control with one fixed context
-vector for the whole string; the columns by length show its limit.
+vector for the complete string; the columns by length show its limit.
 """
 
 from attention import registry

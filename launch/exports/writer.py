@@ -367,7 +367,8 @@ def _made_up(signature: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
             elif spec["dtype"].startswith("float"):
                 row[name] = random.standard_normal(shape).astype(spec["dtype"])
             else:
-                row[name] = random.integers(0, 2, shape).astype(spec["dtype"])
+                top = 256 if spec["dtype"] == "uint8" else 2
+                row[name] = random.integers(0, top, shape).astype(spec["dtype"])
         rows.append(row)
     return rows
 

@@ -280,9 +280,12 @@ class Application:
         async def events() -> AsyncIterator[bytes]:
             async with aclosing(found):
                 try:
-                    async for name, position, item in found:
-                        one = answers.answers(model.task, [item], parameters, False)
-                        yield _event(name, {"index": position, "answer": one})
+                    async for event in found:
+                        if event is not None:
+                            position, item, complete = event
+                            one = answers.answers(model.task, [item], parameters, False)
+                            name = "answer" if complete else "partial"
+                            yield _event(name, {"index": position, "answer": one})
                 except Problem as problem:
                     yield _event("error", problem.body)
                     return

@@ -30,11 +30,10 @@ from launch.serving.problems import RETRY_S, Problem, invalid, overloaded
 GENERATING = frozenset(
     ["translation", "language_modeling", "speech_recognition", "handwriting_recognition"]
 )
+# Kinds of programs that run on batches; those of single tokens run on one input.
+_BATCHED = ("predict", "attention")
 # Most numbers in a response with attention weights.
 ATTENTION_NUMBERS = 1_000_000
-
-# Kind of key of the rows that are one more token of a stream.
-_STREAM = "stream"
 
 Result = TypeVar("Result")
 
@@ -98,7 +97,12 @@ class Model:
     @property
     def generates(self) -> bool:
         """True if answers are generated text."""
-        return self.task in GENERATING
+        return self.streams_tokens or self.task in GENERATING
+
+    @property
+    def streams_tokens(self) -> bool:
+        """True if the export has programs that decode token by token."""
+        return self.export.signature["decoding"] is not None
 
     def start(self) -> None:
         """Starts compiling."""
@@ -119,18 +123,19 @@ class Model:
         """Runs each program once with each batch size."""
         programs = self.export.signature["programs"]
         golden = read_tensors(self.export.folder / "golden.safetensors")
-        for bucket in range(len(programs["predict"])):
-            row = self._golden_row(golden, bucket)
-            for kind in ("predict", "attention"):
-                for size in self._options.batch_sizes if kind in programs else ():
+        for kind in _BATCHED:
+            for bucket in range(len(programs.get(kind, ()))):
+                row = self._golden_row(golden, bucket)
+                for size in self._options.batch_sizes:
                     if self._batcher.stopping:
                         return
                     self._run((kind, bucket), [row] * size, count=False)
-            if "prefill" in programs:
-                # Streams of tokens have one row.
-                batch = self.export.batch([row], [0], bucket, 1)
-                state = self.export.program("prefill", bucket)(batch)
-                self.export.program("step", bucket)(state)
+        for bucket in range(len(programs.get("step", ()))):
+            if self._batcher.stopping:
+                return
+            row = self._golden_row(golden, bucket)
+            state = self.export.program("prefill", bucket)(self.export.batch([row], [0], bucket, 1))
+            self.export.program("step", bucket)(state)
         self._metrics.ready.labels(self.name).set(1)
 
     def _golden_row(self, golden: Mapping[str, np.ndarray], bucket: int) -> Row:
@@ -146,8 +151,6 @@ class Model:
         import jax
 
         kind, bucket = key
-        if kind == _STREAM:
-            return [{"answer": next(row["answers"], None)} for row in rows]
         start = time.perf_counter()
         size = 1 << (len(rows) - 1).bit_length()
         batch = self.export.batch(rows, range(len(rows)), bucket, size)
@@ -216,39 +219,46 @@ class Model:
 
     async def stream(
         self, raw: Sequence[Raw], fields: Sequence[str]
-    ) -> AsyncIterator[tuple[str, int, Item]]:
-        """Yields events: name, position of an input, and the input with its answer so far.
+    ) -> AsyncIterator[tuple[int, Item, bool] | None]:
+        """Yields None once the inputs are valid and accepted, then positions and answers.
 
-        The first event, "accepted", comes once all inputs are valid. Each input has an event
-        "answer" and, if the export decodes token by token, an event "token" for each one before;
-        the answer is then that of greedy decoding.
+        Answers that are not complete come first, with False, if the export decodes token by token;
+        decoding is then greedy.
 
         Raises:
           Problem: see `answer`.
         """
-        deadline = time.monotonic() + self._options.timeout_s
         with self.accepted(len(raw)) as places:
             encode = functools.partial(self._encode, raw, fields)
             items = await self._within(places.call(encode))
             places.add(sum(len(item.rows) for item in items) - len(raw), fields[0])
-            yield "accepted", 0, items[0]
-            for position, item in enumerate(items):
-                if self.export.signature.get("decoding") is None:
-                    found = self._within(self._batched("predict", item.rows), deadline)
-                    item.outputs = await found
+            if self.streams_tokens:
+                yield None
+                for position, item in enumerate(items):
+                    async for partial, complete in self._tokens_of(item, places):
+                        yield position, partial, complete
+                return
+            running = [asyncio.ensure_future(self._batched("predict", i.rows)) for i in items]
+            try:
+                yield None
+                for position, item in enumerate(items):
+                    item.outputs = await self._within(running[position])
                     await places.call(functools.partial(self.export.decode, item))
-                else:
-                    row = {"answers": self.export.stream(raw[position])}
-                    while answer := await self._next(row, deadline):
-                        item.answer = answer
-                        yield "token", position, item
-                yield "answer", position, item
+                    yield position, item, True
+            finally:
+                for future in running:
+                    future.cancel()
 
-    async def _next(self, row: Row, deadline: float) -> dict[str, Any] | None:
-        """Returns the answer after one more token; None at the end."""
-        future = self._batcher.submit([((_STREAM, 0), row)], deadline)
-        (found,) = await self._within(asyncio.wrap_future(future), deadline)
-        return found["answer"]
+    async def _tokens_of(self, item: Item, places: _Places) -> AsyncIterator[tuple[Item, bool]]:
+        """Yields the item with its answer after each token, and whether it is complete."""
+        answers, deadline = self.export.stream_item(item), self._deadline()
+        now = await self._within(places.call(lambda: next(answers, None)), deadline)
+        while now is not None:
+            after = await self._within(places.call(lambda: next(answers, None)), deadline)
+            shown = Item(item.raw, item.rows)
+            shown.answer = now
+            yield shown, after is None
+            now = after
 
     async def outputs(self, rows: Sequence[Row]) -> list[Outputs]:
         """Returns the outputs of rows of arrays.
@@ -288,14 +298,16 @@ class Model:
                 if name in self.export.signature["inputs"] and name not in row
             }
             keyed.append((key, {**row, **missing}))
-        deadline = time.monotonic() + self._options.timeout_s
-        return await asyncio.wrap_future(self._batcher.submit(keyed, deadline))
+        return await asyncio.wrap_future(self._batcher.submit(keyed, self._deadline()))
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._options.timeout_s
 
     async def _within(self, work: Any, deadline: float | None = None) -> Any:
         """Awaits within the time of a request, or until a deadline on `time.monotonic`."""
-        seconds = self._options.timeout_s if deadline is None else deadline - time.monotonic()
+        deadline = self._deadline() if deadline is None else deadline
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(deadline - time.monotonic()):
                 return await work
         except (TimeoutError, Expired):
             raise Problem(

@@ -178,9 +178,9 @@ def _model_paths(models: list[Model]) -> dict[str, Any]:
             "post": _operation(
                 "stream", "Answers texts or files with generated text, as server-sent events.",
                 _success(
-                    "Events: `token` with index and answer so far, of models that decode token by "
-                    "token; `answer` with index and answer of each input; then `done`, or `error`.",
-                    events,
+                    "Events with index and answer: `partial` after each token of models that "
+                    "generate token by token, greedily, then `answer`; at the end `done`, or "
+                    "`error`.", events,
                 ),
                 _BODY, requestBody=inputs,
             )

@@ -17,7 +17,7 @@ from tasks.detection.ops.masks import masks_to_boxes
 from tasks.detection.ops.pasting import to_rle
 
 # Settings that are tried on validation: factors of Otsu's threshold, minimum distance of two seeds
-# # and minimum size of an object, in pixels.
+# and minimum size of an object, in pixels.
 FACTORS = (0.7, 0.85, 1.0)
 DISTANCES = (3, 5, 8)
 SIZES = (12, 30)

@@ -47,7 +47,9 @@ def forecast_autoregressively(model: Forecaster, batch: Batch) -> Array:
 
     past = (batch["past"], batch["past_valid"])
     parameters = jax.lax.scan(block, past, F * jnp.arange(blocks))[1]
-    return jnp.moveaxis(parameters, 0, 1).reshape(len(calendar), blocks * F, *parameters.shape[3:])
+    return jnp.moveaxis(parameters, 0, 1).reshape(
+        calendar.shape[0], blocks * F, *parameters.shape[3:]
+    )
 
 
 def quantiles_beyond(
@@ -103,7 +105,7 @@ def quantiles_beyond(
         return jax.lax.cond(row["weight"] > 0, of_row, lambda _: jnp.zeros(shape), row)
 
     rows = {name: batch[name] for name in ("past", "past_valid", "calendar")}
-    rows["weight"] = batch.get("weight", jnp.ones(len(batch["past"])))
+    rows["weight"] = batch.get("weight", jnp.ones(batch["past"].shape[0]))
     return jax.lax.map(of_real_row, rows)
 
 

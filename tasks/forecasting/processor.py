@@ -22,9 +22,11 @@ from tasks.forecasting.figures import INTERVALS, LEVELS
 from tasks.forecasting.models.heads import HEADS, Head
 from tasks.forecasting.timestamps import Step
 from tasks.forecasting.user_files import NO_TIMES, Reading, read_series
-from tasks.task import ArraySpec, Processor
+from tasks.task import ArraySpec, ProcessingSteps, Processor
 
 MOST_STEPS = 100_000
+# Horizons of the exported programs.
+_EXPORTED = (1, 2, 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +141,45 @@ class ForecastingProcessor(Processor):
             "calendar": ArraySpec(("batch", "times", calendar), "float32"),
             "weight": ArraySpec(("batch",), "float32"),
         }
+
+    def steps(self) -> ProcessingSteps:
+        """Returns the reading of tables with ISO times and decimal points, and of forecasts."""
+        head, reading = self.head, self.reading
+        common = {
+            "channels": list(self.names),
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+            "step": self.step and dataclasses.asdict(self.step),
+            "horizon": self.data.horizon,
+        }
+        given = {
+            "time": self.data.time_column,
+            "lookback": self.data.lookback,
+            "steps": max(_EXPORTED) * self.data.horizon,
+            "calendar": clock.calendar_size(self.step),
+            "clock": reading.clock,
+            "grouped": [name for name in self.names if self._has_commas(name)],
+        }
+        levels = []
+        for level in INTERVALS[max(INTERVALS)] if head.probabilistic else ():
+            column = head.column(level)
+            found = {"level": level, "beyond": LEVELS.index(level)}
+            levels.append(found if column is None else {**found, "column": column})
+        shape = {"point": head.point_column, "levels": levels}
+        return ProcessingSteps(
+            "table",
+            [{"op": "read_series", **common, **given}],
+            [{"op": "forecast", **common, **shape}],
+            libraries=() if all("column" in level for level in levels) else ("scipy",),
+        )
+
+    def _has_commas(self, name: str) -> bool:
+        return "," in (self.data.decimal, self.reading.decimals.get(name))
+
+    def export_sizes(self) -> list[dict[str, int]]:
+        """Returns calendars of one to four horizons."""
+        lookback, horizon = self.data.lookback, self.data.horizon
+        return [{"times": lookback + blocks * horizon} for blocks in _EXPORTED]
 
     @functools.cached_property
     def _inputs(self) -> dict[str, ForecastInput]:

@@ -53,14 +53,14 @@ def _characters() -> TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(TranscribedConfig):
-    """Lines and the units of their texts.
+    """Config of the lines and the units of their texts.
 
     Attributes:
       lines: composition of digit_strings from MNIST's digits; splits share no digit image.
-      train_lines: that of the training split; None for `lines`.
-      long_lines: that of the second test condition, longer than any training line.
-      dark_ink: user files have dark ink on light paper; False for light ink on dark paper.
-      max_columns: largest width of a user file at 32 rows; wider ones raise an error.
+      train_lines: composition of the training split; None for `lines`.
+      long_lines: composition of the second test condition, longer than any training line.
+      dark_ink: whether user files have dark ink on light paper, or light ink on dark paper.
+      max_columns: maximum width of a user file at 32 rows; wider images raise an error.
       For the others see `TranscribedConfig`.
     """
 
@@ -125,7 +125,7 @@ def read_line(path: str | Path, config: DataConfig) -> np.ndarray:
     """Reads the columns uint8 [X, 32] of an image, 255 for ink.
 
     Raises:
-      UserError: it cannot be read, or is wider than max_columns.
+      UserError: the image cannot be read, or is wider than max_columns.
     """
     image = read_image(path, mode="L")
     width = max(round(image.shape[1] * HEIGHT / image.shape[0]), 1)

@@ -30,13 +30,13 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class LineConfig(Config):
-    """Encoder and transcriber.
+    """Config of the encoder and the transcriber.
 
     Attributes:
       channels: channels of the convolutions. Each halves the rows, the first two also the columns.
-      model_size: D, of both directions of the GRUs together.
-      num_layers: num layers of the GRUs.
-      dropout_rate: after convolutions and GRUs.
+      model_size: D, size of both directions of the GRUs together.
+      num_layers: number of GRU layers.
+      dropout_rate: dropout rate after convolutions and GRUs.
       transcriber: see `TranscriberConfig`.
     """
 
@@ -91,7 +91,7 @@ class LineRecognizer(nnx.Module):
         Args:
           columns: float32 [B, X, Y] in [0, 1], 1 for ink. Values at padding are ignored.
           lengths: int [B], number of columns.
-          real: bool [B], rows that count in batch statistics; all if None.
+          real: bool [B], rows to include in batch statistics; all if None.
           dropout_key: None for evaluation, which uses the running statistics of batch norm.
 
         Raises:

@@ -80,7 +80,7 @@ class HandwritingRecognition(TranscriptionTask):
 
     def _encode(self, model: LineRecognizer, batch: Batch, key: Any = None) -> EncoderOutput:
         columns = batch["columns"].astype(jnp.float32) / 255
-        # Only batch statistics of training need the rows that count.
+        # Only the batch statistics of training need to know the rows that count.
         real = None if key is None else batch["weight"] > 0
         return model.encode(columns, batch["length"], real, key)
 

@@ -28,8 +28,8 @@ class DataConfig(Config):
         validation/ (or valid, val, dev) and test/, each with such folders. A missing split is a
         tenth of train, by the hash of the file, so that splits do not depend on image_size and
         equal files stay together. Images are kept in memory.
-      image_size: side in pixels to which user images are scaled, after a central square crop; 64 by
-        default.
+      image_size: side in pixels to which user images are scaled after a central square crop; None
+        for 64.
       skip_broken: skip user images that cannot be read, with a message.
       shift: largest random translation in training, in pixels along each axis.
       augmentation: other random changes in training.
@@ -53,7 +53,10 @@ class DataConfig(Config):
             raise ValueError(f"{field}: is for user images; set path too")
         self.expect("shift", 0 <= self.shift <= self.side, f"a number in [0, {self.side}]")
         if self.augmentation.needs_color and self.path is None:
-            raise ValueError(f"augmentation: saturation and hue: {self.name} has gray images")
+            raise ValueError(
+                f"augmentation: got saturation or hue, expected 0 for the gray "
+                f"images of {self.name}"
+            )
 
     @property
     def side(self) -> int:
@@ -100,7 +103,7 @@ class ImageData(digests.Fingerprinted):
 
 
 def load(config: DataConfig, paths: Paths | None) -> ImageData:
-    """Reads the data set; a built-in one is built first.
+    """Reads the data set; a built-in data set is prepared first if necessary.
 
     Args:
       config: config of the data set.

@@ -31,13 +31,13 @@ from tasks.task import Arrays, ArraySpec, Batch, ProcessingSteps, Processor
 
 Config = ViTConfig | ConvNetConfig | ResNetClassifierConfig
 Model = VisionTransformer | ConvNet | ResNetClassifier
-# Classes in the printed line.
+# Number of classes in the printed text.
 _SHOWN = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageProcessor(Processor):
-    """Reads images, and names classes.
+    """Processor that reads images and returns class names.
 
     Attributes:
       data, model: configs.
@@ -47,7 +47,7 @@ class ImageProcessor(Processor):
     labels: Sequence[str]
 
     def encode(self, raw: Sequence[str]) -> Images:
-        """Reads paths of images, or lists of pixel values; see `user_files.read_inputs`."""
+        """Reads images from paths or lists of pixel values, see `user_files.read_inputs`."""
         return user_files.read_inputs(raw, DATA_SETS.get(self.data.name), self.data.side)
 
     def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ class ImageProcessor(Processor):
 
 
 class ImageClassification(ClassificationTask):
-    """Assigns one class to an image [Y, X, C]."""
+    """Classification of images [Y, X, C]."""
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
@@ -97,7 +97,7 @@ class ImageClassification(ClassificationTask):
     def fit(
         cls, dataset: ImageData, data: DataConfig, model: Config, paths: Paths
     ) -> ImageProcessor:
-        """Returns the processor with the data set's classes."""
+        """Builds the processor with the data set's classes."""
         return ImageProcessor(data, model, list(dataset.labels))
 
     # ------------------------------------------------------------------ objective
@@ -134,19 +134,19 @@ class ImageClassification(ClassificationTask):
         weight = batch["weight"]
         rows = jnp.maximum(jnp.sum(weight), 1)
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
-        # Padding rows may be infinite.
+        # The losses of padding rows may be infinite.
         total = jnp.sum(jnp.where(weight > 0, losses * weight, 0))
         return total / rows, {"accuracy": jnp.sum(correct * weight) / rows}
 
     def _augmented(
         self, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """Returns augmented images, and mixup's partners and fractions if it is on."""
+        """Returns augmented images and, with mixup, partner indices and mixing fractions."""
         data = self.data
         images = random_translation(_to_unit(batch["image"]), data.shift, jax.random.split(key)[0])
         if data.augmentation == AugmentationConfig() and not data.mixup:
             return images, None
-        # Not the numbers that `split` uses.
+        # These keys are independent of the keys of `split`.
         augment_keys, mixup_keys = (
             example_keys(jax.random.fold_in(key, number), batch["id"]) for number in (2, 3)
         )
@@ -192,7 +192,7 @@ class ImageClassification(ClassificationTask):
     def input_figures(
         self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
-        """Draws attention over each image, as the model receives it."""
+        """Draws the attention weights over each image, as the model receives it."""
         drawn: list[list[Figure]] = [[] for _ in raw]
         images, predicted = self.processor.encode(raw).images, predicted_classes(outputs)
         for index, where, weights in self._attended(attention):

@@ -35,7 +35,7 @@ def read_folder(
 
     Args:
       path: see `DataConfig.path`.
-      side: in pixels, to which images are scaled.
+      side: side length in pixels to which images are scaled.
       skip_broken: skip images that cannot be read, with a message.
 
     Returns:
@@ -50,7 +50,8 @@ def read_folder(
     labels = tuple(found["train"])
     if len(labels) < 2:
         raise UserError(
-            f"{folders['train']}: has the one class {labels[0]!r}; a classifier needs two folders"
+            f"{folders['train']}: got the single class {labels[0]!r}, expected at least two "
+            f"class folders"
         )
     splits, hashes = {}, {}
     for split, classes in found.items():
@@ -81,11 +82,11 @@ def split_folders(path: str) -> dict[str, Path]:
     """Returns the folder of each split; the folder itself is train if train/ has no folders.
 
     Raises:
-      UserError: there is no such folder, or two folders are of one split.
+      UserError: the folder does not exist, or two folders denote the same split.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(f"{path}: no such folder; config.data.path names one with your images")
+        raise UserError(f"{path}: no such folder; set config.data.path to a folder of images")
     folders = [each for each in root.iterdir() if each.is_dir()]
     divided = [
         folder.name
@@ -114,7 +115,7 @@ def _read_classes(
     images, kept = read_each(files, read, skip_broken=skip_broken)
     shape = (-1, side, side, 3)
     stacked = np.stack(images).reshape(shape) if images else np.empty((0, *shape[1:]), np.uint8)
-    # Of the file: the scaled image depends on `side`.
+    # The hash is that of the file, because the scaled image depends on `side`.
     hashes = [
         (hashlib.sha256(files[number].read_bytes()).hexdigest(), str(files[number]))
         for number in kept
@@ -124,7 +125,7 @@ def _read_classes(
 
 
 def _warn_conflicts(folder: Path, files: Sequence[tuple[str, str]], labels: Sequence[int]) -> None:
-    """Reports images that are in two classes."""
+    """Warns about images that are in two classes."""
     before: dict[str, tuple[str, int]] = {}
     conflicts = []
     for (digest, file), label in zip(files, labels, strict=True):
@@ -134,8 +135,8 @@ def _warn_conflicts(folder: Path, files: Sequence[tuple[str, str]], labels: Sequ
     if conflicts:
         file, other = conflicts[0]
         warn_once(
-            f"{folder}: {len(conflicts)} images are in two classes, such as {file}, which is the "
-            f"same as {other}"
+            f"{folder}: {len(conflicts)} images are in two classes, such as {file}, which "
+            f"equals {other}"
         )
 
 
@@ -179,7 +180,7 @@ def read_gray(text: str, data_set: DataSet) -> np.ndarray:
       float32 [side, side, 1], from 0 to 1.
 
     Raises:
-      UserError: the input is neither, or numbers do not fit.
+      UserError: the input is neither numbers nor an image, or the numbers do not fit.
     """
     side, ink = data_set.side, data_set.ink
     numbers = _numbers(text)

@@ -22,7 +22,7 @@ class _Order:
 
 
 class KneserNey:
-    """Interpolated Kneser-Ney smoothing (Chen & Goodman 1999, section 2.7), one discount an order.
+    """Interpolated Kneser-Ney smoothing, one discount per order (Chen & Goodman 1999, section 2.7).
 
         p_n(w | h) = max(c(hw) - d_n, 0) / c(h) + d_n · kinds(h) / c(h) · p_{n-1}(w | h')
 
@@ -36,7 +36,7 @@ class KneserNey:
         """Counts n-grams.
 
         Args:
-          texts: tokens of each, in [0, vocabulary).
+          texts: tokens of each text, in [0, vocabulary).
           vocabulary: V.
           order: n, at least 1.
 
@@ -82,7 +82,7 @@ class KneserNey:
         )
 
     def probabilities(self, texts: Sequence[np.ndarray]) -> np.ndarray:
-        """Returns the probability of every token given those before it, float64 [tokens]."""
+        """Returns the probability of every token given the previous tokens, float64 [tokens]."""
         codes = self._codes(texts)
         result = np.full(len(codes[0]), 1 / self._vocabulary)
         for table, code in zip(self._orders, codes, strict=True):

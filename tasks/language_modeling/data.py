@@ -6,13 +6,13 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tasks.common.configs import Config, at_least
+from tasks.common.configs import at_least
 from tasks.common.data import builders, digests
 from tasks.common.data.deduplication import near_duplicates
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS
 from tasks.common.data.text_files import read_text, split_lines
-from tasks.common.data.user_files import results_name, split_by_hash, warn_shared
+from tasks.common.data.user_files import TextFilesConfig, split_by_hash, warn_shared
 from tasks.common.datasets.labelled_texts import DEFINITIONS, shared_with
 from tasks.common.errors import UserError, warn_once
 from tasks.common.text.tokenizer import TextConfig
@@ -24,45 +24,32 @@ def _characters() -> TextConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig(Config):
-    """Texts and their conversion to sequences of tokens.
+class DataConfig(TextFilesConfig):
+    """Config of the texts and their conversion to token sequences.
 
     Attributes:
       name: "tiny_shakespeare" or "janeausten", which are running texts, or a built-in labeled data
-        set of separate texts. With train_file the name of the results, own_<file> by default.
-      train_file: user file of text in UTF-8.
-      validation_file: likewise; None: a tenth of train_file.
-      test_file: likewise; None: another tenth. The tenths are the last ones of running text,
-        validation first; lines are split by hash.
+        set of separate texts; see `TextFilesConfig`.
+      train_file, validation_file, test_file: text in UTF-8. The tenths are the last parts of
+        running text, validation first; lines are split by hash.
       lines: whether each line of the user files is a separate text.
-      length: tokens of an example, reserved ones included. Longer texts continue in the next
-        example.
-      text: tokenizer; its max_length has no effect.
+      length: number of tokens of an example, including reserved tokens. Longer texts continue in
+        the next example.
+      text: config of the tokenizer; its max_length has no effect.
     """
 
     name: str = "tiny_shakespeare"
-    train_file: str | None = None
-    validation_file: str | None = None
-    test_file: str | None = None
     lines: bool = False
     length: at_least(4) = 64
     text: TextConfig = field(default_factory=_characters)
 
     def __post_init__(self):
         super().__post_init__()
-        for other in ("validation_file", "test_file"):
-            complete = self.train_file is not None or getattr(self, other) is None
-            self.expect("train_file", complete, f"a file beside {other}")
-        known = (*CORPORA, *DEFINITIONS)
-        name = results_name(
-            self.name, known, self.train_file, "; train_file takes user files", "train_file"
-        )
-        object.__setattr__(self, "name", name)
-        self.expect(
-            "train_file", self.train_file is not None or not self.lines, "a file with lines"
-        )
+        self.set_results_name((*CORPORA, *DEFINITIONS), "; train_file takes user files")
+        separable = self.train_file is not None or not self.lines
+        self.expect("train_file", separable, "a file with lines")
         names = ("ngrams", "character_ngrams", "unique", "max_length")
-        self.text.expect_defaults(names, "because texts are whole and in order")
+        self.text.expect_defaults(names, "because texts are complete and ordered")
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,7 @@ class Corpus(digests.Fingerprinted):
     """Texts in three splits.
 
     Attributes:
-      name: as in the config.
+      name: name in the config.
       splits: texts of train, validation and test.
       running: whether a split is one running text, with windows at every token.
     """
@@ -128,7 +115,7 @@ def _user_data(config: DataConfig) -> Corpus:
                     line: f"line {n}" for n, line in enumerate(lines, 1) if line.strip()
                 }
                 if blank := len(lines) - len(read[split]):
-                    warn_once(f"{file}: {blank} of {len(lines)} lines are blank; skipped")
+                    warn_once(f"{file}: {blank} of {len(lines)} lines are blank; they are skipped")
     remedy = "give validation_file and test_file"
     if config.lines:
         warn_shared(config.train_file, named, "lines")
@@ -140,7 +127,8 @@ def _user_data(config: DataConfig) -> Corpus:
     for split in SPLITS:
         if not any(read[split]):
             raise UserError(
-                f"{config.train_file}: too short to split, {split} would be empty; {remedy}"
+                f"{config.train_file}: the text is too short to split, {split} would be empty; "
+                f"{remedy}"
             )
     return Corpus(config.name, read, running=True)
 

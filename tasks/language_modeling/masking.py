@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# Fractions of the chosen tokens: masked, replaced by random ones; the others stay.
+# Fractions of chosen tokens that are masked or replaced by random tokens; the others are unchanged.
 HIDDEN, REPLACED = 0.8, 0.1
 
 
@@ -42,7 +42,7 @@ def max_masked(T: int, rate: float, whole_words: bool) -> int:
 def mask_tokens(
     tokens: Array, keys: Array, *, first: int, mask: int, rate: float, words: Array | None = None
 ) -> Masked:
-    """Chooses targets: of n candidates, max(1, round(rate · n)).
+    """Masks max(1, round(rate · n)) of n candidate tokens, which are the targets.
 
     Of these, 80 % become `mask`, 10 % a token drawn uniformly from [first, mask), 10 % stay. The
     draws of an example depend on its own key alone.
@@ -56,7 +56,7 @@ def mask_tokens(
         tokens in all. None: single tokens.
 
     Returns:
-      See `Masked`. An example without candidates has weight 0 everywhere.
+      The masked sequences. An example without candidates has weight 0 everywhere.
     """
     M = max_masked(tokens.shape[1], rate, words is not None)
     one = jax.vmap(lambda *row: _mask_row(*row, first=first, mask=mask, rate=rate, M=M))

@@ -40,7 +40,7 @@ from tasks.task import Arrays, Batch, Task
 
 # Quantiles of the training lengths that become buckets.
 _BUCKET_QUANTILES = (0.5, 0.8)
-# Masks of evaluation depend on the id of the example alone.
+# The masks of evaluation depend only on the id of the example.
 _EVALUATION_SEED = 0
 # Seed of the second segments of pairs, the same for every run.
 _PAIR_SEED = 0
@@ -50,7 +50,7 @@ _SHOWN = 5
 
 
 class LanguageModeling(Task):
-    """A text -> its next tokens, or its masked tokens.
+    """Prediction of the next tokens or of masked tokens of a text.
 
     Splits are evaluated by teacher forcing; only prompts are decoded.
     """
@@ -69,11 +69,11 @@ class LanguageModeling(Task):
     def prepare(
         cls, data: DataConfig, model: LanguageModelConfig, paths: Paths, **options: Any
     ) -> LanguageModeling:
-        """Prepares the task; buckets follow from the lengths of the training examples."""
+        """Prepares the task, with buckets computed from the lengths of the training examples."""
         task = super().prepare(data, model, paths, **options)
         for split in SPLITS:
             if not len(task.examples(split)):
-                raise UserError(f"{data.name}: {split} is too short for one example")
+                raise UserError(f"{data.name}: the {split} split is too short for one example")
         if not task.dataset.running:
             lengths = task.examples("train").lengths
             buckets = bucket_lengths(lengths, _BUCKET_QUANTILES, 8, data.length)
@@ -86,8 +86,8 @@ class LanguageModeling(Task):
         check_max_length(model.max_length, data.length, "config.data.length")
         if model.whole_words and data.text.tokenizer == "character":
             raise UserError(
-                "config.model.whole_words: characters do not say where words begin; set "
-                "config.data.text.tokenizer to 'wordpiece', 'bpe' or 'word'"
+                "config.model.whole_words: got True, but a character tokenizer has no word "
+                "boundaries; set config.data.text.tokenizer to 'wordpiece', 'bpe' or 'word'"
             )
 
     load = staticmethod(load)
@@ -152,9 +152,9 @@ class LanguageModeling(Task):
         return LanguageModel(self.model, self.processor.vocabulary, rngs=rngs)
 
     def loss(self, model: LanguageModel, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
-        """Computes the mean cross-entropy of the targets, in nats.
+        """Computes the mean cross-entropy of the targets in nats, as the loss.
 
-        With next_sentence that of the pairs is added.
+        With next_sentence, the cross-entropy of the pairs is added.
         """
         mask_key, dropout_key = jax.random.split(dropout_key)
         sums = self._sums(model, batch, mask_key, dropout_key)
@@ -172,7 +172,7 @@ class LanguageModeling(Task):
     ) -> dict[str, Any]:
         """Returns sums [B] over the targets: cross-entropy, correct predictions and number.
 
-        They are 0 for rows of weight 0. With next_sentence there are those of the pair too.
+        The sums are 0 for rows of weight 0. With next_sentence, sums of the pairs are included.
         """
         tokens, lengths, segments = batch["tokens"], batch["length"], batch.get("segments")
         if self.processor.causal:
@@ -240,7 +240,9 @@ class LanguageModeling(Task):
         """Returns the decoder after the prompts; None for a masked model."""
         if not self.processor.causal:
             return None
-        return decoding(model, inputs["tokens"], inputs["length"], self._end)
+        found = decoding(model, inputs["tokens"], inputs["length"], self._end)
+        longest = min(found.max_length, self.model.max_new_tokens)
+        return dataclasses.replace(found, max_length=longest)
 
     @property
     def _end(self) -> int | None:
@@ -323,7 +325,7 @@ class LanguageModeling(Task):
         return {"unigram": self._unigram, f"kneser_ney_{order}": lambda: self._kneser_ney(order)}
 
     def _counted(self, split: str) -> list[np.ndarray]:
-        """Returns possible targets: tokens and the end token, or those that may be masked."""
+        """Returns the mask of possible targets: all tokens and the end, or maskable tokens."""
         ids = self._ids(split)
         if not self.processor.causal:
             return [text[text >= len(SPECIAL)] for text in ids]

@@ -1,1 +1,1 @@
-"""Recommendation: the next item of each user."""
+"""Recommendation of the next item for each user."""

@@ -4,8 +4,8 @@
 
 H has 1 for each item of a history, or γ^p for the item p positions before its end ("recency"). B is
 the cosine of items (ItemKNN), the ridge regression of each item on the others (EASE, Steck 2019),
-or the transition probabilities (Markov). Settings are selected by NDCG@10 on
-validation with B fitted on train; metrics are those of test with B fitted on train and validation.
+or the transition probabilities (Markov). Settings are selected by NDCG@10 on validation with B
+fitted on the training split; test metrics use B fitted on training and validation.
 
 U users, I items, n users of a split.
 """
@@ -29,9 +29,10 @@ Settings = Mapping[str, Any]
 Scores = Callable[[np.ndarray], np.ndarray]
 """Indices in a split -> scores [users, I]."""
 
-# Users scored at a time, and validation users for selecting settings.
+# Users that are scored at a time, and validation users for the selection of settings.
 _BLOCK, _CHOOSERS = 512, 2048
-# EASE uses the most popular items, since its time is cubic; of many items one strength is tried.
+# EASE uses the most popular items, since its time is cubic; with many items only one strength is #
+# tried.
 _EASE_ITEMS, _FEW_ITEMS = 10_000, 4_000
 # Weight of popularity, which breaks ties of transition counts.
 _BACKOFF = 0.01
@@ -41,7 +42,7 @@ _RIDGES = (100.0, 300.0, 1000.0)
 _SHRINKS = (0.0, 10.0)
 _WINDOWS = (2, 3, 5, 10)
 _SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)
-# With more events only popularity and Markov, which need one pass, are fitted.
+# With more events, only popularity and Markov are fitted, which need a single pass.
 _LARGE = 2_000_000
 
 
@@ -49,11 +50,11 @@ class Baselines:
     """Baselines of one data set, with shared intermediate results.
 
     Attributes:
-      names: those that take at most minutes for the size of the data.
+      names: baselines that take at most minutes for the size of the data.
     """
 
     def __init__(self, data: RecommendationData, validation: HeldOut, test: HeldOut):
-        """Args: the events; the two splits."""
+        """Args: events; validation and test split."""
         self._data, self._splits = data, {"validation": validation, "test": test}
         self._fitted = {"validation": _Fitted(data, False), "test": _Fitted(data, True)}
         light = ("popularity", "markov", "markov_windowed")
@@ -109,7 +110,7 @@ _ranked = jax.jit(ranked)
 
 
 class _Fitted:
-    """Counts of train, or of train and validation.
+    """Counts of the training events, optionally with the validation events.
 
     Attributes:
       events: sparse float32 [U, I], 1 for each event.
@@ -240,7 +241,7 @@ def _item_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
 
 
 def _mixed_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
-    """Mixes EASE with recency and the windowed Markov chain, each scaled to a maximum of 1."""
+    """Mixes recency-weighted EASE and the windowed Markov chain, each scaled to a maximum of 1."""
     share = settings["share"]
     ease = _item_scores(fitted, held, settings["ease_recency"])
     markov = _item_scores(fitted, held, settings["markov_windowed"])
@@ -267,5 +268,5 @@ _GRIDS: dict[str, Mapping[str, Sequence[Any]]] = {
     "markov_windowed": {"window": _WINDOWS, "decay": _DECAYS},
     "ease_markov": {"share": _SHARES},
 }
-# Baselines from which others are made.
+# Baselines that are components of others.
 _PARTS = {"ease_markov": ("ease_recency", "markov_windowed")}

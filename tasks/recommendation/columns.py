@@ -1,4 +1,4 @@
-"""Columns of a file of events: user, item, time, rating and title.
+"""Detection of the columns of an event file: user, item, time, rating and title.
 
 A header is recognized by its names. Without one, columns are in the order user, item, timestamp,
 title, or user, item, rating, timestamp, and are called by their numbers from 1.
@@ -21,13 +21,13 @@ from tasks.common.errors import UserError
 USER, ITEM, TIME, RATING, TITLE = "user", "item", "timestamp", "rating", "title"
 EXPECTED = "expected user,item,timestamp[,title] in each line"
 _SHOWN = 8
-# Time column of files whose lines are in the order of time.
+# Value of time_column for files whose lines are in the order of time.
 NO_TIMES = "none"
 _KEYS = {
     role: f"config.data.{field}_column"
     for role, field in ((USER, "user"), (ITEM, "item"), (TIME, "time"), (RATING, "rating"))
 }
-# Names without case, spaces and signs; of several in one header the earliest here counts.
+# Normalized column names of each role; if a header has several, the first in this list is used.
 _NAMES = {
     USER: (
         *("user", "userid", "uid", "usernumber", "username", "reviewerid", "reviewer"),
@@ -56,7 +56,7 @@ class Wanted:
     Attributes:
       user, item, time, rating: headers, or numbers from 1 of columns without a header; empty:
         detected. `time` is "none" for lines in the order of time.
-      min_rating: least rating of an event; None: all events.
+      min_rating: minimum rating of an event; None for all events.
       date_order: see `tasks.common.data.timestamps.TimeColumn`.
     """
 
@@ -81,7 +81,7 @@ class Layout:
     Attributes:
       indices: index of the column of each role; a role that the file lacks is missing.
       names: names of the columns by role, for messages.
-      notes: what was assumed, for messages.
+      notes: assumptions, for messages.
       guessed: whether the file has no header and no column is named.
     """
 
@@ -92,15 +92,15 @@ class Layout:
 
 
 def find_header(first: Sequence[str], below: Sequence[Sequence[Any]], wanted: Wanted) -> bool:
-    """Returns whether the first record is a header.
+    """Returns True if the first record is a header.
 
     Args:
-      first: its cells.
+      first: cells of the first record.
       below: some records below it.
       wanted: a named column in the first record makes it a header.
 
     Raises:
-      UserError: it seems to be a header, but names no column of events.
+      UserError: the record seems to be a header, but has no name of an event column.
     """
     if any(name in first for name in wanted.named.values() if not name.isdecimal()):
         return True
@@ -145,7 +145,7 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
         if role not in indices and not (role == TIME and wanted.time == NO_TIMES):
             order = f", or set it to {NO_TIMES!r} if lines are in order" if role == TIME else ""
             raise UserError(
-                f"{name}: no column {role!r}; there are: {join_names(header)}; name it by "
+                f"{name}: no column {role!r}; the columns are: {join_names(header)}; name it by "
                 f"{_KEYS[role]}{order}"
             )
     _expect_apart(name, indices, names)
@@ -171,7 +171,7 @@ def by_number(
       line: line of the first record.
 
     Raises:
-      UserError: the columns are not those of events, or are ambiguous.
+      UserError: the columns are not event columns, or are ambiguous.
     """
     timeless = wanted.time == NO_TIMES
     if wanted.named:
@@ -191,19 +191,19 @@ def by_number(
     if kinds[2] != "time":
         rated = width == 4 and kinds[3] == "time" and kinds[2] == "number"
         if rated and np.all(np.abs([float(row[2]) for row in sample]) <= 100):
-            note = f"no header; columns taken for {USER}, {ITEM}, {RATING}, {TIME}"
+            note = f"no header; columns are assumed to be {USER}, {ITEM}, {RATING}, {TIME}"
             return _guessed({USER: 0, ITEM: 1, RATING: 2, TIME: 3}, note)
         if "time" in kinds:
             index = kinds.index("time") + 1
-            raise _undecided(name, f"has no header, and times seem to stand in column {index}")
+            raise _undecided(name, f"has no header, and times seem to be in column {index}")
     indices = {USER: 0, ITEM: 1, TIME: 2}
     return _guessed(indices if width == 3 else {**indices, TITLE: 3})
 
 
 def looks_like_ratings(numbers: np.ndarray, user: np.ndarray) -> bool:
-    """Returns whether small numbers are ratings and not an order.
+    """Returns True if small numbers are ratings and not an order of events.
 
-    Ratings are at most 10, and have fractions or repeat for events of a user.
+    Ratings are at most 10, and have fractions or repeated values for a user.
 
     Args:
       numbers: float64 [n].
@@ -217,7 +217,9 @@ def looks_like_ratings(numbers: np.ndarray, user: np.ndarray) -> bool:
 
 def ratings_for_times(name: str, column: str) -> UserError:
     """Returns the error for a column of ratings instead of times."""
-    return _undecided(name, f"has no header, and column {column} seems to hold ratings, not times")
+    return _undecided(
+        name, f"has no header, and column {column} seems to contain ratings, not times"
+    )
 
 
 def _numbered(name: str, width: int, wanted: Wanted) -> Layout:

@@ -1,8 +1,8 @@
 """Events of users in order, split by leave-one-out.
 
 The last event of a user with three or more is in the test split, the one before it in validation;
-all others are for training. Every event is positive, for any rating. Events of one user with
-equal time stamps are in the order of their lines. A repeated item counts at its first event, since
+all others are for training. Every event is positive, for any rating. Events of one user with equal
+time stamps are in the order of their lines. Only the first event of a repeated item is kept, since
 only unseen items are ranked.
 
 U users, I items, n events, S events of a sequence, M of the longest history.
@@ -34,7 +34,7 @@ from tasks.recommendation import user_files
 from tasks.recommendation.columns import Wanted
 from tasks.recommendation.datasets import DATA_SETS
 
-# Least number of events of a user in validation and test: one for each split.
+# Minimum number of events of a user who is in validation and test: one event per split.
 LEAST = 3
 PAD = -1
 _DAY = 86400.0
@@ -43,7 +43,7 @@ _SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Config):
-    """Events, and the length of sequences.
+    """Config of the events and the length of sequences.
 
     Attributes:
       name: a built-in data set. With path the name of the results, own_<name of the file> by
@@ -53,12 +53,12 @@ class DataConfig(Config):
         milliseconds, microseconds or nanoseconds since 1970, dates such as 2024-05-31T13:00+02:00,
         31.05.2024, 05/31/2024 or 20240531, or years; small numbers are an order. See
         `tasks.recommendation.user_files.read_events`.
-      max_length: S, events of a sequence. Evaluation uses the latest of a longer history, training
-        all of it, in several sequences.
+      max_length: S, number of events of a sequence. For a longer history, evaluation uses the
+        latest events, training uses all events in several sequences.
       user_column, item_column, time_column, rating_column: headers of the user file, or numbers
         from 1 of columns without a header; "": detected. `time_column` "none": no times, lines are
         in order.
-      min_rating: least rating of an event of the user file; None: all events.
+      min_rating: minimum rating of an event of the user file; None for all events.
       date_order: "dmy" or "mdy" for dates such as 01/02/2024 of the user file; "": detected from
         the column, an error if ambiguous.
     """
@@ -81,7 +81,10 @@ class DataConfig(Config):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.metadata.get("later") and self.path is None and value != field.default:
-                raise ValueError(f"{field.name}: {name} has its own; set it only with path")
+                raise ValueError(
+                    f"{field.name}: got a value, but the data set {name} defines "
+                    f"it; set it only with path"
+                )
 
     @property
     def wanted(self) -> Wanted:
@@ -98,9 +101,9 @@ class DataConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class RecommendationData(digests.Fingerprinted):
-    """Events of all users, in the order of time for each user; 8 bytes an event.
+    """Events of all users, in the order of time for each user; needs 8 bytes per event.
 
-    Item numbers are random, since a publisher's numbers may reveal release dates.
+    Item numbers are random, because published numbers may reveal release dates.
 
     Attributes:
       starts: int64 [U + 1]; the events of user u are those from starts[u] to starts[u + 1].
@@ -177,7 +180,7 @@ class RecommendationData(digests.Fingerprinted):
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Returns everything as JSON values, about 4 bytes an event."""
+        """Returns all fields as JSON values, about 4 bytes per event."""
         arrays = {name: getattr(self, name) for name in ("starts", "items", "ages", "features")}
         packed = {name: None if array is None else _pack(array) for name, array in arrays.items()}
         titles = None if self.titles == self.names else list(self.titles)
@@ -185,7 +188,7 @@ class RecommendationData(digests.Fingerprinted):
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> RecommendationData:
-        """Inverts `to_json`."""
+        """Builds the events from JSON values; the inverse of `to_json`."""
         packed = {name: saved[name] for name in ("starts", "items", "ages", "features")}
         arrays = {name: None if text is None else _unpack(text) for name, text in packed.items()}
         names = tuple(saved["names"])
@@ -194,7 +197,7 @@ class RecommendationData(digests.Fingerprinted):
 
 
 def load(config: DataConfig, paths: Paths | None) -> RecommendationData:
-    """Reads a data set, and reports users that are too short to be evaluated.
+    """Reads a data set, and reports users with too few events for evaluation.
 
     Raises:
       UserError: a source or user file cannot be read, or no user has enough events.
@@ -212,7 +215,10 @@ def load(config: DataConfig, paths: Paths | None) -> RecommendationData:
             f"{data.num_items:,} items"
         )
     if repeated:
-        _say(f"{config.name}: {repeated:,} events repeat an item of their user; kept the first")
+        _say(
+            f"{config.name}: {repeated:,} events repeat an item of their user; only the first "
+            f"is kept"
+        )
     short = data.num_users - len(data.tested)
     if not len(data.tested):
         raise UserError(
@@ -232,7 +238,7 @@ def _say(line: str) -> None:
 
 
 def in_order(events: user_files.Events) -> tuple[RecommendationData, int]:
-    """Sorts events by user and time, and removes repeated items; returns their number too."""
+    """Sorts events by user and time, removes repeated items, and returns the number removed."""
     user, item, seconds = events.user, events.item, events.seconds
     sorted_by = events.order if seconds is None else seconds
     # The sort is stable: equal times keep the order of lines.
@@ -301,15 +307,15 @@ class _Sequences:
 class TrainSequences(_Sequences):
     """Random access to sequences of S training events and their next items.
 
-    Each event of a user but the first is `next` once: a long history gives a sequence of the latest
-    S, one of the S before, and so on. An example has `items` int32 [S], oldest first; `next` int32
-    [S], the item after each; `ages` float32 [S], days from each item to the last, 0 without times;
-    `user` int32, the row of the train matrix; `seen` int32 [M], all training items of the user;
-    `target` int32, -1. Padding is -1, of `ages` 0.
+    Each event of a user except the first is `next` exactly once: a long history gives a sequence of
+    the latest S events, another of the S events before these, and so on. An example has `items`
+    int32 [S], oldest first; `next` int32 [S], the item after each; `ages` float32 [S], days from
+    each item to the last, 0 without times; `user` int32, the row of the train matrix; `seen` int32
+    [M], all training items of the user; `target` int32, -1. Padding is -1, of `ages` 0.
     """
 
     def __init__(self, data: RecommendationData, config: DataConfig, with_validation: bool):
-        """Args: the events; config; whether validation events are included.
+        """Args: events; config; whether validation events are included.
 
         Raises:
           UserError: no user has two training events.
@@ -385,7 +391,7 @@ class HeldOut(_Sequences):
 
         Args:
           decay: γ.
-          window: latest events that are used; all if None.
+          window: number of latest events to use; all if None.
         """
         lengths = self.end - self._data.starts[self.users]
         lengths = lengths if window is None else np.minimum(lengths, window)
@@ -401,13 +407,13 @@ class RecommendationDataset:
 
     Attributes:
       events: events of all users.
-      with_validation: whether the training split has the validation events.
+      with_validation: whether validation events are part of the training split.
     """
 
     def __init__(
         self, events: RecommendationData, config: DataConfig, with_validation: bool = False
     ):
-        """Args: the events; config; whether the training split has the validation events."""
+        """Args: events; config; whether validation events are part of the training split."""
         self.events, self.with_validation, self._config = events, with_validation, config
 
     @functools.cached_property

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 TOP = 10
-# Pairs of items whose similarity is computed at a time.
+# Number of item pairs whose similarity is computed at a time.
 _PORTION = 200_000
 
 
@@ -40,13 +40,13 @@ def ranked(
     indices = jnp.where(seen < 0, num_items, seen)
     lowest = jnp.finfo(scores.dtype).min
     scores = jnp.where(jnp.isnan(scores), lowest, jnp.maximum(scores, lowest))
-    scores = scores.at[jnp.arange(len(scores))[:, None], indices].set(-jnp.inf, mode="drop")
+    scores = scores.at[jnp.arange(scores.shape[0])[:, None], indices].set(-jnp.inf, mode="drop")
     best, top = jax.lax.top_k(scores, min(TOP, num_items))
     found = {"top": jnp.where(best < lowest, -1, top).astype(jnp.int32), "top_scores": best}
     if target is None:
         return found
     own = jnp.take_along_axis(scores, jnp.maximum(target, 0)[:, None], axis=1)
-    # The target is among the equal scores.
+    # The target itself is counted among the equal scores.
     halves = jnp.sum(2 * (scores > own).astype(jnp.int32) + (scores == own), axis=1)
     return {**found, "rank": (halves + 1).astype(jnp.float32) / 2}
 

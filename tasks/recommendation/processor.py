@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,11 +15,13 @@ import numpy as np
 from tasks.common.data.cells import label_value
 from tasks.recommendation.data import PAD, DataConfig, RecommendationData, padded
 from tasks.recommendation.metrics import TOP
-from tasks.task import ArraySpec, Processor
+from tasks.task import ArraySpec, ProcessingSteps, Processor
 
 _USER = "user:"
 # Number of attributions shown per item.
 _SHOWN = 3
+# Least number of items that a query of an export may name.
+_NAMED = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +153,35 @@ class RecommendationProcessor(Processor):
             "seen": ArraySpec(("batch", "seen"), "int32", PAD),
         }
 
+    def steps(self) -> ProcessingSteps:
+        """Returns the parsing of queries with the events, and the naming of items."""
+        events = self.events
+        titles = None if events.titles == events.names else events.titles
+        catalog = {"users": events.users, "names": events.names, "titles": titles}
+        arrays = {"starts": events.starts, "items": events.items}
+        if events.ages is not None:
+            arrays["ages"] = events.ages
+        files = {"catalog": "catalog.json", "events": "events.safetensors"}
+        common = {**files, "length": self.data.max_length}
+        ranked = {"popular": self._popular().tolist(), "shown": _SHOWN}
+        return ProcessingSteps(
+            "text",
+            [{"op": "history", **common}],
+            [{"op": "recommend", **common, **ranked}],
+            {
+                files["catalog"]: json.dumps(catalog, ensure_ascii=False),
+                files["events"]: arrays,
+            },
+        )
+
+    def export_sizes(self) -> list[dict[str, int]]:
+        """Returns a size that holds the events of every user, and queries of many items."""
+        return [{"seen": min(max(self.events.longest, _NAMED), self.events.num_items)}]
+
+    def _popular(self) -> np.ndarray:
+        popularity = self.events.popularity(self.with_validation)
+        return np.argsort(-popularity, kind="stable")[:TOP]
+
     @functools.cached_property
     def _parse(self) -> Any:
         # `encode` and `decode` parse the same inputs.
@@ -161,7 +193,7 @@ class RecommendationProcessor(Processor):
 
     def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Returns the ten best unseen items with attributions."""
-        popular = np.argsort(-self.events.popularity(self.with_validation), kind="stable")
+        popular = self._popular().tolist()
         answers = []
         for index, text in enumerate(raw):
             query = self._parse(text)
@@ -180,7 +212,7 @@ class RecommendationProcessor(Processor):
             ]
             cold = not len(query.history)
             if cold:
-                listed = [self._item(item) for item in popular[:TOP].tolist()]
+                listed = [self._item(item) for item in popular]
             answers.append(
                 {
                     "input": text,

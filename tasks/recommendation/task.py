@@ -1,4 +1,4 @@
-"""Recommendation: the next item of each user, evaluated by leave-one-out."""
+"""Task of recommending the next item for each user, evaluated by leave-one-out."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _LENGTHS = (1, 2, 5, 10, 20, 50, 100)
 
 
 class Recommendation(Task):
-    """A user's items in order -> scores of all items as the next one.
+    """Scoring of all items as the next one, given a user's items in order.
 
-    Evaluated by leave-one-out: the last event of each user is ranked among all items that the user
-    has not had. With `config.training.refit` the test split is evaluated with the validation events
-    known.
+    In leave-one-out evaluation, the last event of each user is ranked among all items that the user
+    has not seen. With `config.training.refit`, the validation events are part of the history in the
+    test.
     """
 
     data_config = DataConfig
@@ -67,7 +67,7 @@ class Recommendation(Task):
     def fit(
         cls, dataset: RecommendationDataset, data: DataConfig, model: Any, paths: Paths
     ) -> RecommendationProcessor:
-        """Returns the processor of the events."""
+        """Builds the processor of the events."""
         return RecommendationProcessor(data, model, dataset.events, dataset.with_validation)
 
     def with_validation(self) -> Recommendation:
@@ -79,7 +79,7 @@ class Recommendation(Task):
     # ------------------------------------------------------------------ objective
 
     def build_model(self, rngs: nnx.Rngs) -> Recommender:
-        """Returns the model. A restored one has its counts in the checkpoint."""
+        """Builds the model; a restored model has its counts in the checkpoint."""
         events = self.processor.events
         if self.dataset is None:
             matrix = csr_matrix((events.num_users, events.num_items), dtype=np.float32)

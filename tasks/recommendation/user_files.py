@@ -23,11 +23,11 @@ from tasks.common.errors import UserError, warn_once
 from tasks.recommendation import columns
 from tasks.recommendation.columns import EXPECTED, ITEM, RATING, TIME, TITLE, USER, Layout, Wanted
 
-# Records from which columns without a header are detected.
+# Number of records from which columns without a header are detected.
 _SAMPLE = 1000
-# Missing ids, as other programs write them.
+# Notations of missing ids in other programs.
 _MISSING = frozenset(("nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "#N/A"))
-# Rounded number of a spreadsheet: several ids become one.
+# A rounded number of a spreadsheet, which stands for several ids.
 _ROUNDED = re.compile(r"\d([.,]\d+)?E\+\d+")
 
 
@@ -102,12 +102,12 @@ def _layout(table: Table, wanted: Wanted) -> tuple[Layout, int]:
         return columns.by_header(name, table.keys(), wanted), 0
     records = list(itertools.islice(table.rows(), _SAMPLE))
     if not records:
-        raise UserError(f"{name}: no events are in the file; {EXPECTED}")
+        raise UserError(f"{name}: the file contains no events; {EXPECTED}")
     sample = [[cell.strip() for cell in row] for _, row in records]
     if columns.find_header(sample[0], sample[1:], wanted):
         layout = columns.by_header(name, sample[0], wanted)
         if len(sample) == 1:
-            raise UserError(f"{name}: no events are in the file; {EXPECTED}")
+            raise UserError(f"{name}: the file contains no events; {EXPECTED}")
         return layout, 1
     return columns.by_number(name, len(sample[0]), sample, wanted, records[0][0]), 0
 
@@ -150,10 +150,10 @@ def _read(table: Table, layout: Layout, skipped: int, wanted: Wanted) -> Events:
     if len(user) < count:
         warn_once(
             f"{name}: {count - len(user):,} of {count:,} events have a rating below "
-            f"{wanted.min_rating:g}; left out"
+            f"{wanted.min_rating:g}; they are left out"
         )
     if not len(user):
-        raise UserError(f"{name}: no events are in the file; {EXPECTED}")
+        raise UserError(f"{name}: the file contains no events; {EXPECTED}")
     events = Events(
         np.asarray(user, np.int32),
         np.asarray(item, np.int32),
@@ -225,7 +225,7 @@ class _Ids:
         """Returns the number of a cell's name.
 
         Raises:
-          UserError: it is no name.
+          UserError: the cell is not a name.
         """
         is_text = isinstance(cell, str)
         if is_text and (known := self._known.get(cell)) is not None:
@@ -254,7 +254,7 @@ def _title(cell: Any, where: str, column: str) -> str:
 
 
 def _is_low(name: str, line: int, row: Sequence[Any], layout: Layout, wanted: Wanted) -> bool:
-    """Returns whether the rating of an event is below the least one."""
+    """Returns True if the rating of an event is below the minimum."""
     if wanted.min_rating is None:
         return False
     cell = row[layout.indices[RATING]]

@@ -9,9 +9,9 @@ import numpy as np
 from tasks.segmentation.data import SegmentationExamples
 from tasks.segmentation.metrics import VOID, confusion_matrices, segmentation_metrics
 
-# Training pixels, trees and least leaf size of the forest; it takes a few seconds.
+# Training pixels, trees and minimum leaf size of the forest, which takes a few seconds.
 _PIXELS, _TREES, _LEAF = 200_000, 20, 20
-# Images classified at a time.
+# Number of images that are classified at a time.
 _PORTION = 16
 
 
@@ -21,7 +21,7 @@ def location_prior(
     """Predicts the most frequent training class at each position."""
     labels = splits["train"].labels
     counts = np.stack([np.sum(labels == k, axis=0) for k in range(len(names))], axis=-1)
-    # Positions that are void in all of train have the most frequent class.
+    # Positions that are void in all training images get the most frequent class.
     prior = np.where(counts.any(axis=-1), counts.argmax(axis=-1), counts.sum(axis=(0, 1)).argmax())
     test = splits["test"].labels
     return _metrics(test, np.broadcast_to(prior, test.shape), names)

@@ -1,6 +1,6 @@
 """Images with a class for each pixel, from built-in data sets or user files.
 
-Images are resized or cut into windows of one size, and held in memory at four bytes a pixel.
+Images are resized or cut into windows of one size, and kept in memory with four bytes per pixel.
 n images, Y X height and width.
 """
 
@@ -27,7 +27,7 @@ from tasks.segmentation import tiles, user_files
 from tasks.segmentation.datasets import DATA_SETS
 from tasks.segmentation.metrics import VOID
 
-# Fraction of a window that the next one covers too, in prediction.
+# Overlap of adjacent windows in predictions, as a fraction of a window.
 OVERLAP = 0.25
 
 
@@ -44,11 +44,12 @@ class DataConfig(Config):
         line, from 0 on. The training split must have pixels of at least two classes. For images
         with an EXIF orientation see `tasks.common.images.orientation`.
       image_size: height and width of the model's input.
-      fit: how images of other sizes are fitted: "resize", as a whole; or "tiles", cut into windows
-        at their own scale, whose predictions are blended.
-      void: number in user masks that means no class.
-      mask_values: numbers in user masks of class 0, class 1, ...: (0, 255) for masks that are black
-        and white. A listed number is a class even if it is `void`. Empty: numbers are classes.
+      fit: method for images of other sizes: "resize" the complete image; or "tiles", which cuts it
+        into windows at its original scale and blends their predictions.
+      void: value in user masks for pixels without a class.
+      mask_values: values of class 0, class 1, ... in user masks, such as (0, 255) for black and
+        white masks. A listed value is a class even if it equals `void`. Empty if values are class
+        indices.
       skip_broken: skip user images that cannot be read, with a message.
       augmentation: random changes in training.
     """
@@ -84,7 +85,7 @@ class SegmentationExamples:
     Attributes:
       images: uint8 [n, Y, X, 3].
       labels: uint8 [n, Y, X], VOID for no class.
-      subsets: name -> bool [n], the images that have metrics of their own too.
+      subsets: name -> bool [n], images for which separate metrics are computed.
       void: number of pixels of the masks that have no class.
     """
 
@@ -99,7 +100,7 @@ class SegmentationExamples:
         void: int | None = None,
         ids: np.ndarray | None = None,
     ):
-        """Stores the arrays.
+        """Initializes the examples from arrays.
 
         Args:
           images, labels, subsets: see the attributes.
@@ -126,7 +127,7 @@ class SegmentationData(digests.Fingerprinted):
     names: tuple[str, ...]
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Counts the pixels of each split by class; void pixels are ignored ones."""
+        """Counts the pixels of each split by class; void pixels are counted as ignored."""
         return {
             split: SplitSummary(
                 len(images),
@@ -152,7 +153,7 @@ class SegmentationData(digests.Fingerprinted):
 
 
 def load(config: DataConfig, paths: Paths) -> SegmentationData:
-    """Reads the data set; a built-in one is built first.
+    """Reads the data set; a built-in data set is prepared first if necessary.
 
     Raises:
       UserError: a file or a source cannot be used.
@@ -263,7 +264,7 @@ def _fitted(
         whole = digests.code((image, mask))
         if tiled:
             windows = tiles.training_windows(image, mask, size, VOID)
-            # Pixels of an earlier window are void in the window, not in the mask.
+            # Pixels of an earlier window are void only in the window, not in the mask.
             void += int(np.sum(mask == VOID))
         else:
             windows = [(resize(image, size), nearest(mask, size))]

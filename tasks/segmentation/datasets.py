@@ -22,10 +22,10 @@ class LabeledImages:
     """A data set of images of one size with a class for each pixel.
 
     Attributes:
-      definition: its examples have the features id, image uint8 [Y, X, 3] and labels uint8 [Y, X];
-        a label that is no index of `names` is void.
+      definition: definition whose examples have the features id, image uint8 [Y, X, 3] and labels
+        uint8 [Y, X]; a label that is not an index of `names` is void.
       names: names of the classes.
-      subsets: name -> prefix of the ids of test images that have metrics of their own too.
+      subsets: name -> id prefix of test images for which separate metrics are computed.
     """
 
     definition: DatasetDefinition

@@ -64,15 +64,15 @@ def _key(name: str) -> str:
 
 
 def iou_contributions(confusions: np.ndarray) -> np.ndarray:
-    """Computes contributions of images to the mean IoU, for paired comparisons.
+    """Computes the contribution of each image to the mean IoU, for paired comparisons.
 
     IoU_k is a function of the means over images of TP_k and of the union U_k. The contribution of
     image i is the mean over classes of
 
         IoU_k + (TP_k,i - TP_k) / U_k - TP_k (U_k,i - U_k) / U_k²
 
-    the first-order change with its weight (the infinitesimal jackknife, Efron 1982). Their mean is
-    the mean IoU.
+    which is the first-order change if the image gets more weight (the infinitesimal jackknife,
+    Efron 1982). The mean of the contributions is the mean IoU.
 
     Args:
       confusions: [n, K, K], see `confusion_matrices`.

@@ -41,15 +41,15 @@ from tasks.segmentation.metrics import (
 from tasks.segmentation.unet import MODEL_CONFIGS, UNet, UNetConfig
 from tasks.task import Arrays, ArraySpec, Batch, ProcessingSteps, Processor, Task
 
-# Images of a report with figures of attention.
+# Number of images in a report with figures of attention.
 _ATTENDED = 2
-# Classes in the printed line, and the largest side in pixels of a figure.
+# Number of classes in the printed text, and the maximum side in pixels of a figure.
 _SHOWN, _LARGEST = 6, 1200
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationProcessor(Processor):
-    """Reads images, and returns the mask of each class.
+    """Processor that reads images and returns the mask of each class.
 
     Attributes:
       data, model: configs.
@@ -59,11 +59,11 @@ class SegmentationProcessor(Processor):
     names: Sequence[str]
 
     def encode(self, raw: Sequence[str]) -> InferenceWindows:
-        """Reads images of any size; see `tasks.common.images.files`."""
+        """Reads images of any size, see `tasks.common.images.files`."""
         return InferenceWindows(raw, self.data)
 
     def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
-        """Returns size, fraction and mask of each class that is found, the largest first.
+        """Returns the image size, and fraction and mask of each class, largest fraction first.
 
         Masks are in COCO's compressed run-length encoding, in pixels of the file.
         """
@@ -106,7 +106,7 @@ class SegmentationProcessor(Processor):
 
 
 class Segmentation(Task):
-    """Assigns a class to each pixel of an image [Y, X, 3].
+    """Classification of each pixel of an image [Y, X, 3].
 
     Void pixels are excluded from losses and metrics.
     """
@@ -124,7 +124,7 @@ class Segmentation(Task):
     def fit(
         cls, dataset: SegmentationData, data: DataConfig, model: UNetConfig, paths: Paths
     ) -> SegmentationProcessor:
-        """Returns the processor with the data set's classes; checks the class weights.
+        """Builds the processor with the data set's classes, and checks the class weights.
 
         Raises:
           UserError: there is not one class weight for each class.
@@ -247,7 +247,7 @@ class Segmentation(Task):
             ConfusionMatrix(f"{split} split", statistics["confusion"], self.names)
         ]
         examples = self.dataset.splits[split]
-        # Evenly over the split: neighbors are often alike.
+        # Spread evenly over the split, because adjacent images are often similar.
         for index in np.unique(np.linspace(0, len(examples) - 1, 6).astype(int)):
             truth, found = examples.labels[index], outputs["labels"][index]
             confusion = confusion_matrices(truth[None], found[None], len(self.names))[0]
@@ -277,7 +277,7 @@ class Segmentation(Task):
         return drawn
 
     def _attended(self, attention: Arrays, most: int) -> Iterator[tuple[int, str, np.ndarray]]:
-        """Yields index of the image, name of the layer, and a map [y, x]."""
+        """Yields (image index, layer name, map [y, x]) of attention weights."""
         sides = self.model.sides(*self.data.image_size)
         for index in range(min(most, min(map(len, attention.values()), default=0))):
             for name, weights in attention.items():
@@ -305,7 +305,7 @@ def _figure_size(Y: int, X: int) -> tuple[int, int]:
 
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """Returns a mask [Y, X] as {"size": [Y, X], "counts": str}, as pycocotools encodes it."""
+    """Encodes a mask [Y, X] as {"size": [Y, X], "counts": str}, like pycocotools."""
     from pycocotools import mask as coco
 
     found = coco.encode(np.asfortranarray(mask, np.uint8))

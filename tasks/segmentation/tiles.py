@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-# Rows of a large image that are blended at a time; bounds memory.
+# Number of rows that are blended at a time, which bounds memory.
 _ROWS = 512
 
 
@@ -34,7 +34,7 @@ def window_corners(Y: int, X: int, size: tuple[int, int], overlap: float) -> lis
     Args:
       Y, X: of the image.
       size: height and width of a window.
-      overlap: fraction of a window that the next one covers too, in [0, 1).
+      overlap: overlap of adjacent windows as a fraction of a window, in [0, 1).
     """
     steps = [max(1, int(side * (1 - overlap))) for side in size]
     tops, lefts = window_starts(Y, size[0], steps[0]), window_starts(X, size[1], steps[1])
@@ -61,7 +61,7 @@ def training_windows(
       image: [Y, X, C].
       labels: [Y, X].
       size: height and width of a window.
-      void: label of pixels of earlier windows, and of those beyond the image.
+      void: label of pixels of earlier windows and of pixels beyond the image.
     """
     taken = np.zeros(labels.shape, bool)
     for top, left in window_corners(*labels.shape, size, 0.0):
@@ -76,7 +76,7 @@ def training_windows(
 def blend_windows(
     windows: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], Y: int, X: int
 ) -> np.ndarray:
-    """Returns the most probable class of each pixel, by all windows that contain it.
+    """Returns the most probable class of each pixel, from all windows that contain it.
 
         argmax_k Σ_windows w p_k,   w largest at the center of a window and falling to its edges
 

@@ -49,26 +49,25 @@ def _words() -> TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(TranscribedConfig):
-    """Recordings, their features and the units of transcripts.
+    """Config of the recordings, their features and the units of transcripts.
 
     Attributes:
-      held_out: of spoken digits and strings, the speaker of the test split. Validation is, of
-        strings, the speaker after that one; of single digits, takes 0 to 4 of the others.
-        "official", for single digits: test is takes 0 to 4 of all speakers, validation takes 5 to
-        9, train the others.
+      held_out: speaker of the test split, for spoken digits and strings. The validation split has
+        the next speaker (strings) or takes 0 to 4 of the other speakers (digits). "official", only
+        for digits: the test split has takes 0 to 4 of all speakers, validation takes 5 to 9.
       strings: composition of spoken_digit_strings.
-      long_strings: that of its second test condition, longer than any training string.
+      long_strings: composition of its second test condition, longer than any training string.
       silence: number of additional training examples without speech, for strings and prompts, as a
-        fraction. They reduce hallucinations. (Of user files those with an empty text serve this.)
-      features: see `LogMelConfig`.
+        fraction. They reduce hallucinations. User files with an empty text have the same purpose.
+      features: config of the log-mel features.
       normalised: whether each clip is scaled to the same peak, and each band has its mean
         subtracted (Atal 1974), which removes the channel of microphone and room.
       dynamic_range: dynamic range of a normalized clip, decibels below the loudest energy to which
         energies are raised, which removes background noise. 0 for no limit.
-      trim: recordings are trimmed at both ends where they are this many decibels below the loudest
-        part. 0 for no trimming.
+      trim: decibels below the loudest part at which both ends of recordings are trimmed. 0 for no
+        trimming.
       augmentation: random changes in training.
-      max_seconds: largest length of a user file; longer ones raise an error.
+      max_seconds: maximum length of a user file; longer files raise an error.
       For the others see `TranscribedConfig`.
     """
 
@@ -302,7 +301,7 @@ def _user_data(config: DataConfig) -> SpeechData:
 
 
 def _name_silent(path: str, silent: Sequence[str], count: int) -> None:
-    """Warns about recordings in which every sample is 0; raises if all are."""
+    """Warns about silent recordings, in which every sample is 0; raises if all are silent."""
     if silent and len(silent) == count:
         raise UserError(f"{path}: all {count} recordings are silent: every sample is 0")
     if silent:
@@ -320,7 +319,7 @@ def read_clip(source: str | Path | bytes, config: DataConfig, name: str = "") ->
       name: for messages; by default the path.
 
     Raises:
-      UserError: it cannot be read, has no samples, or is longer than max_seconds.
+      UserError: the file cannot be read, has no samples, or is longer than max_seconds.
     """
     rate = config.features.sample_rate
     samples = read_audio(source, rate, name)

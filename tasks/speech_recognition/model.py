@@ -35,15 +35,15 @@ ENCODERS = ("pyramid", "transformer", "conformer")
 
 @dataclasses.dataclass(frozen=True)
 class SpeechConfig(Config):
-    """Encoder and transcriber.
+    """Config of the encoder and the transcriber.
 
     Attributes:
       encoder: "pyramid": bidirectional GRUs that each join two adjacent frames; "transformer"
         or "conformer": attention layers after two convolutions that subsample frames by 4.
-      model_size: D, and M.
-      num_layers: num layers of the encoder. A pyramid halves the number of frames in each.
+      model_size: D, which equals M.
+      num_layers: number of layers of the encoder. A pyramid halves the number of frames in each.
       num_heads, feedforward_size: of the encoder's attention layers.
-      conv_kernel_size: conv kernel size of the Conformer's convolutions.
+      conv_kernel_size: kernel size of the Conformer's convolutions.
       channels: channels of the subsampling convolutions.
       chunk_size: encoded frames (40 ms by default) of a chunk, for streaming. Attention layers then
         attend up to the frame's own chunk, and the Conformer's convolutions are causal. 0 for none.
@@ -219,7 +219,7 @@ class SpeechRecognizer(nnx.Module):
 
 
 def _paired(x: Array, valid: Array) -> tuple[Array, Array]:
-    """Joins adjacent frames: [B, S, F] -> [B, ceil(S / 2), 2F]; valid where the first is."""
+    """Joins pairs of frames: [B, S, F] -> [B, ceil(S / 2), 2F]; valid if the first frame is."""
     x = jnp.where(valid[..., None], x, 0.0)
     B, S, F = x.shape
     x = jnp.pad(x, ((0, 0), (0, S % 2), (0, 0)))

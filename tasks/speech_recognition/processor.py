@@ -13,7 +13,7 @@ import numpy as np
 from tasks.common.audio.features import log_mel
 from tasks.common.data.transcribed import TranscriptionExamples
 from tasks.speech_recognition.data import DataConfig, read_clip
-from tasks.task import ArraySpec
+from tasks.task import ArraySpec, ProcessingSteps
 from tasks.transcription import TranscriptionProcessor
 
 # Number of training clips for the feature statistics, and the batch size of that computation.
@@ -42,6 +42,34 @@ class SpeechProcessor(TranscriptionProcessor):
     def read(self, path: str) -> np.ndarray:
         """Reads the samples of an audio file, see `read_clip`."""
         return read_clip(path, self.data)
+
+    def steps(self) -> ProcessingSteps:
+        """Returns the reading of sound files, and the tokenizer of transcripts."""
+        file, rate = "tokenizer.json", self.data.features.sample_rate
+        sound = {"rate": rate, "seconds": self.data.max_seconds, "trim": self.data.trim}
+        return ProcessingSteps(
+            "sound",
+            [
+                {"op": "read_sound", "to": "samples", **sound},
+                {"op": "length", "of": "samples", "to": "length"},
+            ],
+            [{"op": "transcript", "file": file}],
+            {file: self.tokenizer.to_json()},
+            ["soundfile", "soxr", *self.tokenizer.libraries],
+        )
+
+    def export_sizes(self) -> list[dict[str, int]]:
+        """Returns the longest clip, a third of it and so on, down to a second."""
+        config, model = self.data.features, self.model
+        longest = math.ceil(config.sample_rate * self.data.max_seconds)
+        if model.encoder != "pyramid":
+            # Two convolutions subsample the frames by 4.
+            most = 4 * model.max_length - 1
+            longest = min(
+                longest, config.samples_of(config.window) + most * config.samples_of(config.hop)
+            )
+        shorter = [longest // 3**power for power in (3, 2, 1)]
+        return [{"length": n} for n in [*(n for n in shorter if n >= config.sample_rate), longest]]
 
     def features(
         self, samples: jax.Array, lengths: jax.Array, change: Change | None = None

@@ -26,7 +26,7 @@ from tasks.transcription import FAILURES, TranscriptionTask
 
 
 class SpeechRecognition(TranscriptionTask):
-    """Transcribes speech."""
+    """Transcription of speech."""
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
@@ -40,7 +40,7 @@ class SpeechRecognition(TranscriptionTask):
 
     @classmethod
     def check(cls, data: DataConfig, model: SpeechConfig) -> None:
-        """Requires clips that are not normalized for an encoder of chunks."""
+        """Raises if clips are normalized although the encoder processes chunks."""
         if model.chunk_size and data.normalised:
             raise UserError(
                 "config.data.normalised: got True with config.model.chunk_size, expected False, "
@@ -53,7 +53,7 @@ class SpeechRecognition(TranscriptionTask):
     def fit(
         cls, dataset: SpeechData, data: DataConfig, model: SpeechConfig, paths: Paths
     ) -> SpeechProcessor:
-        """Fits the scale of features as well."""
+        """Builds the processor, and fits the scale of the features."""
         scale = fit_scale(dataset.splits["train"], data)
         return super().fit(dataset, data, model, paths, **scale)
 
@@ -73,7 +73,7 @@ class SpeechRecognition(TranscriptionTask):
         return SpeechRecognizer(self.model, self.data.features, units, rngs=rngs)
 
     def _encode(self, model: SpeechRecognizer, batch: Batch, key: Any = None) -> EncoderOutput:
-        """Encodes clips; with a key after augmentation of samples and features."""
+        """Encodes clips; if a key is given, after augmentation of samples and features."""
         samples = batch["samples"].astype(jnp.float32) / 32768
         lengths, config = batch["length"], self.data.augmentation
         if key is None:

@@ -1,1 +1,1 @@
-"""Sentiment, topic and spam: texts to classes."""
+"""Classification of texts by sentiment, topic or spam."""

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tasks.common.configs import Config
 from tasks.common.data import builders, catalog, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, alike, check_splits, count_classes
-from tasks.common.data.user_files import results_name, split_by_hash, warn_shared
+from tasks.common.data.user_files import TextFilesConfig, split_by_hash, warn_shared
 from tasks.common.datasets.labelled_texts import DEFINITIONS
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
@@ -21,37 +20,28 @@ from tasks.text_classification.user_files import read_labelled
 
 
 @dataclass(frozen=True)
-class DataConfig(Config):
+class DataConfig(TextFilesConfig):
     """Config of the texts and their tokenizer.
 
     Attributes:
-      name: a built-in data set, or tfds:NAME of the TFDS catalog. With train_file it only names the
-        results; own_<file> by default.
-      train_file: a CSV, TSV or JSONL file of the user.
-      validation_file: likewise; None: a tenth of train_file, by the hash of the text.
-      test_file: likewise; None: another tenth.
+      name: a built-in data set, or tfds:NAME of the TFDS catalog; see `TextFilesConfig`.
+      train_file, validation_file, test_file: CSV, TSV or JSONL files. The tenths are by the hash of
+        the text.
       text_column: column, key or feature of the text.
       label_column: column, key or feature of the class.
-      text: tokenizer.
+      text: config of the tokenizer.
     """
 
     name: str = "movie_reviews"
-    train_file: str | None = None
-    validation_file: str | None = None
-    test_file: str | None = None
     text_column: str = "text"
     label_column: str = "label"
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self):
         super().__post_init__()
-        for other in ("validation_file", "test_file"):
-            complete = self.train_file is not None or getattr(self, other) is None
-            self.expect("train_file", complete, f"a file with {other}")
         known = [*DEFINITIONS, *[self.name] * self.name.startswith(catalog.PREFIX)]
         rest = ", and tfds:NAME of the TFDS catalog; train_file takes a file of yours"
-        name = results_name(self.name, known, self.train_file, rest, "train_file")
-        object.__setattr__(self, "name", name)
+        self.set_results_name(known, rest)
         for column in ("text_column", "label_column"):
             self.expect(column, bool(getattr(self, column)), "the name of a column")
         distinct = self.text_column != self.label_column
@@ -63,7 +53,7 @@ class Split:
     """Texts of one split.
 
     Attributes:
-      texts: as read.
+      texts: texts as read.
       labels: int32 [n], index into the label names.
       ids: source of each text.
     """
@@ -83,7 +73,7 @@ class TextData(digests.Fingerprinted):
     Attributes:
       name: as in the config.
       splits: train, validation and test.
-      label_names: by index.
+      label_names: class names by index.
     """
 
     name: str
@@ -91,7 +81,7 @@ class TextData(digests.Fingerprinted):
     label_names: list[str]
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Texts of each split by class."""
+        """Counts the texts of each split by class."""
         found = {}
         for name in SPLITS:
             classes = count_classes(self.splits[name].labels, self.label_names)
@@ -106,7 +96,7 @@ class TextData(digests.Fingerprinted):
 
 
 def load(config: DataConfig, paths: Paths) -> TextData:
-    """Reads a data set, and prepares a built-in one if necessary.
+    """Reads a data set; a built-in data set is prepared first if necessary.
 
     Args:
       config: config of the data.
@@ -171,7 +161,7 @@ def _catalog(config: DataConfig, paths: Paths) -> TextData:
     read = {}
     if "test" in data.splits:
         wanted = {"train": "train", "validation": "validation", "test": "test"}
-    else:  # competitions do not publish test labels: their validation split is used for testing
+    else:  # competitions do not publish test labels, so their validation split is used for testing
         wanted = {"train": "train", "test": "validation"}
     names = getattr(features[config.label_column], "names", None)
     for split, given in wanted.items():
@@ -225,7 +215,7 @@ class _Rows:
 
 
 def _assemble(name: str, read: dict[str, _Rows], where: Mapping[str, str | None]) -> TextData:
-    """Splits off the splits that are not given, and converts labels to numbers."""
+    """Creates missing splits, and converts labels to indices."""
     read = _with_all_splits(read, where["train"])
     names = sorted(set(read["train"].labels))
     number = {label: index for index, label in enumerate(names)}

@@ -18,13 +18,13 @@ from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig, Tokenizer
 from tasks.task import Pretrained
 
-# Config keys that may differ, since no parameter depends on them.
+# Config keys that may differ, because no parameter depends on them.
 _FREE = ("dropout_rate", "attention_dropout_rate", "dtype", "max_length")
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Parameters to start from.
+    """Initial parameters of a classifier.
 
     Attributes:
       table: embeddings of the tokens, [vocabulary, D].
@@ -54,12 +54,12 @@ def initial_weights_from(
       The parameters, and the tokenizer of the run with the max_length of the classifier.
 
     Raises:
-      UserError: a run of another task, or with another tokenizer or sizes; all are named.
+      UserError: the run has another task, tokenizer or sizes; the message lists all differences.
     """
     where = f"config.model.init_from={pretrained.folder}"
     if pretrained.task != "language_modeling":
         raise UserError(
-            f"{where}: is a run of {pretrained.task}, expected one of language_modeling"
+            f"{where}: is a run of {pretrained.task}, expected a run of language_modeling"
         )
     tokenizer = Tokenizer.from_json(pretrained.assets["tokenizer"])
     differing = _differing("config.data.text", text, tokenizer.config, TextConfig, ("max_length",))

@@ -25,7 +25,7 @@ from tasks.text_classification.data import DataConfig, TextData, load
 from tasks.text_classification.figures import token_weights
 from tasks.text_classification.finetuning import InitialWeights, initial_weights_from
 
-# Quantiles of the training lengths to which texts are padded; compiled once each.
+# Quantiles of the training lengths that define the padded lengths; each is compiled once.
 _BUCKET_QUANTILES = (0.5, 0.8, 0.95, 1.0)
 
 
@@ -57,7 +57,7 @@ class TextExamples:
 
 @dataclasses.dataclass(frozen=True)
 class TextProcessor(Processor):
-    """Texts to token ids, probabilities to labels.
+    """Conversion of texts to token ids, and of probabilities to labels.
 
     Attributes:
       labels: names of the classes.
@@ -75,7 +75,7 @@ class TextProcessor(Processor):
         return self.data.text_column
 
     def encode(self, raw: Sequence[str]) -> TextExamples:
-        """Tokenizes texts; one without a known word becomes a single unknown token."""
+        """Tokenizes texts; a text without a known word becomes a single unknown token."""
         return TextExamples(self.tokenizer.encode_batch(raw), None)
 
     def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
@@ -105,14 +105,14 @@ class TextProcessor(Processor):
 
 
 class TextClassification(ClassificationTask):
-    """Texts to one class each."""
+    """Classification of texts into one class each."""
 
     data_config = DataConfig
     model_configs = models.MODEL_CONFIGS
     processor_type = TextProcessor
     baseline_version = 2
     sharding_rules = transformer.SHARDING_RULES + recurrent.SHARDING_RULES
-    # Parameters to start from; None: random, or replaced by those of a checkpoint.
+    # Initial parameters; None if random or replaced by those of a checkpoint.
     _initial: InitialWeights | None = None
 
     @classmethod
@@ -124,7 +124,7 @@ class TextClassification(ClassificationTask):
         pretrained: Pretrained | None = None,
         **options: Any,
     ) -> TextClassification:
-        """Prepares the task; with `pretrained`, with the tokenizer and parameters of that run."""
+        """Prepares the task, with tokenizer and parameters of the run `pretrained` if given."""
         initial = None
         if pretrained is not None:
             initial, options["tokenizer"] = initial_weights_from(pretrained, data.text, model)
@@ -134,7 +134,7 @@ class TextClassification(ClassificationTask):
 
     @classmethod
     def check(cls, data: DataConfig, model: Any) -> None:
-        """Checks that the positions of the model hold the longest text."""
+        """Raises unless the model's positions suffice for the longest text."""
         longest = getattr(model, "max_length", None)
         needed = data.text.max_length + (getattr(model, "pooling", "") == "cls")
         check_max_length(longest, needed, "which config.data.text.max_length requires")
@@ -151,7 +151,7 @@ class TextClassification(ClassificationTask):
         tokenizer: Tokenizer | None = None,
         assets: Mapping[str, Any] | None = None,
     ) -> TextProcessor:
-        """Fits the tokenizer, unless it is given, and the buckets.
+        """Fits the tokenizer, unless one is given, and the buckets.
 
         Raises:
           UserError: no training text has a known token.
@@ -186,7 +186,7 @@ class TextClassification(ClassificationTask):
             examples, limit = self.examples(split), self.data.text.max_length
             unknown, cut = len(examples.unknown), int((examples.lengths >= limit).sum())
             notes = [f"{unknown:,} texts without a known token"] * bool(unknown)
-            notes += [f"{cut:,} texts fill max_length={limit}, the rest of them is cut"] * bool(cut)
+            notes += [f"{cut:,} texts are truncated to max_length={limit}"] * bool(cut)
             found[split] = dataclasses.replace(counts, note="; ".join(notes))
         return found
 
@@ -218,7 +218,7 @@ class TextClassification(ClassificationTask):
                 "of classes, for prior='naive_bayes'"
             )
         if self.dataset is None:
-            # Replaced by the parameters of a checkpoint.
+            # The parameters of a checkpoint replace the prior.
             return np.zeros((self.processor.tokenizer.size, columns), np.float32)
         return self._log_count_ratio
 

@@ -21,8 +21,8 @@ SPLITS = {
     "validation": ("Ruth", "Esth", "Dan", "Rom", "Jas"),
     "test": ("Judg", "Eccl", "Jonah", "Acts", "Heb"),
 }
-# Largest ratio of the lengths of a pair. Where the numbering of verses differs, one verse holds
-# two of the other language.
+# Maximum ratio of the lengths of a pair. If the numbering of verses differs, one verse may contain
+# two verses of the other language.
 _MAX_LENGTH_RATIO = 2.2
 
 
@@ -45,7 +45,7 @@ def _verses_of(module: str, versification: str) -> Callable[[Path, Path], None]:
 
 
 def _texts(blocks: bytes, verses: bytes, compressed: bytes) -> list[str]:
-    """Returns all entries of a testament, headings included, from its zText files."""
+    """Reads all entries of a testament, including headings, from its zText files."""
     books = [
         zlib.decompress(compressed[start : start + size])
         for start, size, _ in struct.iter_unpack("<III", blocks)
@@ -109,7 +109,7 @@ SPANISH = Source(
 
 
 def generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
-    """Returns the verses that both languages have, split by book."""
+    """Returns the verses that exist in both languages, split by book."""
     english, spanish = (_read(files[source.name]) for source in (ENGLISH, SPANISH))
     split_of = {book: split for split, books in SPLITS.items() for book in books}
     splits: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}

@@ -26,18 +26,18 @@ def _subwords() -> TextConfig:
 
 @dataclass(frozen=True)
 class DataConfig(Config):
-    """Data set, languages and tokenizer.
+    """Config of the data set, the languages and the tokenizer.
 
     Attributes:
       name: a built-in data set. With `path` it names the results; default own_<name of path>.
-      source: language of the source, as a two-letter code; of user files the file extension.
+      source: language of the source, as a two-letter code or, for user files, the file extension.
       target: language of the target.
       path: user files: a folder with train.SOURCE and train.TARGET, and optionally validation (or
         valid, val, dev) and test; or two files, separated by a comma. A missing split is a tenth
         of the training split, by the hash of the source.
-      text: tokenizer of both languages, fitted on both. `max_length` applies to each side: longer
-        pairs are left out of the training split and truncated in the others. With `lower_case`
-        outputs and references are lower-case.
+      text: config of the tokenizer, which is fitted on both languages. `max_length` applies to each
+        side: longer pairs are left out of the training split and truncated in the others. With
+        `lower_case`, outputs and references are in lower case.
     """
 
     name: str = "multi30k"
@@ -116,7 +116,7 @@ class TranslationData(digests.Fingerprinted):
 
 
 def load(config: DataConfig, paths: Paths) -> TranslationData:
-    """Reads a data set; a built-in one is prepared first.
+    """Reads a data set; a built-in data set is prepared first if necessary.
 
     Raises:
       UserError: a file or source cannot be used.
@@ -162,7 +162,7 @@ class PairExamples:
     def __init__(
         self, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray] | None, end: int
     ):
-        """Args: ids of each source; ids of the targets, None if unknown; id of the end token."""
+        """Args: token ids of the sources; token ids of the targets or None; id of the end token."""
         self._fields = {"source": sources} | ({} if targets is None else {"target": targets})
         self.padded = dict.fromkeys(self._fields, PAD)
         self.lengths = {

@@ -52,14 +52,14 @@ class TransformerConfig(EncoderConfig):
     """Transformer (Vaswani et al. 2017) with one table for both embeddings and the output.
 
     Attributes:
-      num_layers: num layers of the encoder.
+      num_layers: number of layers of the encoder.
       decoder_layers: number of layers of the decoder; its other sizes are the encoder's.
       mixer: mixer of the encoder; see `EncoderConfig`.
       decoder_mixer: mixer of the decoder's self-attention; it must support causal masks and a
         cache.
       label_smoothing: fraction of the target's probability that is spread over the vocabulary
         (Szegedy et al. 2016).
-      decoding: on the test split and in predictions; greedy on the validation split.
+      decoding: decoding method for the test split and predictions; validation uses greedy decoding.
       For the others see `EncoderConfig`.
     """
 
@@ -95,7 +95,7 @@ class TransformerConfig(EncoderConfig):
 
     @property
     def aligns(self) -> bool:
-        """True: every Transformer has weights over the source."""
+        """True, because every Transformer has attention weights over the source."""
         return True
 
 
@@ -106,7 +106,7 @@ class RecurrentConfig(Config):
     Attributes:
       embedding_size: E; one table for both languages.
       state_size: D of the decoder, and of the encoder's two directions together.
-      num_layers: num layers of the decoder.
+      num_layers: number of layers of the decoder.
       cell: "gru" or "lstm".
       alignment: an alignment of `attention.registry`, with options if any: "additive",
         "location_aware(width=5)". "none" is the control with one fixed vector (Sutskever et al.
@@ -345,7 +345,7 @@ def build(
     Args:
       config: one of MODEL_CONFIGS.
       vocabulary: number of ids of the tokenizer.
-      rngs: for initialization.
+      rngs: random streams of the initialization.
     """
     kind = RecurrentTranslator if isinstance(config, RecurrentConfig) else TransformerTranslator
     return kind(config, vocabulary, rngs=rngs)

@@ -36,10 +36,10 @@ _LENGTH_GROUPS = 5
 
 
 class Translation(Task):
-    """Translates sentences from one language into another.
+    """Translation of sentences from one language into another.
 
-    BLEU of greedy decoding on the validation split selects the best step. Test and predictions
-    decode as `config.model.decoding` says.
+    BLEU of greedy decoding on the validation split selects the best step. The test split and
+    predictions are decoded according to `config.model.decoding`.
     """
 
     data_config = DataConfig
@@ -54,7 +54,7 @@ class Translation(Task):
 
     @classmethod
     def check(cls, data: DataConfig, model: Any) -> None:
-        """Requires that the model holds the longest sentences and their end tokens."""
+        """Raises unless the model's length suffices for the longest sentences with end tokens."""
         longest, needed = getattr(model, "max_length", None), data.text.max_length + 1
         check_max_length(longest, needed, "config.data.text.max_length and the end token")
 
@@ -88,8 +88,8 @@ class Translation(Task):
             kept = np.flatnonzero(~self._too_long(split)).tolist()
             if not kept:
                 raise UserError(
-                    f"config.data.text.max_length: got {limit}, but every training pair has more "
-                    "tokens on a side; raise it"
+                    f"config.data.text.max_length: got {limit}, but every training pair has "
+                    f"more tokens on one side; raise the limit"
                 )
             sources, targets = [sources[i] for i in kept], [targets[i] for i in kept]
         return PairExamples(
@@ -100,7 +100,7 @@ class Translation(Task):
         return self.dataset.splits[split].encoded(self.processor.tokenizer)
 
     def _too_long(self, split: str) -> np.ndarray:
-        """Returns which pairs have more than max_length tokens on a side, bool [pairs]."""
+        """Returns the mask of pairs with more than max_length tokens on one side, bool [pairs]."""
         both = zip(*self._encoded(split), strict=True)
         return np.array([max(len(s), len(t)) > self.data.text.max_length for s, t in both], bool)
 
@@ -251,10 +251,10 @@ def _teacher_forcing(
 
 
 def _one_map(weights: np.ndarray) -> tuple[np.ndarray, str]:
-    """Returns weights [T, S] for a figure and, in words, which they are.
+    """Returns weights [T, S] for a figure, and their description.
 
-    Means over heads, of the last but one layer of a Transformer, which aligns best (Garg et al.
-    2019).
+    The weights are averaged over heads. For a Transformer, they are those of the second to last
+    layer, which aligns best (Garg et al. 2019).
 
     Args:
       weights: [T, S], [T, N, S] or [T, L, N, S].

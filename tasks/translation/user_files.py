@@ -18,11 +18,11 @@ def find(path: str, source: str, target: str) -> dict[str, Files]:
       path: a folder with STEM.SOURCE and STEM.TARGET, such as train.en and train.de; or two files
         of the training split, separated by a comma.
       source: extension of the files in the source language.
-      target: target of those in the target language.
+      target: extension of the files in the target language.
 
     Raises:
       UserError: there is no training split, a file lacks its counterpart, or two pairs of files
-        are of one split.
+        denote the same split.
     """
     names = split_paths(path)
     if len(names) > 1:
@@ -44,8 +44,8 @@ def find(path: str, source: str, target: str) -> dict[str, Files]:
                 raise UserError(f"{pair[there[0]]}: is missing beside {pair[not there[0]].name}")
             if all(there) and split in found:
                 raise UserError(
-                    f"{path}: {found[split][0].name!r} and {pair[0].name!r} are both of the "
-                    f"{split} split; keep one"
+                    f"{path}: {found[split][0].name!r} and {pair[0].name!r} both denote the "
+                    f"{split} split; keep one of them"
                 )
             if all(there):
                 found[split] = pair
@@ -85,8 +85,8 @@ def read_pairs(files: Files) -> tuple[list[str], list[str], list[str]]:
     if dropped := len(source) - len(kept):
         first = next(i for i in range(len(source)) if not (source[i] and target[i]))
         warn_once(
-            f"{files[0]}: {dropped} of {len(source)} pairs have an empty side, the first is line "
-            f"{first + 1}; left out"
+            f"{files[0]}: {dropped} of {len(source)} pairs with an empty side are left out, the "
+            f"first is line {first + 1}"
         )
     ids = [f"{files[0].name}:{i + 1}" for i in kept]
     return [source[i] for i in kept], [target[i] for i in kept], ids

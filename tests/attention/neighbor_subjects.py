@@ -33,7 +33,7 @@ class NeighbourSubject(Subject):
 
     @property
     def capabilities(self):
-        # The neighbors' indices are not among what is reordered.
+        # The indices of the neighbors are not reordered.
         return self.entry.capabilities - ({"permutation"} if "num_users" in self.options else set())
 
     def resized(self, queries, keys):

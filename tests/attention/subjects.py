@@ -189,7 +189,7 @@ def _mask(valid, causal, queries):
 
 
 def _kernel(entry, dtype):
-    # What needs a device is tested as far as it goes in kernels/, and that it says so.
+    # Kernels that need a device, and their errors without one, are tested in kernels/.
     if not runs_here(entry):
         return
 

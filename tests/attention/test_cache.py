@@ -54,7 +54,17 @@ def test_a_window_as_wide_as_all_is_no_ring():
     assert empty(4, window=2).window == 2
 
 
-@pytest.mark.parametrize("chunks", [[1] * 9, [9], [2, 7], [4, 1, 1, 3], [1, 6, 2]], ids=str)
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [1] * 9,
+        [9],
+        pytest.param([2, 7], marks=pytest.mark.slow),
+        [4, 1, 1, 3],
+        pytest.param([1, 6, 2], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_ring_shows_each_query_its_window(chunks):
     """Through attend: keys are one-hot positions, so that the mask can be read off."""
     window, length = 2, 9

@@ -91,7 +91,7 @@ def chosen(queries, keys=None, dtype=jnp.float32, batch=2, **options):
 def test_the_fastest_at_the_nearest_sizes(arguments, options, name):
     found = chosen(*arguments, **options)
     assert found.name == name
-    # Never measured here, so it keeps its place in front; it says no.
+    # This kernel was never measured here, so it keeps its rank at the front; it is unsupported.
     assert found.unsupported == {"fresh": "fresh does nothing yet"}
 
 

@@ -240,7 +240,7 @@ def test_bfloat16_is_close_and_stays(subject):
     assert out.dtype == jnp.bfloat16
     assert weights is None or weights.dtype == jnp.float32
     expected, expected_weights = subject.reference(double(subject.inputs), subject.valid)
-    # bfloat16 keeps 8 bits: what is rounded once or twice on the way is off by some 2^-7.
+    # bfloat16 has 8 bits, so intermediate rounding gives errors of about 2^-7.
     size = np.abs(expected).max()
     np.testing.assert_allclose(np.asarray(out, np.float64) / size, expected / size, atol=0.025)
     assert_weights_close(weights, expected_weights, atol=0.025)

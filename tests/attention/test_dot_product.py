@@ -46,12 +46,19 @@ OPTIONS = {
 CAPABILITIES = {"bias", "logit_cap", "sinks"}
 # Of other kernels each option is compared with the reference in kernels/.
 QUICK = {"plain", "one_of_each", "all"}
+
+
+def quick_of(line):
+    """Returns the quick options of a kernel; an interpreted one takes seconds for each."""
+    return {"all"} if line.name == "triton" else QUICK
+
+
 CASES = [
     pytest.param(
         line.name,
         option,
         id=f"{line.name}-{option}",
-        marks=[pytest.mark.slow] * (line.name != "reference" and option not in QUICK),
+        marks=[pytest.mark.slow] * (line.name != "reference" and option not in quick_of(line)),
     )
     for line in map(functools.partial(registry.find, "kernel"), subjects.KERNELS)
     for option, case in OPTIONS.items()

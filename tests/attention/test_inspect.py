@@ -274,7 +274,7 @@ def test_scanned_layers_with_remat():
 
 
 class Several(nnx.Module):
-    """One attention used twice, and one line of its own that attends."""
+    """A model with one attention used twice, and a separate call of attention."""
 
     def __init__(self):
         self.shared = attention()

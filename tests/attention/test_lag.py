@@ -102,7 +102,7 @@ def test_every_mask_equals_the_equations(form, missing, length):
 
 @each_form
 def test_weights_of_each_channel(form):
-    """With groups of their own, each channel is forecast as if it were alone."""
+    """With separate groups of weights, each channel is forecast independently."""
     logits, heads, values = normal(4, C, F, L), normal(5, C, N, F, L), normal(6, C, N, F)
     valid = np.random.default_rng(0).random((B, T, C)) < 0.7
 

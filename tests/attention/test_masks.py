@@ -84,7 +84,7 @@ def test_dense_holds_to_its_rank():
     with pytest.raises(ValueError, match="always rank 4"):
         masks.dense(array[:, 0])
     with pytest.raises(ValueError, match=r"did you pass \[B, N, T, H\]"):
-        # As built by someone whose T and N have changed places.
+        # A mask with T and N exchanged.
         masks.dense(np.ones((2, 1, 5, 5), bool)).materialize(2, 5, 3, 3)
 
 

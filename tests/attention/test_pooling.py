@@ -145,7 +145,7 @@ def test_structured_pool_by_hand():
 @pytest.mark.parametrize(
     ("rows", "penalty"),
     [
-        # Each hop on a position of its own: A Aᵀ is the identity.
+        # Each hop is on a different position, so A Aᵀ is the identity.
         ([[1, 0, 0], [0, 0, 1]], 0.0),
         # Both on the same: the two entries off the diagonal are 1.
         ([[0, 1, 0], [0, 1, 0]], 2.0),

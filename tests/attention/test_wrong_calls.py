@@ -32,7 +32,7 @@ def told(message, call, *arguments, **options):
     """Asserts that a call fails with a one-line message that begins with `message`."""
     with pytest.raises(ValueError) as caught:
         call(*arguments, **options)
-    # JAX adds lines of its own to what is raised under jit.
+    # JAX appends lines to errors that are raised under jit.
     line = str(caught.value).split("\n-----")[0]
     assert re.match(message, line), line
     assert re.fullmatch(r"[\w .()=]+: got .+, expected .+", line), line

@@ -31,11 +31,11 @@ def without_torch(monkeypatch):
         {"causal": False, "window": 4},
         {"causal": False, "lengths": True},
         {"causal": False, "bias": "learned"},
-        {"key_value_heads": 1, "dtype": "bfloat16"},
+        pytest.param({"key_value_heads": 1, "dtype": "bfloat16"}, marks=pytest.mark.slow),
         {"queries": 1, "keys": 32, "causal": False, "lengths": True, "cached": True}
         | {"passes": ("forward",)},
-        {"causal": False, "scattered": True},
-        {"queries": 256, "causal": False, "big_bird": True},
+        pytest.param({"causal": False, "scattered": True}, marks=pytest.mark.slow),
+        pytest.param({"queries": 256, "causal": False, "big_bird": True}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -140,8 +140,8 @@ def run(module, *arguments):
         ("train_choices", "--batch_size=0", ["--batch_size=0"]),
     ],
 )
-def test_a_mistake_is_one_line(module, flag, words):
-    done = run(module, flag)
+def test_a_mistake_is_one_line(module, flag, words, server):
+    done = server.run([f"benchmarks.{module}", flag])
     assert done.returncode == 2, done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr

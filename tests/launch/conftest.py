@@ -41,12 +41,15 @@ def csv_file(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def command(cache):
+def command(cache, server):
     """Runs `python -m launch.NAME FLAGS` from the root of the repository."""
 
     def run(name: str, *flags: str, stdin: str | None = None, **environment: str):
+        words = command_line(name, cache, *flags)
+        if not environment:
+            return server.run(words[2:], stdin)
         return subprocess.run(
-            command_line(name, cache, *flags),
+            words,
             cwd=ROOT,
             env={**os.environ, **environment},
             input=stdin,

@@ -61,6 +61,7 @@ def test_evaluate_gives_the_figures_that_training_printed(run, command):
     assert json.loads(done.stdout) == written
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_depend_on_the_batch_size(run, command):
     folder, _ = run
     config = json.loads((folder / "config.json").read_text())
@@ -168,4 +169,4 @@ def test_predict_reads_the_column_of_a_table(run, command, tmp_path):
     table.write_text("id,text\n1,x\n")
     done = command("predict", f"--workdir={run[0]}", f"--input_file={table}")
     assert done.returncode == 2
-    assert done.stderr.strip() == f"error: {table}: no column 'review'; there are: id, text"
+    assert done.stderr.strip() == f"error: {table}: no column 'review'; the columns are: id, text"

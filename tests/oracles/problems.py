@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# float32 on both sides, sums of up to some hundred terms of order 1; beside 1e-5 of each number,
+# float32 on both sides, sums of up to some hundred terms of order 1; in addition to 1e-5 relative,
 # 1e-5 of the largest of its array.
 RELATIVE = 1e-5
 FOLDER = pathlib.Path(__file__).parent

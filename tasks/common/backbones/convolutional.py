@@ -28,7 +28,7 @@ NORMS = ("batch", "group", "none")
 _MOST_GROUPS, _GROUP_CHANNELS = 32, 8
 
 # Output channels of a convolution are sharded like hidden units of a Transformer. This rule must be
-# # the last one of a task, because it treats every kernel without another rule as a convolution.
+# the last one of a task, because it treats every kernel without another rule as a convolution.
 SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"(^|/)kernel$", (None, None, None, ("fsdp", "tensor"))),
 )

@@ -70,7 +70,7 @@ class UrlFetcher:
         """Downloads the file within the time limit; see `Fetcher.fetch`."""
         target = folder / (self.url.rstrip("/").rsplit("/", 1)[-1] or "file")
         # A daemon thread is used because host name lookup has no timeout and a slow server may
-        # never # finish. The caller stops waiting at the deadline.
+        # never finish. The caller stops waiting at the deadline.
         failure: list[str] = []
         connected = threading.Event()
         stop = threading.Event()
@@ -162,12 +162,9 @@ class NpmPackage(_Package):
         return f"npm pack {self.package}@{self.version}"
 
     def _commands(self, folder: Path) -> list[list[str]]:
-        return [
-            [
-                *(_client("npm"), "pack", f"{self.package}@{self.version}", "--loglevel=error"),
-                *("--pack-destination", str(folder), "--fetch-retries=0", "--fetch-timeout=6000"),
-            ]
-        ]
+        command = [_client("npm"), "pack", f"{self.package}@{self.version}", "--loglevel=error"]
+        options = ["--fetch-retries=0", "--fetch-timeout=6000"]
+        return [[*command, "--pack-destination", str(folder), *options]]
 
 
 @dataclass(frozen=True)
@@ -179,13 +176,10 @@ class AptPackage(_Package):
         return f"apt-get download {self.package}={self.version}"
 
     def _commands(self, folder: Path) -> list[list[str]]:
-        return [
-            [
-                *(_client("apt-get"), "download", f"{self.package}={self.version}", "-q"),
-                *("-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=5"),
-                *("-o", "Acquire::https::Timeout=5", "-o", "APT::Sandbox::User=root"),
-            ]
-        ]
+        command = [_client("apt-get"), "download", f"{self.package}={self.version}", "-q"]
+        options = ["Acquire::Retries=0", "APT::Sandbox::User=root"]
+        options += ["Acquire::http::Timeout=5", "Acquire::https::Timeout=5"]
+        return [[*command, *(f"-o={option}" for option in options)]]
 
 
 def zip_member(path: str) -> Extract:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -30,13 +32,8 @@ def read_text(name: str | Path) -> str:
     if os.path.isdir(path):  # os.path.isdir returns False for names that are not valid paths
         raise UserError(f"{str(name) or path}: is a folder, expected a text file")
     expect_regular(path, str(name))
-    try:
+    with _readable(str(name)):
         data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        # The name contains a zero byte.
-        raise UserError(f"{str(name)!r}: cannot be read ({error})") from error
     text = decode_text(data, str(name))
     if not text.strip():
         raise UserError(f"{name}: the file is empty")
@@ -51,10 +48,17 @@ def open_text(name: str) -> TextIO:
     """
     path = Path(name).expanduser()
     expect_regular(path, name)
-    try:
+    with _readable(name):
         with path.open("rb") as file:
             start = file.read(4)
         return path.open(encoding=detect_encoding(start), newline="")
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Raises a UserError for a file that cannot be opened or read."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from error
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import sys
@@ -13,13 +14,14 @@ from typing import TypeVar
 
 import numpy as np
 
+from tasks.common.configs import Config
 from tasks.common.data.deduplication import text_hash
 from tasks.common.errors import UserError, warn_once
 
 _T = TypeVar("_T")
 
 # Metadata of config fields that older runs lack. If such a field has its default value, the hash of
-# # the experiment is unchanged, see `launch.engine.config.identity`.
+# the experiment is unchanged, see `launch.engine.config.identity`.
 LATER = {"later": True}
 
 HELD_OUT = ("test", "validation")
@@ -60,6 +62,34 @@ def results_name(
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"name: got {name!r}{hint}, expected one of {', '.join(known)}{rest}")
     return name
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFilesConfig(Config):
+    """Config of a data set that is built in or in text files of the user, one per split.
+
+    Attributes:
+      name: a built-in data set. With train_file the name of the results, own_<file> by default.
+      train_file: user file of the training split.
+      validation_file: user file of the validation split; None for a tenth of train_file.
+      test_file: user file of the test split; None for another tenth.
+    """
+
+    name: str
+    train_file: str | None = None
+    validation_file: str | None = None
+    test_file: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        for other in ("validation_file", "test_file"):
+            complete = self.train_file is not None or getattr(self, other) is None
+            self.expect("train_file", complete, f"a file with {other}")
+
+    def set_results_name(self, known: Collection[str], rest: str) -> None:
+        """Replaces `name` by the name of the results, see `results_name`."""
+        name = results_name(self.name, known, self.train_file, rest, "train_file")
+        object.__setattr__(self, "name", name)
 
 
 def split_paths(path: str) -> list[str]:

@@ -31,7 +31,7 @@ _EXPECTED: dict[str, tuple[Any, ...]] = {
     "tokenizer_class": (None, *CLASSES),
 }
 # Options that do not affect the prediction of masked tokens: names, storage, heads for other tasks,
-# # and parameters of text generation.
+# and parameters of text generation.
 _WITHOUT_EFFECT = """
 architectures model_type vocab_size pad_token_id _name_or_path name_or_path _commit_hash
 transformers_version torch_dtype dtype use_bfloat16 use_cache gradient_checkpointing

@@ -319,7 +319,7 @@ def _expect_parts(path: Path, values: Mapping[str, Any]) -> None:
     """Raises unless pre-tokenizer, post-processor, truncation and decoder are those of BERT."""
     cutter = values.get("pre_tokenizer")
     # Without this part, the library treats each text as a single word if the file is complete. In a
-    # # file that the library cannot load, missing parts default to those of BERT.
+    # file that the library cannot load, missing parts default to those of BERT.
     if ("pre_tokenizer" in values or _loads(values)) and cutter != {"type": "BertPreTokenizer"}:
         found = cutter.get("type") if isinstance(cutter, dict) else cutter
         raise _unsupported(path, "pre_tokenizer", found, "BertPreTokenizer")

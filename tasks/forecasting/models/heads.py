@@ -34,11 +34,17 @@ class Head:
       name: name in configs.
       size: P, number of parameters per value.
       probabilistic: whether the parameters are a distribution.
+      point_column: index of the parameter that is the point forecast.
     """
 
     name: str
     size: int
     probabilistic = True
+    point_column = 0
+
+    def column(self, level: float) -> int | None:
+        """Returns the index of the parameter that is a quantile; None if it is computed."""
+        return None
 
     def place(self, raw: Array, level: Array, scale: Array) -> Array:
         """Converts raw numbers [B, F, C, P] to parameters [B, F, C, P].
@@ -82,7 +88,7 @@ class Head:
 
     def point(self, parameters: Array) -> Array:
         """Returns the point forecast [B, F, C]: the mean, or the median of quantiles."""
-        return parameters[..., 0]
+        return parameters[..., self.point_column]
 
     def quantiles(self, parameters: np.ndarray, levels: Sequence[float]) -> np.ndarray:
         """Computes quantiles on the host: [..., P] -> [..., Q].
@@ -143,7 +149,7 @@ class Quantile(Head):
     """
 
     name, size = "quantile", len(LEVELS)
-    middle = len(LEVELS) // 2
+    middle = point_column = len(LEVELS) // 2
 
     def place(self, raw: Array, level: Array, scale: Array) -> Array:
         return self._spread(raw[..., 0] * scale + level, raw, scale)
@@ -161,8 +167,8 @@ class Quantile(Head):
         levels = jnp.array(LEVELS, jnp.float32)
         return jnp.mean(jnp.maximum(levels * over, (levels - 1) * over), axis=-1)
 
-    def point(self, parameters: Array) -> Array:
-        return parameters[..., self.middle]
+    def column(self, level: float) -> int:
+        return LEVELS.index(level)
 
     def quantiles(self, parameters: np.ndarray, levels: Sequence[float]) -> np.ndarray:
         """Interpolates linearly between the nine levels."""

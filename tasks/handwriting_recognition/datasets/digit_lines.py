@@ -19,13 +19,13 @@ class Lines(Config):
 
     Attributes:
       least, most: smallest and largest number of digits.
-      slant: largest shear, columns per row, the same for a line.
+      slant: maximum shear in columns per row, constant within a line.
       scale: largest relative change of size.
       thickness: largest change of the stroke, in pixels on each side.
-      spacing: smallest and largest number of columns between two digits; below 0 they touch.
+      spacing: minimum and maximum number of columns between two digits; they touch if negative.
       shift: largest vertical shift, in rows.
       noise: largest standard deviation of the noise, of 255.
-      wobble: largest change of each entry of a digit's own 2 x 2 transformation matrix.
+      wobble: maximum change of each entry of a digit's 2 x 2 transformation matrix.
     """
 
     least: PositiveInt = 3

@@ -79,13 +79,13 @@ def last_positions(items: Array) -> Array:
 
 def gather_positions(x: Array, positions: Array) -> Array:
     """Returns x [B, S, ...] at one position of each row, int [B]: [B, ...]."""
-    return x[jnp.arange(len(x)), positions]
+    return x[jnp.arange(x.shape[0]), positions]
 
 
 def events(items: Array, following: Array) -> Array:
     """Appends the following event to histories: int [B, S] and [B] -> [B, S + 1]."""
     wide = jnp.pad(items, ((0, 0), (0, 1)), constant_values=-1)
-    return wide.at[jnp.arange(len(items)), jnp.sum(is_event(items), axis=1)].set(following)
+    return wide.at[jnp.arange(items.shape[0]), jnp.sum(is_event(items), axis=1)].set(following)
 
 
 def sample_positions(key: Array, following: Array, count: int) -> tuple[Array, Array, Array]:

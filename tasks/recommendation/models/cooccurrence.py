@@ -16,7 +16,7 @@ from tasks.recommendation.models.base import Buffer, safe_ids
 
 Array = jax.Array
 
-# Entries of a dense matrix; of a larger one each row keeps its largest entries.
+# Maximum size of a dense matrix; larger matrices keep only the largest entries of each row.
 DENSE = 2**23
 
 
@@ -42,10 +42,10 @@ def transitions(
         C_ji = Σ_(i is d positions after j) γ^(d - 1),   1 ≤ d ≤ window
 
     Args:
-      matrix: [U, I], an entry the position of the event in the history of its user.
+      matrix: [U, I]; an entry is the position of the event in the history of its user.
       window: largest distance of two events.
       decay: γ, in (0, 1].
-      both_ways: count both orders: C + Cᵀ.
+      both_ways: whether to count both orders, C + Cᵀ.
 
     Returns:
       C, float32 [I, I].

@@ -49,20 +49,21 @@ from tasks.recommendation.models.sequential import SASRec, SASRecConfig
 
 Array = jax.Array
 
-# Largest number of logits of a step.
+# Maximum number of logits of a step.
 LOGITS = 2**23
 
 
 @dataclasses.dataclass(frozen=True)
 class HybridConfig(Config):
-    """Terms of the hybrid.
+    """Config of the hybrid and its terms.
 
     Attributes:
-      ridge: λ of EASE; 0: no such term.
-      ridge_items: number of most popular items in EASE; its matrix has the square of it.
-      transition_window: largest distance of two events of a transition; 0: no such term.
-      cooccurrence_window: largest distance of co-occurring events in either order; 0: no such term.
-      decay: γ of both, the decay by distance.
+      ridge: λ of EASE; 0 for no EASE term.
+      ridge_items: number of most popular items in EASE, whose matrix has the square of this size.
+      transition_window: maximum distance of two events of a transition; 0 for no such term.
+      cooccurrence_window: maximum distance of co-occurring events in either order; 0 for no such
+        term.
+      decay: γ, decay of both counts by distance.
       `neighbours`: k, similar users; 0: no such term.
       sequence: whether there is a Transformer over the history, configured by model_size and the
         fields below it; see `SASRecConfig`.
@@ -210,7 +211,7 @@ class Hybrid(Recommender):
             return jnp.take_along_axis(logits, items, axis=1)
 
         _, back = jax.vjp(counted, weights)
-        one_hot = jnp.eye(items.shape[1])[:, None] * jnp.ones((len(items), 1))
+        one_hot = jnp.eye(items.shape[1])[:, None] * jnp.ones((items.shape[0], 1))
         (gradients,) = jax.vmap(back)(one_hot)
         parts = zip(weights, gradients, strict=True)
         added = sum(own[None, :, 0] * gradient[:, :, 0] for own, gradient in parts)
@@ -229,7 +230,7 @@ class Hybrid(Recommender):
         last = gather_positions(batch["next"], last_positions(items))
         history = History(items, batch["ages"], batch["user"], positions, last, own)
         logits = self._logits(history, self._weights(history), dropout_key)
-        # First position of each item; for absent items past the end.
+        # First position of each item; an index past the end for absent items.
         outside = jnp.where(is_event(items), items, self.num_items)
         first = jnp.full((B, self.num_items), items.shape[1])
         first = first.at[rows, outside].min(jnp.arange(items.shape[1]), mode="drop")

@@ -1,4 +1,4 @@
-"""Recommenders with attention over the items of a user, in no order: NAIS and ACF.
+"""Recommenders with order-independent attention over the items of a user: NAIS and ACF.
 
 He et al. 2018, "NAIS: Neural Attentive Item Similarity Model for Recommendation"; Chen et al. 2017,
 "Attentive Collaborative Filtering: Multimedia Recommendation with Item- and Component-Level
@@ -37,7 +37,7 @@ from tasks.recommendation.models.losses import LossConfig, gbce, next_item_loss
 
 Array = jax.Array
 
-# Items that NAIS scores at a time: each has its own weights over the history.
+# Items that NAIS scores at a time, because each item has its own weights over the history.
 _BLOCK = 128
 
 
@@ -139,11 +139,11 @@ class ItemSimilarity(Recommender):
 
         def block(candidates: Array) -> Array:
             candidates = jnp.minimum(candidates, self.num_items - 1)
-            candidates = jnp.broadcast_to(candidates, (len(items), _BLOCK))
+            candidates = jnp.broadcast_to(candidates, (items.shape[0], _BLOCK))
             return self._of(items, candidates, is_event(items))
 
         found = jnp.moveaxis(jax.lax.map(block, blocks), 0, 1)
-        return found.reshape(len(items), -1)[:, : self.num_items]
+        return found.reshape(items.shape[0], -1)[:, : self.num_items]
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
         """Returns the contribution of each position to the score of an item, a_ij q_j·p_i."""

@@ -21,7 +21,7 @@ LOSSES = ("cross_entropy", "gbce")
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig(Config):
-    """Loss of the next item.
+    """Config of the loss of the next item.
 
     Attributes:
       name: "cross_entropy" over all items, or "gbce" against sampled items, for many items.
@@ -112,6 +112,6 @@ def next_item_loss(
     negatives = jnp.einsum("BSD,BKD->BSK", hidden, table[drawn])
     if bias is not None:
         positive, negatives = positive + bias[rows], negatives + bias[drawn][:, None]
-    # A negative that is the target adds nothing: its softplus is 0.
+    # A negative that is the target does not contribute, because its softplus is 0.
     negatives = jnp.where(different, negatives, -jnp.inf)
     return weighted_mean(gbce(positive, negatives, num_items, config.calibration), counted)

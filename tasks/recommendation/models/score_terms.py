@@ -164,7 +164,7 @@ class Ease(nnx.Module):
 
 
 class MarkovChain(nnx.Module):
-    """Markov chain: items near those of the history, in the histories of others.
+    """Markov chain: items that follow items of the history in the histories of other users.
 
         score_i = n_i^(-ρ) Σ_j a_j C_ji / (Σ_i' C_ji' + e^s)
 

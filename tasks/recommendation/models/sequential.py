@@ -58,7 +58,7 @@ class SequentialConfig(EncoderConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SASRecConfig(SequentialConfig):
-    """A causal Transformer over items.
+    """Config of a causal Transformer over items.
 
     Attributes:
       item_bias: whether scores have a bias of each item.
@@ -77,7 +77,7 @@ class SASRecConfig(SequentialConfig):
 
 @dataclasses.dataclass(frozen=True)
 class BERT4RecConfig(SequentialConfig):
-    """A bidirectional Transformer over items, some of them masked.
+    """Config of a bidirectional Transformer over partially masked items.
 
     Attributes:
       mask_rate: fraction of the items of a sequence that are masked.
@@ -140,9 +140,7 @@ class SASRec(SequentialRecommender):
         return logits if self.bias is None else logits + self.bias[...]
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the attention of the last position in the last layer, averaged over heads, for
-        every item; nothing if the mixer has no weights.
-        """
+        """Returns the last layer's mean attention from the last position, for every item."""
         if "weights" not in self.config.entry.capabilities:
             return {}
         weights = self._last_layer(batch["items"], last_positions(batch["items"]))
@@ -192,7 +190,7 @@ class BERT4Rec(SequentialRecommender):
 
     def _with_mask(self, items: Array) -> tuple[Array, Array]:
         """Returns histories with a masked item after them, [B, S + 1], and its position [B]."""
-        mask = jnp.full((len(items),), self.num_items, jnp.int32)
+        mask = jnp.full((items.shape[0],), self.num_items, jnp.int32)
         return events(items, mask), jnp.sum(is_event(items), axis=1)
 
     def scores(self, batch: Batch) -> Array:
@@ -210,7 +208,7 @@ class BERT4Rec(SequentialRecommender):
         return broadcast_weights(jnp.where(is_event(batch["items"]), weights, 0), items)
 
     def loss(self, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-        """Computes the loss of items masked at random, or of the last one if none is."""
+        """Computes the loss of randomly masked items, or of the last item if none is masked."""
         mask_key, dropout_key, negative_key = jax.random.split(key, 3)
         following = gather_positions(batch["next"], last_positions(batch["items"]))
         whole = events(batch["items"], following)

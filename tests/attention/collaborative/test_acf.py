@@ -1,4 +1,4 @@
-"""Attentive collaborative filtering: both levels together by brute force, what is refused."""
+"""Attentive collaborative filtering: both levels by brute force, and errors."""
 
 import jax
 import jax.numpy as jnp
@@ -68,17 +68,17 @@ def test_both_levels_by_brute_force():
 
 def test_an_item_without_components_has_no_content():
     component, _ = modules()
-    content, weights = component(USER, COMPONENTS, valid=PARTS, return_weights=True)
+    content, weights = compiled(component)(USER, COMPONENTS, valid=PARTS, return_weights=True)
     assert weights.shape == (B, 1, S, M)
     np.testing.assert_array_equal(content[0, 1], 0)
     np.testing.assert_array_equal(weights[~PARTS[:, None]], 0)
-    gradient = jax.grad(lambda x: jnp.sum(component(USER, x, valid=PARTS)))(COMPONENTS)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(component(USER, x, valid=PARTS))))(COMPONENTS)
     assert np.isfinite(gradient).all()
     np.testing.assert_array_equal(gradient[~PARTS], 0)
 
 
 def test_weights_of_both_levels():
-    component, item = modules()
+    component, item = map(compiled, modules())
     content, parts = component(USER, COMPONENTS, return_weights=True)
     np.testing.assert_allclose(np.sum(parts, -1), 1, atol=1e-6)
     np.testing.assert_allclose(
@@ -92,7 +92,7 @@ def test_weights_of_both_levels():
 
 
 def test_weights_depend_on_the_user():
-    component, item = modules()
+    component, item = map(compiled, modules())
     seen = [
         (
             component(user, COMPONENTS, return_weights=True)[1],
@@ -125,7 +125,7 @@ def test_who_has_no_items_is_scored_by_the_user_alone():
     _, item = modules()
     nothing = np.zeros((B, S), bool)
     content = COMPONENTS[:, :, 0]
-    profile = item(USER, ITEMS, AUXILIARY, content=content, valid=nothing)
+    profile = compiled(item)(USER, ITEMS, AUXILIARY, content=content, valid=nothing)
     np.testing.assert_array_equal(profile, 0)
     bias = normal(6, B, I)
     np.testing.assert_allclose(

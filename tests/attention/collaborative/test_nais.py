@@ -1,4 +1,4 @@
-"""NAIS and FISM: by hand, the smoothed softmax, the candidate left out, what is refused."""
+"""NAIS and FISM: hand-computed values, smoothed softmax, excluded candidates, and errors."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from tests.attention.references import collaborative as references
 from tests.attention.subjects import normal
 from tests.attention.test_wrong_calls import told
 
-item_similarity = compiled(item_similarity)
+item_similarity, compiled_softmax = compiled(item_similarity), compiled(smoothed_softmax)
 
 B, I, S, D = 2, 3, 5, 4  # noqa: E741
 CANDIDATES, HISTORY = normal(0, B, I, D) / 2, normal(1, B, S, D) / 2
@@ -43,11 +43,13 @@ def inputs_of(module):
 
 def test_smoothed_softmax_by_hand():
     logits = jnp.log(jnp.array([[1.0, 3.0, 5.0]]))
-    np.testing.assert_allclose(smoothed_softmax(logits, 0.5), [[1 / 3, 1, 5 / 3]], rtol=1e-6)
-    np.testing.assert_allclose(smoothed_softmax(logits, 1.0), [[1 / 9, 3 / 9, 5 / 9]], rtol=1e-6)
-    np.testing.assert_allclose(smoothed_softmax(logits, 0.0), [[1, 3, 5]], rtol=1e-6)
+    np.testing.assert_allclose(compiled_softmax(logits, beta=0.5), [[1 / 3, 1, 5 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(
+        compiled_softmax(logits, beta=1.0), [[1 / 9, 3 / 9, 5 / 9]], rtol=1e-6
+    )
+    np.testing.assert_allclose(compiled_softmax(logits, beta=0.0), [[1, 3, 5]], rtol=1e-6)
     masked = jnp.array([[0.0, NEGATIVE, jnp.log(3.0)]])
-    np.testing.assert_allclose(smoothed_softmax(masked, 0.5), [[0.5, 0, 1.5]], rtol=1e-6)
+    np.testing.assert_allclose(compiled_softmax(masked, beta=0.5), [[0.5, 0, 1.5]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.3, 0.5, 1.0])
@@ -56,8 +58,8 @@ def test_smoothed_softmax_does_not_overflow(beta):
     logits = jnp.array([120.0, 119.0, -50.0])
     wide = np.asarray(logits, np.float64)
     expected = np.exp(wide - beta * np.log(np.exp(wide).sum()))
-    np.testing.assert_allclose(smoothed_softmax(logits, beta), expected, rtol=1e-4, atol=1e-30)
-    slopes = jax.jacobian(lambda logits: smoothed_softmax(logits, beta))(logits)
+    np.testing.assert_allclose(compiled_softmax(logits, beta=beta), expected, rtol=1e-4, atol=1e-30)
+    slopes = jax.jit(jax.jacobian(lambda logits: smoothed_softmax(logits, beta)))(logits)
     weights = expected / expected.sum()
     expected_slopes = expected[:, None] * (np.eye(3) - beta * weights)
     np.testing.assert_allclose(slopes, expected_slopes, rtol=1e-4, atol=1e-4 * expected.max())
@@ -66,8 +68,8 @@ def test_smoothed_softmax_does_not_overflow(beta):
 def test_smoothed_softmax_of_nothing():
     logits = jnp.full((2, 3), NEGATIVE).at[1, 0].set(0.4)
     total = lambda logits: jnp.sum(smoothed_softmax(logits, 0.5))  # noqa: E731
-    np.testing.assert_array_equal(smoothed_softmax(logits, 0.5)[0], 0)
-    gradient = jax.grad(total)(logits)
+    np.testing.assert_array_equal(compiled_softmax(logits, beta=0.5)[0], 0)
+    gradient = jax.jit(jax.grad(total))(logits)
     np.testing.assert_array_equal(gradient[0], 0)
     # One item alone: exp(0.4)^(1 - 0.5), whose slope is half of it.
     np.testing.assert_allclose(gradient[1], [0.5 * np.exp(0.2), 0, 0], rtol=1e-6)
@@ -83,7 +85,7 @@ def test_two_items_by_hand():
     exponentials = np.exp([0.3, 0.0])
     a = exponentials / np.sqrt(exponentials.sum()) / np.sqrt(2)
     expected = 0.7 + a[0] * 0.25 - a[1] * 1.0
-    scores, weights = module(p, q, bias=np.array([[0.7]], "f"), return_weights=True)
+    scores, weights = compiled(module)(p, q, bias=np.array([[0.7]], "f"), return_weights=True)
     np.testing.assert_allclose(scores, [[expected]], rtol=1e-6)
     np.testing.assert_allclose(weights, a[None, None, None], rtol=1e-6)
 
@@ -107,7 +109,7 @@ def test_marks_for_each_candidate(form):
 def test_weights_take_similarities_to_scores():
     bias = normal(2, B, I)
     for module in (nais(), nais("concat", alpha=1.0), FISM(D, rngs=nnx.Rngs(0))):
-        scores, weights = module(CANDIDATES, HISTORY, bias=bias, return_weights=True)
+        scores, weights = compiled(module)(CANDIDATES, HISTORY, bias=bias, return_weights=True)
         assert weights.shape == (B, 1, I, S)
         product = np.einsum("bis,bsd,bid->bi", weights[:, 0], HISTORY, CANDIDATES) + bias
         np.testing.assert_allclose(scores, product, atol=1e-6)
@@ -118,7 +120,8 @@ def test_weights_take_similarities_to_scores():
 
 def test_weights_sum_to_one_only_with_beta_one():
     def totals(beta):
-        return np.asarray(nais(beta=beta)(CANDIDATES, HISTORY, return_weights=True)[1]).sum(-1)
+        weigh = compiled(nais(beta=beta))
+        return np.asarray(weigh(CANDIDATES, HISTORY, return_weights=True)[1]).sum(-1)
 
     np.testing.assert_allclose(totals(1.0), 1, atol=1e-6)
     # Five weights with each exp(f) at least 1, so their sum exceeds 5^(1 - β).
@@ -130,8 +133,8 @@ def test_without_attention_it_is_fism(alpha, factor):
     """h = 0 and β = 0 give all items the weight 1."""
     module = nais(alpha=alpha, beta=0.0)
     module.score[...] = jnp.zeros(D)
-    fism = FISM(D, alpha=alpha, rngs=nnx.Rngs(0))(CANDIDATES, HISTORY)
-    np.testing.assert_allclose(module(CANDIDATES, HISTORY), fism, atol=1e-6)
+    fism = compiled(FISM(D, alpha=alpha, rngs=nnx.Rngs(0)))(CANDIDATES, HISTORY)
+    np.testing.assert_allclose(compiled(module)(CANDIDATES, HISTORY), fism, atol=1e-6)
     by_hand = factor * np.einsum("bid,bsd->bi", CANDIDATES, HISTORY)
     np.testing.assert_allclose(fism, by_hand, atol=1e-6)
 
@@ -146,8 +149,9 @@ def test_concat_is_one_matrix_over_both():
         ],
         axis=-1,
     )
-    hidden = module.hidden(pairs)
-    np.testing.assert_allclose(module._hidden(CANDIDATES, HISTORY), hidden, atol=1e-6)
+    hidden = compiled(module.hidden)(pairs)
+    split = compiled(module._hidden)(CANDIDATES, HISTORY)
+    np.testing.assert_allclose(split, hidden, atol=1e-6)
 
 
 class TestTheCandidateIsLeftOut:
@@ -172,6 +176,7 @@ class TestTheCandidateIsLeftOut:
         source, target = normal(3, 10, D) / 2, normal(4, 10, D) / 2
         seen = without_target(self.candidates, self.history, self.valid)
 
+        @jax.jit
         def scores(source):
             return module(target[self.candidates], source[self.history], valid=seen)
 
@@ -181,13 +186,15 @@ class TestTheCandidateIsLeftOut:
             changed[self.candidates[b, i]] = 1e3
             np.testing.assert_array_equal(scores(changed)[b, i], plain[b, i])
         # As if the item were not in the history at all.
-        alone = module(target[self.candidates[:1, :1]], source[self.history[:1][:, [0, 2, 3, 4]]])
+        alone = compiled(module)(
+            target[self.candidates[:1, :1]], source[self.history[:1][:, [0, 2, 3, 4]]]
+        )
         np.testing.assert_allclose(alone[0, 0], plain[0, 0], atol=1e-6)
 
     def test_a_history_of_itself_alone_is_empty(self):
         seen = without_target(np.array([[3]]), np.array([[3, 3]]))
         bias = np.array([[0.25]], "f")
-        score = nais()(CANDIDATES[:1, :1], HISTORY[:1, :2], bias=bias, valid=seen)
+        score = compiled(nais())(CANDIDATES[:1, :1], HISTORY[:1, :2], bias=bias, valid=seen)
         np.testing.assert_array_equal(score, bias)
 
 

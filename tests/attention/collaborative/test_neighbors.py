@@ -1,4 +1,4 @@
-"""Users who are alike: by hand, beside scikit-learn, list and dense form, what is refused."""
+"""Similar users: hand-computed values, scikit-learn, list and dense form, and errors."""
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,16 @@ from attention.collaborative.neighbors import (
     neighbor_weights,
     top_neighbors,
 )
+from tests.attention.compiled import compiled
 from tests.attention.references import collaborative as references
 from tests.attention.subjects import normal
 from tests.attention.test_wrong_calls import told
+
+cosine_similarity, neighbor_scores = compiled(cosine_similarity), compiled(neighbor_scores)
+neighbor_weights, dense_neighbor_scores = (
+    compiled(neighbor_weights),
+    compiled(dense_neighbor_scores),
+)
 
 B, U, S, D, ITEMS = 3, 11, 5, 4, 6
 SIMILARITY = normal(0, B, S)
@@ -67,12 +74,13 @@ def test_a_vector_of_zeros_is_like_nobody():
     users = np.zeros((1, D), np.float32)
     others = jnp.asarray(normal(1, U, D)).at[0].set(0)
 
+    @jax.jit
     def total(users, others):
         similarity = cosine_similarity(users, others)
         return jnp.sum(dense_neighbor_scores(similarity, normal(2, U, ITEMS)))
 
     assert total(users, others) == 0
-    for gradient in jax.grad(total, argnums=(0, 1))(users, others):
+    for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(users, others):
         assert np.isfinite(gradient).all()
 
 
@@ -87,8 +95,8 @@ def test_nearest_neighbors_equal_scikit_learn():
     nearest = jnp.take_along_axis(similarity, indices, axis=1)
     scores = neighbor_scores(nearest, ratings[indices], valid=valid)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    # The same by the module as it begins, all weights alike.
-    module = UserNeighbors(D, rngs=nnx.Rngs(0))
+    # The module gives the same result initially, when all weights are equal.
+    module = compiled(UserNeighbors(D, rngs=nnx.Rngs(0)))
     scores = module(users, others[indices], ratings[indices], valid=valid)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
@@ -137,8 +145,9 @@ def test_only_ratios_of_weights_matter_and_order_does_not():
     ids = np.random.default_rng(0).integers(U, size=(B, S))
     user, others = normal(5, B, D), normal(6, B, S, D)
     order = np.array([3, 0, 4, 2, 1])
-    plain, weights = module(user, others, RATINGS, ids=ids, return_weights=True)
-    moved, moved_weights = module(
+    run = compiled(module)
+    plain, weights = run(user, others, RATINGS, ids=ids, return_weights=True)
+    moved, moved_weights = run(
         user, others[:, order], RATINGS[:, order], ids=ids[:, order], return_weights=True
     )
     np.testing.assert_allclose(moved, plain, atol=1e-6)
@@ -160,7 +169,8 @@ def test_a_similarity_may_be_given():
     module = UserNeighbors(D, rngs=nnx.Rngs(0))
     user, others = normal(5, B, D), normal(6, B, S, D)
     by_cosine = module(user, others, RATINGS)
-    given = module(user, others, RATINGS, similarity=cosine_similarity(user, others))
+    similarity = neighbors.cosine_similarity(user, others)
+    given = module(user, others, RATINGS, similarity=similarity)
     np.testing.assert_allclose(given, by_cosine, atol=1e-7)
     other = module(user, others, RATINGS, similarity=SIMILARITY)
     np.testing.assert_allclose(other, neighbor_scores(SIMILARITY, RATINGS), atol=1e-6)

@@ -147,7 +147,7 @@ def test_the_spatial_gate_moves_with_the_map():
 
 
 def test_coordinate_tells_rows_from_columns():
-    """A row of ones has a gate of its own in that row, which a column of ones has not."""
+    """A row of ones has a different gate in that row, unlike a column of ones."""
     module = Coordinate(4, rngs=nnx.Rngs(0))
     row = jnp.zeros((1, 5, 5, 4)).at[:, 2].set(1.0)
     _, gate = module(row, return_weights=True)

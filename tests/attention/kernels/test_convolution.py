@@ -176,7 +176,7 @@ def test_other_dtypes():
 
 
 def test_on_a_mesh_it_is_cut_up_without_gathers():
-    """In a process of its own, of two devices."""
+    """Runs in a separate process with two devices."""
     code = """
         import jax, numpy as np
         from jax.sharding import NamedSharding, PartitionSpec as P
@@ -202,7 +202,7 @@ def test_on_a_mesh_it_is_cut_up_without_gathers():
 
 
 def test_without_a_compiler():
-    """In a process of its own: what is compiled once stays."""
+    """Runs in a separate process, because compiled code is cached."""
     code = """
         import jax
         from tests.attention.kernels import test_convolution as test

@@ -48,8 +48,23 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("name", MASKS)
-@pytest.mark.parametrize("bias", [None, (1, 1), (B, 1), (1, N), (B, N)])
+BIASES = (None, (1, 1), (B, 1), (1, N), (B, N))
+
+
+@pytest.mark.parametrize(
+    ("bias", "name"),
+    [
+        # Each mask with one shape of bias; the other pairs are slow tests.
+        pytest.param(
+            bias,
+            name,
+            id=f"bias{column}-{name}",
+            marks=[pytest.mark.slow] * (row % len(BIASES) != column),
+        )
+        for row, name in enumerate(MASKS)
+        for column, bias in enumerate(BIASES)
+    ],
+)
 def test_masks_and_biases_mean_the_same(name, bias):
     inputs = cases.inputs(T, T, H=8, V=8)
     if bias is not None:

@@ -488,7 +488,7 @@ def test_the_reference_has_all_derivatives():
 @pytest.mark.parametrize(
     ("name", "compiled"),
     [(name, True) for name in OTHERS]
-    # Outside of jit another rule of the same primitives refuses, for all kernels alike.
+    # Outside jit another rule of the same primitives raises the error, for all kernels.
     + [
         pytest.param(name, False, marks=[pytest.mark.slow] * (name != "blockwise"))
         for name in OTHERS

@@ -216,7 +216,7 @@ def test_what_it_cannot_is_refused():
 
 
 def test_without_a_compiler_auto_goes_on():
-    """In a process of its own: what is compiled once stays."""
+    """Runs in a separate process, because compiled code is cached."""
     code = """
         import numpy as np
         from attention import attend, explain_choice

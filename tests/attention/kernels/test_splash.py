@@ -93,7 +93,7 @@ def test_whole_blocks_need_no_ids():
 
 def test_empty_rows_are_zero_even_of_huge_logits():
     inputs = {name: 100.0 * array for name, array in cases.inputs(T, S).items()}
-    # Of the first rows whole blocks are skipped, of others all that is left is hidden.
+    # For the first rows complete blocks are skipped; for others all remaining keys are hidden.
     mask = masks.causal(-140) & masks.lengths(jnp.array([T, 200]), jnp.array([0, 50]))
     out, slopes = cases.run(splash.attend, inputs, kernels.interpreted, mask=mask)
     assert (out[0] == 0).all()
@@ -138,7 +138,7 @@ TWICE = masks.segments(cases.ids(3, T), cases.ids(4, S))
     ("options", "message"),
     [
         ({"bias": normal(10, 1, N, T, S)}, "bias: not supported"),
-        ({"dropout_rate": 0.5, "dropout_key": jax.random.key(0)}, "dropout_rate: dropout is not"),
+        ({"dropout_rate": 0.5, "dropout_key": jax.random.key(0)}, "dropout_rate: not supported"),
         ({"mask": masks.causal(jnp.array([3, 4]))}, "mask: got a traced query_offset"),
         ({"mask": TWICE & TWICE}, r"mask: got segments\(\) twice"),
         (

@@ -230,7 +230,7 @@ def balance():
 
 @pytest.fixture(scope="session")
 def answers(tmp_path_factory, worker_id):
-    """Errors of each case, what is refused, the balance."""
+    """Returns the errors of each case, the unsupported cases, and the balance of work."""
     given = tmp_path_factory, worker_id, MODULE
     *found, refused, counts = cases.on_eight_devices_once(*given, *QUICK, "refusals", "balance")
     return found, refused, counts

@@ -1,4 +1,4 @@
-"""Temporal attention: a whole sequence at once and a scan of steps are the same."""
+"""Temporal attention: equality of a complete sequence and a scan of steps."""
 
 import jax
 import jax.numpy as jnp

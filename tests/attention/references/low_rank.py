@@ -86,7 +86,8 @@ VARIANTS = {
     },
     "nystromformer": {
         # Four of the five positions are real: segments of 2, 1 and 1, or attention itself.
-        # Few iterations: each magnifies the rounding of float32, which is not what is asked here.
+        # Few iterations, because each one amplifies float32 rounding errors, which are not tested
+        # here.
         "landmarks": {"num_landmarks": 3, "kernel_size": 3, "inverse_iterations": 3},
         "few": {"num_landmarks": 4, "kernel_size": 5},
     },

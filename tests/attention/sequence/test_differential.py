@@ -85,7 +85,7 @@ def test_as_many_weights_as_twice_the_heads():
         return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state))
 
     plain = count(lambda: MultiHeadAttention(D, 2 * N, rngs=nnx.Rngs(0)))
-    # The four vectors of λ and the norm's scale beside them.
+    # The four vectors of λ, and the scale of the norm.
     differential = count(lambda: DifferentialAttention(D, N, rngs=nnx.Rngs(0)))
     assert differential == plain + 4 * H + 2 * H
 

@@ -95,7 +95,7 @@ def test_weights_take_the_values_to_the_result():
 
 
 def test_convolution_by_hand():
-    # With keys all alike every position gets the mean; the convolution adds what it says.
+    # With equal keys every position gets the mean, to which the convolution is added.
     value = np.array([1.0, 2.0, 4.0, 8.0], np.float32).reshape(1, 4, 1, 1)
     zeros, taps = np.zeros_like(value), np.array([[10.0], [0.0], [1.0]], np.float32)
     out = nystrom_attention(zeros, zeros, value, num_landmarks=4, convolution=taps)

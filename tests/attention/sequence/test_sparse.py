@@ -1,4 +1,4 @@
-"""Mixers in sparse patterns: special cases, what is seen of far positions, caches, options."""
+"""Mixers with sparse patterns: special cases, visibility of distant positions, caches, options."""
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ def test_a_result_depends_on_what_is_seen(module, position, seen):
 
 
 def test_uniform_weights_by_hand():
-    # Without a query all logits are 0: the result is the mean of what is seen.
+    # Without a query all logits are 0, so the result is the mean of the visible values.
     module = built(SlidingWindow, left=1, right=0, use_bias=False)
     module.query.kernel[...] = jnp.zeros_like(module.query.kernel[...])
     module.value.kernel[...] = jnp.eye(D).reshape(D, N, D // N)

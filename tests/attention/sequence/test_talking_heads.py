@@ -1,4 +1,4 @@
-"""Talking heads: by hand, beside multi-head attention, masks that differ by head."""
+"""Talking heads: by hand, compared with multi-head attention, masks that differ by head."""
 
 import jax.numpy as jnp
 import numpy as np

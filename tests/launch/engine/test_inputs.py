@@ -1,4 +1,4 @@
-"""Inputs of predictions: lines of any encoding, rows of tables, and answers written beside them."""
+"""Inputs of predictions: lines in any encoding, rows of tables, and output of predictions."""
 
 import codecs
 import csv
@@ -62,8 +62,8 @@ def test_the_column_of_a_table_is_read(write):
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        ("text,stars\nx,1\n", "a.csv", "a.csv: no column 'review'; there are: text, stars"),
-        ('{"text": "x"}\n', "a.jsonl", "line 1: no column 'review'; there are: text"),
+        ("text,stars\nx,1\n", "a.csv", "a.csv: no column 'review'; the columns are: text, stars"),
+        ('{"text": "x"}\n', "a.jsonl", "line 1: no column 'review'; the columns are: text"),
         ("review,stars\nx, y,1\n", "a.csv", "line 2 has 3 fields"),
         ('{"review": 3}\n', "a.jsonl", "line 1: 'review' is 3, expected a text"),
         (b"a\n\xff\n", "a.txt", "line 2 is not UTF-8"),

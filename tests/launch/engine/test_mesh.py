@@ -1,4 +1,4 @@
-"""Eight virtual devices in four meshes give the losses of one device."""
+"""Eight virtual devices in four meshes give the losses of one device; two meshes are slow tests."""
 
 import json
 import os
@@ -36,7 +36,8 @@ rings = []
 backward = Ring.backward
 Ring.backward = lambda *given: rings.append(1) or backward(*given)
 found = {}
-for name, sizes in meshes.items():
+for name in sys.argv[2:]:
+    sizes = meshes[name]
     config = configs.override(base, {f"mesh.{key}": value for key, value in sizes.items()})
     compiled = engine.make_steps(task, config)
     state = compiled.init()
@@ -53,8 +54,13 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def found(csv_file, tmp_path_factory):
+QUICK, SLOW = ("2x2x2", "sequence"), ("8", "2x4")
+# Shards of a query kernel [D, N, H]: fsdp splits D, tensor splits N.
+SHARDS = {"single": 1, "8": 1, "2x4": 4, "2x2x2": 4, "sequence": 2}
+
+
+def losses_of(names, csv_file, folder):
+    """Returns losses, shards and rings of one device and of the named meshes."""
     from launch.engine import config as configs
 
     base = configs.override(
@@ -65,6 +71,7 @@ def found(csv_file, tmp_path_factory):
             "data.label_column": "stars",
             "data.text.max_length": 16,
             "model.model_size": 32,
+            "model.num_layers": 1,
             "model.num_heads": 4,
             "model.feedforward_size": 64,
             "model.prior": "none",
@@ -75,7 +82,7 @@ def found(csv_file, tmp_path_factory):
         },
     )
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path_factory.mktemp("mesh"))],
+        [sys.executable, "-c", SCRIPT, str(folder), "single", *names],
         cwd=ROOT,
         input=json.dumps(configs.to_dict(base)),
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -87,17 +94,32 @@ def found(csv_file, tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("mesh", ["8", "2x4", "2x2x2", "sequence"])
-def test_losses_are_those_of_one_device(found, mesh):
-    np.testing.assert_allclose(found[mesh]["losses"], found["single"]["losses"], rtol=0, atol=1e-4)
+def check(found, names):
+    """Checks that losses and shards of the meshes are those expected."""
+    for name in names:
+        losses = found[name]["losses"]
+        np.testing.assert_allclose(losses, found["single"]["losses"], rtol=0, atol=1e-4)
+    assert {name: found[name]["shards"] for name in found} == {
+        name: SHARDS[name] for name in ("single", *names)
+    }
 
 
-def test_the_model_learns_and_weights_are_really_split(found):
-    losses = found["single"]["losses"]
-    assert np.mean(losses[-5:]) < np.mean(losses[:5])
-    # Shards of a query kernel [D, N, H]: fsdp splits D, tensor splits N.
-    assert {mesh: found[mesh]["shards"] for mesh in found} == {
-        "single": 1, "8": 1, "2x4": 4, "2x2x2": 4, "sequence": 2,
-    }  # fmt: skip
+@pytest.fixture(scope="module")
+def found(csv_file, tmp_path_factory):
+    return losses_of(QUICK, csv_file, tmp_path_factory.mktemp("mesh"))
+
+
+def test_losses_are_those_of_one_device_and_weights_are_really_split(found):
+    check(found, QUICK)
     assert found["2x2x2"]["rings"] == 0
     assert found["sequence"]["rings"] > 0
+
+
+@pytest.mark.slow
+def test_losses_of_other_meshes(csv_file, tmp_path):
+    check(losses_of(SLOW, csv_file, tmp_path), SLOW)
+
+
+def test_the_model_learns(found):
+    losses = found["single"]["losses"]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])

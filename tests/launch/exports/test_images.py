@@ -12,10 +12,13 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from launch.engine import config as configs
-from launch.exports import reader
+from launch.exports import reader, writer
 from tasks.common.errors import UserError
-from tasks.detection.models.mask_rcnn import MaskRCNNConfig
+from tasks.detection.data import DataConfig
+from tasks.detection.task import TASK as DETECTION
+from tests.launch.exports.test_text import assert_same
 from tests.tasks import contract
+from tests.tasks.detection.test_task import MODEL
 
 # Name -> task, and changes of its config.
 CASES = {
@@ -25,12 +28,17 @@ CASES = {
     "tiles": ("segmentation", {"data.fit": "tiles"}),
     "boxes": ("detection", {}),
     "lines": ("handwriting_recognition", {"data.max_columns": 320}),
+    "masks": ("detection", {}),
 }
+# Mask R-CNN takes long to compile.
+EXPORTED = [pytest.param(name, marks=[pytest.mark.slow] * (name == "masks")) for name in CASES]
 
 
 def make_subject(name, folder):
     """Returns a subject of `contract`, with another config if the case has changes."""
     task, changes = CASES[name]
+    if name == "masks":
+        return mask_subject(folder)
     subject = contract.make_subject(task, folder)
     if not changes:
         return subject
@@ -44,14 +52,44 @@ def make_subject(name, folder):
     return dataclasses.replace(subject, config=config, task=task)
 
 
+def mask_subject(folder):
+    """Returns a small Mask R-CNN as a subject, without data."""
+    data = DataConfig(path=str(folder / "toy.json"), image_size=32)
+    assets = {"names": ["round", "square"], "has_masks": True, "image_size": 32}
+    task = DETECTION.restore(data, MODEL, assets)
+    config = configs.experiment(
+        task="detection",
+        name="toy",
+        data=data,
+        model=MODEL,
+        training=configs.TrainingConfig(batch_size=4, evaluation_batch_size=4),
+    )
+    return contract.Subject("detection", configs.resolve(config), None, [], task)
+
+
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory):
-    """Returns name -> subject, made once each."""
+    """Returns subjects by the names of their cases, made once each."""
     made = {}
 
     def get(name):
         if name not in made:
             made[name] = make_subject(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def exported(subjects, tmp_path_factory):
+    """Returns subjects and their exports by the names of their cases, made once each."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            subject, folder = subjects(name), tmp_path_factory.mktemp("export") / "e"
+            writer.write_export(subject.task, subject.config, subject.variables, folder)
+            made[name] = subject, reader.Export(folder)
         return made[name]
 
     return get
@@ -83,7 +121,7 @@ def oriented(image, orientation):
 
 
 def write_images(folder):
-    """Writes images of odd sizes, modes, orientations and formats, below 10 times as wide as high.
+    """Writes images of odd sizes, modes, orientations and formats.
 
     Returns:
       Their paths.
@@ -103,7 +141,9 @@ def write_images(folder):
         "16.png": {"image": sixteen_bits((30, 21))},
         "16.tif": {"image": sixteen_bits((21, 30), 1)},
         "one.png": {"image": random_image("RGB", (1, 1), 8)},
-        "flat.png": {"image": random_image("RGB", (13, 2), 9)},
+        "flat.png": {"image": random_image("RGB", (19, 2), 9)},
+        "empty rows.png": {"image": Image.new("L", (9, 21), 255)},
+        "two.png": {"image": random_image("RGB", (2, 2), 31)},
         "high.png": {"image": random_image("L", (3, 57), 10)},
         "photo.jpg": {"image": random_image("RGB", (64, 48), 11), "quality": 60},
         "gray.JPG": {"image": random_image("L", (45, 33), 12)},
@@ -134,7 +174,7 @@ def write_images(folder):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Paths of images."""
+    """Writes images once; returns their paths."""
     return write_images(tmp_path_factory.mktemp("images"))
 
 
@@ -145,10 +185,10 @@ def numbers(side, ink):
 
 
 def inputs_of(name, images):
-    """Returns the valid inputs of a case."""
+    """Returns the valid inputs of a case, as many as images."""
     if name == "digits":
-        return [*images, numbers(8, 16), " 0, 16,\t3.5 ," + ",".join(["1e0"] * 61)]
-    return [*images, f" {images[0]} "] if name == "lines" else images
+        return [*images[2:], numbers(8, 16), " 0, 16,\t3.5 ," + ",".join(["1e0"] * 61)]
+    return [*images[1:], f" {images[0]} "] if name == "lines" else images
 
 
 # ---------------------------------------------------------------------- arrays and answers
@@ -210,10 +250,7 @@ def made_up_outputs(processor, rows, name, seed=0):
 
 @pytest.mark.parametrize("name", ["resized", "tiles", "boxes", "masks"])
 def test_answers_to_outputs_are_those_of_the_processor(subjects, images, name):
-    processor = subjects("boxes" if name == "masks" else name).task.processor
-    if name == "masks":
-        processor = dataclasses.replace(processor, model=MaskRCNNConfig(), has_masks=True)
-        assert processor.predicts_masks
+    processor = subjects(name).task.processor
     steps = processor.steps()
     for seed, raw in enumerate(images):
         rows = encoded(steps, raw)
@@ -225,6 +262,72 @@ def test_answers_to_outputs_are_those_of_the_processor(subjects, images, name):
         stacked = {key: np.stack([out[key] for out in outputs]) for key in outputs[0]}
         (expected,) = processor.decode([raw], stacked)
         assert json.dumps(item.answer) == json.dumps(expected)
+
+
+def counting(function):
+    """Returns a function that counts its calls."""
+
+    def called(*arguments):
+        called.calls += 1
+        return function(*arguments)
+
+    called.calls = 0
+    return called
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_answers_are_those_of_the_predictor(exported, images, name, monkeypatch):
+    subject, export = exported(name)
+    raw = inputs_of(name, images)
+    expected = subject.predictor(raw)
+    if name in ("boxes", "masks"):
+        found = [set(row) for answer in expected for row in answer["objects"]]
+        assert {"box", *(["mask"] if name == "masks" else [])} <= set.union(*found)
+    assert_same(export(raw), expected)
+    monkeypatch.setitem(export.signature, "batch_size", 2)
+    assert_same(export(raw[-2:]), expected[-2:])
+    # Each input is a portion.
+    monkeypatch.setattr(reader, "PORTION_BYTES", 1)
+    monkeypatch.setattr(reader.Export, "run", counted := counting(reader.Export.run))
+    assert_same(export(raw[:3]), expected[:3])
+    assert counted.calls == 3
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_contents_have_the_answers_of_their_files(exported, images, name):
+    _, export = exported(name)
+    paths = images[3::9]
+    contents = []
+    for path in paths:
+        with open(path, "rb") as file:
+            contents.append(file.read())
+    for path, answer, expected in zip(paths, export(contents), export(paths), strict=True):
+        assert answer["input"] is None
+        text = expected["text"].removeprefix(f"{path}: ")
+        assert answer == {**expected, "input": None, "text": text}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_golden_outputs_verify(exported, name):
+    _, export = exported(name)
+    assert export.verify() <= export.signature["tolerance"]
+
+
+def test_lines_are_read_by_the_narrowest_program(exported, tmp_path):
+    subject, export = exported("lines")
+    assert [program["sizes"] for program in export.signature["programs"]["predict"]] == [
+        {"length": 256}, {"length": 320},
+    ]  # fmt: skip
+    for width, bucket in ((1, 0), (256, 0), (257, 1), (320, 1)):
+        random_image("L", (width, 32)).save(tmp_path / "line.png")
+        (row,) = export.encode(str(tmp_path / "line.png")).rows
+        assert row["length"] == width
+        assert export.bucket(row) == bucket
+    random_image("L", (321, 32)).save(tmp_path / "line.png")
+    with pytest.raises(reader.InputError, match="got 321 columns at 32 rows, expected at most 320"):
+        export([str(tmp_path / "line.png")])
+    with pytest.raises(UserError, match="got 321 columns"):
+        subject.predictor([str(tmp_path / "line.png")])
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,8 @@ def test_errors_of_a_stream(client, export, blocked):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["translation", "language_modeling"])
-def test_generated_text_is_that_of_the_reader(tmp_path, task):
-    subject = contract.make_subject(task, tmp_path)
+def test_text_and_words_of_a_language_model(tmp_path):
+    subject = contract.make_subject("language_modeling", tmp_path)
     writer.write_export(subject.task, subject.config, subject.variables, tmp_path / "export")
     export = Export(tmp_path / "export")
     with served({"text": export}, max_batch=2, timeout_s=120) as client:
@@ -69,22 +68,10 @@ def test_generated_text_is_that_of_the_reader(tmp_path, task):
             (answer,) = export([raw])
             found = client.post("/models/text", json={"inputs": raw})
             assert found.status_code == 200, found.text
-            if task == "translation":
-                assert found.json() == [{"translation_text": answer["output"]}]
-            elif "completion" in answer:
+            if "completion" in answer:
                 assert found.json() == [{"generated_text": raw + answer["completion"]}]
-            else:
-                blanks = found.json() if raw.count(MASK) > 1 else [found.json()]
-                for words, given in zip(blanks, answer["blanks"], strict=True):
-                    assert [one["token_str"] for one in words] == [one["word"] for one in given]
-                    assert words[0]["sequence"].count(MASK) == raw.count(MASK) - 1
-            *streamed, last, done = events(client.post("/models/text/stream", json={"inputs": raw}))
-            assert (last[0], done[0]) == ("answer", "done")
-            if export.signature["decoding"] is None:
-                assert not streamed
-                assert last[1] == {"index": 0, "answer": found.json()}
-            else:
-                outputs = [one["output"] for one in export.stream(raw)]
-                shown = [data["answer"][0]["translation_text"] for _, data in streamed]
-                assert shown == outputs
-                assert last[1]["answer"] == streamed[-1][1]["answer"]
+                continue
+            blanks = found.json() if raw.count(MASK) > 1 else [found.json()]
+            for words, given in zip(blanks, answer["blanks"], strict=True):
+                assert [one["token_str"] for one in words] == [one["word"] for one in given]
+                assert words[0]["sequence"].count(MASK) == raw.count(MASK) - 1

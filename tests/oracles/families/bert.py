@@ -1,4 +1,4 @@
-"""LanguageModel beside BertModel, BertForMaskedLM, BertForPreTraining and DistilBERT's of
+"""LanguageModel compared with BertModel, BertForMaskedLM, BertForPreTraining and DistilBERT's of
 transformers, with the weights that `tasks.common.huggingface.weights` makes of ours.
 """
 
@@ -129,5 +129,5 @@ def _theirs(case, a):
     logits = (result.prediction_logits if what == "pretraining" else result.logits)[..., ORDER]
     if what != "pretraining":
         return {"out": logits} | shares
-    # There the first of the two says that the sentence follows.
+    # In transformers the first of the two classes means that the sentence follows.
     return {"out": logits, "follows": result.seq_relationship_logits[:, [1, 0]]} | shares

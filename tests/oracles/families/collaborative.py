@@ -1,4 +1,4 @@
-"""NAIS beside RecBole's.
+"""NAIS compared with RecBole's.
 
 RecBole 1.2.1 pins what others need newer, so golden/collaborative.npz is made apart, in a copy of
 the environment of requirements-oracles.txt:

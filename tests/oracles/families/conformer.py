@@ -1,4 +1,4 @@
-"""A Conformer block beside transformers' of SeamlessM4T v2, whose convolution has a layer norm and
+"""A Conformer block against transformers' of SeamlessM4T v2, whose convolution has a layer norm and
 looks back only, as ours can.
 
 Weights by our path, "layers/0/attention/query/kernel"; their matrices are [out, in].

@@ -1,4 +1,4 @@
-"""CTC loss beside PyTorch's, with its gradient by the logits."""
+"""CTC loss compared with PyTorch's, with its gradient by the logits."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Multi-head latent attention beside DeepSeek V2 and V3 of transformers."""
+"""Multi-head latent attention compared with DeepSeek V2 and V3 of transformers."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The gated delta rule and Gated DeltaNet beside Qwen3-Next of transformers."""
+"""The gated delta rule and Gated DeltaNet compared with Qwen3-Next of transformers."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Differential attention beside DiffLlama of transformers."""
+"""Differential attention compared with DiffLlama of transformers."""
 
 import numpy as np
 from flax import nnx

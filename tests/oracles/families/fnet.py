@@ -1,4 +1,4 @@
-"""FNet's transform beside that of transformers, and beside its matrix form."""
+"""FNet's transform compared with that of transformers, and compared with its matrix form."""
 
 import numpy as np
 from flax import nnx

@@ -1,4 +1,4 @@
-"""PatchTST and Informer beside transformers' models.
+"""PatchTST and Informer compared with transformers' models.
 
 Weights by our path, "encoder/layers/0/attention/query/kernel"; their matrices are [out, in].
 """

@@ -1,4 +1,4 @@
-"""Attention over feature maps beside timm, segmentation_models_pytorch and MONAI.
+"""Attention over feature maps compared with timm, segmentation_models_pytorch and MONAI.
 
 They need torchvision, which does not install beside the other oracles, so there is no live test:
 golden/image_gates.npz contains their results. To make it again, in an environment of its own:
@@ -255,7 +255,7 @@ def _peers():
     import types
 
     def bare(name):
-        """Returns a package that holds its modules but has run no line of its own."""
+        """Returns a package that contains its modules, without executing its __init__."""
         parent, _, last = name.rpartition(".")
         package = types.ModuleType(name)
         if parent:

@@ -1,4 +1,4 @@
-"""Attention in shifted windows beside the layer of transformers' Swin.
+"""Attention in shifted windows compared with the layer of transformers' Swin.
 
 All maps are multiples of the window, because padding is visible there and hidden here.
 """

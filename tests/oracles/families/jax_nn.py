@@ -1,4 +1,4 @@
-"""attend beside `jax.nn.dot_product_attention` (its XLA implementation).
+"""attend compared with `jax.nn.dot_product_attention` (its XLA implementation).
 
 Rows that see nothing are left out: there it gives the mean of the values, here 0.
 """

@@ -1,4 +1,4 @@
-"""Log-mel features beside librosa's."""
+"""Log-mel features compared with librosa's."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The LSTM, both ways over padded sequences and step by step, beside PyTorch's."""
+"""The LSTM, both ways over padded sequences and step by step, compared with PyTorch's."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Encoder, Decoder, TokenEmbedding and `generate` beside MarianMTModel of transformers.
+"""Encoder, Decoder, TokenEmbedding and `generate` compared with MarianMTModel of transformers.
 
 Small random weights, our layout: kernels [D, N, H] and [D, F]; theirs are matrices [out, in].
 """

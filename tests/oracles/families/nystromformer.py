@@ -1,4 +1,4 @@
-"""Nystromformer beside the self-attention of transformers."""
+"""Nystromformer compared with the self-attention of transformers."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""SASRec beside RecBole's; made in the environment that `collaborative.py` describes:
+"""SASRec compared with RecBole's; made in the environment that `collaborative.py` describes:
 
 python -m tests.oracles.make_golden recbole_sasrec
 """

@@ -1,4 +1,4 @@
-"""Additive and dot alignment beside Keras' AdditiveAttention and Attention, on its JAX backend.
+"""Additive and dot alignment against Keras' AdditiveAttention and Attention, on its JAX backend.
 
 Keras attends from all queries at once, and takes queries and keys that are projected already: W q
 and U h + b are made here, and its `scale` is our v.

@@ -1,4 +1,4 @@
-"""Location-aware alignment beside the attention of torchaudio's Tacotron 2 (Shen et al. 2018).
+"""Location-aware alignment against the attention of torchaudio's Tacotron 2 (Shen et al. 2018).
 
 torchaudio's wheel loads a CUDA library when imported, and models of transformers import it where
 it is installed, so there is no live test: golden/recurrent_tacotron2.npz keeps what it gave. To

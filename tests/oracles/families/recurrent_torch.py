@@ -1,4 +1,4 @@
-"""Multi-head alignment, temporal attention and the pool by learned queries beside PyTorch's
+"""Multi-head alignment, temporal attention and the pool by learned queries compared with PyTorch's
 nn.MultiheadAttention."""
 
 import jax

@@ -1,4 +1,4 @@
-"""A residual network with the stem of ImageNet beside ResNetModel of transformers.
+"""A residual network with the stem of ImageNet compared with ResNetModel of transformers.
 
 Maps are [B, C, Y, X] there, kernels [O, C, height, width]; each map of ours is one of its hidden
 states.

@@ -1,4 +1,4 @@
-"""Sparse attention beside transformers' Longformer and Big Bird."""
+"""Sparse attention compared with transformers' Longformer and Big Bird."""
 
 import numpy as np
 from flax import nnx

@@ -1,4 +1,4 @@
-"""attend, MultiHeadAttention and GRU beside PyTorch's."""
+"""attend, MultiHeadAttention and GRU compared with PyTorch's."""
 
 import math
 

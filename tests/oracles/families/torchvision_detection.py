@@ -1,4 +1,4 @@
-"""The parts of Mask R-CNN beside torchvision's, compiled operations included.
+"""The parts of Mask R-CNN compared with torchvision's, compiled operations included.
 
 The registry's wheel of torchvision is built for CUDA and does not load beside the CPU build of
 PyTorch, which here is the one of requirements-oracles.txt; so there is no live test, and
@@ -46,7 +46,7 @@ CASES = (
 
 
 def _boxes(rng, n, side, least=1.0, most=0.5):
-    """Boxes that may reach out of a square."""
+    """Returns boxes that may extend beyond a square."""
     corner = rng.uniform(-0.1 * side, 0.8 * side, (n, 2))
     sides = rng.uniform(least, most * side, (n, 2))
     return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
@@ -76,7 +76,7 @@ def inputs(case):
     if case == "box_iou":
         return {"a": _boxes(rng, 5, 20), "b": _boxes(rng, 4, 20), "cotangent": normal(5, 4)}
     if case.startswith("matching"):
-        # In steps, so that there are ties; each object has an anchor that meets it.
+        # In steps, so that there are ties; each object overlaps an anchor.
         return {"iou": (rng.randint(0, 20, (4, 30)) / 20).astype(np.float32)}
     if case in ("nms", "batched_nms"):
         labels = rng.randint(0, 3, 60)

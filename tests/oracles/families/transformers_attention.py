@@ -1,4 +1,4 @@
-"""MultiHeadAttention and its options beside the attention modules of Hugging Face transformers.
+"""MultiHeadAttention and its options against the attention modules of Hugging Face transformers.
 
 Kernels are given as ours, [D, N, H]; theirs are matrices [N·H, D].
 """

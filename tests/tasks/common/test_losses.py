@@ -1,4 +1,4 @@
-"""Cross-entropy beside optax's, by hand, and its gradient."""
+"""Cross-entropy compared with optax's, by hand, and its gradient."""
 
 import math
 

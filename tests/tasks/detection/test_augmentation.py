@@ -1,4 +1,4 @@
-"""Images, boxes and instances move alike: held by the boxes around the moved instances."""
+"""Consistency of images, boxes and instances: boxes are those of the transformed instances."""
 
 import functools
 

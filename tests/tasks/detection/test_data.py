@@ -161,7 +161,7 @@ def test_nuclei_out_of_the_repository_archive(tmp_path):
     assert first["image"].shape == (256, 256, 3)
     np.testing.assert_array_equal(first["boxes"], [[10, 10, 15, 26], [30, 10, 35, 26]])
     assert first["instances"][12, 31] == 2
-    # Made in another order, the archive says the same.
+    # An archive with another file order has the same content.
     content = b"".join(nuclei.SOURCE.content(tmp_path / "chosen.zip"))
     with zipfile.ZipFile(tmp_path / "chosen.zip") as archive:
         names = archive.namelist()

@@ -1,4 +1,4 @@
-"""DETR's matching and set loss on hand-made cases; the whole network is tried in `test_task.py`."""
+"""DETR's matching and set loss on hand-made cases; `test_task.py` tests the complete network."""
 
 import jax
 import jax.numpy as jnp

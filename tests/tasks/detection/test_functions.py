@@ -41,7 +41,7 @@ def test_rows_of_padding_give_finite_numbers():
 
 
 def test_boxes_by_hand():
-    """Corners the wrong way round have no area; what reaches out is cut."""
+    """Boxes with reversed corners have no area; boxes are clipped to the image."""
     a = np.array([[0, 0, 4, 2], [3, 3, 1, 1]], np.float32)
     b = np.array([[2, 0, 6, 2], [6, 0, 8, 2]], np.float32)
     both = jax.jit(lambda a, b: (boxes.area(a), boxes.iou(a, b), boxes.generalized_iou(a, b)))
@@ -76,7 +76,7 @@ def test_matching_by_hand():
     match = jax.jit(matching.match, static_argnums=(2, 3, 4))
     np.testing.assert_array_equal(match(iou, valid, 0.7, 0.3, False), [0, -2, -1, -1, -1])
     np.testing.assert_array_equal(match(iou, valid, 0.7, 0.3, True), [0, 0, -1, -1, -1])
-    # No object at all, and one that meets no anchor: everything is background.
+    # No object, or an object that overlaps no anchor: all anchors are background.
     np.testing.assert_array_equal(match(iou, valid & False, 0.7, 0.3, True), [-1] * 5)
     np.testing.assert_array_equal(match(iou * 0, valid, 0.7, 0.3, True), [-1] * 5)
     with pytest.raises(ValueError, match=r"low: got 0\.8, expected at most high, 0\.7"):
@@ -216,7 +216,7 @@ def test_pasting_and_run_lengths():
     expected[0, 1:5, 2:7] = expected[1, :3, :3] = True
     np.testing.assert_array_equal(solid[:2], expected)
     assert not solid[2:].any()
-    # The older way: from 1.6 to 7.4 and from 0.7 to 5.3, cut to whole pixels and both included.
+    # The original method: 1.6 to 7.4 and 0.7 to 5.3, truncated to integers, both ends included.
     expected[0, :6, 1:8] = True
     np.testing.assert_array_equal(
         pasting.paste(masks[:1], where[:1], 8, 10, False) >= 0.5, expected[:1]

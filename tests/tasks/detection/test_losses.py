@@ -34,7 +34,7 @@ def test_classes_and_objectness_are_the_log_loss():
 
 def test_box_loss_is_of_positives_and_divided_by_all_that_counts():
     deltas, targets = normal(1, 4, 4), normal(2, 4, 4)
-    # A target of what is not positive may be anything.
+    # Targets of negatives are arbitrary.
     targets[3] = np.inf
     positive, counted = np.array([1, 1, 0, 0], bool), np.array([1, 0, 1, 1], bool)
 

@@ -1,4 +1,4 @@
-"""The stages of Mask R-CNN on hand-made cases; the whole network is tried in `test_task.py`."""
+"""The stages of Mask R-CNN on hand-made cases; `test_task.py` tests the complete network."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ from tests.attention.subjects import normal
 SIZE = jnp.array([40, 36])
 
 
-# ---------------------------------------------------------------- what is seen
+# ---------------------------------------------------------------- visible pixels
 
 
 def test_pictures_have_mean_0_and_variance_1_and_padding_is_0():

@@ -146,7 +146,7 @@ def test_figures_are_those_that_pycocotools_prints(capsys):
     ours = [figures[f"box_{name}"] for name in ("ap", "ap50", "ap75")]
     np.testing.assert_allclose(ours, evaluation.stats[:3])
     assert 0.1 < ours[0] < ours[1] < 1
-    # Boxes of whole pixels are their own masks.
+    # Boxes with integer corners equal their masks.
     np.testing.assert_allclose([figures[f"mask_{name}"] for name in ("ap", "ap50")], ours[:2])
 
 

@@ -254,7 +254,7 @@ def test_figures(task):
     assert found[1].masks.shape == (1, 24, 32)
     np.testing.assert_allclose(found[1].truth_boxes, [[10, 6, 20, 16]])
     maps = [figure for figure in drawn if isinstance(figure, AttendedImage)]
-    # A gate of channels alone says nothing of places.
+    # A channel gate has no spatial weights.
     assert [figure.weights.shape for figure in maps] == [(16, 16), (12, 16), (16, 16)]
     assert "img" in draw(found[2])
 

@@ -1,4 +1,4 @@
-"""Errors beside scikit-learn's, cheap forecasts by hand, and the figures that others published."""
+"""Errors compared with scikit-learn, simple forecasts by hand, and published results."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Heads: losses and scores beside SciPy and scikit-learn, quantiles, and what is missing."""
+"""Heads: losses and scores compared with SciPy and scikit-learn, quantiles, and missing values."""
 
 import jax
 import jax.numpy as jnp

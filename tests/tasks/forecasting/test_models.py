@@ -1,4 +1,4 @@
-"""Forecasters: shapes, what is missing, level and scale, trends, and mistaken configs."""
+"""Forecasters: shapes, missing values, level and scale, trends, and invalid configs."""
 
 import functools
 
@@ -96,7 +96,7 @@ def test_forecasts_whatever_is_missing(name):
         assert np.isfinite(leaf).all()
     again, _, _ = run(params, **window)
     np.testing.assert_array_equal(again, parameters)
-    # Each window by itself.
+    # Each window separately.
     shorn = VALID.copy()
     shorn[0] = False
     others, _, _ = run(params, **window | {"valid": shorn})
@@ -111,7 +111,7 @@ def test_level_and_scale_of_a_window_go_along(name):
     plain, _, _ = run(params, **window)
     moved, _, _ = run(params, **window | {"past": 30 * WINDOW["past"] + 40})
     expected = 30 * np.asarray(model.head.point(plain)[:2]) + 40
-    # ε beside the variance is nothing of the larger one.
+    # For the larger variance, ε is negligible.
     np.testing.assert_allclose(model.head.point(moved)[:2], expected, rtol=1e-3)
 
 

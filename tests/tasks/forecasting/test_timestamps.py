@@ -1,4 +1,4 @@
-"""Time stamps: what is read, the grid they lie on, and the calendar."""
+"""Time stamps: parsing, the regular grid, and calendar features."""
 
 import numpy as np
 import pytest

@@ -340,7 +340,7 @@ def _copied(name: str, folder: Path) -> None:
 def _files_case(
     rng: random.Random | None, folder: Path, name: str, endings: Sequence[str], inner: str = ""
 ) -> Case:
-    """A folder of files as it is, with others beside them, or with one that is changed."""
+    """Returns a folder of files, unchanged, with additional files, or with one changed file."""
     _copied(name, folder)
     count = sum(path.suffix in endings for path in (folder / inner).rglob("*"))
     if rng is None:

@@ -24,6 +24,7 @@ from tasks.figures import AttendedImage
 from tasks.image_classification.convnet import ConvNet, ConvNetConfig
 from tasks.image_classification.data import DataConfig
 from tasks.image_classification.task import TASK
+from tests.attention.compiled import compiled
 from tests.attention.subjects import normal
 
 NAMES = registry.names("map_attention")
@@ -168,7 +169,7 @@ def test_rows_of_weight_zero_count_for_nothing():
 def test_any_size_of_picture():
     model = ConvNet(TWO, 3, 5, rngs=nnx.Rngs(0))
     for sides in ((1, 1), (7, 12)):
-        logits, weights = model(jnp.ones((2, *sides, 3)), return_weights=True)
+        logits, weights = compiled(model)(jnp.ones((2, *sides, 3)), return_weights=True)
         assert logits.shape == (2, 5)
         grids = TWO.sides(*sides)
         assert [weights[name].shape[1:3] for name in ("stage_1", "stage_2")] == grids
@@ -189,7 +190,8 @@ def test_weights_of_the_default_config():
 def test_dropout_follows_its_key():
     model = ConvNet(dataclasses.replace(ONE, dropout_rate=0.5), 1, 10, rngs=nnx.Rngs(0))
     images = jnp.asarray(normal(0, 2, 8, 8, 1))
-    first, again, other = (model(images, dropout_key=jax.random.key(i)) for i in (1, 1, 2))
+    run = compiled(model)
+    first, again, other = (run(images, dropout_key=jax.random.key(i)) for i in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
 

@@ -130,7 +130,7 @@ def test_a_folder_of_classes_is_split_by_the_hash_of_the_pictures(tmp_path):
     assert sum(len(part) for part in splits.values()) == 60
     assert all(len(part) for part in splits.values())
     assert splits["train"].images.dtype == np.uint8
-    # The middle of the image; the class is what is most.
+    # The middle of the image; the class is the majority.
     first = np.asarray(Image.open(tmp_path / "cat" / "000.png"))[1:11]
     everything = np.concatenate([part.images for part in splits.values()])
     assert any((image == first).all() for image in everything)
@@ -152,7 +152,7 @@ def test_a_folder_of_classes_is_split_by_the_hash_of_the_pictures(tmp_path):
 
 
 def test_splits_do_not_depend_on_the_size(tmp_path):
-    """Each image of a class has a shade of its own, by which it is known at every size."""
+    """Each image has a different shade, by which it is recognized at any size."""
     for name, hue in (("cat", 0), ("dog", 200)):
         (tmp_path / name).mkdir()
         for number in range(60):
@@ -254,17 +254,17 @@ def test_a_broken_picture_is_named_or_skipped(tmp_path, capsys):
 
 
 def test_folders_that_cannot_be_learned_from(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: no such folder; config\.data\.path"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; set config\.data\.path"):
         read_folder(str(tmp_path / "nowhere"), 4, False)
     folder(tmp_path / "one", ["a"])
-    with pytest.raises(UserError, match="has the one class 'a'; a classifier needs two"):
+    with pytest.raises(UserError, match="got the single class 'a', expected at least two"):
         read_folder(str(tmp_path / "one"), 4, False)
     folder(tmp_path / "few", ["a", "b"], count=1)
     with pytest.raises(UserError, match="2 examples are too few to split"):
         read_folder(str(tmp_path / "few"), 4, False)
 
 
-# ---------------------------------------------------------------- what is predicted
+# ---------------------------------------------------------------- predictions
 
 
 @pytest.mark.parametrize("data_set", [DIGITS, FASHION])
@@ -365,7 +365,7 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path):
         (
             "augmentation",
             AugmentationConfig(hue=0.1),
-            "augmentation: saturation and hue: digits has gray images",
+            "augmentation: got saturation or hue, expected 0 for the gray images of digits",
         ),
     ],
 )

@@ -49,7 +49,7 @@ def test_each_head_classifies_and_shows_what_it_takes(head):
     else:
         np.testing.assert_allclose(taken, 1, atol=1e-5)
     if head == "mean":
-        # A mean takes all patches alike: what they look at is shown.
+        # The mean weights all patches equally, so the weights of the last layer are shown.
         looked = weights["encoder"][:, -1].mean(axis=2)
         np.testing.assert_allclose(weights["head"], looked, rtol=1e-5)
         assert np.ptp(weights["head"], axis=-1).min() > 1e-4

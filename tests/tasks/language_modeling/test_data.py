@@ -171,7 +171,7 @@ def test_files_that_cannot_be_had(tmp_path, content, message):
     ("fields", "message"),
     [
         ({"name": "tiny_shakespear"}, "did you mean 'tiny_shakespeare'"),
-        ({"test_file": "a"}, "train_file: got None, expected a file beside test_file"),
+        ({"test_file": "a"}, "train_file: got None, expected a file with test_file"),
         ({"lines": True}, "train_file: got None, expected a file with lines"),
         ({"length": 3}, "length: got 3, expected at least 4"),
         ({"text": TextConfig(ngrams=2)}, r"text\.ngrams: got 2, expected 1"),
@@ -201,7 +201,7 @@ def test_lines_end_at_line_ends_alone_and_blank_ones_are_counted(tmp_path, capsy
     texts = sorted(text for split in corpus.splits.values() for text in split)
     assert len(texts) == 201
     assert texts[0] == "line 0 one\u2028two\x0cthree"
-    assert capsys.readouterr().err == f"{path}: 2 of 203 lines are blank; skipped\n"
+    assert capsys.readouterr().err == f"{path}: 2 of 203 lines are blank; they are skipped\n"
 
 
 def test_lines_in_two_files_are_named(tmp_path, capsys):

@@ -63,7 +63,7 @@ def test_eighty_ten_ten():
     others = read[weight][~hidden & ~same]
     assert others.min() >= FIRST
     assert others.max() < MASK
-    # Every place is chosen alike.
+    # All positions are chosen equally often.
     counts = np.bincount(found.positions[weight], minlength=62)[1:61]
     assert counts.min() > 150
     assert counts.max() < 250
@@ -74,7 +74,7 @@ def test_it_follows_from_the_key_of_the_example_alone():
     seeds = np.arange(6)
     whole = masked(tokens, seeds)
     order = np.array([4, 0, 5])
-    # With other examples beside them.
+    # In a batch with other examples.
     rows = np.concatenate([order, order])
     part = masked(tokens[rows], seeds[rows])
     for one, other in zip(whole, part, strict=True):
@@ -108,7 +108,7 @@ def test_nothing_to_hide_has_no_weight():
     found = masked(tokens, range(2))
     assert found.weight.sum() == 0
     np.testing.assert_array_equal(found.tokens, tokens)
-    # Of a word that is unknown in part, what is known can be predicted.
+    # The known tokens of a partially unknown word can be predicted.
     words = jnp.array([[-1, 0, 0, -1, -1], [-1, -1, -1, -1, -1]])
     tokens[0, 2] = 7
     found = masked(tokens, range(2), words=words)

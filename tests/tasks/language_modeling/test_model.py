@@ -130,7 +130,7 @@ def uncached(model, forward, prompt, end):
     window, written = list(prompt)[-kept:], []
     signs = {0, 1, 2, V - 2, V - 1} - {end}
     while len(written) < config.max_new_tokens:
-        # A part of the text is written: as many ids as there is room beside those kept.
+        # One part of the text is decoded: as many ids as fit after the retained ones.
         for _ in range(config.max_length - kept):
             tokens, lengths = prompts_of(config.max_length, window)
             logits = forward(tokens, lengths)[0, len(window) - 1]
@@ -155,7 +155,7 @@ def prompts_of(width, *texts):
     "mixer",
     [
         "modern",
-        "gated_delta_net",
+        pytest.param("gated_delta_net", marks=pytest.mark.slow),
         pytest.param("dot_product", marks=pytest.mark.slow),
         pytest.param("sliding_window(left=3, right=0)", marks=pytest.mark.slow),
         pytest.param("linear", marks=pytest.mark.slow),

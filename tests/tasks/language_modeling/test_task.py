@@ -286,7 +286,7 @@ def test_what_does_not_fit_together_is_one_line(tmp_path):
     characters = dataclasses.replace(data, text=TextConfig(tokenizer="character"))
     for pair, message in (
         ((data, short), "config.model.max_length: got 15, expected at least"),
-        ((characters, model), "config.model.whole_words: characters do not say"),
+        ((characters, model), "config.model.whole_words: got True, but a character tokenizer"),
     ):
         with pytest.raises(UserError, match=message):
             TASK.prepare(*pair, Paths(tmp_path / "data", tmp_path / "cache"))

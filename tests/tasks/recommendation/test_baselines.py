@@ -1,4 +1,4 @@
-"""The baselines beside their closed forms, scikit-learn and plain loops."""
+"""The baselines compared with their closed forms, scikit-learn and plain loops."""
 
 import numpy as np
 import pytest

@@ -117,7 +117,7 @@ def test_neighbours_are_the_others_most_alike():
     cosine[user] = 0
     best = np.argsort(-cosine)[:k]
     np.testing.assert_allclose(np.sort(cosine[best]), np.sort(cosine[np.asarray(ids)[0, 0]]))
-    # At the start all users count alike and the sharpness is 2.
+    # Initially all users have equal weights and the sharpness is 2.
     expected = cosine[np.asarray(ids)[0, 0]] ** 2
     np.testing.assert_allclose(shares[0, 0], expected / expected.sum(), rtol=1e-4)
 

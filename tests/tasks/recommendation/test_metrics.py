@@ -1,4 +1,4 @@
-"""Ranks, hit rates and lists beside brute-force counts."""
+"""Ranks, hit rates and lists compared with brute-force counts."""
 
 import itertools
 

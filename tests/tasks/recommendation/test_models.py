@@ -129,7 +129,7 @@ def test_every_weight_learns(found):
     gradients = jax.tree_util.tree_leaves_with_path(answers["gradients"])
     assert all(np.isfinite(leaf).all() for _, leaf in gradients)
     still = {jax.tree_util.keystr(p) for p, leaf in gradients if not np.any(leaf)}
-    # Their softmax over the history does not see what is the same at all of its places.
+    # The softmax over the history is invariant to terms that are equal at all positions.
     assert all("key" in path and "bias" in path for path in still), (name, still)
 
 

@@ -123,11 +123,14 @@ def test_columns_are_found(read, text, name, wanted, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("u,a,5\nu,b,4\nu,c,5\n", "column 3 seems to hold ratings, not times; give the numbers"),
-        ("u,a,3.5\nv,b,4\n", "column 3 seems to hold ratings"),
+        ("u,a,5\nu,b,4\nu,c,5\n", "column 3 seems to contain ratings, not times; give the numbers"),
+        ("u,a,3.5\nv,b,4\n", "column 3 seems to contain ratings"),
         ("user,item,rating\nu,a,5\n", r"no column 'timestamp'; .*time_column, or set it to 'none'"),
-        ("1609459200,u,a\n", "times seem to stand in column 1; give the numbers of the columns"),
-        ("kunde,artikel,wann\nu,a,2021-01-01\n", "no column 'user'; there are: kunde, artikel"),
+        ("1609459200,u,a\n", "times seem to be in column 1; give the numbers of the columns"),
+        (
+            "kunde,artikel,wann\nu,a,2021-01-01\n",
+            "no column 'user'; the columns are: kunde, artikel",
+        ),
         ("user_id,userId,item,time\nu,v,a,1\n", "'user_id' and 'userId' can both be the column"),
         ("1::1193::5::978300760\n", r"line 1: 1 fields; .*instead of '::'"),
         ("u a 1609459200\n", r"line 1: 1 fields; .*instead of ' '"),
@@ -161,7 +164,7 @@ def test_ratings_are_named_or_left_out(read, capsys):
     assert len(read(text).user) == 3
     assert "column 'rating' is ignored; set config.data.min_rating" in (capsys.readouterr().err)
     assert [item for _, item, _ in pairs(read(text, min_rating=4.0))] == ["a", "c"]
-    assert "1 of 3 events have a rating below 4; left out" in capsys.readouterr().err
+    assert "1 of 3 events have a rating below 4; they are left out" in capsys.readouterr().err
     with pytest.raises(UserError, match="line 3: rating is 'x', expected a number"):
         read(text.replace("b,2", "b,x"), min_rating=4.0)
     with pytest.raises(UserError, match="no column has ratings; name it by"):
@@ -201,7 +204,9 @@ def test_splits_are_counted_and_checked(tmp_path):
 
 def test_options_of_user_files_need_one():
     for field, value in (("user_column", "u"), ("min_rating", 4.0), ("date_order", "dmy")):
-        with pytest.raises(ValueError, match=f"{field}: movielens_100k has its own"):
+        with pytest.raises(
+            ValueError, match=f"{field}: got a value, but the data set movielens_100k defines it"
+        ):
             DataConfig(**{field: value})
     with pytest.raises(ValueError, match="date_order: got 'ymd', expected 'dmy' or 'mdy'"):
         DataConfig(path="a.csv", date_order="ymd")

@@ -1,4 +1,4 @@
-"""Own folders of images and masks, what is wrong with them, and the data sets' own rules."""
+"""User folders of images and masks, errors in them, and rules of the built-in data sets."""
 
 import io
 import zipfile

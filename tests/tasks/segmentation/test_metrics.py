@@ -93,7 +93,7 @@ def test_dilation_is_a_distance():
 def test_boundaries_by_hand():
     labels = np.array([[0, 0, 1, 1], [0, 0, 1, VOID], [0, 0, 2, 2]])
     edges = boundaries(labels, [0, 1, 2])
-    # The right column of 0, all of 1 but what lies beside void alone, 2 beside 0 and 1.
+    # The right column of 0, all of 1 except pixels that only touch void, and 2 next to 0 and 1.
     np.testing.assert_array_equal(edges[0], [[0, 1, 0, 0]] * 3)
     np.testing.assert_array_equal(edges[1], [[0, 0, 1, 0], [0, 0, 1, 0], [0] * 4])
     np.testing.assert_array_equal(edges[2], [[0] * 4, [0] * 4, [0, 0, 1, 0]])

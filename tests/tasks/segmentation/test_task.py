@@ -168,7 +168,7 @@ def test_any_image_has_an_answer(trained, tmp_path, fit):
         masks = [coco.decode(mask) for mask in answer["masks"].values()]
         np.testing.assert_array_equal(np.sum(masks, axis=0), np.ones(answer["size"]))
     assert np.mean(coco.decode(answers[0]["masks"]["light"]) == light) > 0.8
-    # White paper shows through what is transparent.
+    # Transparent pixels are blended with white.
     assert answers[2]["shares"]["light"] > 0.9
     assert answers[1]["text"] == "light 1.0000"
 

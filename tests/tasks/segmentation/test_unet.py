@@ -69,7 +69,7 @@ def test_gates_weigh_what_the_encoder_hands_over():
     logits, found = run(nnx.merge(graphdef, state), x, np.array([True, False]))
     assert logits.shape == (2, 9, 7, 5)
     assert logits.dtype == jnp.float32
-    # The pixels of a patch start alike.
+    # The pixels of a patch are equal initially.
     np.testing.assert_allclose(logits[:, :8:2, :6:2], logits[:, 1:8:2, 1:6:2], rtol=1e-5)
     assert list(found) == ["gate_1"]
     assert found["gate_1"].shape == (2, *SMALL.sides(9, 7)[0], 1) == (2, 5, 4, 1)

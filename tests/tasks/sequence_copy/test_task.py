@@ -82,12 +82,12 @@ def test_matches_by_length():
 def test_alignment_accuracy_by_hand():
     # Backwards: the digits written stand at 4 3 2 1 and at 2 1 (counted from 1, as `looked` is).
     looked = np.array([[4, 4, 4, 3, 1], [2, 3, 0, 0, 0]])
-    # Right, one beside, two beside, two beside; right, two beside. The end token's step is not one.
+    # Distances 0, 1, 2, 2; 0, 2. The step of the end token is excluded.
     assert alignment_accuracy(looked, DigitStrings(["1234", "56"])) == pytest.approx(3 / 6)
     # In order: at 1 2 3 4 and at 1 2.
     copied = DigitStrings(["1234", "56"], "copied_digits")
     assert alignment_accuracy(looked, copied) == pytest.approx(4 / 6)
-    # What was never written is wrong, though 1 is beside nothing.
+    # Digits that were not decoded count as errors.
     looked = np.array([[4, 3, 0, 0, 0], [0, 0, 0, 0, 0]])
     assert alignment_accuracy(looked, DigitStrings(["1234", "56"])) == pytest.approx(2 / 6)
 
@@ -118,6 +118,7 @@ def test_looked_is_where_the_most_weight_is(task, alignment):
     )
 
 
+@pytest.mark.slow
 def test_padding_and_buckets_change_no_figure(task, model):
     statistics, outputs = nnx.jit(task.evaluate), nnx.jit(task.predict)
     found = []

@@ -35,7 +35,7 @@ def test_strings_are_cut_where_nobody_speaks():
         np.concatenate([part for word in text.split() for part in (spoken([word], rng), pause)])
         for text in texts
     ]
-    # One that cannot be cut, as nothing stands between its words, and one that says nothing.
+    # A string without pauses, which cannot be segmented, and a silent one.
     sounds += [np.concatenate([spoken([word], rng)[400:1300] for word in HERTZ]), pause]
     found = baselines.cut_and_classify(
         speech(sounds, [*texts, " ".join(HERTZ), ""]), LogMelConfig()

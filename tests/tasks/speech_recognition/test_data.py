@@ -153,11 +153,11 @@ def test_commands_are_split_by_file_or_speaker(tmp_path):
         "validation": 20,
         "test": 20,
     }
-    # The recordings of a speaker are one after the other, and each says each word twice.
+    # The recordings of a speaker are adjacent, and contain each word twice.
     for split in ("validation", "test"):
         assert sorted(speakers.splits[split].texts) == sorted(words * 2)
     with pytest.raises(
-        UserError, match=r"split_by: .*all\.csv: no column 'mic'; there are: path, te"
+        UserError, match=r"split_by: .*all\.csv: no column 'mic'; the columns are: path, te"
     ):
         own(path, split_by="mic")
     path.write_text("\n".join([*rows[:40], "40.wav,yes,"]) + "\n")

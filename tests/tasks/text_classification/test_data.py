@@ -133,8 +133,8 @@ def test_the_fingerprint_follows_texts_labels_and_splits(paths, write):
         ("a.csv", "", "the file is empty"),
         ("a.csv", " \n\n", "the file is empty"),
         ("a.csv", "text,label\n", "a header and no rows"),
-        ("a.csv", "review,stars\nx,1\n", "a.csv: no column 'text'; there are: review, stars"),
-        ("a.csv", "text,stars\nx,1\n", "a.csv: no column 'label'; there are: text, stars"),
+        ("a.csv", "review,stars\nx,1\n", "a.csv: no column 'text'; the columns are: review, stars"),
+        ("a.csv", "text,stars\nx,1\n", "a.csv: no column 'label'; the columns are: text, stars"),
         ("a.csv", "text,label\nx,a,b\n", "line 2 has 3 fields, expected 2 as in the header"),
         ("a.csv", 'text,label\nx,a\n"open,b\n', r"line 3 is malformed \(unexpected end of data"),
         ("a.csv", "text,label\nx,\n", "line 2: 'label' is empty"),
@@ -150,7 +150,7 @@ def test_the_fingerprint_follows_texts_labels_and_splits(paths, write):
         ("a.jsonl", "[1, 2]\n", "line 1 is not a JSON object"),
         ("a.jsonl", '{"text": 3, "label": "a"}', "line 1: 'text' is 3, expected a text"),
         ("a.jsonl", '{"text": "x", "label": null}', "line 1: 'label' is empty"),
-        ("a.jsonl", '{"label": "a"}', "line 1: no column 'text'; there are: label"),
+        ("a.jsonl", '{"label": "a"}', "line 1: no column 'text'; the columns are: label"),
         (
             "a.xlsx",
             "PK",
@@ -161,7 +161,7 @@ def test_the_fingerprint_follows_texts_labels_and_splits(paths, write):
 )
 def test_a_broken_file_gives_one_line_that_names_it(paths, write, file, content, message):
     given = write(file, content)
-    part = {"validation_file": given, "test_file": given} if "of the class" in message else {}
+    part = {"validation_file": given, "test_file": given} if "have the class" in message else {}
     with pytest.raises(UserError, match=message) as error:
         own(paths, given, **part)
     assert str(error.value).startswith(given)

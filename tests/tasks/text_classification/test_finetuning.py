@@ -110,7 +110,7 @@ def test_it_trains_and_then_needs_the_other_run_no_more(place, tmp_path):
     assert 0 <= record["metrics"]["accuracy"] <= 1
     # There is nothing to start from in a run of a classifier.
     other = classifier(place, init_from=str(folder))
-    with pytest.raises(UserError, match="is a run of text_classification, expected one of lang"):
+    with pytest.raises(UserError, match="is a run of text_classification, expected a run of lang"):
         directory.prepared_task(other, paths(place))
     (place / "masked").rename(tmp_path / "elsewhere")
     try:

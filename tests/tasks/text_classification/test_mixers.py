@@ -1,4 +1,8 @@
-"""The text Transformer with every registered mixer: padding changes nothing, all weights learn."""
+"""The text Transformer with every registered mixer: padding changes nothing, all weights learn.
+
+Padding and gradients of each mixer alone are in tests/attention/test_contract.py, so mixers that
+are similar to another one are slow tests here.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +20,8 @@ SMALL = {"model_size": 8, "num_layers": 1, "num_heads": 2, "feedforward_size": 8
 ONE_LENGTH = [
     line.name for line in registry.mechanisms("mixer") if "length_dependent" in line.capabilities
 ]
+# One mixer of each kind: softmax, sparse, feature maps, low rank, recurrent, without weights.
+QUICK = ("dot_product", "longformer", "linear", "linformer", "gated_delta_net", "fourier")
 
 
 @pytest.mark.parametrize("mixer", ONE_LENGTH)
@@ -24,7 +30,14 @@ def test_mixers_for_inputs_of_one_length_are_refused(mixer):
         models.TransformerConfig(**SMALL, mixer=mixer)
 
 
-@pytest.mark.parametrize("mixer", [x for x in registry.names("mixer") if x not in ONE_LENGTH])
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
+        for name in registry.names("mixer")
+        if name not in ONE_LENGTH
+    ],
+)
 def test_every_mixer_reads_text(mixer):
     graphdef, params, others = nnx.split(
         build(models.TransformerConfig(**SMALL, mixer=mixer, max_length=9)), nnx.Param, ...

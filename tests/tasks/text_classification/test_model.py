@@ -1,4 +1,4 @@
-"""The classifiers: padding changes nothing, dropout follows its key, the prior is what it says."""
+"""The classifiers: independence of padding, dropout keys, and the naive Bayes prior."""
 
 import jax
 import numpy as np

@@ -197,7 +197,7 @@ def test_pairs_with_an_empty_side_are_counted_and_lines_end_at_line_ends(tmp_pat
     assert targets == ["A", "E"]
     assert ids == ["train.en:1", "train.en:4"]
     assert capsys.readouterr().err == (
-        f"{source}: 2 of 4 pairs have an empty side, the first is line 2; left out\n"
+        f"{source}: 2 of 4 pairs with an empty side are left out, the first is line 2\n"
     )
 
 

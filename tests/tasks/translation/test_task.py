@@ -158,6 +158,7 @@ def test_loss_is_the_mean_over_real_tokens_of_rows_with_weight(task, model):
     assert float(calculate(model, others)[0]) == pytest.approx(float(loss), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_padding_and_buckets_change_no_metric(task, model, predict):
     evaluate = nnx.jit(task.evaluate)
     found = []

@@ -146,7 +146,7 @@ def test_another_throat_stretches_the_bands():
     hill = np.exp(-np.square((bands - 20) / 2)).astype(np.float32)
     features = np.tile(hill, (30, 3, 1))
     warped = np.asarray(augmentation.perturb_bands(features, keys(30), SoundAugmentation(warp=0.2)))
-    # All frames of an example alike, the hill at most a fifth higher or lower.
+    # All frames of an example are equal, and the peak moves by at most a fifth.
     assert (warped == warped[:, :1]).all()
     peaks = warped[:, 0].argmax(axis=1)
     assert peaks.min() >= 16

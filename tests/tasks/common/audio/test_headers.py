@@ -22,7 +22,7 @@ GUID = b"\x00\x00\x00\x00\x10\x00\x80\x00\x00\xaa\x00\x38\x9b\x71"
 
 def wav(data=SOUND, *, riff=None, size=None, kind=1, channels=1, rate=RATE, bits=16,
         extension=b"", before=b"", after=b""):  # fmt: skip
-    """Returns a WAV file; `riff` and `size` are what its header says in place of the true sizes."""
+    """Returns a WAV file, with `riff` and `size` in its header instead of the true sizes."""
     block = channels * bits // 8
     layout = struct.pack("<HHIIHH", kind, channels, rate, rate * block, block, bits) + extension
     body = b"WAVEfmt " + struct.pack("<I", len(layout)) + layout + before + b"data"

@@ -1,4 +1,4 @@
-"""The LSTM by its equations, what padding may change, and what is refused; the GRU's are beside the
+"""The LSTM by its equations, effects of padding, and errors; the GRU's are compared with the
 Transformer's.
 """
 

@@ -25,7 +25,7 @@ def made(decoder, **changed):
     options = KINDS[decoder] | {"state_size": 8, "embedding_size": 4, "max_length": 4} | changed
     config = TranscriberConfig(decoder=decoder, decoding=WIDE, **options)
     model = Transcriber(config, M, U, rngs=nnx.Rngs(0))
-    # Sharp enough that what is best is clearly so.
+    # Sharp enough for an unambiguous best hypothesis.
     if model.frames is not None:
         model.frames.kernel[...] = 3 * model.frames.kernel[...]
     return model

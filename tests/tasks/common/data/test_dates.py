@@ -1,4 +1,4 @@
-"""One date or time: its notations, its UTC offset, and what is refused."""
+"""Single dates and times: notations, UTC offsets, and errors."""
 
 import datetime
 

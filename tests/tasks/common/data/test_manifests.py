@@ -1,4 +1,4 @@
-"""Manifests of other programs, folders, and what is named."""
+"""Manifests of other programs, folders, and messages."""
 
 import json
 

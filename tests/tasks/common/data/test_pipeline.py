@@ -16,7 +16,7 @@ BUCKETS = (4, 8, 16)
 
 
 class Toy:
-    """Example i is `i` repeated: what stands in a batch says where it came from."""
+    """Example i is `i` repeated, so that the values in a batch identify their examples."""
 
     padded = {"tokens": -7}  # noqa: RUF012
 
@@ -174,7 +174,7 @@ def test_evaluation_sees_every_example_once(n, batch_size):
         check_rows(examples, batch)
     for batch in batches[:-1]:
         assert batch["weight"].all()
-    # A filled-up row is a real example: no mechanism meets an empty one.
+    # A padding row is a real example, so that no mechanism gets an empty one.
     last = batches[-1]
     for row in np.flatnonzero(last["weight"] == 0):
         np.testing.assert_array_equal(last["tokens"][row], last["tokens"][0])

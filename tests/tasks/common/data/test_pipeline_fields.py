@@ -1,4 +1,4 @@
-"""Batches whose padded fields have lengths of their own."""
+"""Batches whose padded fields have different lengths."""
 
 import numpy as np
 import pytest

@@ -117,7 +117,8 @@ def test_the_wanted_columns_tell_delimiters_apart(write):
         ('text,label\nx,1\n"open,2\n', "a.csv", "line 3 is malformed (unexpected end of data)"),
         ('text,label\n"a" b,1\n', "a.csv", "line 2 is malformed"),
         ("text,label,text\nx,1,y\n", "a.csv", "column 'text' is in the header twice"),
-        ("Text,label\nx,1\n", "a.csv", "no column 'text' (did you mean 'Text'?); there are: Text"),
+        ("Text,label\nx,1\n", "a.csv", "no column 'text' (did you mean 'Text'?); the columns "
+            "are: Text"),
         ("text,label\n", "a.csv", "the file has a header and no rows"),
         ("", "a.csv", "the file is empty"),
         ("", "a.jsonl", "the file is empty"),

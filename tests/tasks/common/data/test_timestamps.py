@@ -1,4 +1,4 @@
-"""Columns of times: their unit, the order of day and month, time zones, and what is refused."""
+"""Columns of times: units, the order of day and month, time zones, and errors."""
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ def test_the_column_tells_the_order_of_day_and_month():
     for option in ("date_order", "likely_order"):
         assert str(read(both, **{option: "mdy"}).utc[0]).startswith("2024-01-02")
         assert str(read(both, **{option: "dmy"}).utc[0]).startswith("2024-02-01")
-    # What is likely counts only if the column leaves it open, what is set always.
+    # The likely order is used only if the column is ambiguous; a configured order is always used.
     assert read(["13/02/2024"], likely_order="mdy").date_order == "dmy"
     assert refused(["01/02/2024", "13/02/2024"], date_order="mdy").index == 1
     assert refused(["13/01/2024", "01/02/2024", "01/13/2024"]).index == 2

@@ -78,7 +78,7 @@ def test_counts(name, counts, classes):
 )
 @pytest.mark.slow
 def test_baselines_reach_their_figures(name, fit, figure):
-    """Within half a point below: a weak baseline would flatter the model beside it."""
+    """At most half a point lower, because a weak baseline would flatter the model."""
     assert accuracy(public(name), getattr(baselines, fit)) >= figure - 0.005
 
 

@@ -279,7 +279,7 @@ def test_no_step_is_made_after_all_have_ended():
 
 
 class Toy(nnx.Module):
-    """One layer of attention over embeddings, by cache and as a whole."""
+    """One layer of attention over embeddings, with a cache and as a full pass."""
 
     def __init__(self):
         rngs = nnx.Rngs(0)

@@ -145,7 +145,7 @@ def test_options_of_tokenizer_json_are_those_of_the_library(
 
 
 def test_the_options_make_a_difference():
-    """Else the tests beside the library would tell nothing."""
+    """Otherwise the comparisons with the library would be vacuous."""
     found = {
         tuple(
             tuple(pieces_of(VOCABULARY, Normalization(*flags, clean, longest), text))

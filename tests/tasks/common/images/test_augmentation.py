@@ -24,7 +24,7 @@ from tasks.common.keys import example_keys
 B, Y, X, VOID = 32, 9, 12, 11
 RNG = np.random.default_rng(0)
 COLOURS = RNG.uniform(0.3, 0.7, (B, Y, X, 3)).astype(np.float32)
-# Row and column of each place: what has moved says where it was.
+# Each pixel contains its row and column, so that moved pixels show their origin.
 _ROWS, _COLUMNS = np.mgrid[0:Y, 0:X].astype(np.float32)
 PLACES = np.broadcast_to(np.stack([_ROWS, _COLUMNS], axis=-1) + 1, (B, Y, X, 2))
 NUMBERS = np.broadcast_to((_ROWS * X + _COLUMNS).astype(np.int32) + 100, (B, Y, X))

@@ -1,4 +1,4 @@
-"""Error rates beside jiwer's, and failures of a few texts seen by eye."""
+"""Error rates compared with jiwer's, and failures of a few texts seen by eye."""
 
 import jiwer
 import numpy as np

@@ -14,8 +14,8 @@ REFERENCES = ["the cat sat on a mat today", "a dog runs fast", "hello there my f
 def test_bleu_by_hand():
     """Papineni's formula on the words of the first two, which no tokenizer divides further."""
     found = translation_metrics(OUTPUTS[:2], REFERENCES[:2], True)
-    # n-grams that are in the reference, of those there are: the cat sat on | mat; all of the other.
-    # "the" is in the reference once.
+    # n-grams that occur in the reference: the cat sat on | mat; all of the other text. "the" is in
+    # the reference once.
     precisions = [(5 + 4) / 10, (3 + 3) / 8, (2 + 2) / 6, (1 + 1) / 4]
     brevity = math.exp(1 - 11 / 10)
     expected = 100 * brevity * math.prod(precisions) ** (1 / 4)

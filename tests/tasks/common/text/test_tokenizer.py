@@ -356,7 +356,8 @@ def test_ten_thousand_short_texts_take_seconds():
 
 
 def test_word_weights_by_hand():
-    """A bigram's weight goes in halves to its words, a piece's whole to its word."""
+    """The weight of a bigram is halved between its words; a piece gives its full weight to its
+    word."""
     config = TextConfig(ngrams=2, character_ngrams=(3, 3), min_count=1)
     tokenizer = Tokenizer.fit(["cat sat"], config)
     tokens = tokenizer.tokens("cat sat")
