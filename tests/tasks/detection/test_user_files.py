@@ -360,7 +360,7 @@ def test_objects_that_an_example_cannot_show_are_named(folder, capsys):
     assert "in 3.png" in said
     own(where / "train.json", max_objects=1, image_size=32)
     said = capsys.readouterr().err
-    assert "2 objects are beyond config.data.max_objects=1 and are left out of training" in said
+    assert "2 objects exceed config.data.max_objects=1 and are left out of training" in said
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

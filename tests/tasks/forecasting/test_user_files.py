@@ -46,10 +46,10 @@ def test_what_is_missing_uneven_or_twice_is_masked_and_named(write, capsys):
     assert [line.removeprefix(f"{path}: ") for line in told] == [
         "1 empty lines are ignored; the first is line 5",
         "columns without numbers, left out: note",
-        "not in the order of time from line 3 on; sorted",
+        "rows are not in the order of time from line 3 on; they are sorted",
         "1 rows are repeated, first line 6",
-        "1 of 5 times are off the grid of one every 1 d (2024-01-07 01:00:00); moved to the "
-        "nearest",
+        "1 of 5 times are off the grid of one every 1 d (2024-01-07 01:00:00); they are moved "
+        "to the nearest grid time",
         "3 of 8 times, one every 1 d, have no row (after 2024-01-02 00:00:00, 2024-01-04 00:00:00)"
         "; masked",
         "3 of 10 values are missing (Größe 1, b 2); masked",
