@@ -23,7 +23,7 @@ class SparseAttention(MultiHeadAttention):
     takes_memory = False
 
     def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
-        """Returns the pattern; masks of the caller are combined with it by `&`."""
+        """Returns the mask of the pattern, which is combined with the caller's mask by `&`."""
         raise NotImplementedError
 
 

@@ -529,6 +529,8 @@ def fill_blanks(options: Mapping[str, Any], folder: Path) -> Decoder:
 # Formats whose decoders start no other program, as that of PostScript does.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 _MOST_PIXELS = 40_000_000
+# Sums of probabilities that are held at a time; bounds memory.
+_MOST_SUMS = 1 << 25
 # Of grayscale images with 16 bits per pixel.
 _BRIGHTEST = 65535
 
@@ -643,7 +645,12 @@ def light_on_dark(options: Mapping[str, Any], folder: Path) -> Encoder:
         raw = row["raw"]
         numbers = _numbers(raw)
         if numbers is None:
-            return {**row, options["to"]: _squared(decode_image(raw, "L", remedy), side)}
+            gray = decode_image(raw, "L", remedy)
+            if max(gray.shape) ** 2 > _MOST_PIXELS:
+                raise InputError(
+                    f"input {shown(raw)}: is too long to be padded to a square; cut it"
+                )
+            return {**row, options["to"]: _squared(gray, side)}
         if len(numbers) != side**2:
             raise InputError(f"input {shown(raw)}: has {len(numbers)} numbers; give {side**2}")
         if not all(0 <= number <= ink for number in numbers):
@@ -749,6 +756,12 @@ def windows(options: Mapping[str, Any], folder: Path) -> Encoder:
             _window_starts(length, window, max(1, int(window * (1 - overlap))))
             for length, window in zip((Y, X), size, strict=True)
         )
+        # A narrow image has many windows, mostly of padding.
+        if len(tops) * len(lefts) * math.prod(size) > max(4 * _MOST_PIXELS, math.prod(size)):
+            raise InputError(
+                f"input {shown(row['raw'])}: {Y} x {X} pixels are too many windows of "
+                f"{size[0]} x {size[1]}; make it smaller"
+            )
         rows = []
         for top in tops:
             for left in lefts:
@@ -836,15 +849,16 @@ def _nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _blended(
-    found: Sequence[np.ndarray], corners: Sequence[Sequence[int]], Y: int, X: int, rows: int = 512
+    found: Sequence[np.ndarray], corners: Sequence[Sequence[int]], Y: int, X: int
 ) -> np.ndarray:
-    """Returns the most probable class of each pixel, uint8 [Y, X], `rows` at a time.
+    """Returns the most probable class of each pixel, uint8 [Y, X].
 
     Probabilities [height, width, K] of the windows have the most weight at their centers.
     """
     height, width, classes = found[0].shape
     weight = (_ramp(height)[:, None] * _ramp(width))[..., None]
     labels = np.zeros((Y, X), np.uint8)
+    rows = max(_MOST_SUMS // (X * classes), 1)
     for first in range(0, Y, rows):
         last = min(first + rows, Y)
         sums = np.zeros((last - first, X, classes), np.float32)
