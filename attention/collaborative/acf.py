@@ -56,7 +56,8 @@ def attend_items(
         s = Σ_l α_l p_l,   α = softmax_l(a)
 
     Args:
-      logits, auxiliary: a, [B, S], and p, [B, S, D].
+      logits: a, [B, S].
+      auxiliary: p, [B, S, D].
       valid: bool [B, S]; all if None.
 
     Returns:
