@@ -71,7 +71,7 @@ class TextData(digests.Fingerprinted):
     """A data set.
 
     Attributes:
-      name: as in the config.
+      name: name of the data set in the config.
       splits: train, validation and test.
       label_names: class names by index.
     """
