@@ -217,8 +217,7 @@ class _Request:
 
 
 def _weights(request: _Request) -> Array:
-    options = {k: v for k, v in request.options.items() if not k.startswith("dropout")}
-    return reference.weights(*request.arrays[:2], **options)
+    return reference.weights(*request.arrays[:2], **request.options)
 
 
 def _is_zero(size: Any) -> bool:

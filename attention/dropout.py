@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,11 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         return x
     keep = keep_mask(key, rate, x.shape)
     return jnp.where(keep, x / keep_probability(rate), jnp.zeros((), x.dtype)).astype(x.dtype)
+
+
+def dropout_options(rate: float, key: jax.Array | None) -> dict[str, Any]:
+    """Returns the arguments for the dropout of a module: its rate, or 0 without a key."""
+    return {"dropout_rate": 0.0 if key is None else rate, "dropout_key": key}
 
 
 def keep_probability(rate: float) -> float:

@@ -134,7 +134,7 @@ class LagAttention(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        expect_numbers(channels=channels, lags=lags, horizon=horizon)
+        shapes.expect_positive(channels=channels, lags=lags, horizon=horizon)
         self.channels, self.dtype = channels, dtype
         groups = channels if individual else 1
         self.logits = nnx.Param(jnp.zeros((groups, horizon, lags)))
@@ -190,7 +190,7 @@ class ResidualLagAttention(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        expect_numbers(channels=channels, lags=lags, horizon=horizon, num_heads=num_heads)
+        shapes.expect_positive(channels=channels, lags=lags, horizon=horizon, num_heads=num_heads)
         expect_level(level)
         self.channels, self.level, self.dtype = channels, level, dtype
         groups = channels if individual else 1
@@ -215,15 +215,7 @@ class ResidualLagAttention(nnx.Module):
 
 def expect_series(x: Array, channels: int) -> None:
     """Raises ValueError unless x is [B, T, channels]."""
-    shapes.expect_floating("x", x)
-    shapes.expect("x", x, "B T C", {"C": channels})
-
-
-def expect_numbers(**numbers: int) -> None:
-    """Raises ValueError for the first number below 1."""
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name}: got {number}, expected at least 1")
+    shapes.expect_arrays({"x": (x, "B T C")}, {"C": channels})
 
 
 def expect_level(level: str) -> None:
@@ -237,11 +229,7 @@ def _past(x: Array, logits: Array, valid: Array | None, letters: str) -> tuple[A
 
     They are [B, L, C] in at least float32, 0 if missing, and bool [B or 1, L, C or 1].
     """
-    sizes: dict[str, int] = {}
-    shapes.expect_floating("x", x)
-    shapes.expect_floating("logits", logits)
-    shapes.expect("x", x, "B T C", sizes)
-    shapes.expect("logits", logits, letters, sizes)
+    sizes = shapes.expect_arrays({"x": (x, "B T C"), "logits": (logits, letters)})
     if sizes["G"] not in (1, sizes["C"]):
         expected = f"[{', '.join(letters.split())}] with G=1 or C={sizes['C']}"
         raise ValueError(f"logits: got shape {shapes.show(logits.shape)}, expected {expected}")

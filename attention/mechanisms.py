@@ -1,11 +1,12 @@
 """The table of mechanisms: names, modules, costs and capabilities.
 
-A new mechanism is one file and one entry of `TABLE`; the contract suite then tests it. Modules are
-imported on first use; `attention.registry` is the interface.
+A new mechanism is one file and one entry of `_ENTRIES`; the contract suite then tests it. Modules
+are imported on first use; `attention.registry` is the interface.
 
 Signatures of each kind:
 
-* kernel: a function with the signature of `attention.attend`.
+* kernel: a function with the signature of `attention.attend`, without `implementation` and defaults
+  (`attention.kernels.options`).
 * mixer: `cls(model_size, num_heads=..., dropout_rate=0.0, dtype=float32, rngs=rngs, **options)`,
   then `mixer(x, *, mask=None, dropout_key=None, return_weights=False) -> [B, T, D]`, or with the
   weights. Mixers with "cache" have `cache = mixer.init_cache(batch_size, max_length)` and `y, cache
@@ -134,596 +135,340 @@ class Mechanism:
         return getattr(importlib.import_module(module), attribute)
 
 
-def _entry(
-    kind: str, name: str, target: str, paper: str, equation: str, time: str, memory: str, can: str
-) -> Mechanism:
-    return Mechanism(
-        name, kind, f"attention.{target}", paper, equation, time, memory, frozenset(can.split())
-    )
+def _parsed(kind: str, paragraph: str) -> Mechanism:
+    try:
+        head, equation, costs, *capabilities = paragraph.splitlines()
+        name, target, paper = head.split(" | ")
+        time, memory = costs.strip().removeprefix("time ").split("; memory ")
+    except ValueError:
+        expected = "lines of name | module:attribute | paper, equation, costs and capabilities"
+        raise ValueError(f"{kind}: got {paragraph!r}, expected {expected}") from None
+    words = frozenset(" ".join(capabilities).split())
+    target = f"attention.{target}"
+    return Mechanism(name, kind, target, paper, equation.strip(), time, memory, words)
 
 
+# The entries of each kind are separated by blank lines. An entry has these lines:
+#
+#   name | module:attribute | paper
+#     equation
+#     time ...; memory ...
+#     capabilities, on one or more lines
+#
 # Kernels are in the order in which "auto" tries them; the reference, which supports all, is last.
+_ENTRIES = {
+    "kernel": """
+ring | kernels.blockwise.ring:attend | Liu et al. 2023 (Ring Attention)
+  Σ_r exp(z_r - z)·o_r, r over the parts of the keys
+  time O(T·S / R), R devices; memory O((T + S) / R)
+  mask padding causal cross weights normalized bias logit_cap sinks grouped_query value_size
+  dropout permutation mesh
+
+ulysses | kernels.blockwise.ulysses:attend | Jacobs et al. 2023 (DeepSpeed Ulysses)
+  softmax(cap(scale·qkᵀ + bias))·v, some heads a device
+  time O(T·S / R), R devices; memory O((T + S) / R)
+  mask padding causal cross weights normalized bias logit_cap sinks grouped_query value_size
+  dropout permutation mesh
+
+cudnn | kernels.gpu.cudnn:attend | Dao 2024, by cuDNN
+  softmax(scale·qkᵀ + bias)·v, block by block
+  time O(T·S), about half if causal; O(T·W); memory O(T + S)
+  causal cross bias grouped_query permutation cuda
+
+triton | kernels.gpu.triton:attend | Dao 2024, through Pallas
+  softmax(cap(scale·qkᵀ + bias))·v, block by block
+  time O(T·S); O(T·W) where blocks are skipped; memory O(T + S); O(T·S) for a bias that learns
+  mask padding causal cross bias logit_cap sinks grouped_query value_size permutation cuda
+  interpreted
+
+splash | kernels.tpu.splash:attend | Dao 2024, by JAX's splash attention
+  softmax(cap(scale·qkᵀ))·v, block by block
+  time O(T·S); O(T·W) where blocks are skipped; memory O(T + S)
+  padding causal cross logit_cap sinks grouped_query value_size permutation tpu interpreted
+
+tokamax | kernels.gpu.tokamax:attend | Dao 2024, by tokamax
+  softmax(cap(scale·qkᵀ + bias))·v, block by block
+  time O(T·S), about half if causal; memory O(T + S); O(T·S) for masks that are not causal
+  mask padding causal cross bias logit_cap grouped_query value_size permutation cuda
+
+native | kernels.cpu.attention:attend | Dao et al. 2022; Milakov & Gimelshein 2018
+  softmax(cap(scale·qkᵀ + bias))·v by blocks, in C++ on a CPU
+  time O(T·S); of seen blocks only; memory O(T + S)
+  mask padding causal cross weights normalized bias logit_cap sinks grouped_query value_size
+  dropout permutation cpu higher_derivatives
+
+blockwise | kernels.blockwise.attention:attend | Dao et al. 2022 (FlashAttention)
+  softmax(cap(scale·qkᵀ + bias))·v, block by block
+  time O(T·S), less what the mask hides; memory O(T + S)
+  mask padding causal cross weights normalized bias logit_cap sinks grouped_query value_size
+  dropout permutation symbolic
+
+reference | kernels.reference:attend | Vaswani et al. 2017
+  softmax(cap(scale·qkᵀ + bias))·v
+  time O(T·S); memory O(T·S)
+  mask padding causal cross weights normalized bias logit_cap sinks grouped_query value_size
+  dropout permutation forward_mode higher_derivatives symbolic
+""",
+    "mixer": """
+dot_product | multi_head:MultiHeadAttention | Vaswani et al. 2017; grouped: Ainslie et al. 2023
+  concatₙ(attend(xW_q, mW_k, mW_v))·W_o
+  time O(T·S·D + T·D²); memory O(T·S)
+  mask padding causal cross weights normalized bias logit_cap grouped_query value_size dropout
+  positions permutation cache
+
+sliding_window | sequence.sparse:SlidingWindow | Beltagy et al. 2020; Jiang et al. 2023
+  attend over -right ≤ t - s ≤ left
+  time O(T·W·D + T·D²) where blocks are skipped; memory O(T²); O(T·W) where blocks are skipped
+  mask padding causal weights normalized bias logit_cap grouped_query value_size dropout positions
+  sparse cache
+
+strided | sequence.sparse:Strided | Child et al. 2019
+  attend over -L < t - s < L or (t - s) mod L = 0
+  time O(T·W·D + T·D²) where blocks are skipped; memory O(T²); O(T·W) where blocks are skipped
+  mask padding causal weights normalized bias logit_cap grouped_query value_size dropout positions
+  sparse cache
+
+fixed | sequence.sparse:Fixed | Child et al. 2019
+  attend over ⌊t/L⌋ = ⌊s/L⌋ or s mod L ≥ L - c
+  time O(T·W·D + T·D²) where blocks are skipped; memory O(T²); O(T·W) where blocks are skipped
+  mask padding causal weights normalized bias logit_cap grouped_query value_size dropout positions
+  sparse cache
+
+longformer | sequence.longformer:Longformer | Beltagy et al. 2020
+  attend over a window and global s; global t over all, by W_q', W_k', W_v'
+  time O(T·W·D + T·D²) where blocks are skipped; memory O(T²); O(T·W) where blocks are skipped
+  mask padding causal weights normalized bias logit_cap grouped_query value_size dropout positions
+  sparse cache
+
+bigbird | sequence.sparse:BigBird | Zaheer et al. 2020
+  attend over blocks near by, at the front and at random
+  time O(T·W·D + T·D²) where blocks are skipped; memory O(T²); O(T·W) where blocks are skipped
+  mask padding causal weights normalized bias logit_cap grouped_query value_size dropout positions
+  sparse cache
+
+linformer | sequence.low_rank:Linformer | Wang et al. 2020
+  softmax(q(Eᵀk)ᵀ)·Fᵀv
+  time O(T·R·D + T·D²); memory O(T·R)
+  padding weights dropout max_length
+
+prob_sparse | sequence.prob_sparse:ProbSparse | Zhou et al. 2021
+  softmax(qkᵀ)·v of the queries that prefer some keys; the mean of v of the others
+  time O(T·log T·D + T·D²); memory O(T·log T)
+  padding weights normalized dropout length_dependent
+
+nystromformer | sequence.nystrom:Nystromformer | Xiong et al. 2021
+  softmax(qk̃ᵀ)·softmax(q̃k̃ᵀ)⁺·softmax(q̃kᵀ)·v + conv(v)
+  time O(T·M·D + N·M³ + T·D²); memory O(T·M)
+  padding weights dropout
+
+linear | sequence.linear:LinearAttention | Katharopoulos et al. 2020
+  φ(q)ᵀ·Σₛ φ(kₛ)vₛᵀ / φ(q)·Σₛ φ(kₛ), φ = elu + 1
+  time O(T·D·H); memory O(T·D)
+  padding causal weights normalized dropout permutation cache
+
+performer | sequence.performer:Performer | Choromanski et al. 2021 (FAVOR+)
+  as linear, φ = exp(Ωx - |x|²/2) or ReLU(Ωx) + ε
+  time O(T·N·F·H), F features; memory O(T·N·F)
+  padding causal weights normalized dropout permutation cache
+
+gated_delta_net | sequence.gated_delta_net:GatedDeltaNet | Yang et al. 2025; Schlag et al. 2021
+  Sₜ = αₜ(I - βₜkₜkₜᵀ)Sₜ₋₁ + βₜkₜvₜᵀ, oₜ = Sₜᵀqₜ
+  time O(T·D·H + T·D²); memory O(T·D)
+  padding causal always_causal weights dropout cache
+
+fourier | sequence.fourier:Fourier | FNet: Lee-Thorp et al. 2022 (control)
+  Re(F_seq F_hidden x)
+  time O(T·D·log(T·D)); with padding O(T²·D); memory O(T·D); with padding O(T²)
+  padding dropout
+
+talking_heads | sequence.talking_heads:TalkingHeadsAttention | Shazeer et al. 2020
+  (softmax((qkᵀ)·P)·R)·v, P and R mix heads
+  time O(T·S·(D + N²) + T·D²); memory O(N·T·S)
+  mask padding causal cross weights dropout permutation cache
+
+latent | sequence.latent:LatentAttention | MLA: DeepSeek-AI 2024
+  attend([q; q_rope], [U c; k_rope], W c), c = norm(xW_c)
+  time O(T·S·D + T·D²); a step O(S·N·C); memory O(T·S); cache O(S·C)
+  mask padding causal weights normalized dropout cache
+
+differential | sequence.differential:DifferentialAttention | Ye et al. 2024
+  (1 - λ₀)·norm((softmax(q₁k₁ᵀ) - λ·softmax(q₂k₂ᵀ))·v)
+  time O(T·S·D + T·D²); memory O(T·S)
+  mask padding causal weights grouped_query dropout positions permutation cache
+
+temporal | recurrent.temporal:TemporalAttention | Cheng et al. 2016; heads: Vaswani et al. 2017
+  concatₙ(attend(hₜW_q, hₛW_k, hₛW_v))·W_o over s ≤ t
+  time O(T²·D + T·D²); a step O(T·D + D²); memory O(T²); cache O(T·D)
+  mask padding causal always_causal weights normalized dropout cache
+""",
+    "alignment": """
+additive | recurrent.additive:AdditiveAlignment | Bahdanau et al. 2015
+  softmax(v·tanh(Wq + Uhₛ + b))
+  time O(S·A) a step; memory O(S·(A + D))
+  padding cross weights normalized permutation
+
+dot | recurrent.dot_product:DotAlignment | Luong et al. 2015
+  softmax(q·hₛ)
+  time O(S·D) a step; memory O(S·D)
+  padding cross weights normalized permutation
+
+general | recurrent.dot_product:GeneralAlignment | Luong et al. 2015
+  softmax(qᵀW·hₛ)
+  time O(S·D) a step; memory O(S·D)
+  padding cross weights normalized permutation
+
+concat | recurrent.additive:ConcatAlignment | Luong et al. 2015
+  softmax(v·tanh(W[q; hₛ]))
+  time O(S·A) a step; memory O(S·(A + D))
+  padding cross weights normalized permutation
+
+local_p | recurrent.local:LocalAlignment | Luong et al. 2015
+  softmax(qᵀW·hₛ)·exp(-(s - p)²/2σ²) over |s - p| ≤ 2σ, p = S·σ(v·tanh(W_p q))
+  time O(S·D) a step; memory O(S·D)
+  padding cross weights
+
+location_aware | recurrent.location:LocationAwareAlignment | Chorowski et al. 2015; Shen et al. 2018
+  softmax(v·tanh(Wq + Vhₛ + U(F * αₜ₋₁)ₛ + b))
+  time O(S·K·(A + W)) a step, K filters W wide; memory O(S·(A + D))
+  padding cross weights normalized state
+
+multi_head | recurrent.multi_head:MultiHeadAlignment | Vaswani et al. 2017
+  concatₙ(softmax(qW_q·hₛW_k)·hW_v)·W_o
+  time O(S·D + D²) a step; memory O(S·D)
+  padding cross weights normalized permutation
+
+none | recurrent.dot_product:NoAlignment | Sutskever et al. 2014 (control)
+  the last valid state, at every step
+  time O(1) a step; memory O(S·D)
+  padding cross weights normalized
+""",
+    "map_attention": """
+se | image.channel:SqueezeExcite | Hu et al. 2018
+  x·σ(W₂ relu(W₁ mean(x)))
+  time O(P·C + C·R); memory O(C)
+  weights gate
+
+eca | image.channel:EfficientChannel | Wang et al. 2020 (ECA-Net)
+  x·σ(conv(mean(x))) along the channels
+  time O(P·C); memory O(C)
+  weights gate
+
+cbam | image.cbam:CBAM | Woo et al. 2018
+  x' = x·M_c(x), y = x'·M_s(x')
+  time O(P·(C + K²) + C·R); memory O(P + C)
+  weights gate batch_statistics
+
+cbam_channel | image.cbam:ChannelGate | Woo et al. 2018, M_c alone
+  x·σ(MLP(mean(x)) + MLP(max(x)))
+  time O(P·C + C·R); memory O(C)
+  weights gate
+
+cbam_spatial | image.cbam:SpatialGate | Woo et al. 2018, M_s alone
+  x·σ(BN(conv([max_c x; mean_c x])))
+  time O(P·(C + K²)); memory O(P)
+  weights gate batch_statistics
+
+scse | image.scse:ChannelAndSpatial | Roy et al. 2018
+  x·σ(W₂ relu(W₁ mean(x))) + x·σ(w·x)
+  time O(P·C + C·R); memory O(P + C)
+  weights gate
+
+coordinate | image.coordinate:Coordinate | Hou et al. 2021
+  x·σ(f(mean_x x))·σ(f(mean_y x))
+  time O(P·C + (Y + X)·C·R); memory O((Y + X)·C)
+  weights gate batch_statistics
+
+non_local | image.non_local:NonLocal | Wang et al. 2018
+  x + BN(softmax(θ(x)φ(x)ᵀ)·g(x)·W_z)
+  time O(P²·C + P·C²); memory O(P²)
+  weights normalized batch_statistics
+
+axial | image.axial:Axial | Ho et al. 2019; Wang et al. 2020
+  h = x + attend(rows of x), y = h + attend(columns of h)
+  time O(P·(Y + X)·C + P·C²); memory O(P·(Y + X))
+  weights normalized positions
+
+shifted_window | image.window:ShiftedWindow | Swin: Liu et al. 2021
+  x + softmax(qkᵀ + b)·v in shifted windows
+  time O(P·S²·C + P·C²); memory O(P·S²)
+  weights normalized
+""",
+    "gate": """
+attention_gate | image.attention_gate:AttentionGate | Attention U-Net: Oktay et al. 2018
+  x·σ(ψ·relu(W_x x + W_g g))
+  time O(P·C·F); memory O(P·F)
+  weights gate
+""",
+    "pool": """
+mean | pooling:MeanPool | control
+  Σₜ xₜ / T
+  time O(T·D); memory O(D)
+  padding weights normalized permutation
+
+max | pooling:MaxPool | control; Collobert et al. 2011
+  maxₜ xₜ, a channel at a time
+  time O(T·D); memory O(D)
+  padding weights normalized permutation
+
+attention | pooling:AttentionPool | Yang et al. 2016
+  Σₜ softmax(u·tanh(Wxₜ + b))·xₜ
+  time O(T·D·A); memory O(T·A)
+  padding weights normalized dropout permutation
+
+multi_head | pooling:MultiHeadPool | Lee et al. 2019 (PMA)
+  concatₙ(attend(seedₙ, xW_k, xW_v))·W_o
+  time O(T·D²); memory O(T·D)
+  padding weights normalized dropout permutation
+
+structured | structured_pooling:StructuredPool | Lin et al. 2017
+  concatᵣ(softmax(w₂ᵣ·tanh(W₁xₜ))·x)·W_o
+  time O(T·D·A + T·R·(A + D) + R·D²), R hops; memory O(T·(A + R))
+  padding weights normalized dropout permutation
+""",
+    "neighbours": """
+user_neighbours | collaborative.neighbors:UserNeighbors | after Resnick et al. 1994
+  Σᵥ wᵥ·sim(u, v)·r(v, i) / Σᵥ |wᵥ·sim(u, v)|
+  time O(S·(D + I)); memory O(S·D + I)
+  padding weights permutation
+""",
+    "history": """
+fism | collaborative.nais:FISM | Kabbur et al. 2013 (control)
+  b + n^(-α)·Σⱼ qⱼ·p
+  time O(I·S·D); memory O(I·S)
+  padding weights permutation
+
+nais | collaborative.nais:NAIS | He et al. 2018
+  b + n^(-α)·Σⱼ aⱼ·qⱼ·p, aⱼ = exp(fⱼ) / (Σ exp(f))^β
+  time O(I·S·D·A); concat O((I + S)·D·A + I·S·(D + A)); memory O(I·S·(D + A))
+  padding weights permutation
+""",
+    "profile": """
+acf | collaborative.acf:ItemAttention | Chen et al. 2017
+  Σₗ softmax(w·relu(W_u u + W_v vₗ + W_p pₗ + W_x x̄ₗ + b))·pₗ
+  time O(S·D·A); memory O(S·(D + A))
+  padding weights normalized permutation
+""",
+    "components": """
+acf | collaborative.acf:ComponentAttention | Chen et al. 2017
+  Σₘ softmax(w·relu(W_u u + W_x xₗₘ + b))·xₗₘ
+  time O(S·M·C·A), M components; memory O(S·M·(C + A))
+  padding weights normalized permutation
+""",
+    "lags": """
+lag | lag:LagAttention | Yule 1927; softmax: Vaswani et al. 2017 (control)
+  Σᵢ softmax(l)ᵢ·xₜ₋ᵢ
+  time O(F·L·C); memory O(F·L + L·C)
+  padding weights normalized
+
+lag_residual | lag:ResidualLagAttention | after Zeng et al. 2023 (NLinear)
+  c + Σₙ Wₙ·Σᵢ softmax(lₙ)ᵢ·(xₜ₋ᵢ - c)
+  time O(F·L·(C + N)); memory O(N·F·L + L·C)
+  padding weights
+""",
+}
+
 TABLE: list[Mechanism] = [
-    _entry(
-        "kernel",
-        "ring",
-        "kernels.blockwise.ring:attend",
-        "Liu et al. 2023 (Ring Attention)",
-        "Σ_r exp(z_r - z)·o_r, r over the parts of the keys",
-        "O(T·S / R), R devices",
-        "O((T + S) / R)",
-        "mask padding causal cross weights normalized bias logit_cap sinks grouped_query "
-        "value_size dropout permutation mesh",
-    ),
-    _entry(
-        "kernel",
-        "ulysses",
-        "kernels.blockwise.ulysses:attend",
-        "Jacobs et al. 2023 (DeepSpeed Ulysses)",
-        "softmax(cap(scale·qkᵀ + bias))·v, some heads a device",
-        "O(T·S / R), R devices",
-        "O((T + S) / R)",
-        "mask padding causal cross weights normalized bias logit_cap sinks grouped_query "
-        "value_size dropout permutation mesh",
-    ),
-    _entry(
-        "kernel",
-        "cudnn",
-        "kernels.gpu.cudnn:attend",
-        "Dao 2024, by cuDNN",
-        "softmax(scale·qkᵀ + bias)·v, block by block",
-        "O(T·S), about half if causal; O(T·W)",
-        "O(T + S)",
-        "causal cross bias grouped_query permutation cuda",
-    ),
-    _entry(
-        "kernel",
-        "triton",
-        "kernels.gpu.triton:attend",
-        "Dao 2024, through Pallas",
-        "softmax(cap(scale·qkᵀ + bias))·v, block by block",
-        "O(T·S); O(T·W) where blocks are skipped",
-        "O(T + S); O(T·S) for a bias that learns",
-        "mask padding causal cross bias logit_cap sinks grouped_query value_size permutation cuda "
-        "interpreted",
-    ),
-    _entry(
-        "kernel",
-        "splash",
-        "kernels.tpu.splash:attend",
-        "Dao 2024, by JAX's splash attention",
-        "softmax(cap(scale·qkᵀ))·v, block by block",
-        "O(T·S); O(T·W) where blocks are skipped",
-        "O(T + S)",
-        "padding causal cross logit_cap sinks grouped_query value_size permutation tpu interpreted",
-    ),
-    _entry(
-        "kernel",
-        "tokamax",
-        "kernels.gpu.tokamax:attend",
-        "Dao 2024, by tokamax",
-        "softmax(cap(scale·qkᵀ + bias))·v, block by block",
-        "O(T·S), about half if causal",
-        "O(T + S); O(T·S) for masks that are not causal",
-        "mask padding causal cross bias logit_cap grouped_query value_size permutation cuda",
-    ),
-    _entry(
-        "kernel",
-        "native",
-        "kernels.cpu.attention:attend",
-        "Dao et al. 2022; Milakov & Gimelshein 2018",
-        "softmax(cap(scale·qkᵀ + bias))·v by blocks, in C++ on a CPU",
-        "O(T·S); of seen blocks only",
-        "O(T + S)",
-        "mask padding causal cross weights normalized bias logit_cap sinks grouped_query "
-        "value_size dropout permutation cpu higher_derivatives",
-    ),
-    _entry(
-        "kernel",
-        "blockwise",
-        "kernels.blockwise.attention:attend",
-        "Dao et al. 2022 (FlashAttention)",
-        "softmax(cap(scale·qkᵀ + bias))·v, block by block",
-        "O(T·S), less what the mask hides",
-        "O(T + S)",
-        "mask padding causal cross weights normalized bias logit_cap sinks grouped_query "
-        "value_size dropout permutation symbolic",
-    ),
-    _entry(
-        "kernel",
-        "reference",
-        "kernels.reference:attend",
-        "Vaswani et al. 2017",
-        "softmax(cap(scale·qkᵀ + bias))·v",
-        "O(T·S)",
-        "O(T·S)",
-        "mask padding causal cross weights normalized bias logit_cap sinks grouped_query "
-        "value_size dropout permutation forward_mode higher_derivatives symbolic",
-    ),
-    _entry(
-        "mixer",
-        "dot_product",
-        "multi_head:MultiHeadAttention",
-        "Vaswani et al. 2017; grouped: Ainslie et al. 2023",
-        "concatₙ(attend(xW_q, mW_k, mW_v))·W_o",
-        "O(T·S·D + T·D²)",
-        "O(T·S)",
-        "mask padding causal cross weights normalized bias logit_cap grouped_query value_size "
-        "dropout positions permutation cache",
-    ),
-    _entry(
-        "mixer",
-        "sliding_window",
-        "sequence.sparse:SlidingWindow",
-        "Beltagy et al. 2020; Jiang et al. 2023",
-        "attend over -right ≤ t - s ≤ left",
-        "O(T·W·D + T·D²) where blocks are skipped",
-        "O(T²); O(T·W) where blocks are skipped",
-        "mask padding causal weights normalized bias logit_cap grouped_query value_size dropout "
-        "positions sparse cache",
-    ),
-    _entry(
-        "mixer",
-        "strided",
-        "sequence.sparse:Strided",
-        "Child et al. 2019",
-        "attend over -L < t - s < L or (t - s) mod L = 0",
-        "O(T·W·D + T·D²) where blocks are skipped",
-        "O(T²); O(T·W) where blocks are skipped",
-        "mask padding causal weights normalized bias logit_cap grouped_query value_size dropout "
-        "positions sparse cache",
-    ),
-    _entry(
-        "mixer",
-        "fixed",
-        "sequence.sparse:Fixed",
-        "Child et al. 2019",
-        "attend over ⌊t/L⌋ = ⌊s/L⌋ or s mod L ≥ L - c",
-        "O(T·W·D + T·D²) where blocks are skipped",
-        "O(T²); O(T·W) where blocks are skipped",
-        "mask padding causal weights normalized bias logit_cap grouped_query value_size dropout "
-        "positions sparse cache",
-    ),
-    _entry(
-        "mixer",
-        "longformer",
-        "sequence.longformer:Longformer",
-        "Beltagy et al. 2020",
-        "attend over a window and global s; global t over all, by W_q', W_k', W_v'",
-        "O(T·W·D + T·D²) where blocks are skipped",
-        "O(T²); O(T·W) where blocks are skipped",
-        "mask padding causal weights normalized bias logit_cap grouped_query value_size dropout "
-        "positions sparse cache",
-    ),
-    _entry(
-        "mixer",
-        "bigbird",
-        "sequence.sparse:BigBird",
-        "Zaheer et al. 2020",
-        "attend over blocks near by, at the front and at random",
-        "O(T·W·D + T·D²) where blocks are skipped",
-        "O(T²); O(T·W) where blocks are skipped",
-        "mask padding causal weights normalized bias logit_cap grouped_query value_size dropout "
-        "positions sparse cache",
-    ),
-    _entry(
-        "mixer",
-        "linformer",
-        "sequence.low_rank:Linformer",
-        "Wang et al. 2020",
-        "softmax(q(Eᵀk)ᵀ)·Fᵀv",
-        "O(T·R·D + T·D²)",
-        "O(T·R)",
-        "padding weights dropout max_length",
-    ),
-    _entry(
-        "mixer",
-        "prob_sparse",
-        "sequence.prob_sparse:ProbSparse",
-        "Zhou et al. 2021",
-        "softmax(qkᵀ)·v of the queries that prefer some keys; the mean of v of the others",
-        "O(T·log T·D + T·D²)",
-        "O(T·log T)",
-        "padding weights normalized dropout length_dependent",
-    ),
-    _entry(
-        "mixer",
-        "nystromformer",
-        "sequence.nystrom:Nystromformer",
-        "Xiong et al. 2021",
-        "softmax(qk̃ᵀ)·softmax(q̃k̃ᵀ)⁺·softmax(q̃kᵀ)·v + conv(v)",
-        "O(T·M·D + N·M³ + T·D²)",
-        "O(T·M)",
-        "padding weights dropout",
-    ),
-    _entry(
-        "mixer",
-        "linear",
-        "sequence.linear:LinearAttention",
-        "Katharopoulos et al. 2020",
-        "φ(q)ᵀ·Σₛ φ(kₛ)vₛᵀ / φ(q)·Σₛ φ(kₛ), φ = elu + 1",
-        "O(T·D·H)",
-        "O(T·D)",
-        "padding causal weights normalized dropout permutation cache",
-    ),
-    _entry(
-        "mixer",
-        "performer",
-        "sequence.performer:Performer",
-        "Choromanski et al. 2021 (FAVOR+)",
-        "as linear, φ = exp(Ωx - |x|²/2) or ReLU(Ωx) + ε",
-        "O(T·N·F·H), F features",
-        "O(T·N·F)",
-        "padding causal weights normalized dropout permutation cache",
-    ),
-    _entry(
-        "mixer",
-        "gated_delta_net",
-        "sequence.gated_delta_net:GatedDeltaNet",
-        "Yang et al. 2025; delta rule: Schlag et al. 2021",
-        "Sₜ = αₜ(I - βₜkₜkₜᵀ)Sₜ₋₁ + βₜkₜvₜᵀ, oₜ = Sₜᵀqₜ",
-        "O(T·D·H + T·D²)",
-        "O(T·D)",
-        "padding causal always_causal weights dropout cache",
-    ),
-    _entry(
-        "mixer",
-        "fourier",
-        "sequence.fourier:Fourier",
-        "FNet: Lee-Thorp et al. 2022 (control)",
-        "Re(F_seq F_hidden x)",
-        "O(T·D·log(T·D)); with padding O(T²·D)",
-        "O(T·D); with padding O(T²)",
-        "padding dropout",
-    ),
-    _entry(
-        "mixer",
-        "talking_heads",
-        "sequence.talking_heads:TalkingHeadsAttention",
-        "Shazeer et al. 2020",
-        "(softmax((qkᵀ)·P)·R)·v, P and R mix heads",
-        "O(T·S·(D + N²) + T·D²)",
-        "O(N·T·S)",
-        "mask padding causal cross weights dropout permutation cache",
-    ),
-    _entry(
-        "mixer",
-        "latent",
-        "sequence.latent:LatentAttention",
-        "MLA: DeepSeek-AI 2024",
-        "attend([q; q_rope], [U c; k_rope], W c), c = norm(xW_c)",
-        "O(T·S·D + T·D²); a step O(S·N·C)",
-        "O(T·S); cache O(S·C)",
-        "mask padding causal weights normalized dropout cache",
-    ),
-    _entry(
-        "mixer",
-        "differential",
-        "sequence.differential:DifferentialAttention",
-        "Ye et al. 2024",
-        "(1 - λ₀)·norm((softmax(q₁k₁ᵀ) - λ·softmax(q₂k₂ᵀ))·v)",
-        "O(T·S·D + T·D²)",
-        "O(T·S)",
-        "mask padding causal weights grouped_query dropout positions permutation cache",
-    ),
-    _entry(
-        "mixer",
-        "temporal",
-        "recurrent.temporal:TemporalAttention",
-        "Cheng et al. 2016; heads: Vaswani et al. 2017",
-        "concatₙ(attend(hₜW_q, hₛW_k, hₛW_v))·W_o over s ≤ t",
-        "O(T²·D + T·D²); a step O(T·D + D²)",
-        "O(T²); cache O(T·D)",
-        "mask padding causal always_causal weights normalized dropout cache",
-    ),
-    _entry(
-        "alignment",
-        "additive",
-        "recurrent.additive:AdditiveAlignment",
-        "Bahdanau et al. 2015",
-        "softmax(v·tanh(Wq + Uhₛ + b))",
-        "O(S·A) a step",
-        "O(S·(A + D))",
-        "padding cross weights normalized permutation",
-    ),
-    _entry(
-        "alignment",
-        "dot",
-        "recurrent.dot_product:DotAlignment",
-        "Luong et al. 2015",
-        "softmax(q·hₛ)",
-        "O(S·D) a step",
-        "O(S·D)",
-        "padding cross weights normalized permutation",
-    ),
-    _entry(
-        "alignment",
-        "general",
-        "recurrent.dot_product:GeneralAlignment",
-        "Luong et al. 2015",
-        "softmax(qᵀW·hₛ)",
-        "O(S·D) a step",
-        "O(S·D)",
-        "padding cross weights normalized permutation",
-    ),
-    _entry(
-        "alignment",
-        "concat",
-        "recurrent.additive:ConcatAlignment",
-        "Luong et al. 2015",
-        "softmax(v·tanh(W[q; hₛ]))",
-        "O(S·A) a step",
-        "O(S·(A + D))",
-        "padding cross weights normalized permutation",
-    ),
-    _entry(
-        "alignment",
-        "local_p",
-        "recurrent.local:LocalAlignment",
-        "Luong et al. 2015",
-        "softmax(qᵀW·hₛ)·exp(-(s - p)²/2σ²) over |s - p| ≤ 2σ, p = S·σ(v·tanh(W_p q))",
-        "O(S·D) a step",
-        "O(S·D)",
-        "padding cross weights",
-    ),
-    _entry(
-        "alignment",
-        "location_aware",
-        "recurrent.location:LocationAwareAlignment",
-        "Chorowski et al. 2015; cumulative: Shen et al. 2018",
-        "softmax(v·tanh(Wq + Vhₛ + U(F * αₜ₋₁)ₛ + b))",
-        "O(S·K·(A + W)) a step, K filters W wide",
-        "O(S·(A + D))",
-        "padding cross weights normalized state",
-    ),
-    _entry(
-        "alignment",
-        "multi_head",
-        "recurrent.multi_head:MultiHeadAlignment",
-        "Vaswani et al. 2017",
-        "concatₙ(softmax(qW_q·hₛW_k)·hW_v)·W_o",
-        "O(S·D + D²) a step",
-        "O(S·D)",
-        "padding cross weights normalized permutation",
-    ),
-    _entry(
-        "alignment",
-        "none",
-        "recurrent.dot_product:NoAlignment",
-        "Sutskever et al. 2014 (control)",
-        "the last valid state, at every step",
-        "O(1) a step",
-        "O(S·D)",
-        "padding cross weights normalized",
-    ),
-    _entry(
-        "map_attention",
-        "se",
-        "image.channel:SqueezeExcite",
-        "Hu et al. 2018",
-        "x·σ(W₂ relu(W₁ mean(x)))",
-        "O(P·C + C·R)",
-        "O(C)",
-        "weights gate",
-    ),
-    _entry(
-        "map_attention",
-        "eca",
-        "image.channel:EfficientChannel",
-        "Wang et al. 2020 (ECA-Net)",
-        "x·σ(conv(mean(x))) along the channels",
-        "O(P·C)",
-        "O(C)",
-        "weights gate",
-    ),
-    _entry(
-        "map_attention",
-        "cbam",
-        "image.cbam:CBAM",
-        "Woo et al. 2018",
-        "x' = x·M_c(x), y = x'·M_s(x')",
-        "O(P·(C + K²) + C·R)",
-        "O(P + C)",
-        "weights gate batch_statistics",
-    ),
-    _entry(
-        "map_attention",
-        "cbam_channel",
-        "image.cbam:ChannelGate",
-        "Woo et al. 2018, M_c alone",
-        "x·σ(MLP(mean(x)) + MLP(max(x)))",
-        "O(P·C + C·R)",
-        "O(C)",
-        "weights gate",
-    ),
-    _entry(
-        "map_attention",
-        "cbam_spatial",
-        "image.cbam:SpatialGate",
-        "Woo et al. 2018, M_s alone",
-        "x·σ(BN(conv([max_c x; mean_c x])))",
-        "O(P·(C + K²))",
-        "O(P)",
-        "weights gate batch_statistics",
-    ),
-    _entry(
-        "map_attention",
-        "scse",
-        "image.scse:ChannelAndSpatial",
-        "Roy et al. 2018",
-        "x·σ(W₂ relu(W₁ mean(x))) + x·σ(w·x)",
-        "O(P·C + C·R)",
-        "O(P + C)",
-        "weights gate",
-    ),
-    _entry(
-        "map_attention",
-        "coordinate",
-        "image.coordinate:Coordinate",
-        "Hou et al. 2021",
-        "x·σ(f(mean_x x))·σ(f(mean_y x))",
-        "O(P·C + (Y + X)·C·R)",
-        "O((Y + X)·C)",
-        "weights gate batch_statistics",
-    ),
-    _entry(
-        "map_attention",
-        "non_local",
-        "image.non_local:NonLocal",
-        "Wang et al. 2018",
-        "x + BN(softmax(θ(x)φ(x)ᵀ)·g(x)·W_z)",
-        "O(P²·C + P·C²)",
-        "O(P²)",
-        "weights normalized batch_statistics",
-    ),
-    _entry(
-        "map_attention",
-        "axial",
-        "image.axial:Axial",
-        "Ho et al. 2019; Wang et al. 2020",
-        "h = x + attend(rows of x), y = h + attend(columns of h)",
-        "O(P·(Y + X)·C + P·C²)",
-        "O(P·(Y + X))",
-        "weights normalized positions",
-    ),
-    _entry(
-        "map_attention",
-        "shifted_window",
-        "image.window:ShiftedWindow",
-        "Swin: Liu et al. 2021",
-        "x + softmax(qkᵀ + b)·v in shifted windows",
-        "O(P·S²·C + P·C²)",
-        "O(P·S²)",
-        "weights normalized",
-    ),
-    _entry(
-        "gate",
-        "attention_gate",
-        "image.attention_gate:AttentionGate",
-        "Attention U-Net: Oktay et al. 2018",
-        "x·σ(ψ·relu(W_x x + W_g g))",
-        "O(P·C·F)",
-        "O(P·F)",
-        "weights gate",
-    ),
-    _entry(
-        "pool",
-        "mean",
-        "pooling:MeanPool",
-        "control",
-        "Σₜ xₜ / T",
-        "O(T·D)",
-        "O(D)",
-        "padding weights normalized permutation",
-    ),
-    _entry(
-        "pool",
-        "max",
-        "pooling:MaxPool",
-        "control; Collobert et al. 2011",
-        "maxₜ xₜ, a channel at a time",
-        "O(T·D)",
-        "O(D)",
-        "padding weights normalized permutation",
-    ),
-    _entry(
-        "pool",
-        "attention",
-        "pooling:AttentionPool",
-        "Yang et al. 2016",
-        "Σₜ softmax(u·tanh(Wxₜ + b))·xₜ",
-        "O(T·D·A)",
-        "O(T·A)",
-        "padding weights normalized dropout permutation",
-    ),
-    _entry(
-        "pool",
-        "multi_head",
-        "pooling:MultiHeadPool",
-        "Lee et al. 2019 (PMA)",
-        "concatₙ(attend(seedₙ, xW_k, xW_v))·W_o",
-        "O(T·D²)",
-        "O(T·D)",
-        "padding weights normalized dropout permutation",
-    ),
-    _entry(
-        "pool",
-        "structured",
-        "structured_pooling:StructuredPool",
-        "Lin et al. 2017",
-        "concatᵣ(softmax(w₂ᵣ·tanh(W₁xₜ))·x)·W_o",
-        "O(T·D·A + T·R·(A + D) + R·D²), R hops",
-        "O(T·(A + R))",
-        "padding weights normalized dropout permutation",
-    ),
-    _entry(
-        "neighbours",
-        "user_neighbours",
-        "collaborative.neighbors:UserNeighbors",
-        "after Resnick et al. 1994",
-        "Σᵥ wᵥ·sim(u, v)·r(v, i) / Σᵥ |wᵥ·sim(u, v)|",
-        "O(S·(D + I))",
-        "O(S·D + I)",
-        "padding weights permutation",
-    ),
-    _entry(
-        "history",
-        "fism",
-        "collaborative.nais:FISM",
-        "Kabbur et al. 2013 (control)",
-        "b + n^(-α)·Σⱼ qⱼ·p",
-        "O(I·S·D)",
-        "O(I·S)",
-        "padding weights permutation",
-    ),
-    _entry(
-        "history",
-        "nais",
-        "collaborative.nais:NAIS",
-        "He et al. 2018",
-        "b + n^(-α)·Σⱼ aⱼ·qⱼ·p, aⱼ = exp(fⱼ) / (Σ exp(f))^β",
-        "O(I·S·D·A); concat O((I + S)·D·A + I·S·(D + A))",
-        "O(I·S·(D + A))",
-        "padding weights permutation",
-    ),
-    _entry(
-        "profile",
-        "acf",
-        "collaborative.acf:ItemAttention",
-        "Chen et al. 2017",
-        "Σₗ softmax(w·relu(W_u u + W_v vₗ + W_p pₗ + W_x x̄ₗ + b))·pₗ",
-        "O(S·D·A)",
-        "O(S·(D + A))",
-        "padding weights normalized permutation",
-    ),
-    _entry(
-        "components",
-        "acf",
-        "collaborative.acf:ComponentAttention",
-        "Chen et al. 2017",
-        "Σₘ softmax(w·relu(W_u u + W_x xₗₘ + b))·xₗₘ",
-        "O(S·M·C·A), M components",
-        "O(S·M·(C + A))",
-        "padding weights normalized permutation",
-    ),
-    _entry(
-        "lags",
-        "lag",
-        "lag:LagAttention",
-        "Yule 1927; softmax: Vaswani et al. 2017 (control)",
-        "Σᵢ softmax(l)ᵢ·xₜ₋ᵢ",
-        "O(F·L·C)",
-        "O(F·L + L·C)",
-        "padding weights normalized",
-    ),
-    _entry(
-        "lags",
-        "lag_residual",
-        "lag:ResidualLagAttention",
-        "after Zeng et al. 2023 (NLinear)",
-        "c + Σₙ Wₙ·Σᵢ softmax(lₙ)ᵢ·(xₜ₋ᵢ - c)",
-        "O(F·L·(C + N))",
-        "O(N·F·L + L·C)",
-        "padding weights",
-    ),
+    _parsed(kind, paragraph)
+    for kind, text in _ENTRIES.items()
+    for paragraph in text.strip().split("\n\n")
 ]

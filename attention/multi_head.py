@@ -15,9 +15,9 @@ from flax import nnx
 
 from attention import masks, shapes
 from attention.dot_product import attend, attention_weights
+from attention.dropout import dropout_options
 from attention.normalization import RMSNorm
 from attention.positions import build_positions
-from attention.projection import Projection
 from attention.sequence.base import CachedAttention
 
 Array = jax.Array
@@ -80,33 +80,27 @@ class MultiHeadAttention(CachedAttention):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        super().__init__(model_size, use_bias=use_bias, dropout_rate=dropout_rate, dtype=dtype)
         H = shapes.head_size(model_size, num_heads, head_size)
         K = shapes.key_heads("key_value_heads", num_heads, key_value_heads)
         if gate not in ("none", "elementwise", "headwise"):
             expected = "'none', 'elementwise' or 'headwise'"
             raise ValueError(f"gate: got {gate!r}, expected {expected}")
-        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
         V = H if value_head_size is None else value_head_size
         D_m = model_size if memory_size is None else memory_size
-        self.model_size, self.memory_size, self.dtype = model_size, D_m, dtype
-        self.cache_sizes = (K, H, V)
-        self.dropout_rate, self.logit_cap = dropout_rate, logit_cap
+        self.memory_size, self.cache_sizes = D_m, (K, H, V)
         self.scale = H**-0.5 if scale is None else scale
-        self.implementation = implementation
-        options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
-        self.query = Projection((model_size,), (num_heads, H), **options)
-        self.key = Projection((D_m,), (K, H), **options)
-        self.value = Projection((D_m,), (K, V), **options)
-        self.out = Projection((num_heads, V), (model_size,), **options)
+        self.logit_cap, self.implementation = logit_cap, implementation
+        projection = self._projection(rngs)
+        self.query = projection((model_size,), (num_heads, H))
+        self.key = projection((D_m,), (K, H))
+        self.value = projection((D_m,), (K, V))
+        self.out = projection((num_heads, V), (model_size,))
         self.positions = build_positions(positions, num_heads, H, rngs=rngs)
         self.query_norm = RMSNorm(H) if qk_norm else None
         self.key_norm = RMSNorm(H) if qk_norm else None
         gates = {"elementwise": V, "headwise": 1}
-        self.gate = (
-            None
-            if gate == "none"
-            else Projection((model_size,), (num_heads, gates[gate]), **options)
-        )
+        self.gate = projection((model_size,), (num_heads, gates[gate])) if gate in gates else None
         self.sinks = nnx.Param(jnp.zeros((num_heads,))) if sinks else None
 
     def __call__(
@@ -277,10 +271,9 @@ class MultiHeadAttention(CachedAttention):
             value,
             mask=mask,
             bias=bias,
-            dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
-            dropout_key=dropout_key,
             implementation=self.implementation,
             **self._logit_options(),
+            **dropout_options(self.dropout_rate, dropout_key),
         )
         if self.gate is not None:
             heads = heads * jax.nn.sigmoid(self.gate(x))

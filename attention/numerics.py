@@ -13,6 +13,12 @@ def accumulator(array: Array) -> jnp.dtype:
     return jnp.promote_types(array.dtype, jnp.float32)
 
 
+def product(equation: str, a: Array, b: Array) -> Array:
+    """Computes `jnp.einsum` with sums in at least float32, in the dtype of b."""
+    sums = accumulator(b)
+    return jnp.einsum(equation, a.astype(b.dtype), b, preferred_element_type=sums).astype(b.dtype)
+
+
 def softmax(logits: Array, sinks: Array | None = None) -> Array:
     """Computes the softmax over the last axis; rows of -inf return 0, with gradients of 0.
 

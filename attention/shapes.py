@@ -6,7 +6,7 @@ K key/value heads, H head size, V value head size, D model size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -60,6 +60,25 @@ def expect(
     sizes.update(bound)
 
 
+def expect_arrays(
+    arrays: Mapping[str, tuple[Any, str]], sizes: dict[str, int] | None = None
+) -> dict[str, int]:
+    """Checks shapes and floating-point dtypes of named arrays; returns letter -> size.
+
+    Args:
+      arrays: name -> array and its dimensions, as for `expect`.
+      sizes: known sizes, which are extended; none if None.
+
+    Raises:
+      ValueError: a shape or dtype does not fit.
+    """
+    sizes = {} if sizes is None else sizes
+    for name, (array, dimensions) in arrays.items():
+        expect_floating(name, array)
+        expect(name, array, dimensions, sizes)
+    return sizes
+
+
 def expect_floating(argument: str, array: Any) -> None:
     """Raises ValueError unless `array` is an array of real floating-point numbers."""
     if not hasattr(array, "dtype"):
@@ -67,6 +86,13 @@ def expect_floating(argument: str, array: Any) -> None:
     dtype = jnp.result_type(array)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(_line(argument, f"dtype {dtype.name}", "a floating-point dtype"))
+
+
+def expect_positive(**numbers: int | None) -> None:
+    """Raises ValueError for the first number below 1; None is allowed."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(_line(name, str(number), "at least 1"))
 
 
 def expect_integer(argument: str, array: Any) -> None:

@@ -9,14 +9,16 @@ Lin et al. 2017, "A Structured Self-attentive Sentence Embedding". Called like t
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording, shapes
 from attention.dropout import dropout
-from attention.numerics import accumulator, softmax
-from attention.pooling import expect_size, validate_valid
+from attention.numerics import accumulator, product, softmax
+from attention.pooling import Pool, validate_valid
 from attention.projection import Projection
 
 Array = jax.Array
@@ -52,10 +54,8 @@ def structured_pool(
     wide = scores.astype(accumulator(scores))
     weights = softmax(jnp.where(valid[:, None], wide, -jnp.inf))
     recording.record(lambda: weights)
-    dropped = dropout(weights, dropout_rate, dropout_key).astype(states.dtype)
-    sums = accumulator(states)
-    pooled = jnp.einsum("BRT,BTD->BRD", dropped, states, preferred_element_type=sums)
-    return pooled.astype(states.dtype), weights
+    dropped = dropout(weights, dropout_rate, dropout_key)
+    return product("BRT,BTD->BRD", dropped, states), weights
 
 
 def structured_penalty(weights: Array) -> Array:
@@ -76,15 +76,13 @@ def structured_penalty(weights: Array) -> Array:
     Raises:
       ValueError: shape or dtype do not fit.
     """
-    shapes.expect_floating("weights", weights)
-    sizes: dict[str, int] = {}
-    shapes.expect("weights", weights, "B R T", sizes)
+    sizes = shapes.expect_arrays({"weights": (weights, "B R T")})
     wide = weights.astype(accumulator(weights))
     overlap = jnp.einsum("BRT,BQT->BRQ", wide, wide)
     return jnp.sum(jnp.square(overlap - jnp.eye(sizes["R"], dtype=wide.dtype)), axis=(1, 2))
 
 
-class StructuredPool(nnx.Module):
+class StructuredPool(Pool):
     """Several hops of attention by a two-layer network (Lin et al. 2017).
 
         A = softmax_t(W_2 tanh(W_1 xᵀ)),   s = concat_r(A x) W_o
@@ -96,11 +94,9 @@ class StructuredPool(nnx.Module):
     Parameters: hidden/kernel [D, A] (W_1), hops/kernel [A, R] (W_2), out/kernel [R, D, D] (W_o).
 
     Args:
-      model_size: D.
       hops: R.
       hidden_size: A; D if None.
-      dropout_rate: dropout rate of the entries of A, active if a dropout_key is given.
-      dtype: dtype of the computation; parameters are float32.
+      model_size, options: those of `Pool`; dropout is of the entries of A.
 
     Raises:
       ValueError: a size is below 1, or the rate is out of range.
@@ -112,30 +108,18 @@ class StructuredPool(nnx.Module):
         *,
         hops: int = 4,
         hidden_size: int | None = None,
-        dropout_rate: float = 0.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        hidden_size = model_size if hidden_size is None else hidden_size
-        for name, size in (("hops", hops), ("hidden_size", hidden_size)):
-            if size < 1:
-                raise ValueError(f"{name}: got {size}, expected at least 1")
-        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
-        options = {"use_bias": False, "dtype": dtype, "rngs": rngs}
-        self.model_size, self.dropout_rate, self.dtype = model_size, dropout_rate, dtype
-        self.hidden = Projection((model_size,), (hidden_size,), **options)
-        self.hops = Projection((hidden_size,), (hops,), **options)
-        self.out = Projection((hops, model_size), (model_size,), **options)
+        super().__init__(model_size, **options)
+        A = model_size if hidden_size is None else hidden_size
+        shapes.expect_positive(hops=hops, hidden_size=A)
+        shared: dict[str, Any] = {"use_bias": False, "dtype": self.dtype, "rngs": rngs}
+        self.hidden = Projection((model_size,), (A,), **shared)
+        self.hops = Projection((A,), (hops,), **shared)
+        self.out = Projection((hops, model_size), (model_size,), **shared)
 
-    def __call__(
-        self, states: Array, *, valid: Array | None = None, dropout_key: Array | None = None
-    ) -> tuple[Array, Array]:
-        """Pools states [B, T, D] to [B, D], with A [B, R, T]."""
-        expect_size(states, self.model_size)
-        states = states.astype(self.dtype)
+    def _pool(self, states: Array, valid: Array | None, **dropout: Any) -> tuple[Array, Array]:
         scores = jnp.swapaxes(self.hops(jnp.tanh(self.hidden(states))), 1, 2)
-        rate = 0.0 if dropout_key is None else self.dropout_rate
-        pooled, weights = structured_pool(
-            states, scores, valid, dropout_rate=rate, dropout_key=dropout_key
-        )
+        pooled, weights = structured_pool(states, scores, valid, **dropout)
         return self.out(pooled), weights

@@ -174,16 +174,8 @@ def chosen(case: Case, drawn: Mapping[str, Any]) -> Any:
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Fits exponents of time and temporaries over T, forward + backward, for each backend."""
-    points: dict[str, list[tuple[int, float, int | None]]] = {}
-    for row in rows:
-        if not row["grows"] or row["pass"] != "both":
-            continue
-        for name, one in row["ways"].items():
-            if "milliseconds" in one:
-                point = row["sizes"][3], one["milliseconds"], one.get("temporaries")
-                points.setdefault(name, []).append(point)
     found = {}
-    for name, measured in points.items():
+    for name, measured in report.points(rows).items():
         measured.sort()
         if len(measured) < 3:
             continue

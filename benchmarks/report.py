@@ -17,6 +17,7 @@ TEMPORARIES = 100e6
 """Target in bytes for the temporaries of forward + backward at 8,192 positions."""
 
 Row = Mapping[str, Any]
+Point = tuple[int, float, int | None]
 
 
 def show(row: Row) -> str:
@@ -139,8 +140,12 @@ def _cell(one: Mapping[str, Any]) -> str:
     took = f" {one['kernel']}" if "kernel" in one else ""
     if "ratio" not in one:
         return f"{_number(one['milliseconds'])} ms{took}"
-    low, high = one["ratio_range"]
-    return f"{one['ratio']:.2f} ({low:.2f} to {high:.2f}){took}"
+    return _ratio(one) + took
+
+
+def _ratio(one: Mapping[str, Any], field: str = "ratio") -> str:
+    low, high = one[f"{field}_range"]
+    return f"{one[field]:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _skipped(rows: Sequence[Row]) -> list[str]:
@@ -185,11 +190,7 @@ def _train_step(section: Mapping[str, Any]) -> list[str]:
         cells = [row["model"], _number(row["ways"].get("here", {}).get("milliseconds"))]
         for name in ways[1:]:
             one = row["ways"].get(name, {})
-            if "over" in one:
-                low, high = one["over_range"]
-                cells.append(f"{one['over']:.2f} ({low:.2f} to {high:.2f})")
-            else:
-                cells.append(one.get("skipped", "-"))
+            cells.append(_ratio(one, "over") if "over" in one else one.get("skipped", "-"))
         table.append([*cells, verdict(row, "torch compiled", "over"), row.get("what", "")])
     over = [f"here over {name}" for name in ways[1:]]
     header = ["train step", "here, ms", *over, "target over torch compiled", "what"]
@@ -203,10 +204,8 @@ def _train_choices(section: Mapping[str, Any]) -> list[str]:
         for choice, one in row["choices"].items():
             if "skipped" in one:
                 continue
-            low, high = one["ratio_range"]
-            ratio = f"{one['ratio']:.2f} ({low:.2f} to {high:.2f})"
-            peak = f"{one['peak'] / 1e6:,.0f}"
-            table.append([row["model"], choice, _number(one["milliseconds"]), ratio, peak])
+            cells = [row["model"], choice, _number(one["milliseconds"]), _ratio(one)]
+            table.append([*cells, f"{one['peak'] / 1e6:,.0f}"])
     return _table(["train step", "choice", "ms", f"over {plain}", "peak of the process, MB"], table)
 
 
@@ -227,11 +226,7 @@ _KNOWN = _SECTIONS.keys()
 
 def draw(suites: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> bool:
     """Draws time and temporaries over T, two panels per suite; returns whether there are any."""
-    lines = {
-        suite: found
-        for suite, sections in suites.items()
-        if (found := _lines(sections.get("attention", {}).get("rows", ())))
-    }
+    lines = {suite: found for suite, sections in suites.items() if (found := _lines(sections))}
     if not lines:
         return False
     import matplotlib
@@ -269,15 +264,21 @@ def draw(suites: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> bool:
     return True
 
 
-def _lines(rows: Iterable[Row]) -> dict[str, list[tuple[int, float, int | None]]]:
-    found: dict[str, list[tuple[int, float, int | None]]] = {}
+def _lines(sections: Mapping[str, Any]) -> dict[str, list[Point]]:
+    found = points(sections.get("attention", {}).get("rows", ()))
+    return {name: several for name, several in found.items() if len(several) > 1}
+
+
+def points(rows: Iterable[Row]) -> dict[str, list[Point]]:
+    """Returns by backend the length, time and temporaries of both passes, of rows that grow."""
+    found: dict[str, list[Point]] = {}
     for row in rows:
         if row["grows"] and row["pass"] == "both":
             for name, one in row["ways"].items():
                 if "milliseconds" in one:
                     point = row["sizes"][3], one["milliseconds"], one.get("temporaries")
                     found.setdefault(name, []).append(point)
-    return {name: points for name, points in found.items() if len(points) > 1}
+    return found
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

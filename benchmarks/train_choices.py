@@ -23,7 +23,7 @@ from absl import flags
 from benchmarks import records, report
 from benchmarks.comparison import resident_peak
 from benchmarks.interleaved import summary, time_interleaved
-from benchmarks.train_step import MODELS
+from benchmarks.train_step import MODELS, check_batch_size, define_common_flags
 from launch import cli
 from tasks.common.errors import UserError
 
@@ -40,12 +40,7 @@ CHOICES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_multi_enum("models", [], list(MODELS), "Models to time; all by default.")
-    flags.DEFINE_integer("rounds", 7, "Number of rounds.", lower_bound=1)
-    flags.DEFINE_float("seconds", 1.0, "Minimum seconds per timing.", lower_bound=0.0)
-    flags.DEFINE_integer("batch_size", None, "Examples per step; by default that of the config.")
-    flags.DEFINE_string("json", None, "Output file; benchmarks/results/cpu.json by default.")
-    flags.DEFINE_bool("readme", False, "Also write README.md and attention.png.")
+    define_common_flags()
     flags.DEFINE_enum(
         "only", None, list(MODELS), "Take steps of this model on requests from stdin."
     )
@@ -54,9 +49,8 @@ def define_flags() -> None:
 
 def run() -> None:
     """Runs the command."""
+    check_batch_size()
     values = flags.FLAGS
-    if values.batch_size is not None and values.batch_size < 1:
-        raise UserError(f"--batch_size={values.batch_size}: expected at least 1")
     if values.only:
         _serve(values.only, values.choice)
         return

@@ -32,23 +32,34 @@ from tasks.common.errors import UserError
 MODELS = {name: model for name, model in ALL_MODELS.items() if model.what}
 
 
-def define_flags() -> None:
-    """Defines the flags of this command."""
+def define_common_flags() -> None:
+    """Defines the flags that this command shares with `benchmarks.train_choices`."""
     flags.DEFINE_multi_enum("models", [], list(MODELS), "Models to time; all by default.")
     flags.DEFINE_integer("rounds", 7, "Number of rounds.", lower_bound=1)
     flags.DEFINE_float("seconds", 1.0, "Minimum seconds per timing.", lower_bound=0.0)
     flags.DEFINE_integer("batch_size", None, "Examples per step; by default that of the config.")
-    flags.DEFINE_bool("compiled", True, "Whether to time torch.compile.")
     flags.DEFINE_string("json", None, "Output file; benchmarks/results/cpu.json by default.")
     flags.DEFINE_bool("readme", False, "Also write README.md and attention.png.")
+
+
+def check_batch_size() -> None:
+    """Raises UserError for a --batch_size below 1."""
+    batch_size = flags.FLAGS.batch_size
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"--batch_size={batch_size}: expected at least 1")
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    define_common_flags()
+    flags.DEFINE_bool("compiled", True, "Whether to time torch.compile.")
     flags.DEFINE_enum("only", None, list(MODELS), "Print one model's row as JSON.")
 
 
 def run() -> None:
     """Runs the command."""
+    check_batch_size()
     values = flags.FLAGS
-    if values.batch_size is not None and values.batch_size < 1:
-        raise UserError(f"--batch_size={values.batch_size}: expected at least 1")
     # The PyTorch implementations are for CPUs.
     jax.config.update("jax_platforms", "cpu")
     if values.only:

@@ -20,6 +20,7 @@ PAGES = {
     "docs/DEPLOYING.md": "DEPLOYING.md",
     "docs/STYLE.md": "STYLE.md",
     "docs/attention.png": "attention.png",
+    "docs/served.png": "served.png",
     "benchmarks/attention.png": "benchmarks.png",
 }
 LINK = re.compile(r"(\]\()(?!https?:)([^)#\s]+)((?:#[^)]*)?\))")

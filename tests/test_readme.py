@@ -9,8 +9,10 @@ import os
 import random
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -92,6 +94,18 @@ def place(tmp_path_factory):
     return folder
 
 
+def assert_serves(words: list[str]) -> None:
+    """Starts a server, waits until it is ready, and ends it."""
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        timer = threading.Timer(240, server.kill)
+        timer.start()
+        lines = iter(server.stdout.readline, "")
+        assert any(line.startswith("ready after") for line in lines)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+        timer.cancel()
+
+
 @pytest.mark.slow
 def test_commands_run_as_they_stand(place):
     """Runs them in order: the later ones evaluate and predict with the first run."""
@@ -114,6 +128,10 @@ def test_commands_run_as_they_stand(place):
                 flags += smaller
         if command not in ("report", *WEIGHTS):
             flags += [f"--data_dir={place / 'data'}", f"--cache_dir={place / 'cache'}"]
+        if command == "serve":
+            assert_serves([sys.executable, "-m", words[2], *flags, "--port=0"])
+            ran.append(command)
+            continue
         done = subprocess.run(
             [sys.executable, "-m", words[2], *flags, *MORE.get(command, [])],
             cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=240,
@@ -121,8 +139,8 @@ def test_commands_run_as_they_stand(place):
         assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr[-1500:]}"
         assert done.stdout
         ran.append(command)
-    expected = {"prepare", "train", "evaluate", "predict", "ablate", "sweep", "report", "export"}
-    assert set(ran) == {*expected, *WEIGHTS}
+    expected = {"prepare", "train", "evaluate", "predict", "ablate", "sweep", "report"}
+    assert set(ran) == {*expected, "export", "serve", *WEIGHTS}
 
 
 def test_configs_that_the_text_names_load():

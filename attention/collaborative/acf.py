@@ -3,9 +3,9 @@
 Chen et al. 2017, "Attentive Collaborative Filtering: Multimedia Recommendation with Item- and
 Component-Level Attention". Two modules that can also be used separately:
 
-    content = component_attention(user, components, valid=parts) # for each item profile =
-    item_attention(user, items, auxiliary, content=content, valid=history) scores =
-    profile_scores(user, profile, candidates)
+    content = component_attention(user, components, valid=parts)        # for each item
+    profile = item_attention(user, items, auxiliary, content=content, valid=history)
+    scores = profile_scores(user, profile, candidates)
 
 B users, S items of a history, M components of an item (regions of an image, frames of a video), C
 size of a component, I candidates, D size of the vectors of users and items, A hidden size.
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording, shapes
-from attention.numerics import accumulator, softmax
+from attention.numerics import accumulator, product, softmax
 from attention.projection import Projection
 
 Array = jax.Array
@@ -43,19 +43,9 @@ def attend_components(
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
-    sizes: dict[str, int] = {}
-    shapes.expect_floating("components", components)
-    shapes.expect("components", components, "B S M C", sizes)
-    shapes.expect("logits", logits, "B S M", sizes)
+    sizes = shapes.expect_arrays({"components": (components, "B S M C")})
     weights = _masked_softmax(logits, valid, "B S M", sizes)
-    sums = accumulator(components)
-    content = jnp.einsum(
-        "BSM,BSMC->BSC",
-        weights.astype(components.dtype),
-        components,
-        preferred_element_type=sums,
-    )
-    return content.astype(components.dtype), weights
+    return product("BSM,BSMC->BSC", weights, components), weights
 
 
 def attend_items(
@@ -76,16 +66,9 @@ def attend_items(
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
-    sizes: dict[str, int] = {}
-    shapes.expect_floating("auxiliary", auxiliary)
-    shapes.expect("auxiliary", auxiliary, "B S D", sizes)
-    shapes.expect("logits", logits, "B S", sizes)
+    sizes = shapes.expect_arrays({"auxiliary": (auxiliary, "B S D")})
     weights = _masked_softmax(logits, valid, "B S", sizes)
-    sums = accumulator(auxiliary)
-    profile = jnp.einsum(
-        "BS,BSD->BD", weights.astype(auxiliary.dtype), auxiliary, preferred_element_type=sums
-    )
-    return profile.astype(auxiliary.dtype), weights
+    return product("BS,BSD->BD", weights, auxiliary), weights
 
 
 def profile_scores(
@@ -107,13 +90,9 @@ def profile_scores(
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
-    sizes: dict[str, int] = {}
     named = {"user": (user, "B D"), "profile": (profile, "B D")}
     named |= {"candidates": (candidates, "B I D")}
-    named |= {} if bias is None else {"bias": (bias, "B I")}
-    for name, (array, letters) in named.items():
-        shapes.expect_floating(name, array)
-        shapes.expect(name, array, letters, sizes)
+    shapes.expect_arrays(named | ({} if bias is None else {"bias": (bias, "B I")}))
     sums = accumulator(candidates)
     whole = (user + profile).astype(candidates.dtype)
     scores = jnp.einsum("BD,BID->BI", whole, candidates, preferred_element_type=sums)
@@ -152,9 +131,7 @@ class ItemAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         A = model_size if hidden_size is None else hidden_size
-        for name, size in (("content_size", content_size), ("hidden_size", A)):
-            if size is not None and size < 1:
-                raise ValueError(f"{name}: got {size}, expected at least 1, or None")
+        shapes.expect_positive(content_size=content_size, hidden_size=A)
         self.model_size, self.content_size, self.dtype = model_size, content_size, dtype
         options = {"use_bias": False, "dtype": dtype, "rngs": rngs}
         self.user = Projection((model_size,), (A,), dtype=dtype, rngs=rngs)
@@ -200,9 +177,7 @@ class ItemAttention(nnx.Module):
         if content is not None and self.content_size is not None:
             sizes["C"] = self.content_size
             named |= {"content": (content, "B S C")}
-        for name, (array, letters) in named.items():
-            shapes.expect_floating(name, array)
-            shapes.expect(name, array, letters, sizes)
+        shapes.expect_arrays(named, sizes)
         parts = {name: array.astype(self.dtype) for name, (array, _) in named.items()}
         seen = {name: getattr(self, name)(array) for name, array in parts.items()}
         asked = seen.pop("user")[:, None]
@@ -240,8 +215,7 @@ class ComponentAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         A = model_size if hidden_size is None else hidden_size
-        if A < 1:
-            raise ValueError(f"hidden_size: got {A}, expected at least 1, or None")
+        shapes.expect_positive(hidden_size=A)
         self.model_size, self.component_size, self.dtype = model_size, component_size, dtype
         self.user = Projection((model_size,), (A,), dtype=dtype, rngs=rngs)
         self.components = Projection(
@@ -272,10 +246,8 @@ class ComponentAttention(nnx.Module):
           ValueError: shapes or dtypes do not fit.
         """
         sizes = {"D": self.model_size, "C": self.component_size}
-        shapes.expect_floating("user", user)
-        shapes.expect_floating("components", components)
-        shapes.expect("user", user, "B D", sizes)
-        shapes.expect("components", components, "B S M C", sizes)
+        named = {"user": (user, "B D"), "components": (components, "B S M C")}
+        shapes.expect_arrays(named, sizes)
         user, components = user.astype(self.dtype), components.astype(self.dtype)
         parts = [self.user(user)[:, None, None], self.components(components)]
         content, weights = attend_components(_logits(parts, self.score[...]), components, valid)
@@ -292,6 +264,7 @@ def _masked_softmax(
     logits: Array, valid: Array | None, letters: str, sizes: dict[str, int]
 ) -> Array:
     """Returns a softmax over the last axis in at least float32, 0 where not valid."""
+    shapes.expect("logits", logits, letters, sizes)
     wide = logits.astype(accumulator(logits))
     if valid is not None:
         shapes.expect_boolean("valid", valid, true_means="real")

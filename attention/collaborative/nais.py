@@ -187,12 +187,7 @@ class FISM(_ItemSimilarity):
     """
 
     def __init__(
-        self,
-        model_size: int,
-        *,
-        alpha: float = 0.5,
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
+        self, model_size: int, *, alpha: float = 0.5, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
     ):
         super().__init__(model_size, alpha, dtype)
 
@@ -240,8 +235,7 @@ class NAIS(_ItemSimilarity):
         if not 0.0 <= beta <= 1.0:
             raise ValueError(f"beta: got {beta}, expected a number in [0, 1]")
         A = model_size if hidden_size is None else hidden_size
-        if A < 1:
-            raise ValueError(f"hidden_size: got {A}, expected at least 1, or None")
+        shapes.expect_positive(hidden_size=A)
         self.form, self.beta = form, beta
         inputs = (model_size if form == "prod" else 2 * model_size,)
         self.hidden = Projection(inputs, (A,), dtype=dtype, rngs=rngs)
@@ -267,8 +261,5 @@ def _expect_items(
     candidates: Array, history: Array, model_size: int | None = None
 ) -> dict[str, int]:
     sizes = {} if model_size is None else {"D": model_size}
-    shapes.expect_floating("candidates", candidates)
-    shapes.expect_floating("history", history)
-    shapes.expect("candidates", candidates, "B I D", sizes)
-    shapes.expect("history", history, "B S D", sizes)
-    return sizes
+    named = {"candidates": (candidates, "B I D"), "history": (history, "B S D")}
+    return shapes.expect_arrays(named, sizes)

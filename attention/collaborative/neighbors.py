@@ -224,8 +224,7 @@ class UserNeighbors(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if num_users is not None and num_users < 1:
-            raise ValueError(f"num_users: got {num_users}, expected at least 1, or None")
+        shapes.expect_positive(num_users=num_users)
         self.model_size, self.num_users, self.dtype = model_size, num_users, dtype
         if num_users is None:
             self.weight = Projection((model_size,), (1,), rngs=rngs)
@@ -263,13 +262,8 @@ class UserNeighbors(nnx.Module):
           ValueError: shapes or dtypes do not fit.
         """
         sizes = {"D": self.model_size}
-        for name, array, letters in (
-            ("user", user, "B D"),
-            ("neighbors", neighbors, "B S D"),
-            ("ratings", ratings, "B S I"),
-        ):
-            shapes.expect_floating(name, array)
-            shapes.expect(name, array, letters, sizes)
+        named = {"user": (user, "B D"), "neighbors": (neighbors, "B S D")}
+        shapes.expect_arrays(named | {"ratings": (ratings, "B S I")}, sizes)
         weight = self._weight(neighbors, ids, sizes)
         if similarity is None:
             similarity = cosine_similarity(user.astype(self.dtype), neighbors.astype(self.dtype))
@@ -321,9 +315,6 @@ def _weighted(alpha: Array, ratings: Array) -> Array:
 
 
 def _expect_ratings(similarity: Array, ratings: Array, letters: str) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    shapes.expect_floating("similarity", similarity)
-    shapes.expect_floating("ratings", ratings)
-    shapes.expect("similarity", similarity, "B U" if letters == "U I" else "B S", sizes)
-    shapes.expect("ratings", ratings, letters, sizes)
-    return sizes
+    users = "B U" if letters == "U I" else "B S"
+    named = {"similarity": (similarity, users), "ratings": (ratings, letters)}
+    return shapes.expect_arrays(named)

@@ -88,7 +88,7 @@ class Axial(MapAttention):
       dtype: dtype of the computation; parameters are float32.
 
     Raises:
-      ValueError: an argument does not fit the others.
+      ValueError: num_heads does not divide channels, or positions are unknown.
     """
 
     def __init__(

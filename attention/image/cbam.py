@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -83,7 +85,7 @@ class ChannelGate(MapGate):
       channels: C.
       reduction: r; the MLP has ⌊C / r⌋ hidden channels, at least one.
       use_bias: whether the MLP has biases.
-      dtype: dtype of the map; gate and parameters are float32.
+      options: `dtype`, as for `MapGate`.
 
     Raises:
       ValueError: a number is below 1.
@@ -95,10 +97,10 @@ class ChannelGate(MapGate):
         *,
         reduction: int = 16,
         use_bias: bool = True,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        super().__init__(channels, dtype=dtype)
+        super().__init__(channels, **options)
         R = reduced(channels, reduction)
         self.reduce = Projection((channels,), (R,), use_bias=use_bias, rngs=rngs)
         self.expand = Projection((R,), (channels,), use_bias=use_bias, rngs=rngs)
@@ -120,7 +122,7 @@ class SpatialGate(MapGate):
       kernel_size: the convolution's side, odd.
       momentum: weight of the newest batch in the running statistics; the authors' 0.01 needs tens
         of thousands of steps.
-      dtype: dtype of the map; gate and parameters are float32.
+      options: `dtype`, as for `MapGate`.
 
     Raises:
       ValueError: kernel_size is even or below 1, or the momentum is out of range.
@@ -132,10 +134,10 @@ class SpatialGate(MapGate):
         *,
         kernel_size: int = 7,
         momentum: float = 0.1,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        super().__init__(channels, dtype=dtype)
+        super().__init__(channels, **options)
         if kernel_size < 1 or kernel_size % 2 == 0:
             expected = "an odd number of at least 1"
             raise ValueError(f"kernel_size: got {kernel_size}, expected {expected}")
@@ -158,7 +160,7 @@ class CBAM(MapGate):
       channels: C.
       reduction, use_bias: as for `ChannelGate`.
       kernel_size, momentum: as for `SpatialGate`.
-      dtype: dtype of the map; gate and parameters are float32.
+      options: `dtype`, as for `MapGate`.
 
     Raises:
       ValueError: as for both.
@@ -172,11 +174,11 @@ class CBAM(MapGate):
         use_bias: bool = True,
         kernel_size: int = 7,
         momentum: float = 0.1,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        super().__init__(channels, dtype=dtype)
-        options = {"dtype": dtype, "rngs": rngs}
+        super().__init__(channels, **options)
+        options["rngs"] = rngs
         self.channel = ChannelGate(channels, reduction=reduction, use_bias=use_bias, **options)
         self.spatial = SpatialGate(channels, kernel_size=kernel_size, momentum=momentum, **options)
 

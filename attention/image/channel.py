@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -128,21 +129,14 @@ class SqueezeExcite(MapGate):
     Args:
       channels: C.
       reduction: r; the bottleneck has ⌊C / r⌋ channels, at least one.
-      dtype: dtype of the map; gate and parameters are float32.
+      options: `dtype`, as for `MapGate`.
 
     Raises:
       ValueError: a number is below 1.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        reduction: int = 16,
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(channels, dtype=dtype)
+    def __init__(self, channels: int, *, reduction: int = 16, rngs: nnx.Rngs, **options: Any):
+        super().__init__(channels, **options)
         R = reduced(channels, reduction)
         self.reduce = Projection((channels,), (R,), rngs=rngs)
         self.expand = Projection((R,), (channels,), rngs=rngs)
@@ -159,21 +153,16 @@ class EfficientChannel(MapGate):
     Args:
       channels: C.
       kernel_size: K, odd; `adaptive_kernel_size(C)` if None.
-      dtype: dtype of the map; gate and parameters are float32.
+      options: `dtype`, as for `MapGate`.
 
     Raises:
       ValueError: kernel_size is even or below 1.
     """
 
     def __init__(
-        self,
-        channels: int,
-        *,
-        kernel_size: int | None = None,
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
+        self, channels: int, *, kernel_size: int | None = None, rngs: nnx.Rngs, **options: Any
     ):
-        super().__init__(channels, dtype=dtype)
+        super().__init__(channels, **options)
         K = adaptive_kernel_size(channels) if kernel_size is None else kernel_size
         if K < 1 or K % 2 == 0:
             raise ValueError(f"kernel_size: got {K}, expected an odd number of at least 1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -61,22 +63,16 @@ class Coordinate(MapGate):
       channels: C.
       reduction: r; f has max(⌊C / r⌋, least) channels.
       least: smallest number of channels of f.
-      dtype: dtype of the map; gate and parameters are float32.
+      options: `dtype`, as for `MapGate`.
 
     Raises:
       ValueError: a number is below 1.
     """
 
     def __init__(
-        self,
-        channels: int,
-        *,
-        reduction: int = 32,
-        least: int = 8,
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
+        self, channels: int, *, reduction: int = 32, least: int = 8, rngs: nnx.Rngs, **options: Any
     ):
-        super().__init__(channels, dtype=dtype)
+        super().__init__(channels, **options)
         expect_positive(least=least)
         R = reduced(channels, reduction, least)
         self.reduce = Projection((channels,), (R,), rngs=rngs)

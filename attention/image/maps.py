@@ -15,6 +15,7 @@ from flax import nnx
 from attention import recording, shapes
 from attention.kernels import convolution
 from attention.numerics import accumulator
+from attention.shapes import expect_positive
 
 Array = jax.Array
 
@@ -104,13 +105,6 @@ def reduced(channels: int, reduction: int, least: int = 1) -> int:
     """
     expect_positive(channels=channels, reduction=reduction)
     return max(channels // reduction, least)
-
-
-def expect_positive(**numbers: int) -> None:
-    """Raises ValueError for the first number below 1."""
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name}: got {number}, expected at least 1")
 
 
 def expect_map(x: Array, channels: int | None = None) -> dict[str, int]:

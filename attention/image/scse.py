@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -69,7 +71,7 @@ class ChannelAndSpatial(MapGate):
       channels: C.
       reduction: r; the bottleneck has ⌊C / r⌋ channels, at least one.
       join: "add" as above, or "max" of both terms.
-      dtype: dtype of the map; gate and parameters are float32.
+      options: `dtype`, as for `MapGate`.
 
     Raises:
       ValueError: a number is below 1, or join is neither.
@@ -81,10 +83,10 @@ class ChannelAndSpatial(MapGate):
         *,
         reduction: int = 2,
         join: str = "add",
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        super().__init__(channels, dtype=dtype)
+        super().__init__(channels, **options)
         if join not in ("add", "max"):
             raise ValueError(f"join: got {join!r}, expected 'add' or 'max'")
         R, self.join = reduced(channels, reduction), join

@@ -153,11 +153,9 @@ def window_weights(
 
 
 def _expect_heads(*arrays: Array) -> tuple[int, int, int]:
-    sizes: dict[str, int] = {}
-    letters = zip(("query", "key", "value"), ("H", "H", "V"), strict=True)
-    for array, (name, last) in zip(arrays, letters, strict=False):
-        shapes.expect_floating(name, array)
-        shapes.expect(name, array, f"B Y X N {last}", sizes)
+    letters = {"query": "B Y X N H", "key": "B Y X N H", "value": "B Y X N V"}
+    given = zip(letters.items(), arrays, strict=False)
+    sizes = shapes.expect_arrays({name: (array, axes) for (name, axes), array in given})
     return sizes["B"], sizes["Y"], sizes["X"]
 
 
@@ -197,7 +195,7 @@ class ShiftedWindow(MapAttention):
       dtype: dtype of the computation; parameters are float32.
 
     Raises:
-      ValueError: an argument does not fit the others.
+      ValueError: num_heads does not divide channels, or shift is not in [0, window).
     """
 
     def __init__(
@@ -215,14 +213,14 @@ class ShiftedWindow(MapAttention):
         shift = window // 2 if shift is None else shift
         if not 0 <= shift < window:
             raise ValueError(f"shift: got {shift}, expected one in [0, window={window})")
-        H = shapes.head_size(channels, num_heads)
+        heads = num_heads, shapes.head_size(channels, num_heads)
         self.channels, self.residual, self.dtype = channels, residual, dtype
         self.window, self.shift = window, shift
         options = {"dtype": dtype, "rngs": rngs}
-        self.query = Projection((channels,), (num_heads, H), **options)
-        self.key = Projection((channels,), (num_heads, H), **options)
-        self.value = Projection((channels,), (num_heads, H), **options)
-        self.out = Projection((num_heads, H), (channels,), **options)
+        self.query = Projection((channels,), heads, **options)
+        self.key = Projection((channels,), heads, **options)
+        self.value = Projection((channels,), heads, **options)
+        self.out = Projection(heads, (channels,), **options)
         side = 2 * window - 1
         table = 0.02 * jax.random.normal(rngs.params(), (side, side, num_heads))
         self.bias_table = nnx.Param(table)

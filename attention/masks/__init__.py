@@ -11,6 +11,7 @@ kernels.
 
 from attention.masks.mask import (
     Mask,
+    MaskLike,
     Padding,
     causal,
     dense,
@@ -26,6 +27,7 @@ from attention.masks.terms import Offset, Span
 
 __all__ = [
     "Mask",
+    "MaskLike",
     "Offset",
     "Padding",
     "Span",

@@ -115,6 +115,10 @@ class Mask:
 jax.tree_util.register_dataclass(Mask, data_fields=["terms"], meta_fields=[])
 
 
+# Arguments of mechanisms: a mask, or an array for `dense`.
+MaskLike = Mask | Array
+
+
 @dataclasses.dataclass(frozen=True)
 class Padding:
     """A mask reduced to causality and padding; see `padding`.

@@ -153,10 +153,8 @@ class GlobalPositions(MaskTerm):
     def allowed(self, B, N, T, S, rows=None, columns=None):
         shapes.expect("mask global_marks(query)", self.query, "B T", {"B": B, "T": T})
         shapes.expect("mask global_marks(key)", self.key, "B S", {"B": B, "S": S})
-        queries, keys = (
-            terms.slice_span(self.query, 1, rows),
-            terms.slice_span(self.key, 1, columns),
-        )
+        queries = terms.slice_span(self.query, 1, rows)
+        keys = terms.slice_span(self.key, 1, columns)
         return queries[:, None, :, None] | keys[:, None, None, :]
 
     def block_visibility(self, B, T, S, query_block, key_block):

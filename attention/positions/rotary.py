@@ -53,9 +53,7 @@ def rotary(
     Raises:
       ValueError: shapes or options do not fit, R is odd, or positions are not integers.
     """
-    sizes: dict[str, int] = {}
-    shapes.expect_floating("x", x)
-    shapes.expect("x", x, "B T N H", sizes)
+    sizes = shapes.expect_arrays({"x": (x, "B T N H")})
     shapes.expect("positions", positions, "T" if jnp.ndim(positions) == 1 else "B T", sizes)
     R = _rotated_size(sizes["H"], base, fraction, scaling, factor)
     if scaling == "ntk":
@@ -100,15 +98,9 @@ class RotaryPositions(RelativePositions):
         self.scaling, self.factor = scaling, float(factor)
 
     def rotate(self, x: Array, positions: Array) -> Array:
-        return rotary(
-            x,
-            positions,
-            base=self.base,
-            fraction=self.fraction,
-            interleaved=self.interleaved,
-            scaling=self.scaling,
-            factor=self.factor,
-        )
+        wavelengths = {"base": self.base, "scaling": self.scaling, "factor": self.factor}
+        pairs = {"fraction": self.fraction, "interleaved": self.interleaved}
+        return rotary(x, positions, **wavelengths, **pairs)
 
 
 def _rotated_size(size: int, base: float, fraction: float, scaling: str, factor: float) -> int:

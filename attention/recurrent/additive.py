@@ -138,10 +138,7 @@ class ConcatAlignment(_ScoredByNetwork):
     Parameters: hidden/kernel [Q + D, A] (W), score [A] (v).
 
     Args:
-      query_size: Q of the decoder's state.
-      memory_size: D of the encoder's states.
-      hidden_size: A; D if None.
-      dtype: dtype of the computation; parameters are float32.
+      query_size, memory_size, hidden_size, dtype: those of `AdditiveAlignment`.
 
     Raises:
       ValueError: hidden_size is below 1.

@@ -6,6 +6,8 @@ Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Trans
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -74,22 +76,15 @@ class DotAlignment(Alignment):
     Args:
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states, equal to Q.
-      dtype: dtype of the computation.
+      options: those of `Alignment`.
 
     Raises:
       ValueError: the sizes differ.
     """
 
-    def __init__(
-        self,
-        query_size: int,
-        memory_size: int,
-        *,
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, query_size: int, memory_size: int, **options: Any):
         expect_equal_sizes(query_size, memory_size)
-        super().__init__(query_size, memory_size, dtype=dtype, rngs=rngs)
+        super().__init__(query_size, memory_size, **options)
 
     def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:
         return dot_step(query, memory)
@@ -101,21 +96,13 @@ class GeneralAlignment(Alignment):
         a = softmax_s(qᵀ W h_s),   c = Σ_s a_s h_s
 
     Args:
-      query_size: Q of the decoder's state.
-      memory_size: D of the encoder's states.
-      dtype: dtype of the computation; parameters are float32.
+      query_size, memory_size, options: those of `Alignment`.
     """
 
-    def __init__(
-        self,
-        query_size: int,
-        memory_size: int,
-        *,
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(query_size, memory_size, dtype=dtype, rngs=rngs)
-        self.key = Projection((memory_size,), (query_size,), use_bias=False, dtype=dtype, rngs=rngs)
+    def __init__(self, query_size: int, memory_size: int, *, rngs: nnx.Rngs, **options: Any):
+        super().__init__(query_size, memory_size, rngs=rngs, **options)
+        shared: dict[str, Any] = {"dtype": self.dtype, "rngs": rngs}
+        self.key = Projection((memory_size,), (query_size,), use_bias=False, **shared)
 
     def _keys(self, states: Array) -> Array:
         return self.key(states)

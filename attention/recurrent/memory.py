@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import shapes
-from attention.numerics import accumulator
+from attention.numerics import product
 
 Array = jax.Array
 
@@ -51,11 +51,7 @@ def context(weights: Array, values: Array) -> Array:
     Raises:
       TypeError: shapes do not fit.
     """
-    sums = accumulator(values)
-    total = jnp.einsum(
-        "BS,BSD->BD", weights.astype(values.dtype), values, preferred_element_type=sums
-    )
-    return total.astype(values.dtype)
+    return product("BS,BSD->BD", weights, values)
 
 
 def validate_states(
@@ -66,9 +62,7 @@ def validate_states(
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
-    sizes = {"D": memory_size}
-    shapes.expect_floating("states", states)
-    shapes.expect("states", states, "B S D", sizes)
+    sizes = shapes.expect_arrays({"states": (states, "B S D")}, {"D": memory_size})
     if valid is None:
         return states.astype(dtype), jnp.ones(states.shape[:2], bool)
     shapes.expect_boolean("valid", valid, true_means="a real position")
@@ -82,8 +76,8 @@ def validate_query(query: Array, memory: Any, query_size: int, dtype: jnp.dtype)
     Raises:
       ValueError: the shape does not fit the memory, or the dtype is not floating point.
     """
-    shapes.expect_floating("query", query)
-    shapes.expect("query", query, "B Q", {"B": memory.valid.shape[0], "Q": query_size})
+    sizes = {"B": memory.valid.shape[0], "Q": query_size}
+    shapes.expect_arrays({"query": (query, "B Q")}, sizes)
     return query.astype(dtype)
 
 
@@ -95,16 +89,11 @@ class Alignment(nnx.Module):
     Args:
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states.
-      dtype: dtype of the computation.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     def __init__(
-        self,
-        query_size: int,
-        memory_size: int,
-        *,
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
+        self, query_size: int, memory_size: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
     ):
         self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -11,24 +12,54 @@ from flax import nnx
 
 from attention import masks, recording, shapes
 from attention.cache import KeyValueCache, append_keys_values, valid_lengths
+from attention.dropout import dropout_options
+from attention.masks import MaskLike
 from attention.projection import Projection
 
 Array = jax.Array
 
 
-class CachedAttention(nnx.Module):
+class SequenceMixer(nnx.Module):
+    """Base class of mixers with projections to and from heads.
+
+    Args:
+      model_size: D of x and of the result.
+      use_bias: whether the projections have biases.
+      dropout_rate: active if a dropout_key is given; the subclass defines the array.
+      dtype: of the computation; parameters are float32.
+
+    Raises:
+      ValueError: the rate is out of range.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        *,
+        use_bias: bool = True,
+        dropout_rate: float = 0.0,
+        dtype: jnp.dtype = jnp.float32,
+    ):
+        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
+        self.model_size, self.use_bias = model_size, use_bias
+        self.dropout_rate, self.dtype = dropout_rate, dtype
+
+    def _projection(self, rngs: nnx.Rngs) -> Callable[..., Projection]:
+        """Returns `Projection` with the options of the mixer, as a function of the sizes."""
+        options = {"use_bias": self.use_bias, "dtype": self.dtype, "rngs": rngs}
+        return functools.partial(Projection, **options)
+
+
+class CachedAttention(SequenceMixer):
     """Base class of attention that keeps keys and values in a cache for decoding.
 
-    A subclass sets `model_size`, `dtype` and `cache_sizes` (K, H and V of the cache) and defines
-    `_query`, `_key_value`, `_attend` and `_weights`. With `takes_memory` it also sets
-    `memory_size`.
+    A subclass sets `cache_sizes` (K, H and V of the cache) and defines `_query`, `_key_value`,
+    `_attend` and `_weights`. With `takes_memory` it also sets `memory_size`.
     """
 
     takes_memory: ClassVar[bool] = False
-    model_size: int
     memory_size: int
     cache_sizes: tuple[int, int, int]
-    dtype: jnp.dtype
 
     def _query(self, x: Array, positions: Array | None) -> Array:
         raise NotImplementedError
@@ -70,7 +101,7 @@ class CachedAttention(nnx.Module):
         x: Array,
         memory: Array | None = None,
         *,
-        mask: masks.Mask | Array | None = None,
+        mask: MaskLike | None = None,
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, Array]:
@@ -168,28 +199,22 @@ class CachedAttention(nnx.Module):
         return jnp.where(cache.overflow()[:, None, None], jnp.nan, result), cache
 
     @staticmethod
-    def _combine_masks(mask: masks.Mask | Array | None, pattern: masks.Mask | None):
+    def _combine_masks(mask: MaskLike | None, pattern: masks.Mask | None):
         if mask is None or pattern is None:
             return pattern if mask is None else mask
         return pattern & (mask if isinstance(mask, masks.Mask) else masks.dense(mask))
 
 
-class Mixer(nnx.Module):
+class Mixer(SequenceMixer):
     """Base class of self-attention mixers that record their own weights.
 
-    A subclass sets `model_size`, `dropout_rate` and the projection `out`, and defines `_mix`.
+    A subclass sets the projection `out` and defines `_mix`.
     """
 
-    model_size: int
-    dropout_rate: float
     out: Projection
 
     def _mix(
-        self,
-        x: Array,
-        mask: masks.Mask | Array | None,
-        dropout_rate: float,
-        dropout_key: Array | None,
+        self, x: Array, mask: MaskLike | None, dropout_rate: float, dropout_key: Array | None
     ) -> tuple[Array, Callable[[], Array]]:
         """Returns the heads [B, T, N, V] before `out`, and a function that computes the weights.
 
@@ -204,7 +229,7 @@ class Mixer(nnx.Module):
         self,
         x: Array,
         *,
-        mask: masks.Mask | Array | None = None,
+        mask: MaskLike | None = None,
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, Array]:
@@ -225,9 +250,9 @@ class Mixer(nnx.Module):
           NotImplementedError: any other mask.
         """
         shapes.expect("x", x, "B T D", {"D": self.model_size})
-        rate = 0.0 if dropout_key is None else self.dropout_rate
+        dropout = dropout_options(self.dropout_rate, dropout_key)
         with recording.suppressed():
-            heads, weights = self._mix(x, mask, rate, dropout_key)
+            heads, weights = self._mix(x, mask, **dropout)
         recording.record(weights)
         result = self.out(heads)
         return (result, weights()) if return_weights else result
@@ -259,15 +284,10 @@ class RecurrentMixer(Mixer):
         return self._empty_state(batch_size, jnp.promote_types(dtype or jnp.float32, jnp.float32))
 
     def decode(self, x: Array, cache: Any, *, lengths: Array | None = None) -> tuple[Array, Any]:
-        """Computes the next T positions of causal sequences: a prompt, then steps.
-
-        Equal to `self(x_of_all_positions, mask=masks.causal())` at these positions.
+        """Computes the next T positions as `CachedAttention.decode` does, for any length.
 
         Args:
-          x: [B, T, D].
-          cache: cache returned by `init_cache`, or by the previous call.
-          lengths: int [B], number of real positions among the T. Real positions come first; others
-            are not stored, and the next call continues after the real ones. All are real if None.
+          x, cache, lengths: as for `CachedAttention.decode`.
 
         Returns:
           [B, T, D], undefined at positions that are not real, and the new state.
@@ -295,9 +315,7 @@ class MultiHeadMixer(Mixer):
       model_size: D of x and of the result.
       num_heads: N.
       head_size: H; D / N if None.
-      use_bias: whether the projections have biases.
-      dropout_rate: active if a dropout_key is given; the subclass defines the array.
-      dtype: dtype of the computation; parameters are float32.
+      options: `use_bias`, `dropout_rate` and `dtype`, as for `SequenceMixer`.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -309,17 +327,14 @@ class MultiHeadMixer(Mixer):
         num_heads: int,
         *,
         head_size: int | None = None,
-        use_bias: bool = True,
-        dropout_rate: float = 0.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        H = shapes.head_size(model_size, num_heads, head_size)
-        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
-        self.model_size, self.num_heads, self.head_size = model_size, num_heads, H
-        self.dropout_rate, self.dtype = dropout_rate, dtype
-        options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
-        self.query = Projection((model_size,), (num_heads, H), **options)
-        self.key = Projection((model_size,), (num_heads, H), **options)
-        self.value = Projection((model_size,), (num_heads, H), **options)
-        self.out = Projection((num_heads, H), (model_size,), **options)
+        super().__init__(model_size, **options)
+        self.num_heads = num_heads
+        self.head_size = shapes.head_size(model_size, num_heads, head_size)
+        heads, projection = (num_heads, self.head_size), self._projection(rngs)
+        self.query = projection((model_size,), heads)
+        self.key = projection((model_size,), heads)
+        self.value = projection((model_size,), heads)
+        self.out = projection(heads, (model_size,))

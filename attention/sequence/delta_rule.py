@@ -218,10 +218,8 @@ def _checked(
     """Returns the arrays, repeated to N heads, and the state, in at least float32."""
     arrays = {"query": query, "key": key, "value": value, "log_decay": log_decay, "beta": beta}
     letters = ("B T K H", "B T K H", "B T N V", "B T N", "B T N")
-    sizes: dict[str, int] = {}
-    for (name, array), dimensions in zip(arrays.items(), letters, strict=True):
-        shapes.expect_floating(name, array)
-        shapes.expect(name, array, dimensions, sizes)
+    named = zip(arrays.items(), letters, strict=True)
+    sizes = shapes.expect_arrays({name: (array, axes) for (name, array), axes in named})
     if sizes["K"] == 0 or sizes["N"] % sizes["K"]:
         raise ValueError(
             f"key: got K={sizes['K']} heads, expected a divisor of the value's N={sizes['N']}"

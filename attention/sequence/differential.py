@@ -6,6 +6,7 @@ Ye et al. 2024, "Differential Transformer".
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,6 @@ from attention.dropout import dropout
 from attention.normalization import RMSNorm
 from attention.numerics import accumulator
 from attention.positions import build_positions
-from attention.projection import Projection
 from attention.sequence.base import CachedAttention
 
 Array = jax.Array
@@ -38,8 +38,7 @@ def lambda_init_of_layer(layer: int) -> float:
     Raises:
       ValueError: layer is below 1.
     """
-    if layer < 1:
-        raise ValueError(f"layer: got {layer}, expected at least 1")
+    shapes.expect_positive(layer=layer)
     return 0.8 - 0.6 * math.exp(-0.3 * (layer - 1))
 
 
@@ -131,20 +130,18 @@ class DifferentialAttention(CachedAttention):
       of the positions.
 
     Args:
-      model_size: D of x and of the result.
+      model_size: D.
       num_heads: N.
       key_value_heads: K, divides N; N if None.
       head_size: H; D / 2N if None.
       lambda_init: in [0, 1); the paper uses `lambda_init_of_layer`.
       positions: "none", or a spec of `attention.positions.POSITIONS`, for both maps.
       epsilon: epsilon of the norm.
-      use_bias: whether the projections have biases.
-      dropout_rate: dropout rate of the heads after the norm, active if a dropout_key is given.
       implementation: as for `attend`.
-      dtype: dtype of the computation; parameters are float32.
+      options: those of `SequenceMixer`; dropout is of the heads after the norm.
 
     Raises:
-      ValueError: an argument does not fit the others.
+      ValueError: a size does not divide another, or lambda_init or epsilon is out of range.
     """
 
     def __init__(
@@ -157,11 +154,9 @@ class DifferentialAttention(CachedAttention):
         lambda_init: float = 0.8,
         positions: str = "none",
         epsilon: float = 1e-5,
-        use_bias: bool = True,
-        dropout_rate: float = 0.0,
         implementation: str = "auto",
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
         if num_heads < 1 or (head_size is None and model_size % (2 * num_heads)):
             expected = f"twice it to divide model_size={model_size} (or give head_size)"
@@ -172,15 +167,14 @@ class DifferentialAttention(CachedAttention):
             raise ValueError(f"lambda_init: got {lambda_init}, expected a number in [0, 1)")
         if not epsilon > 0:
             raise ValueError(f"epsilon: got {epsilon}, expected a number above 0")
-        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
-        self.model_size, self.dtype, self.cache_sizes = model_size, dtype, (K, 2 * H, 2 * H)
+        super().__init__(model_size, **options)
+        self.cache_sizes, self.implementation = (K, 2 * H, 2 * H), implementation
         self.lambda_init, self.scale = lambda_init, H**-0.5
-        self.dropout_rate, self.implementation = dropout_rate, implementation
-        options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
-        self.query = Projection((model_size,), (num_heads, 2 * H), **options)
-        self.key = Projection((model_size,), (K, 2 * H), **options)
-        self.value = Projection((model_size,), (K, 2 * H), **options)
-        self.out = Projection((num_heads, 2 * H), (model_size,), **options)
+        projection = self._projection(rngs)
+        self.query = projection((model_size,), (num_heads, 2 * H))
+        self.key = projection((model_size,), (K, 2 * H))
+        self.value = projection((model_size,), (K, 2 * H))
+        self.out = projection((num_heads, 2 * H), (model_size,))
         self.norm = RMSNorm(2 * H, epsilon=epsilon)
         self.positions = build_positions(positions, num_heads, H, rngs=rngs)
 

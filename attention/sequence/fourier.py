@@ -41,9 +41,7 @@ def fourier_mix(
       ValueError: the shape or dtype does not fit.
       NotImplementedError: any other mask; the transform cannot be causal.
     """
-    sizes: dict[str, int] = {}
-    shapes.expect_floating("x", x)
-    shapes.expect("x", x, "B T D", sizes)
+    sizes = shapes.expect_arrays({"x": (x, "B T D")})
     B, T = sizes["B"], sizes["T"]
     marks = masks.padding(mask, B, T, T, of="fourier", causal=False)
     wide = jnp.asarray(x).astype(accumulator(x))
@@ -87,9 +85,7 @@ class Fourier(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        for name, size in (("model_size", model_size), ("num_heads", num_heads)):
-            if size < 1:
-                raise ValueError(f"{name}: got {size}, expected at least 1")
+        shapes.expect_positive(model_size=model_size, num_heads=num_heads)
         shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
         self.model_size, self.dropout_rate, self.dtype = model_size, dropout_rate, dtype
         self.orthonormal = orthonormal

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ from flax import nnx
 
 from attention import masks, shapes
 from attention.dropout import dropout
+from attention.masks import MaskLike
 from attention.normalization import RMSNorm
 from attention.numerics import accumulator
-from attention.projection import Projection
 from attention.sequence.base import RecurrentMixer
 from attention.sequence.delta_rule import gated_delta_rule_chunked, gated_delta_rule_weights
 from attention.sequence.linear import expect_chunk_size
@@ -69,9 +69,7 @@ def causal_depthwise_convolution(
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
-    shapes.expect_floating("x", x)
-    sizes: dict[str, int] = {}
-    shapes.expect("x", x, "B T C", sizes)
+    sizes = shapes.expect_arrays({"x": (x, "B T C")})
     shapes.expect("filters", filters, "W C", sizes)
     B, T, C = x.shape
     before = len(filters) - 1
@@ -157,14 +155,13 @@ class GatedDeltaNet(RecurrentMixer):
       value_head_size: V; D / N if None.
       conv_size: W; with 1 there is no convolution over time.
       chunk_size: positions in a chunk.
-      use_bias: whether the projections have biases (Qwen3-Next: only the decay).
-      dropout_rate: dropout rate of the input of the output projection, active if a dropout_key is
-        given; the weights are never formed.
       epsilon: epsilon of the norm.
-      dtype: dtype of the projections; the rest is in at least float32, parameters in float32.
+      options: those of `SequenceMixer`; dropout is of the input of the output projection, as the
+        weights are never formed, and all but the projections is in at least float32. In Qwen3-Next
+        only the decay has a bias.
 
     Raises:
-      ValueError: an argument does not fit the others.
+      ValueError: a size is below 1 or does not divide another, or epsilon is not positive.
     """
 
     def __init__(
@@ -177,32 +174,28 @@ class GatedDeltaNet(RecurrentMixer):
         value_head_size: int | None = None,
         conv_size: int = 4,
         chunk_size: int = 64,
-        use_bias: bool = True,
-        dropout_rate: float = 0.0,
         epsilon: float = 1e-6,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
         V = _head_size("value_head_size", model_size, num_heads, value_head_size)
         H = _head_size("key_head_size", model_size, num_heads, key_head_size)
         K = shapes.key_heads("key_heads", num_heads, key_heads)
-        if conv_size < 1:
-            raise ValueError(f"conv_size: got {conv_size}, expected at least 1")
+        shapes.expect_positive(conv_size=conv_size)
         if not epsilon > 0:
             raise ValueError(f"epsilon: got {epsilon}, expected above 0")
         expect_chunk_size(chunk_size)
-        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
-        self.model_size, self.sizes = model_size, {"K": K, "H": H, "N": num_heads, "V": V}
+        super().__init__(model_size, **options)
+        self.sizes = {"K": K, "H": H, "N": num_heads, "V": V}
         self.conv_size, self.chunk_size = conv_size, chunk_size
-        self.dropout_rate, self.dtype = dropout_rate, dtype
-        options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
-        self.query = Projection((model_size,), (K, H), **options)
-        self.key = Projection((model_size,), (K, H), **options)
-        self.value = Projection((model_size,), (num_heads, V), **options)
-        self.gate = Projection((model_size,), (num_heads, V), **options)
-        self.beta = Projection((model_size,), (num_heads,), **options)
-        self.decay = Projection((model_size,), (num_heads,), dtype=dtype, rngs=rngs)
-        self.out = Projection((num_heads, V), (model_size,), **options)
+        projection = self._projection(rngs)
+        self.query = projection((model_size,), (K, H))
+        self.key = projection((model_size,), (K, H))
+        self.value = projection((model_size,), (num_heads, V))
+        self.gate = projection((model_size,), (num_heads, V))
+        self.beta = projection((model_size,), (num_heads,))
+        self.decay = projection((model_size,), (num_heads,), use_bias=True)
+        self.out = projection((num_heads, V), (model_size,))
         self.norm = RMSNorm(V, epsilon=epsilon)
         self.query_filter = nnx.Param(_filter(rngs.params(), conv_size, K, H))
         self.key_filter = nnx.Param(_filter(rngs.params(), conv_size, K, H))
@@ -211,11 +204,7 @@ class GatedDeltaNet(RecurrentMixer):
         self.log_rate, self.decay.bias = map(nnx.Param, parameters)
 
     def _mix(
-        self,
-        x: Array,
-        mask: masks.Mask | Array | None,
-        dropout_rate: float,
-        dropout_key: Array | None,
+        self, x: Array, mask: MaskLike | None, dropout_rate: float, dropout_key: Array | None
     ) -> tuple[Array, Callable[[], Array]]:
         shapes.expect_known_length("x", x)
         B, T = x.shape[:2]
@@ -279,8 +268,7 @@ def _head_size(argument: str, model_size: int, num_heads: int, given: int | None
     if num_heads < 1 or (given is None and model_size % num_heads):
         expected = f"a positive divisor of model_size={model_size} (or give {argument})"
         raise ValueError(f"num_heads: got {num_heads}, expected {expected}")
-    if given is not None and given < 1:
-        raise ValueError(f"{argument}: got {given}, expected at least 1")
+    shapes.expect_positive(**{argument: given})
     return model_size // num_heads if given is None else given
 
 

@@ -6,6 +6,7 @@ Model", section 2.1.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -14,10 +15,10 @@ from flax import nnx
 
 from attention import masks, shapes
 from attention.dot_product import attend, attention_weights
+from attention.dropout import dropout_options
 from attention.normalization import RMSNorm
-from attention.numerics import accumulator
+from attention.numerics import product
 from attention.positions import RotaryPositions, build_positions
-from attention.projection import Projection
 from attention.sequence.base import CachedAttention
 
 Array = jax.Array
@@ -72,13 +73,13 @@ def latent_attention(
     }
     if not absorbed:
         key = expanded_keys(latent, rotary_key, key_up)
-        return attend(query, key, _product("BSC,CNV->BSNV", latent, value_up), **options)
-    content = _product("BTNH,CNH->BTNC", query[..., :H], key_up)
+        return attend(query, key, product("BSC,CNV->BSNV", latent, value_up), **options)
+    content = product("BTNH,CNH->BTNC", query[..., :H], key_up)
     key = jnp.concatenate([latent, rotary_key], axis=-1)[:, :, None]
     mixed = attend(
         jnp.concatenate([content, query[..., H:]], axis=-1), key, latent[:, :, None], **options
     )
-    return _product("BTNC,CNV->BTNV", mixed, value_up)
+    return product("BTNC,CNV->BTNV", mixed, value_up)
 
 
 def expanded_keys(latent: Array, rotary_key: Array, key_up: Array) -> Array:
@@ -98,7 +99,7 @@ def expanded_keys(latent: Array, rotary_key: Array, key_up: Array) -> Array:
       ValueError: dtypes differ.
     """
     shapes.expect_same_dtype(latent=latent, rotary_key=rotary_key, key_up=key_up)
-    content = _product("BSC,CNH->BSNH", latent, key_up)
+    content = product("BSC,CNH->BSNH", latent, key_up)
     shared = jnp.broadcast_to(rotary_key[:, :, None], (*content.shape[:3], rotary_key.shape[-1]))
     return jnp.concatenate([content, shared], axis=-1)
 
@@ -119,7 +120,7 @@ class LatentAttention(CachedAttention):
       [N, V, D], bias [D].
 
     Args:
-      model_size: D of x and of the result.
+      model_size: D.
       num_heads: N.
       key_value_rank: C; 4 H if None, as in the paper.
       query_rank: A of the low-rank query; None for a query projected from x.
@@ -127,13 +128,12 @@ class LatentAttention(CachedAttention):
       rotary_size: R, even; H / 2 rounded down to an even number if None, at least 2.
       value_head_size: V; H if None.
       positions: a rotary spec: "rope", "rope(base=500000, interleaved=True)", ...
-      use_bias: whether the down-projections and the output projection have biases.
-      dropout_rate: dropout rate of the attention weights, active if a dropout_key is given.
       implementation: as for `attend`.
-      dtype: dtype of the computation; parameters are float32.
+      options: those of `SequenceMixer`; biases are those of the down-projections and of the output
+        projection, and dropout is of the attention weights.
 
     Raises:
-      ValueError: an argument does not fit the others.
+      ValueError: a size is below 1, rotary_size is odd, or positions are not rotary.
     """
 
     def __init__(
@@ -147,48 +147,40 @@ class LatentAttention(CachedAttention):
         rotary_size: int | None = None,
         value_head_size: int | None = None,
         positions: str = "rope",
-        use_bias: bool = True,
-        dropout_rate: float = 0.0,
         implementation: str = "auto",
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
         H = shapes.head_size(model_size, num_heads, head_size)
         C = 4 * H if key_value_rank is None else key_value_rank
         R = max(2, H // 4 * 2) if rotary_size is None else rotary_size
         V = H if value_head_size is None else value_head_size
-        for name, size in (
-            ("key_value_rank", C),
-            ("query_rank", query_rank),
-            ("rotary_size", R),
-            ("value_head_size", V),
-        ):
-            if size is not None and size < 1:
-                raise ValueError(f"{name}: got {size}, expected at least 1")
+        sizes = {"query_rank": query_rank, "rotary_size": R, "value_head_size": V}
+        shapes.expect_positive(key_value_rank=C, **sizes)
         if R % 2:
             raise ValueError(
                 f"rotary_size: got {R}, expected an even one; features are rotated in pairs"
             )
-        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
         rotary = build_positions(positions, num_heads, R, rngs=rngs)
         if not isinstance(rotary, RotaryPositions):
             raise ValueError(
                 f"positions: got {positions!r}, expected 'rope' with or without options"
             )
-        self.positions, self.model_size, self.cache_sizes = rotary, model_size, (1, C + R, 0)
-        self.dropout_rate, self.dtype, self.implementation = dropout_rate, dtype, implementation
-        down = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
-        up: dict[str, Any] = down | {"use_bias": False}
+        super().__init__(model_size, **options)
+        self.positions, self.cache_sizes = rotary, (1, C + R, 0)
+        self.implementation = implementation
+        down = self._projection(rngs)
+        up = functools.partial(down, use_bias=False)
         A = model_size if query_rank is None else query_rank
-        self.query_latent = None if query_rank is None else Projection((model_size,), (A,), **down)
+        self.query_latent = None if query_rank is None else down((model_size,), (A,))
         self.query_norm = None if query_rank is None else RMSNorm(A)
-        self.query = Projection((A,), (num_heads, H + R), **up)
-        self.latent = Projection((model_size,), (C,), **down)
+        self.query = up((A,), (num_heads, H + R))
+        self.latent = down((model_size,), (C,))
         self.latent_norm = RMSNorm(C)
-        self.rotary_key = Projection((model_size,), (R,), **down)
-        self.key = Projection((C,), (num_heads, H), **up)
-        self.value = Projection((C,), (num_heads, V), **up)
-        self.out = Projection((num_heads, V), (model_size,), **down)
+        self.rotary_key = down((model_size,), (R,))
+        self.key = up((C,), (num_heads, H))
+        self.value = up((C,), (num_heads, V))
+        self.out = down((num_heads, V), (model_size,))
 
     def _query(self, x: Array, positions: Array) -> Array:
         """Returns queries [B, T, N, H + R], the last R features rotated."""
@@ -212,9 +204,8 @@ class LatentAttention(CachedAttention):
             # Decoding, with fewer queries than keys, never expands the latents in the cache.
             absorbed=query.shape[1] < key.shape[1],
             mask=mask,
-            dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
-            dropout_key=dropout_key,
             implementation=self.implementation,
+            **dropout_options(self.dropout_rate, dropout_key),
         )
         return self.out(heads)
 
@@ -233,23 +224,11 @@ class LatentAttention(CachedAttention):
 
 def _checked(query, latent, rotary_key, key_up, value_up) -> int:
     """Returns H after checking all arrays."""
-    arrays = {"query": query, "latent": latent, "rotary_key": rotary_key}
-    arrays |= {"key_up": key_up, "value_up": value_up}
-    for name, array in arrays.items():
-        shapes.expect_floating(name, array)
-    shapes.expect_same_dtype(**arrays)
-    sizes: dict[str, int] = {}
-    for name, dimensions in (
-        ("latent", "B S C"),
-        ("rotary_key", "B S R"),
-        ("key_up", "C N H"),
-        ("value_up", "C N V"),
-    ):
-        shapes.expect(name, arrays[name], dimensions, sizes)
+    arrays = {"latent": (latent, "B S C"), "rotary_key": (rotary_key, "B S R")}
+    arrays |= {"key_up": (key_up, "C N H"), "value_up": (value_up, "C N V")}
+    sizes = shapes.expect_arrays(arrays)
+    shapes.expect_floating("query", query)
+    shapes.expect_same_dtype(query=query, **{name: array for name, (array, _) in arrays.items()})
     sizes["E"] = sizes["H"] + sizes["R"]
     shapes.expect("query", query, "B T N E", sizes, hint="E is H + R of key_up and rotary_key")
     return sizes["H"]
-
-
-def _product(equation: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(equation, a, b, preferred_element_type=accumulator(a)).astype(a.dtype)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from attention import masks, shapes
 from attention.dropout import dropout
+from attention.masks import MaskLike
 from attention.numerics import accumulator
 from attention.sequence.base import MultiHeadMixer, RecurrentMixer
 
@@ -148,17 +149,10 @@ def expect_features(
     chunk_size: int,
 ) -> dict[str, int]:
     """Checks the arguments of `linear_attention`; returns the size of each letter."""
-    for name, array in (
-        ("query_features", query_features),
-        ("key_features", key_features),
-        ("value", value),
-    ):
-        shapes.expect_floating(name, array)
+    features = {"query_features": (query_features, "B T N F")}
+    features |= {"key_features": (key_features, "B S N F")}
+    sizes = shapes.expect_arrays(features | {"value": (value, "B S N V")})
     shapes.expect_same_dtype(query_features=query_features, key_features=key_features)
-    sizes: dict[str, int] = {}
-    shapes.expect("query_features", query_features, "B T N F", sizes)
-    shapes.expect("key_features", key_features, "B S N F", sizes)
-    shapes.expect("value", value, "B S N V", sizes)
     if causal:
         shapes.expect_known_length("query_features", query_features)
     if causal and sizes["S"] != sizes["T"]:
@@ -166,10 +160,8 @@ def expect_features(
             f"key_features: got S={sizes['S']} keys, expected T={sizes['T']} of them if causal; "
             f"pass earlier keys by state"
         )
-    for name, marks, letters in (
-        ("query_valid", query_valid, "B T"),
-        ("key_valid", key_valid, "B S"),
-    ):
+    given = ("query_valid", query_valid, "B T"), ("key_valid", key_valid, "B S")
+    for name, marks, letters in given:
         if marks is not None:
             shapes.expect_boolean(name, marks, true_means="a real position")
             shapes.expect(name, marks, letters, sizes)
@@ -219,19 +211,20 @@ def _joined(state: LinearState, sizes: dict[str, int]) -> Array:
 class FeatureAttention(RecurrentMixer, MultiHeadMixer):
     """Base class of mixers with feature maps: subclasses give `_linear_attention`, `_empty_state`.
 
-    Args and errors are those of `LinearAttention`.
+    Parameters: those of `MultiHeadMixer`.
+
+    Args:
+      chunk_size: positions in a chunk of the causal form.
+      options: those of `MultiHeadMixer`; dropout is of the heads' results, as the weights are never
+        formed.
+
+    Raises:
+      ValueError: an argument does not fit the others.
     """
 
     name = "a feature attention"
 
-    def __init__(
-        self,
-        model_size: int,
-        num_heads: int,
-        *,
-        chunk_size: int = 64,
-        **options: Any,
-    ):
+    def __init__(self, model_size: int, num_heads: int, *, chunk_size: int = 64, **options: Any):
         expect_chunk_size(chunk_size)
         super().__init__(model_size, num_heads, **options)
         self.chunk_size = chunk_size
@@ -241,24 +234,16 @@ class FeatureAttention(RecurrentMixer, MultiHeadMixer):
         raise NotImplementedError(f"{self.name}: has no features")
 
     def _mix(
-        self,
-        x: Array,
-        mask: masks.Mask | Array | None,
-        dropout_rate: float,
-        dropout_key: Array | None,
+        self, x: Array, mask: MaskLike | None, dropout_rate: float, dropout_key: Array | None
     ) -> tuple[Array, Callable[[], Array]]:
         B, T = x.shape[:2]
         padding = masks.padding(mask, B, T, T, of=self.name)
-        options = {
-            "causal": padding.causal,
-            "query_valid": padding.query,
-            "key_valid": padding.key,
-        }
+        options: dict[str, Any] = {"causal": padding.causal}
+        options |= {"query_valid": padding.query, "key_valid": padding.key}
         query, key, value = self.query(x), self.key(x), self.value(x)
-        heads = dropout(
-            self._linear_attention(query, key, value, **options), dropout_rate, dropout_key
-        )
-        return heads, functools.partial(self._weights, query, key, **options)
+        heads = self._linear_attention(query, key, value, **options)
+        weights = functools.partial(self._weights, query, key, **options)
+        return dropout(heads, dropout_rate, dropout_key), weights
 
     def _weights(self, query: Array, key: Array, **options: Any) -> Array:
         """Returns the weights [B, N, T, S], the result for one-hot values."""
@@ -267,15 +252,8 @@ class FeatureAttention(RecurrentMixer, MultiHeadMixer):
         return self._linear_attention(query, key, one_hot, **options).transpose(0, 2, 1, 3)
 
     def _decode(self, x: Array, state: Any, valid: Array | None) -> tuple[Array, Any]:
-        return self._linear_attention(
-            self.query(x),
-            self.key(x),
-            self.value(x),
-            causal=True,
-            key_valid=valid,
-            state=state,
-            return_state=True,
-        )
+        options = {"causal": True, "key_valid": valid, "state": state, "return_state": True}
+        return self._linear_attention(self.query(x), self.key(x), self.value(x), **options)
 
 
 class LinearAttention(FeatureAttention):
@@ -283,21 +261,10 @@ class LinearAttention(FeatureAttention):
 
         head_n = linear_attention(φ(x W_q,n), φ(x W_k,n), x W_v,n),   y = concat_n(head_n) W_o
 
-    Parameters: query/kernel, key/kernel, value/kernel [D, N, H], out/kernel [N, H, D], and biases
-      [N, H], [D].
+    Parameters: those of `MultiHeadMixer`.
 
     Args:
-      model_size: D.
-      num_heads: N.
-      head_size: H; D / N if None.
-      chunk_size: positions in a chunk of the causal form.
-      use_bias: whether the projections have biases.
-      dropout_rate: dropout rate of the heads' results, active if a dropout_key is given; the
-        weights are never formed.
-      dtype: dtype of the computation; parameters are float32.
-
-    Raises:
-      ValueError: an argument does not fit the others.
+      options: those of `FeatureAttention`.
     """
 
     name = "linear"

@@ -57,7 +57,7 @@ class Longformer(MultiHeadAttention):
       options: those of `MultiHeadAttention`.
 
     Raises:
-      ValueError: a number is out of range.
+      ValueError: window or global_tokens is negative.
     """
 
     def __init__(
@@ -68,17 +68,15 @@ class Longformer(MultiHeadAttention):
         window: int = 256,
         global_tokens: int = 1,
         share_projections: bool = False,
-        use_bias: bool = True,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
         **options: Any,
     ):
         self.window = patterns.expect_int("window", window, 0)
         self.global_tokens = patterns.expect_int("global_tokens", global_tokens, 0)
-        settings = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
-        super().__init__(model_size, num_heads, **settings, **options)
+        super().__init__(model_size, num_heads, rngs=rngs, **options)
+        projection = self._projection(rngs)
         self.query_global, self.key_global, self.value_global = (
-            None if share_projections else Projection(local.inputs, local.outputs, **settings)
+            None if share_projections else projection(local.inputs, local.outputs)
             for local in (self.query, self.key, self.value)
         )
 

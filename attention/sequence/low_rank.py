@@ -16,6 +16,7 @@ from flax import nnx
 
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
+from attention.masks import MaskLike
 from attention.numerics import accumulator
 from attention.sequence.base import MultiHeadMixer
 
@@ -31,7 +32,7 @@ def linformer(
     key_projection: Array,
     value_projection: Array,
     *,
-    mask: masks.Mask | Array | None = None,
+    mask: MaskLike | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> Array:
@@ -77,7 +78,7 @@ def linformer_weights(
     key_projection: Array,
     value_projection: Array,
     *,
-    mask: masks.Mask | Array | None = None,
+    mask: MaskLike | None = None,
 ) -> Array:
     """Computes the matrix from values to the result of `linformer` (Wang et al. 2020).
 
@@ -114,23 +115,18 @@ class Linformer(MultiHeadMixer):
     Row s of E and F belongs to position s of the sequence, including hidden positions; a shorter
     sequence uses the first rows.
 
-    Parameters: query, key, value: kernel [D, N, H], bias [N, H]; key_projection, value_projection
-      [1 or N, max_length, R]; out: kernel [N, H, D], bias [D].
+    Parameters: those of `MultiHeadMixer`, and key_projection, value_projection
+    [1 or N, max_length, R].
 
     Args:
-      model_size: D of x and of the result.
-      num_heads: N.
       max_length: rows of E and F.
       projected_length: R, the number of mixtures ("k" in the paper).
       sharing: "none": each head has its own E and F; "heads": all heads share E and F; "key_value":
         also F = E.
-      head_size: H; D / N if None.
-      use_bias: whether the projections to and from heads have biases.
-      dropout_rate: dropout rate of the weights on the mixtures, active if a dropout_key is given.
-      dtype: dtype of the computation; parameters are float32.
+      options: those of `MultiHeadMixer`; dropout is of the weights on the mixtures.
 
     Raises:
-      ValueError: an argument does not fit the others.
+      ValueError: a size is below 1 or does not divide another, or sharing is unknown.
     """
 
     def __init__(
@@ -144,9 +140,7 @@ class Linformer(MultiHeadMixer):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        for name, size in (("max_length", max_length), ("projected_length", projected_length)):
-            if size < 1:
-                raise ValueError(f"{name}: got {size}, expected at least 1")
+        shapes.expect_positive(max_length=max_length, projected_length=projected_length)
         if sharing not in SHARING:
             raise ValueError(f"sharing: got {sharing!r}, expected one of {list(SHARING)}")
         super().__init__(model_size, num_heads, rngs=rngs, **options)
@@ -161,11 +155,7 @@ class Linformer(MultiHeadMixer):
         self.value_projection = None if sharing == "key_value" else mixtures()
 
     def _mix(
-        self,
-        x: Array,
-        mask: masks.Mask | Array | None,
-        dropout_rate: float,
-        dropout_key: Array | None,
+        self, x: Array, mask: MaskLike | None, dropout_rate: float, dropout_key: Array | None
     ) -> tuple[Array, Callable[[], Array]]:
         shapes.expect_known_length("x", x)
         length = x.shape[1]

@@ -17,6 +17,7 @@ from flax import nnx
 
 from attention import masks, shapes
 from attention.dropout import dropout
+from attention.masks import MaskLike
 from attention.numerics import accumulator, softmax
 from attention.sequence.base import MultiHeadMixer
 
@@ -43,8 +44,7 @@ def iterative_inverse(matrix: Array, *, iterations: int = 6) -> Array:
     Raises:
       ValueError: iterations is below 1.
     """
-    if iterations < 1:
-        raise ValueError(f"inverse_iterations: got {iterations}, expected at least 1")
+    shapes.expect_positive(inverse_iterations=iterations)
     A = matrix.astype(accumulator(matrix))
     sizes = jnp.abs(A)
     norms = jnp.max(jnp.sum(sizes, axis=-2), axis=-1) * jnp.max(jnp.sum(sizes, axis=-1), axis=-1)
@@ -66,7 +66,7 @@ def nystrom_attention(
     num_landmarks: int,
     inverse_iterations: int = 6,
     convolution: Array | None = None,
-    mask: masks.Mask | Array | None = None,
+    mask: MaskLike | None = None,
 ) -> Array:
     """Computes attention through M landmarks (Xiong et al. 2021, equation 13, "Segment-means").
 
@@ -127,7 +127,7 @@ def nystrom_weights(
     num_landmarks: int,
     inverse_iterations: int = 6,
     convolution: Array | None = None,
-    mask: masks.Mask | Array | None = None,
+    mask: MaskLike | None = None,
 ) -> Array:
     """Computes the matrix from values to the result of `nystrom_attention` (Xiong et al. 2021).
 
@@ -173,23 +173,17 @@ class Nystromformer(MultiHeadMixer):
 
         head_n = softmax(q k̃ᵀ) softmax(q̃ k̃ᵀ)⁺ softmax(q̃ kᵀ) v + conv(v),   y = concat_n(head_n) W_o
 
-    Parameters: query, key, value: kernel [D, N, H], bias [N, H]; convolution [kernel_size, N]
-    unless
-      kernel_size is 0; out: kernel [N, H, D], bias [D].
+    Parameters: those of `MultiHeadMixer`, and convolution [kernel_size, N] unless that is 0.
 
     Args:
-      model_size: D of x and of the result.
-      num_heads: N.
       num_landmarks: M; with at most M real positions attention is exact.
-      inverse_iterations: inverse iterations returned by `iterative_inverse`.
-      kernel_size: kernel size of the convolution, odd; 0 for none.
-      head_size: H; D / N if None.
-      use_bias: whether the projections have biases.
-      dropout_rate: dropout rate of the heads' results, active if a dropout_key is given.
-      dtype: dtype of the projections; parameters are float32.
+      inverse_iterations: of `iterative_inverse`.
+      kernel_size: of the convolution, odd; 0 for none.
+      options: those of `MultiHeadMixer`; dropout is of the heads' results, and only the projections
+        are in its dtype.
 
     Raises:
-      ValueError: an argument does not fit the others.
+      ValueError: a number is below 1, or kernel_size is even.
     """
 
     def __init__(
@@ -203,12 +197,8 @@ class Nystromformer(MultiHeadMixer):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        for name, size in (
-            ("num_landmarks", num_landmarks),
-            ("inverse_iterations", inverse_iterations),
-        ):
-            if size < 1:
-                raise ValueError(f"{name}: got {size}, expected at least 1")
+        sizes = {"num_landmarks": num_landmarks, "inverse_iterations": inverse_iterations}
+        shapes.expect_positive(**sizes)
         if kernel_size < 0 or (kernel_size and kernel_size % 2 == 0):
             raise ValueError(f"kernel_size: got {kernel_size}, expected an odd size, or 0 for none")
         super().__init__(model_size, num_heads, rngs=rngs, **options)
@@ -218,11 +208,7 @@ class Nystromformer(MultiHeadMixer):
         self.convolution = nnx.Param(taps) if kernel_size else None
 
     def _mix(
-        self,
-        x: Array,
-        mask: masks.Mask | Array | None,
-        dropout_rate: float,
-        dropout_key: Array | None,
+        self, x: Array, mask: MaskLike | None, dropout_rate: float, dropout_key: Array | None
     ) -> tuple[Array, Callable[[], Array]]:
         shapes.expect_known_length("x", x)
         query, key, value = self.query(x), self.key(x), self.value(x)
@@ -264,8 +250,7 @@ def _factors(
     sizes = shapes.expect_attention(query, key, value)
     shapes.expect("key", key, "B T N H", sizes)
     B, T, N = sizes["B"], sizes["T"], sizes["N"]
-    if num_landmarks < 1:
-        raise ValueError(f"num_landmarks: got {num_landmarks}, expected at least 1")
+    shapes.expect_positive(num_landmarks=num_landmarks)
     if convolution is not None:
         shapes.expect("convolution", convolution, "size N", {"N": N})
         if convolution.shape[0] % 2 == 0:

@@ -50,9 +50,7 @@ def draw_directions(key: Array, features: int, head_size: int, *, orthogonal: bo
     Raises:
       ValueError: a size is below 1.
     """
-    for name, size in (("features", features), ("head_size", head_size)):
-        if size < 1:
-            raise ValueError(f"{name}: got {size}, expected at least 1")
+    shapes.expect_positive(features=features, head_size=head_size)
     normal_key, orthogonal_key = jax.random.split(key)
     normal = jax.random.normal(normal_key, (features, head_size), jnp.float32)
     if not orthogonal:
@@ -119,24 +117,17 @@ class Performer(FeatureAttention):
     Features of the softmax kernel are stored as logarithms (see `log_linear_attention`), so that
     they cannot overflow and each query and key has its own scale.
 
-    Parameters: query/kernel, key/kernel, value/kernel [D, N, H], out/kernel [N, H, D], and biases
-      [N, H], [D]. Buffer: directions [F, H], shared by all heads.
+    Parameters: those of `MultiHeadMixer`. Buffer: directions [F, H], shared by all heads.
 
     Args:
-      model_size: D.
-      num_heads: N.
       features: F.
       kernel: "softmax", an approximation of dot-product attention, or "relu".
       orthogonal: whether directions are orthogonal in blocks.
-      head_size: H; D / N if None.
-      chunk_size: positions in a chunk of the causal form; a power of two with the softmax kernel.
-      use_bias: whether the projections have biases.
-      dropout_rate: dropout rate of the heads' results, active if a dropout_key is given; the
-        weights are never formed.
-      dtype: dtype of the computation; parameters are float32.
+      chunk_size: as for `FeatureAttention`; a power of two with the softmax kernel.
+      options: those of `FeatureAttention`.
 
     Raises:
-      ValueError: an argument does not fit the others.
+      ValueError: a size is below 1, the kernel is unknown, or chunk_size does not fit it.
     """
 
     name = "performer"

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from attention import masks, shapes
 from attention.dot_product import attend, attention_weights
+from attention.masks import MaskLike
 from attention.numerics import accumulator
 from attention.sequence.base import MultiHeadMixer
 
@@ -31,7 +31,7 @@ def prob_sparse(
     samples: Array | np.ndarray,
     *,
     num_active: int,
-    mask: masks.Mask | Array | None = None,
+    mask: MaskLike | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> Array:
@@ -81,7 +81,7 @@ def prob_sparse_weights(
     samples: Array | np.ndarray,
     *,
     num_active: int,
-    mask: masks.Mask | Array | None = None,
+    mask: MaskLike | None = None,
 ) -> Array:
     """Computes the matrix from values to the result of `prob_sparse` (Zhou et al. 2021).
 
@@ -118,22 +118,14 @@ class ProbSparse(MultiHeadMixer):
       options: those of `MultiHeadMixer`; dropout is of the weights of active queries.
 
     Raises:
-      ValueError: an argument does not fit the others.
+      ValueError: factor is below 1; those of `MultiHeadMixer`.
     """
 
     def __init__(
-        self,
-        model_size: int,
-        num_heads: int,
-        *,
-        factor: int = 5,
-        seed: int = 0,
-        rngs: nnx.Rngs,
-        **options: Any,
+        self, model_size: int, num_heads: int, *, factor: int = 5, seed: int = 0, **options: Any
     ):
-        if factor < 1:
-            raise ValueError(f"factor: got {factor}, expected at least 1")
-        super().__init__(model_size, num_heads, rngs=rngs, **options)
+        shapes.expect_positive(factor=factor)
+        super().__init__(model_size, num_heads, **options)
         self.factor, self.seed = factor, seed
 
     def samples(self, length: int) -> np.ndarray:
@@ -146,25 +138,14 @@ class ProbSparse(MultiHeadMixer):
         return min(length, self.factor * math.ceil(math.log1p(length)))
 
     def _mix(
-        self,
-        x: Array,
-        mask: masks.Mask | Array | None,
-        dropout_rate: float,
-        dropout_key: Array | None,
+        self, x: Array, mask: MaskLike | None, dropout_rate: float, dropout_key: Array | None
     ) -> tuple[Array, Callable[[], Array]]:
         shapes.expect_known_length("x", x)
         query, key, value = self.query(x), self.key(x), self.value(x)
         T = x.shape[1]
         samples, options = self.samples(T), {"num_active": self.num_active(T), "mask": mask}
-        heads = prob_sparse(
-            query,
-            key,
-            value,
-            samples,
-            dropout_rate=dropout_rate,
-            dropout_key=dropout_key,
-            **options,
-        )
+        dropout = {"dropout_rate": dropout_rate, "dropout_key": dropout_key}
+        heads = prob_sparse(query, key, value, samples, **options, **dropout)
         return heads, functools.partial(prob_sparse_weights, query, key, samples, **options)
 
 

@@ -23,7 +23,7 @@ class SparseAttention(MultiHeadAttention):
     takes_memory = False
 
     def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
-        """Returns the pattern; masks of the caller are combined with it by `&`."""
+        """Returns the mask of the pattern, which is combined with the caller's mask by `&`."""
         raise NotImplementedError
 
 
@@ -40,7 +40,7 @@ class SlidingWindow(SparseAttention):
       options: those of `MultiHeadAttention`.
 
     Raises:
-      ValueError: a number is out of range.
+      ValueError: left or right is negative, or dilation is below 1.
     """
 
     def __init__(
@@ -103,13 +103,7 @@ class Fixed(SparseAttention):
     """
 
     def __init__(
-        self,
-        model_size: int,
-        num_heads: int,
-        *,
-        block: int = 64,
-        summary: int = 8,
-        **options: Any,
+        self, model_size: int, num_heads: int, *, block: int = 64, summary: int = 8, **options: Any
     ):
         self.block, self.summary = block, summary
         self.pattern_mask()
@@ -153,12 +147,6 @@ class BigBird(SparseAttention):
         super().__init__(model_size, num_heads, **options)
 
     def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
-        return patterns.big_bird(
-            self.block,
-            window=self.window,
-            global_blocks=self.global_blocks,
-            random_blocks=self.random_blocks,
-            seed=self.seed,
-            links=self.links,
-            query_offset=query_offset,
-        )
+        blocks = {"window": self.window, "global_blocks": self.global_blocks}
+        drawn = {"random_blocks": self.random_blocks, "seed": self.seed, "links": self.links}
+        return patterns.big_bird(self.block, **blocks, **drawn, query_offset=query_offset)

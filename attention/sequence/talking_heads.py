@@ -5,14 +5,15 @@ Shazeer et al. 2020, "Talking-Heads Attention".
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, recording, shapes
-from attention.dropout import dropout
+from attention.dropout import dropout, dropout_options
 from attention.numerics import accumulator, softmax
-from attention.projection import Projection
 from attention.sequence.base import CachedAttention
 
 Array = jax.Array
@@ -88,9 +89,8 @@ def talking_heads_weights(
     """
     sizes = shapes.expect_attention(query, key)
     shapes.expect("key", key, "B S N H", sizes)
-    for name, array in (("logit_mixing", logit_mixing), ("weight_mixing", weight_mixing)):
-        shapes.expect_floating(name, array)
-        shapes.expect(name, array, "N N", sizes)
+    mixings = {"logit_mixing": (logit_mixing, "N N"), "weight_mixing": (weight_mixing, "N N")}
+    shapes.expect_arrays(mixings, sizes)
     B, N, T, S = (sizes[letter] for letter in "BNTS")
     wide = accumulator(query)
     logits = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=wide)
@@ -115,17 +115,15 @@ class TalkingHeadsAttention(CachedAttention):
       [D].
 
     Args:
-      model_size: D of x and of the result.
+      model_size: D.
       num_heads: N.
       head_size: H; D / N if None.
       memory_size: D_m of the memory; D if None.
-      use_bias: whether the projections have biases.
-      dropout_rate: dropout rate of the mixed weights, active if a dropout_key is given.
-      dtype: dtype of the computation; parameters are float32, and heads are mixed in at least
-        float32.
+      options: those of `SequenceMixer`; dropout is of the mixed weights, and heads are mixed in at
+        least float32.
 
     Raises:
-      ValueError: an argument does not fit the others.
+      ValueError: num_heads does not divide model_size.
     """
 
     takes_memory = True
@@ -137,22 +135,18 @@ class TalkingHeadsAttention(CachedAttention):
         *,
         head_size: int | None = None,
         memory_size: int | None = None,
-        use_bias: bool = True,
-        dropout_rate: float = 0.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        H = shapes.head_size(model_size, num_heads, head_size)
-        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
-        D_m = model_size if memory_size is None else memory_size
-        self.model_size, self.memory_size = model_size, D_m
-        self.cache_sizes = (num_heads, H, H)
-        self.dropout_rate, self.dtype = dropout_rate, dtype
-        options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
-        self.query = Projection((model_size,), (num_heads, H), **options)
-        self.key = Projection((D_m,), (num_heads, H), **options)
-        self.value = Projection((D_m,), (num_heads, H), **options)
-        self.out = Projection((num_heads, H), (model_size,), **options)
+        super().__init__(model_size, **options)
+        heads = num_heads, shapes.head_size(model_size, num_heads, head_size)
+        self.memory_size = model_size if memory_size is None else memory_size
+        self.cache_sizes = (*heads, heads[1])
+        projection = self._projection(rngs)
+        self.query = projection((model_size,), heads)
+        self.key = projection((self.memory_size,), heads)
+        self.value = projection((self.memory_size,), heads)
+        self.out = projection(heads, (model_size,))
         self.logit_mixing = nnx.Param(jnp.eye(num_heads))
         self.weight_mixing = nnx.Param(jnp.eye(num_heads))
 
@@ -166,15 +160,8 @@ class TalkingHeadsAttention(CachedAttention):
         return talking_heads_weights(query, key, *self._mixings(), mask=mask)
 
     def _attend(self, x, query, key, value, *, mask, bias, dropout_key=None) -> Array:
-        heads = talking_heads(
-            query,
-            key,
-            value,
-            *self._mixings(),
-            mask=mask,
-            dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
-            dropout_key=dropout_key,
-        )
+        options = dropout_options(self.dropout_rate, dropout_key)
+        heads = talking_heads(query, key, value, *self._mixings(), mask=mask, **options)
         recording.record(lambda: self._weights(query, key, mask=mask, bias=bias))
         return self.out(heads)
 

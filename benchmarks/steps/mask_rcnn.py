@@ -131,17 +131,18 @@ def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], flo
 
     torch.manual_seed(0)
     sides = [(size,) for size in rpn.sizes]
+    numbers = {"rpn_pre_nms_top_n_train": rpn.pre_nms_top_k}
+    numbers |= {"rpn_post_nms_top_n_train": rpn.post_nms_top_k}
+    overlaps = {"rpn_fg_iou_thresh": rpn.positive_iou, "rpn_bg_iou_thresh": rpn.negative_iou}
+    overlaps |= {"rpn_nms_thresh": rpn.nms_iou}
     model = detection.MaskRCNN(
         Backbone(),
         min_size=SIDE,
         max_size=SIDE,
         rpn_anchor_generator=AnchorGenerator(sides, (rpn.ratios,) * len(sides)),
-        rpn_pre_nms_top_n_train=rpn.pre_nms_top_k,
-        rpn_post_nms_top_n_train=rpn.post_nms_top_k,
-        rpn_nms_thresh=rpn.nms_iou,
-        rpn_fg_iou_thresh=rpn.positive_iou,
-        rpn_bg_iou_thresh=rpn.negative_iou,
         rpn_batch_size_per_image=rpn.samples,
+        **numbers,
+        **overlaps,
         box_roi_pool=pool(heads.box_resolution),
         box_head=faster_rcnn.TwoMLPHead(C * heads.box_resolution**2, heads.hidden_size),
         box_predictor=faster_rcnn.FastRCNNPredictor(heads.hidden_size, 2),

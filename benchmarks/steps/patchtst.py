@@ -64,24 +64,22 @@ def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], flo
     from transformers import PatchTSTConfig, PatchTSTForPrediction
 
     model = config.model
+    lengths = {"context_length": config.data.lookback, "prediction_length": config.data.horizon}
+    lengths |= {"patch_length": model.patch_length, "patch_stride": model.patch_stride}
+    sizes = {"num_hidden_layers": model.num_layers, "num_attention_heads": model.num_heads}
+    sizes |= {"d_model": model.model_size, "ffn_dim": model.feedforward_size}
+    rates = dict.fromkeys(("positional_dropout", "path_dropout"), model.dropout_rate)
     theirs = PatchTSTConfig(
         num_input_channels=len(CHANNELS),
-        context_length=config.data.lookback,
-        prediction_length=config.data.horizon,
-        patch_length=model.patch_length,
-        patch_stride=model.patch_stride,
-        num_hidden_layers=model.num_layers,
-        d_model=model.model_size,
-        num_attention_heads=model.num_heads,
-        ffn_dim=model.feedforward_size,
+        **lengths,
+        **sizes,
+        **rates,
+        attention_dropout=model.attention_dropout_rate,
+        head_dropout=0.0,
         activation_function=model.activation,
         norm_type="layernorm",
         pre_norm=model.norm == "pre",
         positional_encoding_type="random",
-        attention_dropout=model.attention_dropout_rate,
-        positional_dropout=model.dropout_rate,
-        path_dropout=model.dropout_rate,
-        head_dropout=0.0,
         pooling_type=None,
         scaling="std",
         loss="mse",

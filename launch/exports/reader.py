@@ -36,6 +36,8 @@ import numpy as np
 FORMAT = 1
 # Inputs per call of the decoders; ids of examples start again in each portion.
 PORTION = 2048
+# Bytes of arrays, such as images, after which a portion ends.
+PORTION_BYTES = 1 << 28
 # Padded positions of a batch, which bounds memory.
 POSITIONS = 1 << 21
 PAD, UNKNOWN, CLS = 0, 1, 2
@@ -527,6 +529,8 @@ def fill_blanks(options: Mapping[str, Any], folder: Path) -> Decoder:
 # Formats whose decoders start no other program, as that of PostScript does.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 _MOST_PIXELS = 40_000_000
+# Sums of probabilities that are held at a time; bounds memory.
+_MOST_SUMS = 1 << 25
 # Of grayscale images with 16 bits per pixel.
 _BRIGHTEST = 65535
 
@@ -641,7 +645,12 @@ def light_on_dark(options: Mapping[str, Any], folder: Path) -> Encoder:
         raw = row["raw"]
         numbers = _numbers(raw)
         if numbers is None:
-            return {**row, options["to"]: _squared(decode_image(raw, "L", remedy), side)}
+            gray = decode_image(raw, "L", remedy)
+            if max(gray.shape) ** 2 > _MOST_PIXELS:
+                raise InputError(
+                    f"input {shown(raw)}: is too long to be padded to a square; cut it"
+                )
+            return {**row, options["to"]: _squared(gray, side)}
         if len(numbers) != side**2:
             raise InputError(f"input {shown(raw)}: has {len(numbers)} numbers; give {side**2}")
         if not all(0 <= number <= ink for number in numbers):
@@ -747,6 +756,12 @@ def windows(options: Mapping[str, Any], folder: Path) -> Encoder:
             _window_starts(length, window, max(1, int(window * (1 - overlap))))
             for length, window in zip((Y, X), size, strict=True)
         )
+        # A narrow image has many windows, mostly of padding.
+        if len(tops) * len(lefts) * math.prod(size) > max(4 * _MOST_PIXELS, math.prod(size)):
+            raise InputError(
+                f"input {shown(row['raw'])}: {Y} x {X} pixels are too many windows of "
+                f"{size[0]} x {size[1]}; make it smaller"
+            )
         rows = []
         for top in tops:
             for left in lefts:
@@ -834,15 +849,16 @@ def _nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _blended(
-    found: Sequence[np.ndarray], corners: Sequence[Sequence[int]], Y: int, X: int, rows: int = 512
+    found: Sequence[np.ndarray], corners: Sequence[Sequence[int]], Y: int, X: int
 ) -> np.ndarray:
-    """Returns the most probable class of each pixel, uint8 [Y, X], `rows` at a time.
+    """Returns the most probable class of each pixel, uint8 [Y, X].
 
     Probabilities [height, width, K] of the windows have the most weight at their centers.
     """
     height, width, classes = found[0].shape
     weight = (_ramp(height)[:, None] * _ramp(width))[..., None]
     labels = np.zeros((Y, X), np.uint8)
+    rows = max(_MOST_SUMS // (X * classes), 1)
     for first in range(0, Y, rows):
         last = min(first + rows, Y)
         sums = np.zeros((last - first, X, classes), np.float32)
@@ -1786,14 +1802,27 @@ class Export:
         Raises:
           InputError: an input cannot be read.
         """
-        answers = []
-        for start in range(0, len(raw), PORTION):
-            items = [self.encode(one) for one in raw[start : start + PORTION]]
-            outputs = iter(self.run([row for item in items for row in item.rows]))
-            for item in items:
-                item.outputs = [next(outputs) for _ in item.rows]
-                answers.append(self.decode(item))
-        return answers
+        return [answer for items in self._portions(raw) for answer in self._answers(items)]
+
+    def _portions(self, raw: Sequence[Raw]) -> Iterator[list[Item]]:
+        """Yields encoded inputs in portions that bound memory."""
+        items: list[Item] = []
+        held = 0
+        for one in raw:
+            items.append(self.encode(one))
+            arrays = [value for row in items[-1].rows for value in row.values()]
+            held += sum(value.nbytes for value in arrays if isinstance(value, np.ndarray))
+            if len(items) == PORTION or held >= PORTION_BYTES:
+                yield items
+                items, held = [], 0
+        if items:
+            yield items
+
+    def _answers(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+        outputs = iter(self.run([row for item in items for row in item.rows]))
+        for item in items:
+            item.outputs = [next(outputs) for _ in item.rows]
+            yield self.decode(item)
 
     def stream(self, raw: Raw) -> Iterator[dict[str, Any]]:
         """Returns the greedy answer of an input after each token, the complete one last.

@@ -251,10 +251,10 @@ class Model:
 
     async def _tokens_of(self, item: Item, places: _Places) -> AsyncIterator[tuple[Item, bool]]:
         """Yields the item with its answer after each token, and whether it is complete."""
-        answers = self.export.stream_item(item)
-        now = await self._within(places.call(lambda: next(answers, None)))
+        answers, deadline = self.export.stream_item(item), self._deadline()
+        now = await self._within(places.call(lambda: next(answers, None)), deadline)
         while now is not None:
-            after = await self._within(places.call(lambda: next(answers, None)))
+            after = await self._within(places.call(lambda: next(answers, None)), deadline)
             shown = Item(item.raw, item.rows)
             shown.answer = now
             yield shown, after is None
@@ -298,13 +298,16 @@ class Model:
                 if name in self.export.signature["inputs"] and name not in row
             }
             keyed.append((key, {**row, **missing}))
-        deadline = time.monotonic() + self._options.timeout_s
-        return await asyncio.wrap_future(self._batcher.submit(keyed, deadline))
+        return await asyncio.wrap_future(self._batcher.submit(keyed, self._deadline()))
 
-    async def _within(self, work: Any) -> Any:
-        """Awaits within the time of a request."""
+    def _deadline(self) -> float:
+        return time.monotonic() + self._options.timeout_s
+
+    async def _within(self, work: Any, deadline: float | None = None) -> Any:
+        """Awaits within the time of a request, or until a deadline on `time.monotonic`."""
+        deadline = self._deadline() if deadline is None else deadline
         try:
-            async with asyncio.timeout(self._options.timeout_s):
+            async with asyncio.timeout(deadline - time.monotonic()):
                 return await work
         except (TimeoutError, Expired):
             raise Problem(

@@ -23,7 +23,7 @@ class DataConfig(Config):
     """Config of the data set.
 
     Attributes:
-      name: a built-in data set. With `path` the name of the results, own_<folder> by default.
+      name: built-in data set; or, with `path`, name for the results, own_<folder> by default.
       path: user folder with a folder of images for each class; or with train/ and optionally
         validation/ (or valid, val, dev) and test/, each with such folders. A missing split is a
         tenth of train, by the hash of the file, so that splits do not depend on image_size and

@@ -46,7 +46,7 @@ class DataConfig(Config):
     """Config of the events and the length of sequences.
 
     Attributes:
-      name: a built-in data set. With path the name of the results, own_<name of the file> by
+      name: built-in data set; or, with path, name for the results, own_<name of the file> by
         default.
       path: user file of events, CSV or JSON lines: user,item,timestamp[,title] or
         user,item,rating,timestamp, or columns in any order under a header. Times are seconds,

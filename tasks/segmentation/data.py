@@ -36,13 +36,13 @@ class DataConfig(Config):
     """Config of the data set.
 
     Attributes:
-      name: a built-in data set. With `path` the name of the results, own_<folder> by default.
-      path: user files: a folder with images/ and masks/, whose files have equal names; or with such
-        folders in train/ and optionally in validation/ and test/. A missing split is a tenth of
-        train, by the hash of the pixels. A mask holds the class number of each pixel, in grayscale
-        or with a palette. An optional file classes.txt in the folder names the classes, one a
-        line, from 0 on. The training split must have pixels of at least two classes. For images
-        with an EXIF orientation see `tasks.common.images.orientation`.
+      name: built-in data set; or, with `path`, name for the results, own_<folder> by default.
+      path: folder of user files: either with images/ and masks/, whose files have the same names,
+        or with such folders in train/ and optionally in validation/ and test/. A missing split is a
+        tenth of the training split, selected by the hash of the pixels. A mask contains the class
+        index of each pixel, in grayscale or with a palette. An optional file classes.txt lists the
+        class names, one per line, from class 0. The training split must have pixels of at least two
+        classes. For images with an EXIF orientation see `tasks.common.images.orientation`.
       image_size: height and width of the model's input.
       fit: method for images of other sizes: "resize" the complete image; or "tiles", which cuts it
         into windows at its original scale and blends their predictions.
@@ -50,7 +50,7 @@ class DataConfig(Config):
       mask_values: values of class 0, class 1, ... in user masks, such as (0, 255) for black and
         white masks. A listed value is a class even if it equals `void`. Empty if values are class
         indices.
-      skip_broken: skip user images that cannot be read, with a message.
+      skip_broken: whether to skip user images that cannot be read, with a message.
       augmentation: random changes in training.
     """
 

@@ -62,7 +62,7 @@ class TextProcessor(Processor):
     Attributes:
       labels: names of the classes.
       buckets: lengths to which batches are padded, ascending.
-      tokenizer: fitted on the training split, or that of the pretrained run.
+      tokenizer: tokenizer fitted on the training split, or taken from the pretrained run.
     """
 
     labels: Sequence[str]

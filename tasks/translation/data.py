@@ -29,7 +29,7 @@ class DataConfig(Config):
     """Config of the data set, the languages and the tokenizer.
 
     Attributes:
-      name: a built-in data set. With `path` it names the results; default own_<name of path>.
+      name: built-in data set; or, with `path`, name for the results, default own_<path>.
       source: language of the source, as a two-letter code or, for user files, the file extension.
       target: language of the target.
       path: user files: a folder with train.SOURCE and train.TARGET, and optionally validation (or
@@ -144,7 +144,7 @@ def load(config: DataConfig, paths: Paths) -> TranslationData:
 
 
 def _with_all_splits(read: dict[str, Pairs], name: str) -> dict[str, Pairs]:
-    """Holds out missing splits by the hash of the source."""
+    """Creates missing splits from training pairs, selected by the hash of the source."""
     train = read["train"]
     remedy = "give files for validation and test"
     parts = split_by_hash(train.sources, list(read), name, remedy, "sources")

@@ -153,7 +153,7 @@ class Translation(Task):
         return {"tokens": decoded.tokens, "scores": decoded.scores}
 
     def decoder(self, model: models.Translator, inputs: Batch) -> TokenDecoder:
-        """Returns the decoder of the sources."""
+        """Returns the decoder for the given source sentences."""
         return model.decoding(inputs["source"], self.data.text.max_length + 1)
 
     def attention(self, model: models.Translator, inputs: Batch) -> dict[str, Any]:

@@ -20,8 +20,8 @@ PAGE = ROOT / "docs" / "ADDING_A_MECHANISM.md"
 def blocks():
     """Returns file -> the code of the page for it; the two registry entries are joined."""
     text = PAGE.read_text(encoding="utf-8")
-    found = re.findall(r"^`([\w/]+\.py)`[^\n]*:\n\n```python\n(.*?)^```$", text, re.M | re.S)
-    entries = "".join(code for file, code in found if file == "attention/mechanisms.py")
+    found = re.findall(r"^`([\w/]+\.py)`[^\n]*:\n\n```\w+\n(.*?)^```$", text, re.M | re.S)
+    entries = "\n".join(code for file, code in found if file == "attention/mechanisms.py")
     files = dict(found) | {"attention/mechanisms.py": entries}
     assert sorted(files) == sorted(
         ["attention/mechanisms.py"]
@@ -43,10 +43,8 @@ def copy(tmp_path_factory):
     registry = root / "attention" / "mechanisms.py"
     entries = written.pop("attention/mechanisms.py")
     text = registry.read_text(encoding="utf-8")
-    before, after = text.split('    _entry(\n        "alignment",', 1)
-    registry.write_text(
-        f'{before}{entries}    _entry(\n        "alignment",{after}', encoding="utf-8"
-    )
+    before, after = text.split('""",\n    "alignment": """', 1)
+    registry.write_text(f'{before}\n{entries}""",\n    "alignment": """{after}', encoding="utf-8")
     for file, code in written.items():
         assert not (root / file).exists()
         (root / file).write_text(code, encoding="utf-8")
@@ -114,6 +112,7 @@ TOOLS = {
 # for checks (expect_..., checked_..., validate_...).
 SHARED = {
     "cache.valid_lengths",
+    "dropout.dropout_options",
     "image.channel.weights_of",
     "image.maps.kernel_init",
     "kernels.blockwise.attention.make_spec",
@@ -123,6 +122,7 @@ SHARED = {
     "kernels.derivatives.guard_derivatives",
     "kernels.gpu.triton.block_sizes",
     "numerics.accumulator",
+    "numerics.product",
     "masks.arrays.mask_arrays",
     "masks.pallas.of_shared",
     "masks.pallas.slice_of",

@@ -10,7 +10,7 @@ import pytest
 
 import attention
 import attention.__main__ as terminal
-from attention import registry
+from attention import mechanisms, registry
 
 ROOT = pathlib.Path(attention.__file__).parents[1]
 
@@ -43,6 +43,11 @@ def test_unknown_names_are_told():
         registry.Mechanism("x", "pool", "a:b", "", "", "", "", frozenset({"fly"}))
     with pytest.raises(ValueError, match="x: got kind 'fish'"):
         registry.Mechanism("x", "fish", "a:b", "", "", "", "", frozenset())
+
+
+def test_entries_with_missing_lines_are_told():
+    with pytest.raises(ValueError, match=r"pool: got 'x \| a:b', expected lines of name"):
+        mechanisms._parsed("pool", "x | a:b")
 
 
 def test_asking_for_names_imports_no_jax():

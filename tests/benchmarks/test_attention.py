@@ -67,7 +67,7 @@ def test_what_is_wrong_or_fails_is_not_timed():
 
     known = {"reference": known["reference"], "wrong": wrong, "failing": failing}
     row = command.measure(TINY, "both", known, 1, "cpu")
-    assert row["ways"]["wrong"]["skipped"].startswith("wrong by ")
+    assert row["ways"]["wrong"]["skipped"].startswith("got an error of ")
     assert row["ways"]["failing"]["skipped"] == "failed: RuntimeError: out of order"
     needy = command.measure(
         TINY,

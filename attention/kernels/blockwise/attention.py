@@ -8,15 +8,14 @@ the computation.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Unpack
 
 import chex
 import jax
 
 from attention import shapes
-from attention.dropout import validate_threefry
 from attention.kernels.blockwise import gradient, mesh, online_softmax
-from attention.masks import Mask
+from attention.kernels.options import KernelOptions, validate_arrays, validate_numbers
 
 Array = jax.Array
 
@@ -32,15 +31,9 @@ def attend(
     key: Array,
     value: Array,
     *,
-    mask: Mask | None,
-    bias: Array | None,
-    scale: float,
-    logit_cap: float | None,
-    sinks: Array | None,
-    dropout_rate: float,
-    dropout_key: Array | None,
     query_block: int = QUERY_BLOCK,
     key_block: int = KEY_BLOCK,
+    **options: Unpack[KernelOptions],
 ) -> Array:
     """Computes attention with an online softmax (Dao et al. 2022); see `attention.attend`.
 
@@ -48,10 +41,9 @@ def attend(
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
-      mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `attend`. The dropout
-        mask is the same as that of the reference.
       query_block, key_block: rows and columns of a block of logits. Query heads that share keys are
         additional rows.
+      options: all are supported; the dropout mask is the same as that of the reference.
 
     Returns:
       [B, T, N, V] in the query's dtype. It has first derivatives in reverse mode only.
@@ -66,16 +58,13 @@ def attend(
         if not all(isinstance(size, int) for size in array.shape[1:]):
             got = shapes.show(array.shape)
             raise NotImplementedError(f"{name}: got shape {got}, expected a symbol for B only")
-    numbers = scale, logit_cap, dropout_rate
-    spec = make_spec((B, N, T, S), N // K, numbers, query_block, key_block)
-    key_data = validate_threefry(cast(Array, dropout_key)) if dropout_rate else None
-    options = {"mask": mask, "bias": bias, "sinks": sinks, "key_data": key_data}
+    spec = make_spec((B, N, T, S), N // K, options, query_block, key_block)
     # Without shard_map, the compiler would gather sharded arrays before looping over them.
     split = mesh.mesh_split(B, N, K)
     method = gradient.LocalMethod()
     if split is not None:
         method = mesh.ShardedMethod(dataclasses.replace(split, sequence=None), method)
-    out = gradient.attention(method, spec, query, key, value, **options)
+    out = gradient.attention(method, spec, query, key, value, **validate_arrays(options))
     chex.assert_shape(out, (B, T, N, V))
     return out
 
@@ -83,7 +72,7 @@ def attend(
 def make_spec(
     whole: tuple[int, int, int, int],
     group: int,
-    numbers: tuple[float, float | None, float],
+    options: KernelOptions,
     query_block: int = QUERY_BLOCK,
     key_block: int = KEY_BLOCK,
 ) -> online_softmax.BlockwiseSpec:
@@ -92,14 +81,14 @@ def make_spec(
     Args:
       whole: global sizes B, N, T, S.
       group: number of query heads per key/value head, all of them rows of a block.
-      numbers: scale, logit_cap, dropout_rate.
+      options: those of the kernel.
       query_block, key_block: as for `attend`.
 
     Raises:
       NotImplementedError: a number is traced.
     """
     sizes = min(max(query_block // group, 1), whole[2]), min(key_block, whole[3])
-    return online_softmax.BlockwiseSpec(whole, *validate_numbers(*numbers), *sizes)
+    return online_softmax.BlockwiseSpec(whole, *validate_numbers(options), *sizes)
 
 
 def slower_reason(query: Array, key: Array) -> str | None:
@@ -118,13 +107,3 @@ def slower_reason(query: Array, key: Array) -> str | None:
     if isinstance(B, int) and jax.default_backend() != "cpu" and B * N * T * S < _WEIGHTS:
         return f"dense is faster for B x N x T x S = {B * N * T * S} below {_WEIGHTS}"
     return None
-
-
-def validate_numbers(
-    scale: Any, logit_cap: Any, dropout_rate: Any
-) -> tuple[float, float | None, float]:
-    """Returns the numbers as floats; NotImplementedError if one is traced."""
-    for number in (scale, logit_cap, dropout_rate):
-        if isinstance(number, jax.Array):
-            raise NotImplementedError("scale, logit_cap: expected numbers, got arrays")
-    return float(scale), None if logit_cap is None else float(logit_cap), float(dropout_rate)

@@ -8,16 +8,15 @@ early and a late part of the sequence, which balances the work of causal attenti
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Any, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from attention.dropout import validate_threefry
 from attention.kernels.blockwise import gradient, mesh, online_softmax
-from attention.kernels.blockwise.attention import KEY_BLOCK, QUERY_BLOCK, validate_numbers
-from attention.masks import Mask
+from attention.kernels.blockwise.attention import KEY_BLOCK, QUERY_BLOCK
+from attention.kernels.options import KernelOptions, validate_arrays, validate_numbers
 from attention.numerics import accumulator
 
 Array = jax.Array
@@ -28,15 +27,9 @@ def attend(
     key: Array,
     value: Array,
     *,
-    mask: Mask | None,
-    bias: Array | None,
-    scale: float,
-    logit_cap: float | None,
-    sinks: Array | None,
-    dropout_rate: float,
-    dropout_key: Array | None,
     query_block: int = QUERY_BLOCK,
     key_block: int = KEY_BLOCK,
+    **options: Unpack[KernelOptions],
 ) -> Array:
     """Computes attention over the mesh axis "sequence" (Liu et al. 2023); see `attend`.
 
@@ -47,8 +40,8 @@ def attend(
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
-      mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `attend`.
       query_block, key_block: as for the kernel "blockwise", upper bounds.
+      options: all are supported.
 
     Returns:
       [B, T, N, V] in the query's dtype. It has first derivatives in reverse mode only.
@@ -62,21 +55,16 @@ def attend(
     S, K, V = value.shape[1:]
     split = mesh.expect_sequence_split(B, N, K, T, S)
     # Without a mask all devices have equal work.
-    parts = (
-        2
-        if mask is not None and T % (2 * split.num_shards) == S % (2 * split.num_shards) == 0
-        else 1
-    )
+    divisible = T % (2 * split.num_shards) == S % (2 * split.num_shards) == 0
+    parts = 2 if options["mask"] is not None and divisible else 1
     spec = online_softmax.BlockwiseSpec(
         (B, N, T, S),
-        *validate_numbers(scale, logit_cap, dropout_rate),
+        *validate_numbers(options),
         _divisor(T // split.num_shards // parts, max(query_block * K // N, 1)),
         _divisor(S // split.num_shards // parts, key_block),
     )
-    key_data = validate_threefry(cast(Array, dropout_key)) if dropout_rate else None
     method = mesh.ShardedMethod(split, Ring(mesh.SEQUENCE, split.num_shards, parts))
-    options = {"mask": mask, "bias": bias, "sinks": sinks, "key_data": key_data}
-    out = gradient.attention(method, spec, query, key, value, **options)
+    out = gradient.attention(method, spec, query, key, value, **validate_arrays(options))
     chex.assert_shape(out, (B, T, N, V))
     return out
 

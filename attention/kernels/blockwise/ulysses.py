@@ -7,15 +7,14 @@ some heads and uses any single-device kernel.
 from __future__ import annotations
 
 import dataclasses
-from typing import cast
+from typing import Unpack
 
 import chex
 import jax
 
 from attention import registry
-from attention.dropout import validate_threefry
 from attention.kernels.blockwise import attention, gradient, mesh, online_softmax
-from attention.masks import Mask
+from attention.kernels.options import KernelOptions, validate_arrays
 
 Array = jax.Array
 
@@ -25,14 +24,8 @@ def attend(
     key: Array,
     value: Array,
     *,
-    mask: Mask | None,
-    bias: Array | None,
-    scale: float,
-    logit_cap: float | None,
-    sinks: Array | None,
-    dropout_rate: float,
-    dropout_key: Array | None,
     kernel: str = "blockwise",
+    **options: Unpack[KernelOptions],
 ) -> Array:
     """Computes attention over the mesh axis "sequence" (Jacobs et al. 2023); see `attend`.
 
@@ -42,8 +35,8 @@ def attend(
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
-      mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `attend`.
       kernel: name of the kernel for the heads of each device. Only "blockwise" supports dropout.
+      options: those of that kernel.
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -65,14 +58,12 @@ def attend(
                 f"mesh: {name}={heads} heads cannot be split over tensor x sequence = {shared}; "
                 "use the kernel 'ring'"
             )
-    if dropout_rate and kernel != "blockwise":
+    if options["dropout_rate"] and kernel != "blockwise":
         raise NotImplementedError(f"dropout_rate: kernel={kernel!r} would draw another mask")
-    key_data = validate_threefry(cast(Array, dropout_key)) if dropout_rate else None
     sizes = dict(zip("BTNSK", (B, T, N, S, K), strict=True))
     # Arrays with heads are sharded by the heads of a device between the all-to-alls.
     inner = dataclasses.replace(split, heads=(*split.heads, split.sequence), sequence=None)
-    spec = attention.make_spec((B, N, T, S), N // K, (scale, logit_cap, dropout_rate))
-    options = {"scale": scale, "logit_cap": logit_cap}
+    spec = attention.make_spec((B, N, T, S), N // K, options)
 
     def local(query, key, value, given):
         def exchange(x: Array, taken: int, joined: int) -> Array:
@@ -90,19 +81,18 @@ def attend(
                 offset=online_softmax.BlockOffset(*starts),
             )
         else:
-            others = {name: x for name, x in given.items() if name != "key_data"}
-            none = {"dropout_rate": 0.0, "dropout_key": None}
-            out = registry.load("kernel", kernel)(*arrays, **others, **options, **none)
+            own = {name: x for name, x in given.items() if name != "key_data"}
+            out = registry.load("kernel", kernel)(*arrays, **options | own)
         return exchange(out, 1, 2)
 
-    given = {"mask": mask, "bias": bias, "sinks": sinks, "key_data": key_data}
+    given = validate_arrays(options)
     rows = split.specs(query, "BTN", sizes)
     columns = split.specs(value, "BSK", sizes)
     specs = {
-        "mask": inner.mask_specs(mask, B, N),
-        "bias": inner.specs(bias, "BN", sizes),
-        "sinks": inner.specs(sinks, "N", sizes),
-        "key_data": inner.specs(key_data, "", {}),
+        "mask": inner.mask_specs(given["mask"], B, N),
+        "bias": inner.specs(given["bias"], "BN", sizes),
+        "sinks": inner.specs(given["sinks"], "N", sizes),
+        "key_data": inner.specs(given["key_data"], "", {}),
     }
     run = split.shard_map(local, (rows, columns, columns, specs), rows)
     out = jax.jit(run)(query, key, value, given)

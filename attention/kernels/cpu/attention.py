@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from attention.dropout import keep_levels, validate_threefry
+from attention.dropout import keep_levels
 from attention.kernels import devices, reference
-from attention.kernels.blockwise.attention import validate_numbers
 from attention.kernels.cpu import build
 from attention.kernels.cpu.ffi import Operand, call_partitioned
+from attention.kernels.options import KernelOptions, validate_arrays, validate_numbers
 from attention.masks import Mask
 from attention.masks.arrays import MaskArrays, mask_arrays
 
@@ -35,19 +35,7 @@ _QUERY_BLOCK, _KEY_BLOCK = 64, 256
 _FEW = 16
 
 
-def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    *,
-    mask: Mask | None,
-    bias: Array | None,
-    scale: float,
-    logit_cap: float | None,
-    sinks: Array | None,
-    dropout_rate: float,
-    dropout_key: Array | None,
-) -> Array:
+def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptions]) -> Array:
     """Computes attention by blocks on a CPU (Dao et al. 2022); see `attention.attend`.
 
         o_t = Σ_s exp(l_ts - m_t)·v_s / Σ_s exp(l_ts - m_t),   m_t = max_s l_ts
@@ -56,8 +44,7 @@ def attend(
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V]; float32 or bfloat16.
-      mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `reference.attend`. The
-        draws of dropout are those of the reference.
+      options: all are supported; the draws of dropout are those of the reference.
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -77,7 +64,7 @@ def attend(
             raise NotImplementedError(
                 f"{name}: got dtype {array.dtype}, expected float32 or bfloat16 for all"
             )
-    key_data = validate_threefry(cast(Array, dropout_key)) if dropout_rate else None
+    mask, bias, sinks, key_data = validate_arrays(options).values()
     if query.size == 0 or key.size == 0 or value.size == 0:
         raise NotImplementedError("got an array without elements")
     sizes = ("ATTENTION_QUERY_BLOCK", _QUERY_BLOCK), ("ATTENTION_KEY_BLOCK", _KEY_BLOCK)
@@ -85,9 +72,9 @@ def attend(
     B, T = query.shape[:2]
     # Raises for an unsupported mask here, not within the gradient.
     jax.eval_shape(lambda m: _arrays_of(m, B, T, key.shape[1]), mask)
-    scale, logit_cap, dropout_rate = validate_numbers(scale, logit_cap, dropout_rate)
-    options = _Options(scale, logit_cap or 0.0, dropout_rate)
-    return _attend(options, query, key, value, bias, sinks, (mask, key_data))
+    scale, logit_cap, dropout_rate = validate_numbers(options)
+    numbers = _Options(scale, logit_cap or 0.0, dropout_rate)
+    return _attend(numbers, query, key, value, bias, sinks, (mask, key_data))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,13 +7,14 @@ translates a mask; `compute` corrects the difference.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from attention.kernels import devices
+from attention.kernels.options import KernelOptions, expect_absent
 from attention.masks import Mask, terms
 
 Array = jax.Array
@@ -36,19 +37,7 @@ class Arguments(NamedTuple):
     key: Array | None
 
 
-def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    *,
-    mask: Mask | None,
-    bias: Array | None,
-    scale: float,
-    logit_cap: float | None,
-    sinks: Array | None,
-    dropout_rate: float,
-    dropout_key: Array | None,
-) -> Array:
+def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptions]) -> Array:
     """Computes fused attention by cuDNN (Dao 2024, "FlashAttention-2"); see `attention.attend`.
 
         o = softmax(scale·qkᵀ + bias)·v
@@ -70,15 +59,10 @@ def attend(
       NotImplementedError: no NVIDIA GPU or no cuDNN, or an argument not listed above.
     """
     devices.require_platform("cuda", can_be_interpreted=False)
-    for name, given in (
-        ("logit_cap", logit_cap is not None),
-        ("sinks", sinks is not None),
-        ("dropout_rate", dropout_rate),
-    ):
-        if given:
-            raise NotImplementedError(f"{name}: not supported by cuDNN")
+    expect_absent(options, "logit_cap", "sinks", "dropout_rate", by="cuDNN")
+    bias, scale = options["bias"], options["scale"]
     expect_sizes(query, value, bias)
-    found = arguments(mask, query.shape[1], key.shape[1])
+    found = arguments(options["mask"], query.shape[1], key.shape[1])
     try:
         return compute(query, key, value, found, bias=bias, scale=scale, implementation="cudnn")
     except RuntimeError as error:

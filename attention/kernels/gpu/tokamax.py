@@ -6,30 +6,20 @@ Optional: `pip install tokamax`, from Python 3.12 on.
 from __future__ import annotations
 
 import importlib
+from typing import Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from attention.kernels import devices
+from attention.kernels.options import KernelOptions, expect_absent
 from attention.masks import Mask, terms
 
 Array = jax.Array
 
 
-def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    *,
-    mask: Mask | None,
-    bias: Array | None,
-    scale: float,
-    logit_cap: float | None,
-    sinks: Array | None,
-    dropout_rate: float,
-    dropout_key: Array | None,
-) -> Array:
+def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptions]) -> Array:
     """Computes attention by tokamax (DeepMind 2025); see `attention.attend`.
 
         o = softmax(cap(scale·qkᵀ + bias))·v
@@ -54,16 +44,13 @@ def attend(
     """
     devices.require_platform("cuda", can_be_interpreted=False)
     devices.expect_one_device()
-    if sinks is not None:
-        raise NotImplementedError("sinks: not supported by tokamax")
-    if dropout_rate:
-        raise NotImplementedError("dropout_rate: dropout is not supported")
+    expect_absent(options, "sinks", "dropout_rate", by="tokamax")
     try:
         tokamax = importlib.import_module("tokamax")
     except ImportError:
         raise NotImplementedError("needs the package tokamax, which is not installed") from None
     B, T, N, _ = query.shape
-    S = key.shape[1]
+    S, mask = key.shape[1], options["mask"]
     causal = mask is not None and _is_causal(mask, T, S)
     allowed = visible = None
     if mask is not None and not causal:
@@ -78,11 +65,11 @@ def attend(
         query,
         key,
         value,
-        bias=bias,
+        bias=options["bias"],
         mask=allowed,
-        scale=scale,
+        scale=options["scale"],
         is_causal=causal,
-        logits_soft_cap=logit_cap,
+        logits_soft_cap=options["logit_cap"],
     )
     if visible is not None:
         result = jnp.where(visible.transpose(0, 2, 1, 3), result, 0)

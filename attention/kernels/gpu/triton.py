@@ -8,13 +8,14 @@ gradient of a bias. The programs are in `triton_kernels.py`, block-wise masks in
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from attention.kernels import devices
+from attention.kernels.options import KernelOptions, expect_absent
 from attention.masks import Mask, pallas
 from attention.masks.block_mask import BlockMask, make_block_mask
 
@@ -24,19 +25,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 WIDEST = 256
 
 
-def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    *,
-    mask: Mask | None,
-    bias: Array | None,
-    scale: float,
-    logit_cap: float | None,
-    sinks: Array | None,
-    dropout_rate: float,
-    dropout_key: Array | None,
-) -> Array:
+def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptions]) -> Array:
     """Computes blockwise attention (Dao 2024, "FlashAttention-2"); see `attention.attend`.
 
         o_t = Σ_s exp(l_ts - L_t) v_s,   L_t = log(Σ_s exp(l_ts) + exp(sink)),   s block by block
@@ -48,11 +37,7 @@ def attend(
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V]; bfloat16, float16 or float32, H
         and V at most 256.
-      mask: any.
-      bias: [B or 1, N or 1, T, S], or None.
-      scale, logit_cap: numbers; no cap if None.
-      sinks: [N], or None.
-      dropout_rate, dropout_key: 0 and None.
+      options: all are supported but dropout.
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -65,8 +50,7 @@ def attend(
     interpret = devices.require_platform("cuda")
     if not interpret:
         devices.expect_one_device()
-    if dropout_rate:
-        raise NotImplementedError("dropout_rate: dropout is not supported")
+    expect_absent(options, "dropout_rate", by="triton")
     if query.dtype.name not in DTYPES:
         raise NotImplementedError(f"dtype: got {query.dtype.name}, expected {', '.join(DTYPES)}")
     width = max(query.shape[-1], value.shape[-1])
@@ -79,10 +63,13 @@ def attend(
     parts = 2 if query.dtype == jnp.float32 else 1
     width = _power(width) * query.dtype.itemsize * parts
     query_block, key_block = block_sizes(T, S, width)
-    settings = triton_kernels.Settings(scale, logit_cap, T, S, query_block, key_block, interpret)
+    numbers = options["scale"], options["logit_cap"]
+    settings = triton_kernels.Settings(*numbers, T, S, query_block, key_block, interpret)
+    mask = options["mask"]
     if mask is not None:
         jax.eval_shape(lambda mask: pallas.prepare_for_kernel(mask, settings.sizes), mask)
-    result = cast(Array, _attend(settings, query, key, value, bias, sinks, mask))
+    others = options["bias"], options["sinks"], mask
+    result = cast(Array, _attend(settings, query, key, value, *others))
     chex.assert_shape(result, (*query.shape[:3], value.shape[-1]))
     return result
 

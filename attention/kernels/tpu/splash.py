@@ -6,13 +6,14 @@ padding are converted to ids.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Unpack, cast
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from attention.kernels import devices
+from attention.kernels.options import KernelOptions, expect_absent
 from attention.masks import Mask, terms
 
 Array = jax.Array
@@ -40,19 +41,7 @@ class Structure(NamedTuple):
     key_ids: Array | None
 
 
-def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    *,
-    mask: Mask | None,
-    bias: Array | None,
-    scale: float,
-    logit_cap: float | None,
-    sinks: Array | None,
-    dropout_rate: float,
-    dropout_key: Array | None,
-) -> Array:
+def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptions]) -> Array:
     """Computes blockwise attention on a TPU (Dao 2024, "FlashAttention-2"); see `attend`.
 
         o_t = Σ_s w_ts v_s,   w = softmax_s(cap(scale·q·k)), with a sink's logit in the sum
@@ -80,10 +69,7 @@ def attend(
     interpret = devices.require_platform("tpu")
     if not interpret:
         devices.expect_one_device()
-    if bias is not None:
-        raise NotImplementedError("bias: not supported by splash attention")
-    if dropout_rate:
-        raise NotImplementedError("dropout_rate: dropout is not supported")
+    expect_absent(options, "bias", "dropout_rate", by="splash attention")
     if query.dtype not in (jnp.bfloat16, jnp.float32):
         raise NotImplementedError(f"dtype: got {query.dtype.name}, expected bfloat16 or float32")
     if jax.dtypes.canonicalize_dtype(jnp.int64) == jnp.int64:
@@ -91,14 +77,14 @@ def attend(
         raise NotImplementedError("jax_enable_x64: got True, expected False")
     B, T, N, _ = query.shape
     S = key.shape[1]
-    found = structure(mask, B, T, S)
+    found = structure(options["mask"], B, T, S)
     rows, columns = (-(-length // LANES) * LANES for length in (T, S))
-    kernel = _kernel(found, N, rows, columns, logit_cap, interpret)
+    kernel = _kernel(found, N, rows, columns, options["logit_cap"], interpret)
     ids = _padded_ids(found, B, T, S, rows, columns)
-    sinks = jnp.full((N,), NOTHING) if sinks is None else sinks
+    sinks = jnp.full((N,), NOTHING) if options["sinks"] is None else options["sinks"]
     sinks = _full_precision(jnp.maximum(sinks.astype(jnp.float32), NOTHING))
     result = jax.vmap(kernel, in_axes=(0, 0, 0, None if ids is None else 0, None))(
-        _by_head(query * jnp.asarray(scale, query.dtype), rows),
+        _by_head(query * jnp.asarray(options["scale"], query.dtype), rows),
         _by_head(key, columns),
         _by_head(value, columns),
         ids,

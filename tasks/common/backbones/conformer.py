@@ -125,7 +125,7 @@ class Conformer(Encoder):
     """Stack of `ConformerLayer`, called as `Encoder`.
 
     Args:
-      config: as for an encoder; the norm is "pre", since each layer ends with a norm.
+      config: config of an encoder, whose norm must be "pre" because each layer ends with a norm.
       width: W of the convolutions, odd.
       causal: whether the convolutions are causal.
 

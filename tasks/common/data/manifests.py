@@ -57,23 +57,22 @@ class TranscribedConfig(Config):
 
     Class attributes:
       built_in: names of the built-in data sets.
-      unit: plural of a user file, for messages.
+      unit: plural noun for user files in messages.
 
     Attributes:
-      name: a built-in data set. With `path` it names the results; default own_<name of path>.
-      path: user files: a manifest with the columns path and text (CSV or TSV), or with such JSON
-        objects (.jsonl); a folder of files, each with a text file of the same name; or three
-        manifests, separated by commas, named train, validation and test. A missing split is a tenth
+      name: built-in data set; or, with `path`, name for the results, own_<name of path> by default.
+      path: user files: a manifest with the columns path and text (CSV or TSV) or JSON objects with
+        these keys (.jsonl); or a folder of files, each with a text file of the same name; or three
+        manifests named train, validation and test, separated by commas. A missing split is a tenth
         of the training split, see `split_by`.
       train_size, validation_size, test_size: number of composed strings or lines of each split. A
         further test condition has a quarter of test_size.
-      seed: of the composed data.
-      text: tokenizer of units: "word", "character" or "bpe".
-      split_by: property of user files by which missing splits are made: "text": equal texts are in
-        one split; "file": equal files; or a column of the manifest, such as speaker: the largest
-        group is train, others fill a tenth of test and of validation. "text" needs many distinct
-        texts.
-      skip_broken: leave out user files that cannot be used, with a warning.
+      seed: seed of the composed data.
+      text: config of the tokenizer of units: "word", "character" or "bpe".
+      split_by: property that keeps user files in the same split when missing splits are created:
+        "text" (equal texts), "file" (equal files), or a column of the manifest, such as speaker.
+        For a column, the largest group is in the training split. "text" needs many distinct texts.
+      skip_broken: whether to skip user files that cannot be used, with a warning.
     """
 
     built_in: ClassVar[Sequence[str]]

@@ -134,7 +134,7 @@ class _Batcher:
                 if any(value.shape != values[0].shape for value in values):
                     raise ValueError(
                         f"{field}: got shapes {sorted({v.shape for v in values})}, expected a "
-                        f"single shape; add the field to `padded`"
+                        "single shape; add the field to `padded`"
                     )
                 batch[field] = np.stack(values)
             assert batch[field].dtype == np.asarray(first).dtype, field

@@ -351,7 +351,7 @@ def _small(numbers: np.ndarray) -> Times:
         if _in_years(numbers).all():
             return _of_local(_calendar_digits(numbers * 10000 + 101, 8), "years")
         if _dates(_year_first(months)).all() or _dates(_year_first(months, True)).all():
-            raise TimeError("a date that begins with day or month", "write 2024-12-31", 0)
+            raise TimeError("a date with the day or month first", "write 2024-12-31", 0)
     low, high = _SPREADSHEET_DAYS
     if np.all((numbers >= low) & (numbers < high + 1)):
         raise TimeError(

@@ -69,7 +69,7 @@ class TextFilesConfig(Config):
     """Config of a data set that is built in or in text files of the user, one per split.
 
     Attributes:
-      name: a built-in data set. With train_file the name of the results, own_<file> by default.
+      name: built-in data set; or, with train_file, name for the results, default own_<file>.
       train_file: user file of the training split.
       validation_file: user file of the validation split; None for a tenth of train_file.
       test_file: user file of the test split; None for another tenth.

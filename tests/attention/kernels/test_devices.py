@@ -45,7 +45,7 @@ def test_platforms(machine):
             if platform == expected:
                 assert not devices.require_platform(platform)
             else:
-                with pytest.raises(NotImplementedError, match="JAX runs on a device here"):
+                with pytest.raises(NotImplementedError, match="but JAX runs on a device"):
                     devices.require_platform(platform)
 
 
@@ -101,9 +101,9 @@ def test_auto_passes_them_by_and_says_why():
     choice = explain_choice(X, X, X)
     for line in registry.mechanisms("kernel"):
         if "cuda" in line.capabilities:
-            assert choice.unsupported[line.name].startswith("needs an NVIDIA GPU, JAX runs on")
+            assert choice.unsupported[line.name].startswith("needs an NVIDIA GPU, but JAX runs on")
         if "tpu" in line.capabilities:
-            assert choice.unsupported[line.name].startswith("needs a TPU, JAX runs on")
+            assert choice.unsupported[line.name].startswith("needs a TPU, but JAX runs on")
 
 
 def test_auto_takes_them_where_the_device_is():

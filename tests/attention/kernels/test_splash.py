@@ -138,7 +138,7 @@ TWICE = masks.segments(cases.ids(3, T), cases.ids(4, S))
     ("options", "message"),
     [
         ({"bias": normal(10, 1, N, T, S)}, "bias: not supported"),
-        ({"dropout_rate": 0.5, "dropout_key": jax.random.key(0)}, "dropout_rate: dropout is not"),
+        ({"dropout_rate": 0.5, "dropout_key": jax.random.key(0)}, "dropout_rate: not supported"),
         ({"mask": masks.causal(jnp.array([3, 4]))}, "mask: got a traced query_offset"),
         ({"mask": TWICE & TWICE}, r"mask: got segments\(\) twice"),
         (

@@ -176,7 +176,7 @@ Q, K, V = (cases.inputs(T, S)[name] for name in ("query", "key", "value"))
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dropout_rate": 0.5, "dropout_key": jax.random.key(0)}, "dropout_rate: dropout is not"),
+        ({"dropout_rate": 0.5, "dropout_key": jax.random.key(0)}, "dropout_rate: not supported"),
         ({"mask": cases.UNKNOWN}, r"mask: unknown\(\) cannot be computed by blocks"),
         ({"mask": cases.UNKNOWN | MASKS["causal"]}, r"mask: unknown\(\) cannot be"),
     ],

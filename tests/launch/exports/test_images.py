@@ -16,6 +16,7 @@ from launch.exports import reader, writer
 from tasks.common.errors import UserError
 from tasks.detection.data import DataConfig
 from tasks.detection.task import TASK as DETECTION
+from tasks.segmentation import tiles
 from tests.launch.exports.test_text import assert_same
 from tests.tasks import contract
 from tests.tasks.detection.test_task import MODEL
@@ -264,14 +265,33 @@ def test_answers_to_outputs_are_those_of_the_processor(subjects, images, name):
         assert json.dumps(item.answer) == json.dumps(expected)
 
 
+def counting(function):
+    """Returns a function that counts its calls."""
+
+    def called(*arguments):
+        called.calls += 1
+        return function(*arguments)
+
+    called.calls = 0
+    return called
+
+
 @pytest.mark.parametrize("name", EXPORTED)
 def test_answers_are_those_of_the_predictor(exported, images, name, monkeypatch):
     subject, export = exported(name)
     raw = inputs_of(name, images)
     expected = subject.predictor(raw)
+    if name in ("boxes", "masks"):
+        found = [set(row) for answer in expected for row in answer["objects"]]
+        assert {"box", *(["mask"] if name == "masks" else [])} <= set.union(*found)
     assert_same(export(raw), expected)
     monkeypatch.setitem(export.signature, "batch_size", 2)
     assert_same(export(raw[-2:]), expected[-2:])
+    # Each input is a portion.
+    monkeypatch.setattr(reader, "PORTION_BYTES", 1)
+    monkeypatch.setattr(reader.Export, "run", counted := counting(reader.Export.run))
+    assert_same(export(raw[:3]), expected[:3])
+    assert counted.calls == 3
 
 
 @pytest.mark.parametrize("name", EXPORTED)
@@ -294,7 +314,7 @@ def test_golden_outputs_verify(exported, name):
     assert export.verify() <= export.signature["tolerance"]
 
 
-def test_lines_are_read_by_the_narrowest_program(exported, tmp_path):
+def test_lines_are_read_by_the_shortest_program(exported, tmp_path):
     subject, export = exported("lines")
     assert [program["sizes"] for program in export.signature["programs"]["predict"]] == [
         {"length": 256}, {"length": 320},
@@ -400,6 +420,30 @@ def test_broken_images_are_refused_in_one_line(subjects, tmp_path, case):
                 encoded(steps, raw)
             assert str(error.value).startswith(shown)
             assert expected in str(error.value)
+
+
+def test_long_thin_images_that_would_need_much_memory_are_refused(subjects, tmp_path, monkeypatch):
+    path = tmp_path / "narrow.png"
+    Image.new("L", (6400, 1)).save(path)
+    with pytest.raises(reader.InputError, match="too long to be padded to a square"):
+        encoded(subjects("digits").task.processor.steps(), str(path))
+    steps = subjects("tiles").task.processor.steps()
+    assert len(encoded(steps, str(path))) == 533
+    monkeypatch.setattr(reader, "_MOST_PIXELS", 6400)
+    with pytest.raises(reader.InputError, match="1 x 6400 pixels are too many windows of 16 x 16"):
+        encoded(steps, str(path))
+    Image.new("L", (80, 80)).save(path)
+    assert len(encoded(steps, str(path))) == 49
+
+
+def test_windows_are_blended_in_bands_of_any_size(monkeypatch):
+    rng = np.random.default_rng(0)
+    corners = tiles.window_corners(37, 29, (16, 12), 0.25)
+    windows = list(rng.integers(0, 256, (len(corners), 16, 12, 3), np.uint8))
+    expected = tiles.blend_windows(windows, corners, 37, 29)
+    for most in (1, 29 * 3 * 5, 1 << 20):
+        monkeypatch.setattr(reader, "_MOST_SUMS", most)
+        np.testing.assert_array_equal(reader._blended(windows, corners, 37, 29), expected)
 
 
 def test_paths_that_are_no_files_are_refused(subjects, tmp_path):

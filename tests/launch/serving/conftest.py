@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,22 +37,21 @@ def export(exported) -> Export:
     return Export(exported)
 
 
-def wait_until_ready(client: Any, seconds: float = 240) -> None:
-    """Waits until all programs are compiled."""
-    deadline = time.monotonic() + seconds
-    while client.get("/v2/health/ready").status_code != 200:
-        assert time.monotonic() < deadline, "not ready in time"
-        time.sleep(0.02)
-
-
 @contextlib.contextmanager
 def served(exports: dict[str, Export], wait: bool = True, **options: Any) -> Iterator[TestClient]:
     """Serves exports in this process; the client has the attribute `application`."""
-    application = Application(exports, Options(**{"max_batch": 4, **options}))
+    errors: list[BaseException] = []
+
+    def failed(_: str, error: BaseException) -> None:
+        errors.append(error)
+
+    application = Application(exports, Options(**{"max_batch": 4, **options}), failed)
     with TestClient(application.asgi()) as client:
         client.application = application
         if wait:
-            wait_until_ready(client)
+            for model in application.models.values():
+                model.wait_ready()
+        assert not errors
         yield client
 
 

@@ -169,7 +169,9 @@ def test_attention_of_a_text(client, export):
     found = client.post(f"{PREDICT}/attention", json={"inputs": text}).json()
     (row,) = export.encode(text).rows
     assert len(found["tokens"]) == len(row["tokens"])
-    assert [token for token in found["tokens"] if token in text.split()] == text.split()
+    # A word also stands among its character n-grams.
+    words = [token for token in found["tokens"] if token in text.split()]
+    assert list(dict.fromkeys(words)) == text.split()
     (outputs,) = export.run([row], "attention")
     assert set(found["attention"]) == set(outputs)
     for name, array in outputs.items():

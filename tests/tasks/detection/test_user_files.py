@@ -163,7 +163,7 @@ def test_a_folder_with_splits_of_its_own_and_boxes_alone(folder):
         (coco(1, [annotation(7, 3)]), "annotation 7 belongs to image 3, which is not listed"),
         (
             coco(1, [annotation(7, category_id=6)]),
-            r"annotation 7 of '1\.png' has category_id 6; there are 2, from 5 to 9",
+            r"annotation 7 of '1\.png' has category_id 6, expected one of the 2 ids from 5 to 9",
         ),
         (coco(1, [annotation(7, bbox=[1, 2, 3])]), r"has the bbox \[1, 2, 3\]; give x, y"),
         (coco(1, [annotation(7, bbox=[1, 2, 0, 3])]), "which has no area"),
@@ -312,7 +312,7 @@ def test_what_other_tools_write_is_read(folder):
         (coco(1, [annotation(7, "1")]), "annotation 7 belongs to image '1', which is not listed"),
         (
             coco(1, [annotation(7, category_id="5")]),
-            "has category_id '5'; there are 2, from 5 to 9",
+            "has category_id '5', expected one of the 2 ids from 5 to 9",
         ),
         (coco(1, [annotation(7, bbox=[1, 2, float("nan"), 3])]), r"has the bbox \[1, 2, nan, 3\]"),
         (coco(1, [annotation(7, bbox=[-0.9, 2, 0.5, 3])]), "which exceeds the image"),
@@ -360,7 +360,7 @@ def test_objects_that_an_example_cannot_show_are_named(folder, capsys):
     assert "in 3.png" in said
     own(where / "train.json", max_objects=1, image_size=32)
     said = capsys.readouterr().err
-    assert "2 objects are beyond config.data.max_objects=1 and are left out of training" in said
+    assert "2 objects exceed config.data.max_objects=1 and are left out of training" in said
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

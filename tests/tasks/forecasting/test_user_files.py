@@ -46,10 +46,10 @@ def test_what_is_missing_uneven_or_twice_is_masked_and_named(write, capsys):
     assert [line.removeprefix(f"{path}: ") for line in told] == [
         "1 empty lines are ignored; the first is line 5",
         "columns without numbers, left out: note",
-        "not in the order of time from line 3 on; sorted",
+        "rows are not in the order of time from line 3 on; they are sorted",
         "1 rows are repeated, first line 6",
-        "1 of 5 times are off the grid of one every 1 d (2024-01-07 01:00:00); moved to the "
-        "nearest",
+        "1 of 5 times are off the grid of one every 1 d (2024-01-07 01:00:00); they are moved "
+        "to the nearest grid time",
         "3 of 8 times, one every 1 d, have no row (after 2024-01-02 00:00:00, 2024-01-04 00:00:00)"
         "; masked",
         "3 of 10 values are missing (Größe 1, b 2); masked",
@@ -68,7 +68,7 @@ def test_columns_are_chosen_and_times_may_be_none(write, capsys):
     assert (series.names, series.step) == (("a",), Step(86400))
     series = read_series(write(",date,a\n0,2024-01-01,1\n1,2024-01-02,3\n"))
     assert series.names == ("a",)
-    assert "column without a name, left out: 1" in capsys.readouterr().err
+    assert "column without a name, left out: number 1" in capsys.readouterr().err
     series = read_series(write("date,a\n2024-01-01,5\n"), step=Step(3600), trained=True)
     assert series.values.tolist() == [[5]]
 
@@ -97,7 +97,7 @@ def test_what_is_wrong_with_a_file_is_named(write):
     )
     refused("date,a\n" + days + "2024-01-07 06:00,9\n", "closer than half a step of 1 d; set")
     far = "2024-01-01 00:00:00,1\n2024-01-01 00:00:01,1\n2024-01-01 00:00:02,1\n2024-02-01,2\n"
-    refused("date,a\n" + far, r"4 rows are on a grid of 2678401 times, one every 1 s; give the")
+    refused("date,a\n" + far, r"4 rows are on a grid of 2678401 times, one every 1 s; set the")
     hours = {"step": Step(3600), "trained": True}
     refused("date,a\n" + days, "rows are 1 d apart, expected 1 h as in training", **hours)
 
@@ -157,7 +157,9 @@ def test_hours_with_an_offset_are_those_of_utc(write, capsys):
     assert "UTC offsets +01:00 to +02:00, in UTC" in capsys.readouterr().err
     # Without an offset the repeated hour is refused, or named if its rows are equal.
     naive = [hour.replace(tzinfo=None).isoformat() for hour in local]
-    with pytest.raises(UserError, match=r"one time, 2024-10-27 02:.*if the clock was set back"):
+    with pytest.raises(
+        UserError, match=r"the same time, 2024-10-27 02:.*if the clock was set back"
+    ):
         read_series(write(rows(naive)))
     read_series(write("date,a\n" + "".join(f"{time},5\n" for time in naive)))
     assert "1 rows are repeated, first line 15, or, if the clock" in capsys.readouterr().err
@@ -211,7 +213,9 @@ def test_numbers_with_commas_are_read_or_refused_but_not_left_out(write, capsys)
     with pytest.raises(UserError, match=r"line 2: 'z' is '1.234', and 't' has decimal commas"):
         read_series(write(german))
     assert read_series(write(german), decimal=",").values.tolist() == [[1.5, 1234], [2.5, 2]]
-    with pytest.raises(UserError, match=r"line 2: 'a' is '1,234', which is 1.234 or 1234.*decimal"):
+    with pytest.raises(
+        UserError, match=r"line 2: 'a' is '1,234', which can be 1.234 or 1234.*decimal"
+    ):
         read_series(write('date,a\n2024-01-01,"1,234"\n2024-01-02,5\n'))
     with pytest.raises(UserError, match="line 2: 'a' is '5 %', expected a number or nothing"):
         read_series(write("date,a,b\n2024-01-01,5 %,1\n2024-01-02,6 %,2\n"))
@@ -230,7 +234,7 @@ def test_a_later_file_is_read_as_the_first_where_it_leaves_that_open(write):
     assert history.start == np.datetime64("2024-03-01", "us")
     assert history.times_ahead(known.step) == ["2024-03-03", "2024-03-04"]
     unsure = dataclasses.replace(known, reading=Reading())
-    with pytest.raises(UserError, match="of the column decides; write it as 1234"):
+    with pytest.raises(UserError, match="of the column is unambiguous; write it as 1234"):
         unsure.read(write("date;a\n2024-03-01;1,125\n"))
     with pytest.raises(UserError, match="allows both orders of day and month; write dates as"):
         unsure.read(write("date;a\n01.03.2024;1\n"))

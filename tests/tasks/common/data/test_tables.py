@@ -163,7 +163,7 @@ def test_labels(value, expected):
     ("value", "message"),
     [(float("nan"), "is NaN, expected a class name"), (["z"], r'is \["z"\], expected one class'),
      ({"a": 1}, "expected one class name"), (None, "is empty"), ("  ", "is empty"),
-     ([], "expected one class"), ("\ud83d", "no character"), (float("inf"), "is Infinity")],
+     ([], "expected one class"), ("\ud83d", "not a character"), (float("inf"), "is Infinity")],
 )  # fmt: skip
 def test_what_is_no_label(value, message):
     with pytest.raises(UserError, match=f"a: line 1: 'label' (is|has) .*{message[3:]}|{message}"):

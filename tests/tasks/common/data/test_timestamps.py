@@ -96,7 +96,7 @@ def test_the_column_tells_the_order_of_day_and_month():
         (["5", "1609459200"], "not a time among seconds", 0),
         (["20210101", "20210132"], "not a date as yyyymmdd", 1),
         (["20210101", "20210102", "7"], "not a date as yyyymmdd", 2),
-        (["31122020", "01012021"], "begins with day or month", 0),
+        (["31122020", "01012021"], "with the day or month first", 0),
         (["45000", "45001.5"], "a spreadsheet's number of days", 0),
         # 100 nanoseconds since the year 1, microseconds since 1601.
         (["637450560000000000"], "not a time in any known unit", 0),

@@ -325,7 +325,7 @@ def test_files_that_contradict_each_other_are_refused(tmp_path):
         ("[PAD]\n[UNK]\n".encode("utf-16"), r"line 1 is not UTF-8 \(byte 0xff\)"),
         (b"", "the file is empty"),
         (b"\n", "line 1 is empty, expected a piece"),
-        (b"[PAD]\na\nb\na\n", "line 4 is 'a' like line 2"),
+        (b"[PAD]\na\nb\na\n", "line 4 repeats 'a' of line 2"),
     ],
 )
 def test_damaged_vocabularies_are_one_line(data, message, tmp_path):
