@@ -8,13 +8,10 @@ import re
 import struct
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import pytest
 import soundfile
-from flax import nnx
 
-from attention import kernels
 from launch.engine import state as states
 from launch.engine.predictor import Predictor
 from launch.engine.steps import make_steps
@@ -190,26 +187,6 @@ def test_lines_to_print_are_those_of_the_predictor(exported, name):
         for pair in zip(pairs[0][1], pairs[1][1], strict=True):
             digit = 10.0 ** -len(pair[1].partition(".")[2].partition("e")[0])
             assert float(pair[0]) == pytest.approx(float(pair[1]), rel=2e-5, abs=1.1 * digit)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["forecasting", "recommendation"])
-def test_every_model_is_traced_with_a_symbolic_batch_size(tmp_path, name):
-    trained = contract.make_subject(name, tmp_path).task
-    for kind in trained.model_configs.values():
-        model = kind(head="student_t") if name == "forecasting" else kind()
-        task = restored(trained, model)
-        graphdef, state = nnx.split(nnx.eval_shape(lambda task=task: task.build_model(nnx.Rngs(0))))
-        inputs = writer.input_shapes(task.processor.signature(), task.processor.export_sizes()[-1])
-        for method in (task.predict, task.attention):
-
-            def run(state, inputs, graphdef=graphdef, method=method):
-                return method(nnx.merge(graphdef, state), inputs)
-
-            with kernels.portable():
-                outputs = jax.eval_shape(run, state, inputs)
-            for output in outputs.values():
-                assert output.shape[0] == next(iter(inputs.values())).shape[0], kind
 
 
 # ---------------------------------------------------------------- sound
