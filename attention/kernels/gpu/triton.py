@@ -37,11 +37,7 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V]; bfloat16, float16 or float32, H
         and V at most 256.
-      mask: any.
-      bias: [B or 1, N or 1, T, S], or None.
-      scale, logit_cap: numbers; no cap if None.
-      sinks: [N], or None.
-      dropout_rate, dropout_key: 0 and None.
+      options: all are supported but dropout.
 
     Returns:
       [B, T, N, V] in the query's dtype.
