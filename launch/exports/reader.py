@@ -536,6 +536,14 @@ _MOST_SUMS = 1 << 25
 _BRIGHTEST = 65535
 
 
+def image_formats() -> list[str]:
+    """Returns the formats of images that are read here."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
 def decode_image(raw: Raw, mode: str, remedy: str = "give the path of an image") -> np.ndarray:
     """Reads the first image of a file as displayed, without transparency.
 
@@ -552,8 +560,7 @@ def decode_image(raw: Raw, mode: str, remedy: str = "give the path of an image")
     """
     from PIL import Image, ImageOps
 
-    Image.init()
-    formats = [name for name in _FORMATS if name in Image.OPEN]
+    formats = image_formats()
     try:
         content = io.BytesIO(read_content(raw))
         with (

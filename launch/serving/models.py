@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from launch.exports.reader import Export, InputError, Item, Raw, Row, read_tensors
+from launch.exports.reader import Export, InputError, Item, Raw, Row, image_formats, read_tensors
 from launch.serving.batching import Batcher, Expired, Key, Outputs
 from launch.serving.metrics import Metrics
 from launch.serving.options import Options
@@ -460,7 +460,7 @@ def _pixels(content: bytes) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=image_formats()) as image:
                 return math.prod(image.size)
     except Image.DecompressionBombError:
         return np.iinfo(np.int64).max

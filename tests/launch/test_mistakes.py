@@ -92,7 +92,7 @@ def test_files_of_ones_own(refused, tmp_path, content, words):
     ("name", "flags", "words"),
     [
         ("ablate", ["--config=configs/ablations/text_pooling.py", "--nobaselines"],
-         ["--nobaselines: launch.ablate has no such flag", "one of launch.train"]),
+         ["--nobaselines: launch.ablate has no such flag", "it belongs to launch.train"]),
         ("ablate", ["--config=configs/ablations/text_pooling.py", "--set=name=x"],
          ["--set=name=x: names are generated from the compared values"]),
         ("sweep", [SST2, "--set=name=a,b"], ["--set=name=a,b: names are generated"]),

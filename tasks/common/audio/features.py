@@ -104,7 +104,8 @@ def log_mel(samples: Array, lengths: Array, config: LogMelConfig) -> tuple[Array
     samples = jnp.where(jnp.arange(samples.shape[1]) < lengths[:, None], samples, 0.0)
     needed = (most - 1) * hop + window
     samples = jnp.pad(samples, ((0, 0), (0, max(needed - samples.shape[1], 0))))
-    indices = hop * np.arange(most)[:, None] + np.arange(window)
+    # Not a NumPy array, which would be a large constant of the program.
+    indices = hop * jnp.arange(most)[:, None] + jnp.arange(window)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     spectrum = jnp.fft.rfft(samples[:, indices] * hann.astype(np.float32), n=config.fft_size)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)

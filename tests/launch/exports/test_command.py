@@ -143,7 +143,9 @@ def test_every_export_works_in_a_minimal_environment(tmp_path):
         target = tmp_path / f"{name}-export"
         writer.write_export(subject.task, subject.config, subject.variables, target)
         raw = inputs_of(subject) if name == "text_classification" else subject.raw * 10
-        inputs[str(target)], expected[str(target)] = raw, subject.predictor(raw)
+        # One at a time: the length of a copy that does not end depends on its batch.
+        answers = {one: subject.predictor([one])[0] for one in dict.fromkeys(raw)}
+        inputs[str(target)], expected[str(target)] = raw, [answers[one] for one in raw]
         wanted |= set((target / "requirements.txt").read_text(encoding="utf-8").split())
     (tmp_path / "inputs.json").write_text(json.dumps(inputs), encoding="utf-8")
     python = tmp_path / "env" / "bin" / "python"
