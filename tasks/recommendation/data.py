@@ -51,13 +51,13 @@ class DataConfig(Config):
       path: user file of events, CSV or JSON lines: user,item,timestamp[,title] or
         user,item,rating,timestamp, or columns in any order under a header. Times are seconds,
         milliseconds, microseconds or nanoseconds since 1970, dates such as 2024-05-31T13:00+02:00,
-        31.05.2024, 05/31/2024 or 20240531, or years; small numbers are an order. See
-        `tasks.recommendation.user_files.read_events`.
+        31.05.2024, 05/31/2024 or 20240531, or years. Small numbers give only the order of events.
+        See `tasks.recommendation.user_files.read_events`.
       max_length: S, number of events of a sequence. For a longer history, evaluation uses the
         latest events, training uses all events in several sequences.
-      user_column, item_column, time_column, rating_column: headers of the user file, or numbers
-        from 1 of columns without a header; "": detected. `time_column` "none": no times, lines are
-        in order.
+      user_column, item_column, time_column, rating_column: names of columns of the user file, or
+        column numbers, from 1, if it has no header. Empty names are detected. With `time_column`
+        "none" there are no times, and lines are in order of time.
       min_rating: minimum rating of an event of the user file; None for all events.
       date_order: "dmy" or "mdy" for dates such as 01/02/2024 of the user file; "": detected from
         the column, an error if ambiguous.

@@ -40,7 +40,7 @@ class SpeechConfig(Config):
     Attributes:
       encoder: "pyramid": bidirectional GRUs that each join two adjacent frames; "transformer"
         or "conformer": attention layers after two convolutions that subsample frames by 4.
-      model_size: D, which equals M.
+      model_size: D, size of the encoder's output.
       num_layers: number of layers of the encoder. A pyramid halves the number of frames in each.
       num_heads, feedforward_size: those of the encoder's attention layers.
       conv_kernel_size: kernel size of the Conformer's convolutions.
