@@ -107,7 +107,7 @@ def _dtype(name: str) -> Any:
 
 
 def shown(raw: Raw) -> str:
-    """Returns an input for messages."""
+    """Returns a short printable form of an input, for messages."""
     if isinstance(raw, bytes):
         return "the content"
     return repr(raw if len(raw) <= 60 else raw[:57] + "...")
@@ -821,7 +821,7 @@ def class_masks(options: Mapping[str, Any], folder: Path) -> Decoder:
     """Returns the image size, and fraction and mask of each class, largest fraction first.
 
     With `blend` the outputs are "probabilities" of windows, else "labels" of the resized image. The
-    line to print has `shown` classes.
+    printed line lists at most `shown` classes.
     """
     names, most = options["names"], options["shown"]
 
@@ -1293,9 +1293,9 @@ def _spelled(times: np.ndarray) -> list[str]:
 
 
 def _calendar(times: np.ndarray, count: int) -> np.ndarray:
-    """Returns the last `count` of minute, hour, weekday, day of month and of year in [-0.5, 0.5].
+    """Computes calendar features, float32 [n, count] in [-0.5, 0.5] (Zhou et al. 2021).
 
-    float32 [n, count] (Zhou et al. 2021).
+    They are the last `count` of minute, hour, weekday, day of the month, day of the year.
     """
     day = times.astype("datetime64[D]")
     second = (times - day).astype(np.int64) / 1e6

@@ -167,7 +167,7 @@ class Model:
         """Checks that the model is ready and the queue is not full, before a body is read.
 
         Raises:
-          Problem: it is not.
+          Problem: the model is not ready, or the queue is full.
         """
         if not self.ready:
             headers = {"Retry-After": str(RETRY_S)}

@@ -162,8 +162,8 @@ def _on_grid(
     cells = int(indices[-1]) + 1
     if cells > _SPARSE * len(times):
         raise UserError(
-            f"{name}: {len(times)} rows are on a grid of {cells} times, one every {step}; set "
-            f"the step in seconds with config.data.step"
+            f"{name}: got {len(times)} rows, but {cells} time steps of {step} from the first row "
+            f"to the last; set config.data.step to the step in seconds"
         )
     grid = np.full((cells, values.shape[1]), np.nan)
     grid[indices] = values

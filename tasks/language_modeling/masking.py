@@ -52,8 +52,8 @@ def mask_tokens(
       keys: [B].
       first, mask: tokens from `first` to below `mask` are candidates.
       rate: fraction of the tokens, or of the words.
-      words: int [B, T], word number of each token, -1 for none: whole words are chosen, up to M
-        tokens in all. None: single tokens.
+      words: index of the word of each token for whole-word masking, int [B, T], -1 for none. At
+        most `max_masked` tokens are masked. If None, single tokens are masked.
 
     Returns:
       The masked sequences. An example without candidates has weight 0 everywhere.

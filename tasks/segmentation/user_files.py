@@ -253,8 +253,8 @@ def count_classes(
             largest = int(labels[labels != VOID].max(initial=0))
             if largest > most:
                 raise UserError(
-                    f"{pair[1]}: has class {largest}; the train split has 0 to {most} "
-                    f"alone; name the classes in {Path(path) / CLASSES}"
+                    f"{pair[1]}: has class {largest}, but the train split has only classes 0 to "
+                    f"{most}; name the classes in {Path(path) / CLASSES}"
                 )
     missing = most + 1 - len(present)
     if missing > len(present) > 1:

@@ -142,7 +142,7 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
     folder(root / "validation", count=1)
     for name in ("images", "masks"):
         (root / name).rename(root / f"old_{name}")
-    refused(r"validation/masks/00.png: has class 2; the train split has 0 to 1 alone")
+    refused(r"validation/masks/00.png: has class 2, but the train split has only classes 0 to 1; ")
     for path in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(UserError, match="path: "):
             prepared(path)
