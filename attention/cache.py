@@ -152,7 +152,7 @@ jax.tree_util.register_dataclass(
 
 
 def valid_lengths(lengths: Array | None, B: int, T: int) -> Array:
-    """Returns the number of real positions among the T, int32 [B]; T if None, and at most T.
+    """Returns the number of real positions, int32 [B]: `lengths`, limited to T, or T if None.
 
     Raises:
       ValueError: lengths are not int [B].

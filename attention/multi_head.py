@@ -121,8 +121,9 @@ class MultiHeadAttention(CachedAttention):
           x: [B, T, D].
           memory: [B, S, D_m]; x if None.
           mask, bias: as for `attend`.
-          query_positions, key_positions: int [T] or [B, T], [S] or [B, S], only with positions.
+          query_positions: int [T] or [B, T]; not allowed if the module has positions "none".
             Without a memory both default to 0, 1, ...; with a memory both are required.
+          key_positions: the same for the keys, int [S] or [B, S].
           dropout_key: None for evaluation.
           return_weights: whether to return the weights before dropout.
 
@@ -179,11 +180,11 @@ class MultiHeadAttention(CachedAttention):
         query_positions: Array | None = None,
         key_positions: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Computes `self(x, memory)` for a memory of `project_memory`, for decoding.
+        """Computes `self(x, memory)` from the keys and values of `project_memory`, for decoding.
 
         Args:
           x: [B, T, D].
-          memory: memory returned by `project_memory`.
+          memory: keys and values returned by `project_memory`.
           mask: as for `attend`.
           query_positions, key_positions: as for `__call__`.
 

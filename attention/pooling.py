@@ -90,7 +90,7 @@ def attention_pool(
       states: [B, T, D].
       scores: [B, T].
       valid: bool [B, T]; all if None.
-      dropout_rate, dropout_key: of the weights.
+      dropout_rate, dropout_key: rate and random key of dropout of the weights.
 
     Returns:
       [B, D], and the weights before dropout [B, 1, T].
@@ -191,7 +191,7 @@ class AttentionPool(Pool):
 
     Args:
       hidden_size: A, the size of u; D if None.
-      model_size, options: those of `Pool`; dropout is of α.
+      model_size, options: those of `Pool`. Dropout is applied to α.
 
     Raises:
       ValueError: the rate is out of range.
@@ -225,7 +225,7 @@ class MultiHeadPool(Pool):
     Args:
       num_heads: N, divides D.
       queries: I, number of learned queries.
-      model_size, options: those of `Pool`; dropout is of the attention weights.
+      model_size, options: those of `Pool`. Dropout is applied to the attention weights.
 
     Raises:
       ValueError: num_heads does not divide model_size, queries is below 1, or the rate is out of

@@ -40,7 +40,7 @@ def structured_pool(
       states: X, [B, T, D].
       scores: [B, R, T], one row for each hop.
       valid: bool [B, T]; all if None.
-      dropout_rate, dropout_key: of A.
+      dropout_rate, dropout_key: rate and random key of dropout of A.
 
     Returns:
       M, [B, R, D], and A before dropout, [B, R, T] in at least float32.
@@ -96,7 +96,7 @@ class StructuredPool(Pool):
     Args:
       hops: R.
       hidden_size: A; D if None.
-      model_size, options: those of `Pool`; dropout is of the entries of A.
+      model_size, options: those of `Pool`. Dropout is applied to the entries of A.
 
     Raises:
       ValueError: a size is below 1, or the rate is out of range.

@@ -20,7 +20,7 @@ flags.DEFINE_multi_integer("batch", [1, 8], "Batch sizes.", lower_bound=1)
 flags.DEFINE_integer("heads", 8, "Heads.", lower_bound=1)
 flags.DEFINE_integer("head_size", 64, "Size of a head.", lower_bound=1)
 flags.DEFINE_integer("steps", 20, "Steps per round.", lower_bound=1)
-flags.DEFINE_integer("rounds", 7, "Rounds of each.", lower_bound=1)
+flags.DEFINE_integer("rounds", 7, "Rounds per cache layout.", lower_bound=1)
 FLAGS = flags.FLAGS
 
 

@@ -77,7 +77,7 @@ def summary(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str
 
 
 def slope(sizes: list[float], values: list[float]) -> float:
-    """Fits an exponent by least squares on logarithms."""
+    """Returns b of the power law value = a · size^b, fitted by least squares on logarithms."""
     x, y = ([math.log(v) for v in numbers] for numbers in (sizes, values))
     return statistics.linear_regression(x, y).slope
 

@@ -125,7 +125,7 @@ def _single():
 
 
 def _prompts():
-    """Returns the fields for a quarter of an hour of one speaker, with character units."""
+    """Returns the settings for a data set of one speaker, 15 minutes long, with character units."""
     return {
         "data": {
             "augmentation": _augmentation(speed=0.1, noise=(10.0, 40.0), warp=0.1),

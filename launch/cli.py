@@ -114,9 +114,9 @@ def run_all(experiments: Mapping[str, Any], seeds: int, title: str) -> NoReturn:
     """Runs experiments over seeds, prints their table, records the runs and exits.
 
     Args:
-      experiments: by name; the first one is the base.
+      experiments: experiments by name; the first one is the base.
       seeds: number of seeds.
-      title: of the table.
+      title: title of the table.
     """
     from launch.runs import ablation
 

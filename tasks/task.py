@@ -87,7 +87,7 @@ class ProcessingSteps:
     """Pre- and postprocessing as data; `launch.exports.reader` interprets them without this code.
 
     Attributes:
-      kind: of a raw input: "text", "image", "sound" or "table".
+      kind: kind of a raw input: "text", "image", "sound" or "table".
       encode: operations that make the arrays of `Processor.signature` of a raw input, in order:
         JSON objects with the name "op" and options.
       decode: operations that make the answer of the outputs.

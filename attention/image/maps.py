@@ -169,8 +169,8 @@ class MapAttention(nnx.Module):
           return_weights: whether to return the weights too.
 
         Returns:
-          [B, Y, X, C] in `dtype`, or that and the weights. The weights of a gate are the factors of
-          x, [B, Y or 1, X or 1, C or 1]; others are [B, N, P, P].
+          [B, Y, X, C] in `dtype`, or that and the weights. A gate returns the factors of x as
+          weights, [B, Y or 1, X or 1, C or 1]. Attention between pixels returns [B, N, P, P].
 
         Raises:
           ValueError: shapes or dtypes do not fit.

@@ -102,7 +102,7 @@ def window_attention(
     Args:
       query, key: [B, Y, X, N, H].
       value: [B, Y, X, N, V].
-      size, shift: of the windows, as for `window_indices`.
+      size, shift: size and shift of the windows, as for `window_indices`.
       bias: b, [1, N, S·S, S·S]; none if None.
 
     Returns:

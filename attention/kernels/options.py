@@ -21,7 +21,7 @@ class KernelOptions(TypedDict):
       scale: a number.
       logit_cap: a number; None for no cap.
       sinks: [N], or None.
-      dropout_rate: of the weights.
+      dropout_rate: dropout rate of the weights.
       dropout_key: None if the rate is 0.
     """
 

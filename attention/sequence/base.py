@@ -26,7 +26,7 @@ class SequenceMixer(nnx.Module):
       model_size: D of x and of the result.
       use_bias: whether the projections have biases.
       dropout_rate: active if a dropout_key is given; the subclass defines the array.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: the rate is out of range.

@@ -138,7 +138,7 @@ class DifferentialAttention(CachedAttention):
       positions: "none", or a spec of `attention.positions.POSITIONS`, for both maps.
       epsilon: epsilon of the norm.
       implementation: as for `attend`.
-      options: those of `SequenceMixer`; dropout is of the heads after the norm.
+      options: those of `SequenceMixer`. Dropout is applied to the heads after the norm.
 
     Raises:
       ValueError: a size does not divide another, or lambda_init or epsilon is out of range.

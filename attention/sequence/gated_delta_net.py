@@ -156,9 +156,9 @@ class GatedDeltaNet(RecurrentMixer):
       conv_size: W; with 1 there is no convolution over time.
       chunk_size: positions in a chunk.
       epsilon: epsilon of the norm.
-      options: those of `SequenceMixer`; dropout is of the input of the output projection, as the
-        weights are never formed, and all but the projections is in at least float32. In Qwen3-Next
-        only the decay has a bias.
+      options: those of `SequenceMixer`. Dropout is applied to the input of the output projection,
+        because the weights are never computed. Everything except the projections is computed in at
+        least float32. In Qwen3-Next only the decay has a bias.
 
     Raises:
       ValueError: a size is below 1 or does not divide another, or epsilon is not positive.

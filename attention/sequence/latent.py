@@ -129,8 +129,8 @@ class LatentAttention(CachedAttention):
       value_head_size: V; H if None.
       positions: a rotary spec: "rope", "rope(base=500000, interleaved=True)", ...
       implementation: as for `attend`.
-      options: those of `SequenceMixer`; biases are those of the down-projections and of the output
-        projection, and dropout is of the attention weights.
+      options: those of `SequenceMixer`. With `use_bias`, the down-projections and the output
+        projection have biases. Dropout is applied to the attention weights.
 
     Raises:
       ValueError: a size is below 1, rotary_size is odd, or positions are not rotary.

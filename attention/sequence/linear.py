@@ -215,8 +215,8 @@ class FeatureAttention(RecurrentMixer, MultiHeadMixer):
 
     Args:
       chunk_size: positions in a chunk of the causal form.
-      options: those of `MultiHeadMixer`; dropout is of the heads' results, as the weights are never
-        formed.
+      options: those of `MultiHeadMixer`. Dropout is applied to the outputs of the heads, because
+        the weights are never computed.
 
     Raises:
       ValueError: an argument does not fit the others.

@@ -125,14 +125,14 @@ def _fixed(highest: Array) -> Array:
 
 
 def _summed(key: Array, values: Array) -> tuple[Array, Array]:
-    """Returns the pair for keys [..., S, N, F] and values [..., S, N, V]."""
+    """Returns the sum over S as a pair, for keys [..., S, N, F] and values [..., S, N, V]."""
     highest = jax.lax.stop_gradient(jnp.max(key, axis=-3, initial=-jnp.inf))
     factors = jnp.exp(key - _fixed(highest)[..., None, :, :])
     return highest, jnp.einsum("...SNF,...SNV->...NFV", factors, values)
 
 
 def _join(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Returns the pair for the keys of both."""
+    """Combines the pairs of two sets of keys into the pair of their union."""
     highest = jnp.maximum(first[0], second[0])
     scale = _fixed(highest)
     left, right = (sums * jnp.exp(m - scale)[..., None] for m, sums in (first, second))

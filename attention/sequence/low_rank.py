@@ -123,7 +123,7 @@ class Linformer(MultiHeadMixer):
       projected_length: R, the number of mixtures ("k" in the paper).
       sharing: "none": each head has its own E and F; "heads": all heads share E and F; "key_value":
         also F = E.
-      options: those of `MultiHeadMixer`; dropout is of the weights on the mixtures.
+      options: those of `MultiHeadMixer`. Dropout is applied to the weights of the mixtures.
 
     Raises:
       ValueError: a size is below 1 or does not divide another, or sharing is unknown.

@@ -177,10 +177,10 @@ class Nystromformer(MultiHeadMixer):
 
     Args:
       num_landmarks: M; with at most M real positions attention is exact.
-      inverse_iterations: of `iterative_inverse`.
-      kernel_size: of the convolution, odd; 0 for none.
-      options: those of `MultiHeadMixer`; dropout is of the heads' results, and only the projections
-        are in its dtype.
+      inverse_iterations: number of iterations of `iterative_inverse`.
+      kernel_size: kernel size of the convolution, odd; 0 for none.
+      options: those of `MultiHeadMixer`. Dropout is applied to the outputs of the heads. `dtype` is
+        the dtype of the projections only.
 
     Raises:
       ValueError: a number is below 1, or kernel_size is even.

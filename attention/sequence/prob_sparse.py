@@ -115,7 +115,7 @@ class ProbSparse(MultiHeadMixer):
     Args:
       factor: the paper's c.
       seed: seed of the sampled keys.
-      options: those of `MultiHeadMixer`; dropout is of the weights of active queries.
+      options: those of `MultiHeadMixer`. Dropout is applied to the weights of active queries.
 
     Raises:
       ValueError: factor is below 1; those of `MultiHeadMixer`.

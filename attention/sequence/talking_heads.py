@@ -119,8 +119,8 @@ class TalkingHeadsAttention(CachedAttention):
       num_heads: N.
       head_size: H; D / N if None.
       memory_size: D_m of the memory; D if None.
-      options: those of `SequenceMixer`; dropout is of the mixed weights, and heads are mixed in at
-        least float32.
+      options: those of `SequenceMixer`. Dropout is applied to the mixed weights. Heads are mixed in
+        at least float32.
 
     Raises:
       ValueError: num_heads does not divide model_size.

@@ -114,10 +114,11 @@ def shown(raw: Raw) -> str:
 
 
 def read_content(raw: Raw) -> bytes:
-    """Returns the content of a file, given itself or the path.
+    """Returns the content of a file, given as a path or as the content itself.
 
     Raises:
-      InputError: it cannot be read or is empty; the message begins after the name of the input.
+      InputError: the file cannot be read or is empty. The message does not name the input, which
+        the caller adds in front.
     """
     data = raw
     if isinstance(raw, str):
@@ -132,7 +133,7 @@ def read_content(raw: Raw) -> bytes:
         except InputError:
             raise
         except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror}); give a path") from None
+            raise InputError(f"cannot be read ({error.strerror}); give another path") from None
         except (ValueError, RuntimeError):
             # A null byte, or "~" of an unknown user.
             raise InputError("is not a path; give a path") from None
@@ -1069,9 +1070,10 @@ def decode_sound(data: bytes, seconds: float) -> tuple[np.ndarray, int]:
 
 @encoder
 def read_sound(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Reads a sound file as int16 samples `to`, mono, at `rate`, of at most `seconds`.
+    """Reads a sound file into the array `to`: mono int16 samples at `rate` Hz.
 
-    Both ends are removed where they are `trim` decibels below the loudest part; 0 for no trimming.
+    Longer sounds than `seconds` are rejected. Silence is trimmed at both ends: parts that are at
+    least `trim` decibels quieter than the loudest part. With `trim` 0 nothing is trimmed.
     """
     wanted, seconds = options["rate"], options["seconds"]
 
@@ -1137,9 +1139,9 @@ class Cells:
     """Rows of a table of text, with the numbers of their lines.
 
     Attributes:
-      name: for messages.
+      name: name of the table, for messages.
       header: names of the columns.
-      rows, lines: of the records.
+      rows, lines: cells and line number of each record.
     """
 
     def __init__(self, raw: Raw, wanted: Sequence[str]):
@@ -1195,7 +1197,9 @@ class Cells:
         if self.header.count(name) != 1:
             some = "several columns" if name in self.header else "no column"
             known = ", ".join(self.header[:20])
-            raise InputError(f"{self.name}: has {some} {name!r}; rename one of {known}")
+            raise InputError(
+                f"{self.name}: has {some} {name!r}, expected one; the columns are {known}"
+            )
         index = self.header.index(name)
         return [row[index] for row in self.rows]
 
@@ -1227,15 +1231,16 @@ class Cells:
         """Returns the column of times, datetime64[us].
 
         Args:
-          wanted: its name; empty: the first one called date, time, timestamp, datetime or ds.
+          wanted: name of the column; if empty, the first column that is called date, time,
+            timestamp, datetime or ds.
           clock: "utc" or "local" if the model was trained on times with a UTC offset.
         """
         usual = [name for name in self.header if name.lower() in _TIMES]
         name = wanted or (usual[0] if usual else "")
         if name not in self.header:
             raise InputError(
-                f"{self.name}: no column is called {wanted or ', '.join(_TIMES)}; rename the "
-                "column of the times"
+                f"{self.name}: has no time column, expected one called "
+                f"{wanted or ' or '.join(_TIMES)}; rename the column that has the times"
             )
         cells = self.column(name)
         found = np.empty(len(cells), "datetime64[us]")
@@ -1331,8 +1336,8 @@ def read_series(options: Mapping[str, Any], folder: Path) -> Encoder:
         valid = ~np.isnan(past)
         if not valid.any():
             raise InputError(
-                f"{table.name}: has no value within the last {lookback} times, the look-back of "
-                "the model; give a longer series"
+                f"{table.name}: has no value within the last {lookback} time steps, which are the "
+                "model's input; give a longer series"
             )
         with np.errstate(over="ignore", invalid="ignore"):
             scaled = np.where(valid, (past - mean) / std, 0).astype(np.float32)
@@ -1404,10 +1409,11 @@ def _on_grid(
 
 @decoder
 def forecast(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """Converts parameters to times ahead and forecasts in the units of the data.
+    """Converts distribution parameters to forecasts in the units of the data, with their times.
 
-    `point` is the parameter of the point forecast. A level of `levels` is the parameter `column`
-    or, without one, the quantile of Student's t; beyond the horizon it is the quantile `beyond`.
+    `point` is the index of the parameter that is the point forecast. Each entry of `levels` is a
+    quantile. Within the horizon, it is the parameter with index `column` or, without `column`, a
+    quantile of Student's t. Beyond the horizon, it is the output with index `beyond`.
     """
     channels, step, horizon = options["channels"], options["step"], options["horizon"]
     mean, std = np.array(options["mean"]), np.array(options["std"])
@@ -1455,7 +1461,7 @@ class Catalog:
     """Users, items and the events of users.
 
     Attributes:
-      users, names, titles: of users and items.
+      users, names, titles: user names, item names and item titles.
     """
 
     def __init__(self, path: Path, events: Path):
@@ -1501,7 +1507,7 @@ def _catalog(path: Path, events: Path) -> Catalog:
 
 
 def _plain_name(text: str) -> str:
-    """Returns a name as event files have it: 1.0 is 1."""
+    """Returns a name in the form that event files use, such as 1 for 1.0."""
     found = re.fullmatch(r"([+-]?\d+)\.0+", text.strip())
     return found[1] if found else text.strip()
 
@@ -1693,7 +1699,9 @@ class Export:
             raise InputError(f"{path}: cannot be read ({error.strerror}); export again") from None
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{path}: not a program of this JAX ({reason})") from None
+            raise InputError(
+                f"{path}: cannot be loaded by JAX {jax.__version__} ({reason})"
+            ) from None
         call = jax.jit(loaded.call)
         return lambda arrays: call(self.weights, dict(arrays))
 
@@ -1774,7 +1782,7 @@ class Export:
 
         Args:
           rows: rows returned by `encode`, in any number.
-          kind: of the programs.
+          kind: which of the exported programs to run.
           first: id of the first row.
         """
         import jax
@@ -1936,7 +1944,7 @@ def main() -> None:
     try:
         model = Export(arguments.export)
         if arguments.verify:
-            print(f"largest difference of the golden outputs: {model.verify():.2g}")
+            print(f"largest difference from the golden outputs: {model.verify():.2g}")
             return
         raw = list(_inputs(arguments))
         if not raw:

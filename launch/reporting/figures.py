@@ -80,7 +80,7 @@ def _drawn(figure: Figure):
 
 
 def _printable(value: Any) -> Any:
-    """Replaces characters that cannot be drawn by escapes, in a figure or a field of one."""
+    """Replaces characters that cannot be drawn by escapes, in a figure or in one of its fields."""
     if isinstance(value, str):
         return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], value)
     if dataclasses.is_dataclass(value):

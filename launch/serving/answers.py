@@ -109,7 +109,7 @@ def answers(task: str, items: Sequence[Item], parameters: Mapping[str, Any], man
     """Returns the answers of a request.
 
     Args:
-      task: of the model.
+      task: name of the model's task.
       items: answered inputs.
       parameters: see `read_parameters`.
       many: whether the inputs were a list.
@@ -147,7 +147,7 @@ def read_inputs(given: Any, kind: str, most: int) -> tuple[list[Raw], list[str],
 
     Args:
       given: value of "inputs": a text, or base64 for other kinds; or a list of these.
-      kind: of a raw input.
+      kind: kind of a raw input.
       most: largest number of inputs.
 
     Raises:

@@ -46,8 +46,8 @@ class Application:
     """The addresses of a server.
 
     Attributes:
-      models: name -> model.
-      metrics: of the server.
+      models: models by name.
+      metrics: metrics of the server.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class Application:
         """Makes the application.
 
         Args:
-          exports: name -> export.
-          options: of the server.
+          exports: exports by name.
+          options: options of the server.
           failed: called with the name of a model and an error if it cannot be compiled.
         """
         self._options = options

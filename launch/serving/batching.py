@@ -29,10 +29,10 @@ class _Ticket:
     """Rows of a request.
 
     Attributes:
-      future: of the outputs, in the order of the rows.
-      outputs: those that are known.
+      future: future whose result is the list of outputs, in the order of the rows.
+      outputs: outputs so far, one for each row.
       remaining: number of rows without outputs.
-      deadline: on the clock `time.monotonic`.
+      deadline: latest start of the computation, in seconds of `time.monotonic`.
     """
 
     future: Future[list[Outputs]]
@@ -65,7 +65,7 @@ class Batcher:
 
     Attributes:
       prepared: set when `prepare` has returned or failed.
-      error: of `prepare`, or None.
+      error: error raised by `prepare`, or None.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Batcher:
         """Makes a stopped batcher.
 
         Args:
-          name: of the thread.
+          name: name of the thread.
           run: returns the outputs of at most `max_batch` rows of one key.
           max_batch: largest number of rows of a batch.
           max_wait_s: seconds that a row waits for others.

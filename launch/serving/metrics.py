@@ -13,8 +13,8 @@ class Metrics:
 
     Attributes:
       responses: number of responses by route and status.
-      seconds: from the request to the response, by model.
-      program_seconds: of each batch, by model.
+      seconds: duration from the request to the response, by model.
+      program_seconds: duration of each batch, by model.
       batch_rows: rows of each batch without padding, by model.
       queue: inputs that are accepted and not yet answered, by model.
       waiting: rows that wait for a batch, by model.

@@ -45,7 +45,7 @@ class Model:
       name: in addresses.
       export: its folder, read.
       task: name of its task.
-      kind: of a raw input: "text", "image", "sound" or "table".
+      kind: kind of a raw input: "text", "image", "sound" or "table".
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Model:
         """Makes a model that is not started.
 
         Args:
-          name: in addresses.
-          export: of the model.
-          options: of the server.
-          metrics: of the server.
+          name: name of the model in URLs.
+          export: export that contains the model.
+          options: options of the server.
+          metrics: metrics of the server.
           failed: called if the programs cannot be compiled, from another thread.
         """
         self.name, self.export = name, export
@@ -264,10 +264,10 @@ class Model:
         """Returns the outputs of rows of arrays.
 
         Args:
-          rows: of one size of the variable dimensions, which a program holds.
+          rows: rows of equal size in the variable dimensions; a program is exported for this size.
 
         Raises:
-          Problem: the queue is full, or the time is over.
+          Problem: the queue is full, or the deadline has passed.
         """
         with self.accepted(len(rows)):
             return await self._within(self._batched("predict", rows))
@@ -434,7 +434,7 @@ class _Places:
 
 
 def _cut(array: np.ndarray, sizes: Mapping[str, int], padded: Mapping[str, int]) -> np.ndarray:
-    """Cuts the last two dimensions to the sizes of a row where they have those of its bucket."""
+    """Removes the padding of the last two dimensions, given the sizes of a row and its bucket."""
     for axis in (-1, -2):
         for name, length in padded.items():
             if array.ndim >= -axis and array.shape[axis] == length > sizes.get(name, length):

@@ -31,8 +31,8 @@ def document(models: Iterable[Model], options: Options) -> dict[str, Any]:
     """Returns the document.
 
     Args:
-      models: that are served.
-      options: of the server.
+      models: models of the server.
+      options: options of the server.
     """
     models = list(models)
     found = {

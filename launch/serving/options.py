@@ -24,11 +24,12 @@ class Options:
       max_queue: most inputs of a model that are accepted and not yet answered.
       timeout_s: seconds within which a request is answered.
       client_timeout_s: seconds in which a client must send the headers, and then the body.
-      max_body_bytes: largest body of a request.
-      max_text: most characters of a text.
-      max_pixels: most pixels of an image.
-      max_sound_s: most seconds of a sound.
-      token: that requests must bear, except those of the page and of health; empty for none.
+      max_body_bytes: maximum size of the body of a request.
+      max_text: maximum number of characters of a text.
+      max_pixels: maximum number of pixels of an image.
+      max_sound_s: maximum duration of a recording in seconds.
+      token: bearer token that requests must have, except those for the page and for health checks;
+        empty for none.
       cors_origin: origin whose pages may send requests; empty for none.
     """
 
@@ -73,7 +74,7 @@ def read_exports(given: Sequence[str]) -> dict[str, Export]:
     """Returns the exports of --export by name.
 
     Raises:
-      UserError: a folder is missing or holds no export, or two have one name.
+      UserError: a folder is missing or contains no export, or two exports have the same name.
     """
     if not given:
         raise UserError("--export is missing, for example --export=exported")

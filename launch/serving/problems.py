@@ -13,10 +13,10 @@ class Problem(Exception):
     """A request cannot be answered.
 
     Attributes:
-      status: of the response.
-      error: one line.
-      field: that is wrong, such as "inputs[2]"; None if there is no such field.
-      headers: of the response.
+      status: HTTP status of the response.
+      error: message of one line.
+      field: field that is wrong, such as "inputs[2]"; None if the error concerns no field.
+      headers: headers of the response.
     """
 
     def __init__(

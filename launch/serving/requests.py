@@ -128,7 +128,7 @@ async def read_form(request: Request, body: bytes) -> dict[str, Any]:
         for name, value in form.multi_items():
             if name not in ("file", "parameters") or name in found:
                 raise invalid(
-                    f"{name[:40]!r}: expected one field file, and at most one field parameters",
+                    f"{name[:40]!r}: expected one field 'file' and at most one field 'parameters'",
                     name[:40],
                 )
             if (name == "parameters") != isinstance(value, str):

@@ -63,7 +63,7 @@ class Protocol(H11Protocol):
         self._reading_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Starts the time of the first headers."""
+        """Starts the timeout for the headers of the first request."""
         if len(self.connections) >= CONNECTIONS:
             transport.abort()
         super().connection_made(transport)
@@ -77,7 +77,7 @@ class Protocol(H11Protocol):
                 timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Starts the time of further headers at their first byte."""
+        """Starts the timeout for the headers of a further request at their first byte."""
         super().data_received(data)
         self._watch_headers()
 
@@ -127,7 +127,7 @@ def make_server(app: ASGIApp, options: Options) -> uvicorn.Server:
 
     Args:
       app: the application.
-      options: of the server.
+      options: options of the server.
     """
     protocol = type("Protocol", (Protocol,), {"client_timeout_s": options.client_timeout_s})
     config = uvicorn.Config(
@@ -150,7 +150,7 @@ def serve(server: uvicorn.Server, opened: socket.socket) -> None:
     """Serves until SIGTERM or SIGINT, and then finishes the accepted requests.
 
     Args:
-      server: of `make_server`.
+      server: server returned by `make_server`.
       opened: listening socket.
     """
     # The server raises signals again at its end, for handlers that were there before.

@@ -91,9 +91,10 @@ def _array(
             if size != length:
                 raise invalid(f"{where}: expected [{_shown(expected)}]", where)
         elif sizes.setdefault(size, length) != length:
-            raise invalid(f"{where}: {size} differs from that of another tensor", where)
+            message = f"{where}: got {size}={length}, expected {sizes[size]} as in earlier tensors"
+            raise invalid(message, where)
         elif length > longest.get(size, length):
-            raise invalid(f"{where}: {size} is over {longest[size]}", where)
+            raise invalid(f"{where}: got {size}={length}, expected at most {longest[size]}", where)
     values, where = tensor.get("data"), f"{field}.data"
     if not isinstance(values, list):
         raise invalid(f"{where}: expected a list of values", where)

@@ -236,7 +236,7 @@ def window_batches(
 
 
 def evaluate_on_test(data: ForecastingData, forecast: Forecast) -> dict[str, Any]:
-    """Computes the metrics of a forecast on all test windows, and their "example_scores"."""
+    """Computes the metrics of a forecast on all test windows, and "example_scores" per window."""
     squared, cells = [], []
     totals: dict[str, dict[str, np.ndarray]] = {}
     examples = data.splits["test"]

@@ -112,9 +112,9 @@ def find_time_column(table: Cells, wanted: str) -> str | None:
         return table.header[0]
     if found is None:
         raise UserError(
-            f"{table.name}: no column is called {', '.join(TIME_COLUMNS)}; name the column of the "
-            f"times by config.data.time_column ({join_names(table.header, 8)}), or {NO_TIMES!r} "
-            "if rows are one step apart"
+            f"{table.name}: no column is called {' or '.join(TIME_COLUMNS)}; set "
+            f"config.data.time_column to the column that has the times, one of "
+            f"{join_names(table.header, 8)}, or to {NO_TIMES!r} if rows are one step apart"
         )
     return found
 

@@ -40,8 +40,9 @@ class DataConfig(Config):
         2024-05-31T13:00+02:00, 31.05.2024 13:00, 05/31/2024, "May 31, 2024", 2024-05, 2024-Q2 or
         2024-W22, or be numbers since 1970 (seconds to nanoseconds) or as 20240531. Steps of a day
         or more are in local time if times have a UTC offset.
-      time_column: time column of the user file; "": the first named date, time, timestamp, datetime
-        or ds, or a first one without a name; "none": no times, rows are one step apart.
+      time_column: time column of the user file. If it is "", the time column is the first one named
+        date, time, timestamp, datetime or ds, or else the first column of the file if it has no
+        name. With "none" there are no times, and rows are one step apart.
       targets: columns to forecast; empty for all columns with numbers.
       lookback: L.
       horizon: F.

@@ -112,15 +112,16 @@ def quantiles_beyond(
 def draw_paths(head: Head, parameters: Array, key: Array) -> Array:
     """Draws one path from each distribution of F steps: [n, F, C, P] -> [n, F, C].
 
-    A head has the marginal distribution of each step. The dependence of the steps follows from the
-    growth of their variance v_h, if their errors are those of a linear process:
+    The head gives only the marginal distribution of each step. The dependence between steps is
+    inferred from the growth of the variance v_h, on the assumption that the errors e_h follow a
+    linear process:
 
         e_h = Σ_{k<h} ψ_k ε_{h-k},   ψ_k² = v_{k+1} - v_k,   ε normal
 
-    So the steps of a random walk (v_h = h v_1) accumulate, and those of white noise (v_h = v_1) are
-    independent. Where the variance decreases, ψ is 0. The v are means over the paths. Ranks over
-    the paths map the errors of a step to normal scores, and these to the distribution of the head.
-    Channels are independent.
+    Hence the errors of a random walk (v_h = h v_1) accumulate, and those of white noise (v_h = v_1)
+    are independent. If the variance decreases from one step to the next, ψ is 0. v_h is averaged
+    over the n paths. At each step, the ranks of the n errors select quantiles of the head's
+    distribution. Channels are independent.
     """
     n, F, C = parameters.shape[:3]
     variance = jnp.mean(jnp.square(head.width(parameters)), axis=0)

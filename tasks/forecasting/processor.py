@@ -220,8 +220,8 @@ class ForecastingProcessor(Processor):
         past[data.lookback - len(kept) :] = kept
         if np.isnan(past).all():
             raise UserError(
-                f"{name}: has no value within the last {data.lookback} times, the look-back of the "
-                "model"
+                f"{name}: has no value within the last {data.lookback} time steps, which are the "
+                "model's input"
             )
         return ForecastInput(past, int(steps or data.horizon), series.start, len(series.values))
 

@@ -258,7 +258,7 @@ class Forecasting(Task):
     def input_figures(
         self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
-        """Returns forecasts of the last channels of each file."""
+        """Returns figures of the forecasts of each file, for its last few channels."""
         drawn, series = [], self.processor
         for text, parameters, quantiles in series.forecasts(raw, outputs):
             given, figures = series.input(text), []

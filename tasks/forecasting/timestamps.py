@@ -185,11 +185,11 @@ def calendar(times: np.ndarray, step: Step) -> np.ndarray:
 
     Args:
       times: stamps [n].
-      step: step of their grid; finer features are left out.
+      step: step of their grid; features that are finer than the step are left out.
 
     Returns:
-      float32 [n, K], each from -0.5 to 0.5: the last K of minute of the hour, hour of the day, day
-      of the week, day of the month, day of the year.
+      float32 [n, K], each from -0.5 to 0.5. The features are the last K of this list: minute of the
+      hour, hour of the day, day of the week, day of the month, day of the year.
     """
     day = times.astype("datetime64[D]")
     second = (times - day).astype(np.int64) / 1e6

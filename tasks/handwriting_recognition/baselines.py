@@ -16,7 +16,7 @@ _LINES = 3000
 def cut_and_classify(lines: HandwritingData) -> dict[str, float]:
     """Evaluates an SVM on runs of columns with ink; each run is treated as one digit.
 
-    The SVM is fitted on the training lines with as many runs as digits.
+    The SVM is fitted on those training lines that have as many runs as digits.
     """
     from sklearn.svm import SVC
 

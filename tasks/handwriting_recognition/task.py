@@ -90,7 +90,7 @@ class HandwritingRecognition(TranscriptionTask):
         return 255 - columns.T, [""] * self.model.frames(len(columns))
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """Returns the classifier of separate pieces of ink, for composed lines."""
+        """Returns the baseline `cut_and_classify`; none for user files."""
         if self.data.path is not None:
             return {}
         return {"cut_and_classify": lambda: cut_and_classify(self.dataset)}

@@ -41,7 +41,7 @@ class ConvolutionalClassifier(ImageModel):
 
     Args:
       config: a `StagesConfig` with `dropout_rate`.
-      image_channels: of the input.
+      image_channels: number of channels of the input.
       classes: number of classes.
     """
 

@@ -24,10 +24,11 @@ class DataConfig(Config):
 
     Attributes:
       name: built-in data set; or, with `path`, name for the results, own_<folder> by default.
-      path: user folder with a folder of images for each class; or with train/ and optionally
-        validation/ (or valid, val, dev) and test/, each with such folders. A missing split is a
-        tenth of train, by the hash of the file, so that splits do not depend on image_size and
-        equal files stay together. Images are kept in memory.
+      path: user folder. It contains either one folder of images for each class, or the folders
+        train/ and optionally validation/ (or valid, val, dev) and test/, which contain one folder
+        for each class. A missing split is a tenth of train, selected by the hash of the file, so
+        that splits do not depend on image_size and equal files are in one split. Images are kept in
+        memory.
       image_size: side in pixels to which user images are scaled after a central square crop; None
         for 64.
       skip_broken: skip user images that cannot be read, with a message.

@@ -27,10 +27,10 @@ class ViTConfig(SmallEncoderConfig):
     """Config of a Transformer encoder over patches; for other fields see `EncoderConfig`.
 
     Attributes:
-      patch_size: pixels a side of a patch; divides the side of the image.
+      patch_size: side of a patch in pixels; divides the side of the image.
       head: "cls", a learned token prepended to the patches, or a pool of `attention.registry`;
         "multi_head" is the MAP head of Zhai et al. 2022.
-      head_dropout_rate: head dropout rate of the pooled vector.
+      head_dropout_rate: dropout rate of the pooled vector.
     """
 
     name: str = "vit"

@@ -111,7 +111,7 @@ class ImageClassification(ClassificationTask):
         return kind(self.model, shape[-1], classes, rngs=rngs)
 
     def logits(self, model: Model, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Returns logits [B, classes]; with a key under dropout and with batch statistics."""
+        """Returns logits [B, classes]; with a dropout key, the model is in training mode."""
         options: dict[str, Any] = {"dropout_key": dropout_key}
         if dropout_key is not None and not isinstance(model, VisionTransformer):
             options |= {"valid": batch["weight"] > 0, "training": True}

@@ -30,8 +30,9 @@ class DataConfig(TextFilesConfig):
     Attributes:
       name: "tiny_shakespeare" or "janeausten", which are running texts, or a built-in labeled data
         set of separate texts; see `TextFilesConfig`.
-      train_file, validation_file, test_file: text in UTF-8. The tenths are the last parts of
-        running text, validation first; lines are split by hash.
+      train_file, validation_file, test_file: text in UTF-8. A missing split is a tenth of the
+        training text. In running text, validation and test are the last parts, in this order.
+        Separate lines are split by hash.
       lines: whether each line of the user files is a separate text.
       length: number of tokens of an example, including reserved tokens. Longer texts continue in
         the next example.

@@ -35,7 +35,7 @@ def end_id(tokenizer: Tokenizer) -> int:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Returns the tokens of each text, int32 [t]; none of a blank text."""
+    """Returns the tokens of each text, int32 [t]; a blank text may have length t = 0."""
     whole = tokenizer.with_max_length(2**31 - 1)
     return [
         ids[:0] if len(ids) == 1 and ids[0] == UNKNOWN and not text.strip() else ids

@@ -181,7 +181,10 @@ class LanguageModel(nnx.Module):
 
 
 def _head(config: LanguageModelConfig, vocabulary: int, rngs: nnx.Rngs) -> nnx.Module | None:
-    """Returns the layer before the embedding table, or instead of it."""
+    """Returns the output layer, or None if logits are products with the token embeddings.
+
+    With objective "masked", the layer precedes the products with the embeddings.
+    """
     if config.objective == "masked":
         return MaskedHead(config, vocabulary, rngs=rngs)
     if config.tied:

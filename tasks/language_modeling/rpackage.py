@@ -23,7 +23,7 @@ def vectors(database: bytes) -> Iterator[list[str]]:
 
 def _vector(data: bytes) -> list[str]:
     if data[:2] != b"X\n" or _number(data, 2) != 3:
-        raise ValueError("not the serialization of R in version 3")
+        raise ValueError("expected R's serialization format, version 3")
     offset = 14  # after the versions of the format, of the writer and of the oldest reader
     offset += 4 + _number(data, offset)
     if _number(data, offset) & 255 != _STRINGS:

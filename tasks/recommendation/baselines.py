@@ -169,7 +169,8 @@ class _Fitted:
 def _cosine(rows: sp.csr_matrix, neighbours: int, shrink: float) -> sp.csr_matrix:
     """Returns cosines of binary rows [n, m] as sparse [n, n] without the diagonal.
 
-    The inner products c are divided by √(c_ii c_jj) + shrink; each row keeps its largest.
+    The inner products c are divided by √(c_ii c_jj) + shrink. Each row keeps only its largest
+    `neighbours` entries.
     """
     norms = np.sqrt(np.maximum(np.diff(rows.indptr), 1)).astype(np.float32)
     columns = rows.T.tocsr()

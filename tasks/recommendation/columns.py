@@ -261,7 +261,7 @@ def _expect_apart(name: str, indices: Mapping[str, int], names: Mapping[str, str
 
 
 def _found(role: str, header: Sequence[str]) -> list[str]:
-    """Returns the columns with the most common name of a role."""
+    """Returns the columns whose name is the first of the role's names that occurs."""
     plain = [_plain(cell) for cell in header]
     for name in _NAMES[role]:
         if found := [cell for cell, each in zip(header, plain, strict=True) if each == name]:

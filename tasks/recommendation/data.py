@@ -51,13 +51,13 @@ class DataConfig(Config):
       path: user file of events, CSV or JSON lines: user,item,timestamp[,title] or
         user,item,rating,timestamp, or columns in any order under a header. Times are seconds,
         milliseconds, microseconds or nanoseconds since 1970, dates such as 2024-05-31T13:00+02:00,
-        31.05.2024, 05/31/2024 or 20240531, or years; small numbers are an order. See
-        `tasks.recommendation.user_files.read_events`.
+        31.05.2024, 05/31/2024 or 20240531, or years. Small numbers give only the order of events.
+        See `tasks.recommendation.user_files.read_events`.
       max_length: S, number of events of a sequence. For a longer history, evaluation uses the
         latest events, training uses all events in several sequences.
-      user_column, item_column, time_column, rating_column: headers of the user file, or numbers
-        from 1 of columns without a header; "": detected. `time_column` "none": no times, lines are
-        in order.
+      user_column, item_column, time_column, rating_column: names of columns of the user file, or
+        column numbers, from 1, if it has no header. Empty names are detected. With `time_column`
+        "none" there are no times, and lines are in order of time.
       min_rating: minimum rating of an event of the user file; None for all events.
       date_order: "dmy" or "mdy" for dates such as 01/02/2024 of the user file; "": detected from
         the column, an error if ambiguous.
@@ -133,7 +133,7 @@ class RecommendationData(digests.Fingerprinted):
 
     @functools.cached_property
     def tested(self) -> np.ndarray:
-        """Users of validation and test, int [any]."""
+        """Indices of the users with validation and test events, int [n]."""
         return np.flatnonzero(np.diff(self.starts) >= LEAST)
 
     @functools.cached_property
@@ -294,7 +294,7 @@ class _Sequences:
         return found
 
     def _example(self, user: int, begin: int, end: int, seen_end: int) -> dict[str, np.ndarray]:
-        """Returns the history that ends at `end`, of events of a user from `begin` on."""
+        """Returns an example whose history is the last S events of `begin` to `end` (exclusive)."""
         first = max(begin, end - self._length)
         return {
             "items": self._padded(first, end, self._length),
@@ -307,11 +307,11 @@ class _Sequences:
 class TrainSequences(_Sequences):
     """Random access to sequences of S training events and their next items.
 
-    Each event of a user except the first is `next` exactly once: a long history gives a sequence of
-    the latest S events, another of the S events before these, and so on. An example has `items`
-    int32 [S], oldest first; `next` int32 [S], the item after each; `ages` float32 [S], days from
-    each item to the last, 0 without times; `user` int32, the row of the train matrix; `seen` int32
-    [M], all training items of the user; `target` int32, -1. Padding is -1, of `ages` 0.
+    Histories longer than S are cut into several sequences, starting from the latest event. Each
+    event of a user, except the first, occurs exactly once in `next`. An example has `items` int32
+    [S], oldest first; `next` int32 [S], the item after each; `ages` float32 [S], days from each
+    item to the last, 0 without times; `user` int32, the row of the train matrix; `seen` int32 [M],
+    all training items of the user; `target` int32, -1. Padding is 0 in `ages` and -1 elsewhere.
     """
 
     def __init__(self, data: RecommendationData, config: DataConfig, with_validation: bool):

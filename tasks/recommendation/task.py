@@ -79,7 +79,10 @@ class Recommendation(Task):
     # ------------------------------------------------------------------ objective
 
     def build_model(self, rngs: nnx.Rngs) -> Recommender:
-        """Builds the model; a restored model has its counts in the checkpoint."""
+        """Builds the model with the counts of the train split.
+
+        Without the data set the counts are 0 until they are restored from a checkpoint.
+        """
         events = self.processor.events
         if self.dataset is None:
             matrix = csr_matrix((events.num_users, events.num_items), dtype=np.float32)

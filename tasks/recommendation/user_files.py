@@ -209,7 +209,7 @@ def _cell(
 
 
 class _Ids:
-    """Numbers of names, in order of first occurrence."""
+    """Assigns consecutive indices to names, in order of first occurrence."""
 
     def __init__(self, file: str, column: str):
         self._file, self._column = file, column
@@ -222,7 +222,7 @@ class _Ids:
         return tuple(self._numbers)
 
     def number(self, cell: Any, line: int) -> int:
-        """Returns the number of a cell's name.
+        """Returns the index of the name in a cell; a new name gets the next index.
 
         Raises:
           UserError: the cell is not a name.

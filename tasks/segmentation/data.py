@@ -171,9 +171,9 @@ def load(config: DataConfig, paths: Paths) -> SegmentationData:
         alone = config.mask_values[present[0]] if config.mask_values else present[0]
         share = train.ignored / (train.ignored + sum(train.classes.values()))
         raise UserError(
-            f"{config.path}: masks of the train split hold {alone} and {config.void}, and "
-            f"{config.void} is void (config.data.void; {share:.1%} of pixels), so that one class "
-            f"is left; if {config.void} is a class, set config.data.mask_values to "
+            f"{config.path}: got one class, expected at least two: masks of the train split hold "
+            f"{alone} and {config.void}, and {config.void} is void (config.data.void; {share:.1%} "
+            f"of pixels), not a class; to make it a class, set config.data.mask_values to "
             f"({alone}, {config.void})"
         )
     check_splits(config.path, summary)

@@ -59,7 +59,7 @@ def _camvid_files(archive: zipfile.ZipFile) -> dict[str, str]:
 
 
 def camvid_pixels(path: Path) -> Iterator[bytes]:
-    """Yields names and pixels of all images of an archive; the digest of the source covers them."""
+    """Yields names and pixels of all images of an archive, the input of the source's digest."""
     from PIL import Image
 
     with zipfile.ZipFile(path) as archive:

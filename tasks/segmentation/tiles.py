@@ -32,7 +32,7 @@ def window_corners(Y: int, X: int, size: tuple[int, int], overlap: float) -> lis
     """Returns top and left of each window, row by row.
 
     Args:
-      Y, X: of the image.
+      Y, X: height and width of the image.
       size: height and width of a window.
       overlap: overlap of adjacent windows as a fraction of a window, in [0, 1).
     """
@@ -83,8 +83,7 @@ def blend_windows(
     Args:
       windows: probabilities [height, width, K] of each window, in any unit.
       corners: top and left of each.
-      Y, X: of the image.
-
+      Y, X: height and width of the image.
     Returns:
       uint8 [Y, X].
     """

@@ -88,7 +88,7 @@ class UNetConfig(StagesConfig):
         return entry is not None and "gate" in entry.capabilities
 
     def build_gate(self, fine: int, coarse: int, rngs: nnx.Rngs) -> nnx.Module:
-        """Returns the gate of a map with `fine` channels by one with `coarse` channels.
+        """Returns a gate for maps with `fine` channels, whose signal has `coarse` channels.
 
         Raises:
           ValueError: an option is unknown or does not fit.

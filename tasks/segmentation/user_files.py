@@ -240,7 +240,7 @@ def count_classes(
     Args:
       path: path of the data, for messages.
       read: image and labels of each pair of files, by split.
-      kept: these pairs.
+      kept: the pairs of files, by split.
 
     Raises:
       UserError: another split has more, or most numbers up to the largest are missing.

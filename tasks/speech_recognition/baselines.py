@@ -52,10 +52,11 @@ def mfcc_svm(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
 
 
 def cut_and_classify(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
-    """Evaluates an SVM on strings that are segmented at silences, a word each.
+    """Evaluates an SVM that classifies each segment between silences as one word.
 
-    It is fitted on the training strings with as many segments as words. The threshold of silence is
-    that which gives most such strings.
+    The training split consists of strings of digits. A string is used for training only if it has
+    as many segments as words. The silence threshold is chosen to maximize the number of such
+    strings.
     """
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

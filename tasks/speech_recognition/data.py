@@ -57,13 +57,14 @@ class DataConfig(TranscribedConfig):
         for digits: the test split has takes 0 to 4 of all speakers, validation takes 5 to 9.
       strings: composition of spoken_digit_strings.
       long_strings: composition of its second test condition, longer than any training string.
-      silence: number of additional training examples without speech, for strings and prompts, as a
-        fraction. They reduce hallucinations. User files with an empty text have the same purpose.
+      silence: number of additional training examples without speech, relative to the number of
+        examples; for strings and prompts. They reduce hallucinations. User files with an empty text
+        have the same purpose.
       features: config of the log-mel features.
       normalised: whether each clip is scaled to the same peak, and each band has its mean
         subtracted (Atal 1974), which removes the channel of microphone and room.
-      dynamic_range: dynamic range of a normalized clip, decibels below the loudest energy to which
-        energies are raised, which removes background noise. 0 for no limit.
+      dynamic_range: dynamic range of a normalized clip in decibels. Energies further below the
+        loudest are raised to this limit, which removes background noise. 0 for no limit.
       trim: decibels below the loudest part at which both ends of recordings are trimmed. 0 for no
         trimming.
       augmentation: random changes in training.

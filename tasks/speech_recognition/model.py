@@ -40,9 +40,9 @@ class SpeechConfig(Config):
     Attributes:
       encoder: "pyramid": bidirectional GRUs that each join two adjacent frames; "transformer"
         or "conformer": attention layers after two convolutions that subsample frames by 4.
-      model_size: D, which equals M.
+      model_size: D, size of the encoder's output.
       num_layers: number of layers of the encoder. A pyramid halves the number of frames in each.
-      num_heads, feedforward_size: of the encoder's attention layers.
+      num_heads, feedforward_size: those of the encoder's attention layers.
       conv_kernel_size: kernel size of the Conformer's convolutions.
       channels: channels of the subsampling convolutions.
       chunk_size: encoded frames (40 ms by default) of a chunk, for streaming. Attention layers then

@@ -25,8 +25,8 @@ class DataConfig(TextFilesConfig):
 
     Attributes:
       name: a built-in data set, or tfds:NAME of the TFDS catalog; see `TextFilesConfig`.
-      train_file, validation_file, test_file: CSV, TSV or JSONL files. The tenths are by the hash of
-        the text.
+      train_file, validation_file, test_file: CSV, TSV or JSONL files. A missing split is a tenth of
+        the training split, selected by the hash of the text.
       text_column: column, key or feature of the text.
       label_column: column, key or feature of the class.
       text: config of the tokenizer.
@@ -71,7 +71,7 @@ class TextData(digests.Fingerprinted):
     """A data set.
 
     Attributes:
-      name: as in the config.
+      name: name of the data set in the config.
       splits: train, validation and test.
       label_names: class names by index.
     """

@@ -210,7 +210,7 @@ def configured(**changes):
         (lambda f: (f / "vocab.txt").write_text("a\nb\n"), r"vocabulary has no \[PAD\], \[UNK\]"),
         (
             lambda f: (f / "vocab.txt").write_text("".join(f"{p}\n" for p in VOCABULARY[:-1])),
-            rf"embeddings of {V} tokens, the vocabulary {V - 1}",
+            rf"embeddings of {V} tokens, expected {V - 1} as in the vocabulary",
         ),
         (lambda f: without(f, "bert.embeddings.LayerNorm.bias"), r"no tensor 'embeddings.LayerNo"),
     ],

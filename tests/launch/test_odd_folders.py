@@ -90,7 +90,7 @@ def test_other_numbers_of_rows_are_another_model_s(rows, tmp_path):
     """Sizes below the 15 pieces, no multiple of 8, the multiple after the next, far too large."""
     write(tmp_path / "bert", BERT, bert_shapes() | HEAD)
     change(tmp_path / "bert", **{WORDS: np.zeros((rows, D), np.float32)})
-    with pytest.raises(UserError, match=f"embeddings of {rows} tokens, the vocabulary {V}"):
+    with pytest.raises(UserError, match=f"embeddings of {rows} tokens, expected {V} as in"):
         read_folder(tmp_path / "bert")
 
 

@@ -49,8 +49,8 @@ class TranscriberConfig(Config):
       cell: cell of a recurrent decoder, "gru" or "lstm".
       state_size: state size of the decoder; the model size of a Transformer.
       embedding_size: embedding size of the units that a recurrent decoder reads.
-      num_layers: num layers of the decoder.
-      num_heads, feedforward_size: of a Transformer decoder.
+      num_layers: number of layers of the decoder.
+      num_heads, feedforward_size: number of heads and feed-forward size of a Transformer decoder.
       temporal_attention: number of heads of a recurrent decoder's attention to its past; 0 for
         none.
       dropout_rate: dropout rate of the decoder.

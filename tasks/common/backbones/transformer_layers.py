@@ -47,9 +47,10 @@ class EncoderConfig(Config):
       norm: "pre" (Xiong et al. 2020) or "post" (Vaswani et al. 2017).
       activation: "gelu" (with the error function), "gelu_tanh" (its approximation), "relu", "silu"
         (also called swish) or "swiglu", gated by silu (Shazeer 2020).
-      positions: added to the input: "sinusoidal", "sinusoidal(interleaved=False)" with the sines
-        before the cosines, or "learned"; inside a mixer that supports it: a spec of
-        `attention.positions.POSITIONS` such as "rope", "alibi" or "rope(base=500000)"; or "none".
+      positions: "none", position embeddings that are added to the input, or a spec for the mixer.
+        Added to the input are "sinusoidal", "sinusoidal(interleaved=False)" with the sines before
+        the cosines, and "learned". A mixer with positions takes a spec of
+        `attention.positions.POSITIONS`, such as "rope", "alibi" or "rope(base=500000)".
       max_length: maximum length of the input, even for positions and mixers without a limit.
       mixer: a mixer of `attention.registry`, with options if any: "dot_product",
         "sliding_window(left=8, right=8)", "performer(features=64, kernel=relu)".

@@ -112,7 +112,7 @@ class TimeColumn:
         return len(self._numbers)
 
     def add(self, cell: Any) -> None:
-        """Adds the next cell: a text, or a number of JSON.
+        """Adds the next cell, which is a text or a JSON number.
 
         Raises:
           TimeError: the cell is not a time, or its notation differs from the previous cells.
@@ -138,7 +138,8 @@ class TimeColumn:
                 kept.extend([nothing] * count)
         if moment.notation != self._notation:
             raise TimeError(
-                f"one of {moment.notation} among {self._notation}", "use one notation in the column"
+                f"in another notation ({moment.notation}) than the cells above ({self._notation})",
+                "use one notation in the column",
             )
         self._numbers.append(np.nan)
         self._append(moment.day_first, moment.month_first, moment.offset)

@@ -95,7 +95,7 @@ def read_idx(data: bytes) -> np.ndarray:
       ValueError: the type is not supported, or the length differs from the header's.
     """
     if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
-        raise ValueError("not an idx file of bytes")
+        raise ValueError("expected a file in IDX format with unsigned bytes")
     start = 4 + 4 * data[3]
     shape = tuple(np.frombuffer(data[4:start], ">u4").tolist())
     if len(data) - start != math.prod(shape):

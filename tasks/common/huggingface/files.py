@@ -70,7 +70,8 @@ def read_folder(folder: Path) -> LanguageModelFolder:
     path = folder / "model.safetensors"
     if not _fits(rows, len(vocabulary)):
         raise UserError(
-            f"{path}: has embeddings of {rows} tokens, the vocabulary {len(vocabulary)}; use "
+            f"{path}: has embeddings of {rows} tokens, expected {len(vocabulary)} as in the "
+            f"vocabulary; use "
             f"files of the same model"
         )
     expect_vocabulary(folder / "config.json", config, vocabulary, rows)

@@ -47,8 +47,8 @@ class TextConfig(Config):
         """Requires the default values of fields.
 
         Args:
-          names: of the fields.
-          reason: for the message.
+          names: names of the fields.
+          reason: reason for the requirement, for the message.
 
         Raises:
           ValueError: a field has another value.

@@ -88,8 +88,8 @@ def attend(attention: nnx.Module, past: Array, valid: Array) -> tuple[Array, Arr
 class LagForecaster(Forecaster):
     """Lag attention: ŷ_(t+f) = Σ_i w_fi x_(t+1-i), or its residual form relative to the level.
 
-    Attention weights: "lags" [B, 1 or C, F, L], first time first. In the residual form they are the
-    matrix from the past to the forecast, whose rows sum to 1.
+    Attention weights: "lags" [B, 1 or C, F, L], in the order of time. In the residual form they are
+    the matrix of the linear map from the past to the forecast, whose rows sum to 1.
     """
 
     def __init__(self, config: LagConfig, sizes: WindowSizes, *, rngs: nnx.Rngs):

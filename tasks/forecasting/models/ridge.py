@@ -214,13 +214,13 @@ class RidgeResidual(RidgeBased):
 
 
 class RidgeSeasonal(RidgeBased):
-    """Weighted mean: ŷ = r + λ (s - r), with r of the ridge, s of `SeasonalLag` and λ its share.
+    """Weighted mean of two linear forecasts: ŷ = r + λ (s - r).
 
-    Both are linear maps of the past; s has far fewer parameters.
+    r is the ridge forecast and s that of `SeasonalLag`, which has far fewer parameters.
 
-    Variables: share [] (λ), as given or as fitted.
+    Variables: share [] (λ), the value in the config or, if that is None, fitted.
 
-    Attention weights: "lags" [B, C, F, L], first time first.
+    Attention weights: those of s, "lags" [B, C, F, L], in the order of time.
     """
 
     def _build(self, config: RidgeSeasonalConfig, sizes: WindowSizes, rngs: nnx.Rngs) -> None:

@@ -38,12 +38,13 @@ class SeasonalLagConfig(Config):
 
 
 class SeasonalLag(nnx.Module):
-    """Weighted mean of the same time in earlier seasons and of the level.
+    """Weighted mean of the values at the same time in M earlier seasons, and of the level c.
 
         ŷ_(t+f) = c + Σ_k w_jk (x_(t+f-(j+k)P) - c),     j = ⌊(f - 1) / P⌋,   k = 1 ... M
 
-    with w_j a softmax over the seasons and the level c, which contributes x - c = 0. A forecast is
-    between the minimum and the maximum of its past.
+    The weights w_j are a softmax over M + 1 logits, one for each season and one for the level. The
+    level has no term in the sum, because it contributes c - c = 0. A forecast is between the
+    minimum and the maximum of its past.
 
     Parameters: attention/logits [1, J, M + 1], the latest season first and the level last.
 
@@ -95,7 +96,7 @@ class SeasonalLag(nnx.Module):
 class SeasonalLagForecaster(Forecaster):
     """`SeasonalLag` with a `DistributionHead`.
 
-    Attention weights: "lags" [B, C, F, L], first time first.
+    Attention weights: "lags" [B, C, F, L], in the order of time.
     """
 
     def __init__(self, config: SeasonalLagConfig, sizes: WindowSizes, *, rngs: nnx.Rngs):

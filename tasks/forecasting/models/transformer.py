@@ -50,9 +50,11 @@ class Transformer(Forecaster):
     """A Transformer whose tokens are times, with all channels and calendar features.
 
         memory = encoder([x, k]_(1 ... L) W_e)
-        ŷ = decoder([x or 0, k]_(L-G+1 ... L+F) W_d, memory) W + b        at the last F
+        ŷ = decoder([x or 0, k]_(L-G+1 ... L+F) W_d, memory) W + b
 
-    with x normalized if `instance_norm`. Times without valid values are masked.
+    with calendar features k, and x normalized if `instance_norm`. In the decoder x is 0 at the
+    future times, the last F positions, from which ŷ is taken. Times without valid values are
+    masked.
 
     Attention weights: "encoder" [B, layers, N, L, L] if the mixer has any, and "decoder",
     from the horizon to the look-back, [B, layers, N, F, S] with S = L.

@@ -98,12 +98,12 @@ class WrittenLines:
 
 
 def _transform(image: np.ndarray, matrix: np.ndarray, pen: float) -> np.ndarray:
-    """Transforms a digit about its center, on a larger canvas, and changes its stroke.
+    """Transforms a digit about its center, on a larger canvas, and changes its stroke width.
 
     Args:
       image: image of the digit.
       matrix: maps positions on the canvas to positions in the image.
-      pen: change of the stroke, in pixels on each side.
+      pen: pixels by which each side of a stroke is thickened, from -1 to 1; thinned if negative.
     """
     side = 44
     center = np.array([(side - 1) / 2] * 2)

@@ -64,13 +64,13 @@ class HybridConfig(Config):
       cooccurrence_window: maximum distance of co-occurring events in either order; 0 for no such
         term.
       decay: γ, decay of both counts by distance.
-      `neighbours`: k, similar users; 0: no such term.
+      `neighbours`: k, number of similar users; 0 for no such term.
       sequence: whether there is a Transformer over the history, configured by model_size and the
         fields below it; see `SASRecConfig`.
       half_life: initial half-life of the weights of events, in positions.
       top_k_entries: entries that each row keeps of matrices with millions of entries.
-      positions_per_step: T, positions sampled of each sequence; fewer if a step would have more
-        than 2²³ logits.
+      positions_per_step: T, number of positions sampled from each sequence; fewer if a step would
+        have more than 2²³ logits.
     """
 
     name: str = "hybrid"
@@ -171,7 +171,7 @@ class Hybrid(Recommender):
     def _logits(
         self, history: History, weights: list[Array], dropout_key: Array | None = None
     ) -> Array:
-        """Returns [B, T, I], with the weights [B, T, S] of each counted term."""
+        """Returns logits [B, T, I], given the attention weights [B, T, S] of each count term."""
         prior = jnp.exp(PACE * self.popular[...]) * self.log_popularity[...] + self.bias[...]
         logits = prior[None, None]
         for part, own in zip(self.counted, weights, strict=True):

@@ -48,7 +48,7 @@ class ItemAttentionConfig(Config):
     Attributes:
       model_size: D.
       hidden_size: hidden size of the attention.
-      positions_per_step: T, positions sampled of each sequence.
+      positions_per_step: T, number of positions sampled from each sequence.
       embedding_scale: standard deviation of initial embeddings.
     """
 

@@ -25,7 +25,7 @@ class LossConfig(Config):
 
     Attributes:
       name: "cross_entropy" over all items, or "gbce" against sampled items, for many items.
-      negatives: k of "gbce", sampled for each row and step.
+      negatives: k, number of negatives that "gbce" samples for each row and step.
       calibration: t of "gbce", from 0, plain binary cross-entropy, to 1, fully calibrated.
       label_smoothing: ε of "cross_entropy".
     """

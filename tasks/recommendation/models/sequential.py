@@ -44,7 +44,8 @@ class SequentialConfig(EncoderConfig):
     Attributes:
       embedding_scale: standard deviation of initial embeddings.
       objective: the loss.
-      For the others see `EncoderConfig`; max_length is that of a history, and at least the data's.
+      For the others see `EncoderConfig`. max_length is the maximum number of events of a history,
+        and at least config.data.max_length.
     """
 
     model_size: int = 64

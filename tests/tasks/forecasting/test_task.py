@@ -217,7 +217,7 @@ def test_any_file_has_an_answer(predict, tmp_path, capsys):
         (f"{path},steps=0", "steps is '0', expected a number"),
         (
             write(tmp_path / "d.csv", [(np.nan, np.nan)] * 9),
-            "has no value within the last 48 times",
+            "has no value within the last 48 time steps",
         ),
         (
             write(tmp_path / "e.csv", [(1, 2)] * 9, step=2),

@@ -104,7 +104,11 @@ def test_the_column_tells_the_order_of_day_and_month():
         (["1.60946E+12"], "a rounded number", None),
         (["2021-01-01", "5"], "a small number among dates", 1),
         (["2021-01-01T00:00+01:00", "2021-01-02"], "without a time zone", 1),
-        (["31.12.2020", "2021-01-01"], "ISO 8601 among dates", None),
+        (
+            ["31.12.2020", "2021-01-01"],
+            "in another notation (ISO 8601) than the cells above (dates",
+            None,
+        ),
         (["2021-Q1", "1609459200"], "a number among quarters", 1),
         (["nan"], "no moment", None),
         (["1e999"], "no moment", None),
