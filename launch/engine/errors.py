@@ -111,7 +111,7 @@ def system_error(error: BaseException) -> str | None:
             reason = found.strerror or os.strerror(found.errno)
             return f"{where}: {reason}" if where else reason
         if isinstance(found, RuntimeError) and "determine home directory" in str(found):
-            return "a path begins with ~, but no home directory is known; write out the full path"
+            return "a path begins with ~: no home directory is known; write out the full path"
         if not isinstance(found, OSError) and (code := _IN_TEXT.search(str(found))):
             number = int(code[1] or code[2])
             if number in reasons:

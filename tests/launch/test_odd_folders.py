@@ -212,7 +212,7 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
         (cut(0.999), "cannot be read"),
         (cut(0.05), "cannot be read"),
         (cut(0), "cannot be read"),
-        (other_form, "no such file; pytorch_model.bin is not read; save the model with"),
+        (other_form, "no such file; pytorch_model.bin is not supported; save the model with"),
         (
             lambda folder: change(folder, **{"cls.predictions.transform.dense.bias": None}),
             "not the complete head for masked tokens",

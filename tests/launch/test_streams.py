@@ -76,7 +76,7 @@ def test_home_that_is_not_known(command):
     done = command("evaluate", "--workdir=~no-user-of-this-name/run")
     assert done.returncode == 2
     assert done.stderr == (
-        "error: a path begins with ~, but no home directory is known; write out the full path\n"
+        "error: a path begins with ~: no home directory is known; write out the full path\n"
     )
     assert system_error(RuntimeError("another")) is None
 

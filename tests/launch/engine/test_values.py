@@ -168,7 +168,7 @@ def test_overrides_in_every_spelling(parsed):
         ([f"--config={BASE}", "--noconfig.seed"], "--noconfig.seed: is not a bool"),
         ([f"--config={BASE}", "--baseline"], "launch.train has no such flag (did you mean "
                                              "'baselines'?)"),
-        ([f"--config={BASE}", "--seeds=3"], "it is one of launch.ablate, launch.sweep"),
+        ([f"--config={BASE}", "--seeds=3"], "it belongs to launch.ablate, launch.sweep"),
     ],
 )  # fmt: skip
 def test_words_that_are_refused(parsed, words, expected):

@@ -36,7 +36,7 @@ def test_pieces_cannot_move_over_their_border():
 
 
 def test_what_is_no_data_is_an_error():
-    with pytest.raises(TypeError, match="got object, expected data"):
+    with pytest.raises(TypeError, match="got object, expected an array"):
         digests.code([object()])
 
 

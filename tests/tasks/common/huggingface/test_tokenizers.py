@@ -302,7 +302,7 @@ def test_files_that_contradict_each_other_are_refused(tmp_path):
                 None,
                 [*VOCABULARY[:-2], "s", "'"],
                 whole(),
-                "has \"'\" as piece 22, it is 's' in vocab.txt",
+                "has \"'\" as piece 22, expected 's' as in vocab.txt",
             ),
         )
     ):
