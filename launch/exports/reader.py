@@ -1922,14 +1922,28 @@ class Export:
 
 
 def _inputs(arguments: argparse.Namespace) -> Iterator[str]:
+    """Yields the inputs of --input and the lines of --input_file."""
     for text in arguments.input:
-        yield from (line.rstrip("\r\n") for line in sys.stdin) if text == "-" else (text,)
+        if text == "-":
+            yield from _lines(sys.stdin.buffer, "standard input")
+        else:
+            yield text
     if arguments.input_file:
+        name = f"--input_file={arguments.input_file}"
         try:
-            with open(arguments.input_file, encoding="utf-8-sig") as file:
-                yield from (line.rstrip("\r\n") for line in file)
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--input_file={arguments.input_file}: {error}") from None
+            with open(arguments.input_file, "rb") as file:
+                yield from _lines(file, name)
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read ({error.strerror})") from None
+
+
+def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
+    for number, line in enumerate(stream, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise InputError(f"{name}: line {number} is not UTF-8; convert the file") from None
+        yield text.rstrip("\r\n")
 
 
 def main() -> None:
@@ -1941,19 +1955,33 @@ def main() -> None:
     parser.add_argument("--format", choices=["text", "json"], default="text")
     parser.add_argument("--verify", action="store_true", help="compare with the golden outputs")
     arguments = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # Characters that the terminal lacks are written as escapes.
+            stream.reconfigure(errors="backslashreplace")
     try:
-        model = Export(arguments.export)
-        if arguments.verify:
-            print(f"largest difference from the golden outputs: {model.verify():.2g}")
-            return
-        raw = list(_inputs(arguments))
-        if not raw:
-            raise InputError("--input is missing; give one, or - for standard input")
-        for answer in model(raw):
-            print(json.dumps(answer) if arguments.format == "json" else answer["text"])
+        _run(arguments)
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        # The interpreter must not flush the pipe again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("error: the reader of the output has closed the pipe", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    model = Export(arguments.export)
+    if arguments.verify:
+        print(f"largest difference from the golden outputs: {model.verify():.2g}")
+        return
+    raw = list(_inputs(arguments))
+    if not raw:
+        raise InputError("--input is missing; give one, or - for standard input")
+    for answer in model(raw):
+        print(json.dumps(answer) if arguments.format == "json" else answer["text"])
 
 
 if __name__ == "__main__":

@@ -286,3 +286,27 @@ def test_the_copied_file_predicts_without_the_project(exported, tmp_path):
     assert done.returncode == 0, done.stderr
     assert_same([json.loads(done.stdout)], subject.predictor([raw]))
     assert pathlib.Path(folder / "README.md").exists() is False
+
+
+@pytest.mark.slow
+def test_streams_of_the_copied_file(exported, tmp_path):
+    """Bytes that are not UTF-8, a missing file and a closed pipe: one line and status 2."""
+    _, _, folder = exported("text_classification")
+    program = [sys.executable, str(folder / "predict.py")]
+    for flags, given, words in (
+        (["--input=-"], b"fine\n\xff\xfe\n", "standard input: line 2 is not UTF-8"),
+        ([f"--input_file={tmp_path / 'none'}"], b"", "cannot be read"),
+        ([], b"", "--input is missing"),
+        ([f"--export={tmp_path}", "--input=a"], b"", "no export"),
+    ):
+        done = subprocess.run([*program, *flags], input=given, capture_output=True)
+        assert done.returncode == 2
+        assert words in done.stderr.decode()
+        assert done.stderr.count(b"\n") == 1
+    with subprocess.Popen(
+        [*program, "--input=a"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as closed:
+        closed.stdout.close()
+        _, error = closed.communicate()
+    assert closed.returncode == 2
+    assert error == b"error: the reader of the output has closed the pipe\n"
