@@ -10,22 +10,10 @@ from typing import Any
 import jinja2
 
 from launch.engine.config import Experiment
+from launch.exports.pipelines import pipeline_of
 from launch.reporting import results
 from launch.reporting.tables import format_metric
 from tasks.common.data import builders
-
-# Names of the tasks on the Hugging Face hub.
-PIPELINES = {
-    "text_classification": "text-classification",
-    "language_modeling": "text-generation",
-    "translation": "translation",
-    "image_classification": "image-classification",
-    "segmentation": "image-segmentation",
-    "detection": "object-detection",
-    "forecasting": "time-series-forecasting",
-    "speech_recognition": "automatic-speech-recognition",
-    "handwriting_recognition": "image-to-text",
-}
 
 _TEMPLATE = """---
 library_name: jax
@@ -125,7 +113,7 @@ def render(
     ).render(
         signature=signature,
         name=config.name or config.model.name,
-        pipeline=PIPELINES.get(config.task),
+        pipeline=pipeline_of(signature),
         metrics={name: metrics[name] for name in columns if name in metrics},
         parameters=record and record["parameters"],
         step=step,

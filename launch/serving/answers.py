@@ -82,27 +82,22 @@ def plain(item: Item, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return item.answer
 
 
-# Task -> name of Hugging Face, and the function of its shape.
-SHAPES: dict[str, tuple[str, Callable[[Item, Mapping[str, Any]], Any]]] = {
-    "text_classification": ("text-classification", classes),
-    "image_classification": ("image-classification", classes),
-    "translation": ("translation", translation),
-    "language_modeling": ("text-generation", generation),
-    "speech_recognition": ("automatic-speech-recognition", transcription),
-    "handwriting_recognition": ("image-to-text", image_text),
-    "detection": ("object-detection", objects),
+# Task -> function of its shape; the answer of the reader for others.
+SHAPES: dict[str, Callable[[Item, Mapping[str, Any]], Any]] = {
+    "text_classification": classes,
+    "image_classification": classes,
+    "translation": translation,
+    "language_modeling": generation,
+    "speech_recognition": transcription,
+    "handwriting_recognition": image_text,
+    "detection": objects,
 }
 _RANKED = (classes, generation)
 
 
-def shape_of(task: str) -> tuple[str, Callable[[Item, Mapping[str, Any]], Any]]:
-    """Returns the name of a task, and the function of the shape of its answers."""
-    return SHAPES.get(task, (task.replace("_", "-"), plain))
-
-
 def is_ranked(task: str) -> bool:
     """Returns whether answers are ranked, so that "top_k" is supported."""
-    return shape_of(task)[1] in _RANKED
+    return SHAPES.get(task) in _RANKED
 
 
 def answers(task: str, items: Sequence[Item], parameters: Mapping[str, Any], many: bool) -> Any:
@@ -114,7 +109,7 @@ def answers(task: str, items: Sequence[Item], parameters: Mapping[str, Any], man
       parameters: see `read_parameters`.
       many: whether the inputs were a list.
     """
-    _, shape = shape_of(task)
+    shape = SHAPES.get(task, plain)
     found = [shape(item, parameters) for item in items]
     if shape is translation:
         return [one for row in found for one in row]

@@ -187,7 +187,7 @@ class Application:
     def _described(self, model: Model) -> dict[str, Any]:
         return {
             "name": model.name,
-            "task": answers.shape_of(model.task)[0],
+            "task": model.pipeline,
             "input": model.kind,
             "ready": model.ready,
             "attention": model.has_attention,

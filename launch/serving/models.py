@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from launch.exports.pipelines import pipeline_of
 from launch.exports.reader import Export, InputError, Item, Raw, Row, image_formats, read_tensors
 from launch.serving.batching import Batcher, Expired, Key, Outputs
 from launch.serving.metrics import Metrics
@@ -88,6 +89,11 @@ class Model:
     def ready(self) -> bool:
         """True if all programs are compiled."""
         return self._batcher.ready
+
+    @property
+    def pipeline(self) -> str:
+        """Name of the task on the Hugging Face hub, or the project's own."""
+        return pipeline_of(self.export.signature) or self.task.replace("_", "-")
 
     @property
     def has_attention(self) -> bool:

@@ -283,8 +283,7 @@ def _schemas(models: list[Model], options: Options) -> dict[str, Any]:
             ["inputs"],
         ),
         "Answer": {
-            "description": "Answers of "
-            + "; ".join(f"{m.name}: {answers.shape_of(m.task)[0]}" for m in models),
+            "description": "Answers of " + "; ".join(f"{m.name}: {m.pipeline}" for m in models),
             "type": ["array", "object"],
         },
         "Attention": _object(

@@ -89,3 +89,15 @@ def tiny(csv_file) -> list[str]:
         "--config.model.token_dropout_rate=0.1",
         "--config.model.head_dropout_rate=0.1",
     ]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny, cache, tmp_path_factory):
+    """Trains with `tiny` once; returns the run directory and the finished process."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    done = subprocess.run(
+        command_line("train", cache, *tiny, f"--workdir={folder}"),
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder, done

@@ -3,22 +3,13 @@
 import csv
 import io
 import json
-import subprocess
 
 import pytest
 
-from tests.launch.conftest import ROOT, command_line
-
 
 @pytest.fixture(scope="module")
-def run(tiny, cache, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    done = subprocess.run(
-        command_line("train", cache, *tiny, f"--workdir={folder}"),
-        cwd=ROOT, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return folder, done
+def run(tiny_run):
+    return tiny_run
 
 
 def test_train_prints_the_table_and_fills_the_folder(run):
