@@ -231,7 +231,9 @@ def test_dropout_drops_follows_its_key_and_is_unbiased(subject):
 def test_dropout_does_not_depend_on_vmap(subject):
     draw = jax.jit(subject.draw)
     alone = np.stack([draw(key) for key in subject.draw_keys[1:4]])
-    np.testing.assert_allclose(subject.draws[1:4], alone, atol=2e-6)
+    # Rounding is relative to the largest output.
+    scale = max(1.0, float(np.abs(alone).max()))
+    np.testing.assert_allclose(subject.draws[1:4], alone, atol=2e-6 * scale)
 
 
 @each(dtype="bfloat16", variants=False)

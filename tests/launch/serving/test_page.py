@@ -1,5 +1,6 @@
 """The page in a headless browser: no console errors, narrow screens, the keyboard, dark mode."""
 
+import contextlib
 import shutil
 import threading
 
@@ -8,6 +9,7 @@ import uvicorn
 
 from launch.serving import server as servers
 from launch.serving.app import Application
+from launch.serving.models import Model
 from launch.serving.options import Options
 from tests.launch.serving.conftest import NAME
 
@@ -20,9 +22,9 @@ pytestmark = [
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 
 
-@pytest.fixture(scope="module")
-def address(export):
-    """Serves the tiny model on a free port, and returns its address."""
+@contextlib.contextmanager
+def serve(export):
+    """Serves a model on a free port; yields its address."""
     opened = servers.listen("127.0.0.1", 0)
     server = uvicorn.Server(
         uvicorn.Config(Application({NAME: export}, Options(max_batch=2)).asgi(), log_config=None)
@@ -32,6 +34,12 @@ def address(export):
     yield f"http://127.0.0.1:{opened.getsockname()[1]}"
     server.should_exit = True
     thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def address(export):
+    with serve(export) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +61,36 @@ def page(browser, address, request):
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("requestfailed", lambda failed: errors.append(failed.url))
     page.goto(address)
-    page.wait_for_function("!document.getElementById('model').disabled")
+    page.wait_for_function("!document.getElementById('send').disabled")
     yield page
     context.close()
     # Browsers log each response that refuses an input.
     assert not [error for error in errors if "status of 422" not in error]
+
+
+def test_inputs_are_sent_once_the_model_is_compiled(browser, export, monkeypatch):
+    compiled, compile_programs = threading.Event(), Model._compile
+
+    def held(model):
+        compiled.wait(60)
+        compile_programs(model)
+
+    monkeypatch.setattr(Model, "_compile", held)
+    with serve(export) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_function(
+            "document.getElementById('about').textContent.includes('being compiled')"
+        )
+        page.fill("#text", "fine lovely film")
+        page.keyboard.press("Control+Enter")
+        assert page.is_disabled("#send")
+        assert page.is_hidden("#error")
+        compiled.set()
+        page.wait_for_function("!document.getElementById('send').disabled", timeout=90_000)
+        page.click("#send")
+        page.wait_for_selector("#result:not([hidden])", timeout=90_000)
+        page.close()
 
 
 def width(page):
