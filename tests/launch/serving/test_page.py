@@ -61,7 +61,7 @@ def page(browser, address, request):
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("requestfailed", lambda failed: errors.append(failed.url))
     page.goto(address)
-    page.wait_for_function("!document.getElementById('send').disabled")
+    page.wait_for_selector("#send:not([disabled])")
     yield page
     context.close()
     # Browsers log each response that refuses an input.
@@ -79,15 +79,13 @@ def test_inputs_are_sent_once_the_model_is_compiled(browser, export, monkeypatch
     with serve(export) as address:
         page = browser.new_page()
         page.goto(address)
-        page.wait_for_function(
-            "document.getElementById('about').textContent.includes('being compiled')"
-        )
+        page.get_by_text("is being compiled").wait_for()
         page.fill("#text", "fine lovely film")
         page.keyboard.press("Control+Enter")
         assert page.is_disabled("#send")
         assert page.is_hidden("#error")
         compiled.set()
-        page.wait_for_function("!document.getElementById('send').disabled", timeout=90_000)
+        page.wait_for_selector("#send:not([disabled])", timeout=90_000)
         page.click("#send")
         page.wait_for_selector("#result:not([hidden])", timeout=90_000)
         page.close()
