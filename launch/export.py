@@ -1,16 +1,16 @@
-"""Exports a trained model as a folder that needs neither this code nor flax.
+"""Exports a trained model as a folder that predicts without this package and without flax.
 
 python -m launch.export --workdir=runs/movie_reviews --output=exported
 
-The folder has the programs of prediction as StableHLO (jax.export) for cpu, cuda and tpu, one for
-each length of padded batches and any batch size; the weights; pre- and postprocessing as data;
-golden inputs and outputs; a model card; and predict.py, which reads all this:
+The folder contains the prediction programs as StableHLO (jax.export) for cpu, cuda and tpu, one for
+each padded length, with any batch size; the parameters; pre- and postprocessing as data; golden
+inputs and outputs; a model card; and predict.py, which predicts with these files:
 
 pip install -r exported/requirements.txt
 python exported/predict.py --input="a gripping, funny film"
 python -m launch.predict --export=exported --input="a gripping, funny film"
 
---input gives examples for the golden outputs; without it they are of made-up arrays.
+--input gives inputs whose golden outputs are stored; without it they are random arrays.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ flags.DEFINE_multi_string("input", [], "Inputs whose outputs are kept to verify 
 
 
 def export() -> None:
-    """Runs the command."""
+    """Runs the command `launch.export`."""
     from launch.exports import card, writer
     from launch.exports.reader import InputError
     from launch.runs import directory

@@ -44,7 +44,7 @@ class ClassificationTask(Task):
         return jnp.sum(losses * weight) / total, {"accuracy": accuracy}
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[dict, dict]:
-        """Sums cross-entropy, weights and confusion counts [true, predicted]."""
+        """Sums cross-entropy, example weights and confusion counts [true, predicted class]."""
         logits, classes = self.logits(model, batch), len(self.labels)
         pair = batch["label"] * classes + jnp.argmax(logits, axis=-1)
         real = (batch["weight"] > 0).astype(jnp.int32)
@@ -71,7 +71,7 @@ class ClassificationTask(Task):
         return correct.astype(np.float32)
 
     def scores(self, predicted: np.ndarray, split: str) -> dict[str, float]:
-        """Returns the metrics of predicted classes."""
+        """Returns `classification_metrics` of predicted classes, int [n], on a split."""
         return classification_metrics(self.dataset.splits[split].labels, predicted, self.labels)
 
 

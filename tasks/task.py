@@ -84,14 +84,16 @@ class Pretrained:
 
 @dataclasses.dataclass(frozen=True)
 class ProcessingSteps:
-    """Pre- and postprocessing as data; `launch.exports.reader` interprets them without this code.
+    """Pre- and postprocessing as data, which `launch.exports.reader` executes.
+
+    The reader is part of every export and does not need the code of the processor.
 
     Attributes:
       kind: kind of a raw input: "text", "image", "sound" or "table".
-      encode: operations that make the arrays of `Processor.signature` of a raw input, in order:
-        JSON objects with the name "op" and options.
-      decode: operations that make the answer of the outputs.
-      files: content of the files that operations name: text, or arrays by name.
+      encode: operations that convert a raw input to the arrays of `Processor.signature`, in order.
+        Each is a JSON object with the name of the operation as "op", and its options.
+      decode: operations that convert the outputs to the prediction, in the same form.
+      files: content of each file that an operation refers to: a text, or arrays by name.
       libraries: packages that the operations import, besides jax and numpy.
     """
 
@@ -173,14 +175,15 @@ class Processor(abc.ABC):
         """Returns `encode` and `decode` as data, for exports.
 
         Raises:
-          UserError: there are none for this processor.
+          UserError: the processor does not support exports.
         """
         raise UserError(f"{type(self).__name__}.steps: not implemented, so nothing can be exported")
 
     def export_sizes(self) -> list[dict[str, int]]:
-        """Returns the sizes of named dimensions of each exported program, ascending.
+        """Returns, for each program to export, the sizes of the named dimensions, ascending.
 
-        By default those of `buckets`; one program if no dimension but the first is named.
+        By default there is one program for each of the `buckets`, or a single program if only the
+        batch dimension has a name.
         """
         named = {
             name: {size for size in spec.shape[1:] if isinstance(size, str)}
@@ -300,7 +303,7 @@ class Task(abc.ABC):
 
     @classmethod
     def fit(cls, dataset: Any, data: Any, model: Any, paths: Paths, **options: Any) -> Processor:
-        """Fits the processor on the training split; by default it has no fitted fields."""
+        """Fits the processor on the training split; the default has no fitted fields."""
         return cls.processor_type(data, model)
 
     def assets(self) -> dict[str, Any]:
@@ -380,7 +383,8 @@ class Task(abc.ABC):
         Args:
           model: model returned by `build_model`.
           inputs: input arrays by name.
-          fast: whether to use greedy decoding, for validation during training; static.
+          fast: whether to use greedy decoding, as in validation during training; a static argument
+            of `jax.jit`.
         """
 
     def decoder(self, model: Any, inputs: Batch) -> Any:
@@ -398,7 +402,13 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
-        """Computes the metrics of a split from summed statistics and outputs in id order."""
+        """Computes the metrics of a split.
+
+        Args:
+          statistics: statistics of `evaluate`, summed over the split.
+          outputs: outputs of the complete split, in the order of its examples.
+          split: name of the split.
+        """
 
     @abc.abstractmethod
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
@@ -440,7 +450,7 @@ class Task(abc.ABC):
         return [[] for _ in raw]
 
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """Returns baselines by name, as functions that fit one and return its test metrics.
+        """Returns baselines by name: functions that fit the baseline and return its test metrics.
 
         If the metrics contain "example_scores" [n], the model's gain over the baseline gets a
         paired confidence interval.

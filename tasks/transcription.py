@@ -1,4 +1,7 @@
-"""Base classes of tasks that transcribe sound or images: data set, processor and task."""
+"""Base classes of tasks that transcribe sound or images: data set, processor and task.
+
+The units of a transcript are the tokens of its tokenizer: characters, subwords or words.
+"""
 
 from __future__ import annotations
 
@@ -216,7 +219,7 @@ class TranscriptionTask(Task):
         return jnp.sum(model.transcriber.joint(losses) * weight) / units, parts
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[dict, dict]:
-        """Sums losses without label smoothing, units, and texts that have no CTC path."""
+        """Sums losses without label smoothing, and counts units and texts without a CTC path."""
         found = self._encode(model, batch)
         losses = model.transcriber(
             found.memory, found.valid, found.final_state, batch["target"], smoothing=False
@@ -237,7 +240,7 @@ class TranscriptionTask(Task):
         return {"tokens": tokens, "score": decoded.scores[:, 0]}
 
     def decoder(self, model: Any, inputs: Batch) -> TokenDecoder | None:
-        """Returns the decoder of the encoded inputs, without CTC scores; None for CTC alone."""
+        """Returns the attention decoder of the encoded inputs; None for a model with CTC alone."""
         if self.decoder_config.decoder == "none":
             return None
         found = self._encode(model, inputs)
@@ -289,7 +292,7 @@ class TranscriptionTask(Task):
         return digests.ids([settings] * len(chosen), chosen, [part.texts[i] for i in chosen])
 
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
-        """Returns the errors of each text of the first condition over the mean text length."""
+        """Returns the errors in each text of the first condition, divided by the mean length."""
         pair = self._references_and_hypotheses(outputs, split, 0)
         return text_errors(*pair, words=self.word_level).astype(np.float32)
 
@@ -312,7 +315,7 @@ class TranscriptionTask(Task):
         outputs: Arrays,
         attention: Arrays,
     ) -> list[Figure]:
-        """Returns alignment figures of the first examples, as many as have attention weights."""
+        """Returns an alignment figure for each of the first examples that has attention weights."""
         drawn: list[Figure] = []
         for index, weights in enumerate(attention.get("alignment", ())):
             steps = self.processor.pieces(outputs["tokens"][index])

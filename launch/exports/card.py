@@ -48,9 +48,9 @@ python predict.py --verify
 ```
 
 `signature.json` describes the programs (StableHLO for {{ signature.platforms | join(', ') }}),
-their inputs and outputs, and the operations before and after them. They were written by JAX
-{{ signature.jax.version }}; releases of JAX until {{ signature.jax.compatible_until }} promise to
-read them.
+their inputs and outputs, and the pre- and postprocessing operations. The programs were written by
+JAX {{ signature.jax.version }}; releases of JAX until {{ signature.jax.compatible_until }} promise
+to read them.
 
 ## Data
 
@@ -92,15 +92,15 @@ def render(
     step: int,
     recorded: Path = Path("results"),
 ) -> str:
-    """Returns the card of a run.
+    """Returns the model card of an exported run as Markdown.
 
     Args:
-      signature: signature of the export.
+      signature: content of the export's signature.json.
       config: config of the run.
-      folder: its run directory; result.json and data.json are read if they exist.
+      folder: run directory; its result.json and data.json are read if they exist.
       step: step of the exported checkpoint.
-      recorded: directory of run files; runs of the same experiment with other seeds give the
-        spread.
+      recorded: directory of run files. If it contains several runs of the same experiment, a row
+        with their mean and standard deviation is added.
     """
     result = folder / "result.json"
     record = results.load_result(result) if result.exists() else None
@@ -129,7 +129,7 @@ def render(
 
 
 def _counts(folder: Path) -> dict[str, int]:
-    """Returns the number of examples of each split, as far as data.json has them."""
+    """Returns the number of examples of each split from data.json; {} if it cannot be read."""
     try:
         counts = json.loads((folder / "data.json").read_text(encoding="utf-8"))["examples"]
         return {str(split): int(count) for split, count in counts.items()}
@@ -140,7 +140,10 @@ def _counts(folder: Path) -> dict[str, int]:
 def _results(
     record: Mapping[str, Any] | None, config: Experiment, recorded: Path
 ) -> tuple[list[str], list[list[str]], str]:
-    """Returns metrics, a row for this run, for all recorded seeds and each baseline."""
+    """Returns names of metrics, table rows of the run and the baselines, and how it was selected.
+
+    If several runs of the same experiment are recorded, a row has their mean.
+    """
     if record is None:
         return [], [], ""
     from launch.engine.config import task_class

@@ -19,7 +19,7 @@ _PIPELINES = {
 
 
 def pipeline_of(signature: Mapping[str, Any]) -> str | None:
-    """Returns the hub's name of an exported task; None for a task that the hub does not have.
+    """Returns the name of an exported task on the hub; None for a task without such a name.
 
     Args:
       signature: content of signature.json.

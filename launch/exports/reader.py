@@ -4,9 +4,11 @@ python predict.py --input="a gripping, funny film"
 python predict.py --input=photo.jpg --format=json
 python predict.py --verify
 
-The file runs within the folder of an export, or with --export=FOLDER. It is self-contained: it
-imports neither flax nor the code that trained the model. signature.json names the programs, their
-inputs and outputs, and the operations before and after them: `ENCODERS` and `DECODERS` below.
+The script reads the export in its own folder, or the one given by --export=FOLDER. It is
+self-contained: it imports neither flax nor the code that trained the model. signature.json
+describes the compiled programs, their inputs and outputs, and the pre- and postprocessing
+operations, which are implemented here by the functions in `ENCODERS` and `DECODERS`. A row is the
+input of a program for one example.
 
 B batch, T tokens, Y X height and width of an image.
 """
@@ -49,17 +51,18 @@ Row = dict[str, Any]
 
 
 class InputError(ValueError):
-    """An input, or the folder of an export, cannot be read; the message is one line."""
+    """Error for an input or an export folder that cannot be read; the message is one line."""
 
 
 class Item:
-    """An input with the rows it was encoded as, their outputs, and the answer so far.
+    """An input with its encoded rows, the outputs of the model, and the prediction.
 
     Attributes:
       raw: text, path of a file, or content of a file.
-      rows: arrays by name of each example, and what operations keep under other names.
-      outputs: arrays by name of each example.
-      answer: JSON values by name; "text" is the line to print.
+      rows: for each row, the input arrays of the program by name, and other values by name that
+        encoders keep for decoders.
+      outputs: for each row, the output arrays of the program by name.
+      answer: prediction as JSON values by name, filled by the decoders; "text" is printed.
     """
 
     def __init__(self, raw: Raw, rows: list[Row]):
@@ -107,7 +110,7 @@ def _dtype(name: str) -> Any:
 
 
 def shown(raw: Raw) -> str:
-    """Returns a short printable form of an input, for messages."""
+    """Returns an input, shortened and quoted, for messages."""
     if isinstance(raw, bytes):
         return "the content"
     return repr(raw if len(raw) <= 60 else raw[:57] + "...")
@@ -117,8 +120,8 @@ def read_content(raw: Raw) -> bytes:
     """Returns the content of a file, given as a path or as the content itself.
 
     Raises:
-      InputError: the file cannot be read or is empty. The message does not name the input, which
-        the caller adds in front.
+      InputError: the file cannot be read or is empty. The message does not name the input; the
+        caller puts the name in front of it.
     """
     data = raw
     if isinstance(raw, str):
@@ -166,7 +169,7 @@ def _word_normalizer() -> Any:
 
 
 def split_words(text: str, lower_case: bool) -> list[str]:
-    """Returns words: runs of letters and digits, and each other printable character."""
+    """Splits a text into words: runs of letters and digits, and single other characters."""
     if text.isascii():
         return _ASCII_WORD.findall(text.lower() if lower_case else text)
     text = _word_normalizer().normalize_str(text)
@@ -174,11 +177,11 @@ def split_words(text: str, lower_case: bool) -> list[str]:
 
 
 class Tokenizer:
-    """Texts to ids and back, from the JSON of a trained tokenizer.
+    """Conversion of texts to ids and back, read from the JSON file of a trained tokenizer.
 
     Attributes:
       size: number of ids, V.
-      config: its options.
+      config: options of the tokenizer.
     """
 
     def __init__(self, path: Path):
@@ -212,7 +215,7 @@ class Tokenizer:
             self._stem = functools.lru_cache(100_000)(stemmer.stemWord)
 
     def encode(self, texts: Sequence[str], limit: bool = True) -> list[np.ndarray]:
-        """Returns ids int32 [T] of each text, at least one; at most max_length with `limit`."""
+        """Returns the ids of each text, int32 [T], T >= 1; with `limit`, T <= max_length."""
         texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         if self.kind == "word":
             rows = [self._words(text) for text in texts]
@@ -242,7 +245,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids; padding, CLS and ids from `size` on are left out."""
+        """Decodes ids to a text; leaves out padding, CLS, and ids that are `size` or larger."""
         ids = [int(n) for n in ids if n < self.size and n not in (PAD, CLS)]
         if self.kind == "character":
             return "".join([*SPECIAL, *self._characters][n] for n in ids)
@@ -286,13 +289,13 @@ DECODERS: dict[str, Callable[[Mapping[str, Any], Path], Decoder]] = {}
 
 
 def encoder(make: Any) -> Any:
-    """Registers an operation before the program under the name of its function."""
+    """Registers a preprocessing operation under the name of its function."""
     ENCODERS[make.__name__] = make
     return make
 
 
 def decoder(make: Any) -> Any:
-    """Registers an operation after the program under the name of its function."""
+    """Registers a postprocessing operation under the name of its function."""
     DECODERS[make.__name__] = make
     return make
 
@@ -304,7 +307,7 @@ def _tokenizer(path: Path) -> Tokenizer:
 
 @encoder
 def tokenize(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Converts a text to ids under `to`; raises an error for more than `limit` ids, if given."""
+    """Stores the ids of a text as `to`; rejects a text of more than `limit` ids, if given."""
     tokenizer, to, limit = _tokenizer(folder / options["file"]), options["to"], options.get("limit")
 
     def run(row: Row) -> Row:
@@ -321,20 +324,20 @@ def tokenize(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def append(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Appends `value` to the array `to`."""
+    """Appends the number `value` to the array named `to`."""
     to = options["to"]
     return lambda row: {**row, to: np.append(row[to], row[to].dtype.type(options["value"]))}
 
 
 @encoder
 def length(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Stores the length of the array `of` under `to`."""
+    """Stores the length of the array named `of` as `to`."""
     return lambda row: {**row, options["to"]: np.int32(len(row[options["of"]]))}
 
 
 @encoder
 def digits(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Digits 0 to 9 to ids from `first` on; at most `limit` digits."""
+    """Converts at most `limit` digits d to ids `first` + d."""
 
     def run(row: Row) -> Row:
         text = row["raw"].strip()
@@ -353,7 +356,11 @@ def digits(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def prompt(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Returns the last `width` tokens of a prompt after `begin`, padded; `empty` for no tokens."""
+    """Encodes a prompt as its last `width` tokens, padded at the end to `width`.
+
+    The token `begin`, unless it is null, precedes the prompt. A prompt without tokens is encoded as
+    the token `empty`.
+    """
     tokenizer, width, begin = (
         _tokenizer(folder / options["file"]),
         options["width"],
@@ -371,7 +378,10 @@ def prompt(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def blanks(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Returns a row of `width` tokens around each [MASK] of a text, and its position `blank`."""
+    """Encodes each [MASK] of a text as one row of `width` tokens that surround it.
+
+    "blank" is the position of the [MASK] in its row.
+    """
     tokenizer, width = _tokenizer(folder / options["file"]), options["width"]
 
     def run(row: Row) -> list[Row]:
@@ -413,7 +423,7 @@ def _padded(ids: np.ndarray, width: int) -> np.ndarray:
 
 @decoder
 def rank_labels(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """Names of classes by descending probability; the line to print has `shown` of them."""
+    """Ranks the class names by descending probability; prints the first `shown` of them."""
     labels, most = options["labels"], options["shown"]
 
     def run(item: Item) -> None:
@@ -429,7 +439,7 @@ def rank_labels(options: Mapping[str, Any], folder: Path) -> Decoder:
 
 @decoder
 def spell_digits(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """Ids from `first` on to digits, up to the first other id."""
+    """Converts ids `first` + d to digits d, up to the first id below `first`."""
 
     def run(item: Item) -> None:
         text = ""
@@ -444,7 +454,10 @@ def spell_digits(options: Mapping[str, Any], folder: Path) -> Decoder:
 
 @decoder
 def sentences(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """Ids of the best sequences to sentences with scores; empty for an empty input."""
+    """Decodes the best sequences of ids to sentences with scores.
+
+    The sentence of an empty input is empty.
+    """
     tokenizer = _tokenizer(folder / options["file"])
 
     def run(item: Item) -> None:
@@ -469,7 +482,7 @@ def sentences(options: Mapping[str, Any], folder: Path) -> Decoder:
 
 @decoder
 def transcript(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """Units to a transcript with its score."""
+    """Decodes unit ids to a transcript, and adds its score."""
     tokenizer = _tokenizer(folder / options["file"])
 
     def run(item: Item) -> None:
@@ -501,7 +514,7 @@ def completion(options: Mapping[str, Any], folder: Path) -> Decoder:
 
 @decoder
 def fill_blanks(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """Returns the most probable words of each [MASK], and the text filled with the best words."""
+    """Returns the most probable words of each [MASK], and the text with the best ones inserted."""
     tokenizer = _tokenizer(folder / options["file"])
     reserved = {CLS: SPECIAL[CLS], options["mask"]: MASK, options["end"]: "[END]"}
 
@@ -532,12 +545,12 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 _MOST_PIXELS = 40_000_000
 # Sums of probabilities that are held at a time; bounds memory.
 _MOST_SUMS = 1 << 25
-# Of grayscale images with 16 bits per pixel.
+# Largest value of grayscale images with 16 bits per pixel.
 _BRIGHTEST = 65535
 
 
 def image_formats() -> list[str]:
-    """Returns the formats of images that are read here."""
+    """Returns the image formats that this script reads, as named by Pillow."""
     from PIL import Image
 
     Image.init()
@@ -545,18 +558,18 @@ def image_formats() -> list[str]:
 
 
 def decode_image(raw: Raw, mode: str, remedy: str = "give the path of an image") -> np.ndarray:
-    """Reads the first image of a file as displayed, without transparency.
+    """Reads the first image of a file, in its EXIF orientation and without transparency.
 
     Args:
-      raw: path or content.
-      mode: "RGB" or "L".
-      remedy: end of the message of an error.
+      raw: path or content of the file.
+      mode: "RGB", or "L" for grayscale.
+      remedy: advice at the end of error messages.
 
     Returns:
       uint8 [Y, X, 3], or [Y, X] for "L".
 
     Raises:
-      InputError: the image cannot be read, is too large, or has values of unknown range.
+      InputError: the image cannot be read, is too large, or its values have more than 16 bits.
     """
     from PIL import Image, ImageOps
 
@@ -585,7 +598,7 @@ def decode_image(raw: Raw, mode: str, remedy: str = "give the path of an image")
 
 
 def _to_8_bits(image: Any) -> Any:
-    """Converts an image to 8 bits per channel; transparent pixels are composed with white."""
+    """Converts an image to 8 bits per channel; transparent pixels are blended with white."""
     from PIL import Image
 
     if image.mode.startswith(("I", "F")):
@@ -605,7 +618,7 @@ def _to_8_bits(image: Any) -> Any:
 
 
 def resized(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Resizes uint8 [Y, X] or [Y, X, 3], bilinear and with antialiasing for smaller sizes."""
+    """Resizes uint8 [Y, X] or [Y, X, 3] bilinearly, with antialiasing for smaller sizes."""
     from PIL import Image
 
     if image.shape[:2] == tuple(size):
@@ -616,13 +629,13 @@ def resized(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 @encoder
 def read_image(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Reads an image file to uint8 pixels `to`, [Y, X, 3] for mode RGB or [Y, X] for L."""
+    """Reads an image file as `to`: uint8 [Y, X, 3] for the mode "RGB", or [Y, X] for "L"."""
     return lambda row: {**row, options["to"]: decode_image(row["raw"], options["mode"])}
 
 
 @encoder
 def crop_square(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Crops the image `to` to its central square."""
+    """Crops the image named `to` to its central square."""
 
     def run(row: Row) -> Row:
         image = row[options["to"]]
@@ -636,15 +649,17 @@ def crop_square(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def resize(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Resizes the image `to` to `size` (Y, X)."""
+    """Resizes the image named `to` to `size` (Y, X)."""
     return lambda row: {**row, options["to"]: resized(row[options["to"]], options["size"])}
 
 
 @encoder
 def light_on_dark(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Numbers from 0 to `ink`, row by row, or an image file, to float32 `to` [side, side, 1].
+    """Converts a drawing to light ink on a dark background: `to`, float32 [side, side, 1].
 
-    An image is padded to a square with the color of its border and inverted if that is light.
+    The input is an image file, or the comma-separated pixels row by row, from 0 (paper) to `ink`.
+    An image is padded to a square with the mean of its border, resized, and inverted if its border
+    is light.
     """
     side, ink = options["side"], options["ink"]
     remedy = f"give the path of an image, or {side**2} comma-separated numbers 0..{ink}"
@@ -677,7 +692,10 @@ def _numbers(raw: Raw) -> list[float] | None:
 
 
 def _squared(gray: np.ndarray, side: int) -> np.ndarray:
-    """Downsamples uint8 [Y, X] to float32 [side, side, 1] by the mean of blocks."""
+    """Pads uint8 [Y, X] to a square, and resizes it to float32 [side, side, 1] by block means.
+
+    An image with a light border is inverted.
+    """
     from PIL import Image
 
     Y, X = gray.shape
@@ -699,9 +717,10 @@ def _border(gray: np.ndarray) -> float:
 
 @encoder
 def line_columns(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Converts the gray image `to` of a line to its columns, uint8 [X, rows], 255 for ink.
+    """Converts the image named `to` of a text line to columns, uint8 [X, rows], 255 for ink.
 
-    `limit` is the largest X; `dark` means dark ink on light paper.
+    The image [Y, X] is grayscale and is resized to a height of `rows`. The maximum of X is `limit`.
+    `dark` is true for dark ink on light paper.
     """
     rows, limit = options["rows"], options["limit"]
 
@@ -722,9 +741,10 @@ def line_columns(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def fit_square(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Scales the image `to` down to a square of `side`, zero-padded on the right and below.
+    """Fits the image named `to` into a square of `side` pixels, zero-padded on the right and below.
 
-    "size" is its size in the square, "original" the one before.
+    Smaller images are not enlarged. "size" is the height and width of the image in the square,
+    "original" those of the original image.
     """
     side = options["side"]
 
@@ -747,10 +767,11 @@ def _fitted_size(size: Sequence[int], side: int) -> tuple[int, int]:
 
 @encoder
 def windows(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Windows of `size` of the image `to`, or all of it at that size if `overlap` is null.
+    """Cuts the image named `to` into windows of `size` (Y, X), one per row.
 
-    `overlap` is the fraction of a window that the next one covers too. "place" is 0, top and left
-    of the window, and height and width of the image.
+    Neighboring windows share at least the fraction `overlap` of their pixels. If `overlap` is null,
+    the complete image is resized to `size` instead. "place" is (0, top of the window, left of the
+    window, image height, image width).
     """
     size, overlap = options["size"], options["overlap"]
 
@@ -785,7 +806,7 @@ def windows(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 
 def _window_starts(length: int, size: int, step: int) -> list[int]:
-    """Returns evenly spaced starts of windows, at most `step` apart, that cover an axis."""
+    """Returns evenly spaced starts, at most `step` apart, of windows that cover an axis."""
     if length <= size:
         return [0]
     count = math.ceil((length - size) / step) + 1
@@ -793,10 +814,11 @@ def _window_starts(length: int, size: int, step: int) -> list[int]:
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """Returns a mask bool [Y, X] in COCO's compressed run-length encoding.
+    """Encodes a mask, bool [Y, X], in COCO's compressed run-length encoding.
 
-    Lengths of runs, column by column, of zeros and ones in turn. From the fourth on each is the
-    difference to the one before the last, in characters of five bits, the lowest first.
+    The mask is read column by column; its runs are alternately of zeros and ones. The first three
+    run lengths are stored as they are, each later one as its difference from the run length two
+    before. Every number is written in characters of five bits, lowest bits first.
     """
     flat = mask.T.ravel()
     ends = [[0] if flat[0] else [], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]]
@@ -818,10 +840,11 @@ def run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
 @decoder
 def class_masks(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """Returns the image size, and fraction and mask of each class, largest fraction first.
+    """Returns the image size, and the pixel fraction and mask of each class.
 
-    With `blend` the outputs are "probabilities" of windows, else "labels" of the resized image. The
-    printed line lists at most `shown` classes.
+    Classes are sorted by fraction, largest first; at most `shown` of them are printed. With
+    `blend`, the model's outputs are "probabilities" of windows, otherwise "labels" of the resized
+    image.
     """
     names, most = options["names"], options["shown"]
 
@@ -859,9 +882,10 @@ def _nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _blended(
     found: Sequence[np.ndarray], corners: Sequence[Sequence[int]], Y: int, X: int
 ) -> np.ndarray:
-    """Returns the most probable class of each pixel, uint8 [Y, X].
+    """Returns the most probable class of each pixel, uint8 [Y, X], from overlapping windows.
 
-    Probabilities [height, width, K] of the windows have the most weight at their centers.
+    Probabilities [height, width, classes] of windows are averaged with weights that decrease
+    linearly from the center of a window to its border.
     """
     height, width, classes = found[0].shape
     weight = (_ramp(height)[:, None] * _ramp(width))[..., None]
@@ -887,9 +911,9 @@ def _ramp(size: int) -> np.ndarray:
 
 @decoder
 def objects(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """Returns the image size, and label, score and box of each object, highest score first.
+    """Returns the image size, and the label, score and box of each object.
 
-    With `masks` also a mask. The lines to print have the objects with a score of at least `shown`.
+    With `masks`, each object also has a mask. Objects with a score of at least `shown` are printed.
     """
     names, side = options["names"], options["side"]
 
@@ -920,9 +944,10 @@ def objects(options: Mapping[str, Any], folder: Path) -> Decoder:
 
 
 def _pasted(mask: np.ndarray, box: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Resizes a mask [S, S] of probabilities to its box in an image, bool [Y, X].
+    """Resizes mask probabilities [S, S] to a box of an image, thresholds them: bool [Y, X].
 
-    Centers of pixels are interpolated between centers of cells, with 0 beyond the mask.
+    The probability at the center of a pixel is interpolated between the centers of mask cells, and
+    is 0 outside the mask.
     """
     cells = len(mask)
     # Half a cell around the box may belong to the mask.
@@ -942,7 +967,13 @@ def _pasted(mask: np.ndarray, box: np.ndarray, size: Sequence[int]) -> np.ndarra
 
 
 def _along(low: float, high: float, cells: int, length: int) -> tuple[slice, np.ndarray]:
-    """Returns the pixels of an axis that a box touches, and the weights [pixels, cells]."""
+    """Returns the pixels of an axis that a box touches, and interpolation weights [pixels, cells].
+
+    Args:
+      low, high: ends of the box on this axis, in pixels.
+      cells: number of cells of the mask.
+      length: number of pixels of the axis.
+    """
     scale = cells / max(high - low, 1e-6)
     first, last = (int(np.clip(end, 0, length)) for end in (low - 1 / scale, high + 1 / scale + 1))
     at = (np.arange(first, last) + 0.5 - low) * scale - 0.5
@@ -951,7 +982,7 @@ def _along(low: float, high: float, cells: int, length: int) -> tuple[slice, np.
 
 
 def _listed(raw: Raw, found: Sequence[Mapping[str, Any]], least: float) -> str:
-    """Returns counts by class, and a line of each object, of those with a score from `least`."""
+    """Formats objects with a score of at least `least`: counts by class, and a line for each."""
     best = [row for row in found if row["score"] >= least]
     counts: dict[str, int] = {}
     for row in best:
@@ -991,7 +1022,7 @@ def _with_true_sizes(data: bytes) -> bytes:
 
 
 def _are_chunks(data: bytes, start: int, order: Any) -> bool:
-    """Returns whether the rest of a file is chunks, as in an empty recording with notes."""
+    """Tests if the bytes from `start` on are chunks of metadata, so that there are no samples."""
     end = start
     for at, name, size in _chunks(data, order, start):
         if not (name.isascii() and name.decode().isprintable()) or at + 8 + size > len(data):
@@ -1001,7 +1032,7 @@ def _are_chunks(data: bytes, start: int, order: Any) -> bool:
 
 
 def _missing_bytes(data: bytes) -> int:
-    """Returns by how many bytes a WAV, AIFF or Ogg file is shorter than its header says.
+    """Returns the number of bytes that a WAV, AIFF or Ogg file lacks according to its header.
 
     libsndfile reads truncated files without an error.
     """
@@ -1027,15 +1058,22 @@ _CONVERT = "convert it to WAV or FLAC, as by ffmpeg -i FILE out.wav"
 
 
 def decode_sound(data: bytes, seconds: float) -> tuple[np.ndarray, int]:
-    """Returns the mean of the channels of a sound file, float32 [P], and its rate.
+    """Returns the samples of a sound file, averaged over channels, and the sample rate.
+
+    Args:
+      data: content of the file.
+      seconds: maximum duration.
+
+    Returns:
+      float32 [samples], and samples per second.
 
     Raises:
-      InputError: the message begins after the name of the input.
+      InputError: the file cannot be read or is too long. The message does not name the input.
     """
     import soundfile
 
     class Forward(soundfile.SoundFile):
-        """A file without seeks after blocks, which fail for FLAC streams without a length."""
+        """A SoundFile that never seeks, since that fails for FLAC streams of unknown length."""
 
         def seekable(self) -> bool:
             return False
@@ -1070,10 +1108,10 @@ def decode_sound(data: bytes, seconds: float) -> tuple[np.ndarray, int]:
 
 @encoder
 def read_sound(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Reads a sound file into the array `to`: mono int16 samples at `rate` Hz.
+    """Reads a sound file as `to`: mono int16 samples at `rate` samples per second.
 
-    Longer sounds than `seconds` are rejected. Silence is trimmed at both ends: parts that are at
-    least `trim` decibels quieter than the loudest part. With `trim` 0 nothing is trimmed.
+    Sounds longer than `seconds` are rejected. Both ends are trimmed as far as they are at least
+    `trim` decibels quieter than the loudest frame. If `trim` is 0, nothing is trimmed.
     """
     wanted, seconds = options["rate"], options["seconds"]
 
@@ -1110,7 +1148,7 @@ def read_sound(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 
 def _trimmed(samples: np.ndarray, decibels: float) -> np.ndarray:
-    """Removes quiet ends, as librosa.effects.trim with frames of 256 samples every 64."""
+    """Trims quiet ends like `librosa.effects.trim` with a frame length of 256 and a hop of 64."""
     if not decibels:
         return samples
     padded = np.pad(samples.astype(np.float32), 128)
@@ -1131,25 +1169,25 @@ _ISO = re.compile(
     re.ASCII,
 )
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+", re.ASCII)
-# Times of a grid per row from which the step is an error.
+# Maximum number of time steps per row of a table; more mean that the step does not fit.
 _SPARSE = 100
 
 
 class Cells:
-    """Rows of a table of text, with the numbers of their lines.
+    """Rows of a CSV or TSV table as texts, with their line numbers.
 
     Attributes:
       name: name of the table, for messages.
       header: names of the columns.
-      rows, lines: cells and line number of each record.
+      rows, lines: cells and line number of each row.
     """
 
     def __init__(self, raw: Raw, wanted: Sequence[str]):
         """Reads CSV or TSV in UTF-8.
 
         Args:
-          raw: path or content.
-          wanted: columns, which decide about the delimiter.
+          raw: path or content of the file.
+          wanted: column names; the delimiter is the one that gives most of them in the header.
 
         Raises:
           InputError: the table cannot be read.
@@ -1192,7 +1230,7 @@ class Cells:
         """Returns the cells of a column.
 
         Raises:
-          InputError: there is none, or more than one.
+          InputError: no column, or more than one, has this name.
         """
         if self.header.count(name) != 1:
             some = "several columns" if name in self.header else "no column"
@@ -1204,7 +1242,14 @@ class Cells:
         return [row[index] for row in self.rows]
 
     def numbers(self, name: str, grouped: bool) -> np.ndarray:
-        """Returns a column as float64, NaN where missing; with `grouped` 1.234 is refused."""
+        """Returns a column as float64 [rows], NaN where missing.
+
+        If `grouped`, a column in which every point could separate thousands, as in 1.234, is
+        rejected as ambiguous.
+
+        Raises:
+          InputError: a cell is not a number, or the column is ambiguous.
+        """
         cells, found = self.column(name), np.full(len(self.rows), np.nan)
         for index, cell in enumerate(cells):
             if cell.lower() in _MISSING:
@@ -1220,7 +1265,7 @@ class Cells:
         return found
 
     def refuse(self, index: int, name: str, expected: str) -> NoReturn:
-        """Raises InputError for a cell."""
+        """Raises an `InputError` that names a cell by its line, its column and its content."""
         cell = self.rows[index][self.header.index(name)]
         raise InputError(
             f"{self.name}: line {self.lines[index]}: {name!r} is {shown(cell)}, expected "
@@ -1233,7 +1278,9 @@ class Cells:
         Args:
           wanted: name of the column; if empty, the first column that is called date, time,
             timestamp, datetime or ds.
-          clock: "utc" or "local" if the model was trained on times with a UTC offset.
+          clock: if the model was trained on times with UTC offsets, "utc" to convert times to UTC
+            or "local" to ignore the offsets; otherwise empty, and offsets other than 0 are
+            rejected.
         """
         usual = [name for name in self.header if name.lower() in _TIMES]
         name = wanted or (usual[0] if usual else "")
@@ -1272,14 +1319,14 @@ def _month_starts(months: Any) -> np.ndarray:
 
 
 def _grid_index(times: np.ndarray, start: Any, step: Mapping[str, Any]) -> np.ndarray:
-    """Returns the index of the time of a grid nearest to each time; 0 is `start`."""
+    """Returns, for each time, the index of the nearest time step; `start` has index 0."""
     if step["months"]:
         return np.rint((_months(times) - _months(start)) / step["months"]).astype(np.int64)
     return np.rint((times - start).astype(np.int64) / (step["seconds"] * 1e6)).astype(np.int64)
 
 
 def _grid_times(start: Any, step: Mapping[str, Any], indices: np.ndarray) -> np.ndarray:
-    """Returns the times of a grid at some indices, datetime64[us]."""
+    """Returns the times of time steps, datetime64[us], given by index; `start` has index 0."""
     if not step["months"]:
         return start + np.rint(indices * (step["seconds"] * 1e6)).astype("timedelta64[us]")
     months = _months(start) + indices * step["months"] + step["ends"]
@@ -1287,7 +1334,7 @@ def _grid_times(start: Any, step: Mapping[str, Any], indices: np.ndarray) -> np.
 
 
 def _spelled(times: np.ndarray) -> list[str]:
-    """Returns dates, with times to the second or finer if needed."""
+    """Formats times as dates, with the time of day in seconds or microseconds if necessary."""
     unit = next((u for u in "Ds" if np.all(times.astype(f"datetime64[{u}]") == times)), "us")
     return [str(text).replace("T", " ") for text in np.datetime_as_string(times, unit)]
 
@@ -1295,7 +1342,7 @@ def _spelled(times: np.ndarray) -> list[str]:
 def _calendar(times: np.ndarray, count: int) -> np.ndarray:
     """Computes calendar features, float32 [n, count] in [-0.5, 0.5] (Zhou et al. 2021).
 
-    They are the last `count` of minute, hour, weekday, day of the month, day of the year.
+    The features are the last `count` of: minute, hour, weekday, day of the month, day of the year.
     """
     day = times.astype("datetime64[D]")
     second = (times - day).astype(np.int64) / 1e6
@@ -1313,10 +1360,12 @@ def _calendar(times: np.ndarray, count: int) -> np.ndarray:
 
 @encoder
 def read_series(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Reads the end of the series of a table, standardized, and the calendar to the last step.
+    """Reads the last `lookback` values of the time series in a table, standardized.
 
-    The input is a file, or "FILE,steps=N" for N steps instead of `horizon`, at most `steps`. The
-    table has the columns `channels` and, with a `step`, times, which are put on a regular grid.
+    The table has the columns `channels`. If `step` is not null, it also has a column of times, by
+    which its rows are assigned to regular time steps, and "calendar" holds the calendar features of
+    all past and forecast steps. The input is a file for a forecast of `horizon` steps, or
+    "FILE,steps=N" for N steps, at most `steps`.
     """
     channels, step, horizon = options["channels"], options["step"], options["horizon"]
     lookback, mean, std = options["lookback"], np.array(options["mean"]), np.array(options["std"])
@@ -1370,10 +1419,13 @@ def _file_and_steps(raw: Raw, horizon: int, most: int) -> tuple[Raw, int]:
 def _on_grid(
     table: Cells, values: np.ndarray, times: np.ndarray, step: Mapping[str, Any]
 ) -> tuple[np.ndarray, Any]:
-    """Returns values [time, C] on the grid of a step, NaN where missing, and its first time.
+    """Assigns the rows of a table to regular time steps.
+
+    Returns:
+      Values [time steps, C], NaN where missing, and the time of the first step.
 
     Raises:
-      InputError: rows contradict each other, or have another step.
+      InputError: two rows have the same time, or the times do not have the step of the model.
     """
     order = np.argsort(times, kind="stable")
     values, times = values[order], times[order]
@@ -1411,9 +1463,10 @@ def _on_grid(
 def forecast(options: Mapping[str, Any], folder: Path) -> Decoder:
     """Converts distribution parameters to forecasts in the units of the data, with their times.
 
-    `point` is the index of the parameter that is the point forecast. Each entry of `levels` is a
-    quantile. Within the horizon, it is the parameter with index `column` or, without `column`, a
-    quantile of Student's t. Beyond the horizon, it is the output with index `beyond`.
+    `point` is the index of the parameter that is the point forecast. Each entry of `levels`
+    describes a quantile: within the horizon, it is the parameter with index `column` or, without
+    `column`, the quantile of a Student's t distribution; beyond the horizon, it is column `beyond`
+    of the output "beyond".
     """
     channels, step, horizon = options["channels"], options["step"], options["horizon"]
     mean, std = np.array(options["mean"]), np.array(options["std"])
@@ -1458,10 +1511,11 @@ def forecast(options: Mapping[str, Any], folder: Path) -> Decoder:
 
 
 class Catalog:
-    """Users, items and the events of users.
+    """Users and items of a recommender, and the events (items by time) of each user.
 
     Attributes:
-      users, names, titles: user names, item names and item titles.
+      users: user names.
+      names, titles: name and title of each item.
     """
 
     def __init__(self, path: Path, events: Path):
@@ -1477,22 +1531,22 @@ class Catalog:
         self._items = names | {self.titles[item].casefold(): item for item in order}
 
     def find_item(self, text: str) -> int | None:
-        """Returns the item of a title or name."""
+        """Returns the index of the item with a title or name; None if there is none."""
         return self._items.get(text.casefold())
 
     def find_user(self, name: str) -> int | None:
-        """Returns the number of a user."""
+        """Returns the index of the user with a name; None if there is none."""
         return self._numbers.get(name, self._numbers.get(_plain_name(name)))
 
     def events(self, user: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the items of a user, oldest first, and days from each to the last."""
+        """Returns a user's items, oldest first, and the days from each event to the last one."""
         chosen = slice(*self._events["starts"][user : user + 2].tolist())
         items = np.array(self._events["items"][chosen], np.int32)
         ages = self._events.get("ages")
         return items, np.zeros(len(items), np.float32) if ages is None else np.array(ages[chosen])
 
     def nearest(self, title: str) -> str | None:
-        """Returns the most similar title."""
+        """Returns the most similar item title; None if no title is similar."""
         near = difflib.get_close_matches(_sorted_words(title), self._words, n=1, cutoff=0.6)
         return self._words[near[0]] if near else None
 
@@ -1507,7 +1561,7 @@ def _catalog(path: Path, events: Path) -> Catalog:
 
 
 def _plain_name(text: str) -> str:
-    """Returns a name in the form that event files use, such as 1 for 1.0."""
+    """Returns a name without surrounding spaces, and a whole number such as 1.0 as 1."""
     found = re.fullmatch(r"([+-]?\d+)\.0+", text.strip())
     return found[1] if found else text.strip()
 
@@ -1518,9 +1572,10 @@ def _sorted_words(title: str) -> str:
 
 @encoder
 def history(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Parses `user:NAME`, or titles or names of items between semicolons, to events in order.
+    """Converts "user:NAME", or a list of item titles or names, to a history of events.
 
-    "items" and "ages" have the latest `length` events, "seen" all. Case is ignored.
+    The items of a list are separated by semicolons, oldest first; case is ignored. "items" and
+    "ages" hold the latest `length` events, "seen" holds all items.
     """
     catalog = _catalog(folder / options["catalog"], folder / options["events"])
     size = options["length"]
@@ -1560,10 +1615,11 @@ def history(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @decoder
 def recommend(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """Names the best items with `shown` attributions each; without a history the `popular` ones.
+    """Returns recommended items with at most `shown` attributions each.
 
-    "top" and "top_scores" are items and scores; "reason_items" fractions by position of the latest
-    `length` events; "reason_neighbours" fractions by user of "reason_neighbour_ids".
+    The outputs "top" and "top_scores" are the best items and their scores. Attributions are
+    fractions of a score: "reason_items" over the latest `length` events, "reason_neighbours" over
+    the similar users "reason_neighbour_ids". Without a history, the `popular` items are returned.
     """
     catalog = _catalog(folder / options["catalog"], folder / options["events"])
 
@@ -1621,7 +1677,7 @@ def _recommended(query: Mapping[str, Any], listed: Sequence[Mapping[str, Any]], 
 
 
 class Export:
-    """A model in the folder of an export.
+    """An exported model, read from its folder.
 
     Attributes:
       folder: folder of the export.
@@ -1632,7 +1688,7 @@ class Export:
         """Reads signature.json; programs and weights are read at their first use.
 
         Raises:
-          InputError: the folder holds no export, or one of another format.
+          InputError: the folder holds no export, or an export of another format version.
         """
         self.folder = Path(folder)
         path = self.folder / "signature.json"
@@ -1666,7 +1722,7 @@ class Export:
 
     @functools.cached_property
     def weights(self) -> dict[str, Any]:
-        """Arrays of the model by name, on the device.
+        """Parameters of the model as arrays on the device, by name.
 
         Raises:
           InputError: the file is missing or damaged.
@@ -1684,10 +1740,14 @@ class Export:
 
     @functools.cache  # noqa: B019 - an export lives as long as the process
     def program(self, kind: str, index: int) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-        """Returns a compiled function of arrays; `kind` and `index` as in the signature.
+        """Returns a compiled program as a function from input arrays to output arrays, by name.
+
+        Args:
+          kind: kind of program, a key of "programs" in the signature, such as "predict".
+          index: index of the program in the list of its kind.
 
         Raises:
-          InputError: the file is missing or damaged, or of a later JAX.
+          InputError: the file is missing or damaged, or was written by a later version of JAX.
         """
         import jax
         from jax import export
@@ -1708,7 +1768,7 @@ class Export:
     # ------------------------------------------------------------ inputs
 
     def encode(self, raw: Raw) -> Item:
-        """Returns an input as rows of arrays.
+        """Converts an input to an item with one or more rows.
 
         Raises:
           InputError: the input cannot be read.
@@ -1723,7 +1783,7 @@ class Export:
         return Item(raw, rows)
 
     def sizes(self, row: Row) -> dict[str, int]:
-        """Returns the lengths of the variable dimensions of a row."""
+        """Returns the sizes of the variable dimensions of a row, by dimension name."""
         found: dict[str, int] = {}
         for name, spec in self.signature["inputs"].items():
             if name in row:
@@ -1734,7 +1794,7 @@ class Export:
         return found
 
     def bucket(self, row: Row, kind: str = "predict") -> int:
-        """Returns the index of the program with the smallest arrays that hold a row.
+        """Returns the index of the program with the smallest input arrays that a row fits in.
 
         Raises:
           InputError: the row is too long for every program.
@@ -1750,13 +1810,13 @@ class Export:
     def batch(
         self, rows: Sequence[Row], ids: Sequence[int], bucket: int, size: int
     ) -> dict[str, np.ndarray]:
-        """Returns padded arrays [size, ...]; rows after the given ones repeat the first.
+        """Stacks and pads rows to arrays [size, ...]; missing rows repeat the first one.
 
         Args:
-          rows: at most `size`, of one bucket.
-          ids: number of each row, which seeds random samples.
-          bucket: index of the program.
-          size: B.
+          rows: at most `size` rows for the same program.
+          ids: id of each row, which seeds random sampling.
+          bucket: index of the program; see `bucket`.
+          size: batch size B.
         """
         sizes = self.signature["programs"]["predict"][bucket]["sizes"]
         found = {}
@@ -1778,12 +1838,12 @@ class Export:
     # ------------------------------------------------------------ predictions
 
     def run(self, rows: Sequence[Row], kind: str = "predict", first: int = 0) -> list[dict]:
-        """Returns the outputs of each row, arrays by name.
+        """Runs a program on rows in batches; returns the output arrays of each row by name.
 
         Args:
-          rows: rows returned by `encode`, in any number.
-          kind: which of the exported programs to run.
-          first: id of the first row.
+          rows: any number of rows of items returned by `encode`.
+          kind: kind of program; see `program`.
+          first: id of the first row; the following rows have the next ids.
         """
         import jax
 
@@ -1806,13 +1866,13 @@ class Export:
         return found
 
     def decode(self, item: Item) -> dict[str, Any]:
-        """Returns the answer of an item with outputs; "text" is the line to print."""
+        """Converts the outputs of an item to its answer, see `Item.answer`."""
         for operation in self._decode:
             operation(item)
         return item.answer
 
     def __call__(self, raw: Sequence[Raw]) -> list[dict[str, Any]]:
-        """Returns an answer for each input.
+        """Returns the answer of each input, see `Item.answer`.
 
         Raises:
           InputError: an input cannot be read.
@@ -1820,7 +1880,7 @@ class Export:
         return [answer for items in self._portions(raw) for answer in self._answers(items)]
 
     def _portions(self, raw: Sequence[Raw]) -> Iterator[list[Item]]:
-        """Yields encoded inputs in portions that bound memory."""
+        """Yields lists of encoded inputs, each small enough to bound memory."""
         items: list[Item] = []
         held = 0
         for one in raw:
@@ -1840,7 +1900,7 @@ class Export:
             yield self.decode(item)
 
     def stream(self, raw: Raw) -> Iterator[dict[str, Any]]:
-        """Returns the greedy answer of an input after each token, the complete one last.
+        """Decodes an input greedily; yields the answer after each token, the complete one last.
 
         Raises:
           InputError: the input cannot be read, or the model does not decode token by token.
@@ -1850,7 +1910,7 @@ class Export:
         return self.stream_item(self.encode(raw))
 
     def stream_item(self, item: Item) -> Iterator[dict[str, Any]]:
-        """Yields the greedy answer of an encoded input after each token."""
+        """Decodes an encoded input greedily; yields the answer after each token."""
         import jax
 
         decoding, (row,) = self.signature["decoding"], item.rows
@@ -1868,7 +1928,7 @@ class Export:
                 break
 
     def _partial(self, item: Item, row: Row, tokens: list[int], score: float) -> dict[str, Any]:
-        """Returns the answer of the tokens so far."""
+        """Returns the answer for the tokens decoded so far, with their mean log-probability."""
         now, array = Item(item.raw, [row]), np.array(tokens, np.int32)
         found: dict[str, Any] = {}
         for name, spec in self.signature["outputs"].items():
@@ -1882,11 +1942,12 @@ class Export:
         return self.decode(now)
 
     def verify(self) -> float:
-        """Compares the outputs of the golden inputs with those that were exported.
+        """Runs the golden inputs and compares their outputs with the exported golden outputs.
 
         Returns:
-          The largest difference, relative to the largest absolute value of an output. Integers
-          and float16 count with their mean difference, since single ones flip at ties.
+          The largest difference, relative to the largest absolute value of its output array. For
+          arrays of integers or float16 it is the mean difference, since single values may change
+          at ties.
 
         Raises:
           InputError: an output differs by more than the tolerance of the signature.
@@ -1922,7 +1983,7 @@ class Export:
 
 
 def _inputs(arguments: argparse.Namespace) -> Iterator[str]:
-    """Yields the inputs of --input and the lines of --input_file."""
+    """Yields the inputs of --input, where "-" reads standard input, and of --input_file."""
     for text in arguments.input:
         if text == "-":
             yield from _lines(sys.stdin.buffer, "standard input")
@@ -1947,7 +2008,7 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
 
 
 def main() -> None:
-    """Runs the command; errors of inputs are one line on standard error and exit status 2."""
+    """Runs the command; prints an `InputError` on standard error and exits with status 2."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--export", default=str(Path(__file__).parent), help="folder of the export")
     parser.add_argument("--input", action="append", default=[], help="one input; - reads lines")

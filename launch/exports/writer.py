@@ -1,9 +1,9 @@
 """Writes the folder of an export: programs, weights, signature, golden inputs and outputs.
 
-A program is `Task.predict`, or `Task.attention`, of weights by name and inputs by name, serialized
-as StableHLO by `jax.export` with a symbolic batch size. There is one per combination of the other
-variable sizes; see `Processor.export_sizes`. Tasks that decode token by token also have the
-programs of prefill and of a step.
+A program is `Task.predict` or `Task.attention` as a function of parameters and inputs by name,
+serialized as StableHLO by `jax.export` with a symbolic batch size. There is one program for each
+combination of the other variable sizes; see `Processor.export_sizes`. For tasks that decode token
+by token, prefill and a single decoding step are exported as programs, too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tasks.common.errors import UserError
 from tasks.task import ArraySpec, ProcessingSteps, Task
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Greatest difference of outputs relative to the largest, between machines and versions.
+# Allowed difference between machines and versions, relative to the largest value of an output.
 TOLERANCE = 1e-4
 # JAX loads a serialized program in its releases of the next half year.
 COMPATIBLE_DAYS = 180
@@ -55,19 +55,20 @@ def write_export(
     """Writes an export, which appears under its name only when complete.
 
     Args:
-      task: able to predict.
+      task: task with a fitted processor; needs no data.
       config: experiment of the run.
       variables: variables of the model for evaluation.
       target: folder that does not exist, or is empty.
-      with_attention: also export `Task.attention`.
-      examples: raw inputs that the golden outputs are of, besides generated arrays.
-      card: returns the text of README.md for the signature.
+      with_attention: whether to export `Task.attention`, too.
+      examples: raw inputs for the golden outputs; programs whose size none of them has get random
+        input arrays.
+      card: function that returns the text of README.md for a signature.
 
     Returns:
-      The signature.
+      The content of signature.json.
 
     Raises:
-      UserError: the task or its model cannot be exported, or the folder exists.
+      UserError: the task or its model cannot be exported, or `target` is not an empty folder.
     """
     check_target(target)
     steps = task.processor.steps()
@@ -116,20 +117,20 @@ def check_target(target: Path) -> None:
     """Checks that the folder does not exist, or is empty.
 
     Raises:
-      UserError: it exists.
+      UserError: a file or a folder with content has this name.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--output={target}: already exists; name a new directory")
 
 
 def named_weights(variables: Any) -> dict[str, np.ndarray]:
-    """Returns the variables of a model by their paths, "params/encoder/0/kernel"."""
+    """Returns the variables of a model by path, such as "params/encoder/0/kernel"."""
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(variables))
     return {states.path_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def _function(task: Task, config: Experiment, variables: Any, method: Callable) -> Callable:
-    """Returns a method of the task as a function of named weights and inputs."""
+    """Converts a task's method with a model argument to a function of named weights and inputs."""
     graphdef = states.graph_definition(task, config.seed)
     names, tree = list(named_weights(variables)), jax.tree.structure(variables)
 
@@ -144,7 +145,7 @@ def _function(task: Task, config: Experiment, variables: Any, method: Callable) 
 def input_shapes(
     signature: Mapping[str, ArraySpec], sizes: Mapping[str, int]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of the inputs of a program, with a symbolic batch size."""
+    """Returns the input shapes of a program, with a symbolic batch size and the given `sizes`."""
     (batch,), found = jax.export.symbolic_shape("batch"), {}
     for name, spec in signature.items():
         rest = [sizes[n] if isinstance(n, str) else n for n in spec.shape[1:]]
@@ -178,10 +179,10 @@ def _export_decoder(
 ) -> dict[str, Any] | None:
     """Adds the programs "prefill" and "step" of a task that decodes token by token.
 
-    Prefill maps the inputs to the state before the first step: arrays [B, ...] "state/..." such as
-    caches, and "token", the first token that is read. A step maps these to the next state, and to
-    "scores" [B, V], the log-probabilities of the next token without the tokens that are never
-    decoded. The caller chooses the token of the next step.
+    Prefill maps the inputs to the state before the first step: arrays "state/..." [B, ...], such as
+    caches, and "token" [B], the first input token. A step maps state and token to the next state
+    and to "scores" [B, V], the log-probabilities of the next token; tokens that are never decoded
+    have -inf. The caller chooses the next token from the scores.
 
     Returns:
       The entry "decoding" of the signature; None for other tasks.
@@ -314,7 +315,7 @@ def _write_files(
 
 
 def write_step_files(folder: Path, steps: ProcessingSteps) -> None:
-    """Writes the files of pre- and postprocessing: text, or arrays as safetensors."""
+    """Writes the files of pre- and postprocessing: texts as UTF-8, arrays as safetensors."""
     from safetensors.numpy import save_file
 
     for name, content in steps.files.items():
@@ -331,7 +332,7 @@ def _version(package: str) -> str:
 
 
 def _write_golden(folder: Path, signature: dict[str, Any], examples: Sequence[str]) -> None:
-    """Writes inputs with the outputs of the exported programs: given ones, and random arrays."""
+    """Writes golden.safetensors: examples, or random inputs, with the outputs of the programs."""
     from safetensors.numpy import save_file
 
     text = json.dumps({**signature, "sha256": {}})
@@ -352,7 +353,7 @@ def _write_golden(folder: Path, signature: dict[str, Any], examples: Sequence[st
 
 
 def _made_up(signature: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
-    """Returns rows of small random arrays of the sizes of a program."""
+    """Returns rows of random input arrays with small values for a program."""
     sizes = signature["programs"]["predict"][index]["sizes"]
     random, rows = np.random.default_rng(index), []
     for _ in range(_GOLDEN_ROWS):
