@@ -1,18 +1,18 @@
-"""Serves exported models over HTTP, on this machine unless --host names another address.
+"""Serves exported models over HTTP; listens on the local host unless --host is given.
 
 python -m launch.serve --export=exported --port=8000
 python -m launch.serve --export=reviews=exported/one --export=exported/two --token=SECRET
 
-A model has the name of its folder, or the one before the equals sign. A page to try it is at /, the
-description of all addresses at /openapi.json:
+The name of a model is the name of its folder, or NAME in --export=NAME=FOLDER. The path / has a web
+page to try the models, /openapi.json a description of all endpoints:
 
 curl localhost:8000/models/exported -H "Content-Type: application/json"
     -d '{"inputs": "a gripping, funny film"}'
 curl localhost:8000/models/photos -F file=@photo.jpg
 
-/v2 has the Open Inference Protocol, /metrics the metrics for Prometheus. /v2/health/ready answers
-503 until the programs of all batch sizes are compiled. SIGTERM ends the server after the requests
-that it has accepted.
+Paths below /v2 implement the Open Inference Protocol, and /metrics has metrics for Prometheus.
+/v2/health/ready returns status 503 until the programs of all batch sizes are compiled. After
+SIGTERM the server finishes the accepted requests and exits.
 """
 
 from __future__ import annotations
@@ -30,11 +30,15 @@ if TYPE_CHECKING:
     from launch.serving.app import Application
     from launch.serving.options import Options
 
-flags.DEFINE_multi_string("export", [], "Folder of launch.export, or NAME=FOLDER; repeated.")
-flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
+flags.DEFINE_multi_string(
+    "export", [], "Folder written by launch.export, or NAME=FOLDER; may be repeated."
+)
+flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all addresses.")
 flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for a free one.", 0, 65535)
 flags.DEFINE_integer("max_batch", 16, "Largest number of rows of a batch; a power of two.", 1, 4096)
-flags.DEFINE_float("max_wait_ms", 2.0, "Milliseconds that a row waits for others.", 0, 10_000)
+flags.DEFINE_float(
+    "max_wait_ms", 2.0, "Milliseconds that a row waits for a batch to fill.", 0, 10_000
+)
 flags.DEFINE_integer(
     "max_queue", 256, "Most inputs of a model that are accepted and not yet answered.", 1
 )
@@ -50,14 +54,16 @@ flags.DEFINE_float("max_sound_s", 120.0, "Most seconds of a sound.", 0.001)
 flags.DEFINE_string(
     "token", None, "Token that requests must bear (default: ATTENTION_TOKEN, or none)."
 )
-flags.DEFINE_string("cors_origin", "", "Origin whose pages may send requests, https://example.org.")
+flags.DEFINE_string(
+    "cors_origin", "", "Origin whose pages may send requests, such as https://example.org."
+)
 
-# Seconds that compiling may go on at the end.
+# Seconds that a compilation may take after the server has stopped.
 _STOP_S = 1.0
 
 
 def serve() -> None:
-    """Runs the command."""
+    """Runs the command `launch.serve`."""
     from launch.serving import server as servers
     from launch.serving.app import Application
     from launch.serving.options import read_exports
@@ -104,7 +110,7 @@ def _announce(application: Application) -> None:
 
 
 def _options() -> Options:
-    """Returns the options of the flags.
+    """Returns the server options given by the flags.
 
     Raises:
       UserError: a flag has a wrong value.

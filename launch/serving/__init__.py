@@ -1,1 +1,1 @@
-"""HTTP server of exported models: batching, protocols, limits, metrics and a page."""
+"""HTTP server of exported models: batching, protocols, limits, metrics and a web page."""

@@ -1,4 +1,4 @@
-"""Answers in the shapes of Hugging Face's inference API, by task.
+"""Conversion of answers to the response formats of Hugging Face's inference API, by task.
 
 https://huggingface.co/docs/inference-providers/tasks
 """
@@ -18,19 +18,19 @@ _DATA_URL = re.compile(r"data:[\w.+/-]*(;[\w=.+-]+)*;base64,", re.ASCII)
 
 
 def classes(item: Item, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns labels with scores, the best first; at most "top_k"."""
+    """Returns labels with their probabilities as scores, best first; at most "top_k" labels."""
     ranked = item.answer["probabilities"].items()
     found = [{"label": label, "score": score} for label, score in ranked]
     return found[: parameters.get("top_k")]
 
 
 def translation(item: Item, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the translation."""
+    """Returns the translation in the format of the task "translation"."""
     return [{"translation_text": item.answer["output"]}]
 
 
 def generation(item: Item, parameters: Mapping[str, Any]) -> list[Any]:
-    """Returns the text that a prompt begins, or the words of each [MASK]."""
+    """Returns the prompt with its completion, or the most probable words for each [MASK]."""
     if "completion" in item.answer:
         return [{"generated_text": item.answer["input"] + item.answer["completion"]}]
     text, blanks = item.answer["input"], []
@@ -54,17 +54,17 @@ def generation(item: Item, parameters: Mapping[str, Any]) -> list[Any]:
 
 
 def transcription(item: Item, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the transcript of a sound."""
+    """Returns the transcript in the format of the task "automatic-speech-recognition"."""
     return {"text": item.answer["output"]}
 
 
 def image_text(item: Item, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the text of an image."""
+    """Returns the text in the format of the task "image-to-text"."""
     return [{"generated_text": item.answer["output"]}]
 
 
 def objects(item: Item, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns objects with boxes in pixels."""
+    """Returns label, score, box in pixels and, if available, mask of each object."""
     corners = ("xmin", "ymin", "xmax", "ymax")
     return [
         {
@@ -78,11 +78,11 @@ def objects(item: Item, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def plain(item: Item, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the answer of `launch.predict --format=json`."""
+    """Returns the answer unchanged, as printed by `launch.predict --format=json`."""
     return item.answer
 
 
-# Task -> function of its shape; the answer of the reader for others.
+# Task -> function that converts an answer; answers of other tasks are returned unchanged.
 SHAPES: dict[str, Callable[[Item, Mapping[str, Any]], Any]] = {
     "text_classification": classes,
     "image_classification": classes,
@@ -96,18 +96,18 @@ _RANKED = (classes, generation)
 
 
 def is_ranked(task: str) -> bool:
-    """Returns whether answers are ranked, so that "top_k" is supported."""
+    """Returns whether answers of a task are ranked lists, so that "top_k" is supported."""
     return SHAPES.get(task) in _RANKED
 
 
 def answers(task: str, items: Sequence[Item], parameters: Mapping[str, Any], many: bool) -> Any:
-    """Returns the answers of a request.
+    """Returns the body of a response with the answers to all inputs of a request.
 
     Args:
       task: name of the model's task.
-      items: answered inputs.
-      parameters: see `read_parameters`.
-      many: whether the inputs were a list.
+      items: inputs with their answers.
+      parameters: parameters of the request, see `read_parameters`.
+      many: whether "inputs" was a list; if not, most tasks return a single answer.
     """
     shape = SHAPES.get(task, plain)
     found = [shape(item, parameters) for item in items]
@@ -118,7 +118,11 @@ def answers(task: str, items: Sequence[Item], parameters: Mapping[str, Any], man
 
 
 def read_parameters(given: Any, task: str) -> dict[str, Any]:
-    """Returns the parameters of a request: "top_k" of tasks with ranked answers.
+    """Checks the parameters of a request: only "top_k", for tasks with ranked answers.
+
+    Args:
+      given: value of "parameters"; None if missing.
+      task: name of the model's task.
 
     Raises:
       Problem: a parameter is unknown or has a wrong value.
@@ -127,7 +131,7 @@ def read_parameters(given: Any, task: str) -> dict[str, Any]:
         return {}
     known = ("top_k",) if is_ranked(task) else ()
     if not known and given:
-        raise invalid("parameters: this model has none", "parameters")
+        raise invalid("parameters: not supported by this model; leave them out", "parameters")
     known_keys(given, known, "parameters")
     most = given.get("top_k")
     if most is None:
@@ -138,21 +142,22 @@ def read_parameters(given: Any, task: str) -> dict[str, Any]:
 
 
 def read_inputs(given: Any, kind: str, most: int) -> tuple[list[Raw], list[str], bool]:
-    """Returns raw inputs, their names for messages, and whether they were a list.
+    """Returns raw inputs, their names for messages, and whether "inputs" was a list.
 
     Args:
-      given: value of "inputs": a text, or base64 for other kinds; or a list of these.
-      kind: kind of a raw input.
-      most: largest number of inputs.
+      given: value of "inputs": an input or a list of inputs. An input is a text for the kind
+        "text", or the content of a file in base64.
+      kind: kind of a raw input: "text", "image", "sound" or "table".
+      most: maximum number of inputs.
 
     Raises:
-      Problem: an input has another type.
+      Problem: an input has a wrong type, or there are too many inputs or none.
     """
     many = isinstance(given, list)
     if many and not given:
-        raise invalid("inputs: expected at least one", "inputs")
+        raise invalid("inputs: got an empty list, expected at least one input", "inputs")
     if many and len(given) > most:
-        raise invalid(f"inputs: got {len(given)}, expected at most {most}", "inputs")
+        raise invalid(f"inputs: got {len(given)} inputs, expected at most {most}", "inputs")
     values = given if many else [given]
     fields = [f"inputs[{number}]" for number in range(len(values))] if many else ["inputs"]
     pairs = zip(values, fields, strict=True)
@@ -166,11 +171,13 @@ def _raw(value: Any, kind: str, field: str) -> Raw:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
-            raise invalid(f"{field}: has half of a surrogate pair", field) from None
+            raise invalid(
+                f"{field}: has half of a surrogate pair, expected Unicode text", field
+            ) from None
         return value
     # The string is content, never the name of a file of the server.
     coded = value[match.end() :] if (match := _DATA_URL.match(value)) else value
     try:
         return base64.b64decode(coded.encode("ascii"), validate=True)
     except (UnicodeEncodeError, binascii.Error):
-        raise invalid(f"{field}: expected base64 of the content of a file", field) from None
+        raise invalid(f"{field}: expected the content of a file in base64", field) from None

@@ -1,4 +1,4 @@
-"""The application: addresses of the Open Inference Protocol, of tasks, of the page and of metrics.
+"""The ASGI application: endpoints of the Open Inference Protocol, of tasks, web page and metrics.
 
 https://github.com/open-inference/open-inference-protocol, version 2, JSON data.
 """
@@ -36,14 +36,14 @@ from launch.serving.responses import JSON, Common, as_json, on_http_error, on_pr
 
 VERSION = "1"
 EXTENSIONS: list[str] = []
-# Seconds that programs which run may take at the end of the server.
+# Seconds that running programs may take after the server has stopped.
 STOP_S = 5.0
 # Seconds that browsers keep the answer to a preflight request.
 _CORS_S = 600
 
 
 class Application:
-    """The addresses of a server.
+    """Endpoints of the server and the models behind them.
 
     Attributes:
       models: models by name.
@@ -56,12 +56,12 @@ class Application:
         options: Options,
         failed: Callable[[str, BaseException], None] = lambda name, error: None,
     ):
-        """Makes the application.
+        """Creates a model for each export; no program is compiled before the server starts.
 
         Args:
-          exports: exports by name.
+          exports: exports by model name.
           options: options of the server.
-          failed: called with the name of a model and an error if it cannot be compiled.
+          failed: called with the name of a model that cannot be compiled, and the error.
         """
         self._options = options
         self.metrics = Metrics(options.max_batch)
@@ -79,7 +79,7 @@ class Application:
         return all(model.ready for model in self.models.values())
 
     def asgi(self) -> Starlette:
-        """Returns the application for a server."""
+        """Returns the ASGI application, which starts and stops the models."""
         routes = [
             self._route("/", self._get_page),
             self._route("/openapi.json", self._get_document),
@@ -137,7 +137,13 @@ class Application:
         *,
         files: bool = True,
     ) -> Route:
-        """Returns an address that takes a body: JSON or, with `files`, a form too."""
+        """Returns a route for POST requests to a model.
+
+        Args:
+          path: path with the placeholder {name} for the model.
+          answer: function from request, model and body to the response.
+          files: whether models of files also accept the body as a multipart form.
+        """
 
         async def endpoint(request: Request) -> Response:
             request.scope["route_template"] = path
@@ -155,14 +161,16 @@ class Application:
         return Route(path, endpoint, methods=["POST"], name=path)
 
     def _model(self, request: Request) -> Model:
-        """Returns the model that a request names.
+        """Returns the model that is named in the path of a request.
 
         Raises:
-          Problem: there is none.
+          Problem: there is no model of this name.
         """
         found = self.models.get(request.path_params["name"])
         if found is None:
-            raise Problem(404, "no such model; see /models", "name")
+            raise Problem(
+                404, f"no model is called {request.path_params['name'][:80]!r}; see /models", "name"
+            )
         return found
 
     # ------------------------------------------------------------ page, metrics, models
@@ -232,7 +240,7 @@ class Application:
         if not isinstance(given.get("id", ""), str):
             raise invalid("id: expected a string", "id")
         if given.get("parameters"):
-            raise invalid("parameters: none is supported", "parameters")
+            raise invalid("parameters: not supported; leave them out", "parameters")
         signature = model.export.signature
         names = tensors.output_names(given.get("outputs"), list(signature["outputs"]))
         programs = signature["programs"]["predict"]
@@ -269,7 +277,7 @@ class Application:
         if not model.generates:
             raise Problem(
                 404,
-                f"model {model.name} generates no text; use /models/{model.name}",
+                f"model {model.name} generates no text to stream; use /models/{model.name}",
                 "name",
             )
         raw, fields, _, parameters = await self._inputs(request, model, body)
@@ -297,18 +305,22 @@ class Application:
         if not model.has_attention:
             raise Problem(
                 404,
-                f"model {model.name} is exported without attention",
+                f"model {model.name} was exported without attention weights",
                 "name",
             )
         raw, fields, _, _ = await self._inputs(request, model, body)
         if len(raw) != 1:
-            raise invalid("inputs: expected a single one", "inputs")
+            raise invalid(f"inputs: got {len(raw)} inputs, expected one", "inputs")
         return JSON(await _unless_gone(request, model.attention(raw[0], fields[0])))
 
     async def _inputs(
         self, request: Request, model: Model, body: bytes
     ) -> tuple[Sequence[Raw], Sequence[str], bool, dict[str, Any]]:
-        """Returns inputs, their names, whether they are a list, and parameters."""
+        """Reads inputs and parameters from a JSON body or a form.
+
+        Returns:
+          Raw inputs, their names for messages, whether "inputs" was a list, and the parameters.
+        """
         if content_type(request) == "multipart/form-data":
             form = await read_form(request, body)
             text = form.get("parameters")
@@ -339,7 +351,7 @@ def _event(name: str, data: Any) -> bytes:
 
 
 async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
-    """Returns a result; cancels the work if the client closes the connection."""
+    """Returns the result of `work`; cancels it if the client closes the connection."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -357,7 +369,7 @@ async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
 
 
 def _page() -> tuple[bytes, str]:
-    """Returns the page, and the policy that allows its own script and style alone."""
+    """Returns the web page, and a content security policy that allows only its script and style."""
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     hashes = {}
     for tag in ("script", "style"):

@@ -1,7 +1,8 @@
-"""Dynamic batching: one thread runs the programs of a model on rows of many requests.
+"""Dynamic batching: one thread per model runs its programs on the rows of several requests.
 
-Rows wait by key (kind of program, bucket). A batch starts when it is full, or when its first row
-has waited long enough; while a batch runs, the next one fills.
+A row is the input of a program for one example. Rows are queued by key, which is the kind and the
+bucket of their program. A batch of rows with the same key starts when it is full, or when its first
+row has waited for `max_wait_s`. While a batch runs, new rows are queued.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ Outputs = dict[str, Any]
 
 
 class Expired(Exception):
-    """The deadline of a request passed before its rows were run."""
+    """Error for a request whose deadline passed before its rows were run."""
 
 
 @dataclasses.dataclass(eq=False)
 class _Ticket:
-    """Rows of a request.
+    """State of a submitted request.
 
     Attributes:
       future: future whose result is the list of outputs, in the order of the rows.
       outputs: outputs so far, one for each row.
       remaining: number of rows without outputs.
-      deadline: latest start of the computation, in seconds of `time.monotonic`.
+      deadline: latest time at which a row may start, in seconds of `time.monotonic`.
     """
 
     future: Future[list[Outputs]]
@@ -41,7 +42,7 @@ class _Ticket:
     deadline: float
 
     def fail(self, error: BaseException) -> None:
-        """Sets the error, unless the request was canceled or is complete."""
+        """Sets an error as the result, unless the request was canceled or is complete."""
         if not self.future.done():
             try:
                 self.future.set_exception(error)
@@ -52,7 +53,7 @@ class _Ticket:
 
 @dataclasses.dataclass(eq=False)
 class _Job:
-    """A row of a request, with its position in it and the time when it came."""
+    """A queued row, with its position in the request and the time when it was submitted."""
 
     ticket: _Ticket
     position: int
@@ -61,7 +62,7 @@ class _Job:
 
 
 class Batcher:
-    """Runs rows in batches, on a thread of its own.
+    """Queue of rows that are run in batches on a separate thread.
 
     Attributes:
       prepared: set when `prepare` has returned or failed.
@@ -78,15 +79,15 @@ class Batcher:
         prepare: Callable[[], None] = lambda: None,
         failed: Callable[[BaseException], None] = lambda error: None,
     ):
-        """Makes a stopped batcher.
+        """Creates a batcher whose thread is not started.
 
         Args:
-          name: name of the thread.
-          run: returns the outputs of at most `max_batch` rows of one key.
-          max_batch: largest number of rows of a batch.
-          max_wait_s: seconds that a row waits for others.
-          prepare: called once by the thread, before any batch.
-          failed: called with an error of `prepare`.
+          name: name of the model, for the name of the thread.
+          run: function from a key and at most `max_batch` rows with this key to their outputs.
+          max_batch: maximum number of rows in a batch.
+          max_wait_s: seconds that a row waits for its batch to fill.
+          prepare: called once by the thread, before the first batch.
+          failed: called with the error if `prepare` raises one.
         """
         self._run, self._prepare, self._failed = run, prepare, failed
         self._max_batch, self._max_wait_s = max_batch, max_wait_s
@@ -99,12 +100,12 @@ class Batcher:
 
     @property
     def stopping(self) -> bool:
-        """True after `stop`."""
+        """True after `stop` was called."""
         return self._stopping
 
     @property
     def ready(self) -> bool:
-        """True after `prepare`, until `stop`."""
+        """True from the success of `prepare` until `stop` is called."""
         return self.prepared.is_set() and self.error is None and not self._stopping
 
     def start(self) -> None:
@@ -112,10 +113,10 @@ class Batcher:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """Runs the rows that wait, and ends the thread.
+        """Makes the thread end after running the queued rows.
 
         Returns:
-          Whether it ended within `timeout_s` seconds.
+          Whether the thread ended within `timeout_s` seconds.
         """
         with self._condition:
             self._stopping = True
@@ -125,16 +126,20 @@ class Batcher:
         return not self._thread.is_alive()
 
     def __len__(self) -> int:
-        """Returns the number of rows that wait."""
+        """Returns the number of queued rows."""
         with self._condition:
             return sum(map(len, self._waiting.values()))
 
     def submit(self, rows: Sequence[tuple[Key, Row]], deadline: float) -> Future[list[Outputs]]:
-        """Queues rows; canceling the future removes those that have not started.
+        """Queues the rows of a request; canceling the future removes rows that have not started.
 
         Args:
-          rows: at least one, each with its key.
-          deadline: on the clock `time.monotonic`; rows that start later fail with `Expired`.
+          rows: at least one pair of key and row.
+          deadline: latest time at which a row may start, in seconds of `time.monotonic`. Later, the
+            request fails with `Expired`.
+
+        Returns:
+          A future of the outputs, in the order of the rows.
         """
         future: Future[list[Outputs]] = Future()
         ticket = _Ticket(future, [{} for _ in rows], len(rows), deadline)
@@ -163,11 +168,11 @@ class Batcher:
                 self._execute(key, jobs)
 
     def _next(self) -> tuple[Key, list[_Job]] | None:
-        """Waits for a batch and returns it; None when the batcher has stopped and is empty."""
+        """Waits for a batch and returns its key and rows; None if stopped and nothing is queued."""
         with self._condition:
             while True:
                 now, soonest = time.monotonic(), None
-                # The group whose first row came first.
+                # The key whose first row was submitted first.
                 for key, queue in sorted(self._waiting.items(), key=lambda kv: kv[1][0].since):
                     start = queue[0].since + self._max_wait_s
                     if len(queue) >= self._max_batch or start <= now or self._stopping:

@@ -13,16 +13,16 @@ class Metrics:
 
     Attributes:
       responses: number of responses by route and status.
-      seconds: duration from the request to the response, by model.
-      program_seconds: duration of each batch, by model.
-      batch_rows: rows of each batch without padding, by model.
-      queue: inputs that are accepted and not yet answered, by model.
-      waiting: rows that wait for a batch, by model.
-      ready: 1 for a model whose programs are compiled.
+      seconds: seconds from a request to its response, by model.
+      program_seconds: seconds that each batch ran, by model.
+      batch_rows: number of rows of each batch without padding, by model.
+      queue: number of inputs that are accepted and not yet answered, by model.
+      waiting: number of queued rows that are not yet in a batch, by model.
+      ready: 1 if the programs of a model are compiled, else 0.
     """
 
     def __init__(self, max_batch: int):
-        """Args: largest number of rows of a batch."""
+        """Args: maximum number of rows in a batch."""
         self._registry = registry = CollectorRegistry()
         sizes = [1 << power for power in range(max_batch.bit_length())]
         self.responses = Counter(
@@ -54,5 +54,5 @@ class Metrics:
         )  # fmt: skip
 
     def text(self) -> bytes:
-        """Returns the exposition format of Prometheus."""
+        """Returns all metrics in the exposition format of Prometheus."""
         return generate_latest(self._registry)

@@ -1,7 +1,7 @@
-"""Models that are served: from raw inputs, or arrays, to answers.
+"""Served models, which convert raw inputs to answers, or input arrays to output arrays.
 
-Inputs are encoded and decoded on threads of the model, and their rows are run in batches; see
-`launch.serving.batching`.
+Inputs are encoded and outputs decoded in a thread pool of each model. Programs run on batches of
+rows, see `launch.serving.batching`.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ Result = TypeVar("Result")
 
 
 class Model:
-    """A model that is served.
+    """A served model: its export, its queue of inputs and its batcher.
 
     Attributes:
-      name: in addresses.
-      export: its folder, read.
-      task: name of its task.
+      name: name in URLs.
+      export: export that contains the model.
+      task: name of the model's task.
       kind: kind of a raw input: "text", "image", "sound" or "table".
     """
 
@@ -57,14 +57,14 @@ class Model:
         metrics: Metrics,
         failed: Callable[[BaseException], None] = lambda error: None,
     ):
-        """Makes a model that is not started.
+        """Creates a model without compiling its programs.
 
         Args:
           name: name of the model in URLs.
           export: export that contains the model.
           options: options of the server.
           metrics: metrics of the server.
-          failed: called if the programs cannot be compiled, from another thread.
+          failed: called from another thread with the error if the programs cannot be compiled.
         """
         self.name, self.export = name, export
         self.task, self.kind = export.signature["task"], export.kind
@@ -72,7 +72,7 @@ class Model:
         self._accepted = 0
         metrics.queue.labels(name).set_function(lambda: self._accepted)
         metrics.ready.labels(name).set(0)
-        # Stemmers are not safe for threads; images and sounds are decoded without Python's lock.
+        # Stemmers are not thread-safe; decoders of images and sounds release the global lock.
         threads = 1 if self.kind == "text" else min(4, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"inputs of {name}")
         self._batcher = Batcher(
@@ -92,12 +92,12 @@ class Model:
 
     @property
     def pipeline(self) -> str:
-        """Name of the task on the Hugging Face hub, or the project's own."""
+        """Name of the task on the Hugging Face hub; else the task's name in this project."""
         return pipeline_of(self.export.signature) or self.task.replace("_", "-")
 
     @property
     def has_attention(self) -> bool:
-        """True if the export has programs of the attention weights."""
+        """True if the export contains programs that return attention weights."""
         return "attention" in self.export.signature["programs"]
 
     @property
@@ -111,22 +111,22 @@ class Model:
         return self.export.signature["decoding"] is not None
 
     def start(self) -> None:
-        """Starts compiling."""
+        """Starts to compile the programs, on the batcher's thread."""
         self._batcher.start()
 
     def wait_ready(self) -> None:
-        """Waits until the programs are compiled, or cannot be."""
+        """Waits until the programs are compiled or their compilation has failed."""
         self._batcher.prepared.wait()
 
     def stop(self, timeout_s: float) -> bool:
-        """Runs the rows that wait, and returns whether the thread has ended in time."""
+        """Runs the queued rows; returns whether the batcher ended within `timeout_s` seconds."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         return self._batcher.stop(timeout_s)
 
     # ------------------------------------------------------------ programs
 
     def _compile(self) -> None:
-        """Runs each program once with each batch size."""
+        """Compiles each program for each batch size by running it once."""
         programs = self.export.signature["programs"]
         golden = read_tensors(self.export.folder / "golden.safetensors")
         for kind in _BATCHED:
@@ -186,7 +186,9 @@ class Model:
 
     @contextmanager
     def accepted(self, inputs: int) -> Iterator[_Places]:
-        """Takes places in the queue; they are freed when nothing runs for them any more.
+        """Reserves places in the model's queue for inputs.
+
+        The places are freed after the context, as soon as no thread works on the inputs any more.
 
         Raises:
           Problem: the queue is full.
@@ -267,10 +269,11 @@ class Model:
             now = after
 
     async def outputs(self, rows: Sequence[Row]) -> list[Outputs]:
-        """Returns the outputs of rows of arrays.
+        """Runs the program "predict" on rows of input arrays; returns the outputs of each row.
 
         Args:
-          rows: rows of equal size in the variable dimensions; a program is exported for this size.
+          rows: rows with the same sizes of the variable dimensions, at most those of the largest
+            exported program.
 
         Raises:
           Problem: the queue is full, or the deadline has passed.
@@ -279,10 +282,14 @@ class Model:
             return await self._within(self._batched("predict", rows))
 
     async def attention(self, raw: Raw, field: str) -> dict[str, Any]:
-        """Returns the attention weights of an input, and the tokens that they are of.
+        """Returns the attention weights of an input, and the tokens along their axes if known.
+
+        Args:
+          raw: text, or content of a file.
+          field: name of the input in messages.
 
         Raises:
-          Problem: see `answer`; or there are too many weights.
+          Problem: see `answer`; or there are more than `ATTENTION_NUMBERS` weights.
         """
         with self.accepted(1) as places:
             return await self._within(self._attention(raw, field, places))
@@ -310,7 +317,11 @@ class Model:
         return time.monotonic() + self._options.timeout_s
 
     async def _within(self, work: Any, deadline: float | None = None) -> Any:
-        """Awaits within the time of a request, or until a deadline on `time.monotonic`."""
+        """Awaits `work` until a deadline on `time.monotonic`; by default that of a new request.
+
+        Raises:
+          Problem: the deadline has passed.
+        """
         deadline = self._deadline() if deadline is None else deadline
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -368,11 +379,15 @@ class Model:
         return items
 
     def public(self, message: str) -> str:
-        """Returns a message without paths of the server."""
+        """Returns a message with the model's name instead of its folder on the server."""
         return message.replace(str(self.export.folder), self.name)
 
     def _check(self, raw: Raw, field: str) -> None:
-        """Checks the limits of an input before it is decoded."""
+        """Checks the size of an input against the limits of the server, before it is decoded.
+
+        Raises:
+          Problem: the input is empty or too large.
+        """
         options = self._options
         if isinstance(raw, str):
             if len(raw) > options.max_text:
@@ -395,21 +410,28 @@ class Model:
 
 
 class _Places:
-    """Places of a request in the queue of a model, counted by inputs and rows."""
+    """The places that a request occupies in a model's queue, at first one for each input.
+
+    If an input is encoded as several rows, it occupies a place for each row.
+    """
 
     def __init__(self, model: Model):
         self._model, self._taken, self._running, self._closed = model, 0, 0, False
 
     def add(self, count: int, field: str = "inputs") -> None:
-        """Takes more places.
+        """Reserves `count` more places.
+
+        Args:
+          count: number of places.
+          field: name of the input in messages.
 
         Raises:
-          Problem: there are not enough.
+          Problem: the request needs more places than the queue has, or the queue is full.
         """
         model, most = self._model, self._model._options.max_queue
         if self._taken + count > most:
             raise invalid(
-                f"{field}: makes {self._taken + count} rows, expected at most {most}", field
+                f"{field}: is encoded as {self._taken + count} rows, expected at most {most}", field
             )
         if model._accepted + count > most:
             raise model._full()
@@ -417,7 +439,7 @@ class _Places:
         self._taken += count
 
     async def call(self, function: Callable[[], Result]) -> Result:
-        """Calls a function on a thread of the model; it keeps the places until it returns."""
+        """Calls a function in the model's thread pool; no place is freed before it returns."""
         loop = asyncio.get_running_loop()
         future: Future[Result] = self._model._threads.submit(function)
         self._running += 1
@@ -429,7 +451,7 @@ class _Places:
         self._free()
 
     def close(self) -> None:
-        """Frees the places once nothing runs."""
+        """Frees the places as soon as no function of `call` is running."""
         self._closed = True
         self._free()
 
@@ -458,7 +480,10 @@ def _threadsafe(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -
 
 
 def _pixels(content: bytes) -> int:
-    """Returns the number of pixels that an image declares; 0 if the reader shall refuse it."""
+    """Returns the number of pixels in an image's header; 0 if it cannot be read.
+
+    The reader then raises the error.
+    """
     import warnings
 
     from PIL import Image

@@ -1,4 +1,4 @@
-"""The description of the server's addresses as an OpenAPI 3.1 document."""
+"""Description of the server's endpoints as an OpenAPI 3.1 document."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BODY = ("400", "404", "408", "413", "415", "422", "429", "500", "503", "504")
 
 
 def document(models: Iterable[Model], options: Options) -> dict[str, Any]:
-    """Returns the document.
+    """Returns the OpenAPI document as a JSON value.
 
     Args:
       models: models of the server.
@@ -304,7 +304,7 @@ def _schemas(models: list[Model], options: Options) -> dict[str, Any]:
 
 
 def _parameters(models: list[Model]) -> dict[str, Any]:
-    """Returns the schema of "parameters"."""
+    """Returns the schema of the field "parameters" of a request."""
     if not any(answers.is_ranked(model.task) for model in models):
         return {"type": ["object", "null"], "maxProperties": 0}
     found = _object({"top_k": {"type": ["integer", "null"], "minimum": 1}}, [])

@@ -19,12 +19,13 @@ class Options:
     """Options of the server.
 
     Attributes:
-      max_batch: largest number of rows in a batch, a power of two.
-      max_wait_ms: milliseconds that a row waits for others.
-      max_queue: most inputs of a model that are accepted and not yet answered.
-      timeout_s: seconds within which a request is answered.
-      client_timeout_s: seconds in which a client must send the headers, and then the body.
-      max_body_bytes: maximum size of the body of a request.
+      max_batch: maximum number of rows in a batch, a power of two.
+      max_wait_ms: milliseconds that a row waits for its batch to fill.
+      max_queue: maximum number of inputs, per model, that are accepted and not yet answered.
+      timeout_s: seconds after which an unanswered request fails.
+      client_timeout_s: seconds in which a client must send the headers, and again as many for the
+        body.
+      max_body_bytes: maximum size of the body of a request, in bytes.
       max_text: maximum number of characters of a text.
       max_pixels: maximum number of pixels of an image.
       max_sound_s: maximum duration of a recording in seconds.
@@ -46,7 +47,7 @@ class Options:
     cors_origin: str = ""
 
     def __post_init__(self) -> None:
-        """Checks what the types of flags do not.
+        """Checks the conditions that the types of the flags do not ensure.
 
         Raises:
           UserError: a flag has a wrong value.
@@ -62,7 +63,9 @@ class Options:
                 f"--cors_origin={self.cors_origin}: expected an origin, such as https://example.org"
             )
         if not self.token.isprintable() or " " in self.token:
-            raise UserError("--token: has a space or a control character")
+            raise UserError(
+                "--token: has a space or a control character, expected a printable word"
+            )
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -71,7 +74,13 @@ class Options:
 
 
 def read_exports(given: Sequence[str]) -> dict[str, Export]:
-    """Returns the exports of --export by name.
+    """Reads the exports given by --export.
+
+    Args:
+      given: values FOLDER or NAME=FOLDER.
+
+    Returns:
+      Exports by model name, which is NAME or the name of the folder.
 
     Raises:
       UserError: a folder is missing or contains no export, or two exports have the same name.
@@ -86,12 +95,12 @@ def read_exports(given: Sequence[str]) -> dict[str, Export]:
             name = Path(folder).expanduser().resolve().name
         if not _NAME.fullmatch(name):
             raise UserError(
-                f"--export={one}: {name!r} is not a name of letters, digits, '.', '_' and '-'; "
+                f"--export={one}: got the name {name!r}, expected letters, digits and .-_; "
                 "write --export=NAME=FOLDER"
             )
         if name in found:
             raise UserError(
-                f"--export={one}: there is a model {name} already; write --export=NAME=FOLDER"
+                f"--export={one}: a model is already called {name}; write --export=NAME=FOLDER"
             )
         try:
             found[name] = Export(Path(folder).expanduser())

@@ -1,4 +1,4 @@
-"""Errors of requests, as JSON bodies {"error": one line, "field": name or null}."""
+"""Errors of requests, sent as JSON {"error": message of one line, "field": name or null}."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ RETRY_S = 1
 
 
 class Problem(Exception):
-    """A request cannot be answered.
+    """Error for a request that cannot be answered.
 
     Attributes:
       status: HTTP status of the response.
       error: message of one line.
-      field: field that is wrong, such as "inputs[2]"; None if the error concerns no field.
+      field: field of the request that is wrong, such as "inputs[2]"; None if no field is.
       headers: headers of the response.
     """
 
@@ -33,25 +33,30 @@ class Problem(Exception):
 
     @property
     def body(self) -> dict[str, str | None]:
-        """Content of the response."""
+        """Body of the response, as a JSON value."""
         return {"error": self.error, "field": self.field}
 
 
 def invalid(error: str, field: str | None) -> Problem:
-    """Returns the problem of a field with a wrong value."""
+    """Returns a `Problem` with status 422 for a field that has a wrong value."""
     return Problem(422, error, field)
 
 
 def overloaded(error: str) -> Problem:
-    """Returns the problem of too many requests."""
+    """Returns a `Problem` with status 429 for a server that has too many requests."""
     return Problem(429, error, None, {"Retry-After": str(RETRY_S)})
 
 
 def known_keys(value: Any, known: Sequence[str], field: str) -> dict[str, Any]:
-    """Returns a JSON object whose keys are known.
+    """Checks that a JSON value is an object with no keys besides the known ones; returns it.
+
+    Args:
+      value: JSON value.
+      known: known keys.
+      field: name of the value in messages.
 
     Raises:
-      Problem: it is no object, or has another key.
+      Problem: the value is not an object, or has an unknown key.
     """
     if not isinstance(value, dict):
         raise invalid(f"{field}: expected an object with {', '.join(known)}", field)

@@ -1,4 +1,4 @@
-"""Reading of requests: bodies within limits, JSON, and multipart forms."""
+"""Reading of requests: bodies with limits on size and time, JSON, and multipart forms."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from starlette.requests import ClientDisconnect, Request
 from launch.serving.options import Options
 from launch.serving.problems import Problem, invalid, overloaded
 
-# Bodies of this many times the largest may be in memory at once.
+# All bodies in memory together may have this many times the maximum size of a body.
 _BODIES = 8
 # Bodies up to this size are parsed on the thread of the event loop.
 _SMALL = 64 * 2**10
 
 
 class Bodies:
-    """Reads bodies; all that are in memory have a limit in common."""
+    """Reader of bodies that limits the size of each body and of all bodies in memory together."""
 
     def __init__(self, options: Options):
         """Args: options of the server."""
@@ -29,14 +29,15 @@ class Bodies:
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """Reads a body, which counts until the end of the context.
+        """Reads the body of a request; it counts as in memory until the context ends.
 
         Raises:
-          Problem: it is too large, comes too slowly, or too many are in memory.
+          Problem: the body is too large or arrives too slowly, or the limit on all bodies is
+            reached.
         """
         most = self._options.max_body_bytes
         declared = request.headers.get("content-length", "")
-        too_large = Problem(413, f"the body is over {most} bytes")
+        too_large = Problem(413, f"the body is too large, expected at most {most} bytes")
         if declared.isdigit() and int(declared) > most:
             raise too_large
         parts: list[bytes] = []
@@ -54,7 +55,7 @@ class Bodies:
                         parts.append(part)
             except TimeoutError:
                 seconds = f"{self._options.client_timeout_s:g} seconds"
-                raise Problem(408, f"the body did not come within {seconds}") from None
+                raise Problem(408, f"the body did not arrive within {seconds}") from None
             except ClientDisconnect:
                 raise Problem(400, "the client closed the connection") from None
             if size > most:
@@ -71,22 +72,24 @@ def content_type(request: Request) -> str:
 
 
 def check_content_type(request: Request, *known: str) -> None:
-    """Checks the media type of a body.
+    """Checks the media type of a body, and that it is not compressed.
 
     Raises:
-      Problem: it is another.
+      Problem: the type is not among `known`, or the header Content-Encoding is set.
     """
     if content_type(request) not in known:
         raise Problem(415, f"Content-Type: expected {' or '.join(known)}", "Content-Type")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Problem(415, "Content-Encoding: not supported", "Content-Encoding")
+        raise Problem(
+            415, "Content-Encoding: not supported; send the body uncompressed", "Content-Encoding"
+        )
 
 
 async def read_json(body: bytes) -> Any:
-    """Returns the value of a JSON body in UTF-8.
+    """Parses a JSON body in UTF-8; large bodies are parsed in another thread.
 
     Raises:
-      Problem: it is not JSON.
+      Problem: the body is not JSON, or not UTF-8.
     """
     return _json(body) if len(body) <= _SMALL else await asyncio.to_thread(_json, body)
 

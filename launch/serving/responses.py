@@ -1,4 +1,4 @@
-"""Responses, and what every response has: headers, authentication, metrics, JSON errors."""
+"""JSON responses, error responses, and middleware for authentication, headers and metrics."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from launch.serving.metrics import Metrics
 from launch.serving.problems import Problem
 
-# Bytes and seconds that are read of a body that is not wanted.
+# Limits on the bytes and seconds for reading the rest of a body that is ignored.
 _IGNORED_BYTES = 64 * 2**20
 _IGNORED_S = 5.0
-# Addresses that need no token.
+# Paths that need no token.
 PUBLIC = ("/", "/v2/health/live", "/v2/health/ready")
 
 
 def as_json(value: Any) -> bytes:
-    """Returns JSON in UTF-8; numbers that are not finite become null."""
+    """Serializes a value as JSON in UTF-8; numbers that are not finite become null."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except ValueError:
@@ -44,31 +44,31 @@ def _finite(value: Any) -> Any:
 
 
 class JSON(Response):
-    """A response with a JSON value."""
+    """A response whose content is a JSON value."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """Returns the body."""
+        """Returns the content as JSON in UTF-8."""
         return as_json(content)
 
 
 def of_problem(problem: Problem) -> JSON:
-    """Returns the response of a problem."""
+    """Returns the error response for a `Problem`."""
     return JSON(problem.body, problem.status, problem.headers)
 
 
 def on_problem(request: Request, error: Exception) -> Response:
-    """Handles `Problem`."""
+    """Handles a `Problem` raised by an endpoint."""
     assert isinstance(error, Problem)
     return of_problem(error)
 
 
 def on_http_error(request: Request, error: Exception) -> Response:
-    """Handles errors of Starlette: unknown addresses and methods."""
+    """Handles Starlette's errors for unknown paths and unsupported methods."""
     assert isinstance(error, HTTPException)
     text = {
-        404: "no such address; see /openapi.json",
+        404: "no such path; see /openapi.json",
         405: f"{request.method[:20]} is not supported here; see the header Allow",
     }
     headers = dict(error.headers or {})
@@ -79,10 +79,10 @@ def on_http_error(request: Request, error: Exception) -> Response:
 
 
 class _Rest:
-    """The part of a body that was not read when an error is answered.
+    """Unread part of a request body, which is read and ignored before an error response is sent.
 
-    A client that is still sending when the connection closes would not see the answer, so the rest
-    is read, within limits. A client that expects "100 Continue" has not begun to send.
+    Otherwise a client that is still sending when the connection closes would not see the response.
+    A client that expects "100 Continue" has not begun to send.
     """
 
     def __init__(self, scope: Scope, receive: Receive):
@@ -95,14 +95,14 @@ class _Rest:
         self._started = False
 
     async def receive(self) -> Message:
-        """Receives a message for the application."""
+        """Receives the next message of the request, for the application."""
         self._started = True
         message = await self._receive()
         self._ended = self._ended or not message.get("more_body", False)
         return message
 
     async def ignored(self, status: int) -> bool:
-        """Reads the rest, and returns whether the body has ended."""
+        """Reads the rest within limits; returns whether the end of the body was reached."""
         if self._ended or status == 408 or (self._expects and not self._started):
             return self._ended
         size = 0
@@ -116,15 +116,15 @@ class _Rest:
 
 
 class Common:
-    """Middleware: authentication, headers and metrics of every response."""
+    """Middleware that checks the token, and adds headers and metrics to every response."""
 
     def __init__(self, app: ASGIApp, *, token: str, metrics: Metrics):
-        """Args: the application; the token of requests, or empty; metrics of the server."""
+        """Args: application; token that requests must have, "" for none; metrics of the server."""
         self._app, self._metrics = app, metrics
         self._expected = f"Bearer {token}".encode() if token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request."""
+        """Handles a request; errors become JSON responses."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -148,7 +148,7 @@ class Common:
             if not self._allowed(scope):
                 raise Problem(
                     401,
-                    "Authorization: expected Bearer and the token of the server",
+                    "Authorization: expected 'Bearer TOKEN' with the token of the server",
                     "Authorization",
                     {"WWW-Authenticate": "Bearer"},
                 )

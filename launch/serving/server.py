@@ -1,4 +1,4 @@
-"""The HTTP server: an address, slow clients, and the end at SIGTERM."""
+"""The HTTP server: listening socket, timeouts for slow clients, and shutdown at SIGTERM."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from launch.serving.options import Options
 from launch.serving.responses import as_json
 from tasks.common.errors import UserError
 
-# Most open connections; further ones are closed at once.
+# Maximum number of open connections; further ones are closed at once.
 CONNECTIONS = 1000
-# Seconds in which requests are finished at the end, beyond the time of a request.
+# Seconds in addition to `Options.timeout_s` in which accepted requests finish after SIGTERM.
 _GRACE_S = 5
 _KEEP_ALIVE_S = 5
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a listening socket.
+    """Returns a socket that listens on an address.
 
     Raises:
-      UserError: the address is in use, or not one of this machine.
+      UserError: the address is in use, or does not belong to this machine.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -51,13 +51,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 with limits on the time that a client takes to send headers or to read."""
+    """HTTP/1.1 with timeouts for clients that send headers or read responses too slowly."""
 
     # Set by `make_server`.
     client_timeout_s = 30.0
 
     def __init__(self, *args: Any, **keywords: Any):
-        """See `H11Protocol`."""
+        """Args: as for `H11Protocol`."""
         super().__init__(*args, **keywords)
         self._headers_timer: asyncio.TimerHandle | None = None
         self._reading_timer: asyncio.TimerHandle | None = None
@@ -70,14 +70,14 @@ class Protocol(H11Protocol):
         self._watch_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the timers."""
+        """Cancels the timeouts of the connection."""
         super().connection_lost(exc)
         for timer in (self._headers_timer, self._reading_timer):
             if timer is not None:
                 timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Starts the timeout for the headers of a further request at their first byte."""
+        """Processes received bytes, and starts or cancels the timeout for headers."""
         super().data_received(data)
         self._watch_headers()
 
@@ -95,18 +95,18 @@ class Protocol(H11Protocol):
             self.transport.abort()
 
     def pause_writing(self) -> None:
-        """Starts the time in which the client must read what waits for it."""
+        """Starts the timeout for a client that does not read the response."""
         super().pause_writing()
         self._reading_timer = self.loop.call_later(self.client_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Stops that time."""
+        """Cancels the timeout of `pause_writing`."""
         super().resume_writing()
         if self._reading_timer is not None:
             self._reading_timer.cancel()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers bytes that are not HTTP with a JSON error."""
+        """Sends a JSON error in response to bytes that are not HTTP."""
         body = as_json({"error": msg.rstrip(".").lower(), "field": None})
         headers = [
             (b"content-type", b"application/json"),
@@ -123,7 +123,7 @@ class Protocol(H11Protocol):
 
 
 def make_server(app: ASGIApp, options: Options) -> uvicorn.Server:
-    """Returns a server of an application, which is not started.
+    """Returns a server for an application, without starting it.
 
     Args:
       app: the application.
@@ -147,7 +147,7 @@ def make_server(app: ASGIApp, options: Options) -> uvicorn.Server:
 
 
 def serve(server: uvicorn.Server, opened: socket.socket) -> None:
-    """Serves until SIGTERM or SIGINT, and then finishes the accepted requests.
+    """Serves requests until SIGTERM or SIGINT, then finishes the accepted requests.
 
     Args:
       server: server returned by `make_server`.

@@ -22,7 +22,7 @@ OPTIONAL = ("id", "weight")
 
 
 def metadata(specs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns name, datatype and shape of arrays; -1 for variable sizes."""
+    """Returns name, datatype and shape of each array; variable sizes are -1."""
     return [
         {
             "name": name,
@@ -36,13 +36,13 @@ def metadata(specs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 def read_inputs(
     given: Any, specs: Mapping[str, Mapping[str, Any]], longest: Mapping[str, int], most: int
 ) -> list[Row]:
-    """Returns the rows of the tensors of a request.
+    """Reads the tensors of a request and splits them into rows along the batch axis.
 
     Args:
-      given: value of "inputs".
-      specs: "inputs" of the signature.
-      longest: largest sizes of the variable dimensions.
-      most: largest number of rows.
+      given: value of "inputs" in the request.
+      specs: value of "inputs" in the export's signature.
+      longest: maximum sizes of the variable dimensions, by name.
+      most: maximum number of rows.
 
     Raises:
       Problem: a tensor is missing, unknown, or has another datatype, shape or count.
@@ -120,7 +120,11 @@ def _flatten(values: Any, shape: Sequence[int], flat: list[Any], field: str) -> 
 
 
 def _typed(flat: Sequence[Any], dtype: str, field: str) -> np.ndarray:
-    """Returns values as an array, without rounding integers or overflow."""
+    """Converts values to an array; rejects values that would be rounded to integers or overflow.
+
+    Raises:
+      Problem: a value does not fit the dtype.
+    """
     if dtype == "bool":
         if not all(isinstance(value, bool) for value in flat):
             raise invalid(f"{field}: expected true and false only", field)
@@ -157,7 +161,12 @@ def _float(dtype: str) -> Any:
 def write_outputs(
     outputs: Sequence[Mapping[str, np.ndarray]], names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Returns tensors of the outputs of rows; numbers that are not finite become null."""
+    """Stacks the outputs of all rows to JSON tensors; numbers that are not finite become null.
+
+    Args:
+      outputs: output arrays by name of each row.
+      names: outputs to return.
+    """
     found = []
     for name in names:
         array = np.stack([row[name] for row in outputs])
@@ -179,7 +188,11 @@ def write_outputs(
 
 
 def output_names(given: Any, known: Sequence[str]) -> list[str]:
-    """Returns the names of the outputs that a request wants; all without "outputs".
+    """Returns the names of the outputs that a request asks for.
+
+    Args:
+      given: value of "outputs" in the request; None for all outputs.
+      known: names of all outputs.
 
     Raises:
       Problem: an output is unknown.

@@ -195,10 +195,10 @@ def test_wrong_folders_and_names(export, tmp_path):
         ([], "--export is missing"),
         ([str(tmp_path / "none")], "holds no export"),
         ([str(tmp_path / "empty")], "holds no export"),
-        ([folder, folder], f"a model {NAME} already"),
-        ([folder, f"{NAME}={folder}"], f"a model {NAME} already"),
-        ([f"a b={folder}"], "is not a name"),
-        ([f"={folder}"], "is not a name"),
+        ([folder, folder], f"a model is already called {NAME}"),
+        ([folder, f"{NAME}={folder}"], f"a model is already called {NAME}"),
+        ([f"a b={folder}"], "got the name"),
+        ([f"={folder}"], "got the name"),
     ):
         with pytest.raises(UserError, match=re.escape(words)) as error:
             read_exports(given)
