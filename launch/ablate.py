@@ -1,4 +1,4 @@
-"""Runs a base experiment and its declared deltas over seeds and prints one table.
+"""Runs a base experiment and declared changes to it (deltas) over seeds, and prints one table.
 
 python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/text_pooling
 

@@ -68,7 +68,7 @@ def paths():
 
 
 def define_config() -> None:
-    """Defines --config, a file whose keys `--config.key=value` overrides."""
+    """Defines --config, and `--config.key=value`, which overrides a key of the config file."""
     flags.DEFINE_string(
         "config",
         None,
@@ -102,7 +102,7 @@ def check_recordable() -> None:
 
 
 def record(records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes the run files if --record is set."""
+    """Writes a run file for each record if --record is set."""
     if FLAGS.record:
         from launch.reporting import results
 

@@ -12,7 +12,7 @@ Tasks with images, forecasts or alignments also draw their predictions:
 
 python -m launch.predict --workdir=runs/camvid --input=street.jpg --figures=drawn
 
-A folder of launch.export is read without a run directory:
+A folder written by launch.export needs no run directory:
 
 python -m launch.predict --export=exported --input="a gripping, funny film"
 
@@ -93,7 +93,7 @@ def predict() -> None:
 
 
 def predict_exported() -> None:
-    """Predicts with --export.
+    """Predicts with the exported model given by --export.
 
     Raises:
       UserError: the folder holds no export, an input cannot be read, or a flag needs --workdir.
@@ -119,7 +119,7 @@ def predict_exported() -> None:
 
 
 class _ExportedColumns(NamedTuple):
-    """Column of a table that an export reads; paths in it are relative to the table."""
+    """Input column of an export; paths in its cells are relative to the folder of the table."""
 
     input_column: str | None
     is_path: bool

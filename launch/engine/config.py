@@ -154,7 +154,7 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
 
 
 def with_current_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces former keys in the nested mapping of an experiment by the current ones."""
+    """Returns the nested mapping of an experiment with former keys replaced by current ones."""
     return keys.replace_former(Experiment, values, "config", part_types(values))
 
 

@@ -24,7 +24,7 @@ class Evaluation:
 
     Attributes:
       metrics: values of the metrics by name.
-      statistics: sums over the split that metrics are computed from, float64 or integers.
+      statistics: sums over the split from which metrics are computed, float64 or integers.
       outputs: arrays [examples, ...] in the order of the split.
     """
 

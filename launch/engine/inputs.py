@@ -43,7 +43,7 @@ def read_inputs(given: Sequence[str], file: str | None, columns: InputColumns) -
       given: input texts; "-" stands for the lines of standard input.
       file: a table, recognized by its extension, with the `input_column` of the task's processor;
         or a text file with one input per line.
-      columns: processor of the task, or column of an export.
+      columns: processor of the task, or an object that describes the input column of an export.
 
     Raises:
       UserError: an input is not valid text, or the file cannot be read, is malformed or lacks the

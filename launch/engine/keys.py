@@ -36,10 +36,11 @@ def replace_former(
     the current key has its default.
 
     Args:
-      kind: dataclass that the mapping describes.
-      values: the mapping, by key.
-      path: name of the mapping in messages.
-      parts: dataclasses of groups whose type annotation does not give them, by key.
+      kind: dataclass whose fields the mapping contains.
+      values: nested mapping.
+      path: dotted key of the mapping, for messages.
+      parts: dataclasses of groups of keys by name, for groups whose dataclass depends on other
+        values instead of the type annotation.
     """
     found, hints = dict(values), typing.get_type_hints(kind)
     for old, new in _former_keys(kind).items():

@@ -17,7 +17,7 @@ from tasks.task import Task
 
 
 class Predictor:
-    """Predictor for raw inputs with given parameters."""
+    """Predictor that encodes raw inputs, runs the model, and decodes the outputs."""
 
     def __init__(self, task: Task, config: Experiment, steps: Steps, variables: Any):
         """Args: task; its experiment; compiled functions; variables of the model."""

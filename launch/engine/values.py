@@ -2,7 +2,7 @@
 
 A value is parsed according to the type of its field. `None` and `null` mean None if the field may
 be None; write ./None for a file of that name. A tuple is written (3, 4) or [3, 4]; a single value
-without brackets means a tuple of one item. Numbers and booleans are parsed as in other flags.
+without brackets means a tuple of one item. Numbers and booleans are parsed as by absl flags.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def _items(value: Any) -> Iterable[tuple[str, Any]]:
 
 
 def load_result(path: Path) -> dict[str, Any]:
-    """Reads the record of a finished run.
+    """Reads the record of a finished run from its result.json.
 
     Raises:
       UserError: the file is damaged.

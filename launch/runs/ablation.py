@@ -289,7 +289,7 @@ def paired_difference(outcome: Outcome, base: Outcome) -> tuple[float, float] | 
     `launch.reporting.paired.mean_and_interval`.
 
     Returns:
-      Mean and half-width of the interval; None if no seed has results of both.
+      Mean and half-width of the interval; None if no seed has results of both experiments.
 
     Raises:
       UserError: the test examples differ, or the scores cannot be read.
@@ -307,7 +307,10 @@ def paired_difference(outcome: Outcome, base: Outcome) -> tuple[float, float] | 
 
 
 def table(outcomes: Mapping[str, Outcome]) -> tuple[list[str], list[list[str]]]:
-    """Returns the header and rows with mean ± deviation and the paired difference from the base."""
+    """Returns the table's header, and a row per experiment with its mean and gain over the base.
+
+    Means have a standard deviation; gains are paired differences, see `paired_difference`.
+    """
     first = next(iter(outcomes.values()))
     task = configs.task_class(first.experiment.task)
     metrics = list(task.table_metrics)

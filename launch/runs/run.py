@@ -89,7 +89,7 @@ def run(
 
 
 def described_splits(task: Task) -> list[str]:
-    """Returns one line per split that describes its counts.
+    """Returns one line per split with its counts, see `tasks.common.data.splits.SplitSummary`.
 
     Raises:
       UserError: a split cannot be used; see `tasks.common.data.splits.check_splits`.

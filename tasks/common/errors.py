@@ -33,16 +33,16 @@ def warn_once(message: str, key: str | None = None) -> None:
 def check_max_length(
     longest: int | None, needed: int, reason: str, key: str = "config.model.max_length"
 ) -> None:
-    """Checks that a model holds sequences of a length.
+    """Checks that a model supports sequences of a length.
 
     Args:
-      longest: its `max_length`; None for a model without a limit.
+      longest: `max_length` of the model; None for a model without a limit.
       needed: length of the longest sequence.
-      reason: its origin, for the message.
+      reason: reason for `needed`, which ends the message.
       key: config key of `longest`.
 
     Raises:
-      UserError: it does not.
+      UserError: `longest` is below `needed`.
     """
     if longest is not None and longest < needed:
         raise UserError(f"{key}: got {longest}, expected at least {needed}, {reason}")

@@ -102,10 +102,12 @@ def add_noise(samples: Array, length: Array, decibels: Array | float, key: Array
 def perturb_bands(features: Array, keys: Array, config: SoundAugmentation) -> Array:
     """Perturbs vocal-tract length (VTLP) and channel response, with one random key per example.
 
-        y_sf = x_s,(f · a) + e_f,      a in 1 ± warp, e linear between random knots
+        y[s, f] = x[s, a f] + e[f],      a in 1 ± warp, e linear between random knots
+
+    Between bands, x is interpolated linearly; beyond the last band, it has the value of that band.
 
     Args:
-      features: x, log energies, [B, S, F]; bands beyond the last one repeat it.
+      features: x, log energies, [B, S, F].
       keys: [B].
       config: changes to apply.
     """
@@ -127,7 +129,7 @@ def perturb_bands(features: Array, keys: Array, config: SoundAugmentation) -> Ar
 
 
 def spec_augment(features: Array, frames: Array, keys: Array, config: SoundAugmentation) -> Array:
-    """Masks frames and bands with the mean of the example (SpecAugment, Park et al. 2019).
+    """Replaces random frames and bands by the example's mean (SpecAugment, Park et al. 2019).
 
     Args:
       features: [B, S, F].
@@ -139,7 +141,7 @@ def spec_augment(features: Array, frames: Array, keys: Array, config: SoundAugme
         return features
 
     def stretch(key: Array, size: Array | int, length: int, width: int) -> Array:
-        """Returns a random mask of at most `width` within the first `size`, bool [length]."""
+        """Returns bool [length], True on a random span of at most `width` of the first `size`."""
         begin, wide = jax.random.split(key)
         wide = jax.random.randint(wide, (), 0, width + 1)
         start = jax.random.randint(begin, (), 0, jnp.maximum(size - wide, 0) + 1)

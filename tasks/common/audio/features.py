@@ -48,7 +48,7 @@ class LogMelConfig(Config):
         self.expect("bands", fit, f"fewer, such that each band contains one of {frequencies}")
 
     def samples_of(self, milliseconds: float) -> int:
-        """Returns the number of samples in a time in milliseconds."""
+        """Returns the number of samples in a duration given in milliseconds."""
         return round(self.sample_rate * milliseconds / 1000)
 
     @property
@@ -84,8 +84,10 @@ def log_mel(samples: Array, lengths: Array, config: LogMelConfig) -> tuple[Array
 
         X_s = FFT(hann ⊙ x_{s·hop ... s·hop + window}),   features_s = log max(M |X_s|², floor)
 
+    where M are the mel filters, `LogMelConfig.filters`.
+
     Args:
-      samples: [B, P]; padding is ignored.
+      samples: x, [B, P]; padding is ignored.
       lengths: number of samples of each example, int [B].
       config: parameters of the features.
 

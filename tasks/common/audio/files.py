@@ -34,7 +34,7 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
     Args:
       source: a path, or a file's bytes.
       sample_rate: sample rate of the result (soxr, high quality).
-      name: in messages, for bytes.
+      name: name of the file in messages, if `source` is bytes.
 
     Returns:
       float32 [P]; P is 0 for a file without samples.
@@ -76,7 +76,7 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
 
 
 def _decoded(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    """Returns samples [P, channels] and their rate."""
+    """Returns the samples, float32 [P, channels], and the sample rate of a file's content."""
     import soundfile
 
     class Forward(soundfile.SoundFile):

@@ -102,7 +102,10 @@ def _chunks(data: bytes, order: str, start: int = 12):
 
 
 def _data_chunk(data: bytes) -> tuple[int, int, int] | None:
-    """Returns offset and size of the samples of a WAV file, and the offset of 64-bit sizes or 0."""
+    """Returns offset and size of the samples of a WAV file; None if it contains none.
+
+    The third value is the offset of the 64-bit sizes of an RF64 file, 0 for other files.
+    """
     order = _WAVES.get(data[:4])
     if order is None or data[8:12] != b"WAVE":
         return None
@@ -118,7 +121,7 @@ def _data_chunk(data: bytes) -> tuple[int, int, int] | None:
 
 
 def _are_chunks(data: bytes, start: int) -> bool:
-    """Returns True if the rest of a file consists of chunks, as in a recording without samples."""
+    """Tests if the bytes from `start` on are chunks of metadata, so that there are no samples."""
     end = start
     for offset, name, size in _chunks(data, _WAVES[data[:4]], start):
         if not (name.isascii() and name.decode().isprintable()) or offset + 8 + size > len(data):
@@ -138,7 +141,7 @@ def _wave64_end(data: bytes) -> int:
 
 
 def _ogg_end(data: bytes) -> int:
-    """Returns the end of the last page that begins within the file."""
+    """Returns the offset at which the last page that begins within an Ogg file should end."""
     offset = 0
     while data[offset : offset + 4] == b"OggS":
         segments = data[offset + 26] if offset + 26 < len(data) else 0

@@ -110,7 +110,7 @@ class ConformerLayer(EncoderLayer):
         return_weights: bool,
         valid: Array | None = None,
     ) -> tuple[Array, Array | None]:
-        """Maps x [B, T, D], with valid bool [B, T], as `EncoderLayer` does."""
+        """Maps x [B, T, D], with valid bool [B, T], to the results of `EncoderLayer.__call__`."""
         rate, keys = self.dropout_rate, split_keys(dropout_key, 5)
         x = x + 0.5 * maybe_dropout(self.first_feedforward(self.first_norm(x)), rate, keys[0])
         attend = with_weights(self.attention, return_weights, mask=mask, dropout_key=keys[1])
@@ -122,10 +122,10 @@ class ConformerLayer(EncoderLayer):
 
 
 class Conformer(Encoder):
-    """Stack of `ConformerLayer`, called as `Encoder`.
+    """Stack of `ConformerLayer` with the call signature of `Encoder`.
 
     Args:
-      config: config of an encoder, whose norm must be "pre" because each layer ends with a norm.
+      config: config of an encoder; its norm must be "pre", the order of norms in a Conformer.
       width: W of the convolutions, odd.
       causal: whether the convolutions are causal.
 

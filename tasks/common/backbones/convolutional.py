@@ -129,7 +129,7 @@ def spatial_importance(weights: np.ndarray, grid: tuple[int, int], gate: bool) -
     Args:
       weights: weights of a gate [Y or 1, X or 1, C or 1], else [N, P, P] with P = Y·X.
       grid: Y and X.
-      gate: whether the weights are those of a gate: "gate" is in the capabilities of the entry.
+      gate: whether the weights are those of a gate: the entry has the capability "gate".
 
     Returns:
       [Y, X]: the mean of a gate over channels; else the attention to each position, averaged over
@@ -261,7 +261,7 @@ class ImageModel(nnx.Module):
     def _apply(
         self, images: Array, dropout_key: Array | None, **flags: Any
     ) -> tuple[Array, dict[str, Array | None]]:
-        """Returns the result and attention weights; a weight may be None.
+        """Returns the logits, and attention weights by name; a value may be None.
 
         Args:
           images, dropout_key: as for `__call__`.
@@ -304,7 +304,7 @@ class Stage(nnx.Module):
     Args:
       inputs, outputs: number of channels.
       attention: as for `map_attention_entry`.
-      For the others see `Convolution`.
+      Other arguments: see `Convolution`.
     """
 
     def __init__(
@@ -358,7 +358,7 @@ def run_stages(
       x: [B, Y, X, C], input of the first stage.
       name: prefix of the names of weights.
       pool: whether the map is halved by `max_pool` between stages.
-      **flags: arguments of every stage.
+      **flags: keyword arguments of every stage.
 
     Returns:
       The map of each stage, and the attention weights "<name>_1", "<name>_2", ... of the stages

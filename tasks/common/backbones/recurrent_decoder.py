@@ -2,7 +2,7 @@
 
 Bahdanau et al. 2015, "Neural Machine Translation by Jointly Learning to Align and Translate";
 Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation". The
-alignment "none" is the control of Sutskever et al. 2014: one fixed vector.
+alignment "none" is the baseline of Sutskever et al. 2014: the context is one fixed vector.
 
 B batch, R rows (B, or B·beams), S source length, T target length, V vocabulary size, E embedding
 size, D state size, M memory size, N heads.

@@ -36,8 +36,8 @@ class ResNetConfig(StagesConfig):
         images.
       stem: "small", one 3 x 3 convolution, or "imagenet", 7 x 7 with stride 2 and 3 x 3 max pooling
         with stride 2, as in the paper for large images.
-      stem_stride: stem stride of the small stem, 1 or 2; that of the other is 4.
-      For the others see `StagesConfig`.
+      stem_stride: stride of the stem "small", 1 or 2; the stem "imagenet" has stride 4.
+      Other attributes: see `StagesConfig`.
     """
 
     depths: PositiveInts = (2, 2, 2, 2)
@@ -81,7 +81,7 @@ class BasicBlock(nnx.Module):
     Args:
       inputs, outputs: number of channels.
       stride: stride of the first convolution.
-      For the others see `Convolution`.
+      Other arguments: see `Convolution`.
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int = 1, **options):
@@ -164,7 +164,7 @@ class ResNet(nnx.Module):
         Args:
           images: [B, Y, X, image_channels], of any size.
           valid: bool [B], images included in batch statistics; all if None.
-          training: whether to normalize by statistics of the batch, and to update the running ones.
+          training: whether to normalize by batch statistics and update the running statistics.
           return_weights: whether to return attention weights.
 
         Returns:

@@ -5,8 +5,9 @@ End-to-End Speech Recognition using Multi-task Learning"; joint one-pass decodin
 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", section IV-C.
 
 B batch, S frames, M memory size, T units of a transcript, U number of units including the blank, V
-= U + 2 outputs of a decoder, R rows of decoding, N heads, L layers. Unit 0 is the CTC blank and the
-padding of transcripts. The ids of the start token and the end token follow the units.
+= U + 2 outputs of a decoder, R rows of decoding (B, or B·beams), N heads, L layers. Unit 0 is the
+CTC blank and the padding of transcripts. The ids of the start token and the end token follow the
+units.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class TranscriberConfig(Config):
       ctc_weight: weight of the CTC loss; 1 without a decoder, 0 for no CTC.
       decoding_ctc_weight: weight of CTC in the scores of beam search with a decoder.
       alignment: alignment of a recurrent decoder, a name of `attention.registry`, with options if
-        any: "additive", "location_aware", "multi_head(num_heads=4)"; "none" is the control, one
-        fixed vector.
+        any: "additive", "location_aware", "multi_head(num_heads=4)"; "none" is the baseline with
+        one fixed context vector.
       cell: cell of a recurrent decoder, "gru" or "lstm".
       state_size: state size of the decoder; the model size of a Transformer.
       embedding_size: embedding size of the units that a recurrent decoder reads.
@@ -371,7 +372,10 @@ class EncoderOutput(NamedTuple):
     final_state: Any
 
     def for_cell(self, cell: str) -> EncoderOutput:
-        """Returns the output for a decoder of GRUs or LSTMs; cells of LSTMs start from 0."""
+        """Returns the output with `final_state` as the state of a "gru" or "lstm" decoder.
+
+        The hidden state of an LSTM is `final_state`, its cell state is 0.
+        """
         if cell != "lstm":
             return self
         state = self.final_state

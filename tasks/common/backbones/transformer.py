@@ -135,7 +135,7 @@ class _Stack(nnx.Module):
 
 
 class Encoder(_Stack):
-    """Transformer encoder over embedded inputs; adds positions."""
+    """Transformer encoder over embedded inputs; adds the positions of its config."""
 
     def _layer(self, rngs: nnx.Rngs) -> EncoderLayer:
         return EncoderLayer(self.config, rngs=rngs)
@@ -226,7 +226,7 @@ class Encoder(_Stack):
 
 
 class Decoder(_Stack):
-    """Transformer decoder with causal self-attention and cross-attention; adds positions.
+    """Transformer decoder with causal self-attention, cross-attention and added positions.
 
     Args:
       config: as for an encoder.

@@ -51,7 +51,7 @@ class EncoderConfig(Config):
         Added to the input are "sinusoidal", "sinusoidal(interleaved=False)" with the sines before
         the cosines, and "learned". A mixer with positions takes a spec of
         `attention.positions.POSITIONS`, such as "rope", "alibi" or "rope(base=500000)".
-      max_length: maximum length of the input, even for positions and mixers without a limit.
+      max_length: maximum length of the input, also if positions and mixer have no limit.
       mixer: a mixer of `attention.registry`, with options if any: "dot_product",
         "sliding_window(left=8, right=8)", "performer(features=64, kernel=relu)".
       dtype: dtype of the computation; parameters are float32.
@@ -109,7 +109,12 @@ class EncoderConfig(Config):
 
     @classmethod
     def of(cls, config: Any, **changes: Any) -> Self:
-        """Returns the encoder config with the fields of the same names of `config`, and changes."""
+        """Returns an encoder config with the values of equally named fields of `config`.
+
+        Args:
+          config: config with some of the fields.
+          **changes: fields with other values.
+        """
         names = [field.name for field in dataclasses.fields(EncoderConfig)]
         values = {name: getattr(config, name) for name in names if hasattr(config, name)}
         return cls(**values | changes)
@@ -130,7 +135,7 @@ class EncoderConfig(Config):
             raise ValueError(f"mixer: got {got}, expected one of {mixers_with('causal')}")
 
     def positions_are(self, *names: str) -> bool:
-        """Tests if `positions` is one of these names, with or without options."""
+        """Tests if the name in `positions`, without options, is one of `names`."""
         return self.positions.partition("(")[0].strip() in names
 
     def build_mixer(self, rngs: nnx.Rngs) -> nnx.Module:
@@ -182,7 +187,10 @@ class EncoderConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class SmallEncoderConfig(Config):
-    """Base class of configs with an encoder of small sizes; see `EncoderConfig` for the fields."""
+    """Base class of model configs with a Transformer encoder, which is small by default.
+
+    The fields have the meaning of those of `EncoderConfig`.
+    """
 
     model_size: int = 64
     num_layers: int = 2
@@ -272,7 +280,14 @@ class EncoderLayer(nnx.Module):
     def _residual(
         self, norm: nnx.Module, compute: Callable, x: Array, dropout_key: Array | None
     ) -> tuple[Array, Any]:
-        """Applies a sublayer; `compute` returns its output and another value to pass on."""
+        """Applies a sublayer with norm, dropout and residual connection.
+
+        Args:
+          norm: norm of the sublayer.
+          compute: function from the input to the output and another value, which is returned.
+          x: [B, T, D].
+          dropout_key: None for evaluation.
+        """
         y, other = compute(norm(x) if self.norm == "pre" else x)
         x = x + maybe_dropout(y, self.dropout_rate, dropout_key)
         return (norm(x) if self.norm == "post" else x), other

@@ -73,8 +73,8 @@ def features_of(**kinds: Any) -> Callable[[], Mapping[str, Any]]:
     """Returns a function that returns the TFDS features of an example.
 
     Args:
-      **kinds: of each feature: `str` for a text, `int` for an int32, the names of the classes of a
-        label as a list, or (shape, dtype) of an array.
+      **kinds: type of each feature by name: `str` for a text, `int` for an int32, the list of class
+        names for a label, or (shape, dtype) for an array.
     """
 
     def feature(kind: Any) -> Any:
@@ -144,7 +144,8 @@ def find_damage(folder: Path) -> str | None:
 def prepare(definition: DatasetDefinition, paths: Paths, *, quiet: bool = False) -> None:
     """Prepares a data set in data_dir, unless that has been done already.
 
-    An incomplete folder is prepared again. A lock keeps other processes from doing the same.
+    An incomplete folder is prepared again. If several processes need the data set, a lock lets one
+    of them prepare it.
 
     Raises:
       UserError: a source cannot be obtained, data_dir cannot be written, or the data set is

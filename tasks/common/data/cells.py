@@ -29,7 +29,7 @@ def text_value(value: Any, where: str, column: str) -> str:
 
 
 def label_value(value: Any, where: str, column: str) -> str:
-    """Returns the class name in a table cell; numbers and booleans are names, and 1 equals 1.0.
+    """Returns the class name in a table cell; numbers and booleans are allowed, 1.0 becomes 1.
 
     Raises:
       UserError: the value is empty, NaN, a list or an object.

@@ -101,7 +101,10 @@ def near_duplicates(
 
 
 def _vectors(fitted: Sequence[str], others: Sequence[str], **settings):
-    """Returns sparse TF-IDF vectors of unit length of the normalized texts."""
+    """Returns sparse TF-IDF vectors, of unit length, of the normalized texts in both lists.
+
+    Vocabulary and document frequencies are those of `fitted`.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(preprocessor=normalize_text, **settings)

@@ -16,7 +16,7 @@ _HALF = 16
 
 
 class Fingerprinted:
-    """Base class of data sets.
+    """Base class of data sets with a hash for each part of the data.
 
     Attributes:
       parts: hash of each part of the data; see `tasks.task.Task.fingerprints`.

@@ -65,9 +65,10 @@ class TranscribedConfig(Config):
         these keys (.jsonl); or a folder of files, each with a text file of the same name; or three
         manifests named train, validation and test, separated by commas. A missing split is a tenth
         of the training split, see `split_by`.
-      train_size, validation_size, test_size: number of composed strings or lines of each split. A
-        further test condition has a quarter of test_size.
-      seed: seed of the composed data.
+      train_size, validation_size, test_size: number of examples of each split of a built-in data
+        set, whose strings or lines are composed at random. Each further test condition has a
+        quarter of test_size.
+      seed: random seed of the built-in data set.
       text: config of the tokenizer of units: "word", "character" or "bpe".
       split_by: property that keeps user files in the same split when missing splits are created:
         "text" (equal texts), "file" (equal files), or a column of the manifest, such as speaker.
@@ -152,7 +153,9 @@ def user_examples(
         arrays[split], numbers = read_each(lines[split], named, skip_broken=skip_broken)
         kept[split] = [lines[split][number] for number in numbers]
         if not numbers:
-            raise UserError(f"{path}: none of the files of the {split} split can be used")
+            raise UserError(
+                f"{path}: none of the files of the {split} split can be used; repair or add files"
+            )
     texts = {split: [line.text for line in given] for split, given in kept.items()}
     check_splits(path, summarize(texts, unit))
     tokenizer = Tokenizer.fit(texts["train"], text)

@@ -51,7 +51,7 @@ class Source:
 
 
 def url_source(name: str, sha256: str, *url: str) -> Source:
-    """Returns the source of the file at a URL, which may be given in parts."""
+    """Returns the source of the file at a URL, given as one or more strings to be joined."""
     return Source(name, sha256, (UrlFetcher("".join(url)),))
 
 
@@ -73,10 +73,10 @@ def wheel_source(
 
 
 def zip_content(suffix: str) -> Callable[[Path], Iterator[bytes]]:
-    """Returns a function that yields names and bytes of the files in a zip archive, by name.
+    """Returns a function that yields names and bytes of the files in a zip archive, sorted by name.
 
     Args:
-      suffix: end of the names of the files; others are left out.
+      suffix: end of the names of the files to yield.
     """
 
     def content(path: Path) -> Iterator[bytes]:

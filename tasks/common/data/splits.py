@@ -138,13 +138,16 @@ def _name_doubtful(where: str, splits: Mapping[str, SplitSummary]) -> None:
 
 
 def alike(name: str, known: Iterable[str]) -> str:
-    """Returns '; ... is not ...' with the names in `known` that look like `name`, or ''."""
+    """Returns the end of a message, '; NAME is not OTHER', for known names that look like `name`.
+
+    The result is '' if there are none.
+    """
     same = [ascii(other) for other in known if _looks(other) == _looks(name)]
     return f"; {name!a} is not {' or '.join(same)}" if same else ""
 
 
 def _looks(name: str) -> str:
-    """Normalizes a name: removes case, Unicode forms, spaces and invisible characters."""
+    """Normalizes a name to NFKC in lower case, without spaces and invisible characters."""
     text = unicodedata.normalize("NFKC", name).casefold()
     return "".join(
         x for x in text if not x.isspace() and unicodedata.category(x) not in ("Cf", "Cc")

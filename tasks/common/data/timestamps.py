@@ -100,7 +100,8 @@ class TimeColumn:
         date_order: "dmy" or "mdy" for dates that have day and month as numbers before the year;
           empty to infer the order from the column.
         likely_order: order that is used if the column allows both orders.
-        stray: whether numbers near 0 are allowed among times in a unit since 1970.
+        stray: whether numbers near 0 are allowed in a column of seconds (or milliseconds,
+          microseconds, nanoseconds) since 1970.
         """
         self._date_order, self._likely, self._stray = date_order, likely_order, stray
         self._numbers = array("d")
@@ -243,7 +244,12 @@ class TimeColumn:
 
 
 def looks_like_times(cells: Iterable[Any], stray: bool = False) -> bool:
-    """Returns True if cells can be read as times, in any order of day and month."""
+    """Returns True if cells can be read as times, in any order of day and month.
+
+    Args:
+      cells: cells of a column.
+      stray: see `TimeColumn`.
+    """
     column = TimeColumn(likely_order="dmy", stray=stray)
     try:
         for cell in cells:
@@ -262,7 +268,7 @@ def _number(cell: Any) -> float | None:
     """Returns the value of a number; None for a text.
 
     Raises:
-      TimeError: the cell is neither, or cannot be a time.
+      TimeError: the cell is neither number nor text, or is a number that cannot be a time.
     """
     if isinstance(cell, str):
         try:
@@ -281,7 +287,7 @@ def _number(cell: Any) -> float | None:
     else:
         raise TimeError
     if not math.isfinite(number):
-        raise TimeError("no moment")
+        raise TimeError("not a finite number")
     return number
 
 
@@ -333,7 +339,7 @@ def _times_of_numbers(numbers: np.ndarray, stray: bool) -> Times:
 
 
 def _small(numbers: np.ndarray) -> Times:
-    """Returns times or an order for numbers below 10^8."""
+    """Returns dates, or an order, for a column whose numbers are all below 10^8."""
     whole = numbers == np.floor(numbers)
     if whole.all():
         dates = _dates(numbers)

@@ -56,7 +56,7 @@ class TranscriptionExamples:
         texts: Sequence[str],
         groups: np.ndarray | None = None,
     ) -> TranscriptionExamples:
-        """Returns examples in memory, with units of their texts."""
+        """Returns examples with the given arrays, and with unit ids encoded from the texts."""
         lengths = [len(array) for array in arrays]
         units = encode_units(tokenizer, texts)
         return cls(field, arrays.__getitem__, lengths, units, texts, groups)

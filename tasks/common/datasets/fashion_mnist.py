@@ -89,15 +89,17 @@ def read(files: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def read_idx(data: bytes) -> np.ndarray:
-    """Decodes an array of bytes in MNIST's format: 0, 0, 8, number of dimensions, each in 4 bytes.
+    """Decodes an IDX file of unsigned bytes, the format of MNIST.
+
+    The header consists of the bytes 0, 0, 8, the number of dimensions, and each size in 4 bytes.
 
     Raises:
-      ValueError: the type is not supported, or the length differs from the header's.
+      ValueError: the data have another type, or another length than the header.
     """
     if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
-        raise ValueError("expected a file in IDX format with unsigned bytes")
+        raise ValueError("data: got another format, expected an IDX file of unsigned bytes")
     start = 4 + 4 * data[3]
     shape = tuple(np.frombuffer(data[4:start], ">u4").tolist())
     if len(data) - start != math.prod(shape):
-        raise ValueError(f"got {len(data)} bytes of idx, expected shape {shape}")
+        raise ValueError(f"data: got {len(data)} bytes, expected shape {shape} as in the header")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

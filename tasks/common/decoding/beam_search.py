@@ -55,7 +55,7 @@ class _Beams(NamedTuple):
       tokens, state, total: last token, state [B·K, ...] and summed log-probability of each prefix;
         the sum is -inf for a missing prefix.
       written, parents: int32 [T, B, K], the token of each step and the prefix it was appended to.
-      extras: [T, B·K, ...], of the prefixes before each step.
+      extras: extra outputs of the steps, [T, B·K, ...], in the order of the prefixes before a step.
       finished: finished hypotheses.
       closed: bool [B], examples whose search is over.
     """
@@ -87,9 +87,9 @@ def beam_search(
 ) -> tuple[Array, Array, Any]:
     """Finds the best sequences of each example.
 
-    In each step the best 2K of the K·V continuations are considered. Continuations among the first
-    K that end are finished; the best K that do not end are continued. After T steps all are
-    finished.
+    Each step selects the best 2K of the K·V continuations. Those among the best K that end with
+    `end` become finished hypotheses; the best K that do not end become the new prefixes. After T
+    steps all prefixes become finished hypotheses.
 
     Args:
       scored: function from tokens [B·K] and state to log-probabilities [B·K, V] (-inf for forbidden

@@ -155,7 +155,12 @@ def extend(prefix: Prefix, units: Array) -> Prefix:
 
 
 def _begun(prefix: Prefix, before: Array) -> Array:
-    """Computes the log-probability [R, V] that a unit begins at any frame after `before`."""
+    """Computes log-probabilities [R, V] that a unit begins at some frame.
+
+    Args:
+      prefix: prefixes of R rows.
+      before: [R, S], log-probability of the paths up to each frame that the unit may follow.
+    """
     before = jnp.concatenate([_at_the_start(prefix)[:, None], before[:, :-1]], axis=1)
     return jax.nn.logsumexp(before[..., None] + prefix.log_probs, axis=1)
 

@@ -63,7 +63,7 @@ def model_kind(path: Path, config: Mapping[str, Any]) -> str:
 
 
 def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of `LanguageModelConfig`.
+    """Converts config.json to fields of `LanguageModelConfig`.
 
     Raises:
       UserError: a value is invalid, or an option is not supported; the message names the option.

@@ -218,7 +218,10 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 
 def _tensors(folder: Path, kind: str) -> dict[str, np.ndarray]:
-    """Returns float32 tensors by name, without the encoder's prefix, with current names."""
+    """Returns float32 tensors by name, without "bert." or "distilbert." in front.
+
+    The former names gamma and beta are replaced by weight and bias.
+    """
     path = folder / "model.safetensors"
     tensors: dict[str, np.ndarray] = {}
     for stored, tensor in _load(path).items():

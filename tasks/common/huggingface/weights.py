@@ -114,7 +114,11 @@ class Normalization:
             object.__setattr__(self, "strip_accents", self.lower_case)
 
     def pipeline(self, ids: Mapping[str, int]) -> Any:
-        """Builds the `tokenizers.Tokenizer` of these pieces, without special tokens."""
+        """Builds a WordPiece `tokenizers.Tokenizer` without special tokens.
+
+        Args:
+          ids: id of each piece.
+        """
         import tokenizers
         from tokenizers import models, normalizers, pre_tokenizers
 

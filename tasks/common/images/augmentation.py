@@ -30,7 +30,7 @@ class AugmentationConfig(Config):
       flip: horizontal flip with probability 1/2.
       flip_vertical: vertical flip with probability 1/2.
       brightness: maximum offset of all pixels, which are in [0, 1].
-      contrast: maximum relative change of the contrast, relative to the mean pixel.
+      contrast: maximum relative change of the differences from the mean pixel.
       saturation: maximum relative change of the saturation.
       hue: maximum shift of the hue, as a fraction of the color circle.
       cutout: side length in pixels of a square that is filled with the mean of the image.
@@ -155,7 +155,8 @@ def scale_and_crop(
     """Scales images by a log-uniform factor s between the limits, keeping the image size.
 
     For s > 1 the result is a random crop; for s < 1 the scaled image is at a random position, with
-    padding around it. Images are bilinear with antialiasing, labels of the nearest pixel.
+    padding around it. Images are interpolated bilinearly with antialiasing; labels are those of the
+    nearest pixel.
     """
     _, Y, X, C = images.shape
     sides = jnp.array([Y, X], images.dtype)
@@ -198,7 +199,7 @@ def translate(images: Array, offsets: Array) -> Array:
 
     Args:
       images: [B, Y, X, C].
-      offsets: [B, 2], downward and to the right.
+      offsets: o, [B, 2], in pixels downward and to the right.
     """
     _, Y, X, _ = images.shape
     down, right = _translation_matrix(offsets[:, 0], Y), _translation_matrix(offsets[:, 1], X)

@@ -84,8 +84,8 @@ def decoding_failures(
 ) -> tuple[bool, bool, bool]:
     """Returns whether a decoder repeated words, skipped words, or stopped early.
 
-    In the alignment with the fewest errors, these are an insertion that equals an adjacent word, a
-    deletion before the end, and a deletion at the end.
+    In the alignment with the fewest errors, a repeat is an insertion that equals an adjacent word,
+    a skip is a deletion before the end, and an early stop is a deletion at the end.
     """
     import jiwer
 
@@ -112,5 +112,5 @@ def decoding_failures(
 
 
 def _spaced(parts: Sequence[str]) -> str:
-    """Joins words for jiwer; spaces among characters are replaced."""
+    """Joins words, or characters, by spaces for jiwer; the character " " becomes a visible one."""
     return " ".join("␣" if part == " " else part for part in parts)

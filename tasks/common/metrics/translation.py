@@ -25,9 +25,10 @@ def translation_metrics(
       `bleu4_lowercase_tokenized`: always on lower case. Published results on Multi30k use
         multi-bleu.perl (the same formula) on lower case, split by Moses' tokenizer.perl without -a,
         which keeps hyphens. The most similar tokenizer of sacrebleu is 13a, that of NIST's mteval.
-        They differ at apostrophes and at full stops of abbreviations, by 0.02 on the German
-        test_2016_flickr (splitting hyphens, -a, would add 0.3).
-      `length_ratio`: tokens of the outputs by tokens of the references, 13a.
+        The two differ at apostrophes and at full stops of abbreviations, which changes BLEU by 0.02
+        on the German test_2016_flickr (splitting hyphens, -a, would add 0.3).
+      `length_ratio`: number of tokens in the outputs divided by that in the references,
+        tokenizer 13a.
 
     Raises:
       ValueError: there are no texts, or the numbers of outputs and references differ.

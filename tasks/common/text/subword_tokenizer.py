@@ -124,7 +124,9 @@ class SubwordTokenizer:
 
 
 def _alphabet(texts: Sequence[str], normalizer, config: TextConfig) -> tuple[list[str], dict]:
-    """Returns single-character pieces for WordPiece, and a table that blanks other characters.
+    """Returns single-character pieces for WordPiece, and a table for `str.translate`.
+
+    The table replaces all other characters by spaces.
 
     At most half of the vocabulary is used for single characters, since Chinese has thousands.
     """

@@ -117,7 +117,7 @@ class WordTokenizer:
 
 
 def _frequent_characters(split: list[list[str]], config: TextConfig) -> list[str]:
-    """Returns the character n-grams in most (text, word) pairs."""
+    """Returns the most frequent character n-grams, counted once per text and distinct word."""
     texts_with: dict[str, int] = {}
     for words in split:
         for word in dict.fromkeys(words):

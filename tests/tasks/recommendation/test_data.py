@@ -115,7 +115,7 @@ def test_weights_of_a_history(tmp_path):
         ("a,b\n", r"line 1: 2 fields; expected user,item,timestamp"),
         ("a,b,1\n\na,,2\n", r"line 3: a field is empty"),
         ("a,b,1\na,c,soon\n", r"line 2: timestamp 'soon' is neither a number"),
-        ("a,b,1\na,c,nan\n", r"line 2: timestamp 'nan' is no moment"),
+        ("a,b,1\na,c,nan\n", r"line 2: timestamp 'nan' is not a finite number"),
         ("user,item\na,b\n", r"no column 'timestamp'; the columns are: user, item"),
         ("user,item,timestamp,user\n", r"column 'user' occurs twice in the header"),
         ("user,item,timestamp\n", r"the file contains no events"),

@@ -1,4 +1,4 @@
-"""Stanford Sentiment Treebank, two classes, sentences alone (Socher 2013), original splits."""
+"""SST-2 (Socher 2013): complete sentences, without phrases, in two classes, original splits."""
 
 from __future__ import annotations
 

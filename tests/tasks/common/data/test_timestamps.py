@@ -110,8 +110,8 @@ def test_the_column_tells_the_order_of_day_and_month():
             None,
         ),
         (["2021-Q1", "1609459200"], "a number among quarters", 1),
-        (["nan"], "no moment", None),
-        (["1e999"], "no moment", None),
+        (["nan"], "not a finite number", None),
+        (["1e999"], "not a finite number", None),
     ],
 )
 def test_units_that_are_mixed_or_unknown_are_refused(cells, reason, index):

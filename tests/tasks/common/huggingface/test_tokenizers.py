@@ -219,7 +219,7 @@ def test_options_that_are_not_honoured_are_refused(config, message, tmp_path):
         (with_model(continuing_subword_prefix="@@"), "continuing_subword_prefix is .* expected"),
         (with_model(max_input_chars_per_word=0), "max_input_chars_per_word is 0, expected a whole"),
         (with_model(dropout=0.1), "model.dropout is an unknown option"),
-        (with_model(vocab={"a": 0, "b": 2}), "its ids have gaps"),
+        (with_model(vocab={"a": 0, "b": 2}), "the ids of model.vocab have gaps"),
         (with_model(vocab={"a": "0"}), 'model.vocab has "0" as the id of'),
         (with_part("normalizer", None), 'normalizer is null, expected "BertNormalizer"'),
         (with_part("normalizer", {"type": "NFKC"}), 'normalizer is "NFKC", expected'),
