@@ -79,7 +79,7 @@ class KeyValueCache:
 
     @property
     def capacity(self) -> int:
-        """C."""
+        """Capacity C, the number of slots for positions."""
         return self.key.shape[2]
 
     def positions(self) -> Array:
@@ -100,8 +100,8 @@ class KeyValueCache:
             others are not stored. All are real if None.
 
         Raises:
-          ValueError: shapes or dtypes do not fit, or the cache is full outside jit; under jit check
-            `overflow`.
+          ValueError: shapes or dtypes do not fit, or, outside jit, the cache is full. Under jit,
+            check `overflow` instead.
         """
         B, K, C, H = self.key.shape
         sizes = {"B": B, "K": K, "H": H, "V": self.value.shape[-1]}
@@ -167,7 +167,7 @@ def valid_lengths(lengths: Array | None, B: int, T: int) -> Array:
 def append_keys_values(
     cache: KeyValueCache, key: Array, value: Array, lengths: Array | None = None
 ) -> tuple[KeyValueCache, Array, Array, Array, masks.Mask]:
-    """Appends T positions and returns the keys, values and mask of their queries.
+    """Appends T positions; returns the keys, values and mask to which their queries attend.
 
         query t at position p = length + t attends to keys j <= p, with a window to j >= p - window
 
@@ -175,8 +175,8 @@ def append_keys_values(
       cache, key, value, lengths: as for `KeyValueCache.append`.
 
     Returns:
-      The new cache; keys [B, S, K, H] and values [B, S, K, V]; the positions of these keys, int
-      [S] or [B, S]; and the mask of the T queries.
+      The new cache; keys [B, S, K, H] and values [B, S, K, V] of S past and new positions; these
+      positions, int [S] or [B, S]; and the mask of the T queries.
 
     Raises:
       ValueError: see `KeyValueCache.append`.

@@ -43,7 +43,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def dropout_options(rate: float, key: jax.Array | None) -> dict[str, Any]:
-    """Returns the arguments for the dropout of a module: its rate, or 0 without a key."""
+    """Returns the dropout arguments of `attend`; the rate is 0 without a key."""
     return {"dropout_rate": 0.0 if key is None else rate, "dropout_key": key}
 
 
@@ -170,11 +170,13 @@ def validate_threefry(key: jax.Array) -> jax.Array:
         # Raw words of `jax.random.PRNGKey`; only threefry has two.
         kind, words = "threefry2x32" if key.shape == (2,) else f"{key.shape} words", key
     if kind != "threefry2x32":
-        raise NotImplementedError(f"dropout_key: got {kind}, expected threefry for draws by block")
+        raise NotImplementedError(
+            f"dropout_key: got {kind}, expected a threefry key, whose mask can be drawn by blocks"
+        )
     if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue] flag
         raise NotImplementedError(
-            "dropout_key: got the flag jax_threefry_partitionable=False, expected True for draws "
-            "by block"
+            "dropout_key: got the flag jax_threefry_partitionable=False, expected True to draw the "
+            "mask by blocks"
         )
     return words
 

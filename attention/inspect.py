@@ -66,7 +66,7 @@ def capture(
     Only selected weights are computed, and they are sliced on the device.
 
     Args:
-      model: a module, or any function of arrays, modules in it included.
+      model: a module, or any function of arrays, which may call modules.
       *inputs, **keywords: arguments of the model. Arrays are traced, other values are static.
       layers: names to keep: a regular expression to search for, an index among all names (in the
         order of the first call; negative from the end), or several of these.
@@ -101,7 +101,7 @@ def capture(
     jax.effects_barrier()
     found = {name: calls for name, calls in taken.items() if calls}
     if not found:
-        raise ValueError(f"layers: got {sorted(chosen)}, expected at least one that runs")
+        raise ValueError(f"layers: got {sorted(chosen)}, expected one that runs for the inputs")
     return {name: calls[0] if len(calls) == 1 else np.stack(calls) for name, calls in found.items()}
 
 
@@ -221,7 +221,7 @@ def _module(frame: types.FrameType) -> nnx.Module | None:
 
 
 def _sender(taken: list[np.ndarray]) -> Callable[[Array], tuple[()]]:
-    """Returns a function that appends to `taken` when it runs, under any transformation."""
+    """Returns a function that appends its argument to `taken` at run time, also under vmap."""
 
     @jax.custom_batching.custom_vmap
     def send(weights: Array) -> tuple[()]:
@@ -247,7 +247,7 @@ def _chosen_layers(layers: str | int | Sequence[str | int], names: list[str]) ->
         else:
             found = [names[layer]] if -len(names) <= layer < len(names) else []
         if not found:
-            raise ValueError(f"layers: got {layer!r}, expected some of {names}")
+            raise ValueError(f"layers: got {layer!r}, expected names or indices of {names}")
         chosen.update(found)
     return chosen
 
@@ -277,11 +277,11 @@ def _cut(
 def _checked(argument: str, indices: Indices, size: int, name: str) -> np.ndarray:
     chosen = np.atleast_1d(np.asarray(indices))
     if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer) or not chosen.size:
-        raise ValueError(f"{argument}: got {indices!r}, expected indices, at least one")
+        raise ValueError(f"{argument}: got {indices!r}, expected at least one integer index")
     if chosen.min() < -size or chosen.max() >= size:
         raise ValueError(
             f"{argument}: got {chosen.tolist()}, expected indices below {size} at {name!r} "
-            f"(layers= chooses others)"
+            f"(set layers= to select other attention)"
         )
     return chosen % size
 

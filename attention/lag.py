@@ -256,7 +256,7 @@ def _seen(valid: Array | None, sizes: dict[str, int]) -> Array:
 
 
 def _lag_weights(logits: Array, seen: Array) -> Array:
-    """Returns the softmax over present lags, [B or 1, 1 or C, R, L] in at least float32.
+    """Returns the softmax over present lags for R rows of logits, [B or 1, 1 or C, R, L].
 
     Without a mask the weights are the same for the whole batch.
     """

@@ -9,8 +9,9 @@ Signatures of each kind:
   (`attention.kernels.options`).
 * mixer: `cls(model_size, num_heads=..., dropout_rate=0.0, dtype=float32, rngs=rngs, **options)`,
   then `mixer(x, *, mask=None, dropout_key=None, return_weights=False) -> [B, T, D]`, or with the
-  weights. Mixers with "cache" have `cache = mixer.init_cache(batch_size, max_length)` and `y, cache
-  = mixer.decode(x, cache, lengths=None)`; those with "max_length" also take `max_length`.
+  weights. Mixers with the capability "cache" have `cache = mixer.init_cache(batch_size,
+  max_length)` and `y, cache = mixer.decode(x, cache, lengths=None)`; mixers with "max_length" also
+  take `max_length`.
 * alignment: `cls(query_size, memory_size, dtype=float32, rngs=rngs, **options)`, then
   `memory = prepare(states, valid=...)` once, `state = initial_state(memory)` and
   `context, weights, state = step(query, memory, state)`; weights [B, S], or of several heads
@@ -18,7 +19,7 @@ Signatures of each kind:
 * map_attention: `cls(channels, dtype=float32, rngs=rngs, **options)`, then
   `y = attention(x, *, valid=None, training=False, return_weights=False)`, or with the weights; x
   and y [B, Y, X, C]. `training` and `valid`, bool [B], affect batch statistics only. The
-  weights of a gate are the factors of x, [B, Y or 1, X or 1, C or 1]; those between positions are
+  weights of a gate are the factors of x, [B, Y or 1, X or 1, C or 1]; weights between positions are
   [B, N, P, P], P = Y·X in row-major order.
 * gate: `cls(channels, signal_channels, dtype=float32, rngs=rngs, **options)`, then
   `y = gate(x, gating_signal, ...)` as above; the gating signal is a map [B, Y', X', G] no finer
@@ -29,15 +30,16 @@ Signatures of each kind:
 * `neighbours`: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
   `scores = attention(user, neighbors, ratings, *, valid=None, return_weights=False)`, [B, I] for I
   candidates, or with the weights [B, 1, I, S]; user [B, D], neighbors [B, S, D], ratings [B, S, I];
-  valid bool [B, S], or [B, I, S] if it differs by candidate. One with a parameter for each user
-  takes the indices of the neighbors as `ids`, int [B, S].
+  valid bool [B, S], or [B, I, S] if it differs by candidate. A module with a parameter for each
+  user takes the indices of the neighbors as `ids`, int [B, S].
 * history: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
   `scores = attention(candidates, history, *, bias=None, valid=None, return_weights=False)`, [B, I],
-  or with the weights [B, 1, I, S]; candidates [B, I, D], history [B, S, D]; valid as above.
+  or with the weights [B, 1, I, S]; candidates [B, I, D], history [B, S, D]; valid bool [B, S] or
+  [B, I, S].
 * profile: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
   `profile = attention(user, items, auxiliary, *, valid=None, return_weights=False)`, [B, D], or
-  with the weights [B, 1, 1, S]; user [B, D], items and auxiliary [B, S, D]; valid bool [B, S]. One
-  with content takes it as `content`, [B, S, C].
+  with the weights [B, 1, 1, S]; user [B, D], items and auxiliary [B, S, D]; valid bool [B, S]. A
+  module with content takes it as `content`, [B, S, C].
 * components: `cls(model_size, component_size, dtype=float32, rngs=rngs, **options)`, then
   `content = attention(user, components, *, valid=None, return_weights=False)`, [B, S, C], or with
   the weights [B, 1, S, M]; user [B, D], components [B, S, M, C]; valid bool [B, S, M].
@@ -127,7 +129,8 @@ class Mechanism:
             raise ValueError(f"{self.name}: got kind {self.kind!r}, expected one of {list(KINDS)}")
         unknown = sorted(self.capabilities - CAPABILITIES.keys())
         if unknown:
-            raise ValueError(f"{self.name}: unknown capabilities {unknown}")
+            expected = f"some of {list(CAPABILITIES)}"
+            raise ValueError(f"{self.name}: got capabilities {unknown}, expected {expected}")
 
     def load(self) -> Any:
         """Imports and returns the function or class."""

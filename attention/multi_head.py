@@ -32,7 +32,7 @@ class MultiHeadAttention(CachedAttention):
     head_n is multiplied by sigmoid(x W_g,n) before W_o.
 
     Parameters: query/kernel [D, N, H], key/kernel [D_m, K, H], value/kernel [D_m, K, V], out/kernel
-      [N, V, D], biases [N, H], [K, H], [K, V], [D]; as options gate/kernel [D, N, V or 1],
+      [N, V, D], biases [N, H], [K, H], [K, V], [D]; with the options gate/kernel [D, N, V or 1],
       query_norm/scale and key_norm/scale [H], sinks [N] and those of the positions.
 
     Args:
@@ -131,7 +131,8 @@ class MultiHeadAttention(CachedAttention):
           [B, T, D], or that and the weights [B, N, T, S].
 
         Raises:
-          ValueError: shapes do not fit, or positions are missing or not used.
+          ValueError: shapes do not fit, or positions are missing, or are given with positions
+            "none".
         """
         source = self._source(x, memory)
         if self.positions is not None:
@@ -164,7 +165,8 @@ class MultiHeadAttention(CachedAttention):
           [B, K, S, H] and [B, K, S, V], the layout of `KeyValueCache`.
 
         Raises:
-          ValueError: shapes do not fit, or positions are missing or not used.
+          ValueError: shapes do not fit, or positions are missing, or are given with positions
+            "none".
         """
         shapes.expect("memory", memory, "B S M", {"M": self.memory_size})
         self._expect_positions(key_positions=key_positions)
@@ -192,7 +194,8 @@ class MultiHeadAttention(CachedAttention):
           [B, T, D] and the weights [B, N, T, S].
 
         Raises:
-          ValueError: shapes do not fit, or positions are missing or not used.
+          ValueError: shapes do not fit, or positions are missing, or are given with positions
+            "none".
         """
         shapes.expect("x", x, "B T D", {"D": self.model_size})
         self._expect_positions(query_positions=query_positions, key_positions=key_positions)
@@ -288,5 +291,5 @@ def _both_positions(x, memory, query_positions, key_positions) -> tuple[Array, A
         key_positions = query_positions if key_positions is None else key_positions
     if query_positions is None or key_positions is None:
         name = "query_positions" if query_positions is None else "key_positions"
-        raise ValueError(f"{name}: got none, expected both with positions and a memory")
+        raise ValueError(f"{name}: got None, expected query and key positions with a memory")
     return query_positions, key_positions

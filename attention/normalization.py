@@ -19,7 +19,7 @@ def layer_norm(
     Args:
       x: [..., D].
       scale, bias: [D]; no bias if None.
-      epsilon: the ε, above 0.
+      epsilon: ε, above 0.
 
     Returns:
       [..., D] in x's dtype.
@@ -44,7 +44,7 @@ def rms_norm(x: Array, scale: Array | None = None, *, epsilon: float = 1e-6) -> 
     Args:
       x: [..., D].
       scale: [D]; 1 if None.
-      epsilon: the ε, above 0.
+      epsilon: ε, above 0.
 
     Returns:
       [..., D] in x's dtype.

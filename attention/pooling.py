@@ -1,7 +1,7 @@
 """Pooling of a sequence of states to one vector, with weights.
 
 All functions take `valid` (bool [B, T], True = a real position) and return 0 for a sequence without
-valid positions. All modules are called as `Pool` is.
+valid positions. All modules have the signature of `Pool`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Array = jax.Array
 def mean_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
     """Computes the mean of the valid states (the control of Yang et al. 2016).
 
-        s = Σ_t x_t / T, t over the T that are valid
+        s = Σ_t x_t / T,   t over the T valid positions
 
     Args:
       states: [B, T, D].
@@ -108,11 +108,12 @@ def attention_pool(
 
 
 class Pool(nnx.Module):
-    """Base class of pools; a subclass gives `_pool`.
+    """Base class of pools; a subclass defines `_pool`.
 
     Args:
       model_size: D.
-      dropout_rate: active if a dropout_key is given; the subclass defines the array.
+      dropout_rate: active if a dropout_key is given. The subclass determines the array that dropout
+        is applied to.
       dtype: dtype of the computation; parameters are float32.
 
     Raises:
@@ -217,7 +218,7 @@ class MultiHeadPool(Pool):
 
     With one query this is PMA with one seed vector. Several queries attend independently, and W_o
     combines their results. There is no output bias, so that a sequence without valid states gives
-    0. The weights are [B, I·N, T], heads of a query together.
+    0. The weights are [B, I·N, T]: first the N heads of query 1, then those of query 2, and so on.
 
     Parameters: seed [I, N, H], key/kernel and value/kernel [D, N, H], biases [N, H], out/kernel
     [N, I·H, D].
@@ -271,7 +272,7 @@ class MultiHeadPool(Pool):
 
 
 def validate_valid(states: Array, valid: Array | None) -> Array:
-    """Returns bool [B, T] for states [B, T, D]; all are valid if None.
+    """Returns `valid`, or all True if it is None, as bool [B, T] for states [B, T, D].
 
     Raises:
       ValueError: shapes or dtypes do not fit.

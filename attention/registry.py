@@ -38,7 +38,7 @@ def find(kind: str, name: str) -> Mechanism:
     """Returns the registry entry of a name or spec (see `parse`).
 
     Raises:
-      ValueError: an unknown name; the message lists the nearest name and all of the kind.
+      ValueError: the name is unknown; the message lists the nearest name and all names of the kind.
     """
     entries = {entry.name: entry for entry in mechanisms(kind)}
     return entries[parse(kind, name, entries)[0]]
@@ -60,7 +60,7 @@ def build(kind: str, spec: str, *arguments: Any, **fixed: Any) -> Any:
     """Builds the module of a spec: `load(kind, name)(*arguments, **fixed, **options)`.
 
     Raises:
-      ValueError: an unknown name or option, or one that does not fit.
+      ValueError: a name or option is unknown, or an option does not fit.
     """
     name, options = parse(kind, spec, names(kind))
     target = load(kind, name)

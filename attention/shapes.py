@@ -89,7 +89,7 @@ def expect_floating(argument: str, array: Any) -> None:
 
 
 def expect_positive(**numbers: int | None) -> None:
-    """Raises ValueError for the first number below 1; None is allowed."""
+    """Raises ValueError for the first named number below 1; None is allowed."""
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise ValueError(_line(name, str(number), "at least 1"))
@@ -207,7 +207,7 @@ def key_heads(argument: str, num_heads: int, given: int | None) -> int:
 
 
 def layout_hint(got: Sequence[int], expected: Sequence[int], N: int) -> str:
-    """Returns `LAYOUT_HINT` if the positions in `got` have the number of heads, else ""."""
+    """Returns `LAYOUT_HINT` if all sizes in `got` are the number of heads N, else ""."""
     swapped = N > 1 and tuple(got) != tuple(expected) and all(size == N for size in got)
     return LAYOUT_HINT if swapped else ""
 

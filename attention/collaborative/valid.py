@@ -14,10 +14,10 @@ Array = jax.Array
 
 
 def validate_valid(valid: Array | None, sizes: dict[str, int]) -> Array:
-    """Returns bool [B, 1 or I, S] for one [B, S] or [B, I, S]; all are valid if None.
+    """Returns `valid`, given as [B, S], [B, I, S] or None (all valid), as bool [B, 1 or I, S].
 
     Raises:
-      ValueError: shape or dtype do not fit.
+      ValueError: shape or dtype does not fit.
     """
     if valid is None:
         return jnp.ones((sizes["B"], 1, sizes["S"]), bool)
@@ -33,18 +33,18 @@ def validate_valid(valid: Array | None, sizes: dict[str, int]) -> Array:
 def without_target(candidates: Array, history: Array, valid: Array | None = None) -> Array:
     """Leaves a candidate out of its own history (Kabbur et al. 2013, "FISM").
 
-        v_ij = v_j and (i ≠ j),   so that the sums run over R \\ {i} = {j: v_ij}
+        v_ij = v_j and (i ≠ j),   so that i is not in the sums over its own history
 
-    Without this, a model trained on items of the history learns to find the item itself. Candidates
-    that are not in the history are unaffected.
+    Without this, a model that is trained to predict items of the history learns to find the
+    candidate itself in it. Candidates that are not in the history are unaffected.
 
     Args:
-      candidates: int [B, I], numbers of items.
-      history: int [B, S], numbers of items.
+      candidates: i, int [B, I], item indices.
+      history: j, int [B, S], item indices.
       valid: bool [B, S], real items of the history; all if None.
 
     Returns:
-      bool [B, I, S], for the argument `valid`.
+      v, bool [B, I, S], for the argument `valid` of the mechanisms.
 
     Raises:
       ValueError: shapes or dtypes do not fit.

@@ -25,7 +25,7 @@ Array = jax.Array
 def resize(x: Array, Y: int, X: int) -> Array:
     """Resizes a map by bilinear interpolation between pixel centers (Oktay et al. 2018).
 
-        y_i = (1 - a) x_j + a x_(j+1),   j + a = (i + 1/2) · from / to - 1/2, clipped at the edges
+        y_i = (1 - a) x_j + a x_(j+1),   j + a = (i + 1/2) · Y' / Y - 1/2, clipped at the edges
 
     Args:
       x: [B, Y', X', C].
@@ -35,7 +35,7 @@ def resize(x: Array, Y: int, X: int) -> Array:
       [B, Y, X, C] in at least float32.
 
     Raises:
-      ValueError: x is no map.
+      ValueError: x is not [B, Y, X, C].
     """
     sizes = expect_map(x)
     shape = (sizes["B"], Y, X, sizes["C"])

@@ -21,7 +21,7 @@ AXES = ("row", "column")
 def along(x: Array, axis: str, mix: Callable[[Array], Array]) -> Array:
     """Applies a sequence mixer to each row or each column (Ho et al. 2019, section 3).
 
-        row: y_y = mix(x_y) for each row y,   column: y_:x = mix(x_:x) for each column x
+        row: y_i: = mix(x_i:) for each row i,   column: y_:j = mix(x_:j) for each column j
 
     Args:
       x: [B, Y, X, C].
@@ -32,7 +32,7 @@ def along(x: Array, axis: str, mix: Callable[[Array], Array]) -> Array:
       [B, Y, X, C'].
 
     Raises:
-      ValueError: x is no map, or the axis is unknown.
+      ValueError: x is not [B, Y, X, C], or the axis is unknown.
     """
     expect_map(x)
     if axis not in AXES:
@@ -46,7 +46,8 @@ def along(x: Array, axis: str, mix: Callable[[Array], Array]) -> Array:
 def between_positions(weights: Array, Y: int, X: int, axis: str) -> Array:
     """Expands weights along rows or columns to all positions (Ho et al. 2019, section 3).
 
-        row: w'_(y,x)(y',x') = w_y,xx' if y = y', else 0;   column: likewise
+        row: w'_(y,x)(y',x') = w_y,xx' if y = y', else 0
+        column: w'_(y,x)(y',x') = w_x,yy' if x = x', else 0
 
     Args:
       weights: weights of rows [B·Y, N, X, X], of columns [B·X, N, Y, Y].
@@ -84,7 +85,7 @@ class Axial(MapAttention):
       num_heads: N, number of heads of each attention; divides C.
       positions: "none" or a spec of `attention.positions.POSITIONS` for both attentions, such as
         "rope" or "shaw" (Wang et al. 2020 use relative positions).
-      residual: whether the two inputs are added as above.
+      residual: whether x and h are added as above.
       dtype: dtype of the computation; parameters are float32.
 
     Raises:

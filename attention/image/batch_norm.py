@@ -54,7 +54,7 @@ def batch_norm(
       x: [B, ..., C].
       mean, variance: μ and σ², [C]: of the batch, or running ones.
       scale, bias: [C].
-      epsilon: the ε, above 0.
+      epsilon: ε, above 0.
 
     Returns:
       y, [B, ..., C] in x's dtype.
@@ -69,7 +69,7 @@ def batch_norm(
 class BatchNorm(nnx.Module):
     """`batch_norm` with its scale and bias, and running statistics for evaluation.
 
-        running = (1 - m) · running + m · batch,   the variance times n / (n - 1)
+        running = (1 - m) · running + m · batch,   with the variance of the batch times n / (n - 1)
 
     The running statistics are `nnx.BatchStat`s, not parameters, and must be stored by the training
     step. n is the number of valid positions; if n is 0, the statistics do not change.
@@ -78,7 +78,8 @@ class BatchNorm(nnx.Module):
       size: C.
       momentum: m, the weight of the newest batch.
       epsilon: added to the variance.
-      zero: whether the scale is initialized to 0, so that the branch has no effect at first.
+      zero: whether the scale is initialized to 0, so that a residual branch that ends in the norm
+        has no effect at first.
 
     Raises:
       ValueError: the momentum is out of range.

@@ -69,7 +69,7 @@ def spatial_descriptor(x: Array) -> Array:
       d, [B, Y, X, 2] in at least float32.
 
     Raises:
-      ValueError: x is no map.
+      ValueError: x is not [B, Y, X, C].
     """
     expect_map(x)
     wide = x.astype(accumulator(x))
@@ -163,7 +163,7 @@ class CBAM(MapGate):
       options: `dtype`, as for `MapGate`.
 
     Raises:
-      ValueError: as for both.
+      ValueError: as for `ChannelGate` and `SpatialGate`.
     """
 
     def __init__(

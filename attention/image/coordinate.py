@@ -28,7 +28,7 @@ def coordinate_pools(x: Array) -> Array:
       [z^h; z^w], [B, Y + X, C] in at least float32.
 
     Raises:
-      ValueError: x is no map.
+      ValueError: x is not [B, Y, X, C].
     """
     expect_map(x)
     wide = x.astype(accumulator(x))

@@ -32,7 +32,7 @@ def global_average(x: Array) -> Array:
       z, [B, C] in at least float32.
 
     Raises:
-      ValueError: x is no map.
+      ValueError: x is not [B, Y, X, C].
     """
     expect_map(x)
     return jnp.mean(x, axis=(1, 2), dtype=accumulator(x))
@@ -43,8 +43,8 @@ def maximum(x: Array, axis: int) -> Array:
 
         y = max_i x_i,   dy / dx_i = 1 where i = argmax x, else 0
 
-    `jnp.max` instead sends the gradient to all entries that equal the maximum. If the compiler
-    recomputes x for that comparison with different rounding, it can find a wrong entry or none.
+    The gradient of `jnp.max` instead goes to all entries that equal the maximum. If the compiler
+    recomputes x for this comparison with different rounding, a wrong entry or none may be equal.
 
     Args:
       x: [..., I, ...].
@@ -61,11 +61,12 @@ def maximum(x: Array, axis: int) -> Array:
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
-    """Computes a convolution with zero padding, as in neural networks (LeCun et al. 1989).
+    """Computes a cross-correlation with zero padding (LeCun et al. 1989).
 
         y_ijo = Σ_uvc k_uvco · x_(i·s + u - a)(j·s + v - b)c
 
-    For stride 1 the kernel is centered on x_ij; the result has ceil(Y / s) rows.
+    with a rows of padding above and b columns on the left ("SAME"). For stride 1 and an odd kernel
+    size, the kernel is centered on x_ij.
 
     Args:
       x: [B, Y, X, C].

@@ -28,7 +28,8 @@ def non_local(
         y_p = Σ_q f(p, q) v_q
         embedded_gaussian: f = softmax_q(q_p·k_q),   dot_product: f = q_p·k_q / P
 
-    There is no 1 / sqrt(H), as in the paper. The dot product sums over keys first: O(P·H²).
+    As in the paper, logits are not divided by sqrt(H). For the dot product, Σ_q k_q v_qᵀ is
+    computed first, at a cost of O(P·H·V).
 
     Args:
       query: θ(x), [B, P, N, H].
@@ -87,13 +88,13 @@ class NonLocal(MapAttention):
 
         y = x + BN(non_local(x W_θ, x W_φ, x W_g) W_z)
 
-    The batch norm's scale (W_z without a norm) is initialized to 0, so that the block can be added
-    to a trained network without changing it. The paper has one head.
+    The scale of the batch norm is initialized to 0 (without a norm, W_z is), so that the block can
+    be added to a trained network without changing its output. The paper has one head.
 
     Args:
       channels: C.
       num_heads: N.
-      head_size: H; if None the heads divide half of the channels, at least one each.
+      head_size: H; if None, half of the channels divided by N, rounded down, but at least 1.
       similarity: "embedded_gaussian" or "dot_product".
       norm: whether to use batch norm.
       dtype: dtype of the computation; parameters are float32.

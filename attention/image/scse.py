@@ -30,7 +30,7 @@ def spatial_squeeze_excite(x: Array, kernel: Array, bias: Array | None = None) -
       g, [B, Y, X, 1] in at least float32.
 
     Raises:
-      ValueError: x is no map.
+      ValueError: x is not [B, Y, X, C].
     """
     expect_map(x, kernel.shape[0])
     logits = x.astype(accumulator(x)) @ kernel
@@ -41,7 +41,7 @@ def joined(x: Array, channel: Array, spatial: Array, join: str = "add") -> Array
     """Combines a channel gate and a spatial gate, scSE (Roy et al. 2018, section 2.3; maximum: Roy
     et al. 2019).
 
-        add: g = g_c + g_s,   max: g = the one of the two with the larger x · g
+        add: g = g_c + g_s,   max: g = g_c if x · g_c >= x · g_s, else g_s
 
     Args:
       x: [B, Y, X, C].
@@ -53,7 +53,7 @@ def joined(x: Array, channel: Array, spatial: Array, join: str = "add") -> Array
       g, [B, Y, X, C]; multiplies the map.
 
     Raises:
-      ValueError: join is neither.
+      ValueError: join is neither "add" nor "max".
     """
     if join == "add":
         return channel + spatial
@@ -74,7 +74,7 @@ class ChannelAndSpatial(MapGate):
       options: `dtype`, as for `MapGate`.
 
     Raises:
-      ValueError: a number is below 1, or join is neither.
+      ValueError: a number is below 1, or join is neither "add" nor "max".
     """
 
     def __init__(

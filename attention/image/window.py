@@ -1,7 +1,7 @@
 """Attention in windows, shifted against the grid (Liu et al. 2021, "Swin Transformer").
 
-W windows of S·S positions each; other letters as everywhere. A map whose sides are not multiples of
-S is padded at the bottom and on the right; padding is hidden.
+W windows of S·S positions each; other letters as in `attention.image.maps`. A map whose sides are
+not multiples of S is padded at the bottom and on the right; padding is hidden.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ Array = jax.Array
 def window_indices(Y: int, X: int, size: int, shift: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Computes the positions of each window (Liu et al. 2021, section 3.2, figure 4).
 
-        window (i, j) has the rows (i·S + shift + a) mod Y', a < S, of Y' = ⌈Y / S⌉·S, and columns
-        likewise = the positions there after rolling the map up and to the left by the shift
+        rows of window (i, j): (i·S + shift + a) mod Y' for 0 <= a < S, with Y' = ⌈Y / S⌉·S
+        columns of window (i, j): (j·S + shift + a) mod X' for 0 <= a < S, with X' = ⌈X / S⌉·S
 
-    Positions that the roll wraps around form a separate region. A side that has only one window is
-    not shifted.
+    This equals rolling the padded map up and to the left by the shift and cutting it into a grid of
+    windows. Positions that the roll wraps around form separate regions. A side that has only one
+    window is not shifted.
 
     Args:
       Y, X: the map's sizes.
@@ -36,15 +37,15 @@ def window_indices(Y: int, X: int, size: int, shift: int = 0) -> tuple[np.ndarra
       shift: in [0, S).
 
     Returns:
-      int [W, S·S] positions y·X + x, Y·X at padding; and int [W, S·S] regions, -1 at padding:
-      positions of a window attend to those of the same region.
+      int [W, S·S] positions y·X + x, Y·X at padding; and int [W, S·S] regions, -1 at padding. A
+      position attends to the positions of its window that have the same region.
 
     Raises:
       ValueError: a size is below 1, or the shift is out of range.
     """
     expect_positive(size=size)
     if not 0 <= shift < size:
-        raise ValueError(f"shift: got {shift}, expected one in [0, {size})")
+        raise ValueError(f"shift: got {shift}, expected an int in [0, {size})")
     sides = []
     for length in (Y, X):
         padded = -(-length // size) * size
@@ -63,7 +64,7 @@ def window_indices(Y: int, X: int, size: int, shift: int = 0) -> tuple[np.ndarra
 
 
 def relative_bias(table: Array, size: int) -> Array:
-    """Computes the bias of each pair in a window (Liu et al. 2021, equation 4).
+    """Computes the bias of each pair of positions in a window (Liu et al. 2021, equation 4).
 
         b_n,(y,x)(y',x') = table_(y - y' + S - 1)(x - x' + S - 1)n
 
@@ -169,7 +170,7 @@ def _gather(x: Array, indices: np.ndarray) -> Array:
 
 
 def _within(regions: np.ndarray, B: int) -> masks.Mask | None:
-    """Returns the mask of regions; None if each window is one region."""
+    """Returns the mask of pairs in the same region; None if each window is one region."""
     if (regions == regions[:, :1]).all():
         return None
     ids = jnp.tile(jnp.asarray(regions, jnp.int32), (B, 1))
@@ -191,7 +192,7 @@ class ShiftedWindow(MapAttention):
       window: S, the side of a window.
       shift: shift of the windows relative to the grid; S // 2 if None. A Swin stage alternates 0
         and S // 2.
-      residual: whether x is added.
+      residual: whether x is added to the result.
       dtype: dtype of the computation; parameters are float32.
 
     Raises:
@@ -212,7 +213,7 @@ class ShiftedWindow(MapAttention):
         expect_positive(channels=channels, window=window)
         shift = window // 2 if shift is None else shift
         if not 0 <= shift < window:
-            raise ValueError(f"shift: got {shift}, expected one in [0, window={window})")
+            raise ValueError(f"shift: got {shift}, expected an int in [0, window={window})")
         heads = num_heads, shapes.head_size(channels, num_heads)
         self.channels, self.residual, self.dtype = channels, residual, dtype
         self.window, self.shift = window, shift

@@ -40,7 +40,7 @@ def convolve(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array
       x: [B, Y, X, C].
       kernel: [height, width, C, O] in x's dtype.
       stride: s, at least 1.
-      padding: rows of zeros above and below, and columns on the left and on the right.
+      padding: (top, bottom), (left, right): numbers of rows and columns of zeros.
 
     Returns:
       y, [B, rows, columns, O] in x's dtype. Sums of bfloat16 are accumulated in float32.
@@ -100,7 +100,7 @@ def _natively(target: str, by_xla, first: Array, second: Array, **parameters) ->
 
 
 def _can(context: mlir.LoweringRuleContext, dtype: Any) -> bool:
-    """Returns True if the program being lowered can use C++: one CPU and a supported dtype."""
+    """Returns True if C++ supports the program being lowered: one CPU and a supported dtype."""
     module = context.module_context
     # XLA partitions its own operations over several devices.
     if getattr(module.axis_context, "num_devices", None) != 1 or module.platforms != ("cpu",):

@@ -19,7 +19,7 @@ Array = jax.Array
 def guard_derivatives(array: Array, kernel: str, higher: bool) -> Array:
     """Returns the array unchanged, but raises for forward-mode and higher derivatives.
 
-        y = x,   dx = dy of the first reverse-mode derivative
+        y = x,   dx = dy in the first reverse-mode derivative
 
     Args:
       array: [...], an input of the kernel.
@@ -30,7 +30,8 @@ def guard_derivatives(array: Array, kernel: str, higher: bool) -> Array:
       y, [...].
 
     Raises:
-      NotImplementedError: when such a derivative is computed; the message suggests "reference".
+      NotImplementedError: when a forward-mode or higher derivative is computed; the message
+        suggests "reference".
     """
     return _guard.bind(array, kernel=kernel, higher=higher, order=1)
 

@@ -80,7 +80,7 @@ _LEAST = {"cuda": ("gpu", "NVIDIA A100")}
 
 
 def _described(platform: str) -> contextlib.AbstractContextManager[Any]:
-    """Lowers for the platform's minimal device within the context, on the current mesh."""
+    """Returns a context that sets the device of `_LEAST` as the target of lowering."""
     if platform not in _LEAST or default_platform() == platform:
         return contextlib.nullcontext()
     name, kind = _LEAST[platform]
@@ -90,10 +90,10 @@ def _described(platform: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def require_platform(platform: str, can_be_interpreted: bool = True) -> bool:
-    """Raises unless the platform is in use or interpreted; returns True if interpreted.
+    """Raises unless JAX uses the platform or kernels are interpreted; returns whether they are.
 
     Raises:
-      NotImplementedError: another platform is in use and the kernel is not interpreted.
+      NotImplementedError: JAX uses another platform, and the kernel is not interpreted.
     """
     if _interpreted and can_be_interpreted:
         return True
@@ -135,12 +135,12 @@ def expect_device(can: Container[str]) -> None:
 
 
 def expected_platform() -> str:
-    """Returns the platform that is traced for: that of `lowering_for`, or the default one."""
+    """Returns the platform for which JAX traces: that of `lowering_for`, or the default one."""
     return _assumed[-1] if _assumed else default_platform()
 
 
 def context() -> tuple[bool, str | None]:
-    """Returns whether to interpret, and the platform of `lowering_for` or None."""
+    """Returns whether kernels are interpreted, and the platform of `lowering_for` or None."""
     return bool(_interpreted), _assumed[-1] if _assumed else None
 
 

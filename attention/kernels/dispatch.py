@@ -43,7 +43,8 @@ class KernelChoice:
 
     Attributes:
       name: name of the kernel.
-      unsupported: reasons, by kernel, why kernels ahead of it were not selected.
+      unsupported: kernel -> reason why it does not support the call, for the kernels that rank
+        before the selected one.
       reason: measurements that led to the choice, or a note that there are none.
     """
 
@@ -60,7 +61,8 @@ class Timing:
       batch, heads, queries, keys, size: B, N, T, S, H.
       dtype: "single" (32 bits and more) or "half" (16).
       options: one of `WORKLOADS`.
-      forward, both: milliseconds by kernel, of the forward pass and of both passes.
+      forward: kernel -> milliseconds of the forward pass.
+      both: kernel -> milliseconds of the forward and backward passes.
     """
 
     batch: int
@@ -75,11 +77,11 @@ class Timing:
 
     @property
     def milliseconds(self) -> Mapping[str, float]:
-        """Times for ordering kernels: of both passes, or of the forward pass for decoding."""
+        """Times by which kernels are ordered: `forward` for decoding, else `both`."""
         return self.forward if self.options == "decode" else self.both
 
     def distance(self, batch: int, heads: int, queries: int, keys: int, size: int) -> float:
-        """Returns the distance to other sizes: 1 per factor of e in T, S, H and B·N."""
+        """Returns the distance to other sizes: the sum of |log ratio| over T, S, H and B·N."""
         pairs = (
             (self.queries, queries),
             (self.keys, keys),
@@ -220,8 +222,8 @@ def in_order(
     """Returns the kernels in the order in which they are tried.
 
     Kernels that were never measured on this device keep their ranks in the registry, so that a new
-    kernel at the front is selected. The measured kernels fill the remaining ranks, fastest first,
-    those without a time last.
+    kernel at the front is selected. The measured kernels fill the remaining ranks, fastest first;
+    those without a time for this call come last.
     """
     if not milliseconds:
         return list(names)

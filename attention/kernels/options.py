@@ -16,7 +16,7 @@ class KernelOptions(TypedDict):
     """Options of `attend`; each kernel documents those that it supports.
 
     Attributes:
-      mask: a `Mask`, or None if all is visible.
+      mask: a `Mask`, or None if all keys are visible.
       bias: [B or 1, N or 1, T, S], or None.
       scale: a number.
       logit_cap: a number; None for no cap.
@@ -35,7 +35,11 @@ class KernelOptions(TypedDict):
 
 
 def validate_numbers(options: KernelOptions) -> tuple[float, float | None, float]:
-    """Returns scale, cap and dropout rate as floats; NotImplementedError if one is traced."""
+    """Returns scale, cap and dropout rate as floats.
+
+    Raises:
+      NotImplementedError: a number is traced.
+    """
     scale, logit_cap, rate = options["scale"], options["logit_cap"], options["dropout_rate"]
     if any(isinstance(number, jax.Array) for number in (scale, logit_cap, rate)):
         raise NotImplementedError("scale, logit_cap: expected numbers, got arrays")
@@ -43,7 +47,7 @@ def validate_numbers(options: KernelOptions) -> tuple[float, float | None, float
 
 
 def validate_arrays(options: KernelOptions) -> dict[str, Any]:
-    """Returns mask, bias, sinks and key_data, the words of a threefry key for dropout or None."""
+    """Returns mask, bias, sinks and key_data: the data of the threefry key for dropout, or None."""
     key = options["dropout_key"]
     key_data = validate_threefry(cast(Array, key)) if options["dropout_rate"] else None
     return {name: options[name] for name in ("mask", "bias", "sinks")} | {"key_data": key_data}

@@ -16,7 +16,7 @@ Array = jax.Array
 
 
 class MaskArrays(NamedTuple):
-    """Arrays whose conjunction is the mask; None if there is no such term.
+    """Arrays whose conjunction is the mask; an array is None if no term of the mask needs it.
 
     Attributes:
       low, high: int32 [B or 1, T]; a query attends to keys low <= s < high.

@@ -58,16 +58,18 @@ def make_block_mask(
         indices_i = (j full for i), (j partial for i), (j hidden for i)
 
     Args:
-      mask: a mask of [B, N, T, S], or None if all is visible.
+      mask: a mask of [B, N, T, S], or None if all keys are visible.
       B, T, S: number of examples, queries and keys.
       query_block, key_block: positions in a block.
       rows, columns: int32 [blocks], global indices of the query and key blocks of a shard; None for
         all.
-      by_key: whether to list the query blocks of each key block instead.
-      hidden: whether to keep the hidden blocks in a static list.
+      by_key: whether to list query blocks for each key block instead of key blocks for each query
+        block.
+      hidden: whether `indices` of a static mask contain the hidden blocks too. Those of a
+        data-dependent mask always do.
 
     Returns:
-      The `BlockMask`, `indices` of shape [1 or B, 1 or blocks, most].
+      The `BlockMask`, `indices` of shape [1 or B, 1 or blocks, number of listed blocks].
 
     Raises:
       ValueError: the mask was made for other sizes.

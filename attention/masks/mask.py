@@ -62,7 +62,7 @@ class Mask:
 
         Args:
           B, N, T, S: number of examples, heads, queries and keys.
-          rows, columns: spans of queries and keys, to return only that block.
+          rows, columns: `Span`s of queries and keys to return; all if None.
 
         Raises:
           ValueError: the mask was made for other sizes, or is causal with T != S and no offset.
@@ -74,7 +74,7 @@ class Mask:
         return result
 
     def select(self, example: int | Array, heads: Span) -> Mask:
-        """Returns the mask of one example (B = 1) and some heads (N = heads.size)."""
+        """Returns the mask of one example and of the given heads: B = 1, N = heads.size."""
         return Mask(tuple(term.select(example, heads) for term in self.terms))
 
     def static_block_mask(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray:
@@ -268,13 +268,13 @@ def segments(query_ids: Array, key_ids: Array) -> Mask:
       The `Mask`.
 
     Raises:
-      ValueError: they are not integers of rank 2.
+      ValueError: an array is not of integers or not of rank 2.
     """
     return Mask((Segments(_ids("query_ids", query_ids), _ids("key_ids", key_ids)),))
 
 
 def prefix(length: Offset, query_offset: Offset | None = None) -> Mask:
-    """Returns the prefix-LM mask: causal, with a prefix that all queries see (Raffel et al. 2020).
+    """Returns the prefix-LM mask: causal, but all queries attend to a prefix (Raffel et al. 2020).
 
         allowed_ts = (s < length) or (s <= t + query_offset)
 
@@ -317,7 +317,7 @@ def dense(array: Array) -> Mask:
 
 
 def validate_offset(number: Any, argument: str = "query_offset") -> Offset | None:
-    """Returns the number as an int or an array; ValueError unless it is an int, [] or [B]."""
+    """Returns the offset; raises ValueError unless it is an int, or an int array [] or [B]."""
     if number is None:
         return None
     shapes.expect_integer(argument, number)

@@ -1,8 +1,8 @@
 """Evaluation of masks inside a Pallas kernel, block by block.
 
-`prepare_for_kernel` converts the arrays of a mask to integers padded to complete blocks. They are
-passed to the kernel as references, from which `evaluate_block` reads one block. Terms that depend
-only on positions take no memory.
+`prepare_for_kernel` converts the arrays of a mask to integers padded to complete blocks. A kernel
+receives references to the converted arrays, from which `evaluate_block` reads one block. Terms that
+depend only on positions take no memory.
 """
 
 from __future__ import annotations
@@ -262,12 +262,12 @@ def _(term: terms.Dense, index):
 
 
 def of_shared(shape: tuple[int, ...], *indices: Any) -> tuple[Any, ...]:
-    """Returns indices of leading axes, with 0 for axes of size 1."""
+    """Returns the indices of the leading axes of a shape, with 0 for axes of size 1."""
     return tuple(0 if size == 1 else index for size, index in zip(shape, indices, strict=False))
 
 
 def slice_of(start: Any, size: int) -> Any:
-    """Returns the slice start, start + 1, ... of an axis of a reference."""
+    """Returns the slice of `size` positions from `start`, for an axis of a reference."""
     # Imported here because it is slow, and kernels that are not supported do not need it.
     from jax.experimental import pallas as pl
 
@@ -279,7 +279,7 @@ def _query_position(offset: Any, index: BlockIndex) -> Array:
 
 
 def _number(number: Any, index: BlockIndex) -> Any:
-    """Returns an int unchanged, and of [1 or B] the entry of the example."""
+    """Returns an int unchanged, or the example's entry of an array [1 or B]."""
     if isinstance(number, int):
         return number
     return number[of_shared(number.shape, index.example)[0]]

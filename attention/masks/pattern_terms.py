@@ -44,7 +44,7 @@ class Pattern(MaskTerm):
         key_first: np.ndarray,
         key_last: np.ndarray,
     ) -> np.ndarray:
-        """Returns, exactly, whether any query of a block attends to any key of another block.
+        """Returns exactly whether any query of a query block attends to any key of a key block.
 
         Args:
           query_first, query_last: first and last positions of the query blocks, [Q, 1].
@@ -56,7 +56,7 @@ class Pattern(MaskTerm):
         raise NotImplementedError
 
     def all_visible(self, query_first, query_last, key_first, key_last) -> np.ndarray:
-        """Returns True only if all queries of a block attend to all keys of another block."""
+        """Returns True only if all queries of a query block attend to all keys of a key block."""
         return np.zeros((len(query_first), len(key_first)), bool)
 
 
@@ -203,7 +203,9 @@ class BigBird(MaskTerm):
     def table(self, S: int) -> np.ndarray:
         """Returns bool [blocks, blocks], True if a query block attends to a key block."""
         if not isinstance(S, int):
-            raise NotImplementedError(f"mask: {self.describe()} got {S} keys, expected a number")
+            raise NotImplementedError(
+                f"mask: got {self.describe()} with S={S} keys, expected a number, not a symbol"
+            )
         # There is at least one block, so that lookups are valid even without keys.
         count = max(-(-S // self.block), 1)
         number = np.arange(count)
@@ -225,9 +227,9 @@ class BigBird(MaskTerm):
 
 @functools.lru_cache(maxsize=64)
 def _draws(count: int, window: int, global_blocks: int, random_blocks: int, seed: int):
-    """Returns the earlier blocks that each block draws, bool [count, count].
+    """Returns the earlier blocks that each block of `big_bird` draws, bool [count, count].
 
-    A row depends only on its index and the seed, not on the count.
+    Row i depends on i and the seed, but not on the count of blocks.
     """
     drawn = np.zeros((count, count), bool)
     for row in range(count):

@@ -1,7 +1,7 @@
 """Sparse patterns as masks, independent of the data.
 
-They combine with the masks of `attention.masks` by `&` and `|`. They are bidirectional; with
-`& masks.causal()` they are the patterns of the papers on causal attention:
+The patterns combine with the masks of `attention.masks` by `&` and `|`. They are bidirectional;
+combined with `masks.causal()` they are the causal patterns of the papers:
 
     mask = patterns.strided(64) & masks.causal() & masks.lengths(key=lengths)
 
@@ -79,7 +79,7 @@ def fixed(block: int, summary: int = 1, query_offset: Offset | None = None) -> M
 
         allowed_ij = floor(i / block) = floor(j / block)  or  j mod block >= block - summary
 
-    A block is visible to itself, and its last `summary` positions are visible to all queries.
+    A query attends to its own block and to the last `summary` positions of every block.
 
     Args:
       block: positions in a block (l in the paper), at least 1.
@@ -163,16 +163,17 @@ def big_bird(
       global_blocks: number of global blocks at the start.
       random_blocks: number of blocks that each block draws, or fewer if not enough are available.
       seed: seed of the draws, 0 to 2³² - 1. All heads share them.
-      links: replacement for the random draws: for each query block, the key blocks that are visible
-        in addition to window and global blocks, in one direction. For parameters that were trained
-        with another implementation.
+      links: replacement for the random draws, for parameters that were trained with another
+        implementation: for each query block, the indices of the key blocks that it attends to in
+        addition to window and global blocks.
       query_offset: as in `dilated_window`.
 
     Returns:
       A mask, [1 or B, 1, T, S] as an array.
 
     Raises:
-      ValueError: a number is out of range; or, when the mask is used, a block has no links.
+      ValueError: a number is out of range; or, when the mask is used, `links` has fewer entries
+        than there are query blocks.
     """
     seed = expect_int("seed", seed, 0)
     return _mask(
@@ -192,7 +193,8 @@ def expect_int(argument: str, number: Any, least: int) -> int:
     """Returns the number as an int.
 
     Raises:
-      ValueError: it is not an int, below `least`, or so large that positions would overflow.
+      ValueError: the number is not an int, is below `least`, or is so large that positions would
+        overflow.
     """
     is_int = isinstance(number, int | np.integer) and not isinstance(number, bool)
     if not is_int or number < least:
@@ -208,7 +210,7 @@ _MOST = {"seed": 2**32 - 1}
 
 
 def _expect_offset(offset: Offset | None) -> Offset | None:
-    """`masks.validate_offset` with the limit of int32 positions."""
+    """Returns `masks.validate_offset`, limited to the range of int32 positions."""
     offset = masks.validate_offset(offset)
     if isinstance(offset, int) and abs(offset) > FAR:
         raise ValueError(f"query_offset: got {offset}, expected an int from {-FAR} to {FAR}")
@@ -223,12 +225,12 @@ def validate_links(links: Any) -> tuple[tuple[int, ...], ...]:
     """Returns the links of `big_bird` as hashable tuples.
 
     Raises:
-      ValueError: they are not the numbers of key blocks for each query block.
+      ValueError: the links are not one sequence of key block indices for each query block.
     """
     try:
         rows = [list(row) for row in links]
     except TypeError:
         raise ValueError(
-            f"links: got {links!r}, expected the numbers of key blocks for each query block"
+            f"links: got {links!r}, expected a list of key block indices for each query block"
         ) from None
     return tuple(tuple(expect_int("links", number, 0) for number in row) for row in rows)

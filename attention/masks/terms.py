@@ -47,7 +47,7 @@ class MaskTerm:
     def allowed(
         self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
     ) -> Array:
-        """Returns bool [B or 1, N or 1, T or 1, S or 1], optionally for spans of positions."""
+        """Returns which queries may attend to which keys, bool [B or 1, N or 1, T or 1, S or 1]."""
         raise NotImplementedError
 
     def static_block_mask(
@@ -199,8 +199,7 @@ class Lengths(MaskTerm):
     key: Array | None
 
     def real(self, side: str, length: int) -> Array | None:
-        """Returns the real positions of "query" or "key", bool [B, length]; None if all are
-        real."""
+        """Returns the mask of real positions of a side, "query" or "key"; None if all are real."""
         lengths = getattr(self, side)
         return None if lengths is None else jnp.arange(length) < lengths[:, None]
 
@@ -232,8 +231,7 @@ class Valid(MaskTerm):
     key: Array | None
 
     def real(self, side: str, length: int) -> Array | None:
-        """Returns the real positions of "query" or "key", bool [B, length]; None if all are
-        real."""
+        """Returns the mask of real positions of a side, "query" or "key"; None if all are real."""
         return getattr(self, side)
 
     def allowed(self, B, N, T, S, rows=None, columns=None):
@@ -322,7 +320,7 @@ def _row(value: Any, example: int | Array) -> Any:
 
 
 def positions(length: int, span: Span | None) -> Array:
-    """Returns the positions [length], or those of a span, [size]."""
+    """Returns the positions 0 ... length - 1, or those of a span, [size]."""
     return jnp.arange(length) if span is None else span.start + jnp.arange(span.size)
 
 
@@ -353,7 +351,7 @@ def split_into_blocks(array: Array, block: int, beyond: bool | None = None) -> A
 def query_positions(
     offset: Offset | None, B: int, T: int, S: int, rows: Span | None = None
 ) -> Array:
-    """Returns the positions of the queries, or of a span, among the keys: [1 or B, 1, T, 1]."""
+    """Returns positions among the keys of all queries or of a span of them, [1 or B, 1, T, 1]."""
     queries = positions(T, rows)
     if is_static(offset):
         offset = static_offset(offset, T, S)

@@ -1,7 +1,8 @@
 """Positions: added to the input, rotated into queries and keys, or added to the logits.
 
-`POSITIONS` names those inside an attention; a spec such as "rope" or "rope(base=500000,
-fraction=0.25)" selects one. `ADDED_POSITIONS` names those added to the input of the first layer.
+`POSITIONS` names the position modules inside an attention; a spec such as "rope" or
+"rope(base=500000, fraction=0.25)" selects one. `ADDED_POSITIONS` names the position modules that
+are added to the input of the first layer.
 """
 
 from attention.positions.absolute import LearnedPositions, SinusoidalPositions, sinusoidal

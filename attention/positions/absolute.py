@@ -20,7 +20,7 @@ def position_angles(positions: Array, size: int, base: float, factor: float = 1.
       positions: p, int [...].
       size: even.
       base: base of the wavelengths.
-      factor: by which all wavelengths are stretched.
+      factor: factor by which all wavelengths are stretched.
 
     Returns:
       float32 [..., size / 2].

@@ -27,20 +27,20 @@ POSITIONS = {
 def build_positions(
     spec: str, num_heads: int, head_size: int, *, rngs: nnx.Rngs
 ) -> RelativePositions | None:
-    """Builds the positions of an attention, which enter its logits.
+    """Builds the position module of an attention, which changes its logits.
 
         l_ts = scale · rotate(q_t)·rotate(k_s) + bias_ts
 
     Args:
       spec: "none", or a name of `POSITIONS` with or without options, such as "rope(base=500000)".
       num_heads, head_size: N, H of [B, T, N, H].
-      rngs: for learned positions.
+      rngs: random streams that initialize learned positions.
 
     Returns:
       The module, or None for "none".
 
     Raises:
-      ValueError: an unknown name or option, or one that does not fit.
+      ValueError: a name or option is unknown, or an option does not fit.
     """
     return _build(spec, POSITIONS, {"num_heads": num_heads, "head_size": head_size}, rngs)
 
@@ -48,7 +48,7 @@ def build_positions(
 def build_added_positions(
     spec: str, max_length: int, model_size: int, *, rngs: nnx.Rngs
 ) -> SinusoidalPositions | LearnedPositions | None:
-    """Builds the positions that are added to the input of the first layer.
+    """Builds the position module that is added to the input of the first layer.
 
         x_t -> x_t + position_t
 
@@ -57,13 +57,13 @@ def build_added_positions(
         "sinusoidal(interleaved=False)".
       max_length: max length of learned positions.
       model_size: D of [B, T, D].
-      rngs: for learned positions.
+      rngs: random streams that initialize learned positions.
 
     Returns:
       The module, or None for "none".
 
     Raises:
-      ValueError: an unknown name or option, or one that does not fit.
+      ValueError: a name or option is unknown, or an option does not fit.
     """
     sizes = {"max_length": max_length, "model_size": model_size}
     return _build(spec, ADDED_POSITIONS, sizes, rngs)

@@ -1,4 +1,4 @@
-"""Relative positions as a term of the logits: ALiBi, T5 and Shaw; their common base class."""
+"""Relative positions as a term of the logits: ALiBi, T5 and Shaw, and their base class."""
 
 from __future__ import annotations
 

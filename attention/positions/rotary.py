@@ -29,7 +29,7 @@ def rotary(
         (a, b) -> (a cos θ - b sin θ, a sin θ + b cos θ),   θ_i = p / base^(2i / R)
 
     The product of a rotated query and a rotated key depends only on the distance of their
-    positions. The first R = fraction · H features are rotated; the others stay.
+    positions. The first R = fraction · H features are rotated; the others are unchanged.
 
     Two scalings extend the range to texts longer than those of training. "linear" replaces p by
     p / factor (Chen et al. 2023). "ntk" replaces the base by base · factor^(R / (R - 2)), which

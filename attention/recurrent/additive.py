@@ -70,7 +70,7 @@ def additive_step(query: Array, memory: Memory, vector: Array) -> tuple[Array, A
 
 
 class _ScoredByNetwork(Alignment):
-    """Base class of the two additive alignments: `additive_step` of projections.
+    """Base class of the two additive alignments, which apply `additive_step` to projections.
 
     A subclass defines `_project`, which builds the projections, and `_query`.
     """
@@ -104,8 +104,8 @@ class AdditiveAlignment(_ScoredByNetwork):
     Parameters: query/kernel [Q, A] (W), key/kernel [D, A] (U), key/bias [A], score [A] (v).
 
     Args:
-      query_size: Q of the decoder's state. In the paper it is the state before the step that the
-        context enters; the caller decides.
+      query_size: Q of the decoder's state. The caller chooses which state is the query. In the
+        paper it is the state before the step that receives the context.
       memory_size: D of the encoder's states.
       hidden_size: A; D if None.
       dtype: dtype of the computation; parameters are float32.
@@ -126,14 +126,14 @@ class AdditiveAlignment(_ScoredByNetwork):
 
 
 class ConcatAlignment(_ScoredByNetwork):
-    """The score "concat" of Luong et al. 2015: one matrix over query and state together.
+    """The score "concat" of Luong et al. 2015: one matrix for the concatenated query and state.
 
         a = softmax_s(v · tanh(W [q; h_s])),   c = Σ_s a_s h_s
 
-    As W [q; h] = W_1 q + W_2 h, the functions are those of `AdditiveAlignment` without its bias,
-    and W_2 h_s is computed once too, in `prepare`. Here W is one kernel, initialized as a matrix
-    with Q + D inputs. In Luong et al. the query is the decoder's state after its step, in Bahdanau
-    et al. the state before.
+    As W [q; h] = W_1 q + W_2 h, this is `AdditiveAlignment` without its bias, and W_2 h_s is also
+    computed once, in `prepare`. The difference is the initialization: W is one kernel with Q + D
+    inputs. In Luong et al. the query is the decoder's state after its step, in Bahdanau et al. the
+    state before.
 
     Parameters: hidden/kernel [Q + D, A] (W), score [A] (v).
 
@@ -155,7 +155,7 @@ class ConcatAlignment(_ScoredByNetwork):
         return self._product(states, slice(self.query_size, None))
 
     def _product(self, x: Array, rows: slice) -> Array:
-        """Returns x times some rows of the kernel."""
+        """Returns x times the given rows of the kernel."""
         kernel = self.hidden.kernel[...][rows].astype(self.dtype)
         return jnp.matmul(x, kernel, preferred_element_type=accumulator(x)).astype(self.dtype)
 

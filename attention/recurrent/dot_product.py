@@ -117,7 +117,7 @@ class NoAlignment(Alignment):
         c = h_S,   a_s = 1 where s = S, the last valid position, else 0
 
     Args:
-      query_size: query size of the decoder's state, which has no effect.
+      query_size: Q of the decoder's state; has no effect.
       memory_size: D of the encoder's states.
       dtype: dtype of the computation.
     """

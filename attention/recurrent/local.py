@@ -26,8 +26,8 @@ def local_step(query: Array, memory: Memory, center: Array, *, window: int) -> t
 
         a_s = softmax_s(q · k_s) · exp(-(s - p)² / 2σ²),   σ = D / 2,   c = Σ_s a_s h_s
 
-    with softmax and a over |s - p| <= D only. The Gaussian comes after the softmax, as in the
-    paper, so the weights sum to less than 1.
+    The softmax is over |s - p| <= D only; other weights are 0. As in the paper, the softmax is
+    multiplied by the Gaussian, so the weights sum to less than 1.
 
     Positions s = 0, 1, ... count valid states only, so padding does not shift them.
 

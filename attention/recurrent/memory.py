@@ -57,7 +57,7 @@ def context(weights: Array, values: Array) -> Array:
 def validate_states(
     states: Array, valid: Array | None, memory_size: int, dtype: jnp.dtype
 ) -> tuple[Array, Array]:
-    """Returns the states [B, S, D] in dtype, and bool [B, S]; all are valid if None.
+    """Returns the states [B, S, D] in dtype, and `valid`, or all True if None, as bool [B, S].
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -105,7 +105,7 @@ class Alignment(nnx.Module):
         raise NotImplementedError
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
-        """Computes what `step` needs of the encoder's states [B, S, D]; valid is bool [B, S]."""
+        """Prepares the encoder's states [B, S, D] for `step`; valid is bool [B, S]."""
         states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         return Memory(self._keys(states), states, valid)
 

@@ -3,11 +3,11 @@
 Cheng et al. 2016, "Long Short-Term Memory-Networks for Machine Reading" ("intra-attention"); Paulus
 et al. 2018, in a decoder; with the heads of Vaswani et al. 2017.
 
-There is one form for complete sequences and one for the steps of a decoder; results are equal:
+Complete sequences and the single steps of a decoder give equal results:
 
     contexts = temporal(states, mask=masks.valid(key=valid))             # [B, T, D]
 
-    cache = temporal.init_cache(batch_size, max_length)                  # in a scan, carried
+    cache = temporal.init_cache(batch_size, max_length)                  # carry of a scan
     context, weights, cache = temporal.step(state, cache, valid=valid)
 """
 
@@ -27,7 +27,8 @@ Array = jax.Array
 class TemporalAttention(MultiHeadAttention):
     """Multi-head attention of a sequence of states to its past (Cheng et al. 2016).
 
-        c_t = concat_n(attend(h_t W_q,n, h_s W_k,n, h_s W_v,n)) W_o,   s <= t, or s < t
+        c_t = concat_n(attend(h_t W_q,n, h_s W_k,n, h_s W_v,n)) W_o
+        over s <= t with `current`, else over s < t
 
     It is causal with any mask. The caller combines h_t and c_t, by a sum or by tanh(W [c_t; h_t])
     (Luong et al. 2015). Without `current` the first state attends to nothing, and its c is the bias
@@ -71,7 +72,7 @@ class TemporalAttention(MultiHeadAttention):
         )
 
     def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
-        """Returns the mask of the past, s <= t or s < t."""
+        """Returns the mask of the past: s <= t with `current`, else s < t."""
         if self.current:
             return masks.causal(query_offset)
         return masks.causal(-1 if query_offset is None else query_offset - 1)

@@ -25,7 +25,8 @@ class SequenceMixer(nnx.Module):
     Args:
       model_size: D of x and of the result.
       use_bias: whether the projections have biases.
-      dropout_rate: active if a dropout_key is given; the subclass defines the array.
+      dropout_rate: active if a dropout_key is given. The subclass determines the array that dropout
+        is applied to.
       dtype: dtype of the computation; parameters are float32.
 
     Raises:
@@ -91,8 +92,8 @@ class CachedAttention(SequenceMixer):
     def cache_window(self) -> int | None:
         """Returns the maximum number of keys before a query that it attends to; None for all.
 
-        With a number, `pattern_mask` must be exactly that window to the left. The cache then keeps
-        no more keys, and decoding does not call `pattern_mask`.
+        If it is a number, `pattern_mask` must be exactly that window to the left. The cache then
+        stores only these keys and the query's own, and decoding does not call `pattern_mask`.
         """
         return None
 
@@ -237,8 +238,8 @@ class Mixer(SequenceMixer):
 
         Args:
           x: [B, T, D].
-          mask: joined from `masks.lengths` and `masks.valid`, and from `masks.causal` if the mixer
-            is causal; or None.
+          mask: conjunction of `masks.lengths`, `masks.valid` and, if the mixer supports it,
+            `masks.causal`; or None.
           dropout_key: None for evaluation.
           return_weights: whether to return the weights before dropout, in O(T²).
 
@@ -247,7 +248,7 @@ class Mixer(SequenceMixer):
 
         Raises:
           ValueError: shapes do not fit.
-          NotImplementedError: any other mask.
+          NotImplementedError: the mask has another term.
         """
         shapes.expect("x", x, "B T D", {"D": self.model_size})
         dropout = dropout_options(self.dropout_rate, dropout_key)

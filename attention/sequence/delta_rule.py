@@ -3,7 +3,8 @@
 Delta rule: Schlag et al. 2021, "Linear Transformers Are Secretly Fast Weight Programmers". Parallel
 form: Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence
 Length". With decay: Yang et al. 2025, "Gated Delta Networks" (ICLR). K key heads and N value heads,
-C positions in a chunk; other letters as everywhere. The module is in `gated_delta_net.py`.
+C positions in a chunk; other letters as in `attention.shapes`. The module is in
+`gated_delta_net.py`.
 """
 
 from __future__ import annotations
@@ -82,8 +83,9 @@ def gated_delta_rule_chunked(
         o_i = exp(G_i) Sᵀ q_i + Σ_{j <= i} exp(G_i - G_j) (q_i·k_j) u_j
         S'  = exp(G_C) S + Σ_j exp(G_C - G_j) k_j u_jᵀ
 
-    The system is solved for β v and β exp(G) k in all chunks at once. This and the scan over chunks
-    are matrix products. O(T·C) weights and O(T/C) states exist at a time.
+    The system is solved for the right-hand sides β v and β exp(G) k in all chunks at once. The
+    solution and the scan over chunks consist of matrix products. O(T·C) weights and O(T/C) states
+    exist at a time.
 
     Args:
       query, key, value, log_decay, beta, state: as for `gated_delta_rule_recurrent`.
@@ -115,10 +117,10 @@ def gated_delta_rule_chunked(
 
 
 def _solved(query: Array, key: Array, value: Array, log_decay: Array, beta: Array):
-    """Returns the inputs of the scan over chunks [c, B, N, C, .].
+    """Returns the inputs of the scan over c chunks, arrays [c, B, N, C, ...].
 
-    They are: queries for the chunk's initial state, keys for the next state, updates for a zero
-    state, keys that correct the updates for the state, weights of the updates, and the decay.
+    In the notation of `gated_delta_rule_chunked`: exp(G) q, exp(G_C - G) k, the solutions for β v
+    and for β exp(G) k, exp(G_i - G_j) (q_i·k_j) for j <= i, and exp(G_C).
     """
     C = key.shape[-2]
     total = jnp.cumsum(log_decay, axis=-1)
@@ -146,10 +148,14 @@ def _solved(query: Array, key: Array, value: Array, log_decay: Array, beta: Arra
 def _unit_inverse(below: Array) -> Array:
     """Returns (I + L)⁻¹ for strictly lower triangular L [..., C, C], by matrix products.
 
-    Blocks of 8 by (I - L)(I + L²)(I + L⁴), as L⁸ = 0; larger blocks from the inverses of their
-    halves, [[A, 0], [B, D]]⁻¹ = [[A⁻¹, 0], [-D⁻¹BA⁻¹, D⁻¹]]. Powers of a large L can be huge
-    although the inverse is not. Substitution by the platform's triangular solver is slow for many
-    small systems, and its threads compete with those of XLA.
+    The inverse of a diagonal block of size 8 is (I - L)(I + L²)(I + L⁴), as L⁸ = 0. For larger
+    blocks, powers of L can be huge although the inverse is not. Their inverses are combined from
+    those of their halves:
+
+        [[A, 0], [B, D]]⁻¹ = [[A⁻¹, 0], [-D⁻¹BA⁻¹, D⁻¹]]
+
+    Substitution by the platform's triangular solver is slow for many small systems,
+    and its threads compete with those of XLA.
     """
     C = below.shape[-1]
     size = min(8, 1 << (C - 1).bit_length())
@@ -208,7 +214,7 @@ def gated_delta_rule_weights(
 
 
 def _chunks_first(x: Array, C: int) -> Array:
-    """Splits [B, T, N, ...] into chunks [c, B, N, C, ...]."""
+    """Splits [B, T, N, ...] into c chunks, [c, B, N, C, ...]."""
     return jnp.moveaxis(split_into_chunks(x, C), (1, 3), (0, 2))
 
 

@@ -26,20 +26,20 @@ def fourier_mix(
         y = Re(F_seq F_hidden x),   y_td = Re Σ_s Σ_c x_sc exp(-2πi (r_t r_s / L + d c / D))
 
     with L real positions and r_t the number of those before t. Hidden positions have no effect.
-    Without hidden positions r_t is t and L is T, and the FFT is used; with them, each example has a
-    matrix [T, T] of cosines and sines. Both are in at least float32.
+    Without hidden positions, r_t is t, L is T, and the FFT is used. With hidden positions, each
+    example has a matrix [T, T] of cosines and sines. Both computations are in at least float32.
 
     Args:
       x: [B, T, D].
-      mask: joined from `masks.lengths` and `masks.valid`, or None.
-      orthonormal: whether to divide by sqrt(L D), which keeps the norm of x. The paper does not.
+      mask: conjunction of `masks.lengths` and `masks.valid`, or None.
+      orthonormal: whether to divide by sqrt(L D), which keeps the norm of x; not done in the paper.
 
     Returns:
       [B, T, D] in x's dtype; 0 at hidden queries, and for examples without real positions.
 
     Raises:
       ValueError: the shape or dtype does not fit.
-      NotImplementedError: any other mask; the transform cannot be causal.
+      NotImplementedError: the mask has another term; the transform cannot be causal.
     """
     sizes = shapes.expect_arrays({"x": (x, "B T D")})
     B, T = sizes["B"], sizes["T"]
@@ -102,7 +102,7 @@ class Fourier(nnx.Module):
 
         Args:
           x: [B, T, D].
-          mask: joined from `masks.lengths` and `masks.valid`, or None.
+          mask: conjunction of `masks.lengths` and `masks.valid`, or None.
           dropout_key: None for evaluation.
           return_weights: not supported.
 
@@ -111,7 +111,7 @@ class Fourier(nnx.Module):
 
         Raises:
           ValueError: shapes do not fit.
-          NotImplementedError: any other mask, or return_weights.
+          NotImplementedError: the mask has another term, or return_weights is True.
         """
         if return_weights:
             raise NotImplementedError(

@@ -53,8 +53,8 @@ def causal_depthwise_convolution(
 
         y_t = Σ_{j < W} f_j x_{t-j}
 
-    x_{t-j} is the j-th real position before t; positions that are not real are skipped. Those
-    before the first come from `conv_state`.
+    x_{t-j} is the j-th real position before t; positions that are not real are skipped. Inputs
+    before the first real position come from `conv_state`.
 
     Args:
       x: [B, T, C].
@@ -63,8 +63,8 @@ def causal_depthwise_convolution(
       conv_state: the last W - 1 real inputs before x, [B, W - 1, C]; 0 if None.
 
     Returns:
-      y, [B, T, C], in at least float32, and the state after x. At a position that is not real, y
-      has the value that it would have if only that position were real.
+      y, [B, T, C], in at least float32, and the state after x. At a position t that is not real, y
+      is computed from x_t and the real positions before t.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -119,7 +119,7 @@ def l2_normalize(x: Array, *, epsilon: float = 1e-6) -> Array:
 
 
 class _Inputs(NamedTuple):
-    """Arguments of the delta rule, in its order."""
+    """Arguments of the delta rule, in the order of its signature."""
 
     query: Array
     key: Array
@@ -137,9 +137,9 @@ class GatedDeltaNet(RecurrentMixer):
         y = (rms_norm(o) silu(x W_z)) W_o
 
     Masked keys are removed from the sequence: the convolution skips them, and the state is neither
-    updated nor decayed at their positions. Their queries still read the state. Masked queries give
-    0, but remain keys. The returned weights map the values v to the outputs o, before gate and
-    norm.
+    updated nor decayed at their positions. Queries at these positions still read the state. Masked
+    queries give 0, but their positions still update the state as keys. The returned weights map the
+    values v to the outputs o, before gate and norm.
 
     Parameters: query/kernel, key/kernel [D, K, H], value/kernel, gate/kernel [D, N, V],
     beta/kernel,

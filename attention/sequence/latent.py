@@ -53,7 +53,7 @@ def latent_attention(
       rotary_key: k, [B, S, R], rotated.
       key_up: U, [C, N, H].
       value_up: W, [C, N, V].
-      absorbed: which form to compute; the results are equal.
+      absorbed: whether to compute the absorbed form; the results of both forms are equal.
       mask, dropout_rate, dropout_key, implementation: as for `attend`.
 
     Returns:

@@ -1,7 +1,7 @@
 """Linear attention: kernel features instead of the softmax, so that queries share sums over keys.
 
 Katharopoulos et al. 2020, "Transformers are RNNs". F features, C positions in a chunk; other
-letters as everywhere.
+letters as in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ def elu_features(x: Array) -> Array:
 
         φ(x) = elu(x) + 1 = x + 1 if x > 0, else exp(x)
 
-    Features are at least exp(-34) = 1.7e-15. This is negligible beside other features, but products
-    of smaller ones would underflow for a query whose keys are all small.
+    Features are limited to at least exp(-34) = 1.7e-15, which is negligible relative to typical
+    features. Without the limit, a query whose keys all have tiny features would get products that
+    underflow.
 
     Args:
       x: [..., H].
@@ -209,7 +210,9 @@ def _joined(state: LinearState, sizes: dict[str, int]) -> Array:
 
 
 class FeatureAttention(RecurrentMixer, MultiHeadMixer):
-    """Base class of mixers with feature maps: subclasses give `_linear_attention`, `_empty_state`.
+    """Base class of mixers with feature maps.
+
+    A subclass defines `_linear_attention` and `_empty_state`.
 
     Parameters: those of `MultiHeadMixer`.
 
@@ -246,7 +249,7 @@ class FeatureAttention(RecurrentMixer, MultiHeadMixer):
         return dropout(heads, dropout_rate, dropout_key), weights
 
     def _weights(self, query: Array, key: Array, **options: Any) -> Array:
-        """Returns the weights [B, N, T, S], the result for one-hot values."""
+        """Returns the weights [B, N, T, S]: the result of linear attention for one-hot values."""
         B, S, N, _ = key.shape
         one_hot = jnp.broadcast_to(jnp.eye(S, dtype=accumulator(key))[:, None], (B, S, N, S))
         return self._linear_attention(query, key, one_hot, **options).transpose(0, 2, 1, 3)

@@ -57,16 +57,16 @@ def log_linear_attention(
     state: LogLinearState | None = None,
     return_state: bool = False,
 ) -> Array | tuple[Array, LogLinearState]:
-    """Computes `linear_attention` of exp(features) without overflow (Choromanski et al. 2021).
+    """Computes `linear_attention` from logarithms of features (Choromanski et al. 2021).
 
         o_t = Σ_s φ(q_t)·φ(k_s) v_s / Σ_s φ(q_t)·φ(k_s),   φ = exp(log φ)
 
-    Numerator and denominator are computed times exp(-M_t), M_t = max_f max_s (log φ_f(q_t) +
-    log φ_f(k_s)) over the visible keys of t, so that the denominator is at least 1. All exponents
-    are at most 0: a sum over keys has, for each feature, the scale of its largest key. In the
-    causal form no sum contains a key after a query that reads it. In a chunk of C positions the
-    later half reads sums of the earlier half, and each half is split again: O(T·F·log C)
-    exponentials, O(T·C) weights, O(T/C) sums.
+    There is no overflow: numerator and denominator are computed times exp(-M_t), M_t = max_f max_s
+    (log φ_f(q_t) + log φ_f(k_s)) over the visible keys of t, so that the denominator is at least 1.
+    All exponents are at most 0: a sum over keys has, for each feature, the scale of its largest
+    key. In the causal form, a query uses only sums over earlier keys. In a chunk of C positions,
+    the queries of the later half use sums over the keys of the earlier half, and each half is split
+    again: O(T·F·log C) exponentials, O(T·C) weights, O(T/C) sums.
 
     Args:
       log_query_features: log φ(q), [B, T, N, F], finite.
@@ -125,14 +125,14 @@ def _fixed(highest: Array) -> Array:
 
 
 def _summed(key: Array, values: Array) -> tuple[Array, Array]:
-    """Returns the sum over S as a pair, for keys [..., S, N, F] and values [..., S, N, V]."""
+    """Returns (m, sums) over S for keys log φ(k) [..., S, N, F] and values [..., S, N, V]."""
     highest = jax.lax.stop_gradient(jnp.max(key, axis=-3, initial=-jnp.inf))
     factors = jnp.exp(key - _fixed(highest)[..., None, :, :])
     return highest, jnp.einsum("...SNF,...SNV->...NFV", factors, values)
 
 
 def _join(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Combines the pairs of two sets of keys into the pair of their union."""
+    """Combines (m, sums) over two sets of keys into (m, sums) over their union."""
     highest = jnp.maximum(first[0], second[0])
     scale = _fixed(highest)
     left, right = (sums * jnp.exp(m - scale)[..., None] for m, sums in (first, second))
@@ -140,7 +140,7 @@ def _join(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Arra
 
 
 def _read(query: Array, scale: Array, pair: tuple[Array, Array]) -> Array:
-    """Returns the sums of queries [..., T, N, F], times exp(-scale): [..., T, N, V]."""
+    """Returns Σ_f φ_f(q_t) sums_f for queries [..., T, N, F], times exp(-scale): [..., T, N, V]."""
     highest, sums = pair
     factors = jnp.exp(query + highest[..., None, :, :] - scale)
     return jnp.einsum("...TNF,...NFV->...TNV", factors, sums)
@@ -162,7 +162,7 @@ def _before(
 def _causal(
     query: Array, key: Array, values: Array, before: tuple[Array, Array], chunk_size: int
 ) -> tuple[Array, tuple[Array, Array]]:
-    """Returns the sums over s <= t, [B, T, N, V], times exp(-M_t), and the final pair."""
+    """Returns the sums over s <= t, [B, T, N, V], times exp(-M_t), and (m, sums) over all keys."""
     T = query.shape[1]
     C = min(chunk_size, 1 << max(T - 1, 0).bit_length())
     query, values = split_into_chunks(query, C), split_into_chunks(values, C)
@@ -190,7 +190,7 @@ def _causal(
 
 
 def _later_half(query: Array, key: Array, values: Array, scale: Array, *, half: int) -> Array:
-    """Returns the sums of each later half over its earlier half; 0 for earlier halves."""
+    """Returns, for queries of later halves, the sums over keys of earlier halves; 0 for others."""
 
     def parts(x):
         B, count, C = x.shape[:3]

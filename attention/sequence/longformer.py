@@ -28,7 +28,8 @@ class LongformerCache:
 
     Attributes:
       local: keys and values of all positions, by the local projections.
-      start: keys and values of the global positions, by the global projections; None without them.
+      start: keys and values of the global positions, by the global projections; None if there are
+        no global positions.
     """
 
     local: KeyValueCache
@@ -81,7 +82,7 @@ class Longformer(MultiHeadAttention):
         )
 
     def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
-        """Returns the pattern with the first positions as global ones."""
+        """Returns the pattern in which the first `global_tokens` positions are global."""
         first = patterns.global_tokens(self.global_tokens, query_offset)
         return masks.window(self.window, self.window, query_offset) | first
 
@@ -103,8 +104,8 @@ class Longformer(MultiHeadAttention):
             may then be global, so the second equation is computed for all rows: O(T²).
           mask, bias: as for `attend`.
           dropout_key: None for evaluation.
-          return_weights: whether to return the weights before dropout. Those of global rows
-            apply to the values by W_v'.
+          return_weights: whether to return the weights before dropout. The weights of global rows
+            apply to the values x W_v'.
 
         Returns:
           [B, T, D], or that and the weights [B, N, T, T].

@@ -49,7 +49,7 @@ def linformer(
       value: [B, S, N, V].
       key_projection: E, [1 or N, S, R].
       value_projection: F, [1 or N, S, R].
-      mask: joined from `masks.lengths` and `masks.valid`, or None.
+      mask: conjunction of `masks.lengths` and `masks.valid`, or None.
       dropout_rate: dropout rate of the weights on the R mixtures.
       dropout_key: required if dropout_rate > 0.
 
@@ -58,7 +58,7 @@ def linformer(
 
     Raises:
       ValueError: shapes, dtypes or values do not fit.
-      NotImplementedError: any other mask; the mixtures cannot be causal.
+      NotImplementedError: the mask has another term; the mixtures cannot be causal.
     """
     seen = _checked(query, key, value, key_projection, value_projection, mask)
     with recording.suppressed():
@@ -185,7 +185,7 @@ def _checked(query, key, value, key_projection, value_projection, mask) -> masks
 
 
 def _mixed(rows: Array, projection: Array, seen: Array | None) -> Array:
-    """Mixes the visible rows [B, S, N, H] by [1 or N, S, R] to [B, R, N, H]."""
+    """Mixes the visible rows [B, S, N, H] by a projection [1 or N, S, R] to [B, R, N, H]."""
     if seen is not None:
         rows = jnp.where(seen[:, :, None, None], rows, jnp.zeros((), rows.dtype))
     projection = jnp.broadcast_to(projection, (rows.shape[2], *projection.shape[1:]))

@@ -25,7 +25,7 @@ Array = jax.Array
 
 
 def iterative_inverse(matrix: Array, *, iterations: int = 6) -> Array:
-    """Computes the Moore-Penrose inverse by products (Xiong et al. 2021, equations 11 and 12).
+    """Computes the Moore-Penrose inverse iteratively (Xiong et al. 2021, equations 11 and 12).
 
     After Razavi et al. 2014:
 
@@ -73,9 +73,9 @@ def nystrom_attention(
         o = softmax(q k̃ᵀ) · softmax(q̃ k̃ᵀ)⁺ · softmax(q̃ kᵀ) · v + conv(v),   all logits / sqrt(H)
 
     q̃ and k̃ are means of M segments of the queries and keys, ⁺ is `iterative_inverse`. Segments
-    and convolution are over the L real positions only; the one of rank r is in segment ⌊r M / L⌋.
-    Hidden positions have no effect. For a query at a hidden key, the convolution is centered on the
-    first real position after it.
+    and convolution are over the L real positions only; the real position with r real ones before it
+    is in segment ⌊r M / L⌋. Hidden positions have no effect. For a query at a hidden key, the
+    convolution is centered on the first real position after it.
 
     If L <= M, each real key is its own landmark. Exact attention is then computed, which equals the
     formula because A A⁺ A = A.
@@ -87,17 +87,17 @@ def nystrom_attention(
       key: [B, T, N, H].
       value: [B, T, N, V].
       num_landmarks: M.
-      inverse_iterations: inverse iterations of the inverse.
+      inverse_iterations: number of iterations of `iterative_inverse`.
       convolution: [size, N] with odd size, a kernel for each head over the values of neighboring
         positions, centered on the query; None for no convolution.
-      mask: joined from `masks.lengths` and `masks.valid`, or None.
+      mask: conjunction of `masks.lengths` and `masks.valid`, or None.
 
     Returns:
       [B, T, N, V] in the query's dtype.
 
     Raises:
       ValueError: shapes, dtypes or values do not fit.
-      NotImplementedError: any other mask; segment means cannot be causal.
+      NotImplementedError: the mask has another term; segment means cannot be causal.
     """
     factors = _factors(
         query, key, num_landmarks, inverse_iterations, convolution, mask, value=value
@@ -173,7 +173,7 @@ class Nystromformer(MultiHeadMixer):
 
         head_n = softmax(q k̃ᵀ) softmax(q̃ k̃ᵀ)⁺ softmax(q̃ kᵀ) v + conv(v),   y = concat_n(head_n) W_o
 
-    Parameters: those of `MultiHeadMixer`, and convolution [kernel_size, N] unless that is 0.
+    Parameters: those of `MultiHeadMixer`, and convolution [kernel_size, N] unless kernel_size is 0.
 
     Args:
       num_landmarks: M; with at most M real positions attention is exact.
@@ -283,7 +283,7 @@ def _factors(
 
 
 def _segments(valid: Array | None, B: int, T: int, M: int, dtype) -> tuple[Array, Array, Array]:
-    """Returns the mean operator [B, T, M], used segments [B, M], and whether L <= M."""
+    """Returns the segment-mean matrix [B, T, M], the non-empty segments [B, M], and L <= M."""
     real = jnp.ones((B, T), bool) if valid is None else valid
     count = jnp.sum(real, axis=1)
     segment = _rank(real, T) * M // jnp.maximum(count, 1)[:, None]
@@ -294,7 +294,7 @@ def _segments(valid: Array | None, B: int, T: int, M: int, dtype) -> tuple[Array
 
 
 def _rank(valid: Array | None, T: int) -> Array:
-    """Returns the number of real positions before each, int [B or 1, T]."""
+    """Returns the number of real positions before each position, int [B or 1, T]."""
     if valid is None:
         return jnp.arange(T)[None]
     return jnp.cumsum(valid, axis=1) - valid

@@ -1,4 +1,4 @@
-"""Performer: linear attention with random features of the softmax kernel, or of another (FAVOR+).
+"""Performer (FAVOR+): linear attention with random features of the softmax or ReLU kernel.
 
 Choromanski et al. 2021, "Rethinking Attention with Performers". F random features.
 """
@@ -26,7 +26,7 @@ KERNELS = ("softmax", "relu")
 
 
 class RandomFeatures(nnx.Variable):
-    """Random directions: not trained, stored in checkpoints."""
+    """Random directions, which are not trained but are stored in checkpoints."""
 
 
 def draw_directions(key: Array, features: int, head_size: int, *, orthogonal: bool = True) -> Array:
@@ -122,7 +122,7 @@ class Performer(FeatureAttention):
     Args:
       features: F.
       kernel: "softmax", an approximation of dot-product attention, or "relu".
-      orthogonal: whether directions are orthogonal in blocks.
+      orthogonal: whether directions are orthogonal in blocks of H.
       chunk_size: as for `FeatureAttention`; a power of two with the softmax kernel.
       options: those of `FeatureAttention`.
 

@@ -50,7 +50,7 @@ def prob_sparse(
       value: [B, T, N, V].
       samples: R, int [T, U], positions of keys, the same for all examples and heads.
       num_active: A, from 1 to T.
-      mask: joined from `masks.lengths` and `masks.valid`, or None.
+      mask: conjunction of `masks.lengths` and `masks.valid`, or None.
       dropout_rate: dropout rate of the weights of active queries.
       dropout_key: required if dropout_rate > 0.
 
@@ -59,7 +59,8 @@ def prob_sparse(
 
     Raises:
       ValueError: shapes, dtypes or values do not fit.
-      NotImplementedError: any other mask; the choice of active queries depends on later positions.
+      NotImplementedError: the mask has another term; causal() is not supported because the choice
+        of active queries depends on later positions.
     """
     seen = _checked(query, key, value, samples, num_active, mask)
     active, chosen, there = _choose(query, key, samples, num_active, seen)
@@ -107,8 +108,8 @@ def prob_sparse_weights(
 class ProbSparse(MultiHeadMixer):
     """Multi-head self-attention by `prob_sparse` (Zhou et al. 2021).
 
-    A = U = factor · ⌈ln(1 + T)⌉, at most T. The sampled keys depend only on the seed and the
-    length, so that the same input gives the same result.
+    A and U of `prob_sparse` are both factor · ⌈ln(1 + T)⌉, at most T. The sampled keys depend only
+    on the seed and the length, so that the same input gives the same result.
 
     Parameters: those of `MultiHeadMixer`.
 
@@ -118,7 +119,7 @@ class ProbSparse(MultiHeadMixer):
       options: those of `MultiHeadMixer`. Dropout is applied to the weights of active queries.
 
     Raises:
-      ValueError: factor is below 1; those of `MultiHeadMixer`.
+      ValueError: factor is below 1, or as for `MultiHeadMixer`.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class ProbSparse(MultiHeadMixer):
         return rng.integers(length, size=(length, self.num_active(length)))
 
     def num_active(self, length: int) -> int:
-        """Returns A = U for T = length."""
+        """Returns A, which equals U, for T = length."""
         return min(length, self.factor * math.ceil(math.log1p(length)))
 
     def _mix(

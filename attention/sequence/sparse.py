@@ -36,7 +36,7 @@ class SlidingWindow(SparseAttention):
 
     Args:
       left, right: keys on each side of the query, without itself; None for all.
-      dilation: distance between attended keys; 1 for all.
+      dilation: distance between attended keys; with 1 no key in the window is skipped.
       options: those of `MultiHeadAttention`.
 
     Raises:
@@ -95,7 +95,7 @@ class Fixed(SparseAttention):
 
     Args:
       block: positions in a block, the paper's l.
-      summary: positions at its end that all queries attend to, the paper's c.
+      summary: positions at the end of a block that all queries attend to, the paper's c.
       options: those of `MultiHeadAttention`.
 
     Raises:

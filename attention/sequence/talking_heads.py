@@ -43,7 +43,7 @@ def talking_heads(
       key: [B, S, N, H].
       value: [B, S, N, V].
       logit_mixing: P, [N, N], from the heads of q and k to those of the softmax.
-      weight_mixing: R, [N, N], from these to the heads of v.
+      weight_mixing: R, [N, N], from the heads of the softmax to those of v.
       mask: a `Mask` or an array for `masks.dense`; True means may attend.
       scale: 1 / sqrt(H) if None.
       dropout_rate: dropout rate of the weights u.

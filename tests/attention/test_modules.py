@@ -80,9 +80,9 @@ def test_multi_head_calls_refused(call, message):
 
 def test_multi_head_cross_rope_needs_both_positions():
     module = MultiHeadAttention(8, 2, positions="rope", rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="query_positions: got none, expected both"):
+    with pytest.raises(ValueError, match="query_positions: got None, expected query and key"):
         module(X, X)
-    with pytest.raises(ValueError, match="key_positions: got none, expected both"):
+    with pytest.raises(ValueError, match="key_positions: got None, expected query and key"):
         module(X, X, query_positions=jnp.arange(5))
 
 

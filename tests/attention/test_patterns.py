@@ -223,7 +223,7 @@ def test_mechanisms_without_pairs_refuse_them(make):
         (lambda: patterns.big_bird(2, window=-1), "window: got -1"),
         (lambda: patterns.big_bird(2, seed=-1), "seed: got -1"),
         (lambda: patterns.big_bird(2, seed=2**32), "seed: got 4294967296, expected at most"),
-        (lambda: patterns.big_bird(2, links=3), "links: got 3, expected the numbers of key blocks"),
+        (lambda: patterns.big_bird(2, links=3), "links: got 3, expected a list of key"),
         (lambda: patterns.big_bird(2, links=[[-1]]), "links: got -1"),
         (lambda: patterns.strided(2, 1.5), "query_offset: got dtype float"),
     ],

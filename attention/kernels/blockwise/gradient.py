@@ -22,7 +22,7 @@ Array = jax.Array
 class BlockwiseMethod(Protocol):
     """Protocol of forward and backward passes over blocks; hashable, since it is static under jit.
 
-    Both take `options`: mask, bias, key_data, spec and offset of `online_softmax.forward`.
+    Both passes take `options`: mask, bias, key_data, spec and offset of `online_softmax.forward`.
     """
 
     def forward(self, query: Array, key: Array, value: Array, options: dict) -> tuple:
@@ -30,7 +30,7 @@ class BlockwiseMethod(Protocol):
         ...
 
     def backward(self, arrays: tuple[Array, ...], options: dict) -> tuple:
-        """Computes the result of `online_softmax.backward`, from its first six arguments."""
+        """Computes `online_softmax.backward`, whose first six arguments are `arrays`."""
         ...
 
 

@@ -1,7 +1,7 @@
 """Sharding of attention over the mesh of `jax.set_mesh`, for kernels that run on several devices.
 
 Examples are sharded over the mesh axes "data" and "fsdp", heads over "tensor" and sequences over
-"sequence", each if the axis divides them.
+"sequence". A dimension is sharded only if the size of the mesh axis divides it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class MeshSplit:
 
 
 def mesh_split(B: int, N: int, K: int) -> MeshSplit | None:
-    """Returns the split by the mesh in context, or None if it shards nothing."""
+    """Returns the split over the mesh in context, or None if no dimension is sharded."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh is None or not mesh.axis_names:
         return None
@@ -99,16 +99,16 @@ def mesh_split(B: int, N: int, K: int) -> MeshSplit | None:
 
 
 def expect_sequence_split(B: int, N: int, K: int, T: int, S: int) -> MeshSplit:
-    """Returns the split by the mesh in context, with a sequence axis.
+    """Returns the split over the mesh in context, which must shard the sequence.
 
     Raises:
-      NotImplementedError: there is no such axis, or it does not divide T and S.
+      NotImplementedError: the mesh has no sequence axis, or its size does not divide T and S.
     """
     split = mesh_split(B, N, K)
     if split is None or split.sequence is None:
         raise NotImplementedError(
-            "mesh: expected a mesh with an axis 'sequence' of size at least 2 in context "
-            "(jax.set_mesh)"
+            "mesh: got no axis 'sequence' of size at least 2, expected one in the mesh of "
+            "jax.set_mesh"
         )
     for name, length in (("T", T), ("S", S)):
         if length % split.num_shards:

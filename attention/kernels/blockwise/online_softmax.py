@@ -2,7 +2,8 @@
 
 The forward pass keeps a running maximum and sum (Milakov & Gimelshein 2018, Rabe & Staats 2021).
 The backward pass recomputes the weights (Dao et al. 2022, "FlashAttention"). Memory is O(T + S) in
-addition to the inputs and the gradient of a bias.
+addition to the inputs and the gradient of a bias. l are the logits and w the weights of
+`attention.attend`.
 
 A shard is a slice of the examples, heads, queries and keys. Masks and dropout use global positions.
 """

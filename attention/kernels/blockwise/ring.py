@@ -2,7 +2,8 @@
 
 Liu et al. 2023, "Ring Attention with Blockwise Transformers". With a mask, each device computes an
 early and a late part of the sequence, which balances the work of causal attention. Brandon et al.
-2023, "Striped Attention", balance it with stripes; two parts keep key blocks contiguous.
+2023, "Striped Attention", instead deal single positions to the devices in turn; with two parts, key
+blocks stay contiguous.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def attend(
         o_t = Σ_r exp(z_tr - z_t) o_tr,   z_t = log Σ_r exp(z_tr),   r over devices
 
     o_tr and z_tr are the output and log-sum-exp of a query over the keys of device r. The mesh is
-    the one in context (`jax.set_mesh`); examples and heads are sharded as well.
+    that of `jax.set_mesh`; examples and heads are sharded as well.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
@@ -47,8 +48,8 @@ def attend(
       [B, T, N, V] in the query's dtype. It has first derivatives in reverse mode only.
 
     Raises:
-      NotImplementedError: no mesh with such an axis, one that does not divide T and S, or an
-        argument that the kernel "blockwise" does not support.
+      NotImplementedError: the mesh has no axis "sequence", its size does not divide T and S, or the
+        kernel "blockwise" does not support an argument.
       ValueError: the mask was made for other sizes.
     """
     B, T, N, _ = query.shape
@@ -81,7 +82,8 @@ class Ring:
     Attributes:
       axis: mesh axis that shards the sequence.
       devices: number of devices of the axis.
-      parts: 2 if each device computes an early and a late part, 1 if it computes its own shard.
+      parts: 2 if each device computes an early and a late part of the sequence, 1 if it computes
+        its own shard.
     """
 
     axis: str
@@ -153,7 +155,7 @@ class Ring:
         return options | {"offset": options["offset"]._replace(columns=columns)}
 
     def _numbers(self, device: Array, length: int, block: int) -> Array:
-        """Returns the global indices of the blocks that a device computes."""
+        """Returns the global indices of the blocks in the parts of a device."""
         count = length // self.parts // block
         first = [device, 2 * self.devices - 1 - device][: self.parts]
         return jnp.concatenate([part * count + jnp.arange(count, dtype="int32") for part in first])
@@ -181,7 +183,7 @@ class Ring:
         return self._ordered(even, odd, axis)
 
     def _collect(self, x: Array, axis: int) -> Array:
-        """Restores the order of shards before `_deal`."""
+        """Inverts `_deal`."""
         if self.parts == 1:
             return x
         early, late = jnp.split(x, 2, axis)
@@ -195,7 +197,7 @@ class Ring:
         )
 
     def _ordered(self, first: Array, second: Array, axis: int) -> Array:
-        """Puts the early part first, which is part r of device r, the even one if r is even."""
+        """Concatenates two parts of device r, swapped if r is odd."""
         odd = jax.lax.axis_index(self.axis) % 2 == 1
         pair = jnp.where(odd, second, first), jnp.where(odd, first, second)
         return jnp.concatenate(pair, axis)

@@ -31,7 +31,7 @@ def attend(
 
         o = heads_to_positions(attend(positions_to_heads(q), positions_to_heads(k), ...))
 
-    The mesh is the one in context (`jax.set_mesh`); examples and heads are sharded as well.
+    The mesh is that of `jax.set_mesh`; examples and heads are sharded as well.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
@@ -42,8 +42,8 @@ def attend(
       [B, T, N, V] in the query's dtype.
 
     Raises:
-      NotImplementedError: no mesh with such an axis, one that does not divide T, S and heads, or an
-        argument that the kernel does not support.
+      NotImplementedError: the mesh has no axis "sequence", its size does not divide T, S and the
+        heads, or `kernel` does not support an argument.
       ValueError: the mask was made for other sizes.
     """
     B, T, N, _ = query.shape
@@ -59,7 +59,10 @@ def attend(
                 "use the kernel 'ring'"
             )
     if options["dropout_rate"] and kernel != "blockwise":
-        raise NotImplementedError(f"dropout_rate: kernel={kernel!r} would draw another mask")
+        raise NotImplementedError(
+            f"dropout_rate: got kernel={kernel!r}, expected 'blockwise', which draws the dropout "
+            "mask by global positions"
+        )
     sizes = dict(zip("BTNSK", (B, T, N, S, K), strict=True))
     # Arrays with heads are sharded by the heads of a device between the all-to-alls.
     inner = dataclasses.replace(split, heads=(*split.heads, split.sequence), sequence=None)

@@ -66,7 +66,7 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
             )
     mask, bias, sinks, key_data = validate_arrays(options).values()
     if query.size == 0 or key.size == 0 or value.size == 0:
-        raise NotImplementedError("got an array without elements")
+        raise NotImplementedError("got an array without elements, expected at least one element")
     sizes = ("ATTENTION_QUERY_BLOCK", _QUERY_BLOCK), ("ATTENTION_KEY_BLOCK", _KEY_BLOCK)
     build.register_targets("attention.cc", ("AttentionForward", "AttentionBackward"), sizes)
     B, T = query.shape[:2]

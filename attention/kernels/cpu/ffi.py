@@ -19,8 +19,8 @@ class Operand(NamedTuple):
 
     Attributes:
       array: the array, or None.
-      dims: one letter per dimension: b examples, n query heads, k key/value heads. B and N are b
-        and n, or 1. Other letters are never partitioned.
+      dims: one letter per dimension: b examples, n query heads, k key/value heads. B and N are
+        examples and query heads that may also have size 1. Other letters are never partitioned.
     """
 
     array: Any
@@ -48,11 +48,11 @@ def call_partitioned(
 
     Args:
       target: name of the target.
-      operands: operands; None becomes an array without elements. Axes 0 and 2 of the first are
-        examples and query heads; axis 2 of the second is the key/value heads.
-      results: shape and dtype of each result by its dims.
+      operands: operands; an array that is None becomes an array without elements. Axes 0 and 2 of
+        the first operand are examples and query heads; axis 2 of the second is key/value heads.
+      results: dims of each result -> its shape and dtype.
       attributes: attributes of the target.
-      layouts: order of the dimensions in memory by index of the operand.
+      layouts: index of an operand -> order of its dimensions in memory.
     """
     batch, heads = operands[0].array.shape[0], operands[0].array.shape[2]
     full = {"B": batch, "N": heads}

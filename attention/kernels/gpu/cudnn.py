@@ -2,7 +2,7 @@
 
 `jax.nn.dot_product_attention` differs from `attention.attend` in rows that may attend to nothing:
 it returns the mean of the values or NaN there, and gradients of padding are undefined. `arguments`
-translates a mask; `compute` corrects the difference.
+converts a mask to its arguments; `compute` corrects the result.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def expect_sizes(query: Array, value: Array, bias: Array | None) -> None:
     """Raises unless cuDNN supports the dtypes and sizes in the forward and backward pass.
 
     Raises:
-      NotImplementedError: one of them is not supported.
+      NotImplementedError: cuDNN does not support a dtype or size.
     """
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         raise NotImplementedError(f"dtype: got {query.dtype.name}, expected bfloat16 or float16")
@@ -123,7 +123,9 @@ def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
     for term in () if mask is None else mask.terms:
         if isinstance(term, terms.Window):
             if term.right != 0:
-                raise NotImplementedError("mask: cuDNN has no window to the right")
+                raise NotImplementedError(
+                    "mask: got a window to the right, expected window(left, 0)"
+                )
             if T != S or not terms.is_static(term.query_offset) or term.query_offset:
                 raise NotImplementedError(
                     f"mask: got T={T}, S={S} or a query_offset, expected T == S and query_offset=0"
@@ -162,10 +164,10 @@ def compute(
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, H].
-      found: the mask.
+      found: the mask, from `arguments`.
       bias: [B or 1, N or 1, T, S], or None.
       scale: a number.
-      implementation: "cudnn", or "xla" for the same call anywhere.
+      implementation: "cudnn", or "xla" for the same call on any platform.
 
     Returns:
       [B, T, N, H] in the query's dtype.

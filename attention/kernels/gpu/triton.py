@@ -79,9 +79,9 @@ def block_sizes(T: int, S: int, width: int) -> tuple[int, int]:
 
         size ~ M / width,   M bytes of fast memory
 
-    Four such blocks and their sums have to fit a multiprocessor, also in the backward pass. On an
-    H100 the programs use at most 255 registers per thread and spill almost nothing (below 0.9 KB
-    for heads of 256 float32, none for heads of 64).
+    Four such blocks and their sums have to fit into the fast memory of a multiprocessor, also in
+    the backward pass. On an H100 the programs use at most 255 registers per thread and spill almost
+    nothing (below 0.9 KB for heads of 256 float32, none for heads of 64).
 
     Args:
       T, S: number of queries and keys.

@@ -43,7 +43,7 @@ class Settings:
 
     @property
     def sizes(self) -> pallas.Sizes:
-        """Sizes for `pallas.prepare_for_kernel`."""
+        """Sizes of the mask for `pallas.prepare_for_kernel`."""
         blocks = (self.query_block, self.key_block)
         lengths = (self.queries, self.keys)
         padded = (-(-n // block) * block for n, block in zip(lengths, blocks, strict=True))

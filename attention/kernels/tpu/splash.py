@@ -211,6 +211,6 @@ def _padded_ids(found: Structure, B: int, T: int, S: int, rows: int, columns: in
 
 
 def _by_head(array: Array, length: int) -> Array:
-    """[B, T, N, H] -> [B, N, length, H], padded with zeros."""
+    """Converts [B, T, N, H] to [B, N, length, H], padded with zeros."""
     missing = length - array.shape[1]
     return jnp.pad(array.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, missing), (0, 0)))

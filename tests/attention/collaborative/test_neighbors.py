@@ -225,10 +225,10 @@ USER, OTHERS = normal(5, B, D), normal(6, B, S, D)
             lambda: neighbor_scores(SIMILARITY, RATINGS, None, np.ones((B, 1, S), bool)),
         ),
         (
-            r"ids: got some, expected none without num_users",
+            r"ids: got an array, expected None without num_users",
             lambda: MODULE(USER, OTHERS, RATINGS, ids=np.ones((B, S), int)),
         ),
-        (r"ids: got none, expected \[B, S\] with num", lambda: NUMBERED(USER, OTHERS, RATINGS)),
+        (r"ids: got None, expected int \[B, S\] with num", lambda: NUMBERED(USER, OTHERS, RATINGS)),
         (
             r"ids: got dtype float32, expected an integer",
             lambda: NUMBERED(USER, OTHERS, RATINGS, ids=np.ones((B, S), "f")),

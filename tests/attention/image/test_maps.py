@@ -167,7 +167,7 @@ def test_maps_that_do_not_fit_are_refused(name):
         ("axial", {"num_heads": 3}, "num_heads: got 3, expected a positive divisor of"),
         ("axial", {"positions": "rpe"}, "positions: got 'rpe', expected one of"),
         ("shifted_window", {"window": 0}, "window: got 0, expected at least 1"),
-        ("shifted_window", {"shift": 4}, r"shift: got 4, expected one in \[0, window=4\)"),
+        ("shifted_window", {"shift": 4}, r"shift: got 4, expected an int in \[0, window=4\)"),
         ("shifted_window", {"num_heads": 3}, "num_heads: got 3, expected a positive divisor"),
     ],
 )

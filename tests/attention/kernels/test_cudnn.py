@@ -163,8 +163,8 @@ def test_odd_numbers_of_keys_come_with_their_length(calls):
         ({"query": half(1, 1, 1, 136), "key": half(1, 1, 1, 136)}, "head size: got 136, .* 128"),
         ({"bias": normal(0, 1, 1, T, T)}, "bias: got dtype float32, expected the query's bfloat16"),
         ({"bias": half(1, 1, T, T)}, "bias: got 12 queries and 12 keys, expected multiples of 128"),
-        ({"mask": masks.window(3, 3)}, "mask: cuDNN has no window to the right"),
-        ({"mask": masks.window(3, None)}, "mask: cuDNN has no window to the right"),
+        ({"mask": masks.window(3, 3)}, "mask: got a window to the right, expected"),
+        ({"mask": masks.window(3, None)}, "mask: got a window to the right, expected"),
         ({"mask": masks.causal(1)}, "mask: got T=12, S=12 or a query_offset"),
         ({"mask": masks.causal(jnp.array(0))}, "mask: got T=12, S=12 or a query_offset"),
         (
