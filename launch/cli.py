@@ -330,7 +330,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _without_overrides(words: Sequence[str]) -> list[str]:
-    """Reads --config and its overrides, and returns the other words with --config."""
+    """Reads --config and its overrides; returns the command line without the overrides."""
     from launch.engine import config as configs
     from launch.engine import values as typed
 

@@ -267,12 +267,12 @@ class Task(abc.ABC):
         Args:
           data, model: configs.
           paths: directories of data sets and caches.
-          **options: passed to `fit`. If the model config's `init_from` names a run directory,
-            either `pretrained`, the `Pretrained` run; or `assets`, the assets of the present run if
-            it already has parameters.
+          **options: passed to `fit`; only used if the model config's `init_from` names a run. A new
+            run gets `pretrained`, a `Pretrained` with the parameters of that run. A run that
+            already has parameters gets `assets`, its own assets.
 
         Raises:
-          UserError: the configs do not fit each other, or the data cannot be read.
+          UserError: the configs are not compatible, or the data cannot be read.
         """
         cls.check(data, model)
         dataset = cls.load(data, paths)
@@ -285,10 +285,10 @@ class Task(abc.ABC):
 
     @classmethod
     def check(cls, data: Any, model: Any) -> None:
-        """Checks that the configs fit each other.
+        """Checks that the configs of data and model are compatible.
 
         Raises:
-          UserError: the configs do not fit each other.
+          UserError: the configs are not compatible.
         """
         return
 
@@ -303,7 +303,7 @@ class Task(abc.ABC):
 
     @classmethod
     def fit(cls, dataset: Any, data: Any, model: Any, paths: Paths, **options: Any) -> Processor:
-        """Fits the processor on the training split; the default has no fitted fields."""
+        """Builds the processor and fits its fields on the training split, if it has any."""
         return cls.processor_type(data, model)
 
     def assets(self) -> dict[str, Any]:
@@ -345,7 +345,7 @@ class Task(abc.ABC):
         See `launch.engine.config.TrainingConfig.refit`.
 
         Raises:
-          UserError: the task does not support this.
+          UserError: the task does not support training on the validation split.
         """
         raise UserError(
             "config.training.refit: got True, but this task supports training on "

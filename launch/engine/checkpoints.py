@@ -54,8 +54,8 @@ class Checkpoints:
         Args:
           step: number of finished steps.
           state: train state.
-          iterator: data iterator after the batch of this step; None if training is never resumed
-            here.
+          iterator: data iterator after the batch of this step; None for a checkpoint from which
+            training is never resumed.
           score: value to maximize; the checkpoint with the highest score is kept.
         """
         import grain.checkpoint

@@ -104,7 +104,7 @@ def task_class(name: str) -> type:
     """Returns the class `TASK` of tasks/<name>/task.py.
 
     Raises:
-      UserError: there is no such task.
+      UserError: no task has this name.
     """
     if name not in task_names():
         raise UserError(

@@ -141,7 +141,7 @@ def _means(window: list[dict[str, Any]]) -> dict[str, float]:
 
 
 class _Signals:
-    """Records SIGINT and SIGTERM so that the loop stops between steps; a second signal kills."""
+    """Recorder of SIGINT or SIGTERM, so that training stops after the step; a second one kills."""
 
     def __init__(self):
         self.received: int | None = None

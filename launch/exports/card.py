@@ -140,9 +140,11 @@ def _counts(folder: Path) -> dict[str, int]:
 def _results(
     record: Mapping[str, Any] | None, config: Experiment, recorded: Path
 ) -> tuple[list[str], list[list[str]], str]:
-    """Returns names of metrics, table rows of the run and the baselines, and how it was selected.
+    """Returns the header and rows of the table of results, and a sentence about the run.
 
-    If several runs of the same experiment are recorded, a row has their mean.
+    There is a row for the run and for each baseline, and a row for the mean over several recorded
+    runs of the same experiment. The sentence states how the step was selected, the number of steps
+    and the device.
     """
     if record is None:
         return [], [], ""

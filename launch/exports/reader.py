@@ -1425,7 +1425,8 @@ def _on_grid(
       Values [time steps, C], NaN where missing, and the time of the first step.
 
     Raises:
-      InputError: two rows have the same time, or the times do not have the step of the model.
+      InputError: two rows with different values have the same time, or the times do not have the
+        step of the model.
     """
     order = np.argsort(times, kind="stable")
     values, times = values[order], times[order]

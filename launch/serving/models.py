@@ -272,8 +272,8 @@ class Model:
         """Runs the program "predict" on rows of input arrays; returns the outputs of each row.
 
         Args:
-          rows: rows with the same sizes of the variable dimensions, at most those of the largest
-            exported program.
+          rows: rows that all have the same sizes of the variable dimensions, for which a program
+            is exported.
 
         Raises:
           Problem: the queue is full, or the deadline has passed.
@@ -501,7 +501,10 @@ def _pixels(content: bytes) -> int:
 
 
 def _seconds(content: bytes) -> float:
-    """Returns the length that a sound declares; 0 if the reader shall refuse it."""
+    """Returns the duration in seconds from a sound's header; 0 if it cannot be read.
+
+    The reader then raises the error.
+    """
     import soundfile
 
     try:

@@ -131,9 +131,9 @@ def resample(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
 
 
 def trim_silence(samples: np.ndarray, decibels: float) -> np.ndarray:
-    """Trims both ends of samples [P] that are quieter than the loudest frame by `decibels`.
+    """Trims the ends of samples [P] that are quieter than the loudest frame by `decibels`.
 
-    Returns all samples for 0 decibels, or if all frames are equal.
+    If `decibels` is 0, nothing is trimmed.
     """
     if not decibels or not len(samples):
         return samples

@@ -102,7 +102,7 @@ def _chunks(data: bytes, order: str, start: int = 12):
 
 
 def _data_chunk(data: bytes) -> tuple[int, int, int] | None:
-    """Returns offset and size of the samples of a WAV file; None if it contains none.
+    """Returns offset and size of the samples of a WAV file; None if it has no samples.
 
     The third value is the offset of the 64-bit sizes of an RF64 file, 0 for other files.
     """

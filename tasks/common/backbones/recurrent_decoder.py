@@ -128,8 +128,8 @@ class AttentionDecoder(nnx.Module):
         Args:
           memory: states of the encoder, [B, S, M].
           valid: bool [B, S], True = a real position; all if None.
-          initial: final state of the encoder, of the same cell as the decoder's, leaves [B, M];
-            zeros if None.
+          initial: final state of an encoder with the same type of cell, leaves [B, M]; zeros if
+            None.
           max_length: maximum number of steps; only with temporal attention.
 
         Raises:

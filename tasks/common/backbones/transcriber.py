@@ -189,8 +189,8 @@ class Transcriber(nnx.Module):
         Args:
           memory: [B, S, M].
           valid: bool [B, S], True = a real frame.
-          final_state: final state of the encoder, leaves [B, M], of the decoder's cell; None
-            without one.
+          final_state: initial state of a recurrent decoder, in the structure of its cell, leaves
+            [B, M]; None for other decoders.
           targets: units followed by PAD, int [B, T].
           dropout_key: None for evaluation.
           smoothing: whether labels are smoothed.
@@ -223,7 +223,7 @@ class Transcriber(nnx.Module):
         return losses._replace(decoder=jnp.sum(found, axis=1))
 
     def joint(self, losses: Losses) -> Array:
-        """Computes the weighted sum [B] of both losses."""
+        """Computes the sum [B] of decoder loss and CTC loss, weighted by `ctc_weight`."""
         weight = self.config.ctc_weight
         return (1 - weight) * losses.decoder + weight * losses.ctc
 
@@ -364,7 +364,7 @@ class EncoderOutput(NamedTuple):
     Attributes:
       memory: [B, S, M].
       valid: bool [B, S].
-      final_state: the initial state of a recurrent decoder, leaves [B, M]; None without one.
+      final_state: initial state of a recurrent decoder, leaves [B, M]; None for other decoders.
     """
 
     memory: Any

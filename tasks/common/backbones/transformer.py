@@ -206,8 +206,8 @@ class Encoder(_Stack):
         Args:
           x: [B, T, D].
           cache: cache returned by `init_cache`, or by the previous call.
-          lengths: int [B], the number of real positions, which come first; all if None. The others
-            are ignored, and the next call continues after the real ones.
+          lengths: int [B], the number of real positions, which come first; all if None. Positions
+            after them are ignored, and the next call continues after the real positions.
 
         Returns:
           [B, T, D], undefined at positions that are not real, and the new cache. Under jit, results

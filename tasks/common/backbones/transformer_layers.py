@@ -128,7 +128,7 @@ class EncoderConfig(Config):
         """Checks that the mixer supports a causal mask.
 
         Raises:
-          ValueError: it does not.
+          ValueError: the mixer lacks the capability "causal".
         """
         if "causal" not in self.entry.capabilities:
             got = f"{self.entry.name!r}, which cannot be causal"
@@ -189,7 +189,7 @@ class EncoderConfig(Config):
 class SmallEncoderConfig(Config):
     """Base class of model configs with a Transformer encoder, which is small by default.
 
-    The fields have the meaning of those of `EncoderConfig`.
+    For the meaning of the fields, see `EncoderConfig`.
     """
 
     model_size: int = 64

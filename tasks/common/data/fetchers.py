@@ -206,7 +206,10 @@ def _client(name: str) -> str:
 
 
 def _pip() -> list[str]:
-    """Returns the pip command of this environment, or of PATH because uv installs no pip."""
+    """Returns the command that runs pip: of this environment if it contains pip, else of PATH.
+
+    Environments made by uv contain no pip.
+    """
     if util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
     for name in ("pip3", "pip"):

@@ -101,5 +101,5 @@ def read_idx(data: bytes) -> np.ndarray:
     start = 4 + 4 * data[3]
     shape = tuple(np.frombuffer(data[4:start], ">u4").tolist())
     if len(data) - start != math.prod(shape):
-        raise ValueError(f"data: got {len(data)} bytes, expected shape {shape} as in the header")
+        raise ValueError(f"data: got {len(data)} bytes of IDX, expected shape {shape}")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

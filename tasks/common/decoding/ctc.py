@@ -1,9 +1,9 @@
 """Connectionist temporal classification: sequences of units without an alignment to frames.
 
 Graves et al. 2006, "Connectionist Temporal Classification" (ICML). Prefix scores follow Watanabe et
-al. 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", algorithm 2. A beam
-search combines them with the scores of a decoder; without a decoder it is the prefix search of
-Graves.
+al. 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", algorithm 2. Beam
+search can combine prefix scores with the scores of a decoder; beam search with prefix scores alone
+is the prefix search of Graves et al.
 
 B batch, S frames, T units, V units and the blank, R rows of decoding. The blank is unit 0, which is
 padding in labels.
@@ -25,7 +25,7 @@ BLANK = 0
 
 
 def ctc_loss(logits: Array, valid: Array, labels: Array) -> tuple[Array, Array]:
-    """Computes -log P(labels | frames), summed over all paths of the labels (optax.ctc_loss).
+    """Computes -log P(labels | frames), where P is the sum over all paths (optax.ctc_loss).
 
     Args:
       logits: [B, S, V].

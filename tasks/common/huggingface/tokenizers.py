@@ -349,7 +349,7 @@ def _loads(values: Mapping[str, Any]) -> bool:
 
 
 def _expect_template(path: Path, after: Any) -> None:
-    """Raises unless a text is enclosed by [CLS] and [SEP], with nothing else added."""
+    """Raises unless the post-processor adds [CLS] before a text, [SEP] after it, and no more."""
     kind = after.get("type") if isinstance(after, dict) else None
     if kind == "BertProcessing":
         first, last = ((after.get(name) or [None])[0] for name in ("cls", "sep"))
@@ -369,7 +369,7 @@ def _expect_template(path: Path, after: Any) -> None:
 
 
 def _ids(path: Path, vocabulary: Mapping[str, Any], added: Any) -> list[str]:
-    """Returns the pieces in id order: those of the model, and special tokens that it lacks."""
+    """Returns the pieces in id order: model.vocab, and the special tokens missing there."""
     ids = dict(vocabulary)
     if not isinstance(added, list | None) or not all(
         isinstance(token, dict) and isinstance(token.get("content"), str) for token in added or []
@@ -380,8 +380,8 @@ def _ids(path: Path, vocabulary: Mapping[str, Any], added: Any) -> list[str]:
         content, number = token["content"], token.get("id")
         if ids.setdefault(content, number) != number:
             raise UserError(
-                f"{path}: added_tokens has {content} as {to_json(number)}, model.vocab as "
-                f"{to_json(ids[content])}"
+                f"{path}: the id of {content} is {to_json(number)} in added_tokens, expected "
+                f"{to_json(ids[content])} as in model.vocab"
             )
     for piece, number in ids.items():
         if isinstance(number, bool) or not isinstance(number, int):

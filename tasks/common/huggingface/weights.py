@@ -321,7 +321,8 @@ def of_model(
       **normalization: fields of `Normalization`.
 
     Raises:
-      ValueError: values are not supported (the message lists them), or see `our_order`.
+      ValueError: values are not supported (the message lists them), or `our_order` rejects the
+        vocabulary.
     """
     kind = "bert" if model["segments"] else "distilbert"
     fixed = {

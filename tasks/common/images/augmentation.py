@@ -25,7 +25,7 @@ class AugmentationConfig(Config):
 
     Attributes:
       scale_min, scale_max: limits of a log-uniform scale factor; the scaled image is randomly
-        cropped or padded to its size. 1 and 1 for no scaling.
+        cropped or padded to its original size. Both are 1 for no scaling.
       crop_padding: maximum vertical and horizontal translation in pixels.
       flip: horizontal flip with probability 1/2.
       flip_vertical: vertical flip with probability 1/2.
@@ -245,7 +245,7 @@ def color_jitter(images: Array, keys: Array, config: AugmentationConfig) -> Arra
 def cutout(
     images: Array, keys: Array, size: int, labels: Array | None = None, void: int = 0
 ) -> tuple[Array, Array | None]:
-    """Fills a square of each image with its mean (DeVries & Taylor 2017, "Cutout").
+    """Fills a square of each image with the image's mean (DeVries & Taylor 2017, "Cutout").
 
     The center of the square is a random pixel, so the square may extend beyond the image. Labels in
     the square become void.

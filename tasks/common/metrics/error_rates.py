@@ -23,8 +23,9 @@ def transcript_metrics(
 
     Returns:
       `wer`, `cer`, `exact_match`; `repeats`, `skips` and `early_stops`, the fractions of texts with
-      such a failure, see `decoding_failures`. With empty references also `hallucination_rate`, the
-      fraction of them with a hypothesis that is not empty. NaN without references.
+      such a failure, see `decoding_failures`. If there are empty references, also
+      `hallucination_rate`, the fraction of empty references whose hypothesis is not empty. The
+      other metrics are NaN if all references are empty.
 
     Raises:
       ValueError: the numbers of texts differ.

@@ -18,7 +18,7 @@ _INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 
 
 def _unpack(fetched: Path, output: Path) -> None:
-    """Extracts the file from an archive within the source distribution."""
+    """Extracts the reviews, which are in an archive inside the source distribution."""
     with (
         tarfile.open(fetched) as outer,
         tarfile.open(fileobj=io.BytesIO(outer.extractfile(_INNER).read())) as inner,

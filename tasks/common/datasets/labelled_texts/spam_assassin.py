@@ -21,7 +21,7 @@ _MEMBER = re.compile(r"package/data/([a-z]+-[a-z]+-\d|[a-z]+-\d)/(\w+\.\w+)\.jso
 
 
 def _join(fetched: Path, output: Path) -> None:
-    """Joins the 6,046 files into one file with one mail per line, ordered by file name."""
+    """Joins the 6,046 mails into one file with one mail per line, ordered by file name."""
     mails = {}
     with tarfile.open(fetched) as archive:
         for member in archive:
