@@ -23,12 +23,12 @@ LEAST_VISIBLE = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationConfig:
-    """Config of augmentation, applied in this order; 0 or False for none.
+    """Config of augmentation in the order of application; 0 or False disables a step.
 
     Attributes:
       scale_min, scale_max: range of a log-uniform scale factor; scaled images that exceed the
-        square are cropped at random. 1 and 1 for no scaling. Objects with less than a quarter left
-        are removed.
+        square are cropped at random. 1 and 1 for no scaling. Objects are removed if less than a
+        quarter of their box remains.
       flip: exchanges left and right with probability 1/2.
       flip_vertical: exchanges top and bottom with probability 1/2.
       transpose: exchanges rows and columns with probability 1/2; with both flips this gives all
@@ -68,7 +68,8 @@ def augment(
       config: see `AugmentationConfig`.
 
     Returns:
-      The batch with these fields changed; image is float32. Objects keep their indices.
+      The batch with these fields replaced; image is float32. Objects keep their indices; removed
+      objects get label -1.
     """
     fields = ("image", "size", "boxes", "labels", "instances")
     changed = {name: batch[name] for name in fields if name in batch}
@@ -148,12 +149,12 @@ def _random_scale_and_crop(
 def scale_and_crop(example: Mapping[str, Array], scale: Array, offset: Array) -> dict[str, Array]:
     """Scales one example, and crops it to the square that begins at `offset`.
 
-    Images are resized linearly with antialiasing, instances to the nearest pixel. Boxes are those
-    of the remaining instances.
+    Images are resized linearly with antialiasing, instances to the nearest pixel. With instances,
+    boxes are computed from the instance pixels that remain.
 
     Args:
       example: fields as for `augment`, without B.
-      scale: [].
+      scale: scale factor, [].
       offset: [2], top and left of the crop in the scaled image.
     """
     shape = example["image"].shape
@@ -192,7 +193,7 @@ def tight_boxes(instances: Array, count: int) -> tuple[Array, Array]:
 
     Args:
       instances: int [Y, X], k + 1 for object k.
-      count: M.
+      count: M, number of objects.
 
     Returns:
       float32 [M, 4], 0 for objects without pixels; and bool [M], whether the object has pixels.

@@ -31,11 +31,11 @@ def otsu_discs(
     """Evaluates segmentation by Otsu's threshold, with touching objects split by `split_touching`.
 
     Objects are brighter than the threshold, or darker if the border of the image is bright. All
-    objects get the most frequent class of the training split; the score is their contrast. Settings
-    are selected by AP50 on validation.
+    objects get the most frequent class of the training split. The score of an object is its
+    contrast with the background. The settings of `prediction` are selected by AP50 on validation.
 
     Args:
-      splits: `tasks.detection.data.DetectionExamples` by name.
+      splits: `tasks.detection.data.DetectionExamples` by name of the split.
       names: names of the classes.
       has_masks: whether masks are predicted.
 
@@ -111,7 +111,7 @@ def prediction(
 def otsu(values: np.ndarray) -> float:
     """Returns the threshold that minimizes the within-class variance (Otsu 1979, equation 12).
 
-    Its resolution is 1 / 256 of the range of values.
+    The threshold has a resolution of 1 / 256 of the range of values.
     """
     counts, edges = np.histogram(values, 256)
     middles = (edges[:-1] + edges[1:]) / 2
@@ -129,15 +129,16 @@ def split_touching(inside: np.ndarray, distance: int) -> np.ndarray:
 
         part(p) = argmin_s |p - s|² - r_s²
 
-    Seeds s are the local maxima of the distance r_s from the background, in the connected region
-    of p. The border between two overlapping discs is the line through their intersections.
+    Pixel p goes to the part of one seed s in the same connected region. Seeds are the local maxima
+    of the distance from the background, which is r_s at s. The border between two overlapping discs
+    is the line through their intersections.
 
     Args:
       inside: bool [Y, X].
       distance: minimum distance of two seeds in pixels.
 
     Returns:
-      int [Y, X], part indices from 1; 0 outside.
+      int [Y, X], indices of the parts from 1; 0 where `inside` is False.
     """
     depth = scipy.ndimage.gaussian_filter(scipy.ndimage.distance_transform_edt(inside), 1.0)
     highest = scipy.ndimage.maximum_filter(depth, size=2 * distance + 1)

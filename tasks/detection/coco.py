@@ -27,6 +27,7 @@ _SLACK = 1.0
 _FAR = 0.25
 # Pillow's limit on the number of pixels of an image.
 _MOST_PIXELS = 178_956_970
+_KIND_NAMES = {str: "a text", int: "an integer", list: "a list"}
 _CROWD = {0: False, 1: True, "0": False, "1": True, None: False}
 
 
@@ -56,11 +57,11 @@ def read_annotations(
 
     Args:
       file: file of the annotations.
-      images: folder of the images; that of the file if None.
+      images: folder of the images; None for the folder of `file`.
 
     Returns:
       Names of the classes in the order of their ids, the images in the order of the file, and
-      whether objects have masks; None if there is no object.
+      whether objects have masks (None if there are no objects).
 
     Raises:
       UserError: an entry is malformed; the message names file and entry.
@@ -102,7 +103,10 @@ class _Reader:
                 for key, kind in (("file_name", str), ("height", int), ("width", int))
             )
             if height < 1 or width < 1:
-                raise UserError(f"{file}: image {name!r} has the size {width} x {height}")
+                raise UserError(
+                    f"{file}: image {name!r} has the size {width} x {height}, expected at least "
+                    "1 x 1 pixels"
+                )
             if height * width > _MOST_PIXELS:
                 raise UserError(
                     f"{file}: image {name!r} has the size {width} x {height}, expected at most "
@@ -110,7 +114,9 @@ class _Reader:
                 )
             identity = _identity(file, f"image {number}", image, "id")
             if identity in self._images:
-                raise UserError(f"{file}: two images have the id {identity!r}")
+                raise UserError(
+                    f"{file}: two images have the id {identity!r}; give each image its own id"
+                )
             if name in names:
                 raise UserError(
                     f"{file}: two images have the file_name {name!r}; put the annotations of both "
@@ -120,19 +126,24 @@ class _Reader:
             self._images[identity] = name, (height, width)
             self._rows[identity] = []
         if not categories:
-            raise UserError(f"{file}: has no categories")
+            raise UserError(f"{file}: has no categories; add at least one entry to categories")
         ids: dict[int | str, str] = {}
         for number, category in enumerate(categories):
             identity = _identity(file, f"category {number}", category, "id")
             if identity in ids:
-                raise UserError(f"{file}: two categories have the id {identity}")
+                raise UserError(
+                    f"{file}: two categories have the id {identity}; give each category its own id"
+                )
             name = category.get("name", identity)
             if isinstance(name, bool) or not isinstance(name, int | str) or not str(name).strip():
                 raise UserError(
                     f"{file}: category {number} has the name {_shown(name)}, expected a text"
                 )
             if str(name) in ids.values():
-                raise UserError(f"{file}: two categories have the name {name!r}")
+                raise UserError(
+                    f"{file}: two categories have the name {name!r}; give each category its own "
+                    "name"
+                )
             ids[identity] = str(name)
         # Numbers in numeric order, then texts in alphabetical order.
         order = sorted(ids, key=lambda identity: (isinstance(identity, str), identity))
@@ -145,7 +156,8 @@ class _Reader:
         image = _identity(self._file, where, annotation, "image_id")
         if image not in self._images:
             raise UserError(
-                f"{self._file}: {where} belongs to image {image!r}, which is not listed"
+                f"{self._file}: {where} has image_id {image!r}, but images has no such id; "
+                "add the image or remove the annotation"
             )
         name, size = self._images[image]
         where += f" of {name!r}"
@@ -165,8 +177,8 @@ class _Reader:
         elif self.has_masks != (segmentation is not None):
             has, others = ("no", "one") if segmentation is None else ("a", "none")
             raise UserError(
-                f"{self._file}: {where} has {has} segmentation, others have {others}; give all or "
-                "none"
+                f"{self._file}: {where} has {has} segmentation, but earlier annotations have "
+                f"{others}; give a segmentation for all annotations or for none"
             )
         mask = None if segmentation is None else self._mask(where, segmentation, size)
         if mask is not None and not _is_around(box, mask):
@@ -215,12 +227,16 @@ class _Reader:
         Y, X = size
         corners = [max(x, 0.0), max(y, 0.0), min(x + width, float(X)), min(y + height, float(Y))]
         if width <= 0 or height <= 0:
-            raise UserError(f"{self._file}: {where} has the bbox {box}, which has no area")
+            raise UserError(
+                f"{self._file}: {where} has the bbox {box}, which has no area; give x, y and a "
+                "width and height above 0"
+            )
         left, top, right, bottom = np.float32(corners)
         inside = left < right and top < bottom
         if not inside or min(x, y) < -_SLACK or x + width > X + _SLACK or y + height > Y + _SLACK:
             raise UserError(
-                f"{self._file}: {where} has the bbox {box}, which exceeds the image of {X} x {Y}"
+                f"{self._file}: {where} has the bbox {box}, which exceeds the image of {X} x {Y} "
+                "pixels; give x, y, width and height of a box within the image"
             )
         return corners
 
@@ -243,8 +259,8 @@ class _Reader:
                 or sum(counts) != Y * X
             ):
                 raise UserError(
-                    f"{self._file}: {where} has a mask whose run-length encoding does not cover "
-                    f"{Y} x {X} pixels"
+                    f"{self._file}: {where} has a mask with an invalid run-length encoding; give "
+                    f"counts with the sum {Y * X:,}, the number of pixels of the image"
                 )
             segmentation = {"size": [Y, X], "counts": counts}
         elif not isinstance(segmentation, list) or not all(
@@ -255,14 +271,15 @@ class _Reader:
             for polygon in segmentation
         ):
             raise UserError(
-                f"{self._file}: {where} has a segmentation that is neither polygons (lists x, y, "
-                "x, y ... of three points at least) nor a run-length encoding"
+                f"{self._file}: {where} has a malformed segmentation; give a run-length encoding, "
+                "or a list of polygons, each a list x, y, x, y ... of at least three points"
             )
         else:
             corners = np.concatenate([np.asarray(p, float).reshape(-1, 2) for p in segmentation])
             if corners.min() < -_SLACK or (corners.max(axis=0) > np.array([X, Y]) + _SLACK).any():
                 raise UserError(
-                    f"{self._file}: {where} has a polygon that exceeds the image of {X} x {Y}"
+                    f"{self._file}: {where} has a polygon that exceeds the image of {X} x {Y} "
+                    "pixels; give points within the image"
                 )
         encoded = coco.frPyObjects(segmentation, Y, X)
         encoded = coco.merge(encoded) if isinstance(encoded, list) else encoded
@@ -285,8 +302,8 @@ def _is_around(box: list[float], mask: RunLength) -> bool:
 def run_lengths(code: str) -> list[int] | None:
     """Decodes COCO's compressed run-length encoding; returns None if it is malformed.
 
-    Each number is stored with five bits per character, lowest bits first. From the fourth number
-    on, the difference from the number two before it is stored.
+    Each number is stored with five bits per character, lowest bits first. The fourth and later
+    numbers are stored as differences from the number two positions before.
     """
     lengths: list[int] = []
     value, shift = 0, 0
@@ -309,7 +326,8 @@ def _field(file: Path, where: str, row: Any, key: str, kind: type) -> Any:
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is None or isinstance(value, bool) or not isinstance(value, kind):
-        raise UserError(f"{file}: {where} has no {key}, or one of the wrong type")
+        got = f"no {key}" if value is None else f"{key} {_shown(value)}"
+        raise UserError(f"{file}: {where} has {got}, expected {_KIND_NAMES[kind]}")
     return value
 
 

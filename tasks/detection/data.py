@@ -5,11 +5,12 @@ their size, and both are zero-padded on the right and at the bottom. Fields of a
 
 * image: uint8 [Y, X, 3];
 * size: int32 [2], height and width without padding;
-* original: int32 [2], height and width of the image;
+* original: int32 [2], height and width of the original image;
 * boxes: float32 [M, 4], (x1, y1, x2, y2) in pixels of the square;
-* labels: int32 [M], classes from 0; -1 for no object, after all objects;
-* instances: uint16 [Y, X], k + 1 for object k, 0 for none; only with masks. The smaller of two
-  overlapping objects is on top. Metrics use the complete masks of `DetectionExamples.truth`.
+* labels: int32 [M], classes from 0 for objects, then -1 for padding;
+* instances: uint16 [Y, X], k + 1 for object k, 0 for background; only in data with masks. The
+  smaller of two overlapping objects is on top. Metrics use the complete masks of
+  `DetectionExamples.truth`.
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ class DataConfig(Config):
     """Config of the data set.
 
     Attributes:
-      name: built-in data set; or, with `path`, name for the results, own_<file> by default.
-      path: user annotations in COCO's format. A file is split by the hash of the image pixels, with
-        a tenth each for validation and test. A folder contains train.json and optionally
-        validation.json (or valid, val, dev) and test.json. Each split must have an object that is
-        not a crowd region (iscrowd 1). For images with an EXIF orientation see
+      name: name of a built-in data set. With `path`, name under which results are stored,
+        own_<file> by default.
+      path: user annotations in COCO's format. A single file is split by the hash of the image
+        pixels, with a tenth each for validation and test. A folder contains train.json and
+        optionally validation.json (or valid, val, dev) and test.json. Each split must have an
+        object that is not a crowd region (iscrowd 1). For images with an EXIF orientation see
         `tasks.common.images.orientation`.
       images: folder of the images; None for the folder of the annotations.
       image_size: side of the examples in pixels; None for the default of the data set, which is 256
@@ -56,7 +58,7 @@ class DataConfig(Config):
       max_objects: maximum number of objects of an example; None for the maximum over the data. If
         an image has more objects, the largest are kept.
       skip_broken: whether to skip user images that are missing or cannot be read, with a message.
-      augmentation: random changes in training.
+      augmentation: config of the random augmentation in training.
     """
 
     name: str = "nuclei"
@@ -96,7 +98,8 @@ class DetectionExamples:
     """Random access to the examples of a split; see the module for their fields.
 
     Attributes:
-      ids: ids of built-in data sets, or file names.
+      ids: ids of the images: split and index in a built-in data set, else the file name.
+      truth: function from an index to the true objects.
       labels: function from an index to the classes of the objects and the number of crowd regions.
     """
 
@@ -120,7 +123,7 @@ class DetectionExamples:
           truth: function from an index to the true objects.
           side: side of an example.
           max_objects: maximum number of objects of an example.
-          labels: see the attribute; None if labels require reading the image.
+          labels: see the attribute; None to take the labels from the examples.
         """
         self.ids, self.truth = list(ids), truth
         self.labels = self._labels if labels is None else labels
@@ -145,7 +148,7 @@ class DetectionExamples:
 
 @dataclass(frozen=True)
 class DetectionDataset(digests.Fingerprinted):
-    """A data set.
+    """A data set for detection, with its splits and class names.
 
     Attributes:
       name: name of the data set.
@@ -153,7 +156,7 @@ class DetectionDataset(digests.Fingerprinted):
       names: names of the classes.
       has_masks: whether objects have masks.
       image_size: side of the examples.
-      max_objects: M.
+      max_objects: M, maximum number of objects of an example.
       parts: hash of each part of the data; see `tasks.task.Task.fingerprints`.
     """
 
@@ -185,14 +188,14 @@ class DetectionDataset(digests.Fingerprinted):
 
 
 def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Returns the height and width to which an image of `size` is scaled to fit the square."""
+    """Returns height and width of an image of `size`, scaled down to a square of `side` pixels."""
     scale = min(1.0, side / max(size))
     height, width = (max(1, math.floor(length * scale + 0.5)) for length in size)
     return height, width
 
 
 def fit(annotated: AnnotatedImage, side: int, max_objects: int) -> dict[str, np.ndarray]:
-    """Converts an image and its objects to an example."""
+    """Converts an image and its `max_objects` largest objects to an example of side `side`."""
     size = annotated.image.shape[:2]
     height, width = fitted_size(size, side)
     image = np.zeros((side, side, 3), np.uint8)
@@ -220,7 +223,7 @@ def fit(annotated: AnnotatedImage, side: int, max_objects: int) -> dict[str, np.
 
 
 def to_image_pixels(boxes: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
-    """Maps boxes [n, 4] of an example to pixels of an image of `size`, and clips them."""
+    """Maps boxes [n, 4] from example pixels to pixels of the original image, and clips them."""
     height, width = fitted_size(size, side)
     factors = np.array([size[1] / width, size[0] / height] * 2, np.float32)
     return np.clip(np.asarray(boxes, np.float32) * factors, 0, np.array([*size[::-1]] * 2))
@@ -314,7 +317,7 @@ def _load_user_files(config: DataConfig) -> DetectionDataset:
 
 
 def _warn_lost(path: str, user: user_files.UserDataset, side: int, most: int) -> None:
-    """Warns about objects that are lost in the examples."""
+    """Warns about objects narrower than one pixel or beyond `max_objects`."""
     tiny, beyond = [], []
     for rows in user.splits.values():
         for annotated in rows:

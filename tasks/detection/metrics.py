@@ -27,7 +27,7 @@ class Truth:
       labels: int [n].
       masks: mask of each object; None if there are only boxes.
       crowd: bool [n], True for crowd regions, which contain any number of objects of a class;
-        predictions inside them are ignored. None for no crowd regions.
+        predictions inside them are ignored. None if there are no crowd regions.
     """
 
     size: tuple[int, int]
@@ -68,8 +68,9 @@ def detection_metrics(
       names: names of the classes.
 
     Returns:
-      `box_ap`, `box_ap50`, `box_ap75`, and with more than one class `box_ap_<name>` for classes
-      that occur; also with the prefix `mask_` if truths and predictions have masks.
+      `box_ap`, `box_ap50` and `box_ap75`; with more than one class also `box_ap_<name>` for each
+      class with objects. If truths and predictions have masks, the same metrics of masks begin with
+      `mask_`.
 
     Raises:
       ValueError: the numbers of truths and predictions differ, or a label has no name.
@@ -98,8 +99,8 @@ def ap50_contributions(
 ) -> np.ndarray:
     """Computes the contribution of each image to AP50, for paired comparisons.
 
-    The contributions are the jackknife pseudo-values n·f - (n - 1)·f_i, where f is AP50 and f_i is
-    AP50 without image i, shifted so that their mean is f.
+    The contributions are the jackknife pseudo-values n·f - (n - 1)·f_i, shifted so that their mean
+    is f. f is AP50 of the n images, and f_i is AP50 without image i.
 
     Args:
       truths, predictions, names: as for `detection_metrics`.
@@ -133,11 +134,12 @@ def dsb2018_scores(
 ) -> np.ndarray:
     """Computes the score of each image in the 2018 Data Science Bowl (nuclei).
 
-    It is the mean over t = 0.50, 0.55 ... 0.95 of TP / (TP + FP + FN), where TP counts pairs of a
-    true and a predicted mask of IoU greater than t. Classes are ignored. A pixel belongs to the
-    mask of the best score; masks without remaining pixels are dropped. As in COCO's average
-    precision, crowd regions are no objects, and an unmatched mask is ignored if more than a
-    fraction t of it lies within one. Without true and predicted masks the score is 1.
+    The score is the mean over t = 0.50, 0.55 ... 0.95 of TP / (TP + FP + FN), where TP counts pairs
+    of a true and a predicted mask of IoU greater than t. Classes are ignored. A pixel of several
+    predicted masks is assigned to the mask of highest score, and masks without remaining pixels are
+    dropped. As in COCO's average precision, crowd regions are not objects, and an unmatched mask is
+    ignored if more than a fraction t of its area lies within a crowd region. An image without true
+    and without predicted masks has the score 1.
 
     Args:
       truths: true objects with masks.
@@ -148,11 +150,13 @@ def dsb2018_scores(
       float64 [n]; the score of the contest is their mean.
 
     Raises:
-      ValueError: as for `detection_metrics`; or there are no masks.
+      ValueError: as for `detection_metrics`; or an image has no masks.
     """
     _check(truths, predictions, None)
     if "mask" not in _kinds(truths, predictions):
-        raise ValueError("truths: got no masks, expected masks for each image")
+        raise ValueError(
+            "truths, predictions: got an image without masks, expected masks for each image"
+        )
     return np.array([_contest(*pair, score) for pair in zip(truths, predictions, strict=True)])
 
 
@@ -259,7 +263,7 @@ def _annotation(image: int, box, label: int, masks, number: int, kind: str) -> d
 
 
 def _precision(evaluation) -> np.ndarray:
-    """Returns precision [IoU, recall, class]; -1 for classes without objects."""
+    """Returns the precision by [IoU, recall, class]; -1 for classes without objects."""
     if evaluation is None:
         return np.zeros((len(THRESHOLDS), 1, 1))
     with contextlib.redirect_stdout(io.StringIO()):
@@ -276,7 +280,9 @@ def _check(
     truths: Sequence[Truth], predictions: Sequence[Prediction], names: Sequence[str] | None
 ) -> None:
     if len(truths) != len(predictions):
-        raise ValueError(f"predictions: got {len(predictions)}, expected {len(truths)} as truths")
+        raise ValueError(
+            f"predictions: got {len(predictions)}, expected {len(truths)}, one for each of truths"
+        )
     if not len(truths):
         raise ValueError("truths: got none, expected at least one")
     if names is None:

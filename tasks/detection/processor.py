@@ -25,7 +25,7 @@ class DetectionProcessor(Processor):
     """Processor that reads images, and returns objects with boxes, classes and masks.
 
     Attributes:
-      data, model: configs.
+      data, model: configs of the data set and of the model.
       names: names of the classes.
       has_masks: whether the data has masks.
       image_size: side length of the examples in pixels.
@@ -41,7 +41,7 @@ class DetectionProcessor(Processor):
         return self.has_masks and isinstance(self.model, MaskRCNNConfig)
 
     def encode(self, raw: Sequence[str]) -> UserImages:
-        """Reads images of any size; larger images are scaled down, smaller ones are padded."""
+        """Reads images; large ones are scaled down to the example size, small ones padded."""
         return UserImages(raw, self.image_size)
 
     def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ class DetectionProcessor(Processor):
         return Prediction(boxes, labels, scores, masks)
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns descriptions of padded image, size before padding, and original size."""
+        """Returns the specifications of padded image, size before padding, and original size."""
         side = self.image_size
         return {
             "image": ArraySpec(("batch", side, side, 3), "uint8"),
@@ -97,7 +97,7 @@ class DetectionProcessor(Processor):
         }
 
     def steps(self) -> ProcessingSteps:
-        """Returns the scaling of images, and the objects in their own pixels."""
+        """Returns the steps that scale an image and that map its objects to pixels of the image."""
         encode = [
             {"op": "read_image", "mode": "RGB", "to": "image"},
             {"op": "fit_square", "side": self.image_size, "to": "image"},

@@ -133,7 +133,8 @@ class Detection(Task):
     def attention(self, model: Model, inputs: Batch) -> dict[str, jax.Array]:
         """Returns the map attention weights of the backbone's stages, "stage_1", ...
 
-        DETR also has "objects" [B, Q, S], the weights of each detection over the last map.
+        DETR also has "objects" [B, Q, S], the weights of each of Q detections over the S cells of
+        the last map.
         """
         return model.attention(inputs["image"], inputs["size"])
 
@@ -142,7 +143,7 @@ class Detection(Task):
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns COCO's average precision of boxes and masks, each loss, and their sum `loss`.
 
-        For data with masks and a single class, the score of the nuclei contest is included.
+        If the model predicts masks of a single class, the score of the nuclei contest is included.
         """
         names = self.processor.names
         truths, predictions = self._truths(split), self._predictions(outputs, split)
@@ -156,13 +157,13 @@ class Detection(Task):
         return {**metrics, **means, "loss": sum(means.values())}
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns hashes of names, sizes and true objects."""
+        """Returns one hash per image of its name, size and true objects."""
         names, truths = self.examples(split).ids, self._truths(split)
         shown = [(truth.size, truth.boxes, truth.labels) for truth in truths]
         return digests.ids(names, shown)
 
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
-        """Returns `ap50_contributions` of boxes."""
+        """Returns the contribution of each image to the AP50 of boxes."""
         found = self._truths(split), self._predictions(outputs, split)
         return ap50_contributions(*found, self.processor.names, "box").astype(np.float32)
 
@@ -180,7 +181,7 @@ class Detection(Task):
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
-        """Draws detections and attention in the first images."""
+        """Draws detections and attention weights of the first images of the split."""
         examples, drawn = self.examples(split), []
         for index in range(min(_IMAGES, len(examples))):
             name, example = examples.ids[index], examples[index]
@@ -190,7 +191,7 @@ class Detection(Task):
     def input_figures(
         self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
-        """Draws detections and attention in each image."""
+        """Draws detections and attention weights of each image."""
         examples = self.processor.encode(raw)
         return [
             self._drawn(path, examples[index], outputs, attention, index)

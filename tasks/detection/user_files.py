@@ -46,7 +46,7 @@ class UserDataset:
     def image(
         self, annotated: Annotated
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-        """Reads image, boxes, labels and instances (smaller on top), without crowd regions."""
+        """Reads image, boxes, labels and instances (smaller on top); crowd regions are omitted."""
         truth = annotated.truth
         kept = np.flatnonzero(~truth.crowd)
         instances = None
@@ -87,7 +87,9 @@ def load(path: str, images: str | None, *, skip_broken: bool) -> UserDataset:
         )
         found[split] = [given[number] for number in kept]
         if not kept:
-            raise UserError(f"{files[split]}: has no images")
+            raise UserError(
+                f"{files[split]}: has no images that can be read; add images to the split"
+            )
     by_file = turns.decide(path)
     for split, given in found.items():
         found[split] = [
@@ -110,7 +112,8 @@ def load(path: str, images: str | None, *, skip_broken: bool) -> UserDataset:
     masks = {has_masks for _, _, has_masks in read.values() if has_masks is not None}
     if len(masks) > 1:
         raise UserError(
-            f"{path}: some files have segmentations, others have none; give all or none"
+            f"{path}: some files have segmentations, others have none; give segmentations in all "
+            "files or in none"
         )
     digest = hashlib.sha256()
     for split, file in files.items():

@@ -35,8 +35,8 @@ class ImageDataset:
 def image_features(side: int, has_masks: bool) -> Callable[[], Mapping[str, Any]]:
     """Returns the features of an example: image, size, boxes, labels and, with masks, instances.
 
-    The image is the upper left part of a square, with height and width `size`. Boxes and instances
-    are as in `tasks.detection.data`, without padding rows.
+    The image fills the upper left part of a square; `size` is its height and width. Boxes and
+    instances are as in `tasks.detection.data`, without padding.
     """
 
     kinds = {

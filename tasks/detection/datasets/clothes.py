@@ -27,7 +27,7 @@ _TRIES = 20
 
 
 def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, np.ndarray]]]:
-    """Returns the splits, each with separate items and bands of longitude."""
+    """Returns the splits, which share no clothing items and no bands of longitude."""
     image = blue_marble.read_image(files[blue_marble.IMAGE_SOURCE.name])
     kinds = blue_marble.read_land(files[blue_marble.LAND_SOURCE.name], image.shape[:2])
     land = kinds == blue_marble.LAND
@@ -53,9 +53,10 @@ def compose(
 
     Args:
       ground: the map, uint8 [Y, X, 3].
-      land: bool [Y, X].
-      images, labels: of the items to sample from, uint8 [n, 28, 28] and [n].
-      bands: bands of every six bands of longitude those of the background.
+      land: bool [Y, X], True for land.
+      images, labels: clothing items to sample from, uint8 [n, 28, 28], and their classes [n].
+      bands: bands of longitude that may be background, as indices from 0 to 5 within each group of
+        six bands.
       seed: random seed.
     """
     random = np.random.RandomState(seed)  # a stream that NumPy keeps fixed
@@ -91,7 +92,7 @@ def compose(
 def _ground(
     ground: np.ndarray, land: np.ndarray, bands: tuple[int, ...], random: np.random.RandomState
 ) -> np.ndarray:
-    """Returns a crop within one band that is mostly land."""
+    """Returns a random crop within one band of longitude, of which at least half is land."""
     while True:
         band = 6 * random.randint(3) + bands[random.randint(len(bands))]
         x = band * _BAND + random.randint(_BAND - SIDE + 1)
@@ -104,8 +105,8 @@ def _ground(
 def _scaled(item: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Resizes an item and its mask, float32 and bool [Y, X].
 
-    The mask is the largest connected part of the foreground, with its holes filled; it is empty if
-    that is too small.
+    The mask is the largest connected part of the foreground, with its holes filled. A mask of fewer
+    than _LEAST_PIXELS pixels is returned empty.
     """
     from scipy import ndimage
 

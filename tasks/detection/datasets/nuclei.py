@@ -23,7 +23,7 @@ _SECONDS = 600.0
 
 
 def _select(fetched: Path, output: Path) -> None:
-    """Copies the images of 256 x 256 with their masks from the repository's archive."""
+    """Copies images of 256 x 256 pixels and their masks from the downloaded archive to `output`."""
     with zipfile.ZipFile(fetched) as given, zipfile.ZipFile(output, "w") as chosen:
         files: dict[str, list[tuple[str, str]]] = {}
         for name in sorted(given.namelist()):
@@ -50,7 +50,7 @@ SOURCE = Source(
 
 
 def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, np.ndarray]]]:
-    """Returns the splits: every fifth image from the first is test, from the second validation."""
+    """Returns the splits: of every five images, the first is test and the second is validation."""
     path = files[SOURCE.name]
     with zipfile.ZipFile(path) as archive:
         ids = sorted({name.split("/")[1] for name in archive.namelist() if name.endswith(".png")})

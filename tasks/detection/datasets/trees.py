@@ -36,7 +36,7 @@ ImageWithBoxes = tuple[np.ndarray, np.ndarray]
 
 
 def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, np.ndarray]]]:
-    """Returns tiles of the images by split; those of train overlap by half."""
+    """Returns tiles of the images by split; training tiles overlap by half."""
 
     def read(stem: str) -> ImageWithBoxes:
         from PIL import Image
@@ -77,7 +77,7 @@ def crop(annotated: ImageWithBoxes, top: int, left: int, bottom: int, right: int
 
 
 def tiles(annotated: ImageWithBoxes, step: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yields tiles of one size, at most SIDE, about `step` apart, row by row."""
+    """Yields tiles of at most SIDE x SIDE pixels, about `step` pixels apart, row by row."""
     image, _ = annotated
     rows, columns = (_spans(length, step) for length in image.shape[:2])
     for top, bottom in rows:
@@ -94,7 +94,7 @@ def tiles(annotated: ImageWithBoxes, step: int) -> Iterator[dict[str, np.ndarray
 
 
 def _spans(length: int, step: int) -> list[tuple[int, int]]:
-    """Returns starts and ends of the fewest evenly spread tiles that cover an axis."""
+    """Returns start and end of the tiles along an axis: the fewest that cover it, evenly spaced."""
     if step == SIDE:  # side by side
         count = -(-length // SIDE)
         borders = [length * i // count for i in range(count + 1)]

@@ -1,10 +1,11 @@
 """DETR (Carion et al. 2020) with reference points; predicts boxes and classes.
 
 Each query has a learned reference point, which defines its position embedding and the origin of its
-box, as in Conditional DETR (Meng et al. 2021). This needs a tenth of the training time of DETR.
+box, as in Conditional DETR (Meng et al. 2021). Reference points reduce the training time of DETR to
+about a tenth.
 
-B batch, Y X height and width of the map, S = Y·X its cells, Q queries, D model size, L decoder
-layers, K classes, M padded objects.
+B batch, Y X height and width of the last backbone map, S = Y·X number of its cells, Q queries, D
+model size, N heads, L decoder layers, K classes, M objects including padding.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class DETRConfig(Config):
     """Config of DETR.
 
     Attributes:
-      backbone: config of the backbone, whose last map is attended to.
+      backbone: config of the backbone; the queries attend to its last map.
       model_size: D, a multiple of 4.
       num_heads: number of attention heads, divides D.
       feedforward_size: feedforward size of the layers.
@@ -67,8 +68,8 @@ class DETRConfig(Config):
       queries: Q, maximum number of detections.
       dropout_rate: dropout rate after attention and feed-forward.
       no_object_weight: weight of "no object" in the class loss.
-      class_weight, box_weight, overlap_weight: weights of class, L1 distance and generalized IoU,
-        in matching and loss.
+      class_weight, box_weight, overlap_weight: weights of the class, of the L1 distance and of the
+        generalized IoU, both in the matching costs and in the loss.
       score_threshold: minimum probability of a detection.
     """
 
@@ -102,9 +103,11 @@ class DETRConfig(Config):
 def sine_embedding(points: Array, size: int) -> Array:
     """Computes sines and cosines of both coordinates (Carion et al. 2020, appendix A.4).
 
-        sin(2π p / T^(4i / D)), cos(2π p / T^(4i / D)),   T = 10,000, D / 2 features of y, then of x
+        sin(2π p / T^(4i / D)), cos(2π p / T^(4i / D)),   T = 10,000,   i = 0 ... D / 4 - 1
 
-    Args:
+        for each coordinate p. The first D / 2 features are those of y, the others those of x.
+
+        Args:
       points: [..., 2], y and x as fractions of the sides of the image.
       size: D, a multiple of 4.
 
@@ -121,6 +124,8 @@ class PositionedAttention(MultiHeadAttention):
     """Attention with position embeddings of queries and keys (Carion et al. 2020, appendix A.3).
 
     attend((x + p) W_q, (m + p_m) W_k, m W_v) W_o
+
+    with queries x, memory m, and their position embeddings p and p_m.
     """
 
     def __call__(
@@ -179,7 +184,7 @@ class Layer(nnx.Module):
         memory_mask: masks.Mask | None = None,
         key: Array | None = None,
     ) -> tuple[Array, Array | None]:
-        """Returns [B, T, D], and the cross-attention weights [B, N, T, S] of a decoder."""
+        """Returns [B, T, D] and, for a decoder layer, the cross-attention weights [B, N, T, S]."""
         keys = split_keys(key, 3)
         rate, weights = self.dropout_rate, None
         y = self.attention_norm(x)
@@ -199,7 +204,7 @@ class DETROutput(NamedTuple):
       logits: [L, B, Q, 1 + K], "no object" first.
       boxes: [L, B, Q, 4], center y and x, height and width, as fractions of the padded image.
       weights: cross-attention weights of the last layer, [B, N, Q, S].
-      backbone: weights of the backbone's attention, by stage.
+      backbone: attention weights of the backbone by stage.
     """
 
     logits: Array
@@ -335,9 +340,9 @@ class DETR(nnx.Module):
     def attention(self, images: Array, sizes: Array) -> dict[str, Array]:
         """Returns attention weights.
 
-        "objects" [B, Q, S] are the weights of each detection over the last map, averaged over
-        heads, in the order of `detect`. Other entries are the attention weights after each stage of
-        the backbone.
+        "objects" [B, Q, S] are the weights of each detection over the last backbone map, averaged
+        over heads, in the order of `detect`. The other entries are the attention weights of the
+        backbone by stage.
         """
         output = self(images, sizes, return_weights=True)
         _, order = self._ranked(output, images.shape[1:3], sizes)
@@ -348,7 +353,7 @@ class DETR(nnx.Module):
     def _ranked(
         self, output: DETROutput, padded: tuple[int, int], sizes: Array
     ) -> tuple[Detections, Array]:
-        """Returns detections and their query indices, [B, Q]."""
+        """Returns the detections, highest score first, and their query indices, [B, Q]."""
         probabilities = jax.nn.softmax(output.logits[-1])[..., 1:]
         scores = jnp.max(probabilities, axis=-1)
         labels = jnp.argmax(probabilities, axis=-1)

@@ -1,7 +1,7 @@
 """Second stage of Mask R-CNN: class, box and mask of each region (Girshick 2015, He et al. 2017).
 
-B batch, R regions of an image, K classes, C channels of the pyramid, D detections, M padded
-objects, S side of a mask.
+B batch, R sampled regions of an image, P proposals, K classes, C channels of the pyramid, D
+detections, M objects including padding, S side of a mask.
 """
 
 from __future__ import annotations
@@ -37,14 +37,17 @@ class HeadsConfig(Config):
       positive_iou: minimum IoU with an object for a region to get its class; other regions are
         background.
       samples: number of regions per image in training.
-      positive_fraction: maximum fraction of positive samples, which are those with masks.
-      box_resolution: side length in cells of the features of a box.
+      positive_fraction: maximum fraction of positive regions among the samples. Only positive
+        regions have a mask loss.
+      box_resolution: side length in cells of the features that RoIAlign pools for the box head.
       hidden_size: hidden size of the two dense layers.
-      mask_resolution: side length in cells of the features of a mask; the mask is twice as large.
+      mask_resolution: side length in cells of the features that RoIAlign pools for the mask head;
+        the predicted mask is twice as large.
       mask_channels: number of channels of the mask convolutions.
       mask_convolutions: number of mask convolutions.
       class_agnostic: whether to predict one box and mask per region instead of one per class.
-      canonical_scale: side in pixels of regions of the finest level; it doubles with each level.
+      canonical_scale: side in pixels of regions that are pooled from the finest level of the
+        pyramid; the side doubles with each level.
       score_threshold: minimum probability of a detection.
       nms_iou: IoU above which NMS removes the worse of two detections of a class.
       pre_nms_top_k: number of pairs of region and class that are kept before NMS.
@@ -77,12 +80,12 @@ class HeadsConfig(Config):
 
     @property
     def positives(self) -> int:
-        """Maximum number of regions of an image that have a mask in training."""
+        """Maximum number of positive regions of an image in training."""
         return int(self.samples * self.positive_fraction)
 
 
 class BoxHead(nnx.Module):
-    """Head with logits = h W + b, deltas t = h V + c, h = relu(W_2 relu(W_1 x)), of features x.
+    """Head that maps features x to logits h W + b and deltas h V + c, h = relu(W_2 relu(W_1 x)).
 
     Args:
       config: config of the heads.
@@ -110,7 +113,7 @@ class BoxHead(nnx.Module):
 
 
 class MaskHead(nnx.Module):
-    """Head with m = conv1x1(relu(deconv2x2(convolutions(x)))) (He et al. 2017, figure 4).
+    """Head with mask logits conv1x1(relu(deconv2x2(convolutions(x)))) (He et al. 2017, figure 4).
 
     Args:
       config: config of the heads.
@@ -173,7 +176,7 @@ def sample_regions(
 ) -> RegionSamples:
     """Samples regions of one image for the loss (Girshick 2015, section 2.3).
 
-    Regions are proposals and the true boxes.
+    Regions are sampled from the proposals and the true boxes.
 
     Args:
       proposals: proposals of the image.
@@ -256,7 +259,7 @@ def detect(
     Args:
       logits: [P, 1 + K].
       deltas: [P, K or 1, 4].
-      proposals: the regions.
+      proposals: proposals of the image.
       size: int [2], height and width without padding.
       config: config of the heads.
     """

@@ -1,7 +1,7 @@
 """Losses of detectors for one image, as sums and counts.
 
-With sums and counts, the mean over a batch without padding rows is exact. N anchors, regions or
-queries, K classes.
+Sums and counts give the exact mean over a batch without its padding rows. N anchors, regions or
+queries, K classes, S side of a mask.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class LossTerm(NamedTuple):
     """A term of a loss.
 
     Attributes:
-      total: sum over the elements that count, [].
-      count: divisor of the sum of a batch, [].
+      total: sum of the loss over the elements of an image that contribute to it, [].
+      count: number by which the total is divided, summed over a batch like the total, [].
     """
 
     total: Array
@@ -34,7 +34,7 @@ def mean(term: LossTerm, real: Array) -> Array:
 
     Args:
       term: total and count [B].
-      real: bool [B].
+      real: bool [B], False for padding rows.
     """
     total = jnp.sum(jnp.where(real, term.total, 0))
     return total / jnp.maximum(jnp.sum(jnp.where(real, term.count, 0)), 1)
@@ -54,7 +54,8 @@ def objectness(logits: Array, positive: Array, counted: Array) -> LossTerm:
 
     Args:
       logits: float [N].
-      positive, counted: bool [N].
+      positive: bool [N], True for anchors that match an object.
+      counted: bool [N], True for anchors that contribute to the loss.
     """
     losses = optax.sigmoid_binary_cross_entropy(logits, positive.astype(logits.dtype))
     return LossTerm(jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(counted, dtype=logits.dtype))
@@ -63,12 +64,13 @@ def objectness(logits: Array, positive: Array, counted: Array) -> LossTerm:
 def boxes(deltas: Array, targets: Array, positive: Array, counted: Array) -> LossTerm:
     """Computes smooth L1 of the deltas of positives (Ren et al. 2015, equation 1).
 
-    The count includes negatives.
+    The count of the term includes negatives, which have no box loss.
 
     Args:
       deltas: float [N, 4].
       targets: float [N, 4]; any value if not positive.
-      positive, counted: bool [N].
+      positive: bool [N], True for anchors or regions that match an object.
+      counted: bool [N], True for anchors or regions that are counted.
     """
     positive = (positive & counted)[:, None]
     # Otherwise infinite targets that do not count would make the gradient NaN.
@@ -83,19 +85,19 @@ def classes(logits: Array, labels: Array, counted: Array) -> LossTerm:
     Args:
       logits: float [N, K].
       labels: int [N].
-      counted: bool [N].
+      counted: bool [N], True for elements that contribute to the loss.
     """
     losses = cross_entropy(logits, labels)
     return LossTerm(jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(counted, dtype=logits.dtype))
 
 
 def masks(logits: Array, targets: Array, positive: Array) -> LossTerm:
-    """Computes binary cross-entropy of the true class's masks (He et al. 2017, section 3).
+    """Computes binary cross-entropy of masks (He et al. 2017, section 3).
 
     Args:
-      logits: float [N, S, S].
+      logits: float [N, S, S], for the true class of each region.
       targets: [N, S, S], between 0 and 1.
-      positive: bool [N].
+      positive: bool [N], True for regions that match an object.
     """
     losses = optax.sigmoid_binary_cross_entropy(logits, targets.astype(logits.dtype))
     per_region = jnp.mean(losses, axis=(1, 2))

@@ -1,9 +1,10 @@
 """Mask R-CNN (He et al. 2017), or Faster R-CNN (Ren et al. 2015) without masks, with static shapes.
 
-Every image has the same number of proposals, regions and detections, with a mask of valid ones.
+Every image has the same numbers of proposals, regions and detections; boolean arrays `valid` are
+False for padding.
 
 B batch, Y X height and width, C channels, N anchors, P proposals, R sampled regions, D detections,
-M padded objects, K classes, S side of a mask.
+M objects including padding, K classes, S side of a mask.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ class MaskRCNNConfig(Config):
     """Config of Mask R-CNN.
 
     Attributes:
-      backbone: see `ResNetConfig`; its `attention` follows each stage.
-      first_stage: first stage of the pyramid, counted from 1.
-      extra_levels: levels of the pyramid beyond the last stage.
+      backbone: config of the backbone; its `attention` is applied after each stage.
+      first_stage: first stage of the backbone that the pyramid uses, counted from 1.
+      extra_levels: number of levels of the pyramid beyond the last stage.
       pyramid_channels: C.
       rpn: config of the region proposal network, with one anchor size for each level.
       heads: config of the second stage.
@@ -70,7 +71,7 @@ class MaskRCNNConfig(Config):
 
 
 class Features(NamedTuple):
-    """Features of a batch that both stages use.
+    """Feature pyramid of a batch, and outputs of the region proposal network.
 
     Attributes:
       pyramid: maps [B, Yi, Xi, C].
@@ -78,7 +79,7 @@ class Features(NamedTuple):
       deltas: deltas of the anchors' boxes, [B, N, 4].
       anchors: [N, 4].
       level_sizes: number of anchors of each level.
-      weights: weights of the backbone's attention, by stage.
+      weights: attention weights of the backbone by stage.
     """
 
     pyramid: list[Array]
@@ -128,7 +129,7 @@ class MaskRCNN(nnx.Module):
         training: bool = False,
         return_weights: bool = False,
     ) -> Features:
-        """Computes the pyramid and the first stage.
+        """Computes the feature pyramid and the outputs of the region proposal network.
 
         Args:
           images: [B, Y, X, C], values 0 to 255, padded below and to the right.
@@ -214,8 +215,8 @@ class MaskRCNN(nnx.Module):
           images, sizes: as for `features`.
 
         Returns:
-          Detections, and mask probabilities over their boxes, float32 [B, D, S, S], 0 for padding;
-          None without a mask head.
+          Detections; and mask probabilities within their boxes, float32 [B, D, S, S], 0 for
+          padding, or None without a mask head.
         """
         found = self.features(images, sizes)
         proposals = self._propose(found, sizes)
@@ -232,7 +233,7 @@ class MaskRCNN(nnx.Module):
         return detections, jnp.where(valid, jax.nn.sigmoid(logits), 0)
 
     def attention(self, images: Array, sizes: Array) -> dict[str, Array]:
-        """Returns the attention weights after each stage, with leading dimension B."""
+        """Returns the attention weights of the backbone by stage, with leading dimension B."""
         return self.features(images, sizes, return_weights=True).weights
 
     def _propose(self, found: Features, sizes: Array) -> rpn.Proposals:
@@ -245,7 +246,7 @@ class MaskRCNN(nnx.Module):
         return jax.vmap(of_one)(logits, deltas, sizes)
 
     def _crop(self, pyramid: Sequence[Array], boxes: Array, side: int) -> Array:
-        """Maps boxes [B, n, 4] to features [B, n, side, side, C] of the level for their size."""
+        """Pools boxes [B, n, 4] from the levels that fit their sizes, [B, n, side, side, C]."""
 
         def of_one(maps, boxes):
             return multilevel_roi_align(

@@ -75,13 +75,13 @@ class FeaturePyramid(nnx.Module):
 
         P_i = conv3x3(M_i),   M_i = conv1x1(C_i) + up(M_i+1),   M_last = conv1x1(C_last)
 
-    up doubles the size of a map (`upsample_nearest`). Extra levels subsample the previous level by
-    2.
+    C_i are the input maps, P_i the levels of the pyramid, and up doubles the size of a map
+    (`upsample_nearest`). Extra levels subsample the previous level by 2.
 
     Args:
       channels: channels of the input maps C_i; each map is half as large as the previous one.
       outputs: channels of each P_i.
-      extra: number of levels beyond the last.
+      extra: number of levels beyond the last input map.
       dtype: dtype of the computation; parameters are float32.
     """
 
@@ -104,7 +104,7 @@ class FeaturePyramid(nnx.Module):
     def __call__(self, maps: Sequence[Array]) -> list[Array]:
         """Maps C_i [B, Yi, Xi, Ci], finest first, to P_i [B, Yi, Xi, outputs] and extra levels."""
         if len(maps) != len(self.lateral):
-            raise ValueError(f"maps: got {len(maps)}, expected {len(self.lateral)}")
+            raise ValueError(f"maps: got {len(maps)} maps, expected {len(self.lateral)}")
         merged = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
         for level in reversed(range(len(merged) - 1)):
             merged[level] += upsample_nearest(merged[level + 1], *merged[level].shape[1:3])

@@ -1,6 +1,6 @@
 """Region proposal network of Faster R-CNN (Ren et al. 2015) over a feature pyramid.
 
-B batch, N anchors of all levels, M padded objects, P proposals.
+B batch, N anchors of all levels, M objects including padding, P proposals.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Proposals(NamedTuple):
 
 
 class RPNHead(nnx.Module):
-    """Network with o = conv1x1(h), t = conv1x1(h), h = relu(conv3x3(P_i)), shared by all levels.
+    """Head with logits conv1x1(h) and deltas conv1x1(h), h = relu(conv3x3(x)), for all levels x.
 
     Args:
       channels: channels of the maps and of h.
@@ -100,7 +100,7 @@ class RPNHead(nnx.Module):
 
 
 def initialize_small(layer: nnx.Module, deviation: float, rngs: nnx.Rngs) -> None:
-    """Returns a normal initializer with the given standard deviation (Girshick 2015)."""
+    """Sets a kernel to normal values with the given standard deviation (Girshick 2015)."""
     shape = layer.kernel.shape
     layer.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
 
@@ -129,13 +129,14 @@ def propose(
 ) -> Proposals:
     """Returns the proposals of one image (Lin et al. 2017, section 4.1).
 
-    Boxes of the best anchors of each level are clipped to the image, and filtered by NMS per level.
+    The boxes of the highest-scoring anchors of each level are clipped to the image, and filtered by
+    NMS per level.
 
     Args:
       logits: float [N].
       deltas: float [N, 4].
       anchors: [N, 4].
-      level_sizes: anchors of each level, Σ = N.
+      level_sizes: number of anchors of each level; the sum is N.
       size: int [2], height and width without padding.
       config: config of the region proposal network.
     """

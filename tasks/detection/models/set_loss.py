@@ -1,7 +1,7 @@
 """Set prediction loss of DETR (Carion et al. 2020, section 3.1).
 
-Q queries, M padded objects, K classes. Boxes are normalized: center y and x, height and width as
-fractions of those of the image.
+Q queries, M objects including padding, K classes. Boxes are normalized: center y and x, height and
+width, as fractions of the height and width of the image.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def set_losses(
     overlap_weight: float,
     no_object_weight: float,
 ) -> dict[str, losses.LossTerm]:
-    """Computes the losses of one image after one layer (Carion et al. 2020, equations 1 and 2).
+    """Computes the losses of one image at one decoder layer (Carion et al. 2020, equations 1, 2).
 
     Args:
       logits: [Q, 1 + K], "no object" first.

@@ -78,7 +78,7 @@ def _intersection_and_union(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def clip(boxes: Array, height: Array | float, width: Array | float) -> Array:
-    """Clips boxes [..., 4] to an image of [height, width]."""
+    """Clips boxes [..., 4] to an image of `height` x `width` pixels."""
     limit = jnp.stack([jnp.asarray(side, boxes.dtype) for side in (width, height) * 2])
     return jnp.clip(boxes, 0, limit)
 
@@ -111,7 +111,7 @@ def encode(reference: Array, boxes: Array, weights: Sequence[float] = (1, 1, 1, 
 def decode(deltas: Array, reference: Array, weights: Sequence[float] = (1, 1, 1, 1)) -> Array:
     """Decodes deltas from reference boxes; inverts `encode`.
 
-    d_w / w_w and d_h / w_h are at most log(1000 / 16).
+    The log scales d_w / w_w and d_h / w_h (see `encode`) are clipped to at most log(1000 / 16).
 
     Args:
       deltas: [..., 4].

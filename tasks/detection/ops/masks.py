@@ -41,7 +41,7 @@ def to_instance_map(masks: np.ndarray) -> np.ndarray:
 def rle_to_instance_map(codes: Sequence[RunLength], height: int, width: int) -> np.ndarray:
     """Combines run-length encoded masks to one map, like `to_instance_map`.
 
-    Masks are unpacked one at a time: those of a large image may not fit into memory together.
+    Masks are decoded one at a time, because all masks of a large image may not fit into memory.
     """
     from pycocotools import mask as coco
 
@@ -53,7 +53,7 @@ def rle_to_instance_map(codes: Sequence[RunLength], height: int, width: int) -> 
 
 def _laid(size: Sequence[int], areas: np.ndarray, mask: Callable[[int], np.ndarray]) -> np.ndarray:
     if len(areas) >= 1 << 16:
-        raise ValueError(f"masks: got {len(areas)}, expected at most {(1 << 16) - 1}")
+        raise ValueError(f"masks: got {len(areas)} masks, expected at most {(1 << 16) - 1}")
     instances = np.zeros(size, np.uint16)
     for number in np.argsort(-areas.astype(np.int64), kind="stable"):
         instances[mask(number)] = number + 1

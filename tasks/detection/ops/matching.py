@@ -19,19 +19,19 @@ def match(
     """Matches each anchor with an object (Ren et al. 2015, section 3.1.2).
 
     An anchor is matched with the object of largest IoU if that is at least `high`. Below `low` it
-    is background; between the two it is neither. With `allow_low_quality` the best anchors of each
-    object, ties included, are always matched, with the object of their own largest IoU. Objects
-    that overlap no anchor have no match.
+    is background; between `low` and `high` it is neither. With `allow_low_quality`, the anchors of
+    largest IoU with an object, ties included, are always matched: each with the object with which
+    it has its largest IoU. Objects that overlap no anchor have no match.
 
     Args:
       iou: [objects, anchors].
       valid: bool [objects], False for padding.
       high: minimum IoU of positive anchors.
       low: IoU below which an anchor is background; at most `high`.
-      allow_low_quality: see above; for anchors, not for proposals.
+      allow_low_quality: see above; True for anchors, False for proposals.
 
     Returns:
-      int32 [anchors]: index of the object, BACKGROUND or BETWEEN.
+      int32 [anchors]: index of the object, BACKGROUND, or BETWEEN for neither.
 
     Raises:
       ValueError: shapes do not fit, or low > high.
@@ -57,10 +57,11 @@ def sample(
 ) -> tuple[Array, Array, Array]:
     """Samples anchors with a limited fraction of positives (Girshick 2015, section 2.3).
 
-    min(positives, ⌊count · positive_fraction⌋) positives come first; background fills the rest.
+    Of n positives, min(n, ⌊count · positive_fraction⌋) come first; background fills the other
+    positions.
 
     Args:
-      matches: int [anchors], of `match`.
+      matches: int [anchors], as returned by `match`.
       key: random key.
       count: number of samples.
       positive_fraction: in [0, 1].

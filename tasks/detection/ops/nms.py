@@ -16,14 +16,15 @@ def nms(
 ) -> tuple[Array, Array]:
     """Applies greedy non-maximum suppression.
 
-    In order of descending score, a box is kept unless its IoU with a kept box exceeds `threshold`;
-    ties go to the earlier box. All boxes are updated at once until nothing changes:
+    In order of descending score, a box is kept unless its IoU with a kept box exceeds `threshold`.
+    Boxes of equal score are taken in their given order. The flags k_j are updated for all boxes at
+    once until nothing changes:
 
         k_j <- valid_j and not any_{i before j} (k_i and IoU_ij > threshold)
 
-    The only fixed point is the greedy result. The number of rounds is the length of the longest
-    chain of boxes in which each suppresses the next, which is a few instead of n. Time and memory
-    are O(n²).
+    The only fixed point is the greedy result. The number of updates is the length of the longest
+    chain of boxes in which each suppresses the next, which is usually far less than n. Time and
+    memory are O(n²).
 
     Args:
       boxes: [n, 4].

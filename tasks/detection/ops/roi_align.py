@@ -1,8 +1,8 @@
 """RoIAlign (He et al. 2017, section 3), by bilinear interpolation.
 
-The four pixels around each point are gathered from the map, or from the concatenated maps of a
-pyramid. On a CPU, two matrix products per box took two to three times as long, for 64 to 128 boxes
-on maps of 64 x 64 to 8 x 8.
+The four pixels around each sampling point are gathered from the map, or from the concatenated maps
+of a pyramid. On a CPU, interpolation by two matrix products per box took two to three times as
+long, for 64 to 128 boxes on maps of 64 x 64 to 8 x 8.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def roi_align(
     """Pools each box to `size` x `size` bins.
 
     A bin is the mean of sampling_ratio² points on a regular grid. Points are interpolated between
-    four pixels; the border is extended by one pixel, with 0 beyond. Boxes have no gradient, as in
-    the paper.
+    four pixels. Border pixels are repeated for one pixel beyond the map; points further outside are
+    0. Boxes have no gradient, as in the paper.
 
     Args:
       features: [Y, X, C].
@@ -70,15 +70,15 @@ def multilevel_roi_align(
 
         level = ⌊canonical_level + log2(√area / canonical_size)⌋
 
-    Level l is the map of stride 2^l, or the nearest one.
+    Level l is the map of stride 2^l, or the first or last map if there is no such stride.
 
     Args:
       maps: [Y_i, X_i, C] each, strides ascending.
       boxes: [n, 4] in pixels of the image.
       strides: strides of the maps: consecutive powers of 2.
       size, sampling_ratio, aligned: as for `roi_align`.
-      canonical_size: square root of the area of a box of canonical_level.
-      canonical_level: level of boxes of canonical_size.
+      canonical_size: √area in pixels of boxes that are assigned to canonical_level.
+      canonical_level: level of boxes of that size.
 
     Returns:
       [n, size, size, C].
@@ -87,12 +87,12 @@ def multilevel_roi_align(
       ValueError: as for `roi_align`; or strides are not consecutive powers of 2.
     """
     if len(maps) != len(strides):
-        raise ValueError(f"strides: got {len(strides)}, expected {len(maps)} as maps")
+        raise ValueError(f"strides: got {len(strides)}, expected {len(maps)}, one for each map")
     sizes = {"4": 4}
     shapes.expect("boxes", boxes, "n 4", sizes)
     lowest = round(math.log2(strides[0]))
     if list(strides) != [2 ** (lowest + i) for i in range(len(strides))]:
-        raise ValueError(f"strides: got {tuple(strides)}, expected powers of 2, one after another")
+        raise ValueError(f"strides: got {tuple(strides)}, expected consecutive powers of 2")
     level = box_level(boxes, lowest, len(maps), canonical_size, canonical_level)
     for number, features in enumerate(maps):
         sizes.pop("Y", None), sizes.pop("X", None)
@@ -182,7 +182,7 @@ def _pooled(
 def _points(
     start: Array, end: Array, length: Array | int, size: int, sampling_ratio: int, aligned: bool
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Returns the two pixels next to each point along an axis, and weights, [n, points] each."""
+    """Returns (pixel, weight) of both neighbors of each sampling point on an axis, [n, points]."""
     for name, value in (("size", size), ("sampling_ratio", sampling_ratio)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")

@@ -191,7 +191,7 @@ def test_the_contest():
     ]
     truths, found, expected = zip(*cases, strict=True)
     np.testing.assert_allclose(dsb2018_scores(truths, found), expected)
-    with pytest.raises(ValueError, match="got no masks"):
+    with pytest.raises(ValueError, match="got an image without masks"):
         dsb2018_scores([truth([A], masks=False)], found[:1])
 
 
