@@ -1,7 +1,7 @@
 """Images with a class for each pixel, from built-in data sets or user files.
 
-Images are resized or cut into windows of one size, and kept in memory with four bytes per pixel.
-n images, Y X height and width.
+Images are resized, or cut into windows, of one size. They are kept in memory with four bytes per
+pixel (RGB and class). n images, Y X height and width, K classes.
 """
 
 from __future__ import annotations
@@ -36,22 +36,24 @@ class DataConfig(Config):
     """Config of the data set.
 
     Attributes:
-      name: built-in data set; or, with `path`, name for the results, own_<folder> by default.
-      path: folder of user files: either with images/ and masks/, whose files have the same names,
-        or with such folders in train/ and optionally in validation/ and test/. A missing split is a
-        tenth of the training split, selected by the hash of the pixels. A mask contains the class
-        index of each pixel, in grayscale or with a palette. An optional file classes.txt lists the
-        class names, one per line, from class 0. The training split must have pixels of at least two
-        classes. For images with an EXIF orientation see `tasks.common.images.orientation`.
+      name: name of a built-in data set. With `path`, name under which results are stored,
+        own_<folder> by default.
+      path: folder of user files. It contains either images/ and masks/, in which an image and its
+        mask have the same name, or train/ and optionally validation/ and test/, each of which
+        contains images/ and masks/. A missing split is a tenth of the training split, selected by
+        the hash of the pixels. A mask contains the class index of each pixel, in grayscale or with
+        a palette. An optional file classes.txt lists the class names, one per line, from class 0.
+        The training split must have pixels of at least two classes. For images with an EXIF
+        orientation see `tasks.common.images.orientation`.
       image_size: height and width of the model's input.
-      fit: method for images of other sizes: "resize" the complete image; or "tiles", which cuts it
-        into windows at its original scale and blends their predictions.
+      fit: method for images of other sizes: "resize" scales the complete image; "tiles" cuts it
+        into windows at its original scale and blends the predictions for the windows.
       void: value in user masks for pixels without a class.
       mask_values: values of class 0, class 1, ... in user masks, such as (0, 255) for black and
-        white masks. A listed value is a class even if it equals `void`. Empty if values are class
-        indices.
+        white masks. A listed value is a class even if it equals `void`. Empty if the masks contain
+        class indices.
       skip_broken: whether to skip user images that cannot be read, with a message.
-      augmentation: random changes in training.
+      augmentation: config of the random augmentation in training.
     """
 
     name: str = "camvid"
@@ -84,9 +86,9 @@ class SegmentationExamples:
 
     Attributes:
       images: uint8 [n, Y, X, 3].
-      labels: uint8 [n, Y, X], VOID for no class.
+      labels: uint8 [n, Y, X], VOID for pixels without a class.
       subsets: name -> bool [n], images for which separate metrics are computed.
-      void: number of pixels of the masks that have no class.
+      void: number of pixels without a class in the masks of the data set.
     """
 
     lengths = None
@@ -104,8 +106,8 @@ class SegmentationExamples:
 
         Args:
           images, labels, subsets: see the attributes.
-          void: see the attributes; counted in the labels if None.
-          ids: ids of the examples, uint64 [n]; hashes of images and labels if None.
+          void: see the attributes; None to count the void pixels of `labels`.
+          ids: ids of the examples, uint64 [n]; None for hashes of images and labels.
         """
         self.images, self.labels, self.subsets = images, labels, dict(subsets or {})
         self.void = int(np.sum(labels == VOID)) if void is None else void
@@ -163,7 +165,10 @@ def load(config: DataConfig, paths: Paths) -> SegmentationData:
     data = _user_data(config)
     for split, examples in data.splits.items():
         if np.all(examples.labels == VOID):
-            raise UserError(f"config.data: no pixel of the {split} split has a class")
+            raise UserError(
+                f"config.data.path: no pixel of the {split} split has a class; check its masks, "
+                "config.data.void and config.data.mask_values"
+            )
     summary = data.summary()
     train = summary["train"]
     present = [number for number, count in enumerate(train.classes.values()) if count]
@@ -172,9 +177,9 @@ def load(config: DataConfig, paths: Paths) -> SegmentationData:
         share = train.ignored / (train.ignored + sum(train.classes.values()))
         raise UserError(
             f"{config.path}: got one class, expected at least two: masks of the train split hold "
-            f"{alone} and {config.void}, and {config.void} is void (config.data.void; {share:.1%} "
-            f"of pixels), not a class; to make it a class, set config.data.mask_values to "
-            f"({alone}, {config.void})"
+            f"{alone} and {config.void}, but {config.void} is void (config.data.void), which is "
+            f"no class ({share:.1%} of the pixels); to make {config.void} a class, set "
+            f"config.data.mask_values to ({alone}, {config.void})"
         )
     check_splits(config.path, summary)
     return data
@@ -212,7 +217,10 @@ def _user_data(config: DataConfig) -> SegmentationData:
         )
         kept[split] = [pairs[number] for number in numbers]
         if not read[split]:
-            raise UserError(f"path: no image of the {split} split of {config.path} can be read")
+            raise UserError(
+                f"config.data.path: no image of the {split} split of {config.path} can be read; "
+                "add images to the split"
+            )
     by_file = turns.decide(config.path)
     for split, pairs in read.items():
         read[split] = [
@@ -257,7 +265,7 @@ def _fitted(
     ids: Sequence[str] = (),
     subsets: Mapping[str, str] | None = None,
 ) -> SegmentationExamples:
-    """Fits images to the size of the config; `subsets` are prefixes of the ids."""
+    """Fits images to the size of the config; `subsets` maps names of subsets to prefixes of ids."""
     size, tiled = tuple(config.image_size), config.fit == "tiles"
     images, labels, source, codes, void = [], [], [], [], 0
     for number, (image, mask) in enumerate(pairs):
@@ -282,18 +290,18 @@ def _fitted(
 
 
 class InferenceWindows:
-    """Resized images or windows of user files, without labels.
+    """Unlabeled images for prediction, resized or cut into windows, by index.
 
     Attributes:
-      place: int32 [n, 5]: index of the image of each example, top and left of the window in it,
-        height and width of the image.
+      place: int32 [n, 5], for each example the index of its image, top and left of the window in
+        this image, and height and width of the image.
     """
 
     lengths = None
     padded: Mapping[str, int] = {}
 
     def __init__(self, raw: Sequence[str], config: DataConfig):
-        """Reads each image once, so that errors come before any computation.
+        """Reads each image once, so that unreadable images raise before any computation.
 
         Raises:
           UserError: an image cannot be read.
@@ -335,8 +343,8 @@ def merge_windows(config: DataConfig, outputs: Mapping[str, np.ndarray]) -> list
 
     Args:
       config: config of the `InferenceWindows`.
-      outputs: outputs of its examples: `place` [n, 5], and `labels` uint8 [n, Y, X] of resized
-        images, or `probabilities` [n, Y, X, K] of windows.
+      outputs: outputs of the model for the examples: `place` [n, 5], and `labels` uint8 [n, Y, X]
+        of resized images, or `probabilities` [n, Y, X, K] of windows.
     """
     place, found = outputs["place"], []
     for number in np.unique(place[:, 0]):

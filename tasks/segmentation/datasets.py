@@ -49,7 +49,7 @@ _CAMVID_SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def _camvid_files(archive: zipfile.ZipFile) -> dict[str, str]:
-    """Returns CamVid/FOLDER/NAME.png -> name in the archive, sorted."""
+    """Returns a sorted mapping from CamVid/FOLDER/NAME.png to the name in the archive."""
     found = {}
     for name in archive.namelist():
         _, mark, rest = name.rpartition("CamVid/")
@@ -59,7 +59,7 @@ def _camvid_files(archive: zipfile.ZipFile) -> dict[str, str]:
 
 
 def camvid_pixels(path: Path) -> Iterator[bytes]:
-    """Yields names and pixels of all images of an archive, the input of the source's digest."""
+    """Yields names and pixels of all images of an archive; the hash of the source covers these."""
     from PIL import Image
 
     with zipfile.ZipFile(path) as archive:
@@ -70,9 +70,9 @@ def camvid_pixels(path: Path) -> Iterator[bytes]:
 
 
 def halve_camvid(fetched: Path, output: Path) -> None:
-    """Writes an archive of the repository's images at half their height and width.
+    """Writes an archive with the images of the fetched archive at half their height and width.
 
-    Images are averaged over 2 x 2 pixels; labels are those of the nearest pixel.
+    Images are averaged over 2 x 2 pixels; labels are taken from the nearest pixel.
     """
     from PIL import Image
 
@@ -148,10 +148,10 @@ LAND_SIDE, _BAND, _LEAST = 108, 5, 0.02
 def land_split(column: int) -> str:
     """Returns the split of a column of crops.
 
-    Of five bands of 36° of longitude one is test and one is validation.
+    Of every five bands of 36° of longitude, one is test, one is validation, and three are train.
 
     Args:
-      column: 0 starts at 180° west.
+      column: index of the column; column 0 starts at 180° west.
     """
     band = column // _BAND % 5
     return {3: "test", 1: "validation"}.get(band, "train")

@@ -1,7 +1,7 @@
 """Losses of segmentation: cross-entropy, Dice and focal loss, and weighted sums of them.
 
-B batch, Y X height and width, K classes. `counted` marks the pixels that count: neither void nor
-of padding rows.
+B batch, Y X height and width, K classes. Index i runs over the pixels for which `counted` is True:
+those that are neither void nor in padding rows. p_i are the class probabilities softmax(logits).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class LossConfig(Config):
           classes: K.
 
         Raises:
-          ValueError: there is not one number for each class.
+          ValueError: the number of comma-separated weights differs from K.
         """
         if self.class_weights == NONE:
             return np.ones(classes, np.float32)
@@ -72,7 +72,9 @@ class LossConfig(Config):
             return median_frequency(labels, classes)
         numbers = self._numbers()
         if len(numbers) != classes:
-            raise ValueError(f"class_weights: got {len(numbers)} numbers, expected {classes}")
+            raise ValueError(
+                f"class_weights: got {len(numbers)} numbers, expected {classes}, one for each class"
+            )
         return np.array(numbers, np.float32)
 
 
@@ -101,7 +103,7 @@ def median_frequency(labels: np.ndarray, classes: int) -> np.ndarray:
 def total_loss(
     config: LossConfig, logits: Array, labels: Array, counted: Array, class_weights: Array
 ) -> Array:
-    """Computes the weighted sum of losses, []; see the losses for the arguments."""
+    """Computes the weighted sum of losses, []; see `cross_entropy` for the arguments."""
     loss = jnp.zeros((), jnp.float32)
     if config.cross_entropy:
         loss += config.cross_entropy * cross_entropy(logits, labels, counted, class_weights)
@@ -154,11 +156,12 @@ def focal_loss(
 
 
 def dice_loss(logits: Array, labels: Array, counted: Array) -> Array:
-    """Computes the soft Dice loss over the batch (Milletari et al. 2016, without their squares).
+    """Computes the soft Dice loss over the batch (Milletari et al. 2016, but without squares).
 
         L = 1 - mean_k 2 Σ_i p_ik y_ik / (Σ_i p_ik + Σ_i y_ik)
 
-    k runs over the classes that occur in the batch.
+    k runs over the classes that occur in the labels of the batch; y_ik is 1 if pixel i has class k,
+    else 0.
 
     Args:
       logits, labels, counted: as for `cross_entropy`.

@@ -1,6 +1,6 @@
-"""Metrics of segmentation, from a confusion matrix of all pixels, and of boundaries.
+"""Metrics of segmentation: from a confusion matrix of all pixels, and from class boundaries.
 
-n images, Y X height and width, K classes. Labels not in [0, K) are void and do not count.
+n images, Y X height and width, K classes. Labels not in [0, K) are void; void pixels are ignored.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def segmentation_metrics(
       suffix: suffix of the names of the metrics.
 
     Returns:
-      `pixel_accuracy`, `iou_<name>` for each class that is true or predicted somewhere, and
-      `mean_iou`, their mean; 0 if there is no pixel.
+      `pixel_accuracy`, `iou_<name>` for each class that is true or predicted for some pixel, and
+      `mean_iou`, the mean of these IoU. All are 0 without labeled pixels.
     """
     confusion = np.asarray(confusion, np.float64)
     right = np.diag(confusion)
@@ -66,13 +66,14 @@ def _key(name: str) -> str:
 def iou_contributions(confusions: np.ndarray) -> np.ndarray:
     """Computes the contribution of each image to the mean IoU, for paired comparisons.
 
-    IoU_k is a function of the means over images of TP_k and of the union U_k. The contribution of
-    image i is the mean over classes of
+    IoU_k = TP_k / U_k is a function of the means over images of the intersection TP_k and the union
+    U_k. The contribution of image i is the mean over classes of
 
         IoU_k + (TP_k,i - TP_k) / U_k - TP_k (U_k,i - U_k) / U_k²
 
-    which is the first-order change if the image gets more weight (the infinitesimal jackknife,
-    Efron 1982). The mean of the contributions is the mean IoU.
+    where TP_k,i and U_k,i are counts in image i. The contribution is a first-order approximation of
+    the change if image i gets more weight (the infinitesimal jackknife, Efron 1982). The mean of
+    the contributions is the mean IoU.
 
     Args:
       confusions: [n, K, K], see `confusion_matrices`.
@@ -101,21 +102,22 @@ def boundary_f1(
 
         F1 = 2 P R / (P + R)
 
-    for each image and class that is true or predicted in it; the mean is taken over images, then
-    over classes. P is the fraction of the predicted boundary within a distance of the true one, R
-    the fraction of the true boundary within that distance of the predicted one. A pixel of a class
-    is a boundary pixel if one of its four neighbors has another class. Void neighbors do not
-    count, and predictions of void pixels are void. A class that fills a map has no boundary
-    there: F1 is 1 if it has none in the other map either, else 0.
+    for each image and each class that is true or predicted in it; F1 is averaged over images, then
+    over classes. P is the fraction of the predicted boundary within `tolerance` of the true
+    boundary, R the fraction of the true boundary within `tolerance` of the predicted boundary. A
+    pixel of a class is a boundary pixel if one of its four neighbors has another class. Void
+    neighbors are ignored, and predictions for void pixels are void. A class that covers all pixels
+    has no boundary: its F1 is 1 if truth and prediction both have no boundary of the class, and 0
+    if only one of them has none.
 
     Args:
       truth: integers [Y, X] of each image, void allowed.
-      predicted: integers [Y, X] in [0, K) of each.
+      predicted: integers [Y, X] in [0, K) of each image.
       classes: K.
-      tolerance: the distance in pixels.
+      tolerance: maximum distance of matching boundaries in pixels.
 
     Returns:
-      The mean F1; 0 if there is no pixel.
+      The mean F1; 0 without labeled pixels.
     """
     sums, images = np.zeros(classes), np.zeros(classes)
     for true, found in zip(truth, predicted, strict=True):

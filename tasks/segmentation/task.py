@@ -52,7 +52,7 @@ class SegmentationProcessor(Processor):
     """Processor that reads images and returns the mask of each class.
 
     Attributes:
-      data, model: configs.
+      data, model: configs of the data set and of the model.
       names: names of the classes.
     """
 
@@ -65,7 +65,7 @@ class SegmentationProcessor(Processor):
     def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
         """Returns the image size, and fraction and mask of each class, largest fraction first.
 
-        Masks are in COCO's compressed run-length encoding, in pixels of the file.
+        Masks are in COCO's compressed run-length encoding, at the size of the image file.
         """
         answers = []
         maps = merge_windows(self.data, outputs) if len(raw) else ()
@@ -88,12 +88,12 @@ class SegmentationProcessor(Processor):
         return answers
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the window, and its position in the image: see `InferenceWindows.place`."""
+        """Returns the specifications of a window and of its position (`InferenceWindows.place`)."""
         image = ArraySpec(("batch", *self.data.image_size, 3), "uint8")
         return {"image": image, "place": ArraySpec(("batch", 5), "int32")}
 
     def steps(self) -> ProcessingSteps:
-        """Returns the windows of images, and the masks of the classes."""
+        """Returns the steps that convert images to windows, and outputs to class masks."""
         size, tiled = list(self.data.image_size), self.data.fit == "tiles"
         overlap = OVERLAP if tiled else None
         encode = [
@@ -127,7 +127,7 @@ class Segmentation(Task):
         """Builds the processor with the data set's classes, and checks the class weights.
 
         Raises:
-          UserError: there is not one class weight for each class.
+          UserError: the number of class weights differs from the number of classes.
         """
         try:
             model.loss.weights(dataset.splits["train"].labels, len(dataset.names))
@@ -152,7 +152,7 @@ class Segmentation(Task):
         return UNet(self.model, 3, len(self.names), rngs=rngs)
 
     def loss(self, model: UNet, batch: Batch, dropout_key: jax.Array) -> tuple[jax.Array, dict]:
-        """Computes `config.model.loss` and pixel accuracy of augmented images under dropout."""
+        """Computes the configured loss and the pixel accuracy of augmented images under dropout."""
         augment_key, dropout_key = jax.random.split(dropout_key)
         images, labels = augment(
             _to_unit(batch["image"]),
@@ -170,7 +170,7 @@ class Segmentation(Task):
         return loss, {"pixel_accuracy": correct / jnp.maximum(jnp.sum(counted), 1)}
 
     def evaluate(self, model: UNet, batch: Batch) -> tuple[dict, dict]:
-        """Sums cross-entropy, pixels and confusion counts [true, predicted].
+        """Sums cross-entropy and pixels, and counts pixels by [true, predicted] class.
 
         The outputs are the predicted "labels", uint8 [B, Y, X].
         """
@@ -195,7 +195,8 @@ class Segmentation(Task):
     def predict(self, model: UNet, inputs: Batch, *, fast: bool = False) -> dict[str, jax.Array]:
         """Returns "labels" uint8 [B, Y, X], and "place" of the inputs.
 
-        Windows that are blended have "probabilities" [B, Y, X, K] instead, in units of 1 / 255.
+        If `config.data.fit` is "tiles", "probabilities" uint8 [B, Y, X, K] in units of 1 / 255
+        replace the labels.
         """
         logits = model(_center(_to_unit(inputs["image"])))
         if self.data.fit == "tiles":
@@ -204,11 +205,11 @@ class Segmentation(Task):
         return {"place": inputs["place"], "labels": jnp.argmax(logits, axis=-1).astype(jnp.uint8)}
 
     def attention(self, model: UNet, inputs: Batch) -> dict[str, jax.Array]:
-        """Returns the gates "gate_1", ..., or the map attention of each stage."""
+        """Returns the weights of the gates "gate_1", ..., or of the map attention of each stage."""
         return model(_center(_to_unit(inputs["image"])), return_weights=True)[1]
 
     def _counted(self, labels: jax.Array, weight: jax.Array) -> jax.Array:
-        """Returns which pixels count, bool [B, Y, X]."""
+        """Returns bool [B, Y, X], False for void pixels and padding rows."""
         return (labels < len(self.names)) & (weight > 0)[:, None, None]
 
     # ------------------------------------------------------------------ on the host
@@ -230,11 +231,11 @@ class Segmentation(Task):
         return metrics | {"loss": float(statistics["loss"] / max(statistics["pixels"], 1))}
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns hashes of images and masks in their original sizes."""
+        """Returns the ids of the examples: hashes of images and masks in their original sizes."""
         return self.dataset.splits[split].ids
 
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
-        """Returns `iou_contributions`."""
+        """Returns the contribution of each image to the mean IoU."""
         labels = self.dataset.splits[split].labels
         confusions = confusion_matrices(labels, outputs["labels"], len(self.names))
         return iou_contributions(confusions).astype(np.float32)
@@ -242,7 +243,7 @@ class Segmentation(Task):
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
-        """Draws the confusion matrix, images with reference and prediction, and attention."""
+        """Draws the confusion matrix, and true and predicted classes and attention over images."""
         drawn: list[Figure] = [
             ConfusionMatrix(f"{split} split", statistics["confusion"], self.names)
         ]
@@ -263,7 +264,7 @@ class Segmentation(Task):
     def input_figures(
         self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
-        """Draws the classes over each image, and attention if images are resized."""
+        """Draws predicted classes over each image; attention weights only with `fit` "resize"."""
         drawn: list[list[Figure]] = []
         maps = merge_windows(self.data, outputs) if len(raw) else ()
         for source, labels in zip(raw, maps, strict=True):
@@ -313,12 +314,12 @@ def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
 
 def _to_unit(images: jax.Array) -> jax.Array:
-    """Returns bytes as float32 from 0 to 1."""
+    """Scales images from 0..255 to float32 in [0, 1]."""
     return images.astype(jnp.float32) / 255
 
 
 def _center(images: jax.Array) -> jax.Array:
-    """Maps 0..1 to -2..2, near unit variance as initialization assumes."""
+    """Maps [0, 1] to [-2, 2]; images then have nearly unit variance, as initialization assumes."""
     return 4 * images - 2
 
 

@@ -15,12 +15,12 @@ _ROWS = 512
 
 
 def window_starts(length: int, size: int, step: int) -> list[int]:
-    """Returns evenly spaced starts of windows that cover an axis; the last ends at its end.
+    """Returns evenly spaced starts of windows that cover an axis; the last window ends at its end.
 
     Args:
       length: length of the axis.
       size: size of a window.
-      step: largest distance of two starts.
+      step: largest distance of two successive starts.
     """
     if length <= size:
         return [0]
@@ -42,7 +42,7 @@ def window_corners(Y: int, X: int, size: tuple[int, int], overlap: float) -> lis
 
 
 def crop_window(image: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
-    """Returns a window [size, ...] of an image [Y, X, ...], whose edge is repeated beyond it."""
+    """Returns a window [size, ...] of an image [Y, X, ...]; edge pixels are repeated outside."""
     height, width = size
     window = image[top : top + height, left : left + width]
     missing = (height - window.shape[0], width - window.shape[1])
@@ -78,11 +78,13 @@ def blend_windows(
 ) -> np.ndarray:
     """Returns the most probable class of each pixel, from all windows that contain it.
 
-        argmax_k Σ_windows w p_k,   w largest at the center of a window and falling to its edges
+        argmax_k Σ_windows w p_k
 
-    Args:
-      windows: probabilities [height, width, K] of each window, in any unit.
-      corners: top and left of each.
+        with probabilities p_k of a window and a weight w that falls from its center to its edges.
+
+        Args:
+        windows: probabilities [height, width, K] of each window, up to a common factor.
+        corners: top and left of each window in the image.
       Y, X: height and width of the image.
     Returns:
       uint8 [Y, X].

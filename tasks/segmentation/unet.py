@@ -1,9 +1,9 @@
 """The U-Net (Ronneberger et al. 2015), optionally with attention gates or map attention.
 
-B batch, Y X height and width, C channels, K classes, P pixels a side of a patch. Each stage of the
-encoder is two 3 x 3 convolutions and halves the map. The decoder upsamples step by step and
-concatenates the encoder's map of that size (skip connection). Unlike the paper, convolutions are
-zero-padded and followed by batch norm.
+B batch, Y X height and width, C channels, K classes, P side of a patch in pixels. Each stage of the
+encoder is two 3 x 3 convolutions and halves the map. Each stage of the decoder upsamples the map
+and concatenates the encoder's map of the same size (skip connection). Unlike the paper,
+convolutions are zero-padded and followed by batch norm.
 """
 
 from __future__ import annotations
@@ -41,14 +41,15 @@ class UNetConfig(StagesConfig):
 
     Attributes:
       channels: channels of each stage of the encoder; each stage halves the map.
-      patch_size: P; the pixels of a patch are the input and output channels of one cell, so the
-        largest map has 1 / P of the image's height and width. 1 is the U-Net of the paper.
-      attention: "none"; "gates", which weight skip connections by the coarser map (Oktay et al.
+      patch_size: P. The P x P pixels of a patch are the input and output channels of one cell, so
+        the largest map has 1 / P of the image's height and width. 1 gives the U-Net of the paper.
+      attention: "none"; "gates", in which the coarser map weights the skip connection (Oktay et al.
         2018), with options such as "gates(hidden_size=8)"; or a map attention of
-        `attention.registry` after each stage of encoder and decoder: "scse", "cbam(reduction=4)".
-        Attention over all pairs of positions is for small images.
+        `attention.registry` after each stage of encoder and decoder, such as "scse" or
+        "cbam(reduction=4)". Map attention over all pairs of positions is feasible for small images
+        only.
       dropout_rate: dropout rate of the coarsest map.
-      loss: see `LossConfig`.
+      loss: config of the loss.
     """
 
     name: str = "unet"
@@ -68,7 +69,7 @@ class UNetConfig(StagesConfig):
         """Spec of the gates for `attention.registry`; None without gates.
 
         Raises:
-          ValueError: the attention cannot be read, or its name is unknown.
+          ValueError: `attention` cannot be parsed, or its name is unknown.
         """
         names = ["none", GATES, *registry.names("map_attention")]
         name, _ = registry.parse("attention", self.attention, names)
@@ -76,19 +77,19 @@ class UNetConfig(StagesConfig):
 
     @property
     def map_attention(self) -> str:
-        """Map attention after each stage, or "none"."""
+        """Spec of the map attention after each stage, or "none"."""
         return "none" if self.gate is not None else self.attention
 
     @property
     def is_gate(self) -> bool:
-        """True if the attention multiplies the map by its weights."""
+        """True if the attention multiplies a map by its weights, as attention gates do."""
         if self.gate is not None:
             return True
         entry = map_attention_entry(self.map_attention)
         return entry is not None and "gate" in entry.capabilities
 
     def build_gate(self, fine: int, coarse: int, rngs: nnx.Rngs) -> nnx.Module:
-        """Returns a gate for maps with `fine` channels, whose signal has `coarse` channels.
+        """Returns a gate for maps of `fine` channels with a gating signal of `coarse` channels.
 
         Raises:
           ValueError: an option is unknown or does not fit.
@@ -107,7 +108,7 @@ class UNetConfig(StagesConfig):
 
     @property
     def first_stride(self) -> int:
-        """Distance in pixels of neighboring cells in the largest map."""
+        """Distance in pixels between neighboring cells of the largest map."""
         return self.patch_size
 
 
@@ -115,17 +116,18 @@ MODEL_CONFIGS = {"unet": UNetConfig}
 
 
 def match_parameter_count(config: UNetConfig, classes: int, image_channels: int = 3) -> UNetConfig:
-    """Reduces the channels so that attention does not increase the number of parameters.
+    """Reduces the channels so that the parameter count with attention is that without attention.
 
     All channels are scaled by one factor and rounded.
 
     Args:
-      config: its channels are those of the network without attention.
+      config: config with attention, and with the channels of the network without attention.
       classes: K.
       image_channels: number of channels of the input.
 
     Returns:
-      The nearest config; within 2 % for networks of about 100,000 parameters or more.
+      The config with the nearest parameter count; it is within 2 % for networks of about 100,000
+      parameters or more.
     """
     wanted = parameter_count(dataclasses.replace(config, attention="none"), classes, image_channels)
     scale, tried = 1.0, []
@@ -140,13 +142,13 @@ def match_parameter_count(config: UNetConfig, classes: int, image_channels: int 
 
 
 def parameter_count(config: UNetConfig, classes: int, image_channels: int = 3) -> int:
-    """Returns the number of parameters, without initializing any."""
+    """Returns the number of parameters, without initializing them."""
     model = nnx.eval_shape(lambda: UNet(config, image_channels, classes, rngs=nnx.Rngs(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def to_patches(images: Array, P: int) -> Array:
-    """Maps [B, Y, X, C] to zero-padded [B, ceil(Y / P), ceil(X / P), P² C]."""
+    """Splits [B, Y, X, C], zero-padded, into patches [B, ceil(Y / P), ceil(X / P), P² C]."""
     B, Y, X, C = images.shape
     images = jnp.pad(images, ((0, 0), (0, -Y % P), (0, -X % P), (0, 0)))
     rows, columns = images.shape[1] // P, images.shape[2] // P
@@ -155,7 +157,7 @@ def to_patches(images: Array, P: int) -> Array:
 
 
 def from_patches(x: Array, Y: int, X: int) -> Array:
-    """Maps [B, rows, columns, P, P, C] to [B, Y, X, C], cropped to Y and X."""
+    """Joins patches [B, rows, columns, P, P, C] to maps [B, Y, X, C], cropped to Y x X."""
     B, rows, columns, P, _, C = x.shape
     whole = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, rows * P, columns * P, C)
     return whole[:, :Y, :X]
@@ -168,8 +170,9 @@ class UNet(ImageModel):
         d_n = e_n,   d_i = stage([α_i · e_i; up(d_(i+1))])
         logits = pixels(d_1 W + b)
 
-    up is a 2 x 2 transposed convolution with stride 2; α_i is the gate of e_i by d_(i+1), or 1
-    without gates.
+    e_i are maps of the encoder, d_i maps of the decoder, and n is the number of stages. up is a 2 x
+    2 transposed convolution with stride 2. α_i are the weights of the attention gate for e_i with
+    gating signal d_(i+1), or 1 without gates. pixels is the inverse of patches.
 
     Args:
       config: see `UNetConfig`.
@@ -205,10 +208,10 @@ class UNet(ImageModel):
     def _apply(
         self, images: Array, dropout_key: Array | None, **flags: Any
     ) -> tuple[Array, dict[str, Array | None]]:
-        """Returns logits [B, Y, X, K], and weights.
+        """Returns logits [B, Y, X, K], and attention weights by name.
 
-        They are "gate_1", ... of gates, or "encoder_1", ..., "decoder_1", ... of a map attention; 1
-        is the largest map.
+        The weights are "gate_1", ... of gates, or "encoder_1", ..., "decoder_1", ... of a map
+        attention. Number 1 belongs to the largest map.
         """
         P, sizes = self.config.patch_size, {}
         shapes.expect("images", images, "B Y X C", sizes)

@@ -32,16 +32,18 @@ def find(path: str) -> dict[str, list[Pair]]:
     """Finds images and their masks by split.
 
     Args:
-      path: a folder with images/ and masks/, which are the training split; or one with such
-        folders in train/ and optionally in validation/ (or valid, val) and test/.
+      path: a folder with images/ and masks/, which are the training split; or a folder with train/
+        and optionally validation/ (or valid, val) and test/, each with images/ and masks/.
 
     Raises:
-      UserError: there is no training split, an image has no mask or a mask no image, or two have
-        the same name.
+      UserError: there is no training split, an image has no mask, a mask has no image, or two
+        images or two masks differ only in the suffix.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(f"path: {path} is not a folder; give one with {IMAGES}/ and {MASKS}/")
+        raise UserError(
+            f"config.data.path: {path} is not a folder; give a folder with {IMAGES}/ and {MASKS}/"
+        )
     folders = [folder.name for folder in root.iterdir() if folder.is_dir()]
     splits = split_names(folders, path)
     used = {IMAGES, MASKS, CLASSES} if {IMAGES, MASKS} & set(folders) else {CLASSES}
@@ -49,10 +51,13 @@ def find(path: str) -> dict[str, list[Pair]]:
     if IMAGES in folders or MASKS in folders:
         if splits:
             both = f"{IMAGES if IMAGES in folders else MASKS}/ and {next(iter(splits.values()))}/"
-            raise UserError(f"path: {path} has {both}; keep one or the other")
+            raise UserError(f"config.data.path: {path} has both {both}; remove one of them")
         return {"train": _pairs(root)}
     if "train" not in splits:
-        raise UserError(f"path: {path} has no {IMAGES}/ and {MASKS}/, nor has it train/")
+        raise UserError(
+            f"config.data.path: {path} has neither {IMAGES}/ and {MASKS}/ nor train/; give a folder with one "
+            "of them"
+        )
     for name in splits.values():
         _say_unused(root / name, {IMAGES, MASKS})
     return {split: _pairs(root / name) for split, name in splits.items()}
@@ -71,16 +76,16 @@ def _say_unused(folder: Path, used: set[str]) -> None:
 def _pairs(folder: Path) -> list[Pair]:
     for name in (IMAGES, MASKS):
         if not (folder / name).is_dir():
-            raise UserError(f"{folder}: has no folder {name}/")
+            raise UserError(f"{folder}: has no folder {name}/; give {IMAGES}/ and {MASKS}/")
     images, masks = (_by_stem(folder / name) for name in (IMAGES, MASKS))
     for stem, image in images.items():
         if stem not in masks:
-            raise UserError(f"{image}: has no mask; expected {folder / MASKS / stem}.png")
+            raise UserError(f"{image}: has no mask; add {folder / MASKS / stem}.png")
     for stem, mask in masks.items():
         if stem not in images:
-            raise UserError(f"{mask}: has no image of that name in {folder / IMAGES}")
+            raise UserError(f"{mask}: has no image; add an image named {stem} to {folder / IMAGES}")
     if not images:
-        raise UserError(f"{folder / IMAGES}: has no image")
+        raise UserError(f"{folder / IMAGES}: has no image; add images to the folder")
     return [(images[stem], masks[stem]) for stem in images]
 
 
@@ -89,7 +94,9 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     for path in image_paths(folder):
         stem = str(path.relative_to(folder).with_suffix(""))
         if stem in found:
-            raise UserError(f"{path}: {found[stem].name} has that name too; one is enough")
+            raise UserError(
+                f"{path}: differs from {found[stem].name} only in the suffix; remove one of them"
+            )
         found[stem] = path
     warn_left_out(folder, found.values())
     return found
@@ -99,11 +106,12 @@ def class_names(path: str) -> list[str] | None:
     """Reads classes.txt in the folder; returns None if it is missing.
 
     Raises:
-      UserError: it cannot be read, or names a class twice, too few or too many classes.
+      UserError: the file cannot be read, a name occurs twice, or there are too few or too many
+        names.
     """
     file = Path(path).expanduser() / CLASSES
     if file.is_dir():
-        raise UserError(f"{file}: is a folder, expected a file with one class name a line")
+        raise UserError(f"{file}: is a folder, expected a file with one class name per line")
     if not file.is_file():
         return None
     names = [line.strip() for line in split_lines(read_text(file).rstrip())]
@@ -112,7 +120,7 @@ def class_names(path: str) -> list[str] | None:
             f"{file}: line {names.index('') + 1} is empty, expected the name of a class"
         )
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{file}: names {twice[0]!r} twice")
+        raise UserError(f"{file}: names the class {twice[0]!r} twice; give each class its own name")
     if not 2 <= len(names) <= MOST_CLASSES:
         raise UserError(f"{file}: names {len(names)} classes, expected 2 to {MOST_CLASSES}")
     return names
@@ -125,18 +133,18 @@ def read_pair(
     values: Sequence[int] = (),
     turns: AnnotationTurns | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads an image uint8 [Y, X, 3] and its labels uint8 [Y, X], VOID for no class.
+    """Reads an image uint8 [Y, X, 3] and its labels uint8 [Y, X], VOID where there is no class.
 
     Args:
-      pair: the two files.
+      pair: paths of image and mask.
       void: number in the mask that means no class.
-      names: names of the classes, if they are known.
+      names: names of the classes; None if they are unknown.
       values: see `DataConfig.mask_values`.
-      turns: collects images whose labels may have to be turned.
+      turns: collects images whose labels may have to be rotated to their EXIF orientation.
 
     Raises:
-      UserError: a file cannot be read, sizes differ, or the mask holds no class numbers or one out
-        of range.
+      UserError: a file cannot be read, image and mask differ in size, or the mask contains
+        something other than class numbers, or a class number out of range.
     """
     image, orientation = read_oriented(pair[0])
     mask, own = read_oriented_mask(pair[1])
@@ -145,15 +153,18 @@ def read_pair(
         fits = turns.fits(pair[0], orientation, mask.shape, image.shape[:2])
     if not fits:
         sizes = [f"{x} x {y}" for y, x in (mask.shape, image.shape[:2])]
-        raise UserError(f"{pair[1]}: is {sizes[0]} pixels, but its image is {sizes[1]}")
+        raise UserError(
+            f"{pair[1]}: is {sizes[0]} pixels, but its image is {sizes[1]}; give mask and image "
+            "the same size"
+        )
     if values:
         return image, _by_values(pair[1], mask, void, values)
     most = MOST_CLASSES if names is None else len(names)
     wrong = np.unique(mask[(mask != void) & ((mask < 0) | (mask >= most))])
     if len(wrong):
         raise UserError(
-            f"{pair[1]}: has class {wrong[0]}; classes are 0 to {most - 1}, and {void} is void "
-            f"(config.data.void); config.data.mask_values takes other numbers for classes"
+            f"{pair[1]}: has class {wrong[0]}, expected 0 to {most - 1}, or {void} for void "
+            f"(config.data.void); set config.data.mask_values if classes have other numbers"
         )
     return image, np.where(mask == void, VOID, mask).astype(np.uint8)
 
@@ -176,16 +187,16 @@ def _by_values(file: Path, mask: np.ndarray, void: int, values: Sequence[int]) -
 def read_mask(path: Path) -> np.ndarray:
     """Reads the numbers of a mask, int64 [Y, X]: gray values, or indices of a palette.
 
-    RGB masks with three equal channels are gray. The EXIF orientation is applied.
+    RGB masks with three equal channels are read as gray. The EXIF orientation is applied.
 
     Raises:
-      UserError: it cannot be read, has colors, or is in a lossy format.
+      UserError: the mask cannot be read, has colors, or is in a lossy format.
     """
     return read_oriented_mask(path)[0]
 
 
 def read_oriented_mask(path: Path) -> tuple[np.ndarray, int]:
-    """Reads a mask as `read_mask` does, and its EXIF orientation."""
+    """Reads a mask like `read_mask`, and returns it with its EXIF orientation."""
     from PIL import ImageOps
 
     with open_image(path, str(path)) as image:
@@ -204,7 +215,7 @@ def read_oriented_mask(path: Path) -> tuple[np.ndarray, int]:
 
 
 def _gray(path: Path, mode: str, channels: np.ndarray) -> np.ndarray:
-    """Returns the gray values of channels [Y, X, C]; the last may be alpha."""
+    """Returns the gray values [Y, X] of an image [Y, X, C], whose last channel may be alpha."""
     if mode.endswith("A"):
         if (channels[..., -1] != 255).any():
             raise UserError(
@@ -240,10 +251,11 @@ def count_classes(
     Args:
       path: path of the data, for messages.
       read: image and labels of each pair of files, by split.
-      kept: the pairs of files, by split.
+      kept: paths of image and mask of each pair, by split.
 
     Raises:
-      UserError: another split has more, or most numbers up to the largest are missing.
+      UserError: another split has classes that the training split lacks, or the training masks lack
+        most class numbers below the largest.
     """
     counts = label_counts(labels for _, labels in read["train"])[:VOID]
     present = np.flatnonzero(counts).tolist()
@@ -260,8 +272,8 @@ def count_classes(
     if missing > len(present) > 1:
         listed = ", ".join(map(str, present[:20])) + ", ..." * (len(present) > 20)
         raise UserError(
-            f"{path}: masks of the train split hold the numbers {listed} alone, expected "
-            f"numbers of classes from 0 on; set config.data.mask_values to ({listed}), or name "
+            f"{path}: masks of the train split hold only the numbers {listed}, expected "
+            f"class numbers 0, 1, 2, ...; set config.data.mask_values to ({listed}), or name "
             f"{most + 1} classes in {CLASSES}"
         )
     if missing and present:

@@ -92,7 +92,7 @@ def compose(
 def _ground(
     ground: np.ndarray, land: np.ndarray, bands: tuple[int, ...], random: np.random.RandomState
 ) -> np.ndarray:
-    """Returns a random crop within one band of longitude, of which at least half is land."""
+    """Returns a random crop within one band of longitude; at least half of the crop is land."""
     while True:
         band = 6 * random.randint(3) + bands[random.randint(len(bands))]
         x = band * _BAND + random.randint(_BAND - SIDE + 1)

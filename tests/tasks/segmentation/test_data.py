@@ -110,9 +110,9 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
         with pytest.raises(UserError, match=message):
             prepared(root, **fields)
 
-    refused(r"masks/\d\d.png: has class 255; classes are 0 to 254, and 254 is void", void=254)
+    refused(r"masks/\d\d.png: has class 255, expected 0 to 254, or 254 for void", void=254)
     (root / "classes.txt").write_text("sky\nroad\n")
-    refused(r"masks/00.png: has class 2; classes are 0 to 1, and 255 is void")
+    refused(r"masks/00.png: has class 2, expected 0 to 1, or 255 for void")
     (root / "classes.txt").write_text("sky\nsky\n")
     refused("classes.txt: names 'sky' twice")
     (root / "classes.txt").write_text("sky\n")
@@ -129,13 +129,13 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
     (root / "images" / "04.png").write_bytes(whole)
 
     (masks / "05.png").rename(masks / "else.png")
-    refused(r"images/05.png: has no mask; expected .*masks/05.png")
+    refused(r"images/05.png: has no mask; add .*masks/05.png")
     (masks / "else.png").rename(masks / "05.png")
     (root / "images" / "06.png").unlink()
-    refused("masks/06.png: has no image of that name")
+    refused("masks/06.png: has no image; add an image named 06 to")
     (root / "images" / "06.jpg").write_bytes(whole)
     (root / "images" / "06.png").write_bytes(whole)
-    refused("06.png: 06.jpg has that name too")
+    refused("06.png: differs from 06.jpg only in the suffix")
     (root / "images" / "06.jpg").unlink()
 
     folder(root / "train", count=3, classes=2)
@@ -176,12 +176,12 @@ def test_black_and_white_masks(tmp_path):
     """255 is void by default: one class is left, which is refused with a remedy that works."""
     root = binary(tmp_path, 255)
     message = (
-        r"masks of the train split hold 0 and 255, and 255 is void \(config\.data\.void; 50\.0% of "
-        r"pixels\), .* set config\.data\.mask_values to \(0, 255\)"
+        r"masks of the train split hold 0 and 255, but 255 is void \(config\.data\.void\), .*50\.0% of "
+        r"the pixels\); .* set config\.data\.mask_values to \(0, 255\)"
     )
     with pytest.raises(UserError, match=message):
         prepared(root)
-    with pytest.raises(UserError, match=r"has class 255; .*config\.data\.mask_values"):
+    with pytest.raises(UserError, match=r"has class 255, .*config\.data\.mask_values"):
         prepared(root, void=254)
     data = prepared(root, mask_values=(0, 255))
     assert data.names == ("class_0", "class_1")
@@ -262,7 +262,7 @@ def test_folders_that_are_not_as_they_should_be(tmp_path, capsys):
         prepared(root)
     (root / "classes.txt").unlink()
     (root / "Train").mkdir()
-    with pytest.raises(UserError, match=r"mine has images/ and Train/; keep one or the other"):
+    with pytest.raises(UserError, match=r"mine has both images/ and Train/; remove one of them"):
         prepared(root)
     parts = tmp_path / "parts"
     folder(parts / "TRAIN", count=12)
