@@ -675,7 +675,10 @@ def light_on_dark(options: Mapping[str, Any], folder: Path) -> Encoder:
                 )
             return {**row, options["to"]: _squared(gray, side)}
         if len(numbers) != side**2:
-            raise InputError(f"input {shown(raw)}: has {len(numbers)} numbers; give {side**2}")
+            raise InputError(
+                f"input {shown(raw)}: has {len(numbers)} numbers, expected {side**2}, "
+                "one per pixel, row by row"
+            )
         if not all(0 <= number <= ink for number in numbers):
             raise InputError(f"input {shown(raw)}: expected numbers from 0 (paper) to {ink} (ink)")
         pixels = (np.reshape(numbers, (side, side, 1)) / ink).astype(np.float32)

@@ -21,7 +21,7 @@ _CHUNK = 2000
 
 
 def logistic_regression(splits: Mapping[str, Images]) -> np.ndarray:
-    """Fits softmax regression on pixels; images above 32 pixels a side are downsampled."""
+    """Predicts test classes by softmax regression on pixels, downsampled to at most 32 a side."""
     from sklearn.linear_model import LogisticRegression
 
     def make(strength: float) -> Any:
@@ -32,7 +32,7 @@ def logistic_regression(splits: Mapping[str, Images]) -> np.ndarray:
 
 
 def rbf_svm(splits: Mapping[str, Images]) -> np.ndarray:
-    """Fits an SVM with the kernel exp(-γ |x - y|²), γ = 1 / (pixels · variance)."""
+    """Predicts test classes by an SVM; kernel exp(-γ |x - y|²), γ = 1 / (pixels · variance)."""
     from sklearn.svm import SVC
 
     return _predictions_of_best(
@@ -41,9 +41,9 @@ def rbf_svm(splits: Mapping[str, Images]) -> np.ndarray:
 
 
 def hog_linear_svc(splits: Mapping[str, Images]) -> np.ndarray:
-    """Fits a one-versus-rest linear SVM on `oriented_gradients` of gray images.
+    """Predicts test classes by a one-versus-rest linear SVM on `oriented_gradients`.
 
-    Images above 64 pixels a side are downsampled.
+    Images are converted to gray, and downsampled to at most 64 pixels a side.
     """
     from sklearn.svm import LinearSVC
 
@@ -56,16 +56,16 @@ def hog_linear_svc(splits: Mapping[str, Images]) -> np.ndarray:
 def oriented_gradients(gray: np.ndarray) -> np.ndarray:
     """Computes histograms of oriented gradients (Dalal & Triggs 2005).
 
-    Each cell of 4 x 4 pixels has a histogram of gradient lengths over 9 directions from 0 to π;
-    a length is divided between the two nearest bins. Gradients are central differences, 0 at the
-    border. Each block of 2 x 2 cells is divided by its Euclidean norm, clipped at 0.2, and
-    normalized again.
+    Each cell of 4 x 4 pixels has a histogram of gradient lengths over 9 directions from 0 to π; a
+    length is divided between the two nearest bins. Gradients are central differences, 0 at the
+    border. The histograms of each block of 2 x 2 cells are divided by their joint Euclidean norm,
+    clipped at 0.2, and normalized again.
 
     Args:
       gray: [n, Y, X] from 0 to 1; incomplete cells at the lower and right border are ignored.
 
     Returns:
-      float32 [n, blocks · 36], blocks row by row.
+      float32 [n, blocks · 36], with the overlapping blocks row by row.
     """
     n, Y, X = gray.shape
     down, right = np.zeros_like(gray), np.zeros_like(gray)
@@ -104,7 +104,7 @@ def _gradients(images: np.ndarray) -> np.ndarray:
 
 
 def _downsample(images: np.ndarray, largest: int) -> np.ndarray:
-    """Returns means of square blocks, float32 from 0 to 1, so that no side exceeds `largest`."""
+    """Averages square blocks so that no side exceeds `largest`; returns float32 from 0 to 1."""
     factor = -(-max(images.shape[1:3]) // largest)
     floats = images / np.float32(255) if images.dtype == np.uint8 else images
     n, Y, X, C = images.shape
@@ -119,7 +119,7 @@ def _predictions_of_best(
     features: Callable[[np.ndarray], np.ndarray],
     splits: Mapping[str, Images],
 ) -> np.ndarray:
-    """Returns the classes of the test split by the classifier that is best on validation."""
+    """Returns the test classes predicted by the classifier of best validation accuracy."""
 
     def in_chunks(images: np.ndarray) -> np.ndarray:
         starts = range(0, len(images), _CHUNK)

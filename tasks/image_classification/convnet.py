@@ -37,7 +37,7 @@ class ConvNetConfig(StagesConfig):
 
 
 class ConvolutionalClassifier(ImageModel):
-    """Base class: logits = dropout(mean_yx(last map of the backbone)) W + b.
+    """Base class of classifiers with logits = dropout(mean_yx(last map of the backbone)) W + b.
 
     Args:
       config: a `StagesConfig` with `dropout_rate`.
@@ -61,14 +61,14 @@ class ConvolutionalClassifier(ImageModel):
     def _apply(
         self, images: Array, dropout_key: Array | None, **flags: Any
     ) -> tuple[Array, dict[str, Array]]:
-        """Returns logits [B, classes], and "stage_1", ...: the weights after each stage."""
+        """Returns logits [B, classes], and the attention weights of each stage, "stage_1", ..."""
         maps, weights = self._maps(images, **flags)
         pooled = maybe_dropout(global_average(maps[-1]), self.config.dropout_rate, dropout_key)
         return self.classify(pooled), weights
 
 
 class ConvNet(ConvolutionalClassifier):
-    """Classifier of the map of `Stage`s; see `ConvNetConfig`."""
+    """Classifier on the last map of a sequence of `Stage`s; see `ConvNetConfig`."""
 
     def _build(self, image_channels: int, rngs: nnx.Rngs) -> None:
         config, sizes = self.config, (image_channels, *self.config.channels)

@@ -23,18 +23,20 @@ class DataConfig(Config):
     """Config of the data set.
 
     Attributes:
-      name: built-in data set; or, with `path`, name for the results, own_<folder> by default.
+      name: name of a built-in data set. With `path`, name under which results are stored,
+        own_<folder> by default.
       path: user folder. It contains either one folder of images for each class, or the folders
         train/ and optionally validation/ (or valid, val, dev) and test/, which contain one folder
-        for each class. A missing split is a tenth of train, selected by the hash of the file, so
-        that splits do not depend on image_size and equal files are in one split. Images are kept in
-        memory.
+        for each class. A missing split is a tenth of the training split, selected by the hash of
+        the image file, so that splits do not depend on image_size and equal files are in the same
+        split. Images are kept in memory.
       image_size: side in pixels to which user images are scaled after a central square crop; None
         for 64.
-      skip_broken: skip user images that cannot be read, with a message.
+      skip_broken: whether to skip user images that cannot be read, with a message.
       shift: largest random translation in training, in pixels along each axis.
-      augmentation: other random changes in training.
-      mixup: α of mixup in training: images are mixed with a weight from Beta(α, α); 0 for none.
+      augmentation: config of the other random augmentation in training.
+      mixup: α of mixup in training: two images are mixed with a weight from Beta(α, α); 0 for no
+        mixup.
     """
 
     name: str = "digits"
@@ -51,12 +53,15 @@ class DataConfig(Config):
         object.__setattr__(self, "name", name)
         if self.path is None and (self.image_size is not None or self.skip_broken):
             field = "skip_broken" if self.image_size is None else "image_size"
-            raise ValueError(f"{field}: is for user images; set path too")
+            raise ValueError(
+                f"{field}: got a value, but built-in data sets have a fixed size and no broken "
+                "images; set it only with path"
+            )
         self.expect("shift", 0 <= self.shift <= self.side, f"a number in [0, {self.side}]")
         if self.augmentation.needs_color and self.path is None:
             raise ValueError(
-                f"augmentation: got saturation or hue, expected 0 for the gray "
-                f"images of {self.name}"
+                f"augmentation: got a saturation or hue above 0, expected 0 because the images "
+                f"of {self.name} are gray"
             )
 
     @property
@@ -68,13 +73,13 @@ class DataConfig(Config):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(Y, X, C); user images are RGB."""
+        """Height, width and channels of an image; user images are RGB."""
         return (self.side, self.side, 1 if self.path is None else 3)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageData(digests.Fingerprinted):
-    """Splits, and names of the classes.
+    """A data set of labeled images, with its splits and class names.
 
     Attributes:
       labels: names of the classes.

@@ -1,9 +1,9 @@
 """Built-in data sets of gray images.
 
 Digits are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak 1998,
-UCI) in scikit-learn: 1,797 images of 8 x 8; each pixel is the number 0..16 of ink pixels in a
-4 x 4 block of the scanned digit. Writers are not recorded, so splits share writers: metrics are for
-known writers.
+UCI) in scikit-learn: 1,797 images of 8 x 8 pixels. Each pixel is the number 0..16 of ink pixels in
+a 4 x 4 block of the scanned digit. Writers are not recorded, so splits share writers, and metrics
+do not measure the generalization to new writers.
 
 Fashion-MNIST: see `tasks.common.datasets.fashion_mnist`.
 """
@@ -29,8 +29,8 @@ class Images:
 
     Attributes:
       images: [n, Y, X, C], float32 from 0 to 1 or uint8 from 0 to 255.
-      labels: int32 [n]; None if unknown.
-      ids: hashes of user files; None for built-in data sets.
+      labels: int32 [n]; None for unlabeled images.
+      ids: hashes of the image files of user data; None for built-in data sets.
     """
 
     lengths = None
@@ -58,8 +58,8 @@ class DataSet:
     Attributes:
       labels: names of the classes.
       side: side of the images in pixels.
-      ink: largest value of a pixel.
-      load: paths -> splits.
+      ink: largest value of a pixel, which is full ink.
+      load: function from the data paths to the splits by name.
     """
 
     labels: tuple[str, ...]
@@ -76,7 +76,8 @@ INK = 16
 def split_of(pixels: np.ndarray) -> str:
     """Returns the split of a digit, by SHA-256 of its pixels modulo 10.
 
-    0 and 1 are test, 2 is validation, the rest train. Equal images are in the same split.
+    Remainders 0 and 1 are test, 2 is validation, and 3 to 9 are train. Equal images are in the same
+    split.
 
     Args:
       pixels: integers 0..16, [Y, X].
@@ -87,7 +88,7 @@ def split_of(pixels: np.ndarray) -> str:
 
 
 def _digits(paths: Paths) -> dict[str, Images]:
-    """Returns the splits, in the order of the source."""
+    """Returns the splits of the digits; examples keep the order of scikit-learn."""
     from sklearn.datasets import load_digits
 
     source = load_digits()

@@ -1,6 +1,7 @@
 """A small Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words").
 
-B batch, Y X image height and width, C channels, P patches, D model size.
+B batch, Y X image height and width, C channels, P patches, D model size, L layers, N heads, T
+tokens (the patches and, for the head "cls", the class token).
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class ViTConfig(SmallEncoderConfig):
 
     Attributes:
       patch_size: side of a patch in pixels; divides the side of the image.
-      head: "cls", a learned token prepended to the patches, or a pool of `attention.registry`;
-        "multi_head" is the MAP head of Zhai et al. 2022.
+      head: "cls", which reads the logits from a learned token prepended to the patches; or a pool
+        of `attention.registry`, such as "multi_head", the MAP head of Zhai et al. 2022.
       head_dropout_rate: dropout rate of the pooled vector.
     """
 
@@ -53,7 +54,7 @@ def patches(images: Array, size: int) -> Array:
 
     Args:
       images: [B, Y, X, C].
-      size: pixels a side of a patch.
+      size: side of a patch in pixels.
 
     Returns:
       [B, P, size² C] with P = (Y / size) (X / size); a patch is ordered by row, column, channel.
@@ -71,7 +72,7 @@ def patches(images: Array, size: int) -> Array:
 
 
 class VisionTransformer(nnx.Module):
-    """logits = dropout(head(Encoder(patches(image) W + b))) W_c + b_c.
+    """Vision Transformer with logits = dropout(head(Encoder(patches(image) W + b))) W_c + b_c.
 
     Args:
       config: see `ViTConfig`.
@@ -104,13 +105,14 @@ class VisionTransformer(nnx.Module):
         Args:
           images: [B, Y, X, C].
           dropout_key: None for evaluation.
-          return_weights: also return the attention weights.
+          return_weights: whether to return the attention weights too.
 
         Returns:
-          logits float32 [B, classes]; with `return_weights` also the weights "encoder"
-          [B, L, N, T, T] and "head" [B, heads, P], of the head over the patches. For "cls" these
-          are the weights of its token in the last layer, without itself, so that they may sum to
-          less than 1. For "mean" they are the mean weights of the patches in the last layer.
+          Logits float32 [B, classes]; with `return_weights` also the attention weights "encoder"
+          [B, L, N, T, T], and "head" [B, heads, P], those of the head over the patches. For "cls",
+          "head" is the weights of the class token in the last layer over the patches, whose sum may
+          be less than 1, because the token also attends to itself. For "mean", "head" is the mean
+          over the queries of the weights in the last layer.
         """
         keys = split_keys(dropout_key, 2)
         x = self.embed(patches(images, self.config.patch_size))

@@ -31,7 +31,7 @@ class ResNetClassifierConfig(ResNetConfig):
 
 
 class ResNetClassifier(ConvolutionalClassifier):
-    """Classifier of the last map of a `ResNet`; see `ResNetClassifierConfig`."""
+    """Classifier on the last map of a `ResNet`; see `ResNetClassifierConfig`."""
 
     def _build(self, image_channels: int, rngs: nnx.Rngs) -> None:
         self.backbone = ResNet(self.config, image_channels, rngs=rngs)

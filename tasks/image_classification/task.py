@@ -40,7 +40,7 @@ class ImageProcessor(Processor):
     """Processor that reads images and returns class names.
 
     Attributes:
-      data, model: configs.
+      data, model: configs of the data set and of the model.
       labels: names of the classes.
     """
 
@@ -51,16 +51,16 @@ class ImageProcessor(Processor):
         return user_files.read_inputs(raw, DATA_SETS.get(self.data.name), self.data.side)
 
     def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
-        """Returns label and probabilities; the printed line has the three most probable classes."""
+        """Returns label and class probabilities; the printed text has the three most probable."""
         return classes_by_probability(raw, outputs["probabilities"], self.labels, _SHOWN)
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the image; built-in data sets may also hold it as uint8."""
+        """Returns the specification of the image: float32 for built-in data sets, else uint8."""
         dtype = "float32" if self.data.path is None else "uint8"
         return {"image": ArraySpec(("batch", *self.data.image_shape), dtype)}
 
     def steps(self) -> ProcessingSteps:
-        """Returns the reading of images, and the ranking of the labels."""
+        """Returns the steps that read images and that rank the classes by probability."""
         side, built_in = self.data.side, DATA_SETS.get(self.data.name)
         if built_in is None:
             encode: list[dict[str, Any]] = [
@@ -120,8 +120,8 @@ class ImageClassification(ClassificationTask):
     def loss(self, model: Model, batch: Batch, dropout_key: jax.Array) -> tuple[jax.Array, dict]:
         """Computes cross-entropy and accuracy of augmented images under dropout.
 
-        With mixup the loss is the mean over both labels, weighted as the images are mixed; the
-        accuracy is that of the first label.
+        With mixup, the loss is the mean of the losses for the labels of the two mixed images, with
+        the mixing weights. The accuracy is that for the label of the first image.
         """
         images, mixed = self._augmented(batch, dropout_key)
         key = jax.random.split(dropout_key)[1]
@@ -141,7 +141,7 @@ class ImageClassification(ClassificationTask):
     def _augmented(
         self, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """Returns augmented images and, with mixup, partner indices and mixing fractions."""
+        """Returns augmented images; with mixup also partner indices and weights of first images."""
         data = self.data
         images = random_translation(_to_unit(batch["image"]), data.shift, jax.random.split(key)[0])
         if data.augmentation == AugmentationConfig() and not data.mixup:
@@ -159,8 +159,9 @@ class ImageClassification(ClassificationTask):
     def attention(self, model: Model, inputs: Batch) -> dict[str, jax.Array]:
         """Returns attention weights.
 
-        Those of a ViT are "encoder" [B, L, N, T, T] and "head" [B, heads, P]; those of a
-        convolutional network the map attention of each stage.
+        A ViT returns "encoder" [B, L, N, T, T] and "head" [B, heads, P]; see
+        `VisionTransformer.__call__`. A convolutional network returns the map attention weights of
+        each stage, "stage_1", ...
         """
         vit = isinstance(model, VisionTransformer)
         if vit and "weights" not in registry.find("mixer", self.model.mixer).capabilities:
@@ -170,7 +171,7 @@ class ImageClassification(ClassificationTask):
     # ------------------------------------------------------------------ on the host
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Hashes image files, or images of built-in data sets, with the names of their classes."""
+        """Returns hashes of image files (of pixels for built-in data sets) and class names."""
         part = self.dataset.splits[split]
         images = part.images if part.ids is None else part.ids
         return digests.ids(images, [self.labels[label] for label in part.labels])
@@ -178,7 +179,7 @@ class ImageClassification(ClassificationTask):
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
-        """Draws the confusion matrix, and attention over the first images."""
+        """Draws the confusion matrix, and attention weights over the first images of the split."""
         drawn: list[Figure] = [
             ConfusionMatrix(f"{split} split", statistics["confusion"], self.labels)
         ]
@@ -192,7 +193,7 @@ class ImageClassification(ClassificationTask):
     def input_figures(
         self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
-        """Draws the attention weights over each image, as the model receives it."""
+        """Draws attention weights over each image in the size that the model receives."""
         drawn: list[list[Figure]] = [[] for _ in raw]
         images, predicted = self.processor.encode(raw).images, predicted_classes(outputs)
         for index, where, weights in self._attended(attention):
@@ -201,7 +202,7 @@ class ImageClassification(ClassificationTask):
         return drawn
 
     def _attended(self, attention: Arrays) -> Iterator[tuple[int, str, np.ndarray]]:
-        """Yields index of the image, name of the layer for captions, and a map [y, x]."""
+        """Yields (image index, layer name for captions, map [y, x]) of attention weights."""
         if isinstance(self.model, ViTConfig):
             grid = [side // self.model.patch_size for side in self.data.image_shape[:2]]
             for index, weights in enumerate(attention.get("head", ())):
@@ -217,9 +218,10 @@ class ImageClassification(ClassificationTask):
                     yield index, f" ({name.replace('_', ' ')})", found
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """Returns softmax regression on pixels and an SVM.
+        """Returns the baselines: softmax regression on pixels, and an SVM.
 
-        The SVM is on pixels for digits, which are small, and on oriented gradients otherwise.
+        The features of the SVM are the pixels for digits, which are small images, and oriented
+        gradients for other data sets.
         """
         fits = {"logistic_regression": baselines.logistic_regression}
         if self.data.name == "digits":
@@ -233,12 +235,12 @@ class ImageClassification(ClassificationTask):
 
 
 def _drawable(image: np.ndarray) -> np.ndarray:
-    """Removes the channel axis of a gray image [Y, X, 1]."""
+    """Returns a gray image [Y, X, 1] without its channel axis, other images unchanged."""
     return image[..., 0] if image.shape[-1] == 1 else image
 
 
 def _to_unit(images: jax.Array) -> jax.Array:
-    """Returns images from 0 to 1; those of bytes are divided by 255."""
+    """Returns images from 0 to 1; uint8 images are divided by 255."""
     return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
 
 

@@ -1,4 +1,4 @@
-"""User images: class folders to train on, and single images to predict."""
+"""Reading of user images: class folders for training, and single images for prediction."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ def read_folder(
     Args:
       path: see `DataConfig.path`.
       side: side length in pixels to which images are scaled.
-      skip_broken: skip images that cannot be read, with a message.
+      skip_broken: whether to skip images that cannot be read, with a message.
 
     Returns:
-      Names of the classes, in order, and the three splits, uint8 [n, side, side, 3].
+      Names of the classes, sorted, and the three splits, uint8 [n, side, side, 3].
 
     Raises:
-      UserError: a folder is missing or empty, an image cannot be read, there is only one class or a
-        class that train lacks, or images are too few to hold out validation and test.
+      UserError: a folder is missing or empty, an image cannot be read, there is only one class, a
+        split has a class that the training split lacks, or there are too few images to hold out
+        validation and test splits.
     """
     folders = split_folders(path)
     found = {split: image_folder(folder) for split, folder in folders.items()}
@@ -58,12 +59,12 @@ def read_folder(
         for name in classes:
             if name not in labels:
                 raise UserError(
-                    f"{folders[split] / name}: train has no such class; it has "
-                    f"{', '.join(labels[:20])}"
+                    f"{folders[split] / name}: the train split has no class {name!r}, expected "
+                    f"one of its classes {', '.join(labels[:20])}"
                 )
         splits[split], hashes[split] = _read_classes(classes, labels, side, skip_broken)
         if not len(splits[split]):
-            raise UserError(f"{folders[split]}: has no image that can be read")
+            raise UserError(f"{folders[split]}: has no image that can be read; add images")
         _warn_conflicts(folders[split], hashes[split], splits[split].labels)
     warn_shared(path, {split: dict(given) for split, given in hashes.items()}, "images")
     train = splits["train"]
@@ -79,7 +80,7 @@ def read_folder(
 
 
 def split_folders(path: str) -> dict[str, Path]:
-    """Returns the folder of each split; the folder itself is train if train/ has no folders.
+    """Returns the folder of each split; without train/CLASS/ folders, `path` is the training split.
 
     Raises:
       UserError: the folder does not exist, or two folders denote the same split.
@@ -105,7 +106,7 @@ def split_folders(path: str) -> dict[str, Path]:
 def _read_classes(
     classes: Mapping[str, Sequence[Path]], labels: Sequence[str], side: int, skip_broken: bool
 ) -> tuple[Images, list[tuple[str, str]]]:
-    """Returns the images, and hash and path of each file."""
+    """Reads the images of a split, and returns them with the hash and path of each file."""
     files = [path for paths in classes.values() for path in paths]
     numbers = [labels.index(name) for name, paths in classes.items() for _ in paths]
 
@@ -125,7 +126,7 @@ def _read_classes(
 
 
 def _warn_conflicts(folder: Path, files: Sequence[tuple[str, str]], labels: Sequence[int]) -> None:
-    """Warns about images that are in two classes."""
+    """Warns about equal image files in the folders of two classes."""
     before: dict[str, tuple[str, int]] = {}
     conflicts = []
     for (digest, file), label in zip(files, labels, strict=True):
@@ -144,7 +145,7 @@ def _warn_conflicts(folder: Path, files: Sequence[tuple[str, str]], labels: Sequ
 
 
 def read_inputs(raw: Sequence[str], data_set: DataSet | None, side: int) -> Images:
-    """Reads raw inputs.
+    """Reads images for prediction.
 
     Args:
       raw: paths of images; for built-in data sets see `read_gray`.
@@ -172,15 +173,16 @@ def read_gray(text: str, data_set: DataSet) -> np.ndarray:
     Args:
       text: comma-separated numbers from 0 (paper) to `data_set.ink`, row by row; or the path of an
         image in any format that Pillow reads. The image is converted to gray, padded to a square
-        with the color of its border, and downsampled by the mean of blocks, as digits were made.
-        If its border is light, it is inverted.
+        with the mean of its border, and downsampled by the mean of blocks, as the digits were. An
+        image with a light border is inverted.
       data_set: built-in data set of the model.
 
     Returns:
       float32 [side, side, 1], from 0 to 1.
 
     Raises:
-      UserError: the input is neither numbers nor an image, or the numbers do not fit.
+      UserError: the input is neither numbers nor an image, or the count or range of numbers is
+        wrong.
     """
     side, ink = data_set.side, data_set.ink
     numbers = _numbers(text)
@@ -189,9 +191,12 @@ def read_gray(text: str, data_set: DataSet) -> np.ndarray:
         return _light_on_dark(_read(text, "L", remedy), side)
     shown = f"input {_shortened(text)}"
     if len(numbers) != side**2:
-        raise UserError(f"{shown}: has {len(numbers)} numbers; give {side**2}, row by row")
+        raise UserError(
+            f"{shown}: has {len(numbers)} numbers, expected {side**2}, one per pixel, row by row"
+        )
     if not all(0 <= number <= ink for number in numbers):
-        raise UserError(f"{shown}: each number must be from 0 (paper) to {ink} (ink)")
+        wrong = next(number for number in numbers if not 0 <= number <= ink)
+        raise UserError(f"{shown}: got the number {wrong:g}, expected 0 (paper) to {ink} (ink)")
     return (np.reshape(numbers, (side, side, 1)) / ink).astype(np.float32)
 
 

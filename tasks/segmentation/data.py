@@ -39,11 +39,11 @@ class DataConfig(Config):
       name: name of a built-in data set. With `path`, name under which results are stored,
         own_<folder> by default.
       path: folder of user files. It contains either images/ and masks/, in which an image and its
-        mask have the same name, or train/ and optionally validation/ and test/, each of which
-        contains images/ and masks/. A missing split is a tenth of the training split, selected by
-        the hash of the pixels. A mask contains the class index of each pixel, in grayscale or with
-        a palette. An optional file classes.txt lists the class names, one per line, from class 0.
-        The training split must have pixels of at least two classes. For images with an EXIF
+        mask have the same name, or the folders train/ and optionally validation/ and test/, which
+        each contain images/ and masks/. A missing split is a tenth of the training split, selected
+        by the hash of the pixels. A mask contains the class index of each pixel, in grayscale or
+        with a palette. An optional file classes.txt lists the class names, one per line, from class
+        0. The training split must have pixels of at least two classes. For images with an EXIF
         orientation see `tasks.common.images.orientation`.
       image_size: height and width of the model's input.
       fit: method for images of other sizes: "resize" scales the complete image; "tiles" cuts it

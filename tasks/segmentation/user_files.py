@@ -55,8 +55,8 @@ def find(path: str) -> dict[str, list[Pair]]:
         return {"train": _pairs(root)}
     if "train" not in splits:
         raise UserError(
-            f"config.data.path: {path} has neither {IMAGES}/ and {MASKS}/ nor train/; give a folder with one "
-            "of them"
+            f"config.data.path: {path} has neither {IMAGES}/ and {MASKS}/ nor train/; give a "
+            f"folder that contains {IMAGES}/ and {MASKS}/, or train/"
         )
     for name in splits.values():
         _say_unused(root / name, {IMAGES, MASKS})

@@ -456,7 +456,7 @@ def test_paths_that_are_no_files_are_refused(subjects, tmp_path):
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
-        ("1,2", "has 2 numbers; give 64"),
+        ("1,2", "has 2 numbers, expected 64"),
         (",".join(["17"] * 64), "from 0"),
         (",".join(["nan"] * 64), "from 0"),
         ("1,2,x", "64 comma-separated numbers 0..16"),

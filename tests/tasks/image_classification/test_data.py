@@ -232,7 +232,10 @@ def test_folders_of_splits(tmp_path):
     assert splits["train"].images.shape[1:] == (4, 4, 3)
     assert len(splits["train"]) + len(splits["test"]) == 60
     folder(tmp_path / "test", ["c"], count=2, seed=3)
-    with pytest.raises(UserError, match=r"test/c: train has no such class; it has a, b"):
+    with pytest.raises(
+        UserError,
+        match=r"test/c: the train split has no class .c., expected one of its classes a, b",
+    ):
         read_folder(str(tmp_path), 4, False)
 
 
@@ -326,10 +329,10 @@ def test_what_is_transparent_is_paper(tmp_path):
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("1,2,3", "has 3 numbers; give 64, row by row"),
-        (",".join(["17"] * 64), "each number must be from 0"),
-        (",".join(["nan"] * 64), "each number must be from 0"),
-        (",".join(["-0.1"] * 64), "each number must be from 0"),
+        ("1,2,3", "has 3 numbers, expected 64, one per pixel, row by row"),
+        (",".join(["17"] * 64), "got the number 17, expected 0"),
+        (",".join(["nan"] * 64), "got the number nan, expected 0"),
+        (",".join(["-0.1"] * 64), "got the number -0.1, expected 0"),
         ("nowhere.png", "'nowhere.png': no such file; give the path of an image, or 64 comma"),
         ("", "give the path of an image"),
         ("a\0b", "not an image"),
@@ -359,13 +362,14 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path):
     [
         ("name", "fashion", "name: got 'fashion' .did you mean 'fashion_mnist'"),
         ("shift", -0.5, r"shift: got -0.5, expected a number in \[0, 8\]"),
-        ("image_size", 32, "image_size: is for user images"),
-        ("skip_broken", True, "skip_broken: is for user images"),
+        ("image_size", 32, "image_size: got a value, but built-in"),
+        ("skip_broken", True, "skip_broken: got a value, but built-in"),
         ("mixup", -1.0, "mixup: got -1.0, expected at least 0"),
         (
             "augmentation",
             AugmentationConfig(hue=0.1),
-            "augmentation: got saturation or hue, expected 0 for the gray images of digits",
+            "augmentation: got a saturation or hue above 0, expected 0 because the images of digits "
+            "are gray",
         ),
     ],
 )

@@ -114,7 +114,7 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
     (root / "classes.txt").write_text("sky\nroad\n")
     refused(r"masks/00.png: has class 2, expected 0 to 1, or 255 for void")
     (root / "classes.txt").write_text("sky\nsky\n")
-    refused("classes.txt: names 'sky' twice")
+    refused("classes.txt: names the class 'sky' twice")
     (root / "classes.txt").write_text("sky\n")
     refused("classes.txt: names 1 classes, expected 2 to 255")
     (root / "classes.txt").unlink()
@@ -176,8 +176,8 @@ def test_black_and_white_masks(tmp_path):
     """255 is void by default: one class is left, which is refused with a remedy that works."""
     root = binary(tmp_path, 255)
     message = (
-        r"masks of the train split hold 0 and 255, but 255 is void \(config\.data\.void\), .*50\.0% of "
-        r"the pixels\); .* set config\.data\.mask_values to \(0, 255\)"
+        r"masks of the train split hold 0 and 255, but 255 is void \(config\.data\.void\), "
+        r".*50\.0% of the pixels\); .* set config\.data\.mask_values to \(0, 255\)"
     )
     with pytest.raises(UserError, match=message):
         prepared(root)
@@ -232,7 +232,7 @@ def test_void_is_counted_and_classes_that_are_left_are_enough(tmp_path):
 def test_numbers_that_are_no_classes_are_refused(tmp_path, capsys):
     root = binary(tmp_path, 128)
     with pytest.raises(
-        UserError, match=r"hold the numbers 0, 128 alone, .*mask_values to \(0, 128\)"
+        UserError, match=r"hold only the numbers 0, 128, .*mask_values to \(0, 128\)"
     ):
         prepared(root)
     assert prepared(root, mask_values=(0, 128)).names == ("class_0", "class_1")
