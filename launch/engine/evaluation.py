@@ -52,7 +52,7 @@ def evaluate(task: Task, steps: Steps, variables: Any, split: str, batch_size: i
 
 
 def prediction_inputs(task: Task, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arrays of a batch that `Task.predict` takes."""
+    """Selects the arrays of a batch that are inputs of `Task.predict`."""
     names = task.processor.signature() or batch
     return {name: batch[name] for name in names}
 

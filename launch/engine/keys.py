@@ -22,7 +22,7 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def group_type(hint: Any) -> type | None:
-    """Returns the dataclass among the alternatives of a type, or None."""
+    """Returns the dataclass among the members of a union type, or None; see `alternatives`."""
     kinds = (kind for kind in alternatives(hint) if isinstance(kind, type))
     return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
 

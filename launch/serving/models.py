@@ -201,14 +201,14 @@ class Model:
             places.close()
 
     async def answer(self, raw: Sequence[Raw], fields: Sequence[str]) -> list[Item]:
-        """Returns inputs with their outputs and answers.
+        """Encodes inputs, runs the model, and returns the inputs with their answers.
 
         Args:
           raw: texts, or contents of files.
           fields: name of each input in messages.
 
         Raises:
-          Problem: an input is invalid, the queue is full, or the time is over.
+          Problem: an input is invalid, the queue is full, or the deadline has passed.
         """
         with self.accepted(len(raw)) as places:
             return await self._within(self._answer(raw, fields, places))

@@ -1,1 +1,1 @@
-"""Code shared by the tasks: sources, builders, pipeline, text, backbones, baselines."""
+"""Code shared by the tasks: data sets, tokenizers, augmentation, networks, decoding, metrics."""

@@ -56,7 +56,7 @@ def open_text(name: str) -> TextIO:
 
 @contextlib.contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Raises a UserError for a file that cannot be opened or read."""
+    """Context in which errors of opening or reading a file become `UserError`s."""
     try:
         yield
     except OSError as error:

@@ -291,7 +291,7 @@ def from_tensors(
 
 
 def fitted_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns `LanguageModelFolder.tokenizer` for a tokenizer that this project fitted.
+    """Returns the arguments of `of_model`, besides the model, for a tokenizer of this project.
 
     Raises:
       ValueError: the tokenizer is not WordPiece.

@@ -63,7 +63,7 @@ def split(text: str, lower_case: bool = True) -> list[str]:
 
 
 def stemmer(language: str | None) -> Callable[[str], str] | None:
-    """Returns the Snowball stemmer of a language, or None for None.
+    """Returns the Snowball stemmer of a language; None if `language` is None.
 
     Raises:
       ValueError: the language is not supported; the message lists the supported languages.

@@ -17,7 +17,7 @@ def text_features(labels: Sequence[str]) -> Callable[[], Mapping[str, Any]]:
 
 
 def example(identity: str, text: str, label: str) -> dict[str, str]:
-    """Returns an example for the builder."""
+    """Returns an example with the features of `text_features`."""
     return {"id": identity, "text": text, "label": label}
 
 
