@@ -1,15 +1,15 @@
-"""Attention compared with other libraries: time as ratios over PyTorch, memory and growth.
+"""Attention compared with other libraries: time relative to PyTorch, memory, and growth over T.
 
-python -m benchmarks.attention                      (make bench brings torch)
+python -m benchmarks.attention                      (make bench installs torch)
 python -m benchmarks.attention --suite=gpu
 python -m benchmarks.attention --cases='decode|window' --rounds=9
 
 Backends are all supported kernels of the registry, "auto", jax.nn and flax.linen, PyTorch's
 scaled_dot_product_attention and flex_attention, and tokamax if it is installed. Cases and their
 target ratios are in `benchmarks.attention_cases`. First the output and gradients of each backend
-are compared with the reference on a few queries; backends with errors are not timed. Then their
-rounds alternate in one process with all cores (`benchmarks.interleaved`). Peak memory is that of a
-separate process per backend.
+are compared with the reference on a few queries; backends that differ are not timed. Then the
+rounds of the other backends alternate in one process with all cores (`benchmarks.interleaved`).
+Peak memory is that of a separate process per backend.
 
 Results are written to benchmarks/results/SUITE.json or --json, with --readme also to README.md and
 its figure (`benchmarks.report`).
@@ -68,10 +68,10 @@ def run() -> None:
     try:
         wanted = [case for case in map(_shrunk, cases()) if re.search(values.cases, case.label)]
     except re.error as error:
-        raise UserError(f"--cases: {error}") from None
+        raise UserError(f"--cases={values.cases}: expected a regular expression: {error}") from None
     if not wanted:
         names = ", ".join(dict.fromkeys(case.name for case in cases()))
-        raise UserError(f"--cases={values.cases}: matches none of {names}")
+        raise UserError(f"--cases={values.cases}: expected a match with one of {names}")
     _take_devices(values.suite)
     if values.only:
         _print_memory(values.only)
@@ -96,23 +96,25 @@ def run() -> None:
 
 
 def _take_devices(suite: str) -> None:
-    """Selects the same platform for JAX as for PyTorch."""
+    """Selects the platform of the suite for JAX."""
     import jax
 
     if suite == "cpu":
         jax.config.update("jax_platforms", "cpu")
     elif jax.default_backend() != "gpu":
-        raise UserError(f"--suite=gpu: JAX finds no GPU, only {jax.default_backend()}")
+        found = jax.default_backend()
+        raise UserError(f"--suite=gpu: JAX found only {found}, expected a GPU; use --suite=cpu")
 
 
 def measure(
     case: Case, passed: str, known: Mapping[str, Any], rounds: int, suite: str
 ) -> dict[str, Any]:
-    """Checks and times all backends on a case.
+    """Checks and times all backends on one pass ("forward" or "both") of a case.
 
     Returns:
-      The row of the case: its description, `target`, and `ways`: backend -> result of `summary`,
-      "temporaries", and for "auto" its "kernel" and "why"; or "skipped", the reason.
+      The row of the case: its description, "target" ratio, and "ways": backend -> the items of
+      `summary`, "difference" from the reference and "temporaries", or the reason "skipped". "auto"
+      also has the selected "kernel" and "why".
     """
     drawn = arrays(case)
     ready: dict[str, Prepared] = {}
@@ -160,7 +162,7 @@ def measure(
 
 
 def chosen(case: Case, drawn: Mapping[str, Any]) -> Any:
-    """Returns the choice of "auto" for a case and its arrays."""
+    """Returns the `KernelChoice` of "auto" for a case and its arrays."""
     import jax
 
     from attention import explain_choice
@@ -187,7 +189,7 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def memory(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Measures the memory growth of a process per backend, forward + backward, and temporaries."""
+    """Measures the peak memory of one process per backend, and the temporaries of its program."""
     case, found = _shrunk(MEMORY), {}
     drawn = arrays(case)
     for name, make in known.items():
@@ -217,7 +219,7 @@ def memory(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _print_memory(name: str) -> None:
-    """Prints the growth of the process in its first call, which is compiled before."""
+    """Prints the memory growth of this process in one call, after compilation."""
     case = _shrunk(MEMORY)
     prepared = backends(flags.FLAGS.suite)[name](case, "both", arrays(case), LIMIT)
     # Arrays that exist already do not count.
@@ -225,7 +227,12 @@ def _print_memory(name: str) -> None:
 
 
 def _expected(case: Case, passed: str, drawn: Mapping[str, Any]) -> tuple[list, Any, Any]:
-    """Returns the reference results of a few queries, the cotangent (0 elsewhere), and the rows."""
+    """Returns the expected results of a few queries.
+
+    Returns:
+      The output, or the gradients of query, key, value and a learned bias, by the reference; the
+      cotangent, 0 for other queries; and the indices of the queries.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -256,7 +263,7 @@ def _expected(case: Case, passed: str, drawn: Mapping[str, Any]) -> tuple[list, 
 
 
 def _difference(given: list, expected: list, rows: Any, passed: str) -> float:
-    """Returns the largest difference of arrays relative to their largest number."""
+    """Returns the largest difference from the expected arrays, relative to their largest number."""
     import numpy as np
 
     given = list(given)

@@ -1,7 +1,7 @@
 """Backends of `benchmarks.attention`: kernels of this project, JAX, Flax and PyTorch.
 
-For a case and a pass a backend makes a function that runs it and waits for the result, and a
-function that returns the results as float32 NumPy arrays. Unsupported cases raise
+A backend prepares one pass ("forward" or "both") of a case: a function that runs it and waits for
+the result, and a function that returns the results as float32 NumPy arrays. Unsupported cases raise
 NotImplementedError with the reason.
 
 PyTorch receives tensors in its preferred layout [B, N, T, H] and its fastest options: `is_causal`
@@ -165,7 +165,7 @@ def _jax_nn(implementation: str) -> Callable:
 
 
 def _flax(case: Case, given: Mapping[str, Any]) -> Any:
-    """Calls flax.linen. The function of flax.nnx calls jax.nn without dropout."""
+    """Calls flax.linen. flax.nnx is not measured, because without dropout it calls jax.nn."""
     import jax.numpy as jnp
     from flax import linen
 
@@ -253,7 +253,7 @@ def _sdpa(case: Case, given: Mapping[str, Any]) -> Callable[[], Any]:
     whole = case.causal and case.window is None and not case.lengths and not case.bias
     mask = None if whole else given["mask"] if given["bias"] is None else given["bias"]
     if given["bias"] is not None and given["mask"] is not None:
-        raise NotImplementedError("mask and bias in one")
+        raise NotImplementedError("takes a mask and a bias as one argument only")
     return lambda: functional.scaled_dot_product_attention(
         *(given[name] for name in ("query", "key", "value")),
         attn_mask=mask,

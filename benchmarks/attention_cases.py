@@ -22,15 +22,15 @@ class Case:
       keys, key_value_heads: S and K; T and N if None.
       dtype: "float32" or "bfloat16".
       causal: whether the mask is causal.
-      lengths: whether examples have half to all of the keys.
+      lengths: whether examples have random lengths, from half of the keys to all.
       window: number of visible keys before a query; None for all.
       big_bird: whether a query attends to local, global and random blocks of 64.
       scattered: whether a random nine tenths of the keys are visible, by an array mask.
       bias: "constant", "learned" (with its gradient) or None.
       cached: whether keys and values have the layout of `attention.cache`, [B, K, S, H].
       passes: keys of `PASSES`.
-      targets: pass -> largest wanted ratio over torch.
-      growth: whether the case counts for the growth over T.
+      targets: pass -> largest wanted ratio of the time of "auto" to that of PyTorch.
+      growth: whether the case is a point of the curves over T in `attention.growth`.
     """
 
     name: str

@@ -1,10 +1,10 @@
-"""Decoding with one query and a long cache, compared for two layouts of the cache.
+"""Time of decoding with one query and a long cache, for two layouts of the cache.
 
 python -m benchmarks.cache_layout
 
 `attention.cache` stores [B, K, S, H], so that the keys of a head are contiguous. The other layout
-is that of the public functions, [B, S, K, H]. Their rounds alternate; the ratio is that of the
-medians.
+is that of the public functions, [B, S, K, H]. The rounds of the layouts alternate, and the ratio of
+the median times is printed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FLAGS = flags.FLAGS
 
 
 def layouts(batch: int) -> dict[str, Callable[[], object]]:
-    """Returns a compiled step of each layout."""
+    """Returns layout -> function that runs a compiled decoding step."""
     import jax
     import jax.numpy as jnp
 

@@ -13,8 +13,8 @@ def grown_by(work: Callable[[], Any], then: Callable[[Any], Any] | None = None) 
 
     Args:
       work: function to measure.
-      then: called with the result of `work`. If given, the peak is that of this call alone, which
-        excludes the memory of compilation.
+      then: called with the result of `work`. If given, only the peak during this call counts, so
+        that compilation in `work` is excluded.
     """
     before = _resident("VmRSS")
     given = work()
@@ -32,7 +32,7 @@ def resident_peak() -> int:
 
 
 def _resident(field: str) -> int:
-    """Returns bytes of the resident set: "VmRSS" now, "VmHWM" at its peak."""
+    """Returns the bytes of the resident set: "VmRSS" now, "VmHWM" at its peak."""
     with open("/proc/self/status", encoding="ascii") as file:
         line = next(line for line in file if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
@@ -43,7 +43,7 @@ def unaugmented(path: str, **changes: Any) -> Any:
 
     Args:
       path: config file.
-      **changes: values of keys, with __ for a dot.
+      **changes: values of config keys; `a__b` stands for the key a.b.
     """
     from launch.engine import config as configs
 

@@ -1,8 +1,8 @@
 """Timing of short functions in interleaved rounds, without effects of the previous function.
 
 PyTorch's OpenMP threads spin for some milliseconds after its last call and occupy the cores of the
-next function; those of XLA do not. Each timing therefore begins with a pause and an untimed call.
-Whether the threads spin at all (OMP_WAIT_POLICY) is set to the fastest for PyTorch: see
+next function; the threads of XLA do not. Each timing therefore begins with a pause and an untimed
+call. Whether the threads spin at all (OMP_WAIT_POLICY) is chosen in favor of PyTorch: see
 `let_torch_wait`.
 """
 
@@ -29,7 +29,7 @@ def time_interleaved(
 
     Args:
       runs: name -> compiled function that waits for its result.
-      rounds: number of rounds; half of it, but at least two, if a call takes `LONG` seconds.
+      rounds: number of rounds; half as many, but at least two, if a call takes `LONG` seconds.
       least: minimum seconds per timing; short functions are called repeatedly.
 
     Returns:
@@ -56,11 +56,11 @@ def time_interleaved(
 
 
 def summary(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str, Any]]:
-    """Returns medians and their ratios to one of them.
+    """Returns the median time of each function and its ratio to that of `base`.
 
     Returns:
-      Name -> milliseconds (median), milliseconds_range, ratio (of the medians), ratio_range (of the
-      rounds).
+      Name -> "milliseconds" (median), "milliseconds_range", "ratio" (of the medians) and
+      "ratio_range" (over the rounds).
     """
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     found = {}
@@ -112,13 +112,13 @@ print(statistics.median(seconds() for _ in range(9)))
 
 
 def let_torch_wait() -> dict[str, Any]:
-    """Sets OMP_WAIT_POLICY to the faster for PyTorch: spinning (its default) or PASSIVE.
+    """Sets OMP_WAIT_POLICY to what is faster for PyTorch: spinning (its default) or PASSIVE.
 
-    A short forward and backward pass is timed in separate processes. Call it before importing
-    PyTorch. It does nothing if the variable is set.
+    A short forward and backward pass is timed in separate processes. Call this function before
+    importing PyTorch. It does nothing if the variable is set.
 
     Returns:
-      The policy, and milliseconds of both.
+      The "policy", and the milliseconds with each policy if they were measured.
     """
     if "OMP_WAIT_POLICY" in os.environ:
         return {"policy": os.environ["OMP_WAIT_POLICY"]}

@@ -21,7 +21,7 @@ VERSIONS = ("jax", "jaxlib", "flax", "torch", "tokamax")
 
 
 def put(path: pathlib.Path, name: str, section: Mapping[str, Any]) -> None:
-    """Writes a section with machine and command."""
+    """Replaces a section of a results file, and adds machine and command to it."""
     whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     whole[name] = {"machine": machine(), "command": command(), **section}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def put(path: pathlib.Path, name: str, section: Mapping[str, Any]) -> None:
 
 
 def command() -> str:
-    """Returns the command line without --json."""
+    """Returns the command line of this process, without --json."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     name = module.name if module else pathlib.Path(sys.argv[0]).stem
     flags = [word for word in sys.argv[1:] if not word.startswith("--json")]
@@ -42,7 +42,7 @@ _LOAD = round(os.getloadavg()[0], 1)
 
 
 def machine() -> dict[str, Any]:
-    """Returns device, processor, versions and commit."""
+    """Describes the machine and the software: device, processor, load, versions and commit."""
     import jax
 
     device = jax.local_devices()[0]
@@ -75,7 +75,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Returns the commit, with "+" if the tree differs from it outside of results."""
+    """Returns the commit, with "+" if tracked files outside of results/ have changes."""
 
     def git(*words: str) -> str:
         folder = pathlib.Path(__file__).parent

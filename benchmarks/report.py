@@ -36,7 +36,7 @@ def show(row: Row) -> str:
 
 
 def verdict(row: Row, way: str = "auto", field: str = "ratio") -> str:
-    """Formats target and outcome, such as '1.25: met'; empty without target or torch."""
+    """Formats target and outcome, such as '1.25: met'; empty if target or PyTorch are missing."""
     target, ratio = row["target"], row["ways"].get(way, {}).get(field)
     if target is None or ratio is None:
         return ""
@@ -44,7 +44,12 @@ def verdict(row: Row, way: str = "auto", field: str = "ratio") -> str:
 
 
 def write(folder: pathlib.Path = FOLDER) -> None:
-    """Writes README.md and attention.png, above the project's results or into another directory."""
+    """Writes README.md and attention.png.
+
+    Args:
+      folder: directory of the results. The report of benchmarks/results is written to benchmarks/,
+        others into the directory of their results.
+    """
     found = {
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(folder.glob("*.json"))
@@ -149,7 +154,7 @@ def _ratio(one: Mapping[str, Any], field: str = "ratio") -> str:
 
 
 def _skipped(rows: Sequence[Row]) -> list[str]:
-    """Returns one line per backend and reason, with the cases."""
+    """Returns one line per backend and reason why cases were skipped, with these cases."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for name, one in row["ways"].items():
@@ -225,7 +230,7 @@ _KNOWN = _SECTIONS.keys()
 
 
 def draw(suites: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> bool:
-    """Draws time and temporaries over T, two panels per suite; returns whether there are any."""
+    """Draws time and temporaries over T, two panels per suite; returns False without such data."""
     lines = {suite: found for suite, sections in suites.items() if (found := _lines(sections))}
     if not lines:
         return False
@@ -270,7 +275,7 @@ def _lines(sections: Mapping[str, Any]) -> dict[str, list[Point]]:
 
 
 def points(rows: Iterable[Row]) -> dict[str, list[Point]]:
-    """Returns by backend the length, time and temporaries of both passes, of rows that grow."""
+    """Returns backend -> length, time and temporaries of both passes, for cases with `growth`."""
     found: dict[str, list[Point]] = {}
     for row in rows:
         if row["grows"] and row["pass"] == "both":

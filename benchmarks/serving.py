@@ -2,8 +2,9 @@
 
 python -m benchmarks.serving --export=exported --input="a gripping, funny film"
 
-A server is started for each largest batch size; concurrent clients on kept connections send the
-inputs in turn. The clients run on the same machine, so their time counts too.
+A server is started for each largest batch size; concurrent clients with keep-alive connections send
+the inputs in turn. The clients run on the same machine, so the results include the time that they
+take.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ FLAGS = flags.FLAGS
 
 @contextmanager
 def server(batch: int) -> Iterator[int]:
-    """Starts a server, and returns its port when it is ready."""
+    """Starts a server, yields its port when it is ready, and stops it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "launch.serve", f"--export=model={FLAGS.export}", "--port=0",
          f"--max_batch={batch}", f"--max_wait_ms={FLAGS.max_wait_ms}"],
@@ -52,10 +53,10 @@ def measure(port: int, requests: int, clients: int, inputs: Sequence[str]) -> li
     """Sends requests from threads and returns the seconds of each.
 
     Args:
-      port: of the server.
+      port: port of the server.
       requests: number of requests.
       clients: number of threads, each with its connection.
-      inputs: texts, in turn.
+      inputs: texts, which are sent in turn.
     """
     bodies = [json.dumps({"inputs": text}) for text in inputs]
     numbers, lock, seconds = iter(range(requests)), threading.Lock(), []
@@ -85,7 +86,7 @@ def measure(port: int, requests: int, clients: int, inputs: Sequence[str]) -> li
 
 
 def main(_: list[str]) -> None:
-    """Prints a line for each largest batch size."""
+    """Prints latency and throughput for each largest batch size."""
     print(f"{FLAGS.requests} requests, {FLAGS.clients} clients")
     for batch in FLAGS.batch:
         with server(batch) as port:

@@ -1,7 +1,7 @@
 """Loading of a torchvision wheel for CUDA with a CPU build of PyTorch.
 
-The missing CUDA libraries are replaced by compiled libraries whose functions do nothing. The CPU
-kernels of the wheel do not call them. Requires Linux with gcc and nm.
+The missing CUDA libraries are replaced by compiled stubs, whose functions do nothing. The CPU
+kernels of the wheel do not call these functions. Requires Linux with gcc and nm.
 """
 
 import functools

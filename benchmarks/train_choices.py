@@ -1,10 +1,11 @@
-"""Cost of options in a train step: devices per core, dtype, rematerialization, C++ compiler.
+"""Effect of options on a train step: one device per core, dtype, rematerialization, C++ compiler.
 
 python -m benchmarks.train_choices
 python -m benchmarks.train_choices --models=unet --rounds=9
 
-The models are those of `benchmarks.train_step`. Each choice runs in a separate process, and the
-rounds of the processes alternate. Results are written to benchmarks/results/cpu.json or --json.
+The models are those of `benchmarks.train_step`. Each choice of an option runs in a separate
+process, and the rounds of the processes alternate. Results are written to
+benchmarks/results/cpu.json or --json.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def run() -> None:
 
 
 def measure(name: str) -> dict[str, dict[str, Any]]:
-    """Returns for each choice the result of `summary` and the "peak" in bytes, or "skipped"."""
+    """Returns choice -> result of `summary` and "peak" in bytes, or the reason "skipped"."""
     values, found = flags.FLAGS, {}
     with contextlib.ExitStack() as stack:
         steppers = {}
@@ -121,7 +122,7 @@ def _process(name: str, choice: str) -> Iterator[_Stepper]:
 
 
 def _serve(name: str, choice: str) -> None:
-    """Runs the process of a choice: prints "ready" or an error, then answers each line."""
+    """Runs the process of a choice: prints "ready" or an error, then answers "step" and "peak"."""
     from launch.engine import config as configs
     from launch.engine.sharding import request_devices
 

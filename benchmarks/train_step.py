@@ -1,11 +1,11 @@
 """Train steps of models compared with PyTorch, eager and compiled.
 
-python -m benchmarks.train_step                    (make bench brings torch)
+python -m benchmarks.train_step                    (make bench installs torch)
 python -m benchmarks.train_step --models=unet --rounds=9
 
 The models are those of `benchmarks.steps` with a target. Each runs in a separate process, in which
-the rounds of the implementations alternate. Ratios are this project's median time over PyTorch's.
-Results are written to benchmarks/results/cpu.json or --json.
+the rounds of the implementations alternate. Ratios are this project's median time divided by
+PyTorch's. Results are written to benchmarks/results/cpu.json or --json.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def run() -> None:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Returns the row of a model: `ways`, name -> result of `summary`, with the ratio "over"."""
+    """Returns the row of a model; "ways" holds, for each implementation, its times and ratio."""
     values, module = flags.FLAGS, importlib.import_module(f"benchmarks.steps.{name}")
     config, data = module.setup(values.batch_size)
     makers = {"here": functools.partial(module.jax_step, config, data)}

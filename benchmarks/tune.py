@@ -1,4 +1,4 @@
-"""Timings of the kernels on this machine, by which "auto" selects one.
+"""Timings of the kernels on this machine, by which "auto" selects a kernel.
 
 python -m benchmarks.tune                      # all classes of options, minutes
 python -m benchmarks.tune --options=decode --seconds=0.2
@@ -59,7 +59,7 @@ def run() -> None:
         if options in (values.options or CLASSES) and case.keys <= values.longest
     ]
     if not wanted:
-        raise UserError(f"--longest={values.longest}: no sizes remain; raise the limit")
+        raise UserError(f"--longest={values.longest}: no sizes remain; raise --longest")
     entries = []
     for options, case in wanted:
         entry = measure(options, case, values.rounds, values.seconds)
@@ -73,7 +73,7 @@ def run() -> None:
 
 
 def grid() -> Iterator[tuple[str, Case]]:
-    """Yields the class of options and the case of each measurement."""
+    """Yields the class of options and the case of each entry to measure."""
     for dtype in DTYPES:
         for options in CLASSES[:-1]:
             for batch, heads, length, size in (*SIZES, LONG):
@@ -102,7 +102,7 @@ def grid() -> Iterator[tuple[str, Case]]:
 
 
 def measure(options: str, case: Case, rounds: int, least: float) -> dict[str, Any]:
-    """Measures one entry of the table; unsupported kernels have none."""
+    """Measures one entry of timings.json; kernels that do not support the case have no time."""
     drawn, found = arrays(case), {"forward": {}, "both": {}}
     for passed in case.passes:
         runs = {}

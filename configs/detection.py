@@ -3,16 +3,16 @@
 python -m launch.train --config=configs/detection.py:DATA,MODEL --workdir=runs/NAME
 
 DATA is nuclei (the default), clothes_on_satellite (composed images), trees (boxes only) or
-path:FILE. MODEL is mask_rcnn (the default), long (mask_rcnn for an accelerator), detr (boxes only),
-or a map attention of `attention.registry` after each stage of the backbone of Mask R-CNN, with its
-options: "nuclei,cbam", "clothes_on_satellite,se(reduction=4)".
+path:FILE. MODEL is mask_rcnn (the default), long (a larger mask_rcnn, for an accelerator), detr
+(boxes only), or a map attention of `attention.registry` with its options, which is added after each
+stage of the backbone of Mask R-CNN: "nuclei,cbam", "clothes_on_satellite,se(reduction=4)".
 
-Test results of seed 0 on 2 cores: nuclei has mask AP50 0.860, AP 0.530 and contest score 0.573 in
-23 minutes (Otsu threshold and discs: 0.736, 0.365, 0.483). clothes_on_satellite has box AP50 0.798
-and mask AP50 0.797 in 20 minutes, trees box AP50 0.245 in ten. The default of detr has no recorded
-run; it needs far more steps.
+Test results of mask_rcnn with seed 0 on 2 cores: nuclei has mask AP50 0.860, mask AP 0.530 and DSB
+2018 score 0.573 in 23 minutes (baseline of Otsu threshold and discs: 0.736, 0.365, 0.483).
+clothes_on_satellite has box AP50 0.798 and mask AP50 0.797 in 20 minutes, trees box AP50 0.245 in
+ten. The default config of detr has no recorded run; detr needs far more steps.
 
-User images with annotations in COCO format, for objects a tenth to half as wide as the image:
+User images with annotations in COCO format, for objects of a tenth to half of the image width:
 
 python -m launch.train --config=configs/detection.py:path:mine.json --workdir=runs/mine
     --config.data.images=FOLDER

@@ -4,7 +4,7 @@ python -m launch.train --config=configs/forecasting.py:DATA,MODEL,HORIZON,HEAD -
 
 DATA is etth1 (the default), exchange_rate, appliance_energy or trend. MODEL is ridge_seasonal (the
 default) or another of `tasks.forecasting.models`. HORIZON is a number of steps (96 by default).
-HEAD is point (the default), median, quantile or student_t. Each is optional:
+HEAD is point (the default), median, quantile or student_t. Each part is optional:
 `configs/forecasting.py:etth1,patchtst`, `configs/forecasting.py:192`.
 
 A user file (CSV, TSV or JSON lines) has a header, a time column and numeric columns:
@@ -13,16 +13,16 @@ python -m launch.train --config=configs/forecasting.py:lag,24 --workdir=runs/min
     --config.data.path=mine.csv --config.data.lookback=168
 
 Decimal commas and dates such as 31.12.2024 are detected if the column is unambiguous. Otherwise set
-them:
+the format:
 
 python -m launch.train --config=configs/forecasting.py:lag,24 --workdir=runs/mine
     --config.data.path=mine.csv --config.data.decimal="," --config.data.date_order=dmy
 
-Forecasts from the end of a file over the horizon or longer, as CSV or JSON, with figures:
+Forecasts that continue a file, over the horizon or longer, as CSV or JSON, with figures:
 
 python -m launch.predict --workdir=runs/mine --input=new.csv,steps=100 --figures=drawn
 
-The error of the model and the baselines under Gaussian noise on the lookback window:
+To report the error of the model and the baselines under Gaussian noise on the lookback window:
 --config.data.noise_levels="(0.1, 0.2, 0.3, 0.4, 0.5)".
 """
 

@@ -3,10 +3,11 @@
 python -m launch.train --config=configs/handwriting_recognition.py:DECODER --workdir=runs/NAME
 
 Lines are composed of three to eight MNIST digits with random slant, thickness, spacing and noise.
-No digit image is in two splits. DECODER is location_aware (the default) or another alignment of
+No digit image occurs in two splits. DECODER is location_aware (the default) or another alignment of
 `attention.registry` with its options: "additive", "multi_head(num_heads=4)", or "none", the control
-with one fixed context vector. "temporal" is additive with attention to earlier decoder states. ctc
-has no decoder; joint combines CTC and location-aware attention. RESULTS.md has the results.
+with one fixed context vector. "temporal" is the additive alignment, with attention to earlier
+decoder states. "ctc" has no decoder; "joint" combines CTC and location-aware attention. RESULTS.md
+has the results.
 
 User lines, from a manifest with the columns path and text, or a folder of images with a text file
 beside each:
@@ -14,8 +15,8 @@ beside each:
 python -m launch.train --config=configs/handwriting_recognition.py --workdir=runs/mine
     --config.data.path=FOLDER
 
-With few distinct texts, split by file with --config.data.split_by=file, or by a column of the
-manifest: --config.data.split_by=writer.
+If there are few distinct texts, split by file with --config.data.split_by=file, or by a column of
+the manifest: --config.data.split_by=writer.
 """
 
 import re

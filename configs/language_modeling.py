@@ -97,7 +97,11 @@ def causal(source: dict):
 
 
 def modern(source: dict):
-    """Returns `causal` with `MODERN`; two thirds of the hidden units, because they are gated."""
+    """Returns `causal` with the changes of `MODERN`.
+
+    feedforward_size is two thirds of that of `causal`, because a gated layer has three kernels
+    instead of two.
+    """
     fields = causal(source)
     changed = {**vars(fields["model"]), **MODERN, "feedforward_size": 344}
     return {**fields, "model": LanguageModelConfig(**changed)}

@@ -69,7 +69,7 @@ def _training(steps: int, batch_size: int, evaluated: int, *, evaluations: int, 
 
 
 def movielens_100k(model: str):
-    """Returns the fields for 943 users with 106 films each. Every step scores all films."""
+    """Returns the fields for 943 users with 106 films on average. Each step scores all films."""
     counted = model in _COUNTED
     options = {
         "sasrec": {"dropout_rate": 0.3, "attention_dropout_rate": 0.3},
@@ -90,7 +90,7 @@ def movielens_100k(model: str):
 
 
 def beauty(model: str):
-    """Returns the fields for 40,226 users with 9 of 54,542 articles each."""
+    """Returns the fields for 40,226 users with, on average, 9 of 54,542 articles."""
     counted = model in _COUNTED
     sampled = {"objective": LossConfig("gbce")}
     options = {

@@ -4,8 +4,8 @@ python -m launch.train --config=configs/segmentation.py:DATA,ATTENTION --workdir
 
 DATA is camvid (the default) or land_water. ATTENTION is none (the default), gates, or a map
 attention of `attention.registry` after every stage, with its options: "scse", "cbam(reduction=4)".
-With an attention the network has fewer channels, so that the number of parameters is the same
-within 2 %. `,long` at the end selects a larger network and more steps, for an accelerator.
+With an attention the network has fewer channels, so that the number of parameters is within 2 % of
+that without. `,long` at the end selects a larger network and more steps, for an accelerator.
 
 The default of camvid has 1.09 million parameters and 0.87 billion multiplications per image. Its
 test mean IoU is 0.426 and its pixel accuracy 0.823 in eleven minutes on 2 cores (random forest:
@@ -18,10 +18,10 @@ mine/classes.txt with one name per line, from class 0:
 python -m launch.train --config=configs/segmentation.py:none --workdir=runs/mine
     --config.data.path=mine --config.data.image_size="(240, 320)"
 
-Black-and-white masks need --config.data.mask_values="(0, 255)"; otherwise 255 is void. With
---config.data.fit=tiles, large images such as micrographs or aerial photographs are cut into windows
-of image_size instead of being scaled. Predictions drawn over an image of any size, with attention
-maps:
+Black-and-white masks need --config.data.mask_values="(0, 255)"; otherwise pixels of value 255 are
+void. With --config.data.fit=tiles, large images such as micrographs or aerial photographs are cut
+into windows of image_size instead of being scaled. To draw predictions and attention maps over an
+image of any size:
 
 python -m launch.predict --workdir=runs/mine --input=new.jpg --figures=drawn
 """

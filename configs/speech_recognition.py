@@ -19,8 +19,8 @@ User recordings, with a manifest of the columns path and text:
 python -m launch.train --config=configs/speech_recognition.py:prompts_en --workdir=runs/mine
     --config.data.path=mine/train.csv
 
-With few distinct texts, such as commands, split by file with --config.data.split_by=file, or by a
-column of the manifest: --config.data.split_by=speaker.
+If there are few distinct texts, such as commands, split by file with --config.data.split_by=file,
+or by a column of the manifest: --config.data.split_by=speaker.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Train steps of models compared with other libraries, one file per model.
 
-Each file has `setup(batch_size, ...)`, which returns the experiment and its batches, and
-`jax_step` and `torch_step`, which return functions that take train steps on them.
+Each file has `setup(batch_size, ...)`, which returns the experiment and its batches. `jax_step` and
+`torch_step` return functions that take train steps on these batches.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,8 @@ class Model(NamedTuple):
       rounds: number of rounds.
       memory: whether peak memory is compared too.
       what: description in the report of `benchmarks.train_step`, empty if it leaves the model out.
-      target: largest wanted ratio of the time here to that of `torch.compile`, for that report.
+      target: largest wanted ratio of the time in JAX to the time with `torch.compile`, for this
+        report.
     """
 
     task: str

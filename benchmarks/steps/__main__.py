@@ -3,10 +3,11 @@
 python -m benchmarks.steps --model=language_model        (make bench installs torch)
 python -m benchmarks.steps --model=transformer --rounds=9 --set=length=64
 
-Both implementations have the same sizes, options and optimizer and train on the same batches. Their
-rounds alternate in one process. The ratio is that of the median times. Memory is the growth of the
-resident set of a separate process, from before the model is made to its peak in later steps. --set
-changes a size that the `setup` function of the model's file takes.
+Both implementations have the same sizes, options and optimizer and train on the same batches. The
+rounds of the implementations alternate in one process. The ratio is that of the median times.
+Memory is the growth of the resident set of a separate process, from before the model is built to
+the peak in steps after the first. --set changes a size that the `setup` function of the model's
+file takes.
 """
 
 from __future__ import annotations
@@ -76,12 +77,12 @@ def _sizes(setup: Callable[..., Any]) -> dict[str, Any]:
             name = ""
         if name not in known:
             there_are = ", ".join(known) or "none for this model"
-            raise UserError(f"--set={setting}: expected size=number; sizes are {there_are}")
+            raise UserError(f"--set={setting}: expected size=number; the sizes are {there_are}")
     return found
 
 
 def _time(runs: Mapping[str, Callable[[int], float]], steps: int, rounds: int) -> dict[str, float]:
-    """Prints and returns the median seconds of a round."""
+    """Prints and returns the median seconds of a round for each implementation."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, step in runs.items():
@@ -100,7 +101,7 @@ def _time(runs: Mapping[str, Callable[[int], float]], steps: int, rounds: int) -
 
 
 def _memory(name: str) -> int:
-    """Prints and returns the peak memory in bytes, measured in a separate process."""
+    """Prints and returns the peak memory of an implementation in bytes, in a separate process."""
     command = [sys.executable, "-m", "benchmarks.steps", *sys.argv[1:], f"--only={name}"]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found = int(answer.stdout.split()[-1])

@@ -1,7 +1,8 @@
 """nanoGPT on its CPU budget, in JAX and in PyTorch eager.
 
 The model is configs/language_modeling.py:tiny_shakespeare: 4 layers, 4 heads, model size 128,
-context 64, batch size 12, AdamW and gradient clipping. A round of 2,000 steps is a whole training.
+context 64, batch size 12, AdamW and gradient clipping. A round of 2,000 steps is a complete
+training run.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
 
 
 def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """Returns the same for PyTorch: scaled_dot_product_attention and tied embeddings."""
+    """Returns a function that takes train steps with PyTorch, with tied embeddings."""
     import torch
     from torch import nn
     from torch.nn import functional as F

@@ -3,7 +3,8 @@
 tests/oracles/families/torchvision_detection.py describes an environment in which torchvision loads;
 add requirements.txt. The model has the sizes and options of configs/detection.py:nuclei with AdamW
 and gradient clipping, without augmentation. torchvision uses the same number of proposals and
-regions, but masks only for regions that are objects. Here padding regions are computed too.
+regions, but computes masks for positive regions only. The JAX model computes masks for padding
+regions too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def setup(batch_size: int | None = None, objects: int = 30) -> tuple[Any, list]:
 
 
 def batches(B: int, n: int, count: int = 3) -> list[dict[str, np.ndarray]]:
-    """Returns batches of n bright discs per image on noise; later discs cover earlier ones."""
+    """Returns batches of B images with n bright discs on noise; later discs cover earlier ones."""
     from tasks.detection.ops.masks import masks_to_boxes
 
     rng = np.random.default_rng(0)
@@ -68,7 +69,7 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
 
 
 def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """Returns the same for torchvision's Mask R-CNN with a residual network of the same sizes."""
+    """Returns a function that takes train steps with torchvision's Mask R-CNN."""
     import torch
     from torch import nn
 

@@ -63,9 +63,10 @@ def jax_step(config: Any, data: list[dict[str, np.ndarray]]) -> Callable[[int], 
 def torch_step(
     config: Any, data: list[dict[str, np.ndarray]], compiled: bool = False
 ) -> Callable[[int], float]:
-    """Returns the same for PyTorch's GRUs: a packed encoder, and a cell in the decoder.
+    """Returns a function that takes train steps with PyTorch's GRUs (a GRU cell in the decoder).
 
-    `torch.compile` compiles the decoder step alone, because it would unroll the loop.
+    `torch.compile` is applied to the decoder step only, because it would unroll the loop over
+    steps.
     """
     import torch
     from torch import nn

@@ -3,9 +3,9 @@
 The model has RecBole's settings: two layers, normalization after each sublayer, dropout,
 cross-entropy over all items, AdamW and gradient clipping. The random events have the number of
 users, events and items of movielens_100k. Every event of an epoch is predicted once. RecBole makes
-one example of each event and scores only its last position. Here a sequence is one example and all
-of its positions are scored, which explains most of the ratio. A step of the command is `part` of an
-epoch.
+one example of each event and scores only its last position. In the JAX model, a sequence is one
+example, and all of its positions are scored, which explains most of the ratio. A step of
+`benchmarks.steps` takes the fraction `part` of an epoch.
 
 tests/oracles/families/collaborative.py describes an environment with RecBole 1.2.1.
 """
@@ -33,7 +33,7 @@ def histories() -> np.ndarray:
 
 
 def setup(batch_size: int | None = None, length: int = 50, part: float = 0.05) -> tuple[Any, float]:
-    """Returns the experiment with RecBole's model, and the part of an epoch in a round."""
+    """Returns the experiment with RecBole's model, and the fraction of an epoch in a round."""
     from launch.engine import config as configs
 
     changes = {"norm": "post", "input_norm": True, "norm_epsilon": 1e-12}
@@ -48,7 +48,7 @@ def setup(batch_size: int | None = None, length: int = 50, part: float = 0.05) -
 
 
 def jax_step(config, part: float) -> Callable[[int], float]:
-    """Returns a function that takes rounds with the engine and returns the last loss."""
+    """Returns a function that takes rounds of `part` of an epoch with the engine."""
     from tasks.common.data.pipeline import train_iterator
     from tasks.recommendation.data import RecommendationData, RecommendationDataset
     from tasks.recommendation.task import Recommendation
@@ -73,7 +73,7 @@ def jax_step(config, part: float) -> Callable[[int], float]:
 
 
 def torch_step(config, part: float) -> Callable[[int], float]:
-    """Returns the same for RecBole."""
+    """Returns a function that takes rounds with RecBole and returns the last loss."""
     import torch
     from recbole.model.sequential_recommender.sasrec import SASRec
 
@@ -98,7 +98,7 @@ def torch_step(config, part: float) -> Callable[[int], float]:
     }
 
     class Data:
-        """The part of a data set that the model reads; item 0 is padding."""
+        """Data set with the attributes that RecBole's model reads; item 0 is padding."""
 
         def num(self, field):
             return ITEMS + 1

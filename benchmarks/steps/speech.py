@@ -2,8 +2,8 @@
 
 The model has the sizes of configs/speech_recognition.py:conformer,ctc: log-mel features, two
 convolutions, Conformer layers, CTC, dropout, AdamW and gradient clipping, without augmentation. The
-PyTorch layers are those of SeamlessM4T v2 in transformers, without position embeddings; the layers
-here use RoPE.
+PyTorch layers are those of SeamlessM4T v2 in transformers, without position embeddings; the JAX
+layers use RoPE.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
 
 
 def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """Returns the same for PyTorch."""
+    """Returns a function that takes train steps with PyTorch and returns the last loss."""
     import torch
     from transformers import SeamlessM4Tv2Config
     from transformers.models.seamless_m4t_v2 import modeling_seamless_m4t_v2 as library

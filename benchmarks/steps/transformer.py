@@ -61,7 +61,7 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
 def torch_step(
     config, data: list[dict[str, np.ndarray]], compiled: bool = False
 ) -> Callable[[int], float]:
-    """Returns the same for PyTorch's encoder layer, optionally with `torch.compile`."""
+    """Returns a function that takes train steps with PyTorch's encoder layer."""
     import torch
     from torch import nn
 

@@ -51,7 +51,7 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
 def torch_step(
     config, data: list[dict[str, np.ndarray]], compiled: bool = False
 ) -> Callable[[int], float]:
-    """Returns the same for PyTorch in channels-last layout, optionally with `torch.compile`."""
+    """Returns a function that takes train steps with PyTorch in channels-last layout."""
     import torch
     from torch import nn
     from torch.nn import functional

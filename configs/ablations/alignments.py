@@ -1,9 +1,9 @@
-"""Ablation of the alignment: reversed strings, with each alignment instead of "dot".
+"""Ablation of the alignment in string reversal: "dot" is replaced by each other alignment.
 
 python -m launch.ablate --config=configs/ablations/alignments.py --workdir=runs/alignments
 
 Sizes, steps and the order of the data are equal. `none` is the control with one fixed context
-vector for the complete string; the columns by length show its limit.
+vector for the complete string. The accuracy by string length shows where one vector is not enough.
 """
 
 from attention import registry
@@ -11,7 +11,7 @@ from launch.runs.ablation import Ablation, deltas_of
 
 
 def get_ablation() -> Ablation:
-    """Returns an ablation of every alignment on reversed digits, one seed."""
+    """Returns an ablation of every alignment on reversed digits, with one seed."""
     names = [name for name in registry.names("alignment") if name != "dot"]
     return Ablation(
         base="configs/sequence_copy.py:dot",

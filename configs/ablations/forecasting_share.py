@@ -1,4 +1,4 @@
-"""Ablation of seasonal attention in a linear forecast: the weighted mean of both, and each alone.
+"""Ablation of ridge_seasonal, a weighted mean of a ridge and a seasonal attention forecast.
 
 python -m launch.ablate --config=configs/ablations/forecasting_share.py --workdir=runs/share
     --set data.horizon=192
@@ -8,7 +8,7 @@ from launch.runs.ablation import Ablation, deltas_of
 
 
 def get_ablation() -> Ablation:
-    """Compares weights fitted on the training split with fixed weights, on etth1."""
+    """Compares fitted weights with equal weights and with each forecast alone, on etth1."""
     shares = {"ridge_alone": 0.0, "equal_shares": 0.5, "seasons_alone": 1.0}
     return Ablation(
         base="configs/forecasting.py:etth1,ridge_seasonal",

@@ -3,7 +3,7 @@
 python -m launch.ablate --config=configs/ablations/map_attentions.py --workdir=runs/map_attentions
 
 Widths, steps and the order of the data are equal. `convnet` is the same network without attention.
-The table lists the numbers of parameters, which differ by the mechanism.
+The table lists the number of parameters, which depends on the mechanism.
 """
 
 from attention import registry

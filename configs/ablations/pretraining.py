@@ -1,4 +1,4 @@
-"""Ablation of pre-training on the training texts: the same classifier from scratch.
+"""Ablation of pre-training on the training texts, against the same classifier from scratch.
 
 python -m launch.train --config=configs/language_modeling.py:movie_reviews
     --workdir=runs/movie_reviews_masked

@@ -1,4 +1,4 @@
-"""Ablation of the parts of the hybrid: each removed, and a Transformer over the history added.
+"""Ablation of the hybrid recommender: each part removed, and a Transformer added.
 
 python -m launch.ablate --config=configs/ablations/recommendation_parts.py --workdir=runs/parts
 """
@@ -7,7 +7,7 @@ from launch.runs.ablation import Ablation, Delta
 
 
 def get_ablation() -> Ablation:
-    """Returns an ablation of each part of the hybrid on movielens_100k, one seed."""
+    """Returns an ablation of each part of the hybrid recommender on movielens_100k, one seed."""
 
     def changed(part: str, value: float | bool) -> Delta:
         return Delta(declares=[f"model.{part}"], overrides={f"model.{part}": value})

@@ -1,4 +1,4 @@
-"""Ablation of the mixer: the text Transformer with each mixer instead of dot-product attention.
+"""Ablation of the mixer in a text Transformer: each mixer replaces dot-product attention.
 
 python -m launch.ablate --config=configs/ablations/text_mixers.py --workdir=runs/text_mixers
 
