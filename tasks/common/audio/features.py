@@ -20,7 +20,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class LogMelConfig(Config):
-    """Log energies in bands of the mel scale (Davis & Mermelstein 1980; Slaney's scale).
+    """Config of log-mel features (Davis & Mermelstein 1980), with Slaney's mel scale.
 
     Attributes:
       sample_rate: samples per second.

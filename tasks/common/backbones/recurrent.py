@@ -36,7 +36,7 @@ def gru_step(projected: Array, state: Array, kernel: Array, bias: Array) -> Arra
       projected: [B, 3H], x W + b for the gates r, z, n.
       state: [B, H], h.
       kernel: [H, 3H], U.
-      bias: [3H].
+      bias: [3H], b.
 
     Returns:
       h', [B, H].
@@ -68,7 +68,7 @@ def lstm_step(projected: Array, state: LSTMState, kernel: Array, bias: Array) ->
       projected: [B, 4H], x W + b for the gates i, f, g, o.
       state: h and c, [B, H] each.
       kernel: [H, 4H], U.
-      bias: [4H].
+      bias: [4H], b.
 
     Returns:
       h' and c'.
@@ -241,7 +241,7 @@ CELLS: dict[str, type[Recurrent]] = {"gru": GRU, "lstm": LSTM}
 
 
 def find_cell(name: str) -> type[Recurrent]:
-    """Returns the network of a name in `CELLS`.
+    """Returns the class of a recurrent network by its name in `CELLS`.
 
     Raises:
       ValueError: the name is unknown.

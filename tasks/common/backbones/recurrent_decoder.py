@@ -50,11 +50,11 @@ class AttentionDecoder(nnx.Module):
         x_t = [E y_{t-1}; c_{t-1}],   s_t = cell_L(... cell_1(x_t, s_{t-1}))
         c_t = align(s_t, h),   logits_t = W_o tanh(W_c [c_t; s_t])
 
-    with c_0 = 0 (the input feeding of Luong et al., with the context vector). With temporal
-    attention, [c_t; s_t; p_t] replaces [c_t; s_t], where p_t is the attention of s_t to s_1 ...
-    s_{t-1} (Paulus et al. 2018, section 2.2). All layers start from the given state or, if M
-    differs from D, from tanh(W_i s + b_i), with a separate W_i for each layer and each part of its
-    state.
+    where y are the tokens, E y their embeddings, h is the memory, and c_0 = 0 (the input feeding of
+    Luong et al., with the context vector). With temporal attention, [c_t; s_t; p_t] replaces
+    [c_t; s_t], where p_t is the attention of s_t to s_1 ... s_{t-1} (Paulus et al. 2018, section
+    2.2). All layers start from the final state s of the encoder or, if M differs from D, from
+    tanh(W_i s + b_i), with a separate W_i for each layer and each part of its state.
 
         state = decoder.prepare(memory, valid, initial)
         decoded = decoding.generate(decoder.step, state, ...)

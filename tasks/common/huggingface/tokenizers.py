@@ -385,7 +385,10 @@ def _ids(path: Path, vocabulary: Mapping[str, Any], added: Any) -> list[str]:
             )
     for piece, number in ids.items():
         if isinstance(number, bool) or not isinstance(number, int):
-            raise UserError(f"{path}: model.vocab has {to_json(number)} as the id of {piece!r}")
+            raise UserError(
+                f"{path}: model.vocab has {to_json(number)} as the id of {piece!r}, expected a "
+                "whole number"
+            )
     if sorted(ids.values()) != list(range(len(ids))):
         raise UserError(f"{path}: the ids of model.vocab have gaps, expected 0 to {len(ids) - 1}")
     return sorted(ids, key=ids.__getitem__)

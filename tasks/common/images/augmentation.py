@@ -126,9 +126,9 @@ def random_flip(
 def random_crop(
     images: Array, keys: Array, padding: int, labels: Array | None = None, void: int = 0
 ) -> tuple[Array, Array | None]:
-    """Pads images and crops them to their size at random (He et al. 2016, section 4.2).
+    """Pads images, and crops them to their original size (He et al. 2016, section 4.2).
 
-    This translates images by -padding to padding pixels.
+    The position of the crop is random, which translates images by -padding to padding pixels.
     """
     starts = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * padding + 1))(keys)
 
@@ -225,7 +225,7 @@ def _translation_matrix(offsets: Array, size: int) -> Array:
 
 
 def color_jitter(images: Array, keys: Array, config: AugmentationConfig) -> Array:
-    """Changes brightness, contrast, saturation and hue by dm_pix, clipping to [0, 1] after each."""
+    """Changes brightness, contrast, saturation and hue with dm_pix; clips to [0, 1] after each."""
 
     def jitter(image: Array, key: Array) -> Array:
         first, second, third, fourth = jax.random.split(key, 4)

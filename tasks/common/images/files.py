@@ -216,7 +216,7 @@ def warn_left_out(folder: str | Path, used: Collection[Path]) -> None:
 
     Args:
       folder: folder that is searched recursively.
-      used: paths below the folder: files, and folders that are not searched.
+      used: paths of the used files, and of folders that are not searched.
     """
     root, kept = Path(folder), set(used)
     others = sorted(

@@ -103,7 +103,7 @@ class AnnotationTurns:
         return True
 
     def decide(self, where: str) -> dict[Path, int]:
-        """Returns, by image, the orientation by which annotations are transformed, with a warning.
+        """Returns, for each image, the orientation by which its annotations are transformed; warns.
 
         Args:
           where: file or folder of the data, for messages.

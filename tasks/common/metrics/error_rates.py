@@ -12,8 +12,9 @@ def transcript_metrics(
 ) -> dict[str, float]:
     """Computes error rates over all texts together.
 
-        wer = (substitutions + deletions + insertions) / words of the references,
-        cer the same of characters
+        wer = (substitutions + deletions + insertions) / words of the references
+
+    cer is the same for characters instead of words.
 
     Args:
       references: true transcripts. Empty ones are used only for `hallucination_rate`.

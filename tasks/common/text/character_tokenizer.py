@@ -51,7 +51,7 @@ class CharacterTokenizer:
         return "".join(table[number] for number in ids)
 
     def pieces_with_spans(self, text: str) -> list[tuple[str, int, int]]:
-        """Returns character, start and end of each id of `encode`."""
+        """Returns, for each id of `encode`, its character and its start and end in the text."""
         text = text.lower() if self._lower_case else text
         return [(character, index, index + 1) for index, character in enumerate(text)]
 

@@ -110,7 +110,7 @@ class SubwordTokenizer:
         return isinstance(self._tokenizer.model, models.BPE)
 
     def pieces_with_spans(self, text: str) -> list[tuple[str, int, int]]:
-        """Returns piece, start and end of each id of `encode`."""
+        """Returns, for each id of `encode`, its piece and its start and end in the text."""
         offsets = self._tokenizer.encode(text).offsets
         pieces = [text[start:end].strip() or text[start:end] for start, end in offsets]
         return [(piece, index, index + 1) for index, piece in enumerate(pieces)]
@@ -128,7 +128,8 @@ def _alphabet(texts: Sequence[str], normalizer, config: TextConfig) -> tuple[lis
 
     The table replaces all other characters by spaces.
 
-    At most half of the vocabulary is used for single characters, since Chinese has thousands.
+    At most half of the vocabulary is used for single characters, since Chinese texts have
+    thousands of different ones.
     """
     counts: Counter[str] = Counter()
     for text in texts:

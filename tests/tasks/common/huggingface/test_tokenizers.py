@@ -256,7 +256,10 @@ def test_options_that_are_not_honoured_are_refused(config, message, tmp_path):
             with_part("added_tokens", [{"id": 50, "content": "<user>"}]),
             "has '<user>' as an added token",
         ),
-        (with_part("added_tokens", [{"id": 9, "content": "[SEP]"}]), r"id of \[SEP\] is 9 .*expected 3"),
+        (
+            with_part("added_tokens", [{"id": 9, "content": "[SEP]"}]),
+            r"id of \[SEP\] is 9 .*expected 3",
+        ),
         (with_part("added_tokens", {"a": 1}), "added_tokens is .*, expected a list"),
         (with_part("sampler", {}), "sampler is an unknown part"),
         (
