@@ -94,7 +94,7 @@ def define_record() -> None:
 
 
 def check_recordable() -> None:
-    """Raises unless --record is unset or the git tree is clean."""
+    """Raises if --record is set and the git commit does not describe the running code."""
     if FLAGS.record:
         from launch.reporting import results
 

@@ -15,7 +15,7 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """Training was interrupted and has saved a checkpoint."""
+    """Raised if a signal interrupted training, after saving a checkpoint."""
 
     def __init__(self, step: int, signal_number: int):
         """Args: number of finished steps; signal number."""
@@ -24,7 +24,7 @@ class Interrupted(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM outside of training, when there is nothing to save."""
+    """Raised on SIGTERM outside of training, when there is nothing to save."""
 
 
 def signal_of(stopped: KeyboardInterrupt) -> int:
@@ -34,7 +34,7 @@ def signal_of(stopped: KeyboardInterrupt) -> int:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Raises `Terminated` on the first SIGTERM; a second SIGTERM kills the process."""
+    """Makes SIGTERM raise `Terminated` within the context; a second SIGTERM kills the process."""
 
     def terminate(number: int, _: Any) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -52,10 +52,10 @@ def terminable() -> Iterator[None]:
 
 
 def keep_interrupts() -> None:
-    """Raises interrupts again if Python ignored them in destructors or weak-reference callbacks.
+    """Installs a hook that raises an interrupt again if it occurs where Python ignores exceptions.
 
-    Exceptions in destructors and callbacks of weak references go to `sys.unraisablehook`, after
-    which the program continues.
+    These are destructors and callbacks of weak references, whose exceptions go to
+    `sys.unraisablehook`, after which the program continues.
     """
     earlier = sys.unraisablehook
 

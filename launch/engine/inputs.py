@@ -142,7 +142,7 @@ def _unnamed(number: int, table: Table) -> str:
 
 
 class Answers:
-    """Prints predictions as text, as JSON lines, or with the rows of the input table.
+    """Printer of predictions, as text, as JSON lines, or with the rows of the input table.
 
     For tables the text format is CSV: the columns of the table, then a column predicted_<key> for
     each key of a prediction. JSON lines contain the table row under the key "row".

@@ -255,7 +255,7 @@ def _detected_image(figure: DetectedImage):
 
 
 def _box(axes, box: np.ndarray, color, line: str) -> None:
-    """Draws a box (x1, y1, x2, y2) given in pixel edges; matplotlib centers pixel 0 at 0."""
+    """Draws a box (x1, y1, x2, y2) whose coordinates are 0 at the left or top edge of pixel 0."""
     from matplotlib.patches import Rectangle
 
     x1, y1, x2, y2 = (float(side) for side in box)

@@ -35,7 +35,7 @@ _IN_ASSETS = {"class names", "tokenizer", "channels"}
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """Hashes by which the data of two tasks are compared.
+    """Description of a task's data, for comparison with the data of a run.
 
     Attributes:
       assets: labels and tokenizer, as JSON values.

@@ -56,7 +56,7 @@ def open_text(name: str) -> TextIO:
 
 @contextlib.contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Context in which errors of opening or reading a file become `UserError`s."""
+    """Converts errors of opening or reading a file within the context to `UserError`s."""
     try:
         yield
     except OSError as error:
