@@ -48,7 +48,7 @@ def check_exportable(config: Experiment, folder: Path, target: Path) -> None:
 
     if config.task != "language_modeling" or config.model.objective != "masked":
         raise UserError(
-            f"--workdir={folder}: got a run of {config.task}, expected a masked language_modeling"
+            f"--workdir={folder}: got a run of {config.task}, expected a masked language model"
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--to={target}: already exists; name a new directory")

@@ -49,7 +49,7 @@ class Steps:
 
 
 def make_steps(task: Task, config: Experiment) -> Steps:
-    """Returns the functions of an experiment; each is compiled at its first call for a shape."""
+    """Returns the functions of an experiment, compiled at the first call with each input shape."""
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, "batch_size", config.training.batch_size)
     sharding.check_batch(mesh, "evaluation_batch_size", config.training.evaluation_batch_size)

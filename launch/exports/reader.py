@@ -1457,7 +1457,10 @@ def _on_grid(
         one, other = _spelled(times[first : first + 2])
         raise InputError(f"{table.name}: {one} and {other} are nearer than half a step; remove one")
     if indices[-1] + 1 > _SPARSE * len(times):
-        raise InputError(f"{table.name}: too few rows for its times; give one row per step")
+        raise InputError(
+            f"{table.name}: has {len(times)} rows for {indices[-1] + 1} time steps; give one row per "
+            "step"
+        )
     grid = np.full((int(indices[-1]) + 1, values.shape[1]), np.nan)
     grid[indices] = values
     return grid, start

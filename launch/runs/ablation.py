@@ -80,7 +80,7 @@ class Ablation:
 
 
 def deltas_of(key: str, values: Mapping[str, Any]) -> dict[str, Delta]:
-    """Returns a delta by name for each value of one key."""
+    """Returns, by name, a delta for each value of a key."""
     return {name: Delta([key], {key: value}) for name, value in values.items()}
 
 

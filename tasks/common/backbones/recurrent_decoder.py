@@ -151,8 +151,8 @@ class AttentionDecoder(nnx.Module):
           state: state returned by `prepare`, or by the previous step.
 
         Returns:
-          logits float32 [R, V], the next state, and the weights: "alignment", [R, S] or [R, N, S],
-          and, with temporal attention, "temporal", [R, N, max_length].
+          logits float32 [R, V], the next state, and the attention weights: "alignment", [R, S] or
+          [R, N, S], and, with temporal attention, "temporal", [R, N, max_length].
         """
         cells, context, weights, alignment_state = self._advance(self.embedding(tokens), state)
         top, past, all_weights = self._top(cells), state.past, {"alignment": weights}

@@ -162,7 +162,8 @@ class Encoder(_Stack):
           return_weights: whether to return the attention weights, if the mixer has any.
 
         Returns:
-          [B, T, D], or that and the weights [L, B, N, T, T]. Values at padding are undefined.
+          [B, T, D], undefined at padding. With `return_weights`, also the attention weights [L, B,
+          N, T, T].
 
         Raises:
           ValueError: shapes do not match, T > max_length, or both valid and lengths are given.
@@ -268,8 +269,8 @@ class Decoder(_Stack):
           return_weights: whether to return the attention weights.
 
         Returns:
-          [B, T, D], or that and the weights: "cross" [L, B, N, T, S] and, if the mixer has any,
-          "self" [L, B, N, T, T]. Values at padding are undefined.
+          [B, T, D], undefined at padding. With `return_weights`, also the attention weights:
+          "cross" [L, B, N, T, S] and, if the mixer has any, "self" [L, B, N, T, T].
 
         Raises:
           ValueError: shapes do not match, or T > max_length.

@@ -65,7 +65,7 @@ _definitions: dict[str, DatasetDefinition] = {}
 
 
 def definition_of(name: str) -> DatasetDefinition | None:
-    """Returns the built-in data set of a name, if a module that defines it was imported."""
+    """Returns the built-in data set with a name; None if no imported module defines it."""
     return _definitions.get(name)
 
 

@@ -151,7 +151,7 @@ class _Batcher:
             if len(value) > length:
                 raise ValueError(
                     f"{field}: got an example of length {len(value)}, expected at most "
-                    f"{length}, the bucket according to `lengths`"
+                    f"{length}, the length of its bucket; correct `lengths`"
                 )
             result[row, : len(value)] = value
         return result
