@@ -1458,8 +1458,8 @@ def _on_grid(
         raise InputError(f"{table.name}: {one} and {other} are nearer than half a step; remove one")
     if indices[-1] + 1 > _SPARSE * len(times):
         raise InputError(
-            f"{table.name}: has {len(times)} rows for {indices[-1] + 1} time steps; give one row per "
-            "step"
+            f"{table.name}: has {len(times)} rows for {indices[-1] + 1} time steps; give one row "
+            "per step"
         )
     grid = np.full((int(indices[-1]) + 1, values.shape[1]), np.nan)
     grid[indices] = values
