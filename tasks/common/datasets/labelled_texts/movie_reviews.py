@@ -55,8 +55,9 @@ MOVIE_REVIEWS = DatasetDefinition(
     sources=(_SOURCE,),
     generate=_generate,
     counts={"train": 7970, "validation": 1023, "test": 1050},
-    description="Snippets of movie reviews, mean of twenty human ratings from -4 to 4: above 0.5 "
-    "positive, below -0.5 negative, the 562 between dropped. Split by the hash of the normalized "
-    "text modulo 10: 0 test, 1 validation, so that equal snippets stay together.",
+    description="Snippets of movie reviews with the mean of twenty human ratings from -4 to 4: "
+    "positive above 0.5, negative below -0.5; the 562 snippets between are left out. The hash of "
+    "the normalized text modulo 10 determines the split (0 test, 1 validation, else train), so "
+    "that equal snippets are in the same split.",
     license="MIT",
 )

@@ -92,9 +92,10 @@ SPAM_ASSASSIN = DatasetDefinition(
     sources=(_SOURCE,),
     generate=_generate,
     counts={"train": 4918, "validation": 604, "test": 524},
-    description="6,046 mails, ham or spam. Only the decoded text parts, tags dropped: headers leak "
-    "the class. Near-duplicates (cosine of at least 0.7 between sublinear TF-IDF vectors of the "
-    "words that three mails hold, joined by union-find) stay together; a group goes by its "
-    "smallest hash modulo 10: 0 test, 1 validation.",
+    description="6,046 mails, ham or spam. Only the decoded text parts without tags, because "
+    "headers reveal the class. Two mails are near-duplicates if their TF-IDF vectors (log term "
+    "frequencies, words in at least three mails) have a cosine of at least 0.7. Connected groups "
+    "of near-duplicates are in the same split, which the smallest hash of the group modulo 10 "
+    "determines: 0 test, 1 validation, else train.",
     license="Apache-2.0 (package); the mails are public",
 )

@@ -57,8 +57,8 @@ def _definition(
         sources=sources,
         generate=_generator(sources[0].name, sources[1].name),
         counts=dict(zip(SPLITS, counts, strict=True)),
-        description=f"{about} Test as given; validation are the train texts whose hash is "
-        "divisible by ten.",
+        description=f"{about} Original test split; training texts whose hash is divisible by ten "
+        "are the validation split.",
         license="research",
     )
 
