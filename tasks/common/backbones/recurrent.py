@@ -252,7 +252,7 @@ def find_cell(name: str) -> type[Recurrent]:
 
 
 def expect_state(argument: str, state: Any, network: Recurrent, sizes: dict[str, int]) -> None:
-    """Checks that a state has the structure of the network's state, and leaves [B, H].
+    """Checks that a state has the same structure as the network's state, with leaves [B, H].
 
     Raises:
       ValueError: the structure or a shape differs.

@@ -285,7 +285,8 @@ class EncoderLayer(nnx.Module):
 
         Args:
           norm: norm of the sublayer.
-          compute: function from the input to the output and another value, which is returned.
+          compute: function from the input of the sublayer to its output and a second result, which
+            is passed through.
           x: [B, T, D].
           dropout_key: None for evaluation.
         """

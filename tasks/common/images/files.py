@@ -229,7 +229,7 @@ def warn_left_out(folder: str | Path, used: Collection[Path]) -> None:
     if others:
         warn_once(
             f"{folder}: {len(others)} files are left out, the first is "
-            f"{others[0].relative_to(root)}; only files in class folders are used that end in "
+            f"{others[0].relative_to(root)}; files are used if they are in class folders, end in "
             f"one of {', '.join(SUFFIXES)} and are not hidden"
         )
 

@@ -126,10 +126,8 @@ class SubwordTokenizer:
 def _alphabet(texts: Sequence[str], normalizer, config: TextConfig) -> tuple[list[str], dict]:
     """Returns single-character pieces for WordPiece, and a table for `str.translate`.
 
-    The table replaces all other characters by spaces.
-
-    At most half of the vocabulary is used for single characters, since Chinese texts have
-    thousands of different ones.
+    The table replaces all other characters by spaces. At most half of the vocabulary is used for
+    single characters, since Chinese texts have thousands of different ones.
     """
     counts: Counter[str] = Counter()
     for text in texts:
