@@ -8,7 +8,7 @@ python -m launch.predict --workdir=runs/mine --input_file=new.csv > predicted.cs
 For a table, the inputs are in the column that the run was trained on. Its rows are printed as CSV
 with additional columns of predictions, or with --format=json as JSON lines with the key "row".
 
-Tasks with images, forecasts or alignments also draw their predictions:
+Predictions are also drawn, with the attention weights of the input:
 
 python -m launch.predict --workdir=runs/camvid --input=street.jpg --figures=drawn
 

@@ -32,6 +32,8 @@ from tasks.figures import (
 # Characters that can be neither drawn nor written in XML: control characters and unpaired
 # surrogates, # which occur in file names that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+# Characters of a line of words in a PNG file.
+_LINE = 90
 
 
 def draw(figure: Figure) -> str:
@@ -67,6 +69,7 @@ def _drawn(figure: Figure):
     """Draws a figure and returns its matplotlib canvas."""
     kinds = {
         ConfusionMatrix: _confusion_matrix,
+        AttendedText: _attended_words,
         AttendedImage: _attended_image,
         SegmentedImage: _segmented_image,
         DetectedImage: _detected_image,
@@ -153,6 +156,29 @@ def _attended_text(figure: AttendedText) -> str:
         for token, weight in zip(figure.tokens, weights, strict=True)
     )
     return f"<p><b>{html.escape(figure.caption)}</b></p><p class='text' dir='auto'>{words}</p>"
+
+
+def _attended_words(figure: AttendedText):
+    """Draws the words in lines of a fixed width, on backgrounds by weight."""
+    lines: list[list[tuple[int, str, float]]] = [[]]
+    weights = np.asarray(figure.weights, float)
+    relative = weights / max(float(weights.max(initial=0.0)), 1e-12)
+    column = 0
+    for token, weight in zip(figure.tokens, relative, strict=True):
+        if column and column + len(token) > _LINE:
+            lines.append([])
+            column = 0
+        lines[-1].append((column, token, float(weight)))
+        column += len(token) + 2
+    canvas, axes = _canvas(0.085 * _LINE, 0.6 + 0.26 * len(lines))
+    axes.set(xlim=(0, _LINE), ylim=(len(lines) - 0.5, -0.5))
+    axes.axis("off")
+    for row, words in enumerate(lines):
+        for column, token, weight in words:
+            box = {"facecolor": (0.92, 0.43, 0.08, weight), "edgecolor": "none", "pad": 1.5}
+            axes.text(column, row, token, fontsize=9, family="monospace", va="center", bbox=box)
+    canvas.suptitle(figure.caption, fontsize=9)
+    return canvas
 
 
 def _recommendations(figure: Recommendations) -> str:

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from tasks.figures import Alignment, Figure
 from tasks.language_modeling import baselines as counting
 from tasks.language_modeling import examples as sequences
 from tasks.language_modeling.data import Corpus, DataConfig, load
+from tasks.language_modeling.examples import MASK
 from tasks.language_modeling.masking import mask_tokens
 from tasks.language_modeling.model import (
     MODEL_CONFIGS,
@@ -309,13 +310,32 @@ class LanguageModeling(Task):
         """Returns the attention in the last layer of the first examples, averaged over heads."""
         drawn: list[Figure] = []
         for index, weights in enumerate(attention.get("encoder", ())[:2]):
-            example = self.examples(split)[index]
-            shown = [token_text(self.processor.tokenizer, n) for n in example["tokens"]]
-            size = len(shown)
             loss = outputs["loss"][index] / max(outputs["tokens"][index], 1)
-            caption = f"last layer, mean of the heads; {loss:.2f} nats per token"
-            drawn.append(Alignment(caption, weights[-1].mean(axis=0)[:size, :size], shown, shown))
+            tokens = self.examples(split)[index]["tokens"]
+            drawn.append(self._attended(tokens, weights, f"{loss:.2f} nats per token"))
         return drawn
+
+    def input_figures(
+        self, raw: Sequence[str], outputs: Arrays, attention: Arrays
+    ) -> list[list[Figure]]:
+        """Returns the attention in the last layer over each prompt, or one figure per [MASK]."""
+        examples, drawn = self.processor.encode(raw), [[] for _ in raw]
+        owners = [
+            owner
+            for owner, text in enumerate(raw)
+            for _ in range(1 if self.processor.causal else text.count(MASK))
+        ]
+        for index, weights in enumerate(attention.get("encoder", ())):
+            text = raw[owners[index]]
+            drawn[owners[index]].append(self._attended(examples[index]["tokens"], weights, text))
+        return drawn
+
+    def _attended(self, tokens: np.ndarray, weights: np.ndarray, caption: str) -> Figure:
+        """Draws weights [L, N, T, T] of the last layer, averaged over heads."""
+        shown = [token_text(self.processor.tokenizer, number) for number in tokens]
+        size = len(shown)
+        caption = f"last layer, mean of the heads; {caption}"
+        return Alignment(caption, weights[-1].mean(axis=0)[:size, :size], shown, shown)
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
         """Returns n-gram models on the targets: unigrams, and for causal models Kneser-Ney."""

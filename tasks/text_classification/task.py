@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -248,20 +248,37 @@ class TextClassification(ClassificationTask):
     ) -> list[Figure]:
         """Returns the confusion matrix and the attention over the first texts."""
         part = self.dataset.splits[split]
-        matrix = ConfusionMatrix("confusion matrix", statistics["confusion"], self.labels)
-        drawn: list[Figure] = [matrix]
-        lengths = self.examples(split).lengths
+        drawn: list[Figure] = [
+            ConfusionMatrix("confusion matrix", statistics["confusion"], self.labels)
+        ]
+        attended = self._attended(part.texts, self.examples(split), outputs, attention)
+        for label, (caption, words, weights) in zip(part.labels, attended, strict=False):
+            drawn.append(AttendedText(f"{caption}, true {self.labels[label]}", words, weights))
+        return drawn
+
+    def input_figures(
+        self, raw: Sequence[str], outputs: Arrays, attention: Arrays
+    ) -> list[list[Figure]]:
+        """Returns the attention over the words of each text; none if the model has no weights."""
+        drawn: list[list[Figure]] = [[] for _ in raw]
+        attended = self._attended(raw, self.processor.encode(raw), outputs, attention)
+        for index, found in enumerate(attended):
+            drawn[index].append(AttendedText(*found))
+        return drawn
+
+    def _attended(
+        self, texts: Sequence[str], examples: TextExamples, outputs: Arrays, attention: Arrays
+    ) -> Iterator[tuple[str, Sequence[str], np.ndarray]]:
+        """Yields a caption, words and weights of each text that has attention weights."""
+        lengths = examples.lengths
         has_cls = getattr(self.model, "pooling", "") == "cls"
         for index, row in enumerate(token_weights(attention, has_cls=has_cls, lengths=lengths)):
             words, weights = self.processor.tokenizer.weights_per_word(
-                part.texts[index], row[: lengths[index]]
+                texts[index], row[: lengths[index]]
             )
             probabilities = outputs["probabilities"][index]
             best = int(np.argmax(probabilities))
-            predicted = f"predicted {self.labels[best]} ({probabilities[best]:.2f})"
-            caption = f"{predicted}, true {self.labels[part.labels[index]]}"
-            drawn.append(AttendedText(caption, words, weights))
-        return drawn
+            yield f"predicted {self.labels[best]} ({probabilities[best]:.2f})", words, weights
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
         """Returns TF-IDF with a linear SVC, and NB-SVM."""

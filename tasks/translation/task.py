@@ -206,16 +206,29 @@ class Translation(Task):
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Returns BLEU by source length, and alignments of the first translations."""
-        part, processor = self.dataset.splits[split], self.processor
-        hypotheses = processor.hypotheses(outputs)
+        part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
         drawn: list[Figure] = [_by_length(part, hypotheses, self.data.text.lower_case)]
+        return drawn + self._alignments(part.sources, outputs, attention)
+
+    def input_figures(
+        self, raw: Sequence[str], outputs: Arrays, attention: Arrays
+    ) -> list[list[Figure]]:
+        """Returns the alignment of each translation to its source."""
+        return [[figure] for figure in self._alignments(raw, outputs, attention)]
+
+    def _alignments(
+        self, sources: Sequence[str], outputs: Arrays, attention: Arrays
+    ) -> list[Figure]:
+        """Returns the alignments of the first sources, as many as have attention weights."""
+        processor, drawn = self.processor, []
         for index, weights in enumerate(attention.get("alignment", ())):
             weights, origin = _one_map(weights)
             steps = [int(token) for token in outputs["tokens"][index, 0] if token != PAD]
-            tokens = processor.tokenizer.tokens(part.sources[index])[: self.data.text.max_length]
+            tokens = processor.tokenizer.tokens(sources[index])[: self.data.text.max_length]
+            hypothesis = processor.tokenizer.decode(outputs["tokens"][index, 0])
             drawn.append(
                 Alignment(
-                    f"{part.sources[index]}\n{hypotheses[index]}{origin}",
+                    f"{sources[index]}\n{hypothesis}{origin}",
                     weights[: len(steps), : len(tokens) + 1],
                     [processor.piece(token) for token in steps],
                     [*tokens, "end"],

@@ -354,6 +354,21 @@ def check_figures(subject: Subject) -> None:
         assert figures.draw(figure)
 
 
+def check_input_figures(subject: Subject) -> None:
+    """Checks that predictions are drawn as PNG, or that an error says that there are none."""
+    try:
+        answers, drawn = subject.predictor.with_figures(subject.raw)
+    except UserError as error:
+        message = str(error)
+        assert message.startswith("--figures: ")
+        return
+    assert len(answers) == len(drawn) == len(subject.raw)
+    for shown in drawn:
+        assert shown
+        for figure in shown:
+            assert figures.png(figure).startswith(b"\x89PNG")
+
+
 def check_fingerprint(subject: Subject) -> None:
     """Checks that data that are read again have the same hashes, and that all splits have
     hashes."""
@@ -460,6 +475,7 @@ FAST = (
     check_predictions,
     check_odd_inputs,
     check_figures,
+    check_input_figures,
     check_fingerprint,
     check_summary,
     check_steps,
