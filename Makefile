@@ -52,11 +52,12 @@ format: $(VENV)/.dev
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
-# Attention and train steps go to benchmarks/results/, README.md and attention.png; the others print.
+# Up to the report, results go to benchmarks/results/, README.md and attention.png; the others print.
 bench: $(VENV)/.oracles
 	$(BIN)/python -m benchmarks.attention --suite=$(SUITE)
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.train_choices
+	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.steps --model=language_model
 	$(BIN)/python -m benchmarks.steps --model=patchtst

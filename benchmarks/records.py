@@ -1,6 +1,6 @@
 """Files of benchmark results: one JSON file per suite, the source of README.md and its figure.
 
-A file holds sections ("attention", "memory", "train_step"), each with machine, command and rows. A
+A file holds sections ("attention", "memory", "generation"), each with machine, command and rows. A
 command replaces its own section and keeps the others. Files contain no dates.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 FOLDER = pathlib.Path(__file__).parent / "results"
-VERSIONS = ("jax", "jaxlib", "flax", "torch", "tokamax")
+VERSIONS = ("jax", "jaxlib", "flax", "torch", "transformers", "ctranslate2", "tokamax")
 
 
 def put(path: pathlib.Path, name: str, section: Mapping[str, Any]) -> None:

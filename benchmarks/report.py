@@ -214,17 +214,70 @@ def _train_choices(section: Mapping[str, Any]) -> list[str]:
     return _table(["train step", "choice", "ms", f"over {plain}", "peak of the process, MB"], table)
 
 
+def _generation(section: Mapping[str, Any]) -> list[str]:
+    others = [name for name in _names(section["rows"]) if name != "here"]
+    table = []
+    for row in section["rows"]:
+        before, new = row["lengths"]
+        method = "greedy" if row["beams"] == 1 else f"{row['beams']} beams"
+        case = f"{row['model'].replace('_', ' ')} ({before} + {new} tokens), batch {row['batch']}"
+        cells = [f"{case}, {method}", f"{row['ways']['here']['tokens_per_second']:,}"]
+        for name in others:
+            one = row["ways"][name]
+            cells.append(_ratio(one, "over") if "over" in one else one["skipped"])
+            cells.append(f"{one['equal']:.0%}" if "equal" in one else "")
+        table.append([*cells, verdict(row, "transformers", "over")])
+    header = ["generation", "here, tokens/s"]
+    header += [word for name in others for word in (f"time here over {name}", "equal outputs")]
+    lines = [
+        "All have the same float32 weights and generate the same number of tokens, with no end "
+        "token. The translation model is a `PegasusForConditionalGeneration` in transformers, the "
+        "language model a `GPT2LMHeadModel`.",
+        "",
+        *_table([*header, "target over transformers"], table),
+    ]
+    if waits := section.get("torch_waits"):
+        lines += ["", f"Waiting of PyTorch's threads, the faster for it: {_plain(waits)}."]
+    return lines
+
+
+def _serving(section: Mapping[str, Any]) -> list[str]:
+    table = []
+    for row in section["rows"]:
+        for name, one in row["ways"].items():
+            cells = [row["model"], name]
+            cells += [_number(one[key]) for key in ("p50_ms", "p99_ms", "requests_per_second")]
+            for key in ("p50", "requests"):
+                cells.append(_ratio(one, f"{key}_ratio") if f"{key}_ratio" in one else "")
+            table.append([*cells, f"{one['wrong']} of {one['answers']:,}"])
+    base = section["base"]
+    header = ["model", "server", "p50, ms", "p99, ms", "requests/s", f"p50 over {base}"]
+    header += [f"requests/s over {base}", "wrong answers"]
+    return [
+        f"{section['requests']:,} requests to each server by {section['clients']} clients at once "
+        "over loopback, in rounds that alternate; servers have one process each and share the "
+        "machine with the clients. Each answer is compared with that of the export read in "
+        "process. Images are uploaded as forms.",
+        "",
+        *_table(header, table),
+    ]
+
+
 _TITLES = {
     "attention": "Attention",
     "memory": "Memory",
     "train_step": "Train steps",
     "train_choices": "Choices in train steps",
+    "generation": "Generation",
+    "serving": "Serving",
 }
 _SECTIONS = {
     "attention": _attention,
     "memory": _memory,
     "train_step": _train_step,
     "train_choices": _train_choices,
+    "generation": _generation,
+    "serving": _serving,
 }
 _KNOWN = _SECTIONS.keys()
 

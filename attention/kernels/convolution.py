@@ -101,18 +101,8 @@ def _natively(target: str, by_xla, first: Array, second: Array, **parameters) ->
 
 def _can(context: mlir.LoweringRuleContext, dtype: Any) -> bool:
     """Returns True if C++ supports the program being lowered: one CPU and a supported dtype."""
-    module = context.module_context
-    # XLA partitions its own operations over several devices.
-    if getattr(module.axis_context, "num_devices", None) != 1 or module.platforms != ("cpu",):
-        return False
-    # An exported program may run on another host, without these sources.
-    if module.lowering_parameters.for_export or dtype not in (jnp.float32, jnp.bfloat16):
-        return False
-    try:
-        build.register_targets("convolution.cc", _TARGETS)
-    except NotImplementedError:
-        return False
-    return True
+    supported = dtype in (jnp.float32, jnp.bfloat16)
+    return supported and build.can_register(context, "convolution.cc", _TARGETS)
 
 
 # ------------------------------------------------------------------ primitives

@@ -16,6 +16,7 @@ import tempfile
 
 import jax
 from absl import logging
+from jax.interpreters import mlir
 
 _FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-shared", "-w"),
@@ -32,6 +33,27 @@ def register_targets(main: str, names: tuple[str, ...], macros: tuple = ()) -> N
     library = load_library(_SOURCES, main, macros)
     for name in names:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+
+
+def can_register(
+    context: mlir.LoweringRuleContext, main: str, names: tuple[str, ...], macros: tuple = ()
+) -> bool:
+    """Registers C++ functions if the program being lowered can call them.
+
+    It can on one CPU of this host, if there is a compiler.
+    """
+    module = context.module_context
+    # XLA partitions its own operations over several devices.
+    if getattr(module.axis_context, "num_devices", None) != 1 or module.platforms != ("cpu",):
+        return False
+    # An exported program may run on another host, without these sources.
+    if module.lowering_parameters.for_export:
+        return False
+    try:
+        register_targets(main, names, macros)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def load_library(

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from attention.kernels.rows import reorder_rows
 from tasks.common.decoding.batching import (
-    flatten_beams,
     mask_leaves,
     take_rows,
     unflatten_beams,
     write_step,
 )
+from tasks.common.decoding.scores import TokenScores
 
 Array = jax.Array
 
@@ -72,7 +73,7 @@ class _Beams(NamedTuple):
 
 
 def beam_search(
-    scored: Callable[[Array, Any], tuple[Array, Any, Any]],
+    scored: Callable[[Array, Any], tuple[TokenScores, Any, Any]],
     start: Array,
     state: Any,
     extras: Any,
@@ -92,8 +93,8 @@ def beam_search(
     steps all prefixes become finished hypotheses.
 
     Args:
-      scored: function from tokens [B·K] and state to log-probabilities [B·K, V] (-inf for forbidden
-        tokens), the next state, and extras.
+      scored: function from tokens [B·K] and state to the scores of the next tokens, the next
+        state, and extras.
       start, state: tokens int32 [B·K] and state with leaves [B·K, ...] before the first step.
       extras: buffers for the extras of each step, leaves [T, B·K, ...].
       K, N, max_length: number of beams, number of returned sequences, and T.
@@ -108,10 +109,13 @@ def beam_search(
 
     def advance(now: _Beams) -> _Beams:
         scores, state, values = scored(now.tokens.reshape(-1), now.state)
-        V = scores.shape[-1]
-        totals = (now.total[..., None] + scores.reshape(B, K, V)).reshape(B, K * V)
-        totals, indices = jax.lax.top_k(totals, min(2 * K, K * V))
-        rows, tokens = (indices // V).astype(jnp.int32), (indices % V).astype(jnp.int32)
+        # None of the best 2K of all K·V is beyond the best 2K of its prefix.
+        best, gained = scores.top(2 * K)
+        n = best.shape[-1]
+        totals = (now.total[..., None] + gained.reshape(B, K, n)).reshape(B, K * n)
+        totals, indices = jax.lax.top_k(totals, min(2 * K, K * n))
+        rows = (indices // n).astype(jnp.int32)
+        tokens = take_rows(best.reshape(B, K * n), indices)
         length = now.t + 1
         ends = jnp.broadcast_to(length == T, tokens.shape) | (
             False if end is None else tokens == end
@@ -131,7 +135,7 @@ def beam_search(
             # A leaf that the step returns unchanged is equal in all beams of an example.
             if after is before:
                 return after
-            return flatten_beams(take_rows(unflatten_beams(after, K), rows))
+            return reorder_rows(after, rows)
 
         longest = T if exact and length_penalty > 0 else length
         bound = length_normalized(totals[:, 0], longest, length_penalty)

@@ -32,6 +32,7 @@ from tasks.common.configs import (
 )
 from tasks.common.decoding.batching import flatten_beams, mask_leaves, take_rows, write_step
 from tasks.common.decoding.beam_search import beam_search, length_normalized
+from tasks.common.decoding.scores import TokenScores
 
 Array = jax.Array
 Step = Callable[[Array, Any], tuple[Array, Any, Any]]
@@ -186,13 +187,9 @@ def generate(
             raise ValueError(f"{name}: got token {token}, expected one of {V} tokens")
     is_forbidden = jnp.zeros((V,), bool).at[jnp.array(forbidden, jnp.int32)].set(True)
 
-    def scored(tokens: Array, state: Any) -> tuple[Array, Any, Any]:
-        """Returns log-probabilities [R, V] (-inf for forbidden tokens), the state and extras."""
+    def scored(tokens: Array, state: Any) -> tuple[TokenScores, Any, Any]:
         logits, state, extras = step(tokens, state)
-        logits = logits.astype(jnp.float32)
-        excluded = is_forbidden | (logits == -jnp.inf)
-        scores = logits if scores_are_log_probs else jax.nn.log_softmax(logits)
-        return jnp.where(excluded, -jnp.inf, scores), state, extras
+        return TokenScores.of(logits, is_forbidden, scores_are_log_probs), state, extras
 
     extras = jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape), leaf.dtype), extra_shapes)
     options = {"max_length": T, "end": end, "pad": pad}
@@ -217,7 +214,7 @@ class _Rows(NamedTuple):
 
 
 def _decode_independently(
-    scored: Step,
+    scored: Callable[[Array, Any], tuple[TokenScores, Any, Any]],
     start: Array,
     state: Any,
     extras: Any,
@@ -236,10 +233,12 @@ def _decode_independently(
     def advance(now: _Rows) -> _Rows:
         scores, state, values = scored(now.tokens, now.state)
         if keys is None:
-            token = jnp.argmax(scores, axis=-1)
+            token, gained = scores.best()
         else:
-            token = _sample(jax.vmap(jax.random.fold_in, (0, None))(keys, now.t), scores, config)
-        gained = jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0]
+            all_scores = scores.log_probs(scores.values)
+            steps = jax.vmap(jax.random.fold_in, (0, None))(keys, now.t)
+            token = _sample(steps, all_scores, config)
+            gained = jnp.take_along_axis(all_scores, token[:, None], axis=-1)[:, 0]
         token = jnp.where(now.ended, pad, token).astype(jnp.int32)
         # A row in which all tokens are excluded ends.
         ends = (gained == -jnp.inf) | (False if end is None else token == end)

@@ -1,0 +1,87 @@
+"""Reordering of the rows of each example: by XLA, or on a CPU in place by C++.
+
+Beam search reorders the caches of its prefixes after each step. XLA's gather on a CPU moves one
+number at a time and then copies the result into the state of the loop. The C++ source moves whole
+rows within the state, and only those that change. It is compiled on first use (`cpu.build`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
+
+from attention import shapes
+from attention.kernels.cpu import build
+
+Array = jax.Array
+
+# Bytes of a row from which a call of C++ is faster.
+_LEAST = 512
+
+
+def reorder_rows(x: Array, rows: Array) -> Array:
+    """Computes y[b·K + n] = x[b·K + rows[b, n]], the rows of each of B examples in a new order.
+
+    Args:
+      x: [B·K, ...] of any dtype.
+      rows: int [B, K] in 0 ... K - 1; a row may occur several times, or not at all.
+
+    Raises:
+      ValueError: shapes do not fit.
+    """
+    sizes: dict[str, int] = {}
+    shapes.expect("rows", rows, "B K", sizes)
+    if x.ndim == 0 or x.shape[0] != sizes["B"] * sizes["K"]:
+        got, expected = shapes.show(x.shape), f"a leading axis of {sizes['B'] * sizes['K']}"
+        raise ValueError(f"x: got shape {got}, expected {expected}")
+    return _primitive.bind(x, rows.astype(jnp.int32))
+
+
+def _by_xla(x: Array, rows: Array) -> Array:
+    split = x.reshape(*rows.shape, *x.shape[1:])
+    taken = jnp.take_along_axis(split, rows.reshape(*rows.shape, *[1] * (x.ndim - 1)), axis=1)
+    return taken.reshape(x.shape)
+
+
+def _natively(x: Array, rows: Array) -> Array:
+    result = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return jax.ffi.ffi_call("ReorderRows", result, input_output_aliases={0: 0})(x, rows)
+
+
+def _lower_on_a_cpu(context: mlir.LoweringRuleContext, *arrays: Any) -> Any:
+    # Sizes may be symbolic in exported programs.
+    can = build.can_register(context, "rows.cc", ("ReorderRows",)) and _are_long(*context.avals_in)
+    run = _natively if can else _by_xla
+    return mlir.lower_fun(run, multiple_results=False)(context, *arrays)
+
+
+def _are_long(x: Any, rows: Any) -> bool:
+    plain = not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+    return plain and x.size * x.dtype.itemsize >= _LEAST * rows.size
+
+
+def _outline(x: Any, rows: Any) -> jax.core.ShapedArray:
+    return jax.core.ShapedArray(x.shape, x.dtype)
+
+
+def _mapped(arrays: Any, axes: Any) -> tuple[Array, int]:
+    return jax.vmap(_by_xla, axes)(*arrays), 0
+
+
+def _derivative(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    x, rows = primals
+    return _primitive.bind(x, rows), _by_xla(ad.instantiate_zeros(tangents[0]), rows)
+
+
+_primitive = core.Primitive("reorder_rows")
+_primitive.def_impl(jax.jit(_primitive.bind))
+_primitive.def_abstract_eval(_outline)
+batching.primitive_batchers[_primitive] = _mapped
+ad.primitive_jvps[_primitive] = _derivative
+mlir.register_lowering(_primitive, mlir.lower_fun(_by_xla, multiple_results=False))
+mlir.register_lowering(_primitive, _lower_on_a_cpu, platform="cpu")

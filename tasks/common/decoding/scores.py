@@ -1,0 +1,89 @@
+"""Scores of the next tokens, from which the best are selected before they are normalized.
+
+R rows, V vocabulary size. On a CPU, XLA's argmax and top-k read one number at a time, so both are
+preceded by maxima, which are vectorized.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# Tokens per block in `top_k`, and vocabulary size from which blocks are faster.
+_BLOCK = 64
+_LARGE = 2048
+
+
+class TokenScores(NamedTuple):
+    """Unnormalized scores of all tokens, and what normalizes them.
+
+    Attributes:
+      values: float32 [R, V]; -inf for excluded tokens.
+      shift, log_sum: [R, 1], log-probabilities are values - shift - log_sum. None if the values are
+        log-probabilities.
+    """
+
+    values: Array
+    shift: Array | None
+    log_sum: Array | None
+
+    @classmethod
+    def of(cls, logits: Array, forbidden: Array, are_log_probs: bool) -> TokenScores:
+        """Returns the scores of logits, normalized over all tokens.
+
+        Args:
+          logits: [R, V].
+          forbidden: bool [V], tokens that are excluded.
+          are_log_probs: whether the logits are log-probabilities.
+        """
+        logits = logits.astype(jnp.float32)
+        values = jnp.where(forbidden, -jnp.inf, logits)
+        if are_log_probs:
+            return cls(values, None, None)
+        shift = jnp.max(logits, axis=-1, keepdims=True)
+        sums = jnp.sum(jnp.exp(logits - shift), axis=-1, keepdims=True)
+        return cls(values, shift, jnp.log(sums))
+
+    def log_probs(self, values: Array) -> Array:
+        """Normalizes values [R, n] of some tokens."""
+        if self.shift is None or self.log_sum is None:
+            return values
+        return jnp.where(values == -jnp.inf, -jnp.inf, values - self.shift - self.log_sum)
+
+    def best(self) -> tuple[Array, Array]:
+        """Returns the most likely token of each row, the first of equal ones, and its score."""
+        most = jnp.max(self.values, axis=-1, keepdims=True)
+        V = self.values.shape[-1]
+        token = jnp.min(jnp.where(self.values < most, V, jnp.arange(V)), axis=-1)
+        return token, self.log_probs(most)[:, 0]
+
+    def top(self, count: int) -> tuple[Array, Array]:
+        """Returns the tokens int32 [R, n] with the highest scores, and the scores; n <= count."""
+        values, tokens = top_k(self.values, min(count, self.values.shape[-1]))
+        return tokens.astype(jnp.int32), self.log_probs(values)
+
+
+def top_k(values: Array, k: int) -> tuple[Array, Array]:
+    """Computes `jax.lax.top_k` of [R, V], in two steps if V is large.
+
+    If k values are larger than a value, or equal and before it, then so are the maxima of k blocks.
+    The best k values are therefore within the k blocks with the largest maxima, or in the rest
+    after the last full block.
+    """
+    R, V = values.shape
+    blocks = V // _BLOCK
+    if V < _LARGE or k >= blocks:
+        return jax.lax.top_k(values, k)
+    full = values[:, : blocks * _BLOCK].reshape(R, blocks, _BLOCK)
+    # In the order of the tokens, since the first of equal values wins.
+    chosen = jnp.sort(jax.lax.top_k(jnp.max(full, axis=-1), k)[1], axis=-1)
+    kept = jnp.take_along_axis(full, chosen[..., None], axis=1).reshape(R, k * _BLOCK)
+    kept = jnp.concatenate([kept, values[:, blocks * _BLOCK :]], axis=1)
+    tokens = (chosen[..., None] * _BLOCK + jnp.arange(_BLOCK)).reshape(R, k * _BLOCK)
+    rest = jnp.broadcast_to(jnp.arange(blocks * _BLOCK, V), (R, V - blocks * _BLOCK))
+    found, places = jax.lax.top_k(kept, k)
+    return found, jnp.take_along_axis(jnp.concatenate([tokens, rest], axis=1), places, axis=1)
