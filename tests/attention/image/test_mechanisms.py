@@ -282,7 +282,7 @@ def test_every_position_stands_in_one_window(Y, X, size, shift):
     real = places[places < Y * X]
     np.testing.assert_array_equal(np.sort(real), np.arange(Y * X))
     np.testing.assert_array_equal(regions == -1, places == Y * X)
-    told("shift: got 3, expected one in", window_indices, 5, 5, 3, 3)
+    told("shift: got 3, expected an int in", window_indices, 5, 5, 3, 3)
     told("size: got 0, expected at least 1", window_indices, 5, 5, 0)
 
 

@@ -1,6 +1,7 @@
 """Color overlays on images, and the figures that show them."""
 
 import base64
+import io
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from launch.predict import write_figures
 from launch.reporting import figures, overlays
 from tasks.common.errors import UserError
-from tasks.figures import AttendedImage, AttendedText, DetectedImage, SegmentedImage
+from tasks.figures import AttendedImage, AttendedText, DetectedImage, Recommendations, SegmentedImage
 
 GREY = np.full((4, 6), 100, np.uint8)
 
@@ -98,5 +99,14 @@ def test_predictions_are_written_as_png_files(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--figures=.*cannot be written"):
         write_figures(tmp_path / "file", raw[:1], [[found]])
-    with pytest.raises(TypeError, match="no drawing for AttendedText"):
-        figures.png(AttendedText("t", ["a"], np.ones(1)))
+    with pytest.raises(TypeError, match="no drawing for Recommendations"):
+        figures.png(Recommendations("t", ["a"], ["b"], [[]]))
+
+
+def test_attention_over_words_is_drawn_in_lines():
+    short, long = (AttendedText("t", ["word"] * n, np.linspace(0, 1, n)) for n in (1, 200))
+    heights = []
+    for figure in (short, long, AttendedText("t", [], np.ones(0))):
+        with Image.open(io.BytesIO(figures.png(figure))) as image:
+            heights.append(image.height)
+    assert heights[1] > 2 * heights[0]
