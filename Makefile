@@ -36,7 +36,7 @@ test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "slow and not oracle"
 
 test-oracles: $(VENV)/.oracles
-	FULL_COMPILATION=1 $(BIN)/python -m pytest -m oracle
+	FULL_COMPILATION=1 $(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m oracle
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
