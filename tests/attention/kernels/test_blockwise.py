@@ -277,7 +277,7 @@ def test_is_traced_once_and_refuses_what_it_cannot_do():
         output(inputs)
     assert len(calls) == 1
     rbg = PLAIN | {"dropout_rate": 0.1, "dropout_key": jax.random.key(0, impl="rbg")}
-    with pytest.raises(NotImplementedError, match=r"dropout_key: got rbg, expected threefry"):
+    with pytest.raises(NotImplementedError, match=r"dropout_key: got rbg, expected a threefry key"):
         attention.attend(**inputs, **rbg)
     with pytest.raises(NotImplementedError, match="scale"):
         jax.jit(lambda scale: attention.attend(**inputs, **(PLAIN | {"scale": scale})))(0.3)
