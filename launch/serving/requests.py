@@ -75,7 +75,7 @@ def check_content_type(request: Request, *known: str) -> None:
     """Checks the media type of a body, and that it is not compressed.
 
     Raises:
-      Problem: the type is not among `known`, or the header Content-Encoding is set.
+      Problem: the type is not among `known`, or the body is compressed.
     """
     if content_type(request) not in known:
         raise Problem(415, f"Content-Type: expected {' or '.join(known)}", "Content-Type")
