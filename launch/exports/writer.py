@@ -304,7 +304,7 @@ def _write_files(
         for one, entry in zip(exported, signature["programs"][kind], strict=True):
             (folder / entry["file"]).write_bytes(bytes(one.serialize()))
     save_file(
-        {name: np.ascontiguousarray(x) for name, x in weights.items()},
+        {name: np.asarray(x, order="C") for name, x in weights.items()},
         folder / "weights.safetensors",
     )
     write_step_files(folder, steps)
@@ -322,7 +322,7 @@ def write_step_files(folder: Path, steps: ProcessingSteps) -> None:
         if isinstance(content, str):
             (folder / name).write_text(content, encoding="utf-8")
         else:
-            save_file({key: np.ascontiguousarray(x) for key, x in content.items()}, folder / name)
+            save_file({key: np.asarray(x, order="C") for key, x in content.items()}, folder / name)
 
 
 def _version(package: str) -> str:
@@ -347,7 +347,7 @@ def _write_golden(folder: Path, signature: dict[str, Any], examples: Sequence[st
         found |= {f"{index}/inputs/{name}": value for name, value in batch.items()}
         found |= {f"{index}/outputs/{name}": np.asarray(x) for name, x in outputs.items()}
     save_file(
-        {name: np.ascontiguousarray(x) for name, x in found.items()},
+        {name: np.asarray(x, order="C") for name, x in found.items()},
         folder / "golden.safetensors",
     )
 

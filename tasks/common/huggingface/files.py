@@ -150,7 +150,7 @@ def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
     lines = "".join(f"{piece}\n" for piece in saved.vocabulary)
     (folder / "vocab.txt").write_text(lines, encoding="utf-8")
     _write_tokenizer(folder / TOKENIZER, saved)
-    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    whole = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -67,7 +67,7 @@ def test_the_pyramid_adds_what_is_coarser():
     merged = neck.lateral[0](fine) + stretched
     np.testing.assert_allclose(first, neck.smooth[0](merged), atol=1e-5)
     np.testing.assert_array_equal(third, second[:, ::2, ::2])
-    with pytest.raises(ValueError, match="maps: got 1, expected 2"):
+    with pytest.raises(ValueError, match="maps: got 1 maps, expected 2"):
         neck([fine])
 
 
