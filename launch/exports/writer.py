@@ -297,16 +297,11 @@ def _write_files(
     programs: Mapping[str, Sequence[jax.export.Exported]],
     signature: Mapping[str, Any],
 ) -> None:
-    from safetensors.numpy import save_file
-
     (folder / "programs").mkdir()
     for kind, exported in programs.items():
         for one, entry in zip(exported, signature["programs"][kind], strict=True):
             (folder / entry["file"]).write_bytes(bytes(one.serialize()))
-    save_file(
-        {name: np.asarray(x, order="C") for name, x in weights.items()},
-        folder / "weights.safetensors",
-    )
+    write_tensors(weights, folder / "weights.safetensors")
     write_step_files(folder, steps)
     shutil.copyfile(reader.__file__, folder / "predict.py")
     needed = ["jax", "flatbuffers", "numpy", *steps.libraries]
@@ -314,15 +309,20 @@ def _write_files(
     (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_step_files(folder: Path, steps: ProcessingSteps) -> None:
-    """Writes the files of pre- and postprocessing: texts as UTF-8, arrays as safetensors."""
+def write_tensors(tensors: Mapping[str, Any], file: Path) -> None:
+    """Writes arrays as safetensors, with their shapes: `np.ascontiguousarray` has no scalars."""
     from safetensors.numpy import save_file
 
+    save_file({name: np.asarray(x, order="C") for name, x in tensors.items()}, file)
+
+
+def write_step_files(folder: Path, steps: ProcessingSteps) -> None:
+    """Writes the files of pre- and postprocessing: texts as UTF-8, arrays as safetensors."""
     for name, content in steps.files.items():
         if isinstance(content, str):
             (folder / name).write_text(content, encoding="utf-8")
         else:
-            save_file({key: np.asarray(x, order="C") for key, x in content.items()}, folder / name)
+            write_tensors(content, folder / name)
 
 
 def _version(package: str) -> str:
@@ -333,8 +333,6 @@ def _version(package: str) -> str:
 
 def _write_golden(folder: Path, signature: dict[str, Any], examples: Sequence[str]) -> None:
     """Writes golden.safetensors: examples, or random inputs, with the outputs of the programs."""
-    from safetensors.numpy import save_file
-
     text = json.dumps({**signature, "sha256": {}})
     (folder / "signature.json").write_text(text, encoding="utf-8")
     export, found = reader.Export(folder), {}
@@ -346,10 +344,7 @@ def _write_golden(folder: Path, signature: dict[str, Any], examples: Sequence[st
         outputs = jax.device_get(export.program("predict", index)(batch))
         found |= {f"{index}/inputs/{name}": value for name, value in batch.items()}
         found |= {f"{index}/outputs/{name}": np.asarray(x) for name, x in outputs.items()}
-    save_file(
-        {name: np.asarray(x, order="C") for name, x in found.items()},
-        folder / "golden.safetensors",
-    )
+    write_tensors(found, folder / "golden.safetensors")
 
 
 def _made_up(signature: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
