@@ -272,9 +272,7 @@ def test_causal_is_as_much_work_for_each_device(answers):
 def test_without_a_mesh_they_are_refused():
     arrays = [normal(seed, 2, 8, 2, 4) for seed in range(3)]
     for kernel in ("ring", "ulysses"):
-        with pytest.raises(
-            NotImplementedError, match=r"no axis 'sequence' of size at least 2"
-        ):
+        with pytest.raises(NotImplementedError, match=r"no axis 'sequence' of size at least 2"):
             attend(*arrays, implementation=kernel)
 
 

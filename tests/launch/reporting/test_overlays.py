@@ -10,7 +10,13 @@ from PIL import Image
 from launch.predict import write_figures
 from launch.reporting import figures, overlays
 from tasks.common.errors import UserError
-from tasks.figures import AttendedImage, AttendedText, DetectedImage, Recommendations, SegmentedImage
+from tasks.figures import (
+    AttendedImage,
+    AttendedText,
+    DetectedImage,
+    Recommendations,
+    SegmentedImage,
+)
 
 GREY = np.full((4, 6), 100, np.uint8)
 

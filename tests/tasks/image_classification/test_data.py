@@ -368,8 +368,8 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path):
         (
             "augmentation",
             AugmentationConfig(hue=0.1),
-            "augmentation: got a saturation or hue above 0, expected 0 because the images of digits "
-            "are gray",
+            "augmentation: got a saturation or hue above 0, expected 0 because the images of "
+            "digits are gray",
         ),
     ],
 )
