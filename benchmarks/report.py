@@ -247,17 +247,17 @@ def _serving(section: Mapping[str, Any]) -> list[str]:
         for name, one in row["ways"].items():
             cells = [row["model"], name]
             cells += [_number(one[key]) for key in ("p50_ms", "p99_ms", "requests_per_second")]
-            for key in ("p50", "requests"):
-                cells.append(_ratio(one, f"{key}_ratio") if f"{key}_ratio" in one else "")
-            table.append([*cells, f"{one['wrong']} of {one['answers']:,}"])
-    base = section["base"]
-    header = ["model", "server", "p50, ms", "p99, ms", "requests/s", f"p50 over {base}"]
-    header += [f"requests/s over {base}", "wrong answers"]
+            for key in ("p50_ratio", "requests_ratio"):
+                cells.append(_ratio(one, key) if key in one else "1")
+            cells.append(verdict(row, name, "p50_ratio"))
+            table.append([*cells, f"{one['wrong']:,} of {one['answers']:,}"])
+    header = ["model", "server", "p50, ms", "p99, ms", "requests/s", "ratio of p50"]
+    header += ["ratio of requests/s", "target of p50", "wrong answers"]
     return [
         f"{section['requests']:,} requests to each server by {section['clients']} clients at once "
-        "over loopback, in rounds that alternate; servers have one process each and share the "
-        "machine with the clients. Each answer is compared with that of the export read in "
-        "process. Images are uploaded as forms.",
+        "over loopback, in rounds that alternate. Each server is one process and shares the cores "
+        "with the clients. Ratios are to the server with 1. Each answer is compared with that of "
+        "the export read in process. Images are uploaded as forms.",
         "",
         *_table(header, table),
     ]

@@ -1,106 +1,332 @@
-"""Latency and throughput of `launch.serve` over loopback, with batches and without.
+"""Load test of `launch.serve` over loopback: latency, throughput, and every answer.
 
-python -m benchmarks.serving --export=exported --input="a gripping, funny film"
+python -m launch.train  --config=configs/text_classification.py:movie_reviews,attention_pooling
+    --workdir=runs/reviews
+python -m launch.export --workdir=runs/reviews --output=exported/reviews
+python -m benchmarks.serving --reviews=exported/reviews --camvid=exported/camvid
 
-A server is started for each largest batch size; concurrent clients with keep-alive connections send
-the inputs in turn. The clients run on the same machine, so the results include the time that they
-take.
+The inputs are the texts and images of the test splits; images are uploaded as forms. Clients on
+kept connections send requests to a server with batches and to one with single inputs. The
+classifier of reviews is also served by PyTorch behind Starlette (`benchmarks.torch_server`). Each
+server is one process. The rounds of all servers of a model alternate. The clients run on the same
+machine and share its cores.
+
+Each answer is compared with that of the export read in this process. The command fails if one is
+wrong. Results are written to benchmarks/results/cpu.json or --json.
 """
 
 from __future__ import annotations
 
-import http.client
+import io
 import json
+import os
+import pathlib
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
-from absl import app, flags
+import numpy as np
+from absl import flags
 
-flags.DEFINE_string("export", None, "Folder of launch.export, of a model that reads texts.")
-flags.DEFINE_multi_string("input", ["a gripping, funny film"], "Texts.")
-flags.DEFINE_integer("requests", 2000, "Requests for each batch size.", lower_bound=1)
-flags.DEFINE_integer("clients", 32, "Clients at once.", lower_bound=1)
-flags.DEFINE_multi_integer("batch", [1, 32], "Largest batch sizes, powers of two.", lower_bound=1)
-flags.DEFINE_float("max_wait_ms", 2.0, "Milliseconds that a row waits for others.")
-flags.mark_flag_as_required("export")
-FLAGS = flags.FLAGS
+from benchmarks import load, records, report
+from benchmarks.attention_backends import installed
+from launch import cli
+
+BATCHES, SINGLE, TORCH = "batches", "single inputs", "PyTorch and Starlette"
+# Probabilities are rounded to four digits, and batches of other sizes may round differently.
+SCORES = 2e-4
+# Fraction of the pixels that may have another class, where two are nearly equally probable.
+PIXELS = 1e-3
+# Largest ratio of p50 to that of PyTorch that is wanted.
+TARGET = 1.0
+# Most different inputs.
+_INPUTS = 500
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string(
+        "reviews", None, "Folder of launch.export: attention_pooling on movie_reviews."
+    )
+    flags.DEFINE_string("camvid", None, "Folder of launch.export: segmentation of camvid.")
+    flags.DEFINE_integer("requests", 2000, "Requests to each server.", lower_bound=1)
+    flags.DEFINE_integer("clients", 32, "Clients at once.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 4, "Number of rounds.", lower_bound=1)
+    flags.DEFINE_integer("max_batch", 16, "Largest batch, a power of two.", lower_bound=2)
+    flags.DEFINE_string("json", None, "Output file; benchmarks/results/cpu.json by default.")
+    flags.DEFINE_bool("readme", False, "Also write README.md and attention.png.")
+
+
+class Subject(NamedTuple):
+    """A served model with its inputs.
+
+    Attributes:
+      name: name of the data set.
+      folder: folder of the export.
+      inputs: texts, or contents of image files.
+      is_equal: function from an answer of a server and the expected one to whether it is right.
+    """
+
+    name: str
+    folder: pathlib.Path
+    inputs: Sequence[str | bytes]
+    is_equal: Callable[[Any, Any], bool]
+
+    def requests(self) -> list[bytes]:
+        """Returns an HTTP request for each input."""
+        path = "/models/model"
+        return [
+            load.json_request(path, {"inputs": one})
+            if isinstance(one, str)
+            else load.form_request(path, one)
+            for one in self.inputs
+        ]
+
+    def expected(self) -> list[Any]:
+        """Returns the answers of the export, read in this process."""
+        from launch.exports.reader import Export
+        from launch.serving.answers import answers
+
+        export = Export(self.folder)
+        found = []
+        for one in self.inputs:
+            item = export.encode(one)
+            item.outputs = export.run(item.rows)
+            export.decode(item)
+            shaped = answers(export.signature["task"], [item], {}, many=False)
+            found.append(json.loads(json.dumps(shaped)))
+        return found
+
+
+def reviews(folder: str) -> Subject:
+    """Returns the classifier with the texts of the test split."""
+    from launch.engine import config as configs
+    from tasks.text_classification.data import load as load_texts
+
+    config = configs.load_file("configs/text_classification.py:movie_reviews,attention_pooling")
+    texts = load_texts(config.data, cli.paths()).splits["test"].texts[:_INPUTS]
+    return Subject("movie_reviews", pathlib.Path(folder), texts, are_equal_scores)
+
+
+def camvid(folder: str) -> Subject:
+    """Returns the segmentation model with the images of the test split, as PNG."""
+    from PIL import Image
+
+    from launch.engine import config as configs
+    from tasks.segmentation.data import load as load_images
+
+    config = configs.load_file("configs/segmentation.py:camvid")
+    contents = []
+    for image in load_images(config.data, cli.paths()).splits["test"].images[:_INPUTS]:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        contents.append(file.getvalue())
+    return Subject("camvid", pathlib.Path(folder), contents, are_equal_masks)
+
+
+def are_equal_scores(answer: Any, expected: Any) -> bool:
+    """Returns whether labels have the same scores within `SCORES`, best first."""
+    try:
+        (found,), (wanted,) = answer, expected
+        scores = {row["label"]: row["score"] for row in found}
+        ordered = [row["score"] for row in found]
+        return (
+            scores.keys() == {row["label"] for row in wanted}
+            and ordered == sorted(ordered, reverse=True)
+            and all(abs(scores[row["label"]] - row["score"]) <= SCORES for row in wanted)
+        )
+    except (TypeError, KeyError, ValueError):
+        return False
+
+
+def are_equal_masks(answer: Any, expected: Any) -> bool:
+    """Returns whether all but a fraction of `PIXELS` of the pixels have the same class."""
+    try:
+        if answer["size"] != expected["size"]:
+            return False
+        found, wanted = label_maps(answer), label_maps(expected)
+    except (TypeError, KeyError, ValueError):
+        return False
+    return bool(np.mean(found != wanted) <= PIXELS)
+
+
+def label_maps(answer: Mapping[str, Any]) -> np.ndarray:
+    """Returns the class name of each pixel, from the masks of an answer."""
+    from pycocotools import mask as coco
+
+    labels = np.full(answer["size"], "", object)
+    for name, mask in answer["masks"].items():
+        labels[coco.decode({**mask, "counts": mask["counts"].encode()}).astype(bool)] = name
+    return labels
 
 
 @contextmanager
-def server(batch: int) -> Iterator[int]:
-    """Starts a server, yields its port when it is ready, and stops it."""
+def server(module: str, *arguments: str) -> Iterator[int]:
+    """Starts a server, and yields its port when it is ready.
+
+    Args:
+      module: module of the command, which prints a line with its address and then one that begins
+        with "ready".
+      *arguments: its arguments.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch.serve", f"--export=model={FLAGS.export}", "--port=0",
-         f"--max_batch={batch}", f"--max_wait_ms={FLAGS.max_wait_ms}"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     try:
-        port = int(process.stdout.readline().strip().rpartition(":")[2])
-        assert process.stdout.readline().startswith("ready"), "the server did not start"
-        yield port
+        address, ready = process.stdout.readline(), process.stdout.readline()
+        if not ready.startswith("ready"):
+            sys.exit(f"{module}: the server did not start")
+        yield int(address.strip().rpartition(":")[2])
     finally:
         process.terminate()
         process.wait(60)
 
 
-def measure(port: int, requests: int, clients: int, inputs: Sequence[str]) -> list[float]:
-    """Sends requests from threads and returns the seconds of each.
+def run() -> None:
+    """Runs the command."""
+    values = flags.FLAGS
+    path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
+    subjects = {"reviews": reviews, "camvid": camvid}
+    given = {name: values[name].value for name in subjects if values[name].value}
+    if not given:
+        from tasks.common.errors import UserError
 
-    Args:
-      port: port of the server.
-      requests: number of requests.
-      clients: number of threads, each with its connection.
-      inputs: texts, which are sent in turn.
-    """
-    bodies = [json.dumps({"inputs": text}) for text in inputs]
-    numbers, lock, seconds = iter(range(requests)), threading.Lock(), []
-
-    def work() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        headers = {"Content-Type": "application/json"}
-        while True:
-            with lock:
-                number = next(numbers, None)
-            if number is None:
-                return
-            start = time.perf_counter()
-            connection.request("POST", "/models/model", bodies[number % len(bodies)], headers)
-            response = connection.getresponse()
-            response.read()
-            assert response.status == 200, response.status
-            seconds.append(time.perf_counter() - start)
-
-    threads = [threading.Thread(target=work) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(seconds) == requests
-    return seconds
+        raise UserError("--reviews and --camvid are missing; give at least one export")
+    rows = []
+    for name, folder in given.items():
+        rows.append(measure(subjects[name](folder)))
+        print(show(rows[-1]), flush=True)
+        section = {"rows": rows, "requests": values.requests, "clients": values.clients}
+        records.put(path, "serving", section)
+    if values.readme:
+        report.write(path.parent)
+    wrong = sum(one["wrong"] for row in rows for one in row["ways"].values())
+    if wrong:
+        sys.exit(f"{wrong} answers differ from those of the export")
 
 
-def main(_: list[str]) -> None:
-    """Prints latency and throughput for each largest batch size."""
-    print(f"{FLAGS.requests} requests, {FLAGS.clients} clients")
-    for batch in FLAGS.batch:
-        with server(batch) as port:
-            measure(port, 10 * FLAGS.clients, FLAGS.clients, FLAGS.input)
-            start = time.perf_counter()
-            seconds = measure(port, FLAGS.requests, FLAGS.clients, FLAGS.input)
-            rate = FLAGS.requests / (time.perf_counter() - start)
-        cuts = statistics.quantiles(seconds, n=100)
-        print(
-            f"max_batch {batch:4d}: {rate:7.0f} requests/s, p50 {1e3 * cuts[49]:6.1f} ms, "
-            f"p99 {1e3 * cuts[98]:6.1f} ms",
-            flush=True,
+def measure(subject: Subject) -> dict[str, Any]:
+    """Returns the row of a model: `ways`, name of a server -> result of `summarize`."""
+    values = flags.FLAGS
+    print(f"{subject.name}: answers of the export", flush=True)
+    requests, expected = subject.requests(), subject.expected()
+    export = f"--export=model={subject.folder}"
+    commands = {
+        BATCHES: ("launch.serve", export, "--port=0", f"--max_batch={values.max_batch}"),
+        SINGLE: ("launch.serve", export, "--port=0", "--max_batch=1"),
+    }
+    if subject.name == "movie_reviews" and installed("torch"):
+        commands[TORCH] = ("benchmarks.torch_server", f"--export={subject.folder}")
+    count = -(-values.requests // values.rounds)
+    rounds: dict[str, list[Round]] = {name: [] for name in commands}
+    with ExitStack() as stack:
+        ports = {}
+        for name, command in commands.items():
+            ports[name] = stack.enter_context(server(*command))
+            load.send(ports[name], requests, 10 * values.clients, values.clients)
+        for number in range(values.rounds):
+            for name, port in ports.items():
+                start = time.perf_counter()
+                answers = load.send(port, requests, count, values.clients)
+                rounds[name].append(Round(time.perf_counter() - start, answers))
+            print(f"{subject.name}: round {number + 1} of {values.rounds}", flush=True)
+    base = TORCH if TORCH in commands else SINGLE
+    ways = {name: summarize(found, rounds[base]) for name, found in rounds.items()}
+    for name, found in rounds.items():
+        ways[name] |= check(found, expected, subject.is_equal)
+    target = TARGET if base == TORCH else None
+    return {"model": subject.name, "base": base, "target": target, "ways": ways}
+
+
+class Round(NamedTuple):
+    """Answers of a round, and the seconds that it took."""
+
+    seconds: float
+    answers: Sequence[load.Answer]
+
+    @property
+    def p50(self) -> float:
+        """Median latency in seconds."""
+        return statistics.median(answer.seconds for answer in self.answers)
+
+    @property
+    def rate(self) -> float:
+        """Requests per second."""
+        return len(self.answers) / self.seconds
+
+
+def summarize(rounds: Sequence[Round], base: Sequence[Round]) -> dict[str, Any]:
+    """Returns latencies and rates of a server, and ratios to another one in the same rounds."""
+    seconds = [answer.seconds for one in rounds for answer in one.answers]
+    pairs = list(zip(rounds, base, strict=True))
+    found: dict[str, Any] = {
+        "p50_ms": _round(1e3 * statistics.median(seconds)),
+        "p99_ms": _round(1e3 * float(np.quantile(seconds, 0.99))),
+        "requests_per_second": _round(len(seconds) / sum(one.seconds for one in rounds)),
+    }
+    if rounds is not base:
+        ratios = {
+            "p50": [mine.p50 / other.p50 for mine, other in pairs],
+            "requests": [mine.rate / other.rate for mine, other in pairs],
+        }
+        for name, several in ratios.items():
+            found[f"{name}_ratio"] = _round(statistics.median(several))
+            found[f"{name}_ratio_range"] = [_round(min(several)), _round(max(several))]
+    return found
+
+
+def check(
+    rounds: Sequence[Round], expected: Sequence[Any], is_equal: Callable[[Any, Any], bool]
+) -> dict[str, int]:
+    """Returns the number of answers, and of those that are wrong; prints the first wrong one."""
+    counts = {"answers": 0, "wrong": 0}
+    # An answer is often the same bytes again.
+    right: set[tuple[int, bytes]] = set()
+    for one in rounds:
+        for answer in one.answers:
+            counts["answers"] += 1
+            number = answer.number % len(expected)
+            if (number, answer.body) in right:
+                continue
+            if answer.status == 200 and is_equal(json.loads(answer.body), expected[number]):
+                right.add((number, answer.body))
+                continue
+            if not counts["wrong"]:
+                print(f"wrong: {answer.status} {answer.body[:200]!r}", file=sys.stderr)
+            counts["wrong"] += 1
+    return counts
+
+
+def show(row: dict[str, Any]) -> str:
+    """Formats a row for the terminal."""
+    lines = [row["model"]]
+    for name, one in row["ways"].items():
+        ratio = ""
+        if "p50_ratio" in one:
+            ratio = (
+                f"; p50 {one['p50_ratio']:.2f}, requests/s {one['requests_ratio']:.2f} times "
+                f"those of {row['base']}"
+            )
+        lines.append(
+            f"{name:>22}: p50 {one['p50_ms']} ms, p99 {one['p99_ms']} ms, "
+            f"{one['requests_per_second']} requests/s{ratio}; "
+            f"{one['wrong']} of {one['answers']} answers wrong"
         )
+    return "\n".join(lines)
+
+
+def _round(number: float) -> float:
+    """Rounds to four significant digits."""
+    return float(f"{number:.4g}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    define_flags()
+    # JAX takes the CPU in this process and in the servers.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    cli.main(run, __doc__)

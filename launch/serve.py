@@ -96,6 +96,7 @@ def serve() -> None:
 
 def _announce(application: Application) -> None:
     """Prints a line when all models are ready."""
+    import gc
     import threading
 
     start = time.monotonic()
@@ -104,6 +105,9 @@ def _announce(application: Application) -> None:
         for model in application.models.values():
             model.wait_ready()
         if application.ready:
+            # What lives as long as the server would make each full collection of garbage a pause.
+            gc.collect()
+            gc.freeze()
             print(f"ready after {time.monotonic() - start:.1f} s", flush=True)
 
     threading.Thread(target=wait, daemon=True, name="announcement").start()

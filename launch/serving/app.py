@@ -40,6 +40,8 @@ EXTENSIONS: list[str] = []
 STOP_S = 5.0
 # Seconds that browsers keep the answer to a preflight request.
 _CORS_S = 600
+# Seconds of an answer after which the connection of the client is watched.
+_PATIENCE_S = 0.1
 
 
 class Application:
@@ -80,12 +82,14 @@ class Application:
 
     def asgi(self) -> Starlette:
         """Returns the ASGI application, which starts and stops the models."""
+        # Routes are tried in this order.
         routes = [
+            self._model_route("/models/{name}", self._predict),
+            self._model_route("/v2/models/{name}/infer", self._infer, files=False),
             self._route("/", self._get_page),
             self._route("/openapi.json", self._get_document),
             self._route("/metrics", self._get_metrics),
             self._route("/models", self._get_models),
-            self._model_route("/models/{name}", self._predict),
             self._model_route("/models/{name}/stream", self._stream),
             self._model_route("/models/{name}/attention", self._attention),
             self._route("/v2", self._get_server),
@@ -93,7 +97,6 @@ class Application:
             self._route("/v2/health/ready", self._get_ready),
             self._route("/v2/models/{name}", self._get_model),
             self._route("/v2/models/{name}/ready", self._get_model_ready),
-            self._model_route("/v2/models/{name}/infer", self._infer, files=False),
         ]
         middleware = [Middleware(Common, token=self._options.token, metrics=self.metrics)]
         if self._options.cors_origin:
@@ -155,7 +158,7 @@ class Application:
             model.check_free()
             async with self._bodies.read(request) as body:
                 response = await answer(request, model, body)
-            self.metrics.seconds.labels(model.name).observe(time.perf_counter() - start)
+            model.observe_seconds(time.perf_counter() - start)
             return response
 
         return Route(path, endpoint, methods=["POST"], name=path)
@@ -351,21 +354,38 @@ def _event(name: str, data: Any) -> bytes:
 
 
 async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
-    """Returns the result of `work`; cancels it if the client closes the connection."""
+    """Returns the result of `work`; cancels it if the client closes the connection.
+
+    The connection is watched from `_PATIENCE_S` on, because a task costs more than a quick answer.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    watching: asyncio.Task | None = None
+    is_gone = False
 
     async def gone() -> None:
+        nonlocal is_gone
         while (await request.receive())["type"] != "http.disconnect":
             continue
+        is_gone = True
+        task.cancel()
 
-    running, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    def watch() -> None:
+        nonlocal watching
+        watching = loop.create_task(gone())
+
+    timer = loop.call_later(_PATIENCE_S, watch)
     try:
-        await asyncio.wait((running, watching), return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            return running.result()
-        raise Problem(400, "the client closed the connection")
+        return await work
+    except asyncio.CancelledError:
+        if not is_gone:
+            raise
+        task.uncancel()
+        raise Problem(400, "the client closed the connection") from None
     finally:
-        running.cancel()
-        watching.cancel()
+        timer.cancel()
+        if watching is not None:
+            watching.cancel()
 
 
 def _page() -> tuple[bytes, str]:

@@ -2,7 +2,8 @@
 
 A row is the input of a program for one example. Rows are queued by key, which is the kind and the
 bucket of their program. A batch of rows with the same key starts when it is full, or when its first
-row has waited for `max_wait_s`. While a batch runs, new rows are queued.
+row has waited for `max_wait_s`, or when no other row is expected. While a batch runs, new rows are
+queued.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -78,6 +80,7 @@ class Batcher:
         max_wait_s: float,
         prepare: Callable[[], None] = lambda: None,
         failed: Callable[[BaseException], None] = lambda error: None,
+        expected: Callable[[], float] = lambda: math.inf,
     ):
         """Creates a batcher whose thread is not started.
 
@@ -88,9 +91,12 @@ class Batcher:
           max_wait_s: seconds that a row waits for its batch to fill.
           prepare: called once by the thread, before the first batch.
           failed: called with the error if `prepare` raises one.
+          expected: returns an upper bound on the rows that are queued or may be soon; a batch does
+            not wait if so many are queued.
         """
-        self._run, self._prepare, self._failed = run, prepare, failed
+        self._run, self._prepare, self._failed, self._expected = run, prepare, failed, expected
         self._max_batch, self._max_wait_s = max_batch, max_wait_s
+        self._limits: dict[Key, int] = {}
         self._waiting: dict[Key, collections.deque[_Job]] = {}
         self._condition = threading.Condition()
         self._stopping = False
@@ -124,6 +130,10 @@ class Batcher:
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def limit(self, key: Key, size: int) -> None:
+        """Limits the batches of a key to `size` rows."""
+        self._limits[key] = size
 
     def __len__(self) -> int:
         """Returns the number of queued rows."""
@@ -172,10 +182,12 @@ class Batcher:
         with self._condition:
             while True:
                 now, soonest = time.monotonic(), None
+                is_all = sum(map(len, self._waiting.values())) >= self._expected()
                 # The key whose first row was submitted first.
                 for key, queue in sorted(self._waiting.items(), key=lambda kv: kv[1][0].since):
                     start = queue[0].since + self._max_wait_s
-                    if len(queue) >= self._max_batch or start <= now or self._stopping:
+                    is_full = len(queue) >= self._limits.get(key, self._max_batch)
+                    if is_full or is_all or start <= now or self._stopping:
                         return key, self._take(key, now)
                     soonest = start if soonest is None else min(soonest, start)
                 if self._stopping:
@@ -184,7 +196,8 @@ class Batcher:
 
     def _take(self, key: Key, now: float) -> list[_Job]:
         queue, jobs = self._waiting[key], []
-        while queue and len(jobs) < self._max_batch:
+        most = self._limits.get(key, self._max_batch)
+        while queue and len(jobs) < most:
             job = queue.popleft()
             if job.ticket.future.done():
                 continue

@@ -7,11 +7,13 @@ rows, see `launch.serving.batching`.
 from __future__ import annotations
 
 import asyncio
+import collections
 import functools
 import io
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +35,18 @@ GENERATING = frozenset(
 )
 # Kinds of programs that run on batches; those of single tokens run on one input.
 _BATCHED = ("predict", "attention")
+# Operations on texts that take well below a millisecond for `_SHORT` characters. They run on the
+# thread of the event loop: changing threads twice would take longer.
+_QUICK = frozenset(
+    (
+        *("tokenize", "prompt", "blanks", "append", "length", "digits"),
+        *("rank_labels", "sentences", "spell_digits", "completion", "fill_blanks"),
+    )
+)
+_SHORT = 1000
+# Runs of each batch size that are timed; times per row over the least one up to which a smaller
+# batch is preferred, and from which larger batches are not tried.
+_TIMINGS, _NEAR, _HOPELESS = 2, 1.1, 1.5
 # Most numbers in a response with attention weights.
 ATTENTION_NUMBERS = 1_000_000
 
@@ -75,6 +89,13 @@ class Model:
         # Stemmers are not thread-safe; decoders of images and sounds release the global lock.
         threads = 1 if self.kind == "text" else min(4, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"inputs of {name}")
+        signature = export.signature
+        steps = {step["op"] for step in (*signature["encode"], *signature["decode"])}
+        self._is_quick = self.kind == "text" and steps <= _QUICK
+        # Held by the thread that uses the tokenizer.
+        self._tokenizing = threading.Lock()
+        self._arrivals = _Arrivals()
+        self._seconds = metrics.seconds.labels(name)
         self._batcher = Batcher(
             name,
             self._run,
@@ -82,6 +103,8 @@ class Model:
             max_wait_s=options.max_wait_ms / 1000,
             prepare=self._compile,
             failed=failed,
+            # One client alone does not wait for others.
+            expected=lambda: self._accepted,
         )
         metrics.waiting.labels(name).set_function(lambda: len(self._batcher))
 
@@ -136,6 +159,7 @@ class Model:
                     if self._batcher.stopping:
                         return
                     self._run((kind, bucket), [row] * size, count=False)
+                self._limit((kind, bucket), row)
         for bucket in range(len(programs.get("step", ()))):
             if self._batcher.stopping:
                 return
@@ -143,6 +167,27 @@ class Model:
             state = self.export.program("prefill", bucket)(self.export.batch([row], [0], bucket, 1))
             self.export.program("step", bucket)(state)
         self._metrics.ready.labels(self.name).set(1)
+
+    def _limit(self, key: Key, row: Row) -> None:
+        """Limits batches to the smallest size at which a row takes about the least time.
+
+        On a CPU, rows of large batches take longer if their arrays exceed the caches, and all rows
+        of a batch wait for its last one.
+        """
+        per_row: dict[int, float] = {}
+        for size in self._options.batch_sizes:
+            if self._batcher.stopping:
+                return
+            seconds = []
+            for _ in range(_TIMINGS):
+                start = time.perf_counter()
+                self._run(key, [row] * size, count=False)
+                seconds.append(time.perf_counter() - start)
+            per_row[size] = min(seconds) / size
+            if per_row[size] > _HOPELESS * min(per_row.values()):
+                break
+        least = min(per_row.values())
+        self._batcher.limit(key, next(n for n, s in per_row.items() if s <= _NEAR * least))
 
     def _golden_row(self, golden: Mapping[str, np.ndarray], bucket: int) -> Row:
         sizes = self.export.signature["programs"]["predict"][bucket]["sizes"]
@@ -216,14 +261,25 @@ class Model:
     async def _answer(
         self, raw: Sequence[Raw], fields: Sequence[str], places: _Places
     ) -> list[Item]:
-        items = await places.call(functools.partial(self._encode, raw, fields))
+        items = await self._call(places, raw, functools.partial(self._encode, raw, fields))
         rows = [row for item in items for row in item.rows]
         places.add(len(rows) - len(raw), fields[0])
         found = iter(await self._batched("predict", rows))
         for item in items:
             item.outputs = [next(found) for _ in item.rows]
-        await places.call(lambda: [self.export.decode(item) for item in items])
+        await self._call(places, raw, lambda: [self.export.decode(item) for item in items])
         return items
+
+    async def _call(
+        self, places: _Places, raw: Sequence[Raw], function: Callable[[], Result]
+    ) -> Result:
+        """Calls a function of inputs: at once if that is quick, else on a thread of the model."""
+        if self._is_quick and sum(map(len, raw)) <= _SHORT and self._tokenizing.acquire(False):
+            try:
+                return function()
+            finally:
+                self._tokenizing.release()
+        return await places.call(function)
 
     async def stream(
         self, raw: Sequence[Raw], fields: Sequence[str]
@@ -311,7 +367,18 @@ class Model:
                 if name in self.export.signature["inputs"] and name not in row
             }
             keyed.append((key, {**row, **missing}))
-        return await asyncio.wrap_future(self._batcher.submit(keyed, self._deadline()))
+        return await self._arrivals.wait(self._batcher.submit(keyed, self._deadline()))
+
+    def _locked(self, function: Callable[[], Result]) -> Result:
+        """Calls a function on a thread of the model; one thread at a time uses a tokenizer."""
+        if self.kind != "text":
+            return function()
+        with self._tokenizing:
+            return function()
+
+    def observe_seconds(self, seconds: float) -> None:
+        """Counts the duration of an answered request."""
+        self._seconds.observe(seconds)
 
     def _deadline(self) -> float:
         return time.monotonic() + self._options.timeout_s
@@ -441,7 +508,7 @@ class _Places:
     async def call(self, function: Callable[[], Result]) -> Result:
         """Calls a function in the model's thread pool; no place is freed before it returns."""
         loop = asyncio.get_running_loop()
-        future: Future[Result] = self._model._threads.submit(function)
+        future: Future[Result] = self._model._threads.submit(self._model._locked, function)
         self._running += 1
         future.add_done_callback(lambda _: _threadsafe(loop, self._done))
         return await asyncio.wrap_future(future)
@@ -459,6 +526,47 @@ class _Places:
         if self._closed and not self._running:
             self._model._accepted -= self._taken
             self._taken = 0
+
+
+class _Arrivals:
+    """Waits of an event loop for futures of other threads.
+
+    The futures of a batch are set at once. The event loop is notified once for all of them, which
+    takes a system call.
+    """
+
+    def __init__(self):
+        self._done: collections.deque[tuple[asyncio.Future, Future]] = collections.deque()
+
+    async def wait(self, future: Future[Result]) -> Result:
+        """Returns the result of a future, and cancels it if this call is canceled."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Result] = loop.create_future()
+
+        def arrived(found: Future[Result]) -> None:
+            self._done.append((waiter, found))
+            # Another notification is on its way unless the deque was empty.
+            if len(self._done) == 1:
+                _threadsafe(loop, self._deliver)
+
+        future.add_done_callback(arrived)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+
+    def _deliver(self) -> None:
+        while self._done:
+            waiter, found = self._done.popleft()
+            if waiter.done():
+                continue
+            if found.cancelled():
+                waiter.cancel()
+            elif (error := found.exception()) is not None:
+                waiter.set_exception(error)
+            else:
+                waiter.set_result(found.result())
 
 
 def _cut(array: np.ndarray, sizes: Mapping[str, int], padded: Mapping[str, int]) -> np.ndarray:

@@ -19,8 +19,10 @@ class Options:
     """Options of the server.
 
     Attributes:
-      max_batch: maximum number of rows in a batch, a power of two.
-      max_wait_ms: milliseconds that a row waits for its batch to fill.
+      max_batch: maximum number of rows in a batch, a power of two. Batches of a program are smaller
+        if larger ones take no less time per row when the server starts.
+      max_wait_ms: milliseconds that a row waits for its batch to fill, if other inputs are being
+        read or answered.
       max_queue: maximum number of inputs, per model, that are accepted and not yet answered.
       timeout_s: seconds after which an unanswered request fails.
       client_timeout_s: seconds in which a client must send the headers, and again as many for the

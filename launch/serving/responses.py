@@ -25,10 +25,13 @@ _IGNORED_S = 5.0
 PUBLIC = ("/", "/v2/health/live", "/v2/health/ready")
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def as_json(value: Any) -> bytes:
     """Serializes a value as JSON in UTF-8; numbers that are not finite become null."""
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _ENCODER.encode(value)
     except ValueError:
         text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"))
     # Halves of surrogate pairs, which UTF-8 lacks, become escapes of JSON.

@@ -133,7 +133,7 @@ def make_server(app: ASGIApp, options: Options) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         http=protocol,
-        loop="asyncio",
+        loop="auto",
         ws="none",
         lifespan="on",
         log_config=None,

@@ -92,6 +92,32 @@ def test_a_row_waits_for_others(program):
     assert batcher.stop(10)
 
 
+def test_a_row_does_not_wait_if_no_other_is_expected(program):
+    batcher = Batcher("alone", program, max_batch=4, max_wait_s=60, expected=lambda: 2)
+    batcher.start()
+    first = batcher.submit(rows(1), LATER)
+    time.sleep(0.05)
+    assert not first.done()
+    batcher.submit(rows(2), LATER)
+    assert first.result(10) == [{"y": 2}]
+    assert program.batches == [(KEY, [1, 2])]
+    assert batcher.stop(10)
+
+
+def test_a_limit_holds_for_its_key(batcher, program):
+    hold(batcher, program)
+    other = ("attention", 0)
+    batcher.limit(KEY, 2)
+    futures = [
+        batcher.submit(rows(1, 2, 3), LATER),
+        batcher.submit(rows(4, 5, 6, key=other), LATER),
+    ]
+    program.free.set()
+    for future in futures:
+        future.result(10)
+    assert program.batches[1:] == [(KEY, [1, 2]), (KEY, [3]), (other, [4, 5, 6])]
+
+
 def test_canceled_and_expired_rows_are_not_run(batcher, program):
     hold(batcher, program)
     canceled = batcher.submit(rows(1), LATER)
