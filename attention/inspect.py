@@ -29,7 +29,7 @@ from attention.numerics import accumulator
 
 Array = jax.Array
 Indices = int | Sequence[int] | np.ndarray
-# Modules of the running copy store their path. Copies that the model makes of them (nnx.split and #
+# Modules of the running copy store their path. Copies that the model makes of them (nnx.split and
 # merge, nnx.scan over layers) keep the path, but not the id.
 _TAG = "_path_in_capture"
 _UNNAMED = "attention"
@@ -191,7 +191,7 @@ def _trace(
         shape = jax.eval_shape(weights).shape
         take(names.of(shape, _frames(sys._getframe(1), start.__code__)), weights, shape)
 
-    # Functions that were jitted earlier are in JAX's trace cache without a recorder. The number #
+    # Functions that were jitted earlier are in JAX's trace cache without a recorder. The number
     # becomes part of the cache key, so that cached traces and traces of the capture are never
     # mixed.
     with set_xla_metadata(capture=next(_NUMBERS)), recording.recorder(named):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Array = jax.Array
 Offset = int | Array
 
-# Positions are below FAR, so larger offsets, lengths and widths are clipped to FAR. The sum of a #
+# Positions are below FAR, so larger offsets, lengths and widths are clipped to FAR. The sum of a
 # position and a clipped number fits into an int32.
 FAR = 2**30 - 1
 

@@ -30,7 +30,7 @@ from tasks.figures import (
 )
 
 # Characters that can be neither drawn nor written in XML: control characters and unpaired
-# surrogates, # which occur in file names that are not UTF-8.
+# surrogates, which occur in file names that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 # Characters of a line of words in a PNG file.
 _LINE = 90

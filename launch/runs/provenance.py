@@ -26,7 +26,7 @@ DATA = "data.json"
 ASSETS = "assets.json"
 # Sums of floats differ between processors in the last digits; assets are rounded to 5 decimals.
 _RELATIVE, _ABSOLUTE = 1e-5, 2e-5
-# Assets that messages name first. Other assets are derived from the data and are named only if #
+# Assets that messages name first. Other assets are derived from the data and are named only if
 # nothing else differs.
 _NAMES = ("labels", "names", "tokenizer")
 # Parts of the data that the assets contain too.

@@ -22,7 +22,7 @@ from tasks.detection.ops.pasting import RunLength
 
 # Pixels by which a box may exceed the image, because tools round differently.
 _SLACK = 1.0
-# Maximum distance between the sides of box and mask, as a fraction of the object; some pixels of #
+# Maximum distance between the sides of box and mask, as a fraction of the object; some pixels of
 # tolerance are added.
 _FAR = 0.25
 # Pillow's limit on the number of pixels of an image.

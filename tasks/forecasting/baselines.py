@@ -1,7 +1,7 @@
 """Baselines: naive and seasonal naive forecasts, and linear maps of the past.
 
-n windows, L look-back, F horizon, C channels, G groups of weights, 1 or C; P features of a linear
-map.
+n windows, L look-back, F horizon, C channels; G groups of weights, which is 1 (shared by all
+channels) or C; P features of a linear map.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ Forecast = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """A linear forecast ŷ = c + (x - c) W + b; missing values are replaced by the level c.
+    """Linear forecast ŷ = c + (x - c) W + b of the future from the past x.
 
     Attributes:
       weights: W, float32 [G, L, F].
       bias: b, float32 [G, F].
-      level: kind of c: "mean" of the look-back, "last" value, or "none" for 0.
-      strengths: strengths of the penalty of each group, relative to the mean square of the
-        features.
+      level: kind of the level c, which also replaces missing values: "mean" of the look-back,
+        "last" value, or "none" for 0.
+      strengths: penalty λ of each group, as a multiple of the mean eigenvalue of the Gram matrix of
+        the features.
     """
 
     weights: np.ndarray
@@ -44,7 +45,7 @@ class Linear:
     strengths: tuple[float, ...]
 
     def __call__(self, past: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Forecasts a batch of windows, see `Forecast`."""
+        """Forecasts a batch of windows: past and its validity [n, L, C] -> [n, F, C]."""
         base = level_of(past, valid, self.level)
         over = np.where(valid, past - base[:, None], 0).astype(np.float32)
         n, L, C = past.shape
@@ -56,7 +57,7 @@ class Linear:
 
 
 def level_of(past: np.ndarray, valid: np.ndarray, level: str) -> np.ndarray:
-    """Returns the mean, the last valid value, or 0: [n, L, C] -> [n, C]."""
+    """Returns the mean or last valid value of the past, or 0 for "none": [n, L, C] -> [n, C]."""
     if level == "mean":
         return (past * valid).sum(axis=1) / np.maximum(valid.sum(axis=1), 1)
     if level == "last":
@@ -65,13 +66,13 @@ def level_of(past: np.ndarray, valid: np.ndarray, level: str) -> np.ndarray:
 
 
 def _latest(past: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Returns the latest valid value up to each time, [n, L, C]; 0 before the first."""
+    """Returns the latest valid value up to each time, [n, L, C]; 0 before the first valid value."""
     indices = np.where(valid, np.arange(past.shape[1])[None, :, None], 0)
     return np.take_along_axis(past * valid, np.maximum.accumulate(indices, axis=1), axis=1)
 
 
 def naive(horizon: int) -> Forecast:
-    """Returns the naive forecast: repeats the last value."""
+    """Returns a function for the naive forecast, which repeats the last value."""
 
     def forecast(past: np.ndarray, valid: np.ndarray) -> np.ndarray:
         return np.repeat(level_of(past, valid, "last")[:, None], horizon, axis=1)
@@ -80,7 +81,10 @@ def naive(horizon: int) -> Forecast:
 
 
 def seasonal_naive(horizon: int, period: int) -> Forecast:
-    """Returns the seasonal naive forecast: values of the latest season, else the last value."""
+    """Returns a function for the seasonal naive forecast, which repeats the latest season.
+
+    Each step gets the latest valid value at the same time of a season, or the last value if there
+    is none."""
 
     def forecast(past: np.ndarray, valid: np.ndarray) -> np.ndarray:
         n, L, C = past.shape
@@ -102,7 +106,7 @@ def seasonal_naive(horizon: int, period: int) -> Forecast:
 
 @dataclasses.dataclass
 class _Moments:
-    """Sums over windows of products of features x [P] and targets y [F] relative to the level.
+    """Sums over windows of products of features x [P] and targets y [F], both minus the level.
 
     Attributes:
       gram: Σ x xᵀ, [G, P, P].
@@ -128,8 +132,9 @@ def fit_linear(
 
         W = argmin Σ |y - c - (x - c) W|² + λ |W|²
 
-    λ is selected from a fixed grid by the error on validation. With missing values ahead, the
-    covariance of the look-back is approximated by that of all windows; else it is exact.
+    λ is selected from a fixed grid by the error on validation. Without missing future values the
+    solution is exact. With missing future values, the Gram matrix of the windows with a valid
+    future value is approximated by that of all windows, scaled by their fraction.
 
     Args:
       data: W is fitted on training windows, λ is selected on validation windows.
@@ -154,7 +159,7 @@ def fit_linear(
 
 
 def _decomposition(L: int) -> np.ndarray:
-    """Returns the map [P, L + 1] from look-back and 1 to moving average, remainder and 1."""
+    """Returns the matrix [P, L + 1] from (look-back, 1) to (moving average, remainder, 1)."""
     half = _TREND // 2
     padded = np.pad(np.eye(L), ((half, _TREND - 1 - half), (0, 0)), mode="edge")
     average = np.stack([padded[t : t + _TREND].mean(axis=0) for t in range(L)])
@@ -216,7 +221,7 @@ def _solve(train: _Moments, validation: _Moments, group: int) -> tuple[np.ndarra
 def window_batches(
     data: ForecastingData, split: str, every: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields batches of the windows of a split, or of every `every`-th window.
+    """Yields batches of every `every`-th window of a split.
 
     Yields:
       Window indices [n], past and past_valid [n, L, C], future and future_valid [n, F, C].
@@ -236,7 +241,7 @@ def window_batches(
 
 
 def evaluate_on_test(data: ForecastingData, forecast: Forecast) -> dict[str, Any]:
-    """Computes the metrics of a forecast on all test windows, and "example_scores" per window."""
+    """Computes the metrics of a forecast on the test windows, and their "example_scores" [n]."""
     squared, cells = [], []
     totals: dict[str, dict[str, np.ndarray]] = {}
     examples = data.splits["test"]

@@ -1,4 +1,4 @@
-"""Parsing of the cells of a user file: the time column and the columns of numbers."""
+"""Parsing of the cells of a user file: its time column and its numeric columns."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CLOCKS = {clock.UTC: "UTC", clock.LOCAL: "local time"}
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """Notation of a file, which resolves ambiguities in later files.
+    """Notation of numbers and times in a file, which resolves ambiguities in later files.
 
     Attributes:
       decimals: decimal mark by column, for columns that are not in Python notation.
@@ -75,7 +75,9 @@ def read_cells(name: str, wanted: Sequence[str]) -> Cells:
 
     table = open_table(name, [*TIME_COLUMNS, *wanted], extensions=None, is_header=is_header)
     if first and not table.header:
-        raise UserError(f"{name}: line 1 contains numbers, expected the names of the columns")
+        raise UserError(
+            f"{name}: line 1 contains numbers, expected the names of the columns; add a header"
+        )
     rows, lines = [], []
     if table.delimiter is None:
         header = list(table.keys())
@@ -157,17 +159,20 @@ def read_columns(
     if not targets and "" in table.header and stamped != "":
         say(f"{table.name}: column without a name, left out: number {table.header.index('') + 1}")
     if not found:
-        raise UserError(f"{table.name}: no column contains numbers")
+        raise UserError(
+            f"{table.name}: no column contains numbers, expected at least one column to forecast"
+        )
     return np.array([each.values for each in found.values()]).T, tuple(found), decimals
 
 
 def _conventions(
     table: Cells, found: Mapping[str, Column], decimal: str, likely: Reading
 ) -> dict[str, str]:
-    """Reports the conventions of numbers, and returns the decimal mark by column.
+    """Prints the notation of the numbers, and returns the decimal mark by column.
 
     Raises:
-      UserError: a column has decimal commas, and the points of another column are ambiguous.
+      UserError: one column has decimal commas, and points in another column may be decimal points
+        or thousands separators.
     """
     named: dict[Convention, list[str]] = {}
     for name, column in found.items():
@@ -182,7 +187,8 @@ def _conventions(
             raise UserError(
                 f"{table.name}: line {table.lines[index]}: {quote(name)} is {quote(cells[index])}, "
                 f"and {quote(commas[0])} has decimal commas, so the point may separate "
-                f"thousands; set {DECIMAL_KEY} to ',', or name the columns by config.data.targets"
+                f"thousands; set {DECIMAL_KEY} to ',' if it does, or set config.data.targets to "
+                "the columns to forecast"
             )
     for convention, names in named.items():
         example = found[names[0]].example
@@ -223,7 +229,9 @@ def _no_time(table: Cells, column: str, index: int, note: str) -> UserError:
 def clocked(
     table: Cells, column: str, found: Times, likely: Reading | None, step: Step | None
 ) -> tuple[np.ndarray, str]:
-    """Returns the time stamps of the rows and their clock, and prints them on standard error."""
+    """Returns the time stamps of the rows and their clock: "utc", "local", or "" for no time zone.
+
+    The interpretation of numeric times and the clock are printed on standard error."""
     times, on = clock.on_clock(found, likely.clock if likely else "", step)
     if likely and likely.clock and not on:
         warn_once(f"{table.name}: {column} has no UTC offset; read as {_CLOCKS[likely.clock]}")

@@ -33,29 +33,30 @@ class DataConfig(Config):
     """Config of the series, the look-back and the horizon.
 
     Attributes:
-      name: built-in data set; or, with path, name for the results, own_<name of the file> by
-        default.
+      name: name of a built-in data set. With `path`, name under which results are stored,
+        own_<file> by default.
       path: user file with a header, a column of times and columns of numbers: CSV separated by
         commas, semicolons or tabs, or JSON lines (.jsonl). Times may be written as
         2024-05-31T13:00+02:00, 31.05.2024 13:00, 05/31/2024, "May 31, 2024", 2024-05, 2024-Q2 or
-        2024-W22, or be numbers since 1970 (seconds to nanoseconds) or as 20240531. Steps of a day
-        or more are in local time if times have a UTC offset.
-      time_column: time column of the user file. If it is "", the time column is the first one named
-        date, time, timestamp, datetime or ds, or else the first column of the file if it has no
-        name. With "none" there are no times, and rows are one step apart.
+        2024-W22, or be numbers since 1970 (seconds to nanoseconds) or as 20240531. Times with a UTC
+        offset are read in local time if the step is a day or more.
+      time_column: time column of the user file. "" means the first column named date, time,
+        timestamp, datetime or ds; if there is none, the first column of the file, if it has no
+        name. "none" means that the file has no times and that its rows are one step apart.
       targets: columns to forecast; empty for all columns with numbers.
-      lookback: L.
-      horizon: F.
+      lookback: L, number of steps that the model receives.
+      horizon: F, number of steps that the model forecasts.
       split: relative sizes of train, validation and test of a user file, in the order of time;
         empty for 7, 1, 2.
-      step: seconds between the times of a user file; 0 for the most common difference.
+      step: seconds between the times of a user file; 0 for their median difference.
       period: steps in a season, for the seasonal naive forecast and MASE; 0 for the period of the
-        data set or, depending on the step, a day, a week of days or a year of months.
+        data set. In user files this is a day for steps below a day, a week for steps of a day, and
+        a year for steps of weeks or months.
       noise_levels: standard deviations of Gaussian noise, relative to the training data, that is
         added to the look-back of the test split; each level gives a metric mse_noise_<level>.
-      decimal: decimal mark of the user file, "." or ","; "": detected for each column.
-      date_order: "dmy" or "mdy" for dates such as 01/02/2024 of the user file; "": detected from
-        the column, an error if ambiguous.
+      decimal: decimal mark of the user file, "." or ","; "" to detect it for each column.
+      date_order: "dmy" or "mdy", the order in dates such as 01/02/2024 of the user file; "" to
+        detect it from the column, which is an error if the column is ambiguous.
     """
 
     name: str = "etth1"
@@ -93,11 +94,12 @@ class Windows:
     """Random access to windows of a series.
 
     An example has "past" float32 [L, C], 0 where missing, and "past_valid" bool [L, C]; "future"
-    [F, C] and "future_valid" likewise; "calendar" float32 [L + F, K]; and, if there are noise
-    levels, "noise" float32 [L, C], to be multiplied by the level and added to the past.
+    and "future_valid" [F, C] likewise; and "calendar" float32 [L + F, K]. If there are noise
+    levels, it also has standard normal "noise" float32 [L, C], which is multiplied by a level and
+    added to the past.
 
     Attributes:
-      origins: int64 [n], the time of the first step ahead of each window.
+      origins: int64 [n], index in the series of the first forecast step of each window.
     """
 
     lengths = None
@@ -140,15 +142,16 @@ class ForecastingData(digests.Fingerprinted):
       valid: bool [time, C], False where missing.
       calendar: float32 [time, K]; K = 0 without time stamps.
       names: names of the channels.
-      mean, std: statistics of the training split, float64 [C], in the units of the data.
+      mean, std: mean and standard deviation in the training split, float64 [C], in the units of the
+        data.
       start, step: start and step of the grid; None without time stamps.
-      period: times in a season.
-      bounds: start and end index by split. The look-back of validation and test windows may be in
-        the previous split; forecast steps are never in two splits.
+      period: number of steps in a season.
+      bounds: start and end index of each split. The look-back of validation and test windows may
+        extend into the previous split; the forecast steps of a window are in one split.
       lookback: L.
       horizon: F.
-      noise: noise levels; empty for none.
-      reading: notation of the file.
+      noise: noise levels; empty for no noise.
+      reading: notation of numbers and times in the file.
     """
 
     series: np.ndarray
@@ -180,7 +183,7 @@ class ForecastingData(digests.Fingerprinted):
 
     @functools.cached_property
     def splits(self) -> dict[str, Windows]:
-        """Windows of each split, one per origin with observed values before and after it."""
+        """Windows of each split: those with a value in the look-back and a value in the horizon."""
         return {
             split: Windows(self, self.origins(split), bool(self.noise) and split == "test")
             for split in SPLITS
@@ -205,7 +208,8 @@ class ForecastingData(digests.Fingerprinted):
     def seasonal_error(self) -> np.ndarray:
         """Mean absolute error of the seasonal naive forecast in the training split, float64 [C].
 
-        It is NaN where no values are a season apart (Hyndman & Koehler 2006).
+        The divisor of MASE (Hyndman & Koehler 2006). NaN for a channel without two valid values one
+        season apart.
         """
         first, end = self.bounds["train"]
         later = slice(min(first + self.period, end), end)
@@ -231,7 +235,7 @@ class ForecastingData(digests.Fingerprinted):
 
 
 def load(config: DataConfig, paths: Paths) -> ForecastingData:
-    """Reads a series; built-in data are downloaded first if necessary.
+    """Reads a series and its splits; a built-in series is downloaded first if necessary.
 
     Raises:
       UserError: a file or source cannot be read, or a split is too short for one window.
@@ -258,19 +262,21 @@ def load(config: DataConfig, paths: Paths) -> ForecastingData:
 
 
 def _select_targets(series: Series, config: DataConfig) -> Series:
-    """Selects the targets of a built-in series."""
+    """Returns a built-in series with only the channels in `config.targets`, if there are any."""
     if not config.targets:
         return series
     for name in config.targets:
         if name not in series.names:
             known = ", ".join(series.names)
-            raise UserError(f"config.data.targets: {config.name} has no {name!r}; it has {known}")
+            raise UserError(
+                f"config.data.targets: got {name!r}, expected channels of {config.name}: {known}"
+            )
     indices = [series.names.index(name) for name in config.targets]
     return dataclasses.replace(series, values=series.values[:, indices], names=config.targets)
 
 
 def _split_sizes(count: int, fractions: tuple[float, ...]) -> tuple[int, int, int]:
-    """Returns the sizes of the splits, rounded down for train and test (Wu et al. 2021)."""
+    """Returns the sizes of the splits, with train and test rounded down (Wu et al. 2021)."""
     train, _, test = (int(count * part / sum(fractions) + 1e-9) for part in fractions)
     return train, count - train - test, test
 
@@ -283,7 +289,7 @@ def _bounds(counts: tuple[int, int, int], config: DataConfig) -> dict[str, tuple
         if end - first < needed:
             of_what = "look-back and horizon take" if split == "train" else "the horizon takes"
             raise UserError(
-                f"config.data: the {split} split has {end - first} times, but {of_what} "
+                f"config.data: the {split} split has {end - first} time steps, but {of_what} "
                 f"{needed}; lower config.data.lookback or config.data.horizon, or provide a "
                 f"longer series"
             )
@@ -342,8 +348,9 @@ def _standardize(
     for split in SPLITS:
         if not len(data.origins(split)):
             raise UserError(
-                f"config.data: no window of the {split} split has values both in the look-back and "
-                "ahead"
+                f"config.data: no window of the {split} split has a value in the look-back and a "
+                "value in the horizon; increase config.data.lookback or config.data.horizon, or "
+                "provide a series with fewer missing values"
             )
     return data
 

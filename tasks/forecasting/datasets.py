@@ -26,9 +26,9 @@ class BuiltinSeries:
     Attributes:
       read: function from the file to the series; None for synthetic data.
       source: source of the file.
-      splits: number of times of train, validation and test; later times are not used. None for the
+      splits: number of steps of train, validation and test; later steps are not used. None for the
         fractions SHARES.
-      period: times in a season.
+      period: number of steps in a season.
       description: description of the data.
       license: license of the data.
     """
@@ -54,7 +54,7 @@ _ETT = url_source(
 
 
 def _stamped(lines: list[list[str]], step: Step) -> Series:
-    """Reads rows that are one step apart, whose first cell is a time, below a header."""
+    """Converts a header and rows, one step apart and with times in the first cells, to a series."""
     header, rows = lines[0], lines[1:]
     values = np.array([row[1:] for row in rows], np.float64)
     return Series(values, tuple(header[1:]), read_time(rows[0][0]), step)

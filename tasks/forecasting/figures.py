@@ -1,6 +1,7 @@
 """Figures of forecasts and of attention weights.
 
-n windows, L look-back, F horizon, C channels, M patches, N heads, P parameters of a head.
+n windows, L look-back, F horizon, C channels, M patches of the look-back, G patches of the horizon,
+N attention heads, P parameters of an output head.
 """
 
 from __future__ import annotations
@@ -29,16 +30,17 @@ def forecast_figure(
     x_label: str,
     quantiles: np.ndarray | None = None,
 ) -> Forecast:
-    """Returns the forecast of one channel in the units of the data.
+    """Returns a figure of the forecast of one channel in the units of the data.
 
     Args:
       head: head of the model.
-      parameters: [F, P], standardized.
-      past: [T], in the units of the data, NaN where missing.
+      parameters: parameters of the distribution [F, P], of standardized values.
+      past: last T values of the past, [T], in the units of the data, NaN where missing.
       truth: true values [F], in the units of the data, NaN where missing.
       mean, std: mean and standard deviation of the channel.
       caption, x_label: caption and axis label of the figure.
-      quantiles: standardized quantiles at `LEVELS`, [F, Q]; None to compute them from parameters.
+      quantiles: standardized quantiles at the Q `LEVELS`, [F, Q]; None to compute them from
+        `parameters`.
     """
     intervals = {}
     if head.probabilistic:
@@ -58,11 +60,11 @@ def attention_figures(
 
     Args:
       attention: "lags" [n, 1 or C, F, L]; "patches" [n, C, layers, N, M, M], or [n, C, layers, N,
-        G, M + G] where G patches ahead attend to M of the past and to each other; "channels"
-        [n, layers, N, C + K, C + K] with K calendar features, which are left out. Others are
-        ignored.
-      names: names of the channels; the last one is drawn.
-      calendar: K.
+        G, M + G] if the patches of the horizon attend to those of the look-back and to each other;
+        "channels" [n, layers, N, C + K, C + K] with K calendar features, which are not drawn. Other
+        weights are ignored.
+      names: names of the channels. "lags" and "patches" are drawn for the last channel.
+      calendar: K, number of calendar features.
     """
     figures: list[Figure] = []
     if "lags" in attention:
@@ -83,7 +85,7 @@ def attention_figures(
 
 
 def _patches(weights: np.ndarray, name: str) -> Figure:
-    """Draws weights of queries by keys, [M, M] or [G, M + G]."""
+    """Draws attention weights between patches, [M, M] or [G, M + G]."""
     G, S = weights.shape
     if G == S:
         line = {"mean over patches": (range(1, S + 1), weights.mean(axis=0)[::-1])}

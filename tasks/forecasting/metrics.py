@@ -12,7 +12,7 @@ import numpy as np
 
 
 def error_sums(forecast: Any, future: Any, valid: Any) -> dict[str, Any]:
-    """Sums errors over valid cells, of NumPy or JAX arrays.
+    """Sums errors over the valid cells of NumPy or JAX arrays.
 
     Args:
       forecast: [B, F, C].
@@ -20,7 +20,8 @@ def error_sums(forecast: Any, future: Any, valid: Any) -> dict[str, Any]:
       valid: bool [B, F, C].
 
     Returns:
-      "squared", "absolute" and "cells", [C] each: squared errors, absolute errors, their number.
+      "squared" and "absolute", sums of squared and absolute errors, and "cells", their number, [C]
+      each.
     """
     error = (forecast - future) * valid
     return {
@@ -33,15 +34,16 @@ def error_sums(forecast: Any, future: Any, valid: Any) -> dict[str, Any]:
 def forecast_metrics(sums: Mapping[str, Any], seasonal_error: np.ndarray) -> dict[str, float]:
     """Computes the metrics of a split.
 
-        MASE = mean_c (mean |ŷ - y| of channel c) / q_c             (Hyndman & Koehler 2006)
+    MASE = mean_c (mean |ŷ - y| of channel c) / q_c             (Hyndman & Koehler 2006)
 
     Args:
-      sums: sums of `error_sums` and, for a distribution, "crps" [C].
-      seasonal_error: q, [C]: mean absolute error of the seasonal naive forecast within train.
-        Channels for which it is 0 or NaN are left out; MASE is missing if none remains.
+    sums: sums of `error_sums` and, for a distribution, "crps" [C].
+    seasonal_error: q, [C]: mean absolute error of the seasonal naive forecast in the training
+    split. MASE excludes channels with a q of 0 or NaN.
 
     Returns:
-      "mse", "mae" and "crps", means over all cells in the units of the forecast; and "mase".
+    "mse", "mae" and, for a distribution, "crps": means over all cells in the units of the
+    forecast; and "mase", unless it excludes all channels.
     """
     cells = np.asarray(sums["cells"], np.float64)
     metrics = {
@@ -57,5 +59,5 @@ def forecast_metrics(sums: Mapping[str, Any], seasonal_error: np.ndarray) -> dic
 
 
 def noise_metric(level: float | None) -> str:
-    """Returns the name of the MSE metric for an input noise level, or the common prefix."""
+    """Returns the name of the MSE metric for an input noise level; the common prefix for None."""
     return "mse_noise_" + ("" if level is None else f"{level:g}")

@@ -26,12 +26,12 @@ _WITH_UNIT = re.compile(
 
 
 class NumberError(ValueError):
-    """A cell that cannot be read as a number.
+    """Error for a cell that cannot be read as a number.
 
     Attributes:
       index: index of the cell in its column.
-      is_text: whether the column contains text and can be left out.
-      two_readings: whether two conventions fit the column.
+      is_text: whether the column contains text, and can be omitted.
+      two_readings: whether two conventions fit the column and give different numbers.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class NumberError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """Notation of numbers.
+    """Notation of numbers: decimal mark and thousands separator.
 
     Attributes:
-      decimal: the decimal mark.
+      decimal: decimal mark.
       separator: separator of groups of three digits; empty if there are none.
     """
 
@@ -60,7 +60,7 @@ class Convention:
         return f"{decimal}{grouped}"
 
     def pattern(self) -> re.Pattern[str]:
-        """Matches the numbers of the convention."""
+        """Returns a pattern that matches the numbers of the convention."""
         decimal, mark = re.escape(self.decimal), re.escape(self.separator)
         whole = r"\d+"
         if self.separator:
@@ -88,12 +88,12 @@ _PATTERNS = {convention: convention.pattern() for convention in CONVENTIONS}
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """The values of a column.
+    """Numbers of a column, and their notation.
 
     Attributes:
       values: float64 [n], NaN for missing cells.
-      convention: None for numbers in the notation of Python.
-      example: first cell that needs the convention.
+      convention: notation of the numbers; None for Python notation.
+      example: first cell that is no number, or another number, in Python notation; "" for None.
     """
 
     values: np.ndarray
@@ -113,12 +113,12 @@ def plain_number(cell: str) -> float | None:
 
 
 def read_numbers(cells: Sequence[str], decimal: str = "", likely: str = "") -> Column:
-    """Reads a column.
+    """Reads a column of numbers.
 
     Args:
       cells: cells without surrounding spaces.
-      decimal: the decimal mark; empty to detect it.
-      likely: the decimal mark of ambiguous cells.
+      decimal: decimal mark; empty to detect it.
+      likely: decimal mark to prefer if the column is ambiguous.
 
     Raises:
       NumberError: a cell is not a number, or the column is ambiguous.
@@ -143,7 +143,7 @@ def read_numbers(cells: Sequence[str], decimal: str = "", likely: str = "") -> C
         for index, pair in enumerate(zip(values[chosen], values[other], strict=True)):
             if pair[0] != pair[1]:
                 readings = " or ".join(f"{value:.15g}" for value in sorted(pair))
-                reason = f"which can be {readings}, and no cell of the column is unambiguous"
+                reason = f"which can mean {readings}, and no cell of the column shows which"
                 raise NumberError(there[index], reason, two_readings=True)
     found = np.full(len(cells), np.nan)
     found[there] = values[chosen]
@@ -155,9 +155,10 @@ def read_numbers(cells: Sequence[str], decimal: str = "", likely: str = "") -> C
 
 
 def grouped_by_points(cells: Sequence[str]) -> int | None:
-    """Returns the first cell of a column in Python notation whose point may separate thousands.
+    """Returns the index of the first cell whose point may separate thousands, as in "1.234".
 
-    The result is None if there is no such cell, or if some cell's point must be a decimal point.
+    The column is in Python notation. The result is None if there is no such cell, or if the point
+    of some cell can only be a decimal point.
     """
     first = None
     convention = Convention(",", ".")
@@ -196,7 +197,7 @@ def _unreadable(
 
 
 def _unit(text: str) -> str | None:
-    """Returns the unit next to a number, "" if there are no letters; None without a number."""
+    """Returns the unit next to the number in a text, "" without unit, None without number."""
     found = _WITH_UNIT.fullmatch(text)
     if not found or not any(p.fullmatch(found["number"]) for p in _PATTERNS.values()):
         return None

@@ -1,7 +1,7 @@
-"""Forecasts beyond the horizon: autoregressive on point forecasts and, for intervals, sample paths.
+"""Forecasts beyond the horizon: autoregressive point forecasts, and intervals from sample paths.
 
-B windows, L look-back, F horizon, C channels, K features of the calendar, P parameters of a head,
-S steps ahead (a multiple of F), n paths, Q levels.
+B windows, L look-back, F horizon, C channels, K calendar features, P parameters of an output head,
+S steps ahead (a multiple of F), n paths, Q quantile levels.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ _VALUES = 1 << 20
 
 
 def forecast_autoregressively(model: Forecaster, batch: Batch) -> Array:
-    """Forecasts as far as the calendar extends.
+    """Forecasts all S steps for which the batch has calendar features.
 
-    Beyond the horizon, previous point forecasts are part of the past.
+    Beyond the horizon, previous point forecasts replace the past values.
 
     Args:
       model: forecaster with horizon F.
       batch: "past" and "past_valid" [B, L, C], "calendar" [B, L + S, K].
 
     Returns:
-      [B, S, C, P]. Beyond the horizon only the point forecasts are meaningful, because the width
-      ignores the uncertainty of previous forecasts; see `quantiles_beyond`.
+      Parameters [B, S, C, P]. Beyond the horizon only the point forecasts are meaningful, because
+      the width of the distributions ignores the uncertainty of previous forecasts; use
+      `quantiles_beyond` for quantiles.
     """
     F = model.sizes.horizon
     calendar = batch["calendar"]
@@ -62,19 +63,19 @@ def quantiles_beyond(
 ) -> Array:
     """Estimates quantiles beyond the horizon from sample paths.
 
-    A path is drawn from the distribution of F steps, is appended to the past, and continues with a
-    draw from the next distribution. All windows have the same random numbers, so that results do
-    not depend on the batch.
+    The first F steps of a path are drawn from the forecast distribution and appended to the past;
+    the next F steps are drawn from the forecast for this past, and so on. All windows have the same
+    random numbers, so that results do not depend on the batch.
 
     Args:
       model: forecaster whose head is a distribution.
-      batch: as for `forecast_autoregressively`; rows of "weight" 0, if given, are skipped.
+      batch: as for `forecast_autoregressively`; rows with an optional "weight" of 0 are skipped.
       levels: quantile levels, [Q].
       count: n, number of paths.
       seed: seed of the paths.
 
     Returns:
-      [B, S - F, C, Q]; 0 for skipped rows.
+      Quantiles [B, S - F, C, Q]; 0 for skipped rows.
     """
     F, C = model.sizes.horizon, model.sizes.channels
     blocks = _blocks(model, batch["calendar"])
@@ -118,10 +119,10 @@ def draw_paths(head: Head, parameters: Array, key: Array) -> Array:
 
         e_h = Σ_{k<h} ψ_k ε_{h-k},   ψ_k² = v_{k+1} - v_k,   ε normal
 
-    Hence the errors of a random walk (v_h = h v_1) accumulate, and those of white noise (v_h = v_1)
-    are independent. If the variance decreases from one step to the next, ψ is 0. v_h is averaged
-    over the n paths. At each step, the ranks of the n errors select quantiles of the head's
-    distribution. Channels are independent.
+    for step h. Hence the errors of a random walk (v_h = h v_1) accumulate, and those of white noise
+    (v_h = v_1) are independent. If the variance decreases from one step to the next, ψ is 0. v_h is
+    averaged over the n paths. At each step, the ranks of the n errors select quantiles of the
+    head's distribution. Channels are independent.
     """
     n, F, C = parameters.shape[:3]
     variance = jnp.mean(jnp.square(head.width(parameters)), axis=0)
@@ -148,18 +149,18 @@ def _in_batches(model: Forecaster, past: Array, valid: Array, calendar: Array) -
 
 
 def _blocks(model: Forecaster, calendar: Array) -> int:
-    """Returns the number of horizons in a calendar."""
+    """Returns the number of horizons S / F that a calendar covers."""
     return (calendar.shape[1] - model.sizes.lookback) // model.sizes.horizon
 
 
 def _window(model: Forecaster, calendar: Array, first: Array) -> Array:
-    """Returns the calendar of a block with its look-back: [B, L + F, K]."""
+    """Returns the calendar of the F steps from `first` on and of their look-back: [B, L + F, K]."""
     times = model.sizes.lookback + model.sizes.horizon
     return jax.lax.dynamic_slice_in_dim(calendar, first, times, axis=1)
 
 
 def _append(past: tuple[Array, Array], values: Array) -> tuple[Array, Array]:
-    """Shifts past and valid by F steps, and appends values [B, F, C]."""
+    """Shifts the past (values, validity) by F steps, and appends `values` [B, F, C]."""
     pairs = zip(past, (values, jnp.ones(values.shape, bool)), strict=True)
     F = values.shape[1]
     return tuple(jnp.concatenate(pair, axis=1)[:, F:] for pair in pairs)

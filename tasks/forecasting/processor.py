@@ -1,6 +1,7 @@
-"""Conversion of files to the last steps of their time series, and of forecasts to predictions.
+"""Conversion of files to model inputs, and of model outputs to forecasts in the units of the data.
 
-Dimensions: L look-back, F horizon, C channels, K calendar features.
+L look-back, F horizon, C channels, K calendar features, S steps, P parameters of an output head, Q
+quantile levels.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class ForecastInput:
     """The last steps of the time series in a file.
 
     Attributes:
-      past: values in the units of the data, float64 [L, C]; NaN if missing or before the start.
+      past: values in the units of the data, float64 [L, C]; NaN if missing or before the first row
+        of the file.
       steps: number of steps to forecast.
       start: first time stamp of the file; None without time stamps.
       length: number of times from `start` to the end of the file.
@@ -56,7 +58,8 @@ class ForecastInput:
 class ForecastInputs:
     """Random access to examples as in `tasks.forecasting.data.Windows`, but without a future.
 
-    The calendar features extend to the end of the longest forecast: [L + a multiple of F, K].
+    The calendar features [T, K] cover the look-back and the longest forecast, rounded up to a
+    multiple of F.
     """
 
     lengths = None
@@ -92,7 +95,7 @@ class ForecastingProcessor(Processor):
       mean, std: mean and standard deviation of the channels, float64 [C], in the units of the data.
       step: time step; None without time stamps.
       period: number of steps in a season.
-      reading: settings with which the training file was read.
+      reading: notation of numbers and times in the training file.
     """
 
     names: tuple[str, ...]
@@ -133,7 +136,7 @@ class ForecastingProcessor(Processor):
         return HEADS[self.model.head]
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns descriptions of past, calendar and row weights."""
+        """Returns the specifications of past, calendar and row weights."""
         size, calendar = (self.data.lookback, len(self.names)), clock.calendar_size(self.step)
         return {
             "past": ArraySpec(("batch", *size), "float32"),
@@ -143,7 +146,7 @@ class ForecastingProcessor(Processor):
         }
 
     def steps(self) -> ProcessingSteps:
-        """Returns the reading of tables with ISO times and decimal points, and of forecasts."""
+        """Returns the steps that read a table with ISO times and convert outputs to forecasts."""
         head, reading = self.head, self.reading
         common = {
             "channels": list(self.names),
@@ -177,7 +180,7 @@ class ForecastingProcessor(Processor):
         return "," in (self.data.decimal, self.reading.decimals.get(name))
 
     def export_sizes(self) -> list[dict[str, int]]:
-        """Returns calendars of one to four horizons."""
+        """Returns the exported calendar lengths, for forecasts of one to four horizons."""
         lookback, horizon = self.data.lookback, self.data.horizon
         return [{"times": lookback + blocks * horizon} for blocks in _EXPORTED]
 
@@ -196,13 +199,14 @@ class ForecastingProcessor(Processor):
         """Reads an input "FILE", or "FILE,steps=N" to forecast N steps instead of the horizon.
 
         Raises:
-          UserError: steps is not a number; or the file cannot be read, lacks a channel, has another
-            time step than the model, or has no value within the look-back.
+          UserError: N is not a number from 1 to the maximum; or the file cannot be read, lacks a
+            channel, has another time step than the training data, or has no value within the
+            look-back.
         """
         name, _, steps = re.fullmatch(r"(.*?)(,steps=(.*))?", raw, re.DOTALL).groups()
         if steps is not None and not (steps.isdecimal() and 1 <= int(steps) <= MOST_STEPS):
             raise UserError(
-                f"input {raw!r}: steps is {steps!r}, expected a number from 1 to {MOST_STEPS}"
+                f"input {raw!r}: got steps={steps}, expected a number from 1 to {MOST_STEPS}"
             )
         data = self.data
         series = read_series(
@@ -258,7 +262,7 @@ class ForecastingProcessor(Processor):
     def forecasts(
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
-        """Yields (input, parameters [S, C, P], quantiles [S, C, Q] at `LEVELS`) of each input."""
+        """Yields (input, parameters [S, C, P], quantiles [S, C, Q] or None) of each input."""
         for index, text in enumerate(raw):
             parameters, quantiles = outputs["parameters"][index], None
             steps = self.input(text).steps
@@ -270,7 +274,7 @@ class ForecastingProcessor(Processor):
             yield text, parameters[:steps], quantiles
 
     def _lines(self, parameters: np.ndarray, quantiles: np.ndarray | None) -> dict[str, np.ndarray]:
-        """Returns the point forecast [S, C] as "", and the bounds of the interval by level."""
+        """Returns [S, C] of the point forecast (key "") and of interval bounds (keys " LEVEL")."""
         found = {"": np.asarray(self.head.point(parameters)) * self.std + self.mean}
         if quantiles is not None:
             for level in INTERVALS[max(INTERVALS)]:

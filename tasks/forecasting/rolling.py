@@ -1,6 +1,7 @@
-"""Fitting of weights within the training split by rolling origins.
+"""Fitting of the weight between two forecasts on the training split, by rolling origins.
 
-Tashman 2000, "Out-of-sample tests of forecasting accuracy".
+Forecasts are fitted before each of several origins in time and compared after it (Tashman 2000,
+"Out-of-sample tests of forecasting accuracy").
 
 n windows, L look-back, F horizon, C channels, P times in a season, M seasons of the look-back, J
 seasons of the horizon.
@@ -22,13 +23,13 @@ from tasks.forecasting.models.ridge import RidgeSeasonalConfig
 # Ends of the parts for fitting, penalties and evaluation, in tenths of the training split.
 _PARTS = tuple((tenth, tenth + 1, tenth + 2) for tenth in range(4, 9))
 # Only every n-th window is used, because adjacent windows are similar. The ridge regression has
-# more # parameters and is fitted to all windows, as in the model.
+# more parameters and is fitted to all windows, as in the model.
 _EVERY = 3
 _UNKNOWN = 0.5
 
 
 def rolling_origins(data: ForecastingData) -> Iterator[ForecastingData]:
-    """Yields copies of the series with three consecutive splits within the training split."""
+    """Yields, for each origin, the series with three splits that lie in its training split."""
     first, end = data.bounds["train"]
     for tenths in _PARTS:
         ends = [first + (end - first) * tenth // 10 for tenth in tenths]
@@ -41,8 +42,8 @@ def rolling_origins(data: ForecastingData) -> Iterator[ForecastingData]:
 def fit_seasons(data: ForecastingData, season: int, level: str) -> np.ndarray:
     """Fits the weights of `models.seasonal.SeasonalLag` on the training split.
 
-    Non-negative least squares with a sum of at most 1 (Lawson & Hanson 1974); missing values of the
-    past are replaced by the level.
+    The weights minimize squared errors; they are non-negative and sum to at most 1 (Lawson & Hanson
+    1974). Missing values of the past are replaced by the level.
 
     Args:
       data: series whose training windows are fitted.
@@ -50,7 +51,8 @@ def fit_seasons(data: ForecastingData, season: int, level: str) -> np.ndarray:
       level: "mean" or "last".
 
     Returns:
-      float64 [J, M], the latest season first; one minus the sum of a row is the level's weight.
+      float64 [J, M], the latest season first. One minus the sum of a row is the weight of the
+      level.
     """
     M, J = data.lookback // season, -(-data.horizon // season)
     gram, cross = np.zeros((J, M, M)), np.zeros((J, M))
@@ -69,7 +71,7 @@ def fit_seasons(data: ForecastingData, season: int, level: str) -> np.ndarray:
 def _seasons(
     past: np.ndarray, valid: np.ndarray, season: int, level: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the level [n, 1, C] and the seasons relative to it, latest first [n, M, P, C]."""
+    """Returns the level [n, 1, C], and the seasons minus the level, latest first, [n, M, P, C]."""
     n, L, C = past.shape
     M = L // season
     base = level_of(past, valid, level)[:, None]
@@ -89,17 +91,17 @@ def _on_simplex(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
 
 
 def fit_share(data: ForecastingData, config: RidgeSeasonalConfig) -> float:
-    """Fits λ of `tasks.forecasting.models.ridge.RidgeSeasonal` over all origins within train.
+    """Fits λ of `tasks.forecasting.models.ridge.RidgeSeasonal` on the training split.
 
         λ = Σ (y - r) (s - r) / Σ (s - r)²
 
-    with the forecasts r of the ridge and s of the seasons, both fitted before the origin; clipped
-    to [0, 1]. The result is printed on standard error; it is 0.5 if the training split is too
-    short.
+    over all origins, with future values y, ridge forecasts r and seasonal forecasts s, both fitted
+    before the origin. λ is clipped to [0, 1], and 0.5 if the training split is too short. It is
+    printed on standard error.
 
     Args:
       data: series; only the training split is used.
-      config: config of the model; its own share is not used.
+      config: config of the model; its `share` is ignored.
     """
     season = config.season or data.period
     product, square = 0.0, 0.0

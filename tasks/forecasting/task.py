@@ -1,4 +1,7 @@
-"""Task of forecasting the next values of a series, or their distribution."""
+"""Forecasting of the next values of a series, or of their distribution.
+
+B windows, L look-back, F horizon, C channels, P parameters of an output head, S steps ahead, Q
+quantile levels."""
 
 from __future__ import annotations
 
@@ -40,8 +43,8 @@ _DRAWN, _DRAWN_PAST = 4, 3
 class Forecasting(Task):
     """Forecasting of the next values [F, C] of a series from its past [L, C], or of a distribution.
 
-    Missing values are masked in the past, and excluded from loss and metrics in the horizon. Errors
-    are those of standardized values.
+    Missing values are masked in the past, and excluded from loss and metrics in the horizon.
+    Metrics are errors of standardized values.
     """
 
     data_config = DataConfig
@@ -62,7 +65,7 @@ class Forecasting(Task):
     def fit(
         cls, dataset: ForecastingData, data: DataConfig, model: Any, paths: Paths
     ) -> ForecastingProcessor:
-        """Builds the processor; fits `config.model.share` if it is not set.
+        """Builds the processor; fits `config.model.share` if it is None.
 
         The fitted share is stored in the model config of the processor.
         """
@@ -73,7 +76,7 @@ class Forecasting(Task):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Look-back and horizon; and the channels, unless all are forecast."""
+        """Look-back and horizon; also the channels if `config.data.targets` selects some."""
         found: dict[str, Any] = {"horizon": self.data.horizon, "lookback": self.data.lookback}
         if self.data.targets:
             names = re.sub(r"[^\w.+-]", "_", "+".join(self.data.targets))
@@ -82,12 +85,12 @@ class Forecasting(Task):
 
     @property
     def overlap(self) -> int:
-        """Number of consecutive windows with common forecast times."""
+        """Number of consecutive windows that share forecast times."""
         return self.data.horizon
 
     @property
     def head(self) -> Head:
-        """Head of the model."""
+        """Output head of the model."""
         return HEADS[self.model.head]
 
     # ------------------------------------------------------------------ objective
@@ -120,7 +123,7 @@ class Forecasting(Task):
             raise UserError(f"config.model.{error}") from None
 
     def loss(self, model: Forecaster, batch: Batch, dropout_key: Array) -> tuple[Array, dict]:
-        """Computes the head's mean loss per cell, and the squared error under dropout."""
+        """Computes the head's mean loss over valid values, and the MSE, under dropout."""
         parameters = model(
             batch["past"],
             batch["past_valid"],
@@ -138,10 +141,10 @@ class Forecasting(Task):
         """Computes errors and forecasts of a batch of windows.
 
         Returns:
-          Statistics: those of `error_sums`, "loss", and of a distribution "crps" by channel;
-          squared errors and cells by step ahead, [F]; squared errors by level of noise. Outputs:
-          "mse" and "mae" [B] of the cells of a window, their number "cells", and the "forecast" of
-          the last channel [B, F, P].
+          Statistics: the sums of `error_sums`, the sum "loss", and for a distribution the sum
+            "crps" [C]; sums of squared errors and cells by step ahead, [F]; and sums of squared
+            errors by noise level. Outputs of each window: "mse" and "mae" [B] over its valid cells,
+            their number "cells" [B], and the parameters "forecast" [B, F, P] of the last channel.
         """
         valid, future = _counted(batch), batch["future"]
 
@@ -174,11 +177,12 @@ class Forecasting(Task):
         }
 
     def predict(self, model: Forecaster, inputs: Batch, *, fast: bool = False) -> dict[str, Array]:
-        """Forecasts S steps, as far as the calendar extends.
+        """Forecasts all S steps for which the inputs have calendar features.
 
         Returns:
-          "parameters" [B, S, C, P], see `forecast_autoregressively`; and of a distribution beyond
-          the horizon the quantiles "beyond" [B, S - F, C, Q] at `LEVELS`, see `quantiles_beyond`.
+          "parameters" [B, S, C, P], see `forecast_autoregressively`. For distributions and S > F
+          also "beyond" [B, S - F, C, Q], quantiles at `LEVELS` beyond the horizon, see
+          `quantiles_beyond`.
         """
         found = {"parameters": forecast_autoregressively(model, inputs)}
         if self.head.probabilistic and found["parameters"].shape[1] > self.data.horizon:
@@ -194,9 +198,7 @@ class Forecasting(Task):
     # ------------------------------------------------------------------ on the host
 
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
-        """Returns the metrics of `tasks.forecasting.metrics`, the head's loss, and the squared
-        error at each level of noise.
-        """
+        """Returns `forecast_metrics`, the head's loss, and the MSE at each noise level."""
         metrics = forecast_metrics(statistics, self.dataset.seasonal_error)
         cells = np.sum(statistics["cells"])
         metrics["loss"] = float(statistics["loss"] / cells)
@@ -212,14 +214,14 @@ class Forecasting(Task):
         return digests.ids(origins, [(series.series[s], series.valid[s]) for s in ahead])
 
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
-        """Returns the mean squared error of each window, weighted by its number of cells."""
+        """Returns the mean squared error of each window, weighted by its number of valid values."""
         cells = outputs["cells"]
         return (outputs["mse"] * (cells / np.mean(cells))).astype(np.float32)
 
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
-        """Returns forecasts of the last channel, the error by step ahead, and attention."""
+        """Returns figures of forecasts (last channel), error by step ahead, and attention."""
         series, head = self.dataset, self.head
         mean, std, name = series.mean[-1], series.std[-1], series.names[-1]
         own = np.where(series.valid[:, -1], series.series[:, -1] * std + mean, np.nan)
@@ -252,13 +254,13 @@ class Forecasting(Task):
         return drawn + attention_figures(attention, series.names, calendar)
 
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """Returns `tasks.forecasting.baselines`."""
+        """Returns the naive, seasonal naive and linear baselines."""
         return dict(baselines.baselines(self.dataset))
 
     def input_figures(
         self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
-        """Returns figures of the forecasts of each file, for its last few channels."""
+        """Returns figures of the forecasts of each file, for its last four channels."""
         drawn, series = [], self.processor
         for text, parameters, quantiles in series.forecasts(raw, outputs):
             given, figures = series.input(text), []
@@ -283,7 +285,7 @@ class Forecasting(Task):
 
 
 def _counted(batch: Batch) -> Array:
-    """Returns the cells of loss and metrics: bool [B, F, C]."""
+    """Returns bool [B, F, C], False for missing future values and padding rows."""
     return batch["future_valid"] & (batch["weight"] > 0)[:, None, None]
 
 

@@ -1,8 +1,8 @@
 """Time stamps on a regular grid, and calendar features.
 
-A time stamp is a `datetime64[us]` without a time zone. Stamps of a column with a time zone are in
-UTC, or in local time if steps are a day or more, or if they are regular only in local time; see
-`on_clock`.
+A time stamp is a `datetime64[us]` without a time zone. Stamps of a column with a time zone are
+converted to UTC. They are converted to local time instead if the step is a day or more, or if they
+are regular only in local time; see `on_clock`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _JITTER = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Step of a regular grid: seconds, or whole months.
+    """Step of a regular grid, in seconds or in whole months.
 
     Attributes:
       seconds: step in seconds; 0 if the step is in months.
       months: step in months; 0 if the step is in seconds.
-      ends: whether the stamps are the last days of months.
+      ends: whether the stamps are on the last days of months.
     """
 
     seconds: float = 0.0
@@ -52,7 +52,10 @@ class Step:
 
     @property
     def period(self) -> int:
-        """Number of steps in a season: a day, a week of days, a year of weeks or months; else 1."""
+        """Number of steps in a season.
+
+        A season is a day for steps below a day, a week for steps of a day, and a year for steps of
+        a week or of months. For other steps the number is 1."""
         if self.months:
             return max(12 // self.months, 1)
         if self.days < 1:
@@ -77,17 +80,17 @@ def read_time(text: str) -> np.datetime64:
 def on_clock(found: Times, known: str = "", step: Step | None = None) -> tuple[np.ndarray, str]:
     """Returns the stamps of a column in UTC or in local time.
 
-    Local time is chosen if the stamps are more regular in local time, as for local midnight with
-    daylight saving time. It is also chosen for steps of a day or more, so that calendar features
-    refer to local days.
+    Local time is chosen if the stamps are more regular in local time than in UTC, such as local
+    midnights across a change to daylight saving time. It is also chosen for steps of a day or more
+    unless UTC is more regular, so that calendar features refer to local days.
 
     Args:
-      found: the column.
-      known: "utc" or "local" as for an earlier file; empty to choose.
-      step: step of the grid; None for the most common difference.
+      found: times of the column.
+      known: "utc" or "local" as chosen for an earlier file; empty to choose.
+      step: step of the grid; None for the median difference.
 
     Returns:
-      datetime64[us] [n], and "utc" or "local"; empty for a column without a zone.
+      Stamps datetime64[us] [n]; and "utc", "local", or "" for a column without UTC offsets.
     """
     if found.offset is None or not found.offset.any():
         return found.utc, ""
@@ -119,9 +122,10 @@ def _off_grid(times: np.ndarray, step: Step | None) -> int:
 def regular_step(times: np.ndarray) -> Step:
     """Returns the step of ascending stamps [n], n > 1: the lower median of the differences.
 
-    The step is in months if all stamps are at the same time of their month, within an hour. Delayed
-    readings have a median such as 3601 s, whose grid drifts. A round step near the median is used
-    if the stamps are closer to its grid.
+    The step is in months if all stamps are at the same time of their month, within an hour. If
+    readings are delayed, the median may be, for example, 3601 s, and the stamps drift from its
+    grid. Therefore a round step near the median is used if the stamps are closer to the grid of
+    that step.
     """
     gaps = np.diff(times)
     if gaps.min() >= _SHORTEST_MONTH:
@@ -143,20 +147,20 @@ def _round_steps(step: Step) -> list[Step]:
 
 
 def _distance(times: np.ndarray, step: Step) -> float:
-    """Returns the sum of distances, in seconds, to the grid of a step from the first stamp."""
+    """Returns the sum of distances, in seconds, of stamps to a grid from the first stamp on."""
     grid = stamps(times[0], step, grid_index(times, times[0], step))
     return float(np.abs((times - grid).astype(np.int64)).sum() / 1e6)
 
 
 def grid_index(times: np.ndarray, start: np.datetime64, step: Step) -> np.ndarray:
-    """Returns the index of the grid nearest to each stamp, int64 [n]: 0 is `start`."""
+    """Returns the index of the nearest grid time of each stamp, int64 [n]; `start` has index 0."""
     if step.months:
         return np.rint((_months(times) - _months(start)) / step.months).astype(np.int64)
     return np.rint((times - start).astype(np.int64) / (step.seconds * 1e6)).astype(np.int64)
 
 
 def stamps(start: np.datetime64, step: Step, indices: np.ndarray) -> np.ndarray:
-    """Returns the stamps of grid indices, datetime64[us] [n]."""
+    """Returns the stamps at grid indices, datetime64[us] [n]."""
     indices = np.asarray(indices, np.int64)
     if not step.months:
         return start + np.rint(indices * (step.seconds * 1e6)).astype("timedelta64[us]")
@@ -174,22 +178,22 @@ def format_times(times: np.ndarray) -> list[str]:
 
 
 def calendar_size(step: Step | None) -> int:
-    """Returns K of `calendar`."""
+    """Returns the number K of features that `calendar` computes for a step."""
     if step is None:
         return 0
     return next(size for size, days in ((5, 1 / 24), (4, 1), (3, 7), (1, 1e9)) if step.days < days)
 
 
 def calendar(times: np.ndarray, step: Step) -> np.ndarray:
-    """Computes features of hour, day, week, month and year (Zhou et al. 2021, Informer).
+    """Computes positions within hour, day, week, month and year (Zhou et al. 2021, Informer).
 
     Args:
       times: stamps [n].
-      step: step of their grid; features that are finer than the step are left out.
+      step: step of the grid of stamps. Features with a unit finer than the step are omitted.
 
     Returns:
-      float32 [n, K], each from -0.5 to 0.5. The features are the last K of this list: minute of the
-      hour, hour of the day, day of the week, day of the month, day of the year.
+      float32 [n, K], each from -0.5 to 0.5. The features are the last K of: minute of the hour,
+      hour of the day, day of the week, day of the month, day of the year.
     """
     day = times.astype("datetime64[D]")
     second = (times - day).astype(np.int64) / 1e6

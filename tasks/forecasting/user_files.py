@@ -1,9 +1,9 @@
 """Reading of series from user files: tables with a time column, put on a regular grid.
 
 CSV with a header, separated by commas, semicolons or tabs, or JSON lines: see
-`tasks.common.data.tables`. Times are those of `tasks.common.data.timestamps`, numbers those of
-`tasks.forecasting.numbers`. Missing values remain missing. Assumptions and ignored data are printed
-on standard error.
+`tasks.common.data.tables`. Times are parsed by `tasks.common.data.timestamps`, numbers by
+`tasks.forecasting.numbers`. Missing values remain missing. Assumptions about the notation and
+omitted data are printed on standard error.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Series:
     Attributes:
       values: float64 [time, C], NaN where missing.
       names: names of the channels.
-      start: stamp of the first time; None without stamps.
-      step: step of the grid; likewise.
-      reading: reading of the file.
+      start: first time stamp; None without time stamps.
+      step: step of the grid; None without time stamps.
+      reading: notation of numbers and times in the file.
     """
 
     values: np.ndarray
@@ -70,18 +70,16 @@ def read_series(
 
     Args:
       name: name of the file.
-      time_column: header of the time column; "": the first with a name of TIME_COLUMNS, or a first
-        one without a name; "none": no times, rows are one step apart.
-      targets: columns to forecast; empty: all with numbers.
-      step: step of the grid; None: the most common difference of rows.
-      trained: whether the rows must have the given step of a trained model.
-      decimal: the decimal mark, "." or ","; empty: detected for each column.
-      date_order: "dmy" or "mdy" for dates such as 01/02/2024; empty: detected.
+      time_column, targets: see `tasks.forecasting.data.DataConfig`.
+      step: step of the grid; None for the median difference of the times.
+      trained: whether the file is the input of a trained model, so that its step must be `step`.
+      decimal, date_order: see `tasks.forecasting.data.DataConfig`.
       likely: notation of the training file, which resolves ambiguous cells.
 
     Raises:
       UserError: the file cannot be read, a column is missing, a cell is neither a number nor
-        missing, a column is ambiguous, or rows contradict each other.
+        missing, the notation of a column is ambiguous, or rows with the same time have different
+        values.
     """
     table = read_cells(name, [*targets, *filter(None, [time_column])])
     stamped = find_time_column(table, time_column)
@@ -117,7 +115,7 @@ def _in_order(table: Cells, values: np.ndarray, times: np.ndarray) -> tuple[np.n
                 f"{table.name}: lines {lines[row - 1]} and {lines[row]} have the same time, "
                 f"{clock.format_times(times[row])[0]}, but different values; remove one, use a "
                 f"separate column for each series, or join date and time in one "
-                f"column{_set_back(times)}"
+                f"time column{_set_back(times)}"
             )
     if len(again):
         say(
@@ -128,7 +126,7 @@ def _in_order(table: Cells, values: np.ndarray, times: np.ndarray) -> tuple[np.n
 
 
 def _set_back(times: np.ndarray) -> str:
-    """Returns a hint about the hour that is repeated at the end of daylight saving time."""
+    """Returns a hint for hours that may be repeated at the end of daylight saving time."""
     hours = (times - times.astype("datetime64[D]")) / np.timedelta64(1, "h")
     night = np.any((hours > 0) & (hours < 4))
     return ", or, if the clock was set back there, write times with a UTC offset" if night else ""
@@ -139,7 +137,9 @@ def _expect_step(name: str, times: np.ndarray, step: Step) -> None:
     if len(times) > 3:
         own = clock.regular_step(times)
         if not 0.99 < own.days / step.days < 1.01:
-            raise UserError(f"{name}: most rows are {own} apart, expected {step} as in training")
+            raise UserError(
+                f"{name}: the median difference of times is {own}, expected {step} as in training"
+            )
 
 
 def _on_grid(
@@ -162,8 +162,8 @@ def _on_grid(
     cells = int(indices[-1]) + 1
     if cells > _SPARSE * len(times):
         raise UserError(
-            f"{name}: got {len(times)} rows, but {cells} time steps of {step} from the first row "
-            f"to the last; set config.data.step to the step in seconds"
+            f"{name}: got {len(times)} rows, but the times span {cells} steps of {step}; check the "
+            "first and the last time, or set config.data.step to the step in seconds"
         )
     grid = np.full((cells, values.shape[1]), np.nan)
     grid[indices] = values
@@ -184,7 +184,7 @@ def _on_grid(
 
 
 def _report_missing(name: str, series: Series, rows: np.ndarray, table: Cells) -> None:
-    """Reports the columns with missing cells."""
+    """Prints the number of missing cells of each column."""
     missing = np.isnan(rows).sum(axis=0)
     if not missing.any():
         return

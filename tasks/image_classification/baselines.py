@@ -9,7 +9,7 @@ import numpy as np
 
 from tasks.image_classification.datasets import Images
 
-# Inverse strengths of regularization to select from. The loss is a sum over images, so large data #
+# Inverse strengths of regularization to select from. The loss is a sum over images, so large data
 # sets need smaller values.
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 MANY, MANY_STRENGTHS = 10_000, (0.001, 0.01, 0.1)

@@ -31,7 +31,7 @@ Scores = Callable[[np.ndarray], np.ndarray]
 
 # Users that are scored at a time, and validation users for the selection of settings.
 _BLOCK, _CHOOSERS = 512, 2048
-# EASE uses the most popular items, since its time is cubic; with many items only one strength is #
+# EASE uses the most popular items, since its time is cubic; with many items only one strength is
 # tried.
 _EASE_ITEMS, _FEW_ITEMS = 10_000, 4_000
 # Weight of popularity, which breaks ties of transition counts.

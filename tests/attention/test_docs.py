@@ -108,7 +108,7 @@ TOOLS = {
     "masks.mask.padding",
     "cache.append_keys_values",
 }
-# A one-sentence docstring suffices for functions that are shared only by files of attention/, and #
+# A one-sentence docstring suffices for functions that are shared only by files of attention/, and
 # for checks (expect_..., checked_..., validate_...).
 SHARED = {
     "cache.valid_lengths",

@@ -21,7 +21,7 @@ Array = jax.Array
 
 QUERY_BLOCK, KEY_BLOCK = 256, 512
 
-# Number of query-key pairs above which this kernel is faster than dense attention on a CPU. An #
+# Number of query-key pairs above which this kernel is faster than dense attention on a CPU. An
 # accelerator is faster with one large product, as long as the weights fit into its memory.
 _PAIRS, _WEIGHTS = 2**18, 2**28
 

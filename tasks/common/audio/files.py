@@ -17,7 +17,7 @@ from tasks.common.errors import UserError, warn_once
 _TRIMMED = 256
 # Frames decoded at a time, and the frame count above which a header length is a placeholder.
 _BLOCK, _UNKNOWN_FRAMES = 1 << 16, 1 << 60
-# If the peak of the channel average, relative to the peak of the channels, is below this, the #
+# If the peak of the channel average, relative to the peak of the channels, is below this, the
 # average is only rounding error.
 _CANCELLED = 1e-3
 _RATES = (1000, 1_000_000)

@@ -286,7 +286,7 @@ def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         kept = _Kept(file)
         reader = csv.reader(kept, delimiter=delimiter, strict=True)
         # The default limit of 128 KB is too small for long texts. The limit is global, and it is
-        # not # restored because concurrent passes need it too.
+        # not restored because concurrent passes need it too.
         csv.field_size_limit(_LONGEST_FIELD)
         line, blank = 1, []
         try:

@@ -22,7 +22,7 @@ LAST = ("[MASK]", "[SEP]")
 # `LanguageModelFolder.tokenizer` in the directory of a run with imported weights.
 IMPORTED = "imported.json"
 
-# Our name -> name in transformers; "{}" is the layer index. A module has a matrix (transposed in #
+# Our name -> name in transformers; "{}" is the layer index. A module has a matrix (transposed in
 # transformers) or a scale, and a bias.
 NAMES = {
     "bert": {

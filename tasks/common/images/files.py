@@ -116,7 +116,7 @@ def open_image(path: str | Path, name: str) -> Iterator[PillowImage.Image]:
     expect_regular(path, name)
     try:
         # Pillow's warnings are about metadata and the number of pixels, which is checked here. An
-        # open # file is passed because Pillow does not memory-map it, which would scramble rotated
+        # open file is passed because Pillow does not memory-map it, which would scramble rotated
         # TIFF files.
         with (
             warnings.catch_warnings(action="ignore"),

@@ -44,7 +44,7 @@ def hungarian_match(costs: Array, real: Array) -> tuple[Array, Array]:
     """
     Q = len(costs)
     # Padding has the same cost for all queries, so it does not affect the matching. With infinite
-    # or NaN # costs the search would not terminate.
+    # or NaN costs the search would not terminate.
     costs = jnp.where(real, jnp.nan_to_num(costs, nan=1e6, posinf=1e6, neginf=-1e6), 0)
     queries, objects = optax.assignment.hungarian_algorithm(costs)
     matched = jnp.zeros((Q,), bool).at[queries].set(real[objects])

@@ -55,10 +55,10 @@ def build(
 
     Args:
       config: config of a class in MODEL_CONFIGS.
-      sizes: sizes of the data.
+      sizes: sizes of the windows.
       ridge: for a config with `ridge_level`, the fitted matrix, float32 [1 or C, L, F], of ŷ = c +
         (x - c) ridge with the level c. The first dimension is C if `ridge_individual` is set. None
-        if parameters are restored, and for other models.
+        for other configs, and if the parameters will be restored from a checkpoint.
       rngs: random streams of the initialization.
     """
     if type(config) in _ON_RIDGE:

@@ -1,6 +1,6 @@
 """Base class of forecasters, window sizes, and instance normalization.
 
-B windows, L look-back, F horizon, C channels, K calendar features, P parameters.
+B windows, L look-back, F horizon, C channels, K calendar features, P parameters of an output head.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class WindowSizes:
       lookback: L.
       horizon: F.
       calendar: K; 0 without time stamps.
-      period: times in a season.
+      period: number of steps in a season.
     """
 
     channels: int
@@ -52,15 +52,15 @@ class Mode(NamedTuple):
 
 
 class Forecaster(nnx.Module):
-    """Base class of the models.
+    """Base class of forecasting models.
 
         parameters = model(past, past_valid, calendar)          # [B, F, C, P] of `model.head`
 
-    A subclass implements `forecast`, with missing values of the past replaced by 0.
+    A subclass implements `forecast`, which receives a past with missing values replaced by 0.
 
     Attributes:
       sizes: sizes of windows.
-      head: head of the parameters.
+      head: output head, which defines the parameters.
     """
 
     def __init__(self, sizes: WindowSizes, head: Head):
@@ -82,12 +82,13 @@ class Forecaster(nnx.Module):
           past: [B, L, C], standardized. Missing values may be anything, NaN included.
           past_valid: bool [B, L, C], False where missing.
           calendar: [B, L + F, K].
-          training: whether to use the batch statistics of this batch.
+          training: whether normalization uses and updates batch statistics.
           dropout_key: None for evaluation.
           return_weights: whether to return the attention weights by name, with leading dimension B.
 
         Returns:
-          float32 [B, F, C, P], or that and the weights: empty for a model without attention.
+          Parameters float32 [B, F, C, P]; with `return_weights` also the attention weights, an
+          empty dictionary for a model without attention.
 
         Raises:
           ValueError: shapes do not fit.
@@ -106,12 +107,12 @@ class Forecaster(nnx.Module):
     def forecast(
         self, past: Array, past_valid: Array, calendar: Array, mode: Mode
     ) -> tuple[Array, Weights]:
-        """Computes the result of `__call__`; weights are ignored unless requested."""
+        """Computes parameters and weights of `__call__`; weights are ignored unless requested."""
         raise NotImplementedError
 
 
 def level_and_scale(past: Array, valid: Array, *, epsilon: float = 1e-5) -> tuple[Array, Array]:
-    """Computes mean and deviation of each window and channel over valid times.
+    """Computes mean and standard deviation of each window and channel over valid times.
 
         μ = mean_t x_t,   σ = sqrt(mean_t (x_t - μ)² + ε)
 
@@ -119,8 +120,8 @@ def level_and_scale(past: Array, valid: Array, *, epsilon: float = 1e-5) -> tupl
 
     Args:
       past: x, [B, L, C].
-      valid: bool [B, L, C].
-      epsilon: ε.
+      valid: bool [B, L, C], False where missing.
+      epsilon: ε, added to the variance.
 
     Returns:
       μ and σ, [B, 1, C]; 0 and sqrt(ε) without valid times.
@@ -133,10 +134,10 @@ def level_and_scale(past: Array, valid: Array, *, epsilon: float = 1e-5) -> tupl
 
 
 def level_of(past: Array, valid: Array, level: str) -> Array:
-    """Computes the "mean" or "last" valid value: [B, L, C] -> [B, 1, C]; 0 if there is none.
+    """Computes the mean or last valid value: [B, L, C] -> [B, 1, C]; 0 without valid values.
 
     Args:
-      past: 0 where not valid.
+      past: [B, L, C], 0 where not valid.
       valid: bool [B, L, C].
       level: "mean" or "last".
     """
@@ -150,7 +151,8 @@ def level_of(past: Array, valid: Array, level: str) -> Array:
 class InstanceNorm(nnx.Module):
     """Reversible instance normalization (Kim et al. 2022).
 
-    The input of the network has mean 0 and deviation 1; its output is scaled back.
+    The input z of the network has mean 0 and standard deviation 1 in each window and channel, and
+    the output ẑ of the network is scaled back.
 
         z = (x - μ) / σ · γ + β,      ŷ = σ (ẑ - β) / γ + μ
 
@@ -166,7 +168,7 @@ class InstanceNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((channels,))) if learned else None
 
     def __call__(self, past: Array, valid: Array) -> tuple[Array, Array, Array]:
-        """Returns z [B, L, C], 0 where not valid, and level and scale [B, 1, C].
+        """Returns z [B, L, C], 0 where not valid, and `level` and `scale` [B, 1, C].
 
         The inverse is ŷ = level + scale ẑ.
         """

@@ -1,10 +1,10 @@
 """Output heads of forecasters: a point forecast or a distribution for each value.
 
-A model computes P raw numbers for each cell. `place` converts them to parameters in the units of
-the window, from which a head computes its loss, point forecast, quantiles and continuous ranked
-probability score.
+A model computes P raw numbers for each step and channel. `place` converts them to parameters in the
+units of the window. From the parameters, a head computes its loss, point forecast, quantiles and
+continuous ranked probability score.
 
-B windows, F horizon, C channels, P parameters of a head, Q levels.
+B windows, F horizon, C channels, P parameters of a head, Q quantile levels; y is a future value.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _LARGEST_SCORE = 6.0
 
 
 class Head:
-    """Base class of the output heads, which have no parameters.
+    """Base class of the output heads, which have no trained parameters.
 
     Attributes:
       name: name in configs.
-      size: P, number of parameters per value.
-      probabilistic: whether the parameters are a distribution.
+      size: P, number of parameters per forecast value.
+      probabilistic: whether the parameters define a distribution.
       point_column: index of the parameter that is the point forecast.
     """
 
@@ -43,7 +43,7 @@ class Head:
     point_column = 0
 
     def column(self, level: float) -> int | None:
-        """Returns the index of the parameter that is a quantile; None if it is computed."""
+        """Returns the index of the parameter that is the quantile at `level`, or None."""
         return None
 
     def place(self, raw: Array, level: Array, scale: Array) -> Array:
@@ -51,8 +51,8 @@ class Head:
 
         Args:
           raw: unconstrained network outputs.
-          level, scale: [B, 1, C] of the window, scale above 0: the raw numbers describe
-            (y - level) / scale.
+          level, scale: level and scale of each window, [B, 1, C], scale above 0. The raw numbers
+            describe the distribution of (y - level) / scale.
         """
         raise NotImplementedError
 
@@ -60,8 +60,8 @@ class Head:
         """Returns parameters of a distribution around a point forecast, [B, F, C, P].
 
         Args:
-          point: [B, F, C].
-          raw: [..., P], broadcast; its first number is not used.
+          point: point forecast, [B, F, C].
+          raw: [..., P], broadcast to [B, F, C, P]; the first of the P numbers is not used.
           scale: as for `place`.
         """
         raw = jnp.broadcast_to(raw, (*point.shape, self.size))
@@ -71,7 +71,7 @@ class Head:
         raise NotImplementedError
 
     def losses(self, parameters: Array, future: Array) -> Array:
-        """Computes the training loss: [B, F, C, P] and [B, F, C] -> [B, F, C]."""
+        """Computes the training loss [B, F, C] of parameters [B, F, C, P]."""
         raise NotImplementedError
 
     def loss(self, parameters: Array, future: Array, valid: Array) -> Array:
@@ -80,7 +80,7 @@ class Head:
         Args:
           parameters: [B, F, C, P].
           future: [B, F, C]; missing values may be anything, NaN included.
-          valid: bool [B, F, C], or weights.
+          valid: bool [B, F, C], or float weights of the mean.
         """
         weight = valid.astype(jnp.float32)
         losses = self.losses(parameters, jnp.where(weight > 0, future, 0))
@@ -91,12 +91,15 @@ class Head:
         return parameters[..., self.point_column]
 
     def quantiles(self, parameters: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-        """Computes quantiles on the host: [..., P] -> [..., Q].
+        """Computes quantiles in NumPy: parameters [..., P] -> [..., Q].
 
         Raises:
           ValueError: a level is not supported.
         """
-        raise ValueError(f"levels: got {list(levels)}, expected none of head={self.name!r}")
+        raise ValueError(
+            f"levels: got {list(levels)}, expected no levels, because "
+            f"head={self.name!r} has no quantiles"
+        )
 
     def width(self, parameters: Array) -> Array:
         """Returns the scale [...] of the distribution, proportional to its standard deviation."""
@@ -109,13 +112,15 @@ class Head:
     def crps(self, parameters: Array, future: Array) -> Array:
         """Computes the continuous ranked probability score, [B, F, C], in the units of y.
 
-        CRPS(F, y) = ∫ (F(x) - 1[x >= y])² dx          (Gneiting & Raftery 2007)
+        CRPS(G, y) = ∫ (G(x) - 1[x >= y])² dx          (Gneiting & Raftery 2007)
+
+        with the cumulative distribution function G of the forecast.
         """
         raise NotImplementedError
 
 
 class Point(Head):
-    """Point forecast of the mean: squared error."""
+    """Point forecast of the mean, trained with squared error."""
 
     name, size, probabilistic = "point", 1, False
 
@@ -129,12 +134,12 @@ class Point(Head):
         return jnp.square(parameters[..., 0] - future)
 
     def crps(self, parameters: Array, future: Array) -> Array:
-        """Computes the absolute error."""
+        """Computes the absolute error, which is the score of a point forecast."""
         return jnp.abs(self.point(parameters) - future)
 
 
 class Median(Point):
-    """Point forecast of the median: absolute error."""
+    """Point forecast of the median, trained with absolute error."""
 
     name = "median"
 
@@ -143,9 +148,10 @@ class Median(Point):
 
 
 class Quantile(Head):
-    """Quantiles at .1, .2, ... .9 without crossing: pinball loss (Koenker & Bassett 1978).
+    """Non-crossing quantiles at .1, .2, ... .9; pinball loss (Koenker & Bassett 1978).
 
-    The first raw number is the median, the others are mapped to positive increments from it.
+    The first raw number is the median. The others are mapped to the positive distances between
+    adjacent quantiles.
     """
 
     name, size = "quantile", len(LEVELS)
@@ -162,7 +168,7 @@ class Quantile(Head):
         return jnp.concatenate([point - below, point, point + above], axis=-1)
 
     def losses(self, parameters: Array, future: Array) -> Array:
-        """Computes the mean over levels of ρ_q(y - ŷ_q) = (y - ŷ_q)(q - 1[y < ŷ_q])."""
+        """Computes the mean over levels q of (y - ŷ_q)(q - 1[y < ŷ_q]) for quantiles ŷ_q."""
         over = future[..., None] - parameters
         levels = jnp.array(LEVELS, jnp.float32)
         return jnp.mean(jnp.maximum(levels * over, (levels - 1) * over), axis=-1)
@@ -183,11 +189,11 @@ class Quantile(Head):
         return parameters[..., lower] * (1 - upper) + parameters[..., lower + 1] * upper
 
     def width(self, parameters: Array) -> Array:
-        """Returns the deviation of the normal distribution with the same outermost quantiles."""
+        """Returns the standard deviation of the normal distribution with these outer quantiles."""
         return (parameters[..., -1] - parameters[..., 0]) / (2 * _SCORES[-1])
 
     def at_scores(self, parameters: Array, scores: Array) -> Array:
-        """Interpolates and extrapolates linearly in z: exact for a normal distribution."""
+        """Interpolates and extrapolates linearly in z, which is exact for a normal distribution."""
         knots = jnp.array(_SCORES, jnp.float32)
         lower = jnp.clip(jnp.searchsorted(knots, scores) - 1, 0, self.size - 2)
 
@@ -203,7 +209,7 @@ class Quantile(Head):
 
 
 class StudentT(Head):
-    """Student's t: location, scale and degrees of freedom; negative log-likelihood."""
+    """Student's t distribution with location, scale and degrees of freedom; log-likelihood loss."""
 
     name, size = "student_t", 3
     least = 1e-4
@@ -224,7 +230,7 @@ class StudentT(Head):
         return -jax.scipy.stats.t.logpdf(future, freedom, location, scale)
 
     def quantiles(self, parameters: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-        """Computes quantiles between levels 0 and 1."""
+        """Computes quantiles at levels between 0 and 1, exclusive."""
         from scipy import stats
 
         levels = np.asarray(levels, np.float64)
@@ -238,7 +244,7 @@ class StudentT(Head):
         return parameters[..., 1]
 
     def at_scores(self, parameters: Array, scores: Array) -> Array:
-        """Interpolates a table for |z| up to 6, with an error below 0.1 %."""
+        """Computes quantiles from a table for |z| up to 6, with an error below 0.1 %."""
         location, scale, freedom = jnp.moveaxis(parameters, -1, 0)
         table = jnp.asarray(_stretches())
         rows, columns = (size - 1 for size in table.shape)
@@ -248,12 +254,15 @@ class StudentT(Head):
         return location + scale * scores * jnp.exp(stretch)
 
     def crps(self, parameters: Array, future: Array) -> Array:
-        """Computes the closed form (Jordan et al. 2019, "Evaluating Probabilistic Forecasts with
-        scoringRules", appendix A).
+        """Computes the continuous ranked probability score in closed form.
 
             CRPS = σ (z (2 F(z) - 1) + 2 f(z) (ν + z²) / (ν - 1) - c),   z = (y - μ) / σ
 
             c = 2 sqrt(ν) B(1/2, ν - 1/2) / ((ν - 1) B(1/2, ν/2)²)
+
+        for location μ, scale σ and ν degrees of freedom, with density f and distribution function F
+        of the standard t distribution and the beta function B (Jordan et al. 2019, "Evaluating
+        Probabilistic Forecasts with scoringRules", appendix A).
         """
         location, scale, freedom = jnp.moveaxis(parameters, -1, 0)
         z = (future - location) / scale
@@ -270,9 +279,10 @@ class StudentT(Head):
 
 @functools.cache
 def _stretches() -> np.ndarray:
-    """Tabulates log(t / z) with F_ν(t) = Φ(z), float32 [r, s].
+    """Tabulates log(t / z) of equal quantiles t (Student's t) and z (normal), float32 [r, s].
 
-    Rows are fewest/ν from 0 to 1, columns z from 0 to `_LARGEST_SCORE`.
+    F_ν(t) = Φ(z), with the distribution functions F_ν and Φ. Rows are `StudentT.fewest` / ν from 0
+    to 1, columns are z from 0 to `_LARGEST_SCORE`.
     """
     from scipy import stats
 

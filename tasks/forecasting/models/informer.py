@@ -1,4 +1,4 @@
-"""Informer: ProbSparse attention, and an encoder that halves the length between layers.
+"""Informer: ProbSparse attention, and an encoder that halves the sequence length between layers.
 
 Zhou et al. 2021, "Informer: Beyond Efficient Transformer for Long Sequence Time-Series
 Forecasting".
@@ -27,11 +27,10 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class InformerConfig(TransformerConfig):
-    """Config of Informer; as in `transformers`, the embeddings are normalized.
+    """Config of Informer; as in `transformers`, embeddings are normalized. See `TransformerConfig`.
 
     Attributes:
-      distil: whether the length is halved between encoder layers.
-      For the others see `TransformerConfig`.
+      distil: whether the sequence length is halved between encoder layers.
     """
 
     name: str = "informer"
@@ -41,18 +40,18 @@ class InformerConfig(TransformerConfig):
     distil: bool = True
 
     def encoder(self, max_length: int, **changes: Any) -> EncoderConfig:
-        """Returns the config of a stack with normalized input."""
+        """Returns the config of an encoder or decoder with normalized input."""
         return super().encoder(max_length, **{"input_norm": True} | changes)
 
 
 class Distil(nnx.Module):
-    """Distilling: halves the length by convolution and max-pooling (Zhou et al. 2021, equation 5).
+    """Distilling: convolution and max-pooling that halve the length (Zhou et al. 2021, equation 5).
 
         y = maxpool(ELU(norm(x_(t-1) W_1 + x_t W_2 + x_(t+1) W_3 + b)))
 
-    with circular padding, batch norm, and pooling of size 3 and stride 2. Missing times give 0.
+    with circular padding, batch norm, and pooling of size 3 and stride 2. Missing times of x are 0.
 
-    Parameters: convolution/kernel [3, D, D] and bias [D], and those of the norm.
+    Parameters: convolution/kernel [3, D, D] and bias [D], and the parameters of the norm.
 
     Args:
       model_size: D.
@@ -63,7 +62,7 @@ class Distil(nnx.Module):
         self.norm = BatchNorm(model_size)
 
     def __call__(self, x: Array, present: Array, *, training: bool) -> tuple[Array, Array]:
-        """Halves x [B, T, D] and its mask, bool [B, T]: [B, ⌈T / 2⌉, D] and bool [B, ⌈T / 2⌉]."""
+        """Maps x [B, T, D] and its mask, bool [B, T], to [B, ⌈T / 2⌉, D] and bool [B, ⌈T / 2⌉]."""
         x = jnp.where(present[..., None], x, 0)
         near = jnp.stack([jnp.roll(x, 1, axis=1), x, jnp.roll(x, -1, axis=1)], axis=2)
         counted = jnp.any(present, axis=1)
@@ -83,7 +82,7 @@ def _max_pool(x: Array, least: float | bool) -> Array:
 
 
 class DistillingEncoder(Encoder):
-    """An encoder with an optional `Distil` between its layers."""
+    """Encoder with an optional `Distil` between its layers."""
 
     def __init__(self, config: EncoderConfig, *, distil: bool, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
@@ -93,9 +92,9 @@ class DistillingEncoder(Encoder):
     def __call__(
         self, x: Array, present: Array, *, training: bool, dropout_key: Array | None
     ) -> tuple[Array, Array]:
-        """Encodes x [B, T, D] with its mask, bool [B, T]: [B, S, D] and bool [B, S].
+        """Encodes x [B, T, D] with its mask, bool [B, T], to [B, S, D] and a mask, bool [B, S].
 
-        S = T without distilling.
+        S is the number of times after distilling; S = T without distilling.
         """
         x, keys = self._input(x, None, dropout_key)
         for number, (layer, key) in enumerate(zip(self.layers, keys, strict=True)):
@@ -109,10 +108,11 @@ class DistillingEncoder(Encoder):
 class Informer(Transformer):
     """`Transformer` with a `DistillingEncoder`.
 
-    The self-attention of the decoder is dot-product attention, since the active queries of
-    ProbSparse depend on later times.
+    The self-attention of the decoder is dot-product attention, because ProbSparse selects queries
+    depending on later times.
 
-    Attention weights: "decoder" [B, layers, N, F, S], S times after distilling.
+    Attention weights: "decoder" [B, layers, N, F, S], from the F horizon steps to the S times that
+    remain of the look-back after distilling.
     """
 
     def _encoder(self, config: InformerConfig, rngs: nnx.Rngs) -> nnx.Module:

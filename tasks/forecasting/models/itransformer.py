@@ -1,8 +1,9 @@
-"""iTransformer: attention between channels (Liu et al. 2024, "iTransformer: Inverted Transformers
-Are Effective for Time Series Forecasting").
+"""iTransformer: attention between channels.
 
-B windows, L look-back, F horizon, C channels, K calendar features, D model size, P
-parameters of a head.
+Liu et al. 2024, "iTransformer: Inverted Transformers Are Effective for Time Series Forecasting".
+
+B windows, L look-back, F horizon, C channels, K calendar features, D model size, N heads, P
+parameters of an output head.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ class ITransformerConfig(LayersConfig):
 
 
 class ITransformer(Forecaster):
-    """A Transformer whose tokens are the look-backs of channels and calendar features.
+    """Transformer whose tokens are the look-backs of the channels and of the calendar features.
 
         z = encoder([x_1 ... x_C, k_1 ... k_K]ᵀ W + b),     ŷ_c = σ_c (z_c W' + b') + μ_c
 
-    Channels without valid values are masked.
+    with the normalized look-back x_c of channel c, and k_i that of calendar feature i. Channels
+    without valid values are masked.
 
     Attention weights: "channels" [B, layers, N, C + K, C + K].
     """

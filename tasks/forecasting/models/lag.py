@@ -1,6 +1,6 @@
 """Forecasters with lag attention, plain and residual; see `attention.lag`.
 
-B windows, L look-back, F horizon, C channels, N heads, P parameters of a head.
+B windows, L look-back, F horizon, C channels, N attention heads, P parameters of an output head.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class LagConfig(Config):
-    """Attention over the lags of each channel, with the same weights at every time.
+    """Config of attention over the lags of each channel, with the same weights for all windows.
 
     Attributes:
       head: a head of `tasks.forecasting.models.heads`.
@@ -36,12 +36,13 @@ class LagConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class ResidualLagConfig(LagConfig):
-    """Lag attention over the past relative to its level, which can follow a trend.
+    """Config of lag attention over the past minus its level; it can extrapolate a trend.
+
+    For the other attributes see `LagConfig`.
 
     Attributes:
-      num_heads: N, number of heads, whose values may have either sign.
-      level: "last" (the last value) or "mean" (of the look-back).
-      For the others see `LagConfig`.
+      num_heads: N, number of attention heads; each has a factor that may be negative.
+      level: "last" for the last value, or "mean" for the mean of the look-back.
     """
 
     name: str = "residual_lag"
@@ -52,8 +53,8 @@ class ResidualLagConfig(LagConfig):
 class DistributionHead(nnx.Module):
     """Distribution around a point forecast, with a learned shape for each step ahead.
 
-    Its width is proportional to the deviation of the window. Parameters: raw [F, 1, P], if the head
-    is a distribution.
+    Its width is proportional to the standard deviation of the window. Parameters: raw [F, 1, P] if
+    the head is probabilistic, else none.
     """
 
     def __init__(self, sizes: WindowSizes, head: str):
@@ -72,10 +73,10 @@ class DistributionHead(nnx.Module):
 def attend(attention: nnx.Module, past: Array, valid: Array) -> tuple[Array, Array]:
     """Applies lag attention to a past [B, T, C] with valid, bool [B, T, C].
 
-    Without missing values, all examples share the same weights, which costs a tenth.
+    Without missing values, all examples have the same weights, which takes a tenth of the time.
 
     Returns:
-      The result, and weights [B, C, F, T].
+      The forecast [B, F, C], and the weights [B, C, F, T].
     """
     _, weights = attention(past, valid=valid, return_weights=True)
     with recording.suppressed():
@@ -86,10 +87,10 @@ def attend(attention: nnx.Module, past: Array, valid: Array) -> tuple[Array, Arr
 
 
 class LagForecaster(Forecaster):
-    """Lag attention: ŷ_(t+f) = Σ_i w_fi x_(t+1-i), or its residual form relative to the level.
+    """Lag attention ŷ_(t+f) = Σ_i w_fi x_(t+1-i), or lag attention over the past minus its level.
 
-    Attention weights: "lags" [B, 1 or C, F, L], in the order of time. In the residual form they are
-    the matrix of the linear map from the past to the forecast, whose rows sum to 1.
+    Attention weights: "lags" [B, 1 or C, F, L], in the order of time. For the residual form these
+    are the matrix of the linear map from the past to the forecast; its rows sum to 1.
     """
 
     def __init__(self, config: LagConfig, sizes: WindowSizes, *, rngs: nnx.Rngs):

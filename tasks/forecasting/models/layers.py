@@ -24,11 +24,10 @@ class WindowEncoderConfig(EncoderConfig):
 
 @dataclasses.dataclass(frozen=True)
 class LayersConfig(SmallEncoderConfig):
-    """Base class of the configs with Transformer layers.
+    """Base class of the configs with Transformer layers; see `EncoderConfig`.
 
     Attributes:
       head: a head of `tasks.forecasting.models.heads`.
-      For the others see `EncoderConfig`.
     """
 
     name: str = ""
@@ -42,10 +41,11 @@ class LayersConfig(SmallEncoderConfig):
 
 
 def encode(encoder: Encoder, x: Array, valid: Array, mode: Mode) -> tuple[Array, Array | None]:
-    """Encodes x [B, T, D], 0 where not valid, bool [B, T].
+    """Encodes x [B, T, D] with its mask valid, bool [B, T].
 
     Returns:
-      [B, T, D], and weights [B, layers, N, T, T]; None unless requested and supported.
+      [B, T, D], 0 where not valid; and the attention weights [B, layers, N, T, T], or None if they
+      are not requested or the mixer has none.
     """
     weights, dropout_key = None, mode.dropout_key
     if mode.return_weights and "weights" in encoder.config.entry.capabilities:

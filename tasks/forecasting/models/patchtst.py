@@ -1,8 +1,9 @@
-"""PatchTST: attention between patches of one channel (Nie et al. 2023, "A Time Series is Worth 64
-Words").
+"""PatchTST: attention between patches of one channel.
 
-B windows, L look-back, F horizon, C channels, M patches, R values in a patch, D model size, P
-parameters of a head.
+Nie et al. 2023, "A Time Series is Worth 64 Words".
+
+B windows, L look-back, F horizon, C channels, M patches, R values in a patch, D model size, N
+heads, P parameters of an output head.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class PatchTSTConfig(LayersConfig):
-    """Config of PatchTST; the paper's sizes for small data, layer norm instead of batch norm.
+    """Config of PatchTST, with the paper's sizes for small data sets; see `LayersConfig`.
+
+    Unlike the paper, layers have layer norm instead of batch norm.
 
     Attributes:
       patch_length: R.
-      patch_stride: distance between patches. The oldest values are left out if they fill no patch.
-      For the others see `LayersConfig`.
+      patch_stride: distance between the starts of adjacent patches. The last patch ends at the last
+        value of the look-back; the oldest values are omitted if they do not fill a patch.
     """
 
     name: str = "patchtst"
@@ -44,7 +47,7 @@ class PatchTSTConfig(LayersConfig):
     positions: str = "learned"
 
     def patches(self, lookback: int) -> np.ndarray:
-        """Returns the indices in the look-back of each patch, int [M, R].
+        """Returns the indices of the values of each patch in the look-back, int [M, R].
 
         Raises:
           ValueError: the look-back is shorter than a patch.
@@ -63,10 +66,10 @@ class Patches(nnx.Module):
 
     Patches without valid values are masked.
 
-    Parameters: embedding [R, D] and bias [D], and those of the encoder.
+    Parameters: embedding [R, D] and bias [D], and the parameters of the encoder.
 
     Args:
-      config: PatchTSTConfig, or another with its fields.
+      config: PatchTSTConfig, or another config with its fields.
       lookback: L.
     """
 
@@ -80,7 +83,8 @@ class Patches(nnx.Module):
         """Encodes x [B, L, C] with its mask, bool [B, L, C].
 
         Returns:
-          [B, C, M, D], 0 for masked patches, and weights "patches" [B, C, layers, N, M, M].
+          [B, C, M, D], 0 for masked patches; and attention weights "patches" [B, C, layers, N, M,
+          M].
         """
         B, _, C = x.shape
         indices = np.array(self.indices)
@@ -95,9 +99,9 @@ class Patches(nnx.Module):
 
 
 class PatchTST(Forecaster):
-    """PatchTST: ŷ = σ (flatten(z) W + b) + μ, with z of `Patches` of the normalized window.
+    """PatchTST: ŷ = σ (flatten(z) W + b) + μ, where `Patches` encodes the normalized window as z.
 
-    All channels share all parameters.
+    μ and σ are mean and standard deviation of the window. All channels share all parameters.
     """
 
     def __init__(self, config: PatchTSTConfig, sizes: WindowSizes, *, rngs: nnx.Rngs):

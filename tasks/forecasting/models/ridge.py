@@ -1,7 +1,8 @@
 """Ridge regression in closed form (Hoerl & Kennard 1970), and attention on its residual.
 
 B windows, L look-back, F horizon, C channels, K calendar features, M patches of the
-look-back, G patches of the horizon, R values in a patch, D model size, P parameters of a head.
+look-back, G patches of the horizon, R values in a patch, D model size, N attention heads, P
+parameters of an output head.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ RidgeLevel = one_of("last", "mean")
 
 @dataclasses.dataclass(frozen=True)
 class RidgeConfig(Config):
-    """Config of a linear forecast; only the width of a distribution is trained.
+    """Config of a linear forecast fitted in closed form; training fits only the distribution head.
 
     Attributes:
       head: a head of `tasks.forecasting.models.heads`.
@@ -55,13 +56,13 @@ class RidgeConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class RidgeResidualConfig(PatchTSTConfig):
-    """Attention between patches, added to a linear forecast.
+    """Config of a linear forecast plus attention between patches; see `PatchTSTConfig`.
 
     Attributes:
-      patch_length: R, patch length in the look-back and the horizon.
+      calendar_features: number of calendar features, fastest first. Slow features, such as the day
+        of the year, are omitted because the training split has too few of their periods.
+      patch_length: R, patch length in the look-back and in the horizon.
       ridge_level, ridge_individual: see `RidgeConfig`.
-      calendar_features: number of calendar features, fastest first. The training split has too few
-      periods of slow features, such as the day of the year. For the others see `PatchTSTConfig`.
     """
 
     name: str = "ridge_residual"
@@ -78,13 +79,15 @@ class RidgeResidualConfig(PatchTSTConfig):
 
 @dataclasses.dataclass(frozen=True)
 class RidgeSeasonalConfig(SeasonalLagConfig):
-    """Weighted mean of a linear forecast and of attention over seasons (Bates & Granger 1969).
+    """Config of the weighted mean of a linear forecast and of attention over seasons.
+
+    See `SeasonalLagConfig` for the other attributes, and Bates & Granger 1969 for the weighted
+    mean.
 
     Attributes:
-      share: weight of the attention; None to fit it within the training split, see
+      share: weight of the attention; None to fit it on the training split, see
         `tasks.forecasting.rolling`.
       ridge_level, ridge_individual: see `RidgeConfig`.
-      For the others see `SeasonalLagConfig`.
     """
 
     name: str = "ridge_seasonal"
@@ -98,14 +101,16 @@ class FixedVariable(nnx.Variable):
 
 
 class Ridge(nnx.Module):
-    """Linear forecast ŷ = c + (x - c) W, with c the level, which replaces missing values.
+    """Linear forecast ŷ = c + (x - c) W of the future from the past x.
+
+    c is the level of the look-back; it also replaces missing values of x.
 
     Variables: weights [1 or C, L, F] (W).
 
     Args:
-      config: RidgeConfig, or another with its fields.
-      sizes: sizes of the data.
-      weights: W; 0 if None.
+      config: RidgeConfig, or another config with its fields.
+      sizes: sizes of the windows.
+      weights: W; None to initialize it to 0.
 
     Raises:
       ValueError: the shape of W does not fit.
@@ -125,7 +130,7 @@ class Ridge(nnx.Module):
         self.weights = FixedVariable(jnp.zeros(shape) if weights is None else jnp.asarray(weights))
 
     def __call__(self, past: Array, valid: Array) -> Array:
-        """Forecasts [B, F, C] from past [B, L, C], 0 where not valid, bool [B, L, C]."""
+        """Forecasts [B, F, C] from past [B, L, C] and its validity, bool [B, L, C]."""
         level = level_of(past, valid, self.level)
         over, weights = jnp.where(valid, past - level, 0), self.weights[...]
         if len(weights) == 1:
@@ -159,13 +164,16 @@ class RidgeForecaster(RidgeBased):
 class RidgeResidual(RidgeBased):
     """Attention on the residual: ŷ = ridge(x) + σ (z W + b).
 
-        z = encoder([x_1 W_x + k_1 W_k + e_c, ..., k_(M+1) W_k + e_c, ...])     at the last G
+    z = last G outputs of encoder([x_1 W_x + k_1 W_k + e_c, ..., k_(M+1) W_k + e_c, ...])
 
-    Patches of the horizon, which have only the calendar k, attend to those of the look-back,
-    x_1 ... x_M of the normalized window, and to each other. Channels are separate sequences with a
-    channel embedding e_c. W and b are initialized to 0. Patches without valid values are masked.
+    x_1 ... x_M are the patches of the normalized look-back, and k_1 ... k_(M+G) the calendar
+    features of all patches. The G patches of the horizon have only calendar features; they
+    attend to the patches of the look-back and to each other. Channels are separate sequences
+    with a channel embedding e_c. σ is the standard deviation of the window. W and b are
+    initialized to 0. Patches without valid values are masked.
 
-    Attention weights from the patches of the horizon to all: "patches" [B, C, layers, N, G, M + G].
+    Attention weights: "patches" [B, C, layers, N, G, M + G], from the patches of the horizon to
+    all patches.
     """
 
     def _build(self, config: RidgeResidualConfig, sizes: WindowSizes, rngs: nnx.Rngs) -> None:
@@ -216,11 +224,12 @@ class RidgeResidual(RidgeBased):
 class RidgeSeasonal(RidgeBased):
     """Weighted mean of two linear forecasts: ŷ = r + λ (s - r).
 
-    r is the ridge forecast and s that of `SeasonalLag`, which has far fewer parameters.
+    r is the forecast of `Ridge`, and s is the forecast of `SeasonalLag`, which has far fewer
+    parameters.
 
-    Variables: share [] (λ), the value in the config or, if that is None, fitted.
+    Variables: share [] (λ), from the config, or fitted if `share` is None in the config.
 
-    Attention weights: those of s, "lags" [B, C, F, L], in the order of time.
+    Attention weights: "lags" [B, C, F, L] of s, in the order of time.
     """
 
     def _build(self, config: RidgeSeasonalConfig, sizes: WindowSizes, rngs: nnx.Rngs) -> None:

@@ -1,4 +1,4 @@
-"""Lag attention over seasons: a learned mean of the same time in earlier seasons.
+"""Lag attention over seasons: a learned mean of the values at the same time in earlier seasons.
 
 B windows, L look-back, F horizon, C channels, P times in a season, M seasons of the look-back, J
 seasons of the horizon.
@@ -23,11 +23,12 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class SeasonalLagConfig(Config):
-    """Config of attention over seasonal lags; channels and times of a season share weights.
+    """Config of attention over seasonal lags; weights are shared by channels and times of a season.
 
     Attributes:
       head: a head of `tasks.forecasting.models.heads`.
-      level: value subtracted from seasons: the "mean" of the look-back, or its "last" value.
+      level: value that is subtracted from the past: the "mean" of the look-back, or its "last"
+        value.
       season: steps in a season; 0 for the period of the data.
     """
 
@@ -42,15 +43,15 @@ class SeasonalLag(nnx.Module):
 
         ŷ_(t+f) = c + Σ_k w_jk (x_(t+f-(j+k)P) - c),     j = ⌊(f - 1) / P⌋,   k = 1 ... M
 
-    The weights w_j are a softmax over M + 1 logits, one for each season and one for the level. The
-    level has no term in the sum, because it contributes c - c = 0. A forecast is between the
-    minimum and the maximum of its past.
+    ŷ_(t+f) is the forecast f steps ahead, in season j of the horizon. The weights w_j are a softmax
+    over M + 1 logits, one for each season and one for the level. The level has no term in the sum,
+    because it contributes c - c = 0. A forecast is between the minimum and the maximum of its past.
 
     Parameters: attention/logits [1, J, M + 1], the latest season first and the level last.
 
     Args:
-      config: SeasonalLagConfig, or another with its fields.
-      sizes: sizes of the data.
+      config: SeasonalLagConfig, or another config with its fields.
+      sizes: sizes of the windows.
 
     Raises:
       ValueError: the look-back is shorter than a season.
@@ -68,18 +69,18 @@ class SeasonalLag(nnx.Module):
         self.attention = LagAttention(channels, seasons + 1, ahead, rngs=rngs)
 
     def __call__(self, past: Array, valid: Array) -> tuple[Array, Array]:
-        """Forecasts from past [B, L, C], 0 where not valid, bool [B, L, C].
+        """Forecasts from past [B, L, C] and its validity, bool [B, L, C].
 
         Returns:
-          [B, F, C], and weights of the past [B, C, F, L], whose rows sum to at most 1; the
-          remainder is the weight of the level.
+          Forecast [B, F, C]; and weights of the past [B, C, F, L], with rows that sum to at most 1.
+          One minus the sum is the weight of the level.
         """
         level = level_of(past, valid, self.level)
         (B, L, C), P, F = past.shape, self.season, self.horizon
         M = L // P
 
         def by_season(array: Array, first: float | bool) -> Array:
-            """Returns the level and the seasons, [B, 1 + M, P C]."""
+            """Stacks the level, or `first`, and the seasons of an array: [B, 1 + M, P C]."""
             array = array[:, L - M * P :].reshape(B, M, P * C)
             return jnp.pad(array, ((0, 0), (1, 0), (0, 0)), constant_values=first)
 

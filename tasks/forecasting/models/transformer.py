@@ -2,8 +2,8 @@
 
 The decoder computes all steps of the horizon at once, as in Informer (Zhou et al. 2021).
 
-B windows, L look-back, F horizon, C channels, K calendar features, G times given to the
-decoder, D model size, N heads, P parameters of a head.
+B windows, L look-back, F horizon, C channels, K calendar features, G last times of the look-back
+that the decoder receives, D model size, N attention heads, P parameters of an output head.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ Array = jax.Array
 class TransformerConfig(LayersConfig):
     """Config of an encoder with the given `mixer` and a decoder with dot-product attention.
 
+    For the other attributes see `LayersConfig`.
+
     Attributes:
-      decoder_layers: number of layers of the decoder; `num_layers` are of the encoder.
-      label_length: G, number of last times of the look-back that begin the decoder input.
+      decoder_layers: number of layers of the decoder; `num_layers` is that of the encoder.
+      label_length: G, number of last times of the look-back at the start of the decoder input.
       instance_norm: whether each window is normalized (Kim et al. 2022). Without it, as in the
-        papers, models lose the level of nonstationary series.
-      For the others see `LayersConfig`.
+        papers, forecasts do not follow the changing level of nonstationary series.
     """
 
     name: str = "transformer"
@@ -42,22 +43,23 @@ class TransformerConfig(LayersConfig):
     instance_norm: bool = False
 
     def decoder(self, length: int) -> EncoderConfig:
-        """Returns the config of the decoder for a number of positions."""
+        """Returns the config of a decoder of `length` positions."""
         return self.encoder(length, num_layers=self.decoder_layers, mixer="dot_product")
 
 
 class Transformer(Forecaster):
-    """A Transformer whose tokens are times, with all channels and calendar features.
+    """Transformer whose tokens are times, each with all channels and calendar features.
 
         memory = encoder([x, k]_(1 ... L) W_e)
         ŷ = decoder([x or 0, k]_(L-G+1 ... L+F) W_d, memory) W + b
 
-    with calendar features k, and x normalized if `instance_norm`. In the decoder x is 0 at the
-    future times, the last F positions, from which ŷ is taken. Times without valid values are
-    masked.
+    with calendar features k, and x normalized if `instance_norm`. In the decoder, x is 0 at the
+    last F positions, which are the future times; ŷ is the output at these positions. Times without
+    valid values are masked.
 
-    Attention weights: "encoder" [B, layers, N, L, L] if the mixer has any, and "decoder",
-    from the horizon to the look-back, [B, layers, N, F, S] with S = L.
+    Attention weights: "encoder" [B, layers, N, L, L] if the mixer has attention weights; and
+    "decoder" [B, layers, N, F, S] from the horizon to the S times of the encoder output, here S =
+    L.
 
     Raises:
       ValueError: label_length is more than the look-back.

@@ -68,7 +68,7 @@ def test_windows_with_nothing_to_see_or_to_forecast_are_left_out(own):
     origins = own(values).origins("train")
     # Nothing ahead at 30 to 42, nothing behind at 38 to 45.
     assert sorted(set(range(8, 138)) - set(origins.tolist())) == list(range(30, 46))
-    with pytest.raises(UserError, match="no window of the test split has values both"):
+    with pytest.raises(UserError, match="no window of the test split has a value in the look-back"):
         own(np.where(np.arange(200)[:, None] < 160, values, np.nan))
 
 
@@ -82,8 +82,8 @@ def test_a_constant_series_is_told(own, capsys):
 def test_series_that_are_too_short_are_refused(own):
     for rows, message in (
         (1, "got one time"),
-        (10, "the train split has 7 times, but look-back and horizon take 11"),
-        (28, "the validation split has 4 times, but the horizon take"),
+        (10, "the train split has 7 time steps, but look-back and horizon take 11"),
+        (28, "the validation split has 4 time steps, but the horizon take"),
     ):
         with pytest.raises(UserError, match=message):
             own(np.ones((rows, 1)), horizon=3 if rows < 28 else 5)
@@ -116,7 +116,7 @@ def test_the_composed_trend_leaves_what_its_past_spans():
     windows = data.splits["test"]
     below = [np.mean(w["future"][-24:] < w["past"].min()) for w in map(windows.__getitem__, (0, 9))]
     assert min(below) > 0.6
-    with pytest.raises(UserError, match="trend has no 'up'; it has rising, falling"):
+    with pytest.raises(UserError, match="got 'up', expected channels of trend: rising, falling"):
         load(DataConfig(name="trend", targets=("up",)), None)
 
 

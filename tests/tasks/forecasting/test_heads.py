@@ -37,7 +37,9 @@ def test_numbers_beside_scikit_learn(name, metric):
         mean_absolute_error(FUTURE.ravel(), point.ravel()),
         rtol=1e-5,
     )
-    with pytest.raises(ValueError, match=rf"levels: got \[0.5\], expected none of head='{name}'"):
+    with pytest.raises(
+        ValueError, match=rf"levels: got \[0.5\], expected no levels, because head='{name}'"
+    ):
         head.quantiles(parameters, [0.5])
 
 

@@ -214,14 +214,14 @@ def test_any_file_has_an_answer(predict, tmp_path, capsys):
 
     for raw, message in (
         (str(tmp_path / "nowhere.csv"), "cannot be read"),
-        (f"{path},steps=0", "steps is '0', expected a number"),
+        (f"{path},steps=0", "got steps=0, expected a number"),
         (
             write(tmp_path / "d.csv", [(np.nan, np.nan)] * 9),
             "has no value within the last 48 time steps",
         ),
         (
             write(tmp_path / "e.csv", [(1, 2)] * 9, step=2),
-            "rows are 2 h apart, expected 1 h as in training",
+            "the median difference of times is 2 h, expected 1 h as in training",
         ),
     ):
         with pytest.raises(UserError, match=message):

@@ -97,9 +97,11 @@ def test_what_is_wrong_with_a_file_is_named(write):
     )
     refused("date,a\n" + days + "2024-01-07 06:00,9\n", "closer than half a step of 1 d; set")
     far = "2024-01-01 00:00:00,1\n2024-01-01 00:00:01,1\n2024-01-01 00:00:02,1\n2024-02-01,2\n"
-    refused("date,a\n" + far, r"got 4 rows, but 2678401 time steps of 1 s from .* set config.data")
+    refused(
+        "date,a\n" + far, r"got 4 rows, but the times span 2678401 steps of 1 s; .* set config.data"
+    )
     hours = {"step": Step(3600), "trained": True}
-    refused("date,a\n" + days, "rows are 1 d apart, expected 1 h as in training", **hours)
+    refused("date,a\n" + days, "of times is 1 d, expected 1 h as in training", **hours)
 
 
 def local_times(start, count, step, zone="Europe/Berlin", **change):
@@ -214,7 +216,7 @@ def test_numbers_with_commas_are_read_or_refused_but_not_left_out(write, capsys)
         read_series(write(german))
     assert read_series(write(german), decimal=",").values.tolist() == [[1.5, 1234], [2.5, 2]]
     with pytest.raises(
-        UserError, match=r"line 2: 'a' is '1,234', which can be 1.234 or 1234.*decimal"
+        UserError, match=r"line 2: 'a' is '1,234', which can mean 1.234 or 1234.*decimal"
     ):
         read_series(write('date,a\n2024-01-01,"1,234"\n2024-01-02,5\n'))
     with pytest.raises(UserError, match="line 2: 'a' is '5 %', expected a number or nothing"):
@@ -234,7 +236,7 @@ def test_a_later_file_is_read_as_the_first_where_it_leaves_that_open(write):
     assert history.start == np.datetime64("2024-03-01", "us")
     assert history.times_ahead(known.step) == ["2024-03-03", "2024-03-04"]
     unsure = dataclasses.replace(known, reading=Reading())
-    with pytest.raises(UserError, match="of the column is unambiguous; write it as 1234"):
+    with pytest.raises(UserError, match="of the column shows which; write it as 1234"):
         unsure.read(write("date;a\n2024-03-01;1,125\n"))
     with pytest.raises(UserError, match="allows both orders of day and month; write dates as"):
         unsure.read(write("date;a\n01.03.2024;1\n"))
