@@ -1,11 +1,12 @@
-"""Recommenders without a network: weighted histories times an item-item matrix.
+"""Baselines without a network: weighted histories times an item-item matrix.
 
     scores = H B,   H sparse [users, I], B [I, I]
 
-H has 1 for each item of a history, or γ^p for the item p positions before its end ("recency"). B is
-the cosine of items (ItemKNN), the ridge regression of each item on the others (EASE, Steck 2019),
-or the transition probabilities (Markov). Settings are selected by NDCG@10 on validation with B
-fitted on the training split; test metrics use B fitted on training and validation.
+H is 1 for each item of a history or, in baselines named "recency", γ^p for the item p positions
+before the end of the history. B is the cosine of items (ItemKNN), the ridge regression of each item
+on the others (EASE, Steck 2019), or the matrix of transition probabilities (Markov). Settings are
+selected by NDCG@10 on validation with B fitted on the training split; test metrics use B fitted on
+the training and validation splits.
 
 U users, I items, n users of a split.
 """
@@ -50,7 +51,7 @@ class Baselines:
     """Baselines of one data set, with shared intermediate results.
 
     Attributes:
-      names: baselines that take at most minutes for the size of the data.
+      names: baselines that take at most minutes for a data set of this size.
     """
 
     def __init__(self, data: RecommendationData, validation: HeldOut, test: HeldOut):
@@ -61,20 +62,20 @@ class Baselines:
         self.names = tuple(_GRIDS) if len(data.items) <= _LARGE else light
 
     def metrics(self, name: str) -> dict[str, Any]:
-        """Returns test metrics, and NDCG@10 of each user as "example_scores"."""
+        """Returns test metrics of a baseline, and NDCG@10 of each user as "example_scores"."""
         ranks, top = self.ranks(name)
         diversity = list_metrics(top, self._fitted["test"].events)
         return {**ranking_metrics(ranks), **diversity, "example_scores": ndcg(ranks)}
 
     def ranks(self, name: str, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
-        """Returns ranks [n] of the targets of a split and items [n, 10]."""
+        """Returns the ranks [n] of the targets of a split, and the ten best items [n, 10]."""
         held, fitted = self._splits[split], self._fitted[split]
         scores = _SCORES.get(name, _item_scores)(fitted, held, self._chosen(name))
         return _ranks(held, scores, np.arange(len(held)))
 
     @functools.cache  # noqa: B019 - lives as long as the object
     def _chosen(self, name: str) -> Settings:
-        """Returns the settings with the best NDCG@10 on validation."""
+        """Returns the settings of a baseline with the best NDCG@10 on validation."""
         grid = dict(_GRIDS[name])
         if "ridge" in grid and self._data.num_items > _FEW_ITEMS:
             grid["ridge"] = grid["ridge"][1:2]
@@ -96,7 +97,7 @@ class Baselines:
 
 
 def _ranks(held: HeldOut, scores: Scores, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ranks and best items of some users of a split."""
+    """Returns ranks of the targets and best items of the users `indices` of a split."""
     ranks, top = [], []
     for begin in range(0, len(indices), _BLOCK):
         chosen = indices[begin : begin + _BLOCK]
@@ -110,7 +111,7 @@ _ranked = jax.jit(ranked)
 
 
 class _Fitted:
-    """Counts of the training events, optionally with the validation events.
+    """Statistics of the training events, optionally with the validation events.
 
     Attributes:
       events: sparse float32 [U, I], 1 for each event.
@@ -128,32 +129,36 @@ class _Fitted:
 
     @functools.cached_property
     def popularity(self) -> np.ndarray:
-        """Fraction of events of each item, float32 [I]."""
+        """Fraction of all events that belong to each item, float32 [I]."""
         counts = np.asarray(self.events.sum(axis=0), np.float32).ravel()
         return counts / counts.sum()
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def item_cosine(self, neighbours: int, shrink: float) -> sp.csr_matrix:
-        """Computes c_ij / (√(c_ii c_jj) + shrink), and keeps the largest for each scored item j."""
+        """Computes c_ij / (√(c_ii c_jj) + shrink) of items i and j with c_ij common users.
+
+        Each scored item j keeps its largest `neighbours` entries."""
         return _cosine(self.events.T.tocsr(), neighbours, shrink).T.tocsr()
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def user_cosine(self, neighbours: int) -> sp.csr_matrix:
-        """Computes the cosines of users."""
+        """Computes the cosines of users; each row keeps the largest `neighbours` entries."""
         return _cosine(self.events, neighbours, 0.0)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def ease(self, ridge: float) -> tuple[np.ndarray, np.ndarray]:
         """Fits EASE (Steck 2019) on the most popular items: B = I - P / diag(P), P = (XᵀX + λI)⁻¹.
 
+        X is the matrix of events, and λ is `ridge`.
+
         Returns:
-          Item numbers [k], and B float32 [k, k].
+          Indices of the k most popular items, [k], and B float32 [k, k].
         """
         return _ease(self.events, ridge)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def transitions(self, window: int, decay: float) -> sp.csr_matrix:
-        """Returns transition probabilities, with γ^(d - 1) for distances d up to `window`."""
+        """Returns transition probabilities; events d <= `window` apart count γ^(d - 1)."""
         data, total = self._data, sp.csr_matrix((self._data.num_items,) * 2, dtype=np.float32)
         position = np.arange(len(data.items))
         end = np.repeat(self._ends, np.diff(data.starts))
@@ -169,8 +174,8 @@ class _Fitted:
 def _cosine(rows: sp.csr_matrix, neighbours: int, shrink: float) -> sp.csr_matrix:
     """Returns cosines of binary rows [n, m] as sparse [n, n] without the diagonal.
 
-    The inner products c are divided by √(c_ii c_jj) + shrink. Each row keeps only its largest
-    `neighbours` entries.
+    The inner product of rows i and j is divided by √(c_i c_j) + `shrink`, where c_i is the number
+    of ones in row i. Each row of the result keeps only its largest `neighbours` entries.
     """
     norms = np.sqrt(np.maximum(np.diff(rows.indptr), 1)).astype(np.float32)
     columns = rows.T.tocsr()
@@ -186,7 +191,7 @@ def _cosine(rows: sp.csr_matrix, neighbours: int, shrink: float) -> sp.csr_matri
 
 
 def _largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
-    """Keeps the largest entries of each row."""
+    """Keeps the `count` largest entries of each row."""
     row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     order = np.lexsort((-matrix.data, row))
     kept = order[np.arange(len(order)) - matrix.indptr[row] < count]
@@ -216,13 +221,13 @@ def _popularity_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Sc
 
 
 def _user_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
-    """Sums the events of the most similar users, weighted by similarity."""
+    """Returns a function that sums the events of the most similar users, weighted by similarity."""
     cosine = fitted.user_cosine(settings["neighbours"])[held.users]
     return lambda chosen: (cosine[chosen] @ fitted.events).toarray()
 
 
 def _item_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
-    """Computes H B, with B given by the settings."""
+    """Returns a function that computes H B, with H and B given by the settings."""
     history = held.matrix(settings.get("decay", 1.0), settings.get("window"))
     if "ridge" in settings:
         popular, weights = fitted.ease(settings["ridge"])
@@ -242,7 +247,9 @@ def _item_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
 
 
 def _mixed_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
-    """Mixes recency-weighted EASE and the windowed Markov chain, each scaled to a maximum of 1."""
+    """Returns a function for the weighted mean of the scores "ease_recency" and "markov_windowed".
+
+    The scores of each user are scaled to a maximum of 1 before."""
     share = settings["share"]
     ease = _item_scores(fitted, held, settings["ease_recency"])
     markov = _item_scores(fitted, held, settings["markov_windowed"])

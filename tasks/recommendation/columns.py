@@ -1,7 +1,8 @@
 """Detection of the columns of an event file: user, item, time, rating and title.
 
-A header is recognized by its names. Without one, columns are in the order user, item, timestamp,
-title, or user, item, rating, timestamp, and are called by their numbers from 1.
+A header is recognized by common column names. Without a header, columns must be in the order user,
+item, timestamp, title, or user, item, rating, timestamp; settings refer to columns by numbers from
+1.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class Wanted:
     """Settings for reading a file.
 
     Attributes:
-      user, item, time, rating: headers, or numbers from 1 of columns without a header; empty:
-        detected. `time` is "none" for lines in the order of time.
+      user, item, time, rating: names of columns, or numbers from 1 if there is no header; empty to
+        detect them. `time` is "none" if the lines are in the order of time.
       min_rating: minimum rating of an event; None for all events.
       date_order: see `tasks.common.data.timestamps.TimeColumn`.
     """
@@ -69,7 +70,7 @@ class Wanted:
 
     @property
     def named(self) -> dict[str, str]:
-        """Named columns by role."""
+        """Configured columns by role."""
         found = {USER: self.user, ITEM: self.item, TIME: self.time, RATING: self.rating}
         return {role: name for role, name in found.items() if name and name != NO_TIMES}
 
@@ -79,9 +80,9 @@ class Layout:
     """Positions of the columns.
 
     Attributes:
-      indices: index of the column of each role; a role that the file lacks is missing.
+      indices: index of the column of each role; roles without a column are missing.
       names: names of the columns by role, for messages.
-      notes: assumptions, for messages.
+      notes: assumptions about the columns, to be printed.
       guessed: whether the file has no header and no column is named.
     """
 
@@ -97,10 +98,7 @@ def find_header(first: Sequence[str], below: Sequence[Sequence[Any]], wanted: Wa
     Args:
       first: cells of the first record.
       below: some records below it.
-      wanted: a named column in the first record makes it a header.
-
-    Raises:
-      UserError: the record seems to be a header, but has no name of an event column.
+      wanted: settings; a record that contains the name of a configured column is a header.
     """
     if any(name in first for name in wanted.named.values() if not name.isdecimal()):
         return True
@@ -123,7 +121,9 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
       UserError: a column is missing, occurs twice, or is ambiguous.
     """
     if twice := next((cell for cell in header if cell and header.count(cell) > 1), None):
-        raise UserError(f"{name}: column {quote(twice)} occurs twice in the header; rename one")
+        raise UserError(
+            f"{name}: column {quote(twice)} occurs twice in the header; rename one of the columns"
+        )
     indices, names = {}, {}
     for role in _NAMES:
         column = wanted.named.get(role)
@@ -136,17 +136,18 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
             if len(found) > 1:
                 raise UserError(
                     f"{name}: {' and '.join(map(quote, found))} can both be the column of the "
-                    f"{role}; remove one or name it by {_KEYS.get(role, 'its header')}"
+                    f"{role}; {_choose(role)}"
                 )
             column = found[0] if found else None
         if column is not None:
             indices[role], names[role] = header.index(column), column
     for role in (USER, ITEM, TIME):
         if role not in indices and not (role == TIME and wanted.time == NO_TIMES):
-            order = f", or set it to {NO_TIMES!r} if lines are in order" if role == TIME else ""
+            order = f", or to {NO_TIMES!r} if lines are in the order of time"
+            order = order if role == TIME else ""
             raise UserError(
-                f"{name}: no column {role!r}; the columns are: {join_names(header)}; name it by "
-                f"{_KEYS[role]}{order}"
+                f"{name}: no column {role!r}; the columns are: {join_names(header)}; set "
+                f"{_KEYS[role]} to the column of the {role}{order}"
             )
     _expect_apart(name, indices, names)
     notes = []
@@ -166,12 +167,12 @@ def by_number(
     Args:
       name: name of the file.
       width: number of columns.
-      sample: some records.
-      wanted: numbers of columns.
+      sample: first records of the file.
+      wanted: settings with the numbers of columns.
       line: line of the first record.
 
     Raises:
-      UserError: the columns are not event columns, or are ambiguous.
+      UserError: the contents of the columns do not fit any known order of columns.
     """
     timeless = wanted.time == NO_TIMES
     if wanted.named:
@@ -182,7 +183,7 @@ def by_number(
         if other := re.search(r"::|\||(?<=\S) +(?=\S)", text):
             mark = other[0] if other[0].strip() else " "
             remedy = f"; separate fields by commas, semicolons or tabs instead of {mark!r}"
-        raise UserError(f"{name}: line {line}: {width} fields; {EXPECTED}{remedy}")
+        raise UserError(f"{name}: line {line}: got {width} fields, {EXPECTED}{remedy}")
     if timeless and width == 2:
         return _guessed({USER: 0, ITEM: 1})
     kinds = [_kind([row[index] for row in sample]) for index in range(min(width, 5))]
@@ -201,9 +202,9 @@ def by_number(
 
 
 def looks_like_ratings(numbers: np.ndarray, user: np.ndarray) -> bool:
-    """Returns True if small numbers are ratings and not an order of events.
+    """Returns True if the numbers in the time column are ratings and not an order of events.
 
-    Ratings are at most 10, and have fractions or repeated values for a user.
+    Ratings are at most 10, and have fractions, or repeated values for the same user.
 
     Args:
       numbers: float64 [n].
@@ -229,15 +230,25 @@ def _numbered(name: str, width: int, wanted: Wanted) -> Layout:
     for role, column in wanted.named.items():
         if not column.isdecimal() or not 1 <= int(column) <= width:
             raise UserError(
-                f"{name}: no column {column!r}; the file has no header, so that columns are "
-                f"numbers from 1 to {width}"
+                f"{name}: {_KEYS.get(role, role)}: got {column!r}, expected a number from 1 to "
+                f"{width}, because the file has no header"
             )
         indices[role] = int(column) - 1
     names = {role: str(index + 1) for role, index in indices.items()}
     _expect_apart(name, indices, names)
     if max(indices.values()) >= width:
-        raise UserError(f"{name}: has {width} columns, expected {max(indices.values()) + 1}")
+        keys = ", ".join(_KEYS[role] for role in indices if role not in wanted.named)
+        raise UserError(
+            f"{name}: has {width} columns, expected {max(indices.values()) + 1}; set {keys} to the "
+            "number of a column"
+        )
     return Layout(indices, names)
+
+
+def _choose(role: str) -> str:
+    if role not in _KEYS:
+        return "remove one of them"
+    return f"remove one of them, or set {_KEYS[role]} to one of them"
 
 
 def _guessed(indices: Mapping[str, int], *notes: str) -> Layout:
@@ -248,8 +259,8 @@ def _guessed(indices: Mapping[str, int], *notes: str) -> Layout:
 def _undecided(name: str, what: str) -> UserError:
     keys = ", ".join(_KEYS[role] for role in (USER, ITEM, TIME))
     return UserError(
-        f"{name}: {what}; give the numbers of the columns from 1, or their headers, by {keys} "
-        f"({NO_TIMES!r} for lines in the order of time)"
+        f"{name}: {what}; set {keys} to the numbers of the columns from 1 (the last one to "
+        f"{NO_TIMES!r} if lines are in the order of time)"
     )
 
 
@@ -257,11 +268,14 @@ def _expect_apart(name: str, indices: Mapping[str, int], names: Mapping[str, str
     for role, index in indices.items():
         for other, there in indices.items():
             if role < other and index == there:
-                raise UserError(f"{name}: column {names[role]!r} is named for {role} and {other}")
+                raise UserError(
+                    f"{name}: column {names[role]!r} is set for both {role} and {other}; set "
+                    "different columns"
+                )
 
 
 def _found(role: str, header: Sequence[str]) -> list[str]:
-    """Returns the columns whose name is the first of the role's names that occurs."""
+    """Returns the columns with the first name of the role in `_NAMES` that the header has."""
     plain = [_plain(cell) for cell in header]
     for name in _NAMES[role]:
         if found := [cell for cell, each in zip(header, plain, strict=True) if each == name]:
@@ -276,7 +290,7 @@ def _plain(cell: str) -> str:
 
 
 def _kind(cells: Sequence[Any]) -> str:
-    """Returns "time", "number" or "text"."""
+    """Returns "time", "number" or "text", the common kind of cells."""
     if looks_like_times(cells, stray=True):
         return "time"
     try:

@@ -1,11 +1,12 @@
 """Events of users in order, split by leave-one-out.
 
-The last event of a user with three or more is in the test split, the one before it in validation;
-all others are for training. Every event is positive, for any rating. Events of one user with equal
-time stamps are in the order of their lines. Only the first event of a repeated item is kept, since
-only unseen items are ranked.
+The last event of a user with three or more events is in the test split, the event before it in
+the validation split; all other events are for training. Every event is a positive example,
+whatever its rating. Events of a user with equal time stamps are in the order of their lines. Only
+the first event of a user with an item is kept, because only unseen items are ranked.
 
-U users, I items, n events, S events of a sequence, M of the longest history.
+U users, I items, G item features, n events, S events of a sequence, M events of the longest
+history.
 """
 
 from __future__ import annotations
@@ -46,21 +47,21 @@ class DataConfig(Config):
     """Config of the events and the length of sequences.
 
     Attributes:
-      name: built-in data set; or, with path, name for the results, own_<name of the file> by
-        default.
+      name: name of a built-in data set. With `path`, name under which results are stored,
+        own_<file> by default.
       path: user file of events, CSV or JSON lines: user,item,timestamp[,title] or
         user,item,rating,timestamp, or columns in any order under a header. Times are seconds,
         milliseconds, microseconds or nanoseconds since 1970, dates such as 2024-05-31T13:00+02:00,
-        31.05.2024, 05/31/2024 or 20240531, or years. Small numbers give only the order of events.
-        See `tasks.recommendation.user_files.read_events`.
-      max_length: S, number of events of a sequence. For a longer history, evaluation uses the
-        latest events, training uses all events in several sequences.
+        31.05.2024, 05/31/2024 or 20240531, or years. Smaller numbers define only the order of
+        events. See `tasks.recommendation.user_files.read_events`.
+      max_length: S, number of events of a sequence. Evaluation uses the latest S events of longer
+        histories; training splits them into several sequences.
       user_column, item_column, time_column, rating_column: names of columns of the user file, or
-        column numbers, from 1, if it has no header. Empty names are detected. With `time_column`
-        "none" there are no times, and lines are in order of time.
+        column numbers from 1 if it has no header; empty to detect them. `time_column` "none" means
+        that there are no times and that lines are in the order of time.
       min_rating: minimum rating of an event of the user file; None for all events.
-      date_order: "dmy" or "mdy" for dates such as 01/02/2024 of the user file; "": detected from
-        the column, an error if ambiguous.
+      date_order: "dmy" or "mdy", the order in dates such as 01/02/2024 of the user file; "" to
+        detect it from the column, which is an error if the column is ambiguous.
     """
 
     name: str = "movielens_100k"
@@ -88,7 +89,7 @@ class DataConfig(Config):
 
     @property
     def wanted(self) -> Wanted:
-        """Columns and events of the user file."""
+        """Settings for reading the user file."""
         return Wanted(
             self.user_column,
             self.item_column,
@@ -101,18 +102,18 @@ class DataConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class RecommendationData(digests.Fingerprinted):
-    """Events of all users, in the order of time for each user; needs 8 bytes per event.
+    """Events of all users, sorted by user and time; needs 8 bytes per event.
 
-    Item numbers are random, because published numbers may reveal release dates.
+    Items have random indices, because published item numbers may reveal release dates.
 
     Attributes:
       starts: int64 [U + 1]; the events of user u are those from starts[u] to starts[u + 1].
       items: int32 [n].
-      ages: float32 [n], days from each event to the last of its user; None without times.
+      ages: float32 [n], days from each event to the last event of its user; None without times.
       users: names of the users.
       names: names of the items, as published.
       titles: titles of the items, for display.
-      features: float32 [I, G], features of the items, or None.
+      features: float32 [I, G], features of the items; None if there are none.
     """
 
     starts: np.ndarray
@@ -138,11 +139,11 @@ class RecommendationData(digests.Fingerprinted):
 
     @functools.cached_property
     def longest(self) -> int:
-        """Number of events of the longest history, M."""
+        """M, number of events of the longest history."""
         return int(np.diff(self.starts).max())
 
     def train_ends(self, with_validation: bool = False) -> np.ndarray:
-        """Returns the end of the training events of each user, int64 [U]."""
+        """Returns the index in `items` after the last training event of each user, int64 [U]."""
         ends = self.starts[1:].copy()
         ends[self.tested] -= 1 if with_validation else 2
         return ends
@@ -197,7 +198,7 @@ class RecommendationData(digests.Fingerprinted):
 
 
 def load(config: DataConfig, paths: Paths | None) -> RecommendationData:
-    """Reads a data set, and reports users with too few events for evaluation.
+    """Reads a data set, and prints how many users have too few events for evaluation.
 
     Raises:
       UserError: a source or user file cannot be read, or no user has enough events.
@@ -223,7 +224,7 @@ def load(config: DataConfig, paths: Paths | None) -> RecommendationData:
     if not len(data.tested):
         raise UserError(
             f"config.data: none of {data.num_users:,} users of {config.path or config.name} has "
-            f"{LEAST} events or more, one for each split"
+            f"{LEAST} events or more, one for each split; provide longer histories"
         )
     if short:
         _say(
@@ -238,7 +239,10 @@ def _say(line: str) -> None:
 
 
 def in_order(events: user_files.Events) -> tuple[RecommendationData, int]:
-    """Sorts events by user and time, removes repeated items, and returns the number removed."""
+    """Sorts events by user and time, and removes repeated items of a user.
+
+    Returns:
+      The sorted events, and the number of removed events."""
     user, item, seconds = events.user, events.item, events.seconds
     sorted_by = events.order if seconds is None else seconds
     # The sort is stable: equal times keep the order of lines.
@@ -275,7 +279,7 @@ def padded(items: np.ndarray, size: int) -> np.ndarray:
 
 
 class _Sequences:
-    """Base of the splits."""
+    """Base class of the splits."""
 
     lengths = None
     padded: Mapping[str, int] = {}
@@ -294,7 +298,7 @@ class _Sequences:
         return found
 
     def _example(self, user: int, begin: int, end: int, seen_end: int) -> dict[str, np.ndarray]:
-        """Returns an example whose history is the last S events of `begin` to `end` (exclusive)."""
+        """Returns an example with the last S events of `begin` to `end` (exclusive) as history."""
         first = max(begin, end - self._length)
         return {
             "items": self._padded(first, end, self._length),
@@ -308,14 +312,21 @@ class TrainSequences(_Sequences):
     """Random access to sequences of S training events and their next items.
 
     Histories longer than S are cut into several sequences, starting from the latest event. Each
-    event of a user, except the first, occurs exactly once in `next`. An example has `items` int32
-    [S], oldest first; `next` int32 [S], the item after each; `ages` float32 [S], days from each
-    item to the last, 0 without times; `user` int32, the row of the train matrix; `seen` int32 [M],
-    all training items of the user; `target` int32, -1. Padding is 0 in `ages` and -1 elsewhere.
+    training event of a user, except the first, occurs exactly once in `next`.
+
+    An example has `items` int32 [S], oldest first; `next` int32 [S], the item after each of
+    `items`; `ages` float32 [S], days from each of `items` to the last, 0 without times; `user`
+    int32, the row of the training matrix; `seen` int32 [M], all training items of the user; and
+    `target` int32, which is -1. Padding is 0 in `ages` and -1 elsewhere.
     """
 
     def __init__(self, data: RecommendationData, config: DataConfig, with_validation: bool):
-        """Args: events; config; whether validation events are included.
+        """Cuts the training events into sequences.
+
+        Args:
+          data: events of all users.
+          config: config with the length of sequences.
+          with_validation: whether validation events are part of the training split.
 
         Raises:
           UserError: no user has two training events.
@@ -326,7 +337,7 @@ class TrainSequences(_Sequences):
         count = -(-transitions // self._length)
         if not count.any():
             raise UserError(
-                f"config.data: none of {data.num_users:,} users has two training events; give "
+                f"config.data: none of {data.num_users:,} users has two training events; provide "
                 "longer histories"
             )
         self.user = np.repeat(np.arange(data.num_users, dtype=np.int32), count)
@@ -351,13 +362,14 @@ class TrainSequences(_Sequences):
 class HeldOut(_Sequences):
     """Random access to the held-out event of each user and the history before it.
 
-    An example has `target` int32, the item; `items` int32 [S], the latest S before it, oldest
-    first; `ages` float32 [S], days from each item to the last; `user` int32, the row of the train
-    matrix; `seen` int32 [M], all items before it. Padding is -1, of `ages` 0.
+    An example has `target` int32, the held-out item; `items` int32 [S], the latest S items before
+    it, oldest first; `ages` float32 [S], days from each of `items` to the last; `user` int32, the
+    row of the training matrix; and `seen` int32 [M], all items before the target. Padding is 0 in
+    `ages` and -1 elsewhere.
 
     Attributes:
-      target: int32 [users].
-      users: int [users], user numbers.
+      target: int32 [users], held-out item of each user.
+      users: int [users], indices of the users.
     """
 
     def __init__(self, data: RecommendationData, config: DataConfig, split: str):
@@ -379,19 +391,19 @@ class HeldOut(_Sequences):
         return self._data.items[self._data.starts[self.users[index]] : self.end[index]]
 
     def seen(self, chosen: np.ndarray) -> np.ndarray:
-        """Returns the field `seen` of some examples, int32 [chosen, M]."""
+        """Returns the field `seen` of the examples `chosen`, int32 [chosen, M]."""
         begins = self._data.starts[self.users[chosen]]
         pairs = zip(begins.tolist(), self.end[chosen].tolist(), strict=True)
         return np.stack([self._padded(*pair, self._data.longest) for pair in pairs])
 
     def matrix(self, decay: float = 1.0, window: int | None = None) -> csr_matrix:
-        """Returns weights of histories as sparse float32 [users, I].
+        """Returns the weighted histories as sparse float32 [users, I].
 
-        The item p positions before the end of a history has decay^p.
+        The item p positions before the end of a history has the weight decay^p.
 
         Args:
-          decay: γ.
-          window: number of latest events to use; all if None.
+          decay: decay of the weight per position.
+          window: number of latest events with a weight; None for all events.
         """
         lengths = self.end - self._data.starts[self.users]
         lengths = lengths if window is None else np.minimum(lengths, window)
@@ -403,7 +415,7 @@ class HeldOut(_Sequences):
 
 
 class RecommendationDataset:
-    """Events and their splits.
+    """Events of all users, and their splits.
 
     Attributes:
       events: events of all users.
@@ -413,7 +425,13 @@ class RecommendationDataset:
     def __init__(
         self, events: RecommendationData, config: DataConfig, with_validation: bool = False
     ):
-        """Args: events; config; whether validation events are part of the training split."""
+        """Initializes the data set.
+
+        Args:
+          events: events of all users.
+          config: config with the length of sequences.
+          with_validation: whether validation events are part of the training split.
+        """
         self.events, self.with_validation, self._config = events, with_validation, config
 
     @functools.cached_property
@@ -427,7 +445,7 @@ class RecommendationDataset:
 
     @functools.cached_property
     def train_matrix(self) -> csr_matrix:
-        """See `RecommendationData.train_matrix`."""
+        """Training events as sparse float32 [U, I]; see `RecommendationData.train_matrix`."""
         return self.events.train_matrix(self.with_validation)
 
     @property
@@ -437,7 +455,7 @@ class RecommendationDataset:
 
     @property
     def parts(self) -> dict[str, str]:
-        """Hash of each part of the data."""
+        """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
         return self.events.parts
 
     def summary(self) -> dict[str, SplitSummary]:

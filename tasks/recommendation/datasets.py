@@ -14,11 +14,11 @@ from tasks.recommendation.user_files import Events
 
 @dataclasses.dataclass(frozen=True)
 class EventFiles:
-    """A data set in its published files.
+    """A built-in data set, read from its published files.
 
     Attributes:
-      sources: its files.
-      read: read(paths of the files by name) -> their events.
+      sources: sources of the files.
+      read: function from the paths of the files by name to the events.
       description: description of the data.
       license: license of the data.
     """

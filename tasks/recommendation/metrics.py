@@ -1,8 +1,8 @@
 """Metrics of ranked lists: the rank of the next item, coverage and diversity.
 
-All unseen items are ranked, without sampling. Equal scores have their mean rank, so that the order
-of items has no effect. B users of a batch, n of a split, I items, M
-of the longest history, U users of train.
+All unseen items are ranked, without sampling. Items with equal scores share the mean of their
+ranks, so that the order of items has no effect. B users of a batch, n users of a split, I items, M
+events of the longest history, U users of the training split.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ def ranked(
 ) -> dict[str, jax.Array]:
     """Computes the ranks of the targets and the best unseen items.
 
-        rank = 1 + |{j: s_j > s_target}| + |{j ≠ target: s_j = s_target}| / 2,   j unseen
+        rank = 1 + |{j: s_j > s_target}| + |{j ≠ target: s_j = s_target}| / 2
 
-    NaN scores are below all others.
+        for scores s_j of the unseen items j. NaN scores are below all others.
 
     Args:
       scores: float [B, I].
-      seen: int [B, M], items to be left out; -1 for none.
-      target: int [B], unseen items, or None.
+      seen: int [B, M], items that are not ranked, padded with -1.
+      target: int [B], unseen items; None if there are no targets.
 
-    Returns:
-      `top` int32 [B, k], the items of the largest scores, k = min(10, I), -1 beyond the unseen;
-      `top_scores` [B, k], -inf there; and with targets `rank` float32 [B].
+      Returns:
+        `top` int32 [B, k], the k = min(10, I) unseen items of the largest scores, and `top_scores`
+        [B, k]; padded with -1 and -inf if there are fewer unseen items. With targets also `rank`
+        float32 [B].
     """
     num_items = scores.shape[1]
     # Indices past the end are dropped; -1 would be the last item.
@@ -54,7 +55,13 @@ def ranked(
 def ndcg(ranks: np.ndarray) -> np.ndarray:
     """Computes NDCG@10 with one relevant item (Järvelin & Kekäläinen 2002).
 
-    It is 1 / log2(1 + rank), and 0 below rank 10. ranks float [n] -> float64 [n].
+    It is 1 / log2(1 + rank) for ranks up to 10, else 0.
+
+    Args:
+      ranks: float [n].
+
+    Returns:
+      float64 [n].
     """
     ranks = np.asarray(ranks, np.float64)
     return np.where(ranks <= TOP, 1 / np.log2(1 + ranks), 0.0)
@@ -78,13 +85,13 @@ def list_metrics(top: np.ndarray, train: csr_matrix) -> dict[str, float]:
     """Computes coverage and diversity of lists.
 
     Args:
-      top: int [n, k], the items of each list, -1 for none.
+      top: int [n, k], the items of each list, padded with -1.
       train: sparse [U, I]; an entry that is not 0 is an event.
 
     Returns:
-      `coverage`, the fraction of all items that are in any list; `diversity`, the mean of 1 -
-      cosine over pairs of items of a list, with binary columns of `train`: 0 if the same users had
-      both, 1 if no user had both.
+      `coverage`, the fraction of all items that are in at least one list; and `diversity`, the mean
+      of 1 - cosine over the pairs of items in a list. The cosine is that of the binary columns of
+      `train`: 1 if two items have the same users, 0 if they have no common user.
     """
     num_items = train.shape[1]
     shown = np.unique(top)

@@ -1,4 +1,4 @@
-"""Conversion of queries (`user:NAME` or titles) to arrays, and of ranked items to predictions."""
+"""Conversion of queries (`user:NAME` or titles) to arrays, and of ranked items to answers."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class UserQuery:
     """A parsed query.
 
     Attributes:
-      history: ids of the known items, oldest first, int32 [any].
-      ages: days from each item to the last item, float32 [any].
+      history: indices of the known items, oldest first, int32 [n].
+      ages: days from each item to the last item, float32 [n].
       user: row of the training matrix; -1 for a user who is not in the data.
       name: name of the user; None for a list of titles.
-      unknown: dict from input parts that match no item to the most similar title, or None.
+      unknown: mapping from input parts that match no item to the most similar title, or to None.
     """
 
     history: np.ndarray
@@ -46,12 +46,12 @@ class UserQuery:
 class QueryParser:
     """Parser of `user:NAME`, or of titles or item names separated by semicolons, oldest first.
 
-    Case is ignored. The history of a user contains all events of the data, including the test
-    event.
+    The case of titles and item names is ignored. The history of a user contains all events in the
+    data set, including the test event.
     """
 
     def __init__(self, data: RecommendationData):
-        """Args: all events of the data set."""
+        """Builds the parser from all events of the data set."""
         self._data = data
         self._users = {name: number for number, name in enumerate(data.users)}
         # A title of several items stands for the most popular one; titles take precedence over
@@ -97,23 +97,23 @@ class QueryParser:
 
 
 def _name(text: str) -> str:
-    """Returns a name as it is written in event files, where 1.0 is 1."""
+    """Returns a name in the form of event files, in which 1.0 is read as 1."""
     return label_value(text, "input", "name") if text.strip() else text
 
 
 def _words(title: str) -> str:
-    """Returns the sorted words, so that "Les Misérables" is similar to "Misérables, Les (1995)"."""
+    """Sorts words, so that "Les Misérables" is similar to "Misérables, Les (1995)"."""
     return " ".join(sorted(re.findall(r"\w+", title.casefold())))
 
 
 class UserQueries:
-    """Random access to the examples of queries, which are those of `HeldOut` without `target`."""
+    """Random access to the examples of queries, with the fields of `HeldOut` except `target`."""
 
     lengths = None
     padded: Mapping[str, int] = {}
 
     def __init__(self, queries: Sequence[UserQuery], data: RecommendationData, config: DataConfig):
-        """Args: queries; all events of the data set; config with the sequence length."""
+        """Initializes examples from queries, all events, and the sequence length in the config."""
         self._queries, self._length = queries, config.max_length
         self._longest = max(data.longest, *(len(query.history) for query in queries))
 
@@ -137,15 +137,15 @@ class RecommendationProcessor(Processor):
     """Processor that parses queries and returns the titles of recommended items.
 
     Attributes:
-      events: all events of the data set, since a query may name any of its users.
-      with_validation: whether the validation events are trained on.
+      events: all events of the data set, because a query may name any of its users.
+      with_validation: whether the model was trained on the validation events.
     """
 
     events: RecommendationData
     with_validation: bool = False
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns descriptions of the arrays in `UserQueries`."""
+        """Returns the specifications of the arrays in `UserQueries`."""
         return {
             "items": ArraySpec(("batch", self.data.max_length), "int32", PAD),
             "ages": ArraySpec(("batch", self.data.max_length), "float32", 0),
@@ -154,7 +154,7 @@ class RecommendationProcessor(Processor):
         }
 
     def steps(self) -> ProcessingSteps:
-        """Returns the parsing of queries with the events, and the naming of items."""
+        """Returns the steps that parse queries and that name the recommended items."""
         events = self.events
         titles = None if events.titles == events.names else events.titles
         catalog = {"users": events.users, "names": events.names, "titles": titles}
@@ -175,7 +175,7 @@ class RecommendationProcessor(Processor):
         )
 
     def export_sizes(self) -> list[dict[str, int]]:
-        """Returns a size that holds the events of every user, and queries of many items."""
+        """Returns a size of `seen` for the history of every user and for queries of many items."""
         return [{"seen": min(max(self.events.longest, _NAMED), self.events.num_items)}]
 
     def _popular(self) -> np.ndarray:
@@ -192,7 +192,7 @@ class RecommendationProcessor(Processor):
         return UserQueries([self._parse(text) for text in raw], self.events, self.data)
 
     def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-        """Returns the ten best unseen items with attributions."""
+        """Returns the ten best unseen items of each query with their attributions."""
         popular = self._popular().tolist()
         answers = []
         for index, text in enumerate(raw):

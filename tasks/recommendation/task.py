@@ -1,4 +1,6 @@
-"""Task of recommending the next item for each user, evaluated by leave-one-out."""
+"""Recommendation of the next item for each user, with leave-one-out evaluation.
+
+B users of a batch, S positions of a history, R recommended items, k similar users."""
 
 from __future__ import annotations
 
@@ -33,11 +35,11 @@ _LENGTHS = (1, 2, 5, 10, 20, 50, 100)
 
 
 class Recommendation(Task):
-    """Scoring of all items as the next one, given a user's items in order.
+    """Scoring of all items as the next item of a user, given the user's items in order.
 
-    In leave-one-out evaluation, the last event of each user is ranked among all items that the user
-    has not seen. With `config.training.refit`, the validation events are part of the history in the
-    test.
+    In leave-one-out evaluation, the last item of each user is ranked among all items that the user
+    has not seen before. With `config.training.refit`, the test model is also trained on the
+    validation events.
     """
 
     data_config = DataConfig
@@ -52,13 +54,13 @@ class Recommendation(Task):
 
     @classmethod
     def check(cls, data: DataConfig, model: Any) -> None:
-        """Checks that the model is long enough for the sequences."""
+        """Checks that the model's maximum length is at least the length of the sequences."""
         longest = getattr(model, "max_length", None)
         check_max_length(longest, data.max_length, f"config.data.max_length={data.max_length}")
 
     @classmethod
     def load(cls, data: DataConfig, paths: Paths) -> RecommendationDataset:
-        """Reads the events."""
+        """Reads the events and checks the splits."""
         dataset = RecommendationDataset(load(data, paths), data)
         check_splits(f"config.data: {data.path or data.name}", dataset.summary())
         return dataset
@@ -67,7 +69,7 @@ class Recommendation(Task):
     def fit(
         cls, dataset: RecommendationDataset, data: DataConfig, model: Any, paths: Paths
     ) -> RecommendationProcessor:
-        """Builds the processor of the events."""
+        """Builds the processor with the events of all users."""
         return RecommendationProcessor(data, model, dataset.events, dataset.with_validation)
 
     def with_validation(self) -> Recommendation:
@@ -79,9 +81,9 @@ class Recommendation(Task):
     # ------------------------------------------------------------------ objective
 
     def build_model(self, rngs: nnx.Rngs) -> Recommender:
-        """Builds the model with the counts of the train split.
+        """Builds the model with the co-occurrence counts of the training split.
 
-        Without the data set the counts are 0 until they are restored from a checkpoint.
+        Without a data set the counts are 0 until they are restored from a checkpoint.
         """
         events = self.processor.events
         if self.dataset is None:
@@ -96,18 +98,18 @@ class Recommendation(Task):
     def loss(
         self, model: Recommender, batch: Batch, dropout_key: jax.Array
     ) -> tuple[jax.Array, dict]:
-        """Computes `Recommender.loss`."""
+        """Computes the loss of the model; see `Recommender.loss`."""
         return model.loss(batch, dropout_key)
 
     def evaluate(self, model: Recommender, batch: Batch) -> tuple[dict, dict]:
-        """Counts users, and ranks the targets; see `ranked`."""
+        """Returns the number of users as a statistic, and ranks of the targets; see `ranked`."""
         found = ranked(model.scores(batch), batch["seen"], batch["target"])
         return {"users": jnp.sum(batch["weight"])}, found
 
     def predict(
         self, model: Recommender, inputs: Batch, *, fast: bool = False
     ) -> dict[str, jax.Array]:
-        """Returns the best items and their scores, see `ranked`, and their attributions.
+        """Returns the best items with their scores (see `ranked`) and their attributions.
 
         Attributions are `reason_items` [B, R, S]; or `reason_neighbours` [B, R, k] and
         `reason_neighbour_ids`; see `Recommender.attributions`.
@@ -129,14 +131,15 @@ class Recommendation(Task):
     # ------------------------------------------------------------------ on the host
 
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
-        """Returns metrics of `tasks.recommendation.metrics`, and `known_targets`.
+        """Returns the metrics of `tasks.recommendation.metrics`, and `known_targets`.
 
-        `known_targets` is the fraction of targets in the training split, an upper bound of the hit
-        rate of every recommender of known items.
+        `known_targets` is the fraction of targets that occur in the training split. It is an upper
+        bound of the hit rate of any recommender that recommends only items of the training split.
         """
         if split == "train":
             raise UserError(
-                "--split: got train, expected validation or test; only unseen items are ranked"
+                "--split: got train, expected validation or test, because only unseen items are "
+                "ranked"
             )
         popularity = self.processor.events.popularity(self.processor.with_validation)
         known = popularity[self.examples(split).target] > 0
@@ -161,7 +164,7 @@ class Recommendation(Task):
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
-        """Returns the hit rate by list length, and recommendations of some users."""
+        """Returns figures of the hit rate by list length, and of recommendations for some users."""
         ranks, events = outputs["rank"], self.processor.events
         lengths = [length for length in _LENGTHS if length <= events.num_items]
         rates = [float(np.mean(ranks <= length)) for length in lengths]
@@ -186,7 +189,7 @@ class Recommendation(Task):
         return drawn
 
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """Returns `tasks.recommendation.baselines`, fitted on the training and validation split."""
+        """Returns those of `tasks.recommendation.baselines` that are feasible for the data."""
         fitted = Baselines(self.dataset.events, self.examples("validation"), self.examples("test"))
         return {name: functools.partial(fitted.metrics, name) for name in fitted.names}
 

@@ -1,7 +1,7 @@
 """Reading of files of events (user, item, time) into flat arrays in the order of their lines.
 
-No Python object is kept per event: reading and sorting take at most 80 bytes an event, and for a
-million events with numbers as times 4 seconds of a CPU core.
+No Python object is kept per event. Reading and sorting take at most 80 bytes per event, and 4
+seconds of one CPU core for a million events with numeric times.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ _ROUNDED = re.compile(r"\d([.,]\d+)?E\+\d+")
 
 @dataclasses.dataclass(frozen=True)
 class Events:
-    """Events in the order of their lines: n of them.
+    """The n events of a file, in the order of the lines.
 
     Attributes:
-      user: int32 [n], numbers of users.
-      item: int32 [n], numbers of items.
-      seconds: float64 [n], since 1970; None where only the order is known.
-      users: names of the users, by number.
-      names: names of the items, by number, as published.
-      titles: titles of the items, for display; None if they have only names.
-      features: float32 [I, G], features of the items, or None.
-      order: float64 [n], sort keys if `seconds` is None; None: lines are in order.
+      user: int32 [n], index of the user of each event.
+      item: int32 [n], index of the item of each event.
+      seconds: float64 [n], seconds since 1970; None if only the order is known.
+      users: names of the users.
+      names: names of the items, as published.
+      titles: titles of the items, for display; None if the items have only names.
+      features: float32 [I, G], G features of I items; None if there are none.
+      order: float64 [n], sort keys of the events if `seconds` is None; None if the lines are in the
+        order of time.
     """
 
     user: np.ndarray
@@ -57,19 +58,20 @@ class Events:
 
 
 def read_events(name: str, wanted: Wanted | None = None) -> Events:
-    """Reads a user's file of events: CSV separated by commas, semicolons or tabs, or JSON lines.
+    """Reads a user file of events: CSV separated by commas, semicolons or tabs, or JSON lines.
 
     A line is `user,item,timestamp`, `user,item,timestamp,title` or `user,item,rating,timestamp`.
-    With a header, columns may be in any order, and others are ignored. A time stamp is a number or
-    a date in one notation for the whole column, see `tasks.common.data.timestamps`; smaller numbers
-    are an order. The first title of an item is used, or else its name. Names 1 and 1.0 are equal.
+    With a header, columns may be in any order, and other columns are ignored. Time stamps are
+    numbers since 1970 or dates, in one notation for the whole column, see
+    `tasks.common.data.timestamps`; smaller numbers define only the order of events. The title of an
+    item is its first title in the file, or else its name. The names 1 and 1.0 are equal.
 
     Args:
       name: name of the file.
-      wanted: names of columns, and least rating; None: detected, and all events.
+      wanted: settings; None to detect the columns and read all events.
 
     Raises:
-      UserError: the file cannot be read, is not text or empty, a column is missing or ambiguous,
+      UserError: the file cannot be read, is not text or is empty; a column is missing or ambiguous;
         or a line is malformed.
     """
     wanted = wanted or Wanted()
@@ -89,14 +91,14 @@ def read_events(name: str, wanted: Wanted | None = None) -> Events:
         )
     if RATING not in layout.indices and wanted.min_rating is not None:
         raise UserError(
-            f"{name}: config.data.min_rating is {wanted.min_rating:g}, but no column has ratings; "
-            "name it by config.data.rating_column"
+            f"{name}: config.data.min_rating is {wanted.min_rating:g}, but no column has "
+            "ratings; set config.data.rating_column to the column of ratings"
         )
     return _read(table, layout, skipped, wanted)
 
 
 def _layout(table: Table, wanted: Wanted) -> tuple[Layout, int]:
-    """Returns the columns, and the number of records above the events."""
+    """Returns the columns, and the number of header lines (0 or 1)."""
     name = table.name
     if table.delimiter is None:
         return columns.by_header(name, table.keys(), wanted), 0
@@ -198,14 +200,14 @@ def _tell(name: str, header: str, found: Times) -> None:
 def _cell(
     table: Table, layout: Layout, skipped: int, wanted: Wanted, index: int
 ) -> tuple[int, Any]:
-    """Returns the line and the time cell of an event, which are not kept while reading."""
+    """Finds the line number and the time cell of an event by reading the file again."""
     for line, row in _records(table, skipped):
         if _is_low(table.name, line, row, layout, wanted):
             continue
         if not index:
             return line, row[layout.indices[TIME]]
         index -= 1
-    raise UserError(f"{table.name}: changed while it was read")
+    raise UserError(f"{table.name}: changed while it was read; run the command again")
 
 
 class _Ids:
@@ -222,7 +224,7 @@ class _Ids:
         return tuple(self._numbers)
 
     def number(self, cell: Any, line: int) -> int:
-        """Returns the index of the name in a cell; a new name gets the next index.
+        """Returns the index of the name in a cell. A new name gets the next index.
 
         Raises:
           UserError: the cell is not a name.

@@ -40,9 +40,10 @@ def build(
     Args:
       config: config of `MODEL_CONFIGS`.
       num_items: I.
-      features: float32 [I, G], 0 or 1, or None.
-      train_matrix: CSR [U, I] of the train split. An entry is the position of the event in the
-        history of its user, from 1. It may be empty if the model is restored from a checkpoint.
+      features: float32 [I, G], G features of the items, 0 or 1; None if there are none.
+      train_matrix: events of the training split, CSR [U, I]. An entry is the position of the event
+        in the history of its user, from 1. It may be empty if the model is restored from a
+        checkpoint.
       rngs: random streams of the initialization.
 
     Raises:

@@ -1,7 +1,8 @@
 """Base class of recommendation models: scores of all items, their attributions, and a loss.
 
-B users, S positions of a history, I items, U users of the train split, R explained items, k
-neighbors, D model size. A batch has the fields of `tasks.recommendation.data`.
+B users of a batch, S positions of a history, I items, U users of the training split, R items whose
+scores are attributed, T sampled positions, k neighbors, D model size. A batch has the fields of the
+examples in `tasks.recommendation.data`.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ Batch = Mapping[str, Array]
 
 
 class Buffer(nnx.Variable):
-    """Non-trained arrays from the train split, saved with the parameters."""
+    """Non-trained array computed from the training split, and saved with the parameters."""
 
 
 class Recommender(nnx.Module, abc.ABC):
-    """Base class of the models."""
+    """Base class of recommendation models."""
 
     @abc.abstractmethod
     def scores(self, batch: Batch) -> Array:
-        """Scores all items as the event after each history.
+        """Scores all items as the next event after each history.
 
         Args:
-          batch: examples; neither "target" nor "next" is read.
+          batch: examples; "target" and "next" are ignored.
 
         Returns:
-          float32 [B, I], including items of the history.
+          float32 [B, I]; items of the history have scores too.
         """
 
     @abc.abstractmethod
@@ -44,26 +45,26 @@ class Recommender(nnx.Module, abc.ABC):
           items: int [B, R].
 
         Returns:
-          "items" [B, R, S], fractions by position of "items"; or "neighbours" [B, R, k] and
-          "neighbour_ids" int32 [B, k], fractions by user. Fractions are at least 0 and sum to 1, or
-          to 0 without a history.
+          "items" [B, R, S], the fraction of each position of the history; or "neighbours" [B, R,
+          k], the fraction of each similar user, and "neighbour_ids" int32 [B, k]. Fractions are at
+          least 0 and sum to 1, or to 0 without a history.
         """
 
     @abc.abstractmethod
     def loss(self, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-        """Computes the mean loss of the next events, rows weighted by "weight".
+        """Computes the mean loss of the next events; rows have the weights "weight".
 
         Args:
-          batch: train examples.
-          key: key of dropout and sampling.
+          batch: training examples.
+          key: random key of dropout and sampling.
 
-        Returns:
-          float32 [], and metrics by name.
+          Returns:
+            Loss float32 [], and metrics by name.
         """
 
 
 def is_event(items: Array) -> Array:
-    """Returns the positions with an event, bool of the shape of the items."""
+    """Returns True where `items` has an event, and False for padding."""
     return items >= 0
 
 
@@ -73,12 +74,12 @@ def safe_ids(items: Array) -> Array:
 
 
 def last_positions(items: Array) -> Array:
-    """Returns the position of the latest event, int32 [B]; 0 for an empty history. items [B, S]."""
+    """Returns the position of the latest event of `items` [B, S], int32 [B]; 0 if there is none."""
     return jnp.maximum(jnp.sum(is_event(items), axis=1, dtype=jnp.int32) - 1, 0)
 
 
 def gather_positions(x: Array, positions: Array) -> Array:
-    """Returns x [B, S, ...] at one position of each row, int [B]: [B, ...]."""
+    """Returns x [B, S, ...] at the positions int [B] of its rows, [B, ...]."""
     return x[jnp.arange(x.shape[0]), positions]
 
 
@@ -93,12 +94,12 @@ def sample_positions(key: Array, following: Array, count: int) -> tuple[Array, A
 
     Args:
       key: random key of `jax.random`.
-      following: "next", int [B, S].
+      following: the field "next" of a batch, int [B, S], -1 for no next item.
       count: T.
 
-    Returns:
-      Positions int32 [B, T]; the next items, int [B, T]; and weights [B, 1], the number of such
-      positions, at most T.
+      Returns:
+        Positions int32 [B, T]; their next items, int [B, T]; and weights [B, 1], the number of
+        positions that have a next item, at most T.
     """
     some = jnp.sum(is_event(following), axis=1)[:, None]
     drawn = (jax.random.uniform(key, (len(following), count)) * some).astype(jnp.int32)
@@ -108,12 +109,12 @@ def sample_positions(key: Array, following: Array, count: int) -> tuple[Array, A
 
 
 def weighted_mean(values: Array, weights: Array) -> Array:
-    """Computes Σ w v / Σ w over all entries; 0 if all weights are 0."""
+    """Computes Σ w v / Σ w over all entries of values v with weights w; 0 if all weights are 0."""
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
 
 
 def fractions(contributions: Array) -> Array:
-    """Normalizes the positive part of contributions to sum to 1 along the last axis, or to 0."""
+    """Normalizes the positive part of contributions to sum to 1, or 0, along the last axis."""
     positive = jnp.maximum(contributions, 0)
     total = jnp.sum(positive, axis=-1, keepdims=True)
     return positive / jnp.where(total > 0, total, 1)

@@ -1,6 +1,7 @@
-"""Co-occurrence counts of the train split, and their storage in a model.
+"""Co-occurrence counts of the training split, and their storage in a model.
 
-B rows of a batch, T scored positions, S positions of a history, I items, U users.
+B rows of a batch, T scored positions, S positions of a history, I items, U users; a matrix of R
+rows and C columns with k stored entries per row.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ DENSE = 2**23
 
 
 def binarize(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    """Replaces stored entries by 1: float32 [U, I]."""
+    """Replaces the stored entries of a sparse matrix by 1, float32 [U, I]."""
     return sp.csr_matrix(
         (np.ones(matrix.nnz, np.float32), matrix.indices, matrix.indptr), matrix.shape
     )
 
 
 def in_time_order(matrix: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Returns users and items of events, by user and position: int32 [n] each."""
+    """Returns users and items of all n events, sorted by user and position, int32 [n] each."""
     users = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
     order = np.lexsort((matrix.data, users))
     return users[order], matrix.indices[order].astype(np.int32)
@@ -39,13 +40,15 @@ def transitions(
 ) -> sp.csr_matrix:
     """Counts transitions between items.
 
-        C_ji = Σ_(i is d positions after j) γ^(d - 1),   1 ≤ d ≤ window
+        C_ji = Σ γ^(d - 1)
 
-    Args:
-      matrix: [U, I]; an entry is the position of the event in the history of its user.
-      window: largest distance of two events.
+        over all events of a user in which item i is d positions after item j, for 1 ≤ d ≤ window.
+
+        Args:
+      matrix: events [U, I]; an entry is the position of the event in the history of its user.
+      window: largest distance of two events, in positions.
       decay: γ, in (0, 1].
-      both_ways: whether to count both orders, C + Cᵀ.
+      both_ways: whether to count both orders of two items and return C + Cᵀ.
 
     Returns:
       C, float32 [I, I].
@@ -64,10 +67,10 @@ def transitions(
 
 
 def ridge_inverse(matrix: sp.csr_matrix, strength: float) -> np.ndarray:
-    """Computes P = (XᵀX + λI)⁻¹ of EASE (Steck 2019): B_ij = -P_ij / P_jj.
+    """Computes P = (XᵀX + λI)⁻¹ of EASE (Steck 2019), whose weights are B_ij = -P_ij / P_jj.
 
     Args:
-      matrix: X, [U, I].
+      matrix: X, events [U, I], which are counted as 1.
       strength: λ.
 
     Returns:
@@ -80,10 +83,10 @@ def ridge_inverse(matrix: sp.csr_matrix, strength: float) -> np.ndarray:
 
 
 def top_k_per_row(matrix: sp.csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the largest entries of each row; ties are broken by a fixed permutation.
+    """Returns the `count` largest entries of each row; ties are broken by a fixed permutation.
 
     Returns:
-      Columns int32 [R, k], -1 for none, and entries float32 [R, k], 0 there.
+      Columns int32 [R, count] and entries float32 [R, count], padded with -1 and 0.
     """
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     drawn = np.random.default_rng(0).permutation(matrix.nnz)
@@ -98,13 +101,13 @@ def top_k_per_row(matrix: sp.csr_matrix, count: int) -> tuple[np.ndarray, np.nda
 
 
 class SparseRows(nnx.Module):
-    """A matrix [R, C] for weighted sums of rows: dense, or the largest entries of each row.
+    """Matrix M [R, C] for weighted sums of rows, dense or as the largest entries of each row.
 
     Buffers: whole [R, C]; or columns int32 [R, k] and entries float32 [R, k].
 
     Args:
-      matrix: sparse or dense.
-      count: k; used for matrices of more than `DENSE` entries.
+      matrix: M. A NumPy array, or a sparse matrix with R C <= `DENSE`, is stored dense.
+      count: k, number of entries that each row of a larger sparse matrix keeps.
     """
 
     def __init__(self, matrix: sp.csr_matrix | np.ndarray, count: int):
@@ -118,11 +121,11 @@ class SparseRows(nnx.Module):
             self.columns, self.entries = Buffer(jnp.asarray(columns)), Buffer(jnp.asarray(entries))
 
     def combine(self, weights: Array, rows: Array) -> Array:
-        """Computes Σ_s w_ts M[row_s].
+        """Computes Σ_s w_ts M[row_s], weighted sums of rows that all positions t share.
 
         Args:
-          weights: [B, T, S], 0 for padding.
-          rows: int [B, S].
+          weights: w, [B, T, S], 0 for padding.
+          rows: row, int [B, S].
 
         Returns:
           [B, T, C].
@@ -141,7 +144,7 @@ class SparseRows(nnx.Module):
         return jax.vmap(jax.vmap(one, (0, None, None)))(weights, columns, entries)
 
     def combine_each(self, weights: Array, rows: Array) -> Array:
-        """Computes Σ_s w_ts M[row_ts]: [B, T, k], int [B, T, k] -> [B, T, C]."""
+        """Computes Σ_s w_ts M[row_ts] [B, T, C] for w [B, T, k] and row, int [B, T, k]."""
         B, T, k = rows.shape
         if self.dense:
             spread = jax.vmap(lambda w, r: jnp.zeros((self.shape[0],)).at[r].add(w))
@@ -151,11 +154,14 @@ class SparseRows(nnx.Module):
         return flat.reshape(B, T, -1)
 
     def entry(self, rows: Array, columns: Array) -> Array:
-        """Returns M[rows[b, j], columns[b, r]] for each pair, [B, R, k].
+        """Returns M[rows[b, j], columns[b, r]] at [b, r, j].
 
         Args:
           rows: int [B, k].
-          columns: int [B, R].
+          columns: int [B, columns].
+
+        Returns:
+          [B, columns, k].
         """
         if self.dense:
             return self.whole[...][safe_ids(rows)[:, None, :], safe_ids(columns)[:, :, None]]
@@ -165,5 +171,5 @@ class SparseRows(nnx.Module):
 
 
 def _or_outside(columns: Array, size: int) -> Array:
-    """Replaces -1 by an index past the end, which a scatter drops."""
+    """Replaces padding -1 by the index `size`, which a scatter drops."""
     return jnp.where(columns < 0, size, columns)

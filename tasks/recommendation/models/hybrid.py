@@ -1,8 +1,8 @@
-"""A hybrid of co-occurrence counts and a Transformer, with attention over histories and users.
+"""Hybrid of co-occurrence counts and a Transformer, with attention over histories and users.
 
-Terms, each a logit of every item: EASE, transitions and neighbors (`score_terms.py`), and the last
-hidden state of a causal Transformer (`sequential.py`). With neighbors alone it is user-based
-collaborative filtering with learned weights.
+The logits of the items are a sum of terms: EASE, transitions and similar users (`score_terms.py`),
+and the logits of a causal Transformer (`sequential.py`). With similar users as the only term, the
+model is user-based collaborative filtering with learned weights.
 
 B users, T scored positions, S positions of a history, I items, U users of the train split.
 """
@@ -59,18 +59,20 @@ class HybridConfig(Config):
 
     Attributes:
       ridge: λ of EASE; 0 for no EASE term.
-      ridge_items: number of most popular items in EASE, whose matrix has the square of this size.
-      transition_window: maximum distance of two events of a transition; 0 for no such term.
-      cooccurrence_window: maximum distance of co-occurring events in either order; 0 for no such
-        term.
-      decay: γ, decay of both counts by distance.
-      `neighbours`: k, number of similar users; 0 for no such term.
+      ridge_items: number r of most popular items in EASE, which stores an r x r matrix.
+      transition_window: maximum distance of an event and a later one in the transition term; 0 for
+        no transition term.
+      cooccurrence_window: maximum distance of two events, in either order, in the co-occurrence
+        term; 0 for no co-occurrence term.
+      decay: γ, decay of transition and co-occurrence counts with the distance.
+      `neighbours`: k, number of similar users; 0 for no term of similar users.
       sequence: whether there is a Transformer over the history, configured by model_size and the
         fields below it; see `SASRecConfig`.
       half_life: initial half-life of the weights of events, in positions.
-      top_k_entries: entries that each row keeps of matrices with millions of entries.
-      positions_per_step: T, number of positions sampled from each sequence; fewer if a step would
-        have more than 2²³ logits.
+      top_k_entries: number of entries that each row of a sparse matrix keeps, if the matrix has
+        more than 2²³ entries.
+      positions_per_step: T, number of positions sampled from each sequence; fewer if a training
+        step would compute more than 2²³ logits.
     """
 
     name: str = "hybrid"
@@ -111,9 +113,9 @@ class HybridConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class UserNeighboursConfig(Config):
-    """Attention over similar users with learned weights (after Resnick et al. 1994).
+    """Config of attention over similar users with learned weights (after Resnick et al. 1994).
 
-    Attributes: see `HybridConfig`.
+    For the attributes see `HybridConfig`.
     """
 
     name: str = "user_neighbours"
@@ -123,7 +125,7 @@ class UserNeighboursConfig(Config):
     positions_per_step: PositiveInt = dataclasses.field(default=24, metadata={"formerly": "places"})
 
     def as_hybrid(self) -> HybridConfig:
-        """Returns the hybrid with this term alone."""
+        """Returns the config of a hybrid with the term of similar users alone."""
         return HybridConfig(
             ridge=0,
             transition_window=0,
@@ -138,14 +140,15 @@ class UserNeighboursConfig(Config):
 class Hybrid(Recommender):
     """Sum of the logits of the terms, of the popularity, and of a bias of each item.
 
-        z_i = Σ_parts z_i + e^s log(1 + n_i) + b_i
+        z_i = Σ_terms z_i + e^s log(1 + n_i) + b_i
 
-    Parameters: counted/<number>, sequence, and, to be multiplied by `PACE`, popular (s); bias, b
-    [I]. Buffers: log_popularity [I] and those of the terms.
+    with n_i the number of training events of item i. Parameters: counted/<number>, the terms from
+    counts; sequence, the Transformer; popular, s / `PACE`; and bias, b [I]. Buffers: log_popularity
+    [I] and the buffers of the terms.
     """
 
     def __init__(self, config: HybridConfig, matrix: sp.csr_matrix, *, rngs: nnx.Rngs):
-        """Args: config; train matrix [U, I]."""
+        """Builds the terms from the training events [U, I]."""
         self.config, self.num_items = config, matrix.shape[1]
         half_life, top_k = config.half_life, config.top_k_entries
         counted: list[nnx.Module] = []
@@ -171,7 +174,7 @@ class Hybrid(Recommender):
     def _logits(
         self, history: History, weights: list[Array], dropout_key: Array | None = None
     ) -> Array:
-        """Returns logits [B, T, I], given the attention weights [B, T, S] of each count term."""
+        """Returns logits [B, T, I], given the weights [B, T, S] of each term from counts."""
         prior = jnp.exp(PACE * self.popular[...]) * self.log_popularity[...] + self.bias[...]
         logits = prior[None, None]
         for part, own in zip(self.counted, weights, strict=True):
@@ -191,9 +194,11 @@ class Hybrid(Recommender):
         return self._logits(history, self._weights(history))[:, 0]
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns α_v r(v, i) for neighbors alone; else a_j ∂z_i/∂a_j for each position j.
+        """Returns the fractions of score contributions by similar user or by position.
 
-        The Transformer is not part of z_i here.
+        If similar users are the only term from counts, the contributions are α_v r(v, i) of
+        `UserKnn`. Otherwise they are a_j ∂z_i/∂a_j for each position j with attention weight a_j,
+        where z_i is the sum of the terms from counts, without the Transformer.
         """
         history = _after_last(batch)
         weights = self._weights(history)
@@ -218,7 +223,7 @@ class Hybrid(Recommender):
         return {"items": fractions(jnp.swapaxes(added, 0, 1))}
 
     def loss(self, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-        """Computes cross-entropy at sampled positions over items not earlier in the sequence."""
+        """Computes cross-entropy at sampled positions, over items that are not in the history."""
         position_key, dropout_key = jax.random.split(key)
         items, B = batch["items"], len(batch["items"])
         T = min(self.config.positions_per_step, max(1, LOGITS // (B * self.num_items)))

@@ -2,11 +2,13 @@
 
 He et al. 2018, "NAIS: Neural Attentive Item Similarity Model for Recommendation"; Chen et al. 2017,
 "Attentive Collaborative Filtering: Multimedia Recommendation with Item- and Component-Level
-Attention". The mechanisms are in `attention.collaborative`. Both papers train on the whole history
-without the target; here the target is the next item, and the history ends before it.
+Attention". The mechanisms are in `attention.collaborative`. In both papers, the training history
+contains all other items of the user, also later ones than the target. Here the history ends before
+the target, which is the next item.
 
-B users, T scored positions, S positions of a history, I items, U users, D model size, k
-negatives, G features, M features of an item.
+B users of a batch, T scored positions, S positions of a history, I items, U users, D model size, k
+negatives, G item features, M maximum number of features of an item, R items whose scores are
+attributed.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ _BLOCK = 128
 
 @dataclasses.dataclass(frozen=True)
 class ItemAttentionConfig(Config):
-    """Fields of both recommenders.
+    """Base class of the configs of NAIS and ACF.
 
     Attributes:
       model_size: D.
@@ -60,15 +62,17 @@ class ItemAttentionConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class NAISConfig(ItemAttentionConfig):
-    """Attention over a history with each scored item as query (He et al. 2018).
+    """Config of attention over a history with each scored item as query (He et al. 2018).
+
+    For the other attributes see `ItemAttentionConfig`.
 
     Attributes:
       form: form of the attention logits, "prod" or "concat".
-      beta: β, from 0 to 1; at 1 the weights sum to 1.
-      alpha: α, from 0, a sum over the history, to 1, a mean.
-      negatives: k, negatives sampled for each position.
-      calibration: t of gBCE; 0 is the binary cross-entropy of the paper.
-      For the others see `ItemAttentionConfig`.
+      beta: β, exponent of the sum in the softmax, from 0 to 1. At 1 the weights sum to 1.
+      alpha: α, exponent of the history length, by which scores are divided, from 0 (sum over the
+        history) to 1 (mean).
+      negatives: k, number of negatives sampled for each position.
+      calibration: t of gBCE; 0 gives the binary cross-entropy of the paper.
     """
 
     name: str = "nais"
@@ -85,19 +89,20 @@ class NAISConfig(ItemAttentionConfig):
         self.build(nnx.Rngs(0))
 
     def build(self, rngs: nnx.Rngs) -> NAIS:
-        """Builds the attention."""
+        """Builds the attention module."""
         options = {"form": self.form, "hidden_size": self.hidden_size}
         return NAIS(self.model_size, **options, alpha=self.alpha, beta=self.beta, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
 class ACFConfig(ItemAttentionConfig):
-    """Attention over a history, and over the features of its items (Chen et al. 2017).
+    """Config of attention over a history, and over the features of its items (Chen et al. 2017).
+
+    For the other attributes see `ItemAttentionConfig`.
 
     Attributes:
-      component_size: component size of feature embeddings, if items have features.
-      objective: the loss; the paper's is pairwise.
-      For the others see `ItemAttentionConfig`.
+      component_size: size of feature embeddings, if items have features.
+      objective: config of the loss; the paper has a pairwise loss.
     """
 
     name: str = "acf"
@@ -106,13 +111,13 @@ class ACFConfig(ItemAttentionConfig):
 
 
 class ItemSimilarity(Recommender):
-    """Scores from attention over the similarities of a history to each item (He et al. 2018).
+    """NAIS: attention over the similarities of a history to each item (He et al. 2018).
 
     Parameters: target/embedding (p) and source/embedding (q), [I, D]; bias [I]; attention.
     """
 
     def __init__(self, config: NAISConfig, num_items: int, *, rngs: nnx.Rngs):
-        """Args: config; I."""
+        """Initializes the model for `num_items` items."""
         D, scale = config.model_size, config.embedding_scale
         self.config, self.num_items = config, num_items
         self.target = TokenEmbedding(num_items, D, init_scale=scale, rngs=rngs)
@@ -123,7 +128,7 @@ class ItemSimilarity(Recommender):
     def _of(
         self, items: Array, candidates: Array, valid: Array, return_weights: bool = False
     ) -> Array | tuple[Array, Array]:
-        """Scores candidates [B, C] for histories [B, S]; valid is [B, S] or [B, C, S]."""
+        """Scores C candidates [B, C] for histories [B, S]; `valid` is [B, S] or [B, C, S]."""
         return self.attention(
             self.target(candidates),
             self.source(safe_ids(items)),
@@ -146,7 +151,9 @@ class ItemSimilarity(Recommender):
         return found.reshape(items.shape[0], -1)[:, : self.num_items]
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the contribution of each position to the score of an item, a_ij q_j·p_i."""
+        """Returns the contribution of each position to the score of an item as a fraction.
+
+        The contribution of position j to item i is a_ij q_j·p_i, with the attention weight a_ij."""
         history = batch["items"]
         _, weights = self._of(history, items, is_event(history), return_weights=True)
         source, target = self.source(safe_ids(history)), self.target(items)
@@ -170,16 +177,16 @@ class ItemSimilarity(Recommender):
 
 
 class AttentiveFiltering(Recommender):
-    """Scores from a user embedding and attention over the history (Chen et al. 2017).
+    """ACF: a user embedding plus attention over the history (Chen et al. 2017).
 
         score_i = (u + Σ_l α_l p_l) · v_i + b_i
 
-    with α from the user, the item and its attended features. A user outside the train split has
-    u = 0.
+    The weight α_l of position l depends on the user, on the item at l and on its features, which
+    are averaged by attention. Users outside the training split have u = 0.
 
     Parameters: users/embedding (u) [U, D]; items/embedding (v) and auxiliary/embedding (p), [I, D];
-    bias [I]; attention; with features components/embedding [G, C] and component_attention. Buffer:
-    with features, features int32 [I, M], -1 for none.
+    bias (b) [I]; attention. With item features also components/embedding [G, component_size] and
+    component_attention, and the buffer features int32 [I, M], padded with -1.
     """
 
     def __init__(
@@ -191,7 +198,7 @@ class AttentiveFiltering(Recommender):
         *,
         rngs: nnx.Rngs,
     ):
-        """Args: config; I; U; float [I, G] or None."""
+        """Initializes the model for item features [I, G], or None without features."""
         D, A, scale = config.model_size, config.hidden_size, config.embedding_scale
         self.config, self.num_items = config, num_items
         self.users = TokenEmbedding(num_users, D, init_scale=scale, rngs=rngs)
@@ -212,7 +219,7 @@ class AttentiveFiltering(Recommender):
         self.attention = ItemAttention(D, content_size=content_size, hidden_size=A, rngs=rngs)
 
     def _profile(self, batch: Batch, positions: Array) -> tuple[Array, Array]:
-        """Returns u + s of the history up to positions int [B, T]: [B, T, D]; and α [B, T, S]."""
+        """Returns u + Σ_l α_l p_l [B, T, D] and α [B, T, S] for histories up to `positions`."""
         items, (B, T) = batch["items"], positions.shape
         S = items.shape[1]
         valid = is_event(items)[:, None] & (jnp.arange(S) <= positions[..., None])
@@ -220,7 +227,7 @@ class AttentiveFiltering(Recommender):
         user = jnp.where(some, self.users(safe_ids(batch["user"])), 0)
 
         def each(x: Array) -> Array:
-            """Repeats rows for all positions: [B, ...] -> [B T, ...]."""
+            """Repeats each row T times, once for each position: [B, ...] -> [B T, ...]."""
             return jnp.repeat(x, T, axis=0)
 
         rows, content = safe_ids(items), None
@@ -244,7 +251,7 @@ class AttentiveFiltering(Recommender):
         return self.items.logits(whole[:, 0]) + self.bias[...]
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the contribution of each position to the score of an item, α_l p_l·v_i."""
+        """Returns the contributions α_l p_l·v_i of positions l to items i, as fractions."""
         _, weights = self._profile(batch, last_positions(batch["items"])[:, None])
         auxiliary = self.auxiliary(safe_ids(batch["items"]))
         similarity = jnp.einsum("BRD,BSD->BRS", self.items(items), auxiliary)
@@ -270,7 +277,7 @@ class AttentiveFiltering(Recommender):
 
 
 def _lists(features: np.ndarray) -> np.ndarray:
-    """Returns the feature numbers of each item: int32 [I, M], padded with -1."""
+    """Returns the indices of the features of each item, int32 [I, M], padded with -1."""
     present = np.asarray(features) > 0
     M = int(present.sum(axis=1).max())
     order = np.argsort(~present, axis=1, kind="stable")[:, :M]

@@ -1,7 +1,7 @@
 """Losses of the next item: cross-entropy over all items, or gBCE with sampled negatives.
 
 Petrov & Macdonald 2023, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with
-Negative Sampling". B rows, S positions, I items, k negatives.
+Negative Sampling". B rows, S positions, I items, D model size, k negatives.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class LossConfig(Config):
     Attributes:
       name: "cross_entropy" over all items, or "gbce" against sampled items, for many items.
       negatives: k, number of negatives that "gbce" samples for each row and step.
-      calibration: t of "gbce", from 0, plain binary cross-entropy, to 1, fully calibrated.
-      label_smoothing: ε of "cross_entropy".
+      calibration: t of "gbce", from 0 (plain binary cross-entropy) to 1 (fully calibrated).
+      label_smoothing: label smoothing ε of "cross_entropy".
     """
 
     name: one_of(*LOSSES) = "cross_entropy"
@@ -42,11 +42,12 @@ def gbce(positive: Array, negatives: Array, num_items: int, calibration: float) 
         L = -(log σ(s⁺)^β + Σ_k log(1 - σ(s⁻_k))) / (k + 1),
         β = α (t (1 - 1/α) + 1/α),   α = k / (I - 1)
 
-    With few negatives a model overestimates probabilities; β < 1 corrects that, fully at t = 1.
+    With few negatives a model overestimates probabilities. β < 1 reduces this bias, and t = 1
+    removes it.
 
     Args:
-      positive: s⁺, logits [...].
-      negatives: s⁻, [..., k].
+      positive: s⁺, logits of the positives, [...].
+      negatives: s⁻, logits of the negatives, [..., k].
       num_items: I.
       calibration: t.
 
@@ -61,7 +62,7 @@ def gbce(positive: Array, negatives: Array, num_items: int, calibration: float) 
 
 
 def sample_negatives(key: Array, targets: Array, num_items: int, count: int) -> Array:
-    """Samples negatives uniformly, and marks those that are targets.
+    """Samples negatives uniformly, and marks negatives that are targets.
 
     Args:
       key: random key of `jax.random`.
@@ -86,19 +87,19 @@ def next_item_loss(
     key: Array,
     bias: Array | None = None,
 ) -> Array:
-    """Computes the mean loss of positions with scores hidden·E + b.
+    """Computes the mean loss of the next items from the logits h Eᵀ + b of hidden states h.
 
     Args:
       config: config of the loss.
-      hidden: [B, S, D].
-      table: E, [I, D].
-      targets: int [B, S]; -1 for none.
-      weight: [B] of the rows.
-      key: key of the negatives.
-      bias: b, [I]; 0 if None.
+      hidden: h, [B, S, D].
+      table: E, item embeddings [I, D].
+      targets: int [B, S]; -1 for positions without a target.
+      weight: weights of the rows, [B].
+      key: random key of the negatives.
+      bias: b, [I]; None for 0.
 
-    Returns:
-      float32 []: the mean over all targets, weighted by row.
+      Returns:
+        float32 [], the mean over all targets; each has the weight of its row.
     """
     counted, rows = is_event(targets) * weight[:, None], safe_ids(targets)
     if config.name == "cross_entropy":

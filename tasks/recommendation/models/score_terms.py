@@ -1,13 +1,16 @@
 """Score terms from co-occurrence counts, weighted by attention over a history or over users.
 
-    scores_i = Σ_j a_j M_ji                         (EASE, Markov chain: items of the history)
-    scores_i = Σ_v α_v r(v, i)                      (similar users)
+scores_i = Σ_j a_j M_ji                         (EASE, Markov chain)
+scores_i = Σ_v α_v r(v, i)                      (similar users)
 
-The weights of positions are learned: `RecencyAttention`. In training the user's own events are
-removed from the counts, so that the model learns to use those of others: exactly for the ridge, for
-pairs of events of one sequence in the transitions.
+j runs over the items of the history, v over similar users. The weights a_j are learned, see
+`RecencyAttention`. In training, the user's own events are removed from the counts, so that the
+model learns to use the events of other users. EASE removes all events of the user, the Markov
+chain the pairs of events within the sequence.
 
-B rows, T scored positions, S positions of a history, I items, U users, k neighbors.
+Parameters of scalar effects are stored divided by `PACE`, which multiplies their learning rate.
+
+B rows of a batch, T scored positions, S positions of a history, I items, U users, k neighbors.
 """
 
 from __future__ import annotations
@@ -47,11 +50,11 @@ class History(NamedTuple):
 
     Attributes:
       items: int [B, S], -1 for padding.
-      ages: [B, S], days.
-      user: int [B], -1 if unknown.
-      positions: int [B, T]; the history of position t ends at t.
-      following: in training, int [B], the event after the last of `items`; else None.
-      own: in training, for EASE, [B, I], 1 for each train item of the user; else None.
+      ages: [B, S], days from each of `items` to the last.
+      user: int [B], index of the user, -1 if unknown.
+      positions: int [B, T], scored positions; the history of position t contains the items up to t.
+      following: int [B], the item after the last of `items`, in training; else None.
+      own: [B, I], 1 for each training item of the user, in training with EASE; else None.
     """
 
     items: Array
@@ -65,12 +68,13 @@ class History(NamedTuple):
 class RecencyAttention(nnx.Module):
     """Attention over the positions of a history by recency, in events and in days.
 
-        a_tj = softmax^β_j(d[t - j] + g[age_j - age_t] + c[item_j]),   j ≤ t,   β = 0.5
+    a_tj = softmax^β_j(d[t - j] + g[age_j - age_t] + c[item_j]),   j ≤ t,   β = 0.5
 
-    with d and g constant between powers of 2^(1/4) events and of 2 minutes; `smoothed_softmax` of
-    He et al. 2018. The initial half-life is `half_life` positions.
+    softmax^β is `smoothed_softmax` of He et al. 2018. d is constant between powers of 2^(1/4)
+    of the distance in positions plus 1, and g between powers of 2 of the distance in minutes
+    plus 1. The initial half-life is `half_life` positions.
 
-    Parameters, to be multiplied by `PACE`: distance [32], age [32], item [I].
+    Parameters, stored divided by `PACE`: distance [32] (d), age [32] (g), item [I] (c).
     """
 
     def __init__(self, num_items: int, half_life: float):
@@ -81,7 +85,7 @@ class RecencyAttention(nnx.Module):
         self.item = nnx.Param(jnp.zeros((num_items,)))
 
     def __call__(self, history: History) -> Array:
-        """Returns [B, T, S]; 0 at padding and after the position."""
+        """Returns the weights [B, T, S]; 0 at padding and after the scored position."""
         items, positions = history.items, history.positions
         back = positions[:, :, None] - jnp.arange(items.shape[1])
         then = jnp.take_along_axis(history.ages, positions, axis=1)
@@ -95,9 +99,9 @@ class RecencyAttention(nnx.Module):
 
 
 class ScoreScale(nnx.Module):
-    """Maps counts to a logit: e^s x + c log(max(x, 0) + 10⁻⁴).
+    """Map from a count-based score x to a logit: e^s x + c log(max(x, 0) + 10⁻⁴).
 
-    Parameters, to be multiplied by `PACE`: linear (s) and log (c).
+    Parameters, stored divided by `PACE`: linear (s) and log (c).
     """
 
     def __init__(self, linear: float = 3.0, log: float = 0.3):
@@ -110,25 +114,26 @@ class ScoreScale(nnx.Module):
 
 
 class Ease(nnx.Module):
-    """EASE of the other users (Steck 2019), for a history weighted by attention.
+    """EASE (Steck 2019) for a history weighted by attention.
 
-        x = Σ_j a_j e_j,   score_i = x_i - (x P)_i / P_ii,   P = (XᵀX + λI)⁻¹
+        x = Σ_j a_j e_j,   score_i = -(x P)_i / P_ii,   P = (XᵀX + λI)⁻¹
 
-    In training the row u of the user is removed from P (Sherman & Morrison 1950):
+    X is the matrix of events, and e_j the unit vector of the item at position j. The term x_i of
+    the paper, which is nonzero only for items of the history, is omitted. In training, the row u of
+    the user is removed from X, which changes P to (Sherman & Morrison 1950)
 
         P + (P u)(P u)ᵀ / (1 - uᵀ P u)
 
-    The term x_i, nonzero only for items of the history, is left out. Only the k most popular items
-    take part; the score of the others is 0.
+    Only the k most popular items have a score; the score of other items is 0.
 
-    Buffers: chosen int32 [k], the items that take part; place int32 [I], the index of each among
-    them or -1; inverse/whole, P [k, k]. Parameters: attention, mix.
+    Buffers: chosen int32 [k], the most popular items; place int32 [I], the index of each item in
+    `chosen` or -1; inverse/whole, P [k, k]. Parameters: attention, mix (`ScoreScale`).
 
     Args:
-      matrix: [U, I] of train.
+      matrix: training events [U, I].
       strength: λ.
       half_life: see `RecencyAttention`.
-      items: k at most.
+      items: maximum of k.
     """
 
     def __init__(self, matrix: sp.csr_matrix, strength: float, half_life: float, items: int):
@@ -166,13 +171,13 @@ class Ease(nnx.Module):
 class MarkovChain(nnx.Module):
     """Markov chain: items that follow items of the history in the histories of other users.
 
-        score_i = n_i^(-ρ) Σ_j a_j C_ji / (Σ_i' C_ji' + e^s)
+        score_i = (1 + n_i)^(-ρ) Σ_j a_j C_ji / (Σ_i' C_ji' + e^s)
 
-    with C of `cooccurrence.transitions` and n_i the popularity. In training the pairs of the
-    sequence itself are subtracted from C.
+    with C of `cooccurrence.transitions` and n_i the number of training events of item i. In
+    training, the pairs of events in the sequence itself are subtracted from C.
 
-    Buffers: counts (C), totals [I], log_popularity [I]. Parameters: attention, mix, and, to be
-    multiplied by `PACE`, smoothing (s) and discount (ρ).
+    Buffers: counts (C), totals [I] (row sums of C), log_popularity [I]. Parameters: attention, mix
+    (`ScoreScale`); and, stored divided by `PACE`, smoothing (s) and discount (ρ).
     """
 
     def __init__(
@@ -212,7 +217,7 @@ class MarkovChain(nnx.Module):
         return self.mix(found * jnp.exp(-PACE * self.discount[...] * self.log_popularity[...]))
 
     def _own(self, history: History) -> Array:
-        """Returns [B, S, S + 1]: the contribution of each pair of the sequence to C."""
+        """Returns the contribution to C of each pair of events in the sequence, [B, S, S + 1]."""
         all_events = events(history.items, history.following)
         ahead = jnp.arange(all_events.shape[1]) - jnp.arange(history.items.shape[1])[:, None]
         apart = jnp.abs(ahead) if self.both_ways else ahead
@@ -227,12 +232,13 @@ class UserKnn(nnx.Module):
         score_i = Σ_v α_v r(v, i),   α_v = w_v sim_v^p / Σ_v' w_v' sim_v'^p,
         sim_v = Σ_j a_j r(v, j) / (|a| sqrt(n_v))
 
-    over the k most similar other users: see `attention.collaborative.neighbors`. r is 1 for an
-    item of v; n_v is the number of these; a, the attention over the history; w_v and p are learned.
+    over the k most similar other users v, see `attention.collaborative.neighbors`. r(v, j) is 1 if
+    user v has the item at position j, else 0; n_v is the number of items of v; and a is the
+    attention over the history. w_v = softplus(weight_v) and p = exp(sharpness) are learned.
 
-    Buffers: users [I, U], r / sqrt(n); items [U, I], r. For large data they keep the `top_k`
-    largest of each row. Parameters: attention, mix, and, to be multiplied by `PACE`,
-    weight [U] and sharpness []: w = softplus(weight), p = exp(sharpness).
+    Buffers: users [I, U], r / sqrt(n); items [U, I], r. For large data sets these keep the `top_k`
+    largest entries of each row. Parameters: attention, mix (`ScoreScale`); and, stored divided by
+    `PACE`, weight [U] and sharpness [].
     """
 
     def __init__(self, matrix: sp.csr_matrix, k: int, half_life: float, top_k: int):
@@ -248,7 +254,7 @@ class UserKnn(nnx.Module):
         self.sharpness = nnx.Param(jnp.asarray(math.log(2.0) / PACE))
 
     def neighbor_weights(self, history: History, weights: Array) -> tuple[Array, Array]:
-        """Returns α [B, T, k] and the users, int32 [B, T, k]; α is 0 for missing neighbors."""
+        """Returns α [B, T, k] and neighbors int32 [B, T, k]; α is 0 for missing neighbors."""
         B, T, _ = weights.shape
         length = jnp.sqrt(jnp.sum(jnp.square(weights), axis=-1, keepdims=True) + 1e-12)
         similarity = self.users.combine(weights / length, history.items)
@@ -267,7 +273,7 @@ class UserKnn(nnx.Module):
 
 
 def log_popularity(matrix: sp.csr_matrix) -> Array:
-    """Returns log(1 + events) of each item, float32 [I]."""
+    """Returns log(1 + number of events) of each item, float32 [I]."""
     counts = np.bincount(matrix.indices, minlength=matrix.shape[1])
     return jnp.asarray(np.log1p(counts), jnp.float32)
 

@@ -5,7 +5,8 @@ Klenitskiy & Vasilev 2023, "Turning Dross Into Gold Loss: is BERT4Rec really bet
 (cross-entropy over all items) and Petrov & Macdonald 2023 (gBCE). Sun et al. 2019, "BERT4Rec:
 Sequential Recommendation with Bidirectional Encoder Representations from Transformer".
 
-B users, S positions of a history, I items, D model size.
+B users of a batch, S positions of a history, I items, D model size, L layers, N heads, R items
+whose scores are attributed.
 """
 
 from __future__ import annotations
@@ -39,13 +40,12 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class SequentialConfig(EncoderConfig):
-    """Base class of the configs of Transformers over items.
+    """Base class of the configs of Transformers over items; see `EncoderConfig`.
 
     Attributes:
       embedding_scale: standard deviation of initial embeddings.
-      objective: the loss.
-      For the others see `EncoderConfig`. max_length is the maximum number of events of a history,
-        and at least config.data.max_length.
+      max_length: maximum number of events of a history, at least config.data.max_length.
+      objective: config of the loss.
     """
 
     model_size: int = 64
@@ -59,11 +59,10 @@ class SequentialConfig(EncoderConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SASRecConfig(SequentialConfig):
-    """Config of a causal Transformer over items.
+    """Config of a causal Transformer over items; see `SequentialConfig`.
 
     Attributes:
-      item_bias: whether scores have a bias of each item.
-      For the others see `SequentialConfig`.
+      item_bias: whether scores include a bias of each item.
     """
 
     name: str = "sasrec"
@@ -78,11 +77,10 @@ class SASRecConfig(SequentialConfig):
 
 @dataclasses.dataclass(frozen=True)
 class BERT4RecConfig(SequentialConfig):
-    """Config of a bidirectional Transformer over partially masked items.
+    """Config of a bidirectional Transformer over partially masked items; see `SequentialConfig`.
 
     Attributes:
-      mask_rate: fraction of the items of a sequence that are masked.
-      For the others see `SequentialConfig`.
+      mask_rate: fraction of the items of a sequence that are masked in training.
     """
 
     name: str = "bert4rec"
@@ -92,16 +90,18 @@ class BERT4RecConfig(SequentialConfig):
         super().__post_init__()
         if "always_causal" in self.entry.capabilities:
             got = f"{self.entry.name!r}, which is always causal"
-            raise ValueError(f"mixer: got {got}, expected another")
+            raise ValueError(f"mixer: got {got}, expected a bidirectional mixer")
 
 
 class SequentialRecommender(Recommender):
-    """Base class of recommenders with a Transformer over `items`, the embedded history."""
+    """Base class of recommenders with a Transformer over the embedded items of the history."""
 
     def hidden(
         self, items: Array, *, dropout_key: Array | None = None, return_weights: bool = False
     ) -> Array | tuple[Array, Array]:
-        """Returns hidden states [B, S, D] of items [B, S], and weights [L, B, N, S, S] if asked."""
+        """Returns hidden states [B, S, D] of items [B, S].
+
+        With `return_weights` also returns the attention weights [L, B, N, S, S]."""
         return self.encoder(
             self.items(safe_ids(items)),
             lengths=jnp.sum(is_event(items), axis=1),
@@ -111,21 +111,21 @@ class SequentialRecommender(Recommender):
         )
 
     def _last_layer(self, items: Array, positions: Array) -> Array:
-        """Returns the attention of one position in the last layer, averaged over heads, [B, S]."""
+        """Returns one position's weights in the last layer, averaged over heads, [B, S]."""
         _, weights = self.hidden(items, return_weights=True)
         return gather_positions(jnp.mean(weights[-1], axis=1), positions)
 
 
 class SASRec(SequentialRecommender):
-    """Scores of the next item from the hidden state of the last position (Kang & McAuley 2018).
+    """SASRec: scores of the next item from the last hidden state (Kang & McAuley 2018).
 
         h = Encoder(E[items], causal),   score_i = h_last · E_i (+ b_i)
 
-    Parameters: items/embedding, E [I, D]; encoder; bias, b [I], if any.
+    Parameters: items/embedding, E [I, D]; encoder; with `item_bias` also bias, b [I].
     """
 
     def __init__(self, config: SASRecConfig, num_items: int, *, rngs: nnx.Rngs):
-        """Args: config; I."""
+        """Initializes the model for `num_items` items."""
         self.config, self.num_items = config, num_items
         self.items = TokenEmbedding(
             num_items, config.model_size, init_scale=config.embedding_scale, rngs=rngs
@@ -134,14 +134,14 @@ class SASRec(SequentialRecommender):
         self.bias = nnx.Param(jnp.zeros((num_items,))) if config.item_bias else None
 
     def scores(self, batch: Batch) -> Array:
-        """Scores all items; an empty history has b alone, or 0."""
+        """Scores all items; with an empty history the score is the bias, or 0 without a bias."""
         items = batch["items"]
         hidden = gather_positions(self.hidden(items), last_positions(items))
         logits = self.items.logits(jnp.where(is_event(items[:, :1]), hidden, 0))
         return logits if self.bias is None else logits + self.bias[...]
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the last layer's mean attention from the last position, for every item."""
+        """Returns the last layer's mean weights of the last position, equal for all items."""
         if "weights" not in self.config.entry.capabilities:
             return {}
         weights = self._last_layer(batch["items"], last_positions(batch["items"]))
@@ -164,18 +164,18 @@ class SASRec(SequentialRecommender):
 
 
 class BERT4Rec(SequentialRecommender):
-    """Scores of a masked item from both sides (Sun et al. 2019).
+    """BERT4Rec: scores of a masked item from the items on both sides (Sun et al. 2019).
 
-        h = Encoder(E[items, some of them masked]),
+        h = Encoder(E[partially masked items]),
         score_i = norm(gelu(h W + w)) · E_i + b_i
 
-    The next item is a masked one after the history. Parameters: items/embedding, E [I + 1, D],
-    whose last row is the mask; encoder; transform/kernel, W [D, D], and transform/bias; norm; bias,
-    b [I].
+    To predict the next item, a masked item is appended to the history. Parameters: items/embedding,
+    E [I + 1, D], whose last row is the mask; encoder; transform/kernel, W [D, D], and
+    transform/bias, w [D]; norm; bias, b [I].
     """
 
     def __init__(self, config: BERT4RecConfig, num_items: int, *, rngs: nnx.Rngs):
-        """Args: config; I."""
+        """Initializes the model for `num_items` items."""
         D = config.model_size
         self.config, self.num_items = config, num_items
         self.items = TokenEmbedding(num_items + 1, D, init_scale=config.embedding_scale, rngs=rngs)
@@ -190,7 +190,7 @@ class BERT4Rec(SequentialRecommender):
         return self.norm(jax.nn.gelu(hidden, approximate=False))
 
     def _with_mask(self, items: Array) -> tuple[Array, Array]:
-        """Returns histories with a masked item after them, [B, S + 1], and its position [B]."""
+        """Appends a masked item: returns items [B, S + 1], and positions of the masks [B]."""
         mask = jnp.full((items.shape[0],), self.num_items, jnp.int32)
         return events(items, mask), jnp.sum(is_event(items), axis=1)
 
@@ -201,7 +201,7 @@ class BERT4Rec(SequentialRecommender):
         return jnp.einsum("BD,ID->BI", hidden, table) + self.bias[...]
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the attention of the masked position to the others; see `SASRec`."""
+        """Returns the last layer's mean weights of the masked position, equal for all items."""
         if "weights" not in self.config.entry.capabilities:
             return {}
         asked, position = self._with_mask(batch["items"])
@@ -232,6 +232,6 @@ class BERT4Rec(SequentialRecommender):
 
 
 def broadcast_weights(weights: Array, items: Array) -> dict[str, Array]:
-    """Broadcasts weights over positions [B, S], as fractions, to all items [B, R]."""
+    """Normalizes weights of positions [B, S], and repeats them for all items [B, R]."""
     found = fractions(weights)[:, None]
     return {"items": jnp.broadcast_to(found, (*items.shape, weights.shape[1]))}

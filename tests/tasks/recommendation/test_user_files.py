@@ -123,10 +123,16 @@ def test_columns_are_found(read, text, name, wanted, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("u,a,5\nu,b,4\nu,c,5\n", "column 3 seems to contain ratings, not times; give the numbers"),
+        (
+            "u,a,5\nu,b,4\nu,c,5\n",
+            "column 3 seems to contain ratings, not times; set config.data.user_column",
+        ),
         ("u,a,3.5\nv,b,4\n", "column 3 seems to contain ratings"),
-        ("user,item,rating\nu,a,5\n", r"no column 'timestamp'; .*time_column, or set it to 'none'"),
-        ("1609459200,u,a\n", "times seem to be in column 1; give the numbers of the columns"),
+        (
+            "user,item,rating\nu,a,5\n",
+            r"no column 'timestamp'; .*time_column to the column of the timestamp, or to 'none'",
+        ),
+        ("1609459200,u,a\n", "times seem to be in column 1; set config.data.user"),
         (
             "kunde,artikel,wann\nu,a,2021-01-01\n",
             "no column 'user'; the columns are: kunde, artikel",
@@ -134,7 +140,7 @@ def test_columns_are_found(read, text, name, wanted, expected):
         ("user_id,userId,item,time\nu,v,a,1\n", "'user_id' and 'userId' can both be the column"),
         ("1::1193::5::978300760\n", r"line 1: 1 fields; .*instead of '::'"),
         ("u a 1609459200\n", r"line 1: 1 fields; .*instead of ' '"),
-        ("u,a,1,t,x\n", "has 5 columns and no header; give the numbers"),
+        ("u,a,1,t,x\n", "has 5 columns and no header; set config.data.user"),
         ("u,a,1609459200\nu,b\n", "line 2 has 2 fields"),
         (
             "u,a,1609459200\nu,b,1609459200000\n",
@@ -167,7 +173,7 @@ def test_ratings_are_named_or_left_out(read, capsys):
     assert "1 of 3 events have a rating below 4; they are left out" in capsys.readouterr().err
     with pytest.raises(UserError, match="line 3: rating is 'x', expected a number"):
         read(text.replace("b,2", "b,x"), min_rating=4.0)
-    with pytest.raises(UserError, match="no column has ratings; name it by"):
+    with pytest.raises(UserError, match="no column has ratings; set config"):
         read("user,item,timestamp\nu,a,1609459200\n", min_rating=4.0)
     # The line that is named counts those that are left out.
     with pytest.raises(UserError, match="line 4: timestamp '1609459202000' is a number of milli"):
