@@ -342,11 +342,11 @@ def digits(options: Mapping[str, Any], folder: Path) -> Encoder:
     def run(row: Row) -> Row:
         text = row["raw"].strip()
         if not (text.isascii() and text.isdigit()):
-            raise InputError(f"input {shown(text)}: expected digits 0 to 9, such as 31415")
+            raise InputError(f"input {shown(text)}: expected only digits 0 to 9, such as 31415")
         if len(text) > options["limit"]:
             raise InputError(
-                f"input {shown(text)}: has {len(text)} digits; the model was trained on "
-                f"{options['limit']} at most"
+                f"input {shown(text)}: has {len(text)} digits, expected at most "
+                f"{options['limit']} as in training"
             )
         ids = [int(digit) + options["first"] for digit in text]
         return {**row, options["to"]: np.array(ids, np.int32)}

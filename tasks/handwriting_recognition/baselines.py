@@ -1,4 +1,4 @@
-"""Baseline of handwriting recognition: an SVM on separate pieces of ink."""
+"""Baseline of handwriting recognition: an SVM on runs of columns with ink."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LINES = 3000
 
 
 def cut_and_classify(lines: HandwritingData) -> dict[str, float]:
-    """Evaluates an SVM on runs of columns with ink; each run is treated as one digit.
+    """Evaluates an SVM that classifies each run of adjacent columns with ink as one digit.
 
-    The SVM is fitted on those training lines that have as many runs as digits.
+    The SVM is fitted on the training lines that have as many runs as digits.
     """
     from sklearn.svm import SVC
 
@@ -42,7 +42,7 @@ def _read(test: TranscriptionExamples, index: int, model) -> str:
 
 
 def _pieces(columns: np.ndarray) -> list[np.ndarray]:
-    """Returns each run of columns with ink, resized to 16 x 16 and flattened."""
+    """Returns each run of adjacent columns with ink, resized to 16 x 16 and flattened."""
     from tasks.common.images.files import resize
 
     inked = np.concatenate([[False], (columns > _INK).any(axis=1), [False]])

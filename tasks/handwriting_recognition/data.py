@@ -4,7 +4,7 @@ An example has the fields
 
     columns  uint8 [X, Y], the columns of a line of Y = 32 rows, 255 for ink
     length   int32, X
-    target   int32 [T], units of the text, PAD after them; missing if unknown
+    target int32 [T], units of the text, then PAD; missing without a text
 """
 
 from __future__ import annotations
@@ -56,10 +56,12 @@ class DataConfig(TranscribedConfig):
     """Config of the lines and the units of their texts.
 
     Attributes:
-      lines: composition of digit_strings from MNIST's digits; splits share no digit image.
-      train_lines: composition of the training split; None for `lines`.
-      long_lines: composition of the second test condition, longer than any training line.
-      dark_ink: whether user files have dark ink on light paper, or light ink on dark paper.
+      lines: composition of the lines of digit_strings from MNIST's digits; splits share no digit
+        image.
+      train_lines: composition of the training lines; None for `lines`.
+      long_lines: composition of the test condition "long", whose lines are longer than any training
+        line.
+      dark_ink: True if user files have dark ink on light paper, False for light ink on dark paper.
       max_columns: maximum width of a user file at 32 rows; wider images raise an error.
       For the others see `TranscribedConfig`.
     """
@@ -84,7 +86,7 @@ class HandwritingData(TranscriptionData):
 
 
 def load(config: DataConfig, paths: Paths) -> HandwritingData:
-    """Reads a data set; a built-in one is prepared first.
+    """Reads a data set; a built-in data set is prepared first if necessary.
 
     Raises:
       UserError: a file or source cannot be used.
@@ -114,7 +116,7 @@ def _composed(config: DataConfig, paths: Paths) -> HandwritingData:
 
 
 def _examples(parts: Sequence[WrittenLines], tokenizer: Tokenizer) -> TranscriptionExamples:
-    """Draws the lines of one or more conditions, which are held in memory."""
+    """Renders the lines of one or more conditions, and holds them in memory."""
     columns = [part[index] for part in parts for index in range(len(part))]
     texts = [text for part in parts for text in part.texts]
     groups = np.repeat(np.arange(len(parts)), [len(part) for part in parts]).astype(np.int32)
@@ -132,7 +134,7 @@ def read_line(path: str | Path, config: DataConfig) -> np.ndarray:
     if width > config.max_columns:
         raise UserError(
             f"{path}: got {width} columns at {HEIGHT} rows, expected at most "
-            f"config.data.max_columns={config.max_columns}"
+            f"config.data.max_columns={config.max_columns}; cut the image"
         )
     image = resize(image, (HEIGHT, width))
     return np.ascontiguousarray((255 - image if config.dark_ink else image).T)

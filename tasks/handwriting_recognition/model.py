@@ -1,8 +1,7 @@
 """Line recognizer: convolutions, bidirectional GRUs, and a hybrid CTC/attention transcriber.
 
-Shi, Bai & Yao 2017, "An End-to-End Trainable Neural Network for Image-based Sequence Recognition"
-(with CTC); with an attention decoder: Bluche, Louradour & Messina 2017, "Scan, Attend and
-Read".
+With CTC: Shi, Bai & Yao 2017, "An End-to-End Trainable Neural Network for Image-based Sequence
+Recognition". With an attention decoder: Bluche, Louradour & Messina 2017, "Scan, Attend and Read".
 
 B batch, X columns, Y rows, C channels, S columns after the convolutions, D model size.
 """
@@ -33,11 +32,12 @@ class LineConfig(Config):
     """Config of the encoder and the transcriber.
 
     Attributes:
-      channels: channels of the convolutions. Each halves the rows, the first two also the columns.
-      model_size: D, size of both directions of the GRUs together.
+      channels: channels of the convolutions. Each convolution halves the number of rows; the first
+        two also halve the number of columns.
+      model_size: D, state size of both directions of the GRUs together.
       num_layers: number of GRU layers.
       dropout_rate: dropout rate after convolutions and GRUs.
-      transcriber: see `TranscriberConfig`.
+      transcriber: config of the transcriber.
     """
 
     name: str = "line"
@@ -54,7 +54,7 @@ class LineConfig(Config):
         self.expect("model_size", self.model_size % 2 == 0, "an even number")
 
     def frames(self, columns: int) -> int:
-        """Returns the number of encoded frames."""
+        """Returns the number of encoded columns S for a number of image columns X."""
         return -(-columns // 4)
 
 
@@ -63,7 +63,7 @@ class LineRecognizer(nnx.Module):
 
     Args:
       config: see `LineConfig`.
-      units: U, CTC's blank included.
+      units: number of output units, including CTC's blank.
     """
 
     def __init__(self, config: LineConfig, units: int, *, rngs: nnx.Rngs):
@@ -86,12 +86,12 @@ class LineRecognizer(nnx.Module):
         real: Array | None = None,
         dropout_key: Array | None = None,
     ) -> EncoderOutput:
-        """Encodes columns to memory [B, S, D].
+        """Encodes columns for the transcriber, with memory [B, S, D].
 
         Args:
           columns: float32 [B, X, Y] in [0, 1], 1 for ink. Values at padding are ignored.
           lengths: int [B], number of columns.
-          real: bool [B], rows to include in batch statistics; all if None.
+          real: bool [B], rows to include in batch statistics; None for all rows.
           dropout_key: None for evaluation, which uses the running statistics of batch norm.
 
         Raises:

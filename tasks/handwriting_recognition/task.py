@@ -26,18 +26,18 @@ _NARROWEST = 256
 
 @dataclasses.dataclass(frozen=True)
 class HandwritingProcessor(TranscriptionProcessor):
-    """Converts paths of line images to columns, and units to texts."""
+    """Processor that converts line images to columns, and units to texts."""
 
     field = "columns"
     input_spec = ArraySpec(("batch", "length", HEIGHT), "uint8", 0)
     input_kind = "the image of a line"
 
     def read(self, path: str) -> np.ndarray:
-        """Returns the columns of an image, see `read_line`."""
+        """Reads the columns of an image; see `read_line`."""
         return read_line(path, self.data)
 
     def steps(self) -> ProcessingSteps:
-        """Returns the columns of line images, and the spelling of units."""
+        """Returns the steps that convert line images to columns and that decode texts."""
         file = "tokenizer.json"
         line = {"rows": HEIGHT, "dark": self.data.dark_ink, "limit": self.data.max_columns}
         encode = [
@@ -52,7 +52,7 @@ class HandwritingProcessor(TranscriptionProcessor):
         )
 
     def export_sizes(self) -> list[dict[str, int]]:
-        """Returns widths that double up to `max_columns`, since buckets are not saved."""
+        """Returns the exported widths, which double up to `config.data.max_columns`."""
         multiple, widths = LENGTH_MULTIPLE, [_NARROWEST]
         most = -(-self.data.max_columns // multiple) * multiple
         while widths[-1] < most:
@@ -61,7 +61,7 @@ class HandwritingProcessor(TranscriptionProcessor):
 
 
 class HandwritingRecognition(TranscriptionTask):
-    """Transcribes images of handwritten lines."""
+    """Transcription of images of handwritten lines."""
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
@@ -85,12 +85,12 @@ class HandwritingRecognition(TranscriptionTask):
         return model.encode(columns, batch["length"], real, key)
 
     def _input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:
-        """Returns the line in dark ink, without labels."""
+        """Returns the image of a line with dark ink, and empty labels for its encoded columns."""
         columns = example["columns"]
         return 255 - columns.T, [""] * self.model.frames(len(columns))
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """Returns the baseline `cut_and_classify`; none for user files."""
+        """Returns the baseline `cut_and_classify`, or none for user files."""
         if self.data.path is not None:
             return {}
         return {"cut_and_classify": lambda: cut_and_classify(self.dataset)}

@@ -11,7 +11,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class _Order:
-    """Counts of the n-grams of one order, sorted by code; totals and kinds by context."""
+    """Counts of the n-grams of one order, sorted by code, and statistics of their contexts.
+
+    Attributes:
+      codes, counts: code and count of each n-gram.
+      contexts, totals, kinds: code of each context, sum of the counts after it, and number of
+        distinct tokens after it.
+      discount: d_n of `KneserNey`."""
 
     codes: np.ndarray
     counts: np.ndarray
@@ -26,10 +32,11 @@ class KneserNey:
 
         p_n(w | h) = max(c(hw) - d_n, 0) / c(h) + d_n · kinds(h) / c(h) · p_{n-1}(w | h')
 
-    with c the counts at the highest order, and below it the number of distinct tokens before hw;
-    kinds(h) the number of distinct tokens after h; d_n = n_1 / (n_1 + 2·n_2), n_i the number of
-    n-grams with c = i; h' is h without its first token, and p_0 uniform. Orders with unseen context
-    are skipped.
+    is the probability of token w after context h at order n. At the highest order, c(hw) is the
+    count of hw; at lower orders it is the number of distinct tokens before hw. c(h) = Σ_w c(hw),
+    and kinds(h) is the number of distinct tokens after h. d_n = n_1 / (n_1 + 2·n_2), where n_i is
+    the number of n-grams with c = i. h' is h without its first token, and p_0 is uniform. Orders
+    whose context does not occur are skipped.
     """
 
     def __init__(self, texts: Sequence[np.ndarray], vocabulary: int, order: int):
@@ -56,7 +63,9 @@ class KneserNey:
             codes, counts = np.unique(codes % self._base ** (n - 1), return_counts=True)
 
     def _codes(self, texts: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Returns the codes of n-grams by order, to the base V + 1, the last token lowest."""
+        """Returns the code of the n-gram that ends at each token, for orders 1 to n.
+
+        A code is a number to the base V + 1, whose lowest digit is the last token."""
         n = self._order
         begin = np.full(n - 1, self._vocabulary, np.int64)
         stream = np.concatenate([part for text in texts for part in (begin, text)])
@@ -98,17 +107,17 @@ class KneserNey:
 
 
 def highest_order(vocabulary: int) -> int:
-    """Returns the largest order with codes of at most 63 bits."""
+    """Returns the largest order for which codes of n-grams fit into 63 bits."""
     return int(63 / math.log2(vocabulary + 1))
 
 
 def unigram(texts: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
-    """Returns frequencies with add-one smoothing, float64 [vocabulary]."""
+    """Returns token frequencies with add-one smoothing, float64 [vocabulary]."""
     counts = np.bincount(np.concatenate(texts), minlength=vocabulary) + 1
     return counts / counts.sum()
 
 
 def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Returns the value of each wanted key, 0 if absent from the sorted keys."""
+    """Returns the value of each wanted key, or 0 if it is not in the sorted `keys`."""
     indices = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
     return np.where(keys[indices] == wanted, values[indices], 0)

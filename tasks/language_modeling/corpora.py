@@ -47,7 +47,7 @@ _BOOKS = {"train": (0, 1, 4, 5), "validation": (2,), "test": (3,)}
 
 
 def _unpack(fetched: Path, output: Path) -> None:
-    """Writes the novels, lines as printed, separated by form feeds."""
+    """Writes the novels of the package to a text file, separated by form feeds."""
     database = member_of(fetched.read_bytes(), _DATABASE)
     output.write_bytes("\f".join("\n".join(lines) for lines in vectors(database)).encode())
 

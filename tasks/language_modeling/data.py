@@ -31,8 +31,8 @@ class DataConfig(TextFilesConfig):
       name: "tiny_shakespeare" or "janeausten", which are running texts, or a built-in labeled data
         set of separate texts; see `TextFilesConfig`.
       train_file, validation_file, test_file: text in UTF-8. A missing split is a tenth of the
-        training text. In running text, validation and test are the last parts, in this order.
-        Separate lines are split by hash.
+        training text. In running text, missing validation and test splits are its last tenths, in
+        this order. Separate lines are split by hash.
       lines: whether each line of the user files is a separate text.
       length: number of tokens of an example, including reserved tokens. Longer texts continue in
         the next example.
@@ -58,7 +58,7 @@ class Corpus(digests.Fingerprinted):
     """Texts in three splits.
 
     Attributes:
-      name: name in the config.
+      name: name of the data set in the config.
       splits: texts of train, validation and test.
       running: whether a split is one running text, with windows at every token.
     """
@@ -75,11 +75,11 @@ class Corpus(digests.Fingerprinted):
 
 
 def load(config: DataConfig, paths: Paths) -> Corpus:
-    """Reads the texts of a config, and prepares built-in data first.
+    """Reads the texts of a config; built-in data are prepared first if necessary.
 
-    Near duplicates of validation and test texts, of the data set or of others with the same origin,
-    are removed from the training texts of labeled data sets. A classifier fine-tuned on any of them
-    is then tested on unseen texts.
+    From the training texts of a labeled data set, near duplicates of its validation and test texts
+    are removed, and near duplicates of those of other data sets with the same origin. A classifier
+    that is fine-tuned on any of these data sets is then tested on unseen texts.
 
     Raises:
       UserError: a file or source cannot be read.
@@ -135,7 +135,7 @@ def _user_data(config: DataConfig) -> Corpus:
 
 
 def _from_the_end(train: list[str], missing: list[str]) -> dict[str, list[str]]:
-    """Splits off the last tenths."""
+    """Splits off the last tenths of a text, one for each missing split."""
     (text,) = train
     tenth = len(text) // 10
     starts = [len(text) - tenth * (len(missing) - index) for index in range(len(missing))]

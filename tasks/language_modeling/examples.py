@@ -1,8 +1,8 @@
 """Sequences of tokens from texts, in the form of `tasks.common.data.pipeline`.
 
-The task has two tokens of its own after the tokenizer's: `mask_id` at masked positions, and
-`end_id` at the end of a text or of one of two segments (BERT's [SEP]). The tokenizer's CLS begins a
-text.
+The task adds two tokens to those of the tokenizer: `mask_id` at masked positions, and `end_id`
+(END) at the end of a text or of one of two segments, like BERT's [SEP]. The tokenizer's CLS begins
+a text.
 
     causal, running text   w_i ... w_{i+T-1}        predicts  w_{i+1} ... w_{i+T}
     causal, text           CLS w_1 ... w_n          predicts  w_1 ... w_n END
@@ -25,12 +25,12 @@ NO_WORD = -1
 
 
 def mask_id(tokenizer: Tokenizer) -> int:
-    """Returns the first token after the tokenizer's."""
+    """Returns the id of the mask token, the first id after those of the tokenizer."""
     return tokenizer.size
 
 
 def end_id(tokenizer: Tokenizer) -> int:
-    """Returns the second token after the tokenizer's."""
+    """Returns the id of the end token, the second id after those of the tokenizer."""
     return tokenizer.size + 1
 
 
@@ -44,7 +44,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
 
 
 def beginning(tokenizer: Tokenizer, text: str) -> int:
-    """Returns a token that running text may begin after: a line end, else the first of the text."""
+    """Returns the token for empty prompts: a line end, or else the first token of the text."""
     (ids,) = encode(tokenizer, ["\n"])
     if len(ids) == 1 and ids[0] != UNKNOWN:
         return int(ids[0])
@@ -57,17 +57,23 @@ def chunk_texts(texts: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
 
 
 class RunningText:
-    """Windows of one text; every token but the first is a target.
+    """Windows of one running text; every token but the first of the text is a target.
 
     Attributes:
-      lengths: tokens of each window; only the last may have fewer than `length`.
+      lengths: number of tokens of each window; only the last may have fewer than `length`.
     """
 
     padded: Mapping[str, int] = {"tokens": PAD, "targets": PAD}
 
     def __init__(self, ids: np.ndarray, length: int, stride: int):
-        """Args: tokens [n], at least two; window length; distance of windows: 1 yields every
-        window once, `length` every token once."""
+        """Makes windows of `length` tokens.
+
+        Args:
+          ids: tokens of the text, [n], at least two.
+          length: length of a window.
+          stride: distance between windows. A distance of 1 gives all windows of the text; a
+            distance of `length` gives windows in which each target occurs once.
+        """
         last = max(len(ids) - 1 - length, 0) if stride < length else max(len(ids) - 2, 0)
         self._ids, self._length = ids, length
         self._starts = np.arange(0, last + 1, stride)
@@ -83,12 +89,12 @@ class RunningText:
 
 
 class CausalTexts:
-    """Separate texts, from CLS to the end token."""
+    """Separate texts from CLS to the end token, for causal models."""
 
     padded: Mapping[str, int] = {"tokens": PAD, "targets": PAD}
 
     def __init__(self, texts: Sequence[np.ndarray], end: int):
-        """Args: chunks that fit with one more token; the end token."""
+        """Initializes examples from chunks of texts, which leave room for `end`, the end token."""
         self.texts, self._end = texts, np.int32(end)
         self.lengths = np.array([len(ids) + 1 for ids in texts], np.int32)
 
@@ -105,7 +111,9 @@ class CausalTexts:
 
 
 class MaskedTexts:
-    """Texts between CLS and the end token; masks are drawn on the device."""
+    """Texts between CLS and the end token, for masked models.
+
+    Masked positions are sampled later, on the device; see `tasks.language_modeling.masking`."""
 
     def __init__(
         self,
@@ -118,13 +126,14 @@ class MaskedTexts:
         """Makes the examples.
 
         Args:
-          texts: chunks that fit with the reserved tokens; those of one token are left out of pairs.
+          texts: chunks of texts, which leave room for the reserved tokens. With pairs, chunks of
+            one token are omitted.
           end: the end token.
-          starts: bool [V], whether a token begins a word, for whole-word masking: `words` then
-            numbers the words of each example. None: no `words`.
-          pair_seed: makes two segments of a text, cut in the middle. For half of the texts, drawn
-            by (pair_seed, index), the second is that of another text, and `follows` 0 instead of
-            1. None: one segment.
+          starts: bool [V], whether a token begins a word, for whole-word masking. Examples then
+            have `words`, the index of the word of each token. None for examples without `words`.
+          pair_seed: random seed of pairs; None for one segment per example. A text is cut in the
+            middle into two segments. For half of the texts, chosen at random by (pair_seed, index),
+            the second segment is from another text, and `follows` is 0 instead of 1.
         """
         self.texts = texts if pair_seed is None else [ids for ids in texts if len(ids) > 1]
         self._end, self._starts, self._pair_seed = np.int32(end), starts, pair_seed
@@ -166,7 +175,7 @@ class MaskedTexts:
         return example
 
     def _words(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """Returns the word number of each token, from 0; NO_WORD for CLS and END."""
+        """Returns the index of the word of each token; NO_WORD for CLS and END."""
         words, count = [np.array([NO_WORD], np.int32)], 0
         for part in parts:
             begins = self._starts[part]
@@ -178,7 +187,7 @@ class MaskedTexts:
 
 
 class TextRows:
-    """Examples of fixed shapes."""
+    """Random access to given examples of equal shapes."""
 
     padded: Mapping[str, int] = {}
 
@@ -195,17 +204,17 @@ class TextRows:
 
 
 def padded_to(ids: np.ndarray, width: int) -> np.ndarray:
-    """Returns int32 [width], padded at the end."""
+    """Pads ids at the end to int32 [width]."""
     return np.pad(ids, (0, width - len(ids)), constant_values=PAD).astype(np.int32)
 
 
 def prompts(texts: Sequence[np.ndarray], begin: int | None, empty: int, width: int) -> TextRows:
-    """Returns the last `width` tokens of each prompt.
+    """Returns examples with the last `width` tokens of each prompt.
 
     Args:
       texts: tokens of the prompts.
-      begin: token before every text, or None.
-      empty: token of a prompt without tokens.
+      begin: token that is prepended to every prompt; None for no token.
+      empty: token that replaces a prompt without tokens.
       width: largest number of tokens.
     """
     rows = []
@@ -219,15 +228,15 @@ def prompts(texts: Sequence[np.ndarray], begin: int | None, empty: int, width: i
 def masked_rows(
     parts: Sequence[Sequence[np.ndarray]], mask: int, end: int, width: int
 ) -> list[dict[str, np.ndarray]]:
-    """Returns an example for each mask of each text, with its context.
+    """Returns an example for each mask of each text: a window of the text around the mask.
 
     Args:
-      parts: parts of each text, the tokens between its masks: one array more than there are masks.
-      mask, end: tokens.
-      width: length of an example with CLS and end token; a window around the mask is kept.
+      parts: tokens before, between and after the masks of each text, one array more than masks.
+      mask, end: ids of the mask token and of the end token.
+      width: length of an example, with CLS and the end token.
 
     Returns:
-      Rows of `tokens` [width], `length` and `blank`, the position of the mask.
+      Examples with `tokens` [width], `length`, and `blank`, the position of the mask.
     """
     rows = []
     for lists in parts:

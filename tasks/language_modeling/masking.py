@@ -22,9 +22,9 @@ class Masked(NamedTuple):
 
     Attributes:
       tokens: int32 [B, T], input of the model.
-      positions: int32 [B, M] of the targets, ascending.
-      targets: int32 [B, M], original tokens there.
-      weight: float32 [B, M], 0 where fewer than M were chosen.
+      positions: int32 [B, M], positions of the targets, ascending.
+      targets: int32 [B, M], original tokens at these positions.
+      weight: float32 [B, M], 1 for targets, 0 for padding if a row has fewer than M targets.
     """
 
     tokens: Array
@@ -34,7 +34,7 @@ class Masked(NamedTuple):
 
 
 def max_masked(T: int, rate: float, whole_words: bool) -> int:
-    """Returns M: the rate times T, at least one; twice that for whole words of several tokens."""
+    """Returns M, the rounded product of rate and T, at least 1; twice that for whole words."""
     count = max(1, math.floor(rate * T + 0.5))
     return min(T, 2 * count if whole_words else count)
 
@@ -42,18 +42,18 @@ def max_masked(T: int, rate: float, whole_words: bool) -> int:
 def mask_tokens(
     tokens: Array, keys: Array, *, first: int, mask: int, rate: float, words: Array | None = None
 ) -> Masked:
-    """Masks max(1, round(rate · n)) of n candidate tokens, which are the targets.
+    """Selects max(1, round(rate · n)) of n candidate tokens as targets, and masks them.
 
-    Of these, 80 % become `mask`, 10 % a token drawn uniformly from [first, mask), 10 % stay. The
-    draws of an example depend on its own key alone.
+    80 % of the targets become `mask`, 10 % become a token drawn uniformly from [first, mask), and
+    10 % stay. The random numbers of an example depend only on its own key.
 
     Args:
       tokens: int [B, T].
-      keys: [B].
-      first, mask: tokens from `first` to below `mask` are candidates.
-      rate: fraction of the tokens, or of the words.
-      words: index of the word of each token for whole-word masking, int [B, T], -1 for none. At
-        most `max_masked` tokens are masked. If None, single tokens are masked.
+      keys: random keys [B].
+      first, mask: candidates are the tokens from `first` to below `mask`, the mask token.
+      rate: fraction of the candidate tokens, or of their words, that are targets.
+      words: index of the word of each token for whole-word masking, int [B, T], -1 for tokens
+        without a word; at most `max_masked` tokens are targets. None for masking of single tokens.
 
     Returns:
       The masked sequences. An example without candidates has weight 0 everywhere.

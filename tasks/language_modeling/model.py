@@ -3,7 +3,8 @@
 Devlin et al. 2019, "BERT"; Radford et al. 2018, "Improving Language Understanding by Generative
 Pre-Training".
 
-B batch, T length, D model size, V tokens: those of the tokenizer and the two of the task.
+B batch, T length, D model size, L layers, N heads, V vocabulary: the tokens of the tokenizer, the
+mask token and the end token.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ OBJECTIVES = ("causal", "masked")
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelConfig(EncoderConfig):
-    """A Transformer over tokens and its objective.
+    """Config of a Transformer over tokens, and of its objective.
 
     BERT is objective="masked", norm="post", input_norm=True, norm_epsilon=1e-12,
     positions="learned", segments=2 and embedding_scale=0.02; recent models have norm="pre",
@@ -38,15 +39,15 @@ class LanguageModelConfig(EncoderConfig):
     mixer="dot_product(qk_norm=True, use_bias=False)".
 
     Attributes:
-      objective: "causal", next-token prediction, or "masked", prediction of masked tokens.
+      objective: "causal" for next-token prediction, or "masked" for prediction of masked tokens.
       embedding_scale: standard deviation of initial embeddings.
       tied: whether the output projection is the embedding table; always for "masked".
       segments: 2 for segment embeddings, 0 for none.
-      next_sentence: whether the model also predicts if the second segment follows the first.
+      next_sentence: whether the model also predicts if the second segment follows the first one.
       mask_rate: fraction of the tokens that are targets, for "masked".
-      whole_words: whole-word masking, for "masked".
-      max_new_tokens: longest completion of a prompt, for "causal".
-      decoding: decoding of completions, for "causal".
+      whole_words: whether to mask whole words, for "masked".
+      max_new_tokens: maximum number of tokens of a completion, for "causal".
+      decoding: decoding method of completions, for "causal".
       For the others see `EncoderConfig`.
     """
 
@@ -65,7 +66,10 @@ class LanguageModelConfig(EncoderConfig):
         super().__post_init__()
         self.expect("segments", self.segments or not self.next_sentence, "2 with next_sentence")
         if self.decoding.n_best != 1:
-            raise ValueError(f"decoding.n_best: got {self.decoding.n_best}, expected 1")
+            raise ValueError(
+                f"decoding.n_best: got {self.decoding.n_best}, expected 1, because a prompt has a "
+                "single completion"
+            )
         # Fields of the other objective would have no effect.
         read = {
             "causal": ("tied", "max_new_tokens", "decoding"),
@@ -81,8 +85,8 @@ class LanguageModelConfig(EncoderConfig):
             self.expect_causal()
         elif "always_causal" in self.entry.capabilities:
             raise ValueError(
-                f"mixer: got {self.entry.name!r}, which is always causal; expected another "
-                "for objective 'masked'"
+                f"mixer: got {self.entry.name!r}, which is always causal; expected a "
+                "bidirectional mixer for objective 'masked'"
             )
 
 
@@ -106,13 +110,15 @@ class MaskedHead(nnx.Module):
 class LanguageModel(nnx.Module):
     """Language model: hidden = Encoder(E[tokens] + S[segments]), and logits of hidden states.
 
-    Parameters: embedding/embedding [V, D], segment_embedding/embedding [2, D] with segments,
-    encoder, and `head`: see `MaskedHead`; of an untied causal model head/kernel [D, V].
-    With next_sentence, pooler/kernel [D, D] and follows/kernel [D, 2] with their biases.
+    Parameters: embedding/embedding (E) [V, D]; with segments, segment_embedding/embedding (S) [2,
+      D];
+    encoder; and head, which is a `MaskedHead` for masked models, kernel [D, V] for causal models
+    without tied embeddings, and absent otherwise. With next_sentence, pooler/kernel [D, D] and
+    follows/kernel [D, 2] with their biases.
     """
 
     def __init__(self, config: LanguageModelConfig, vocabulary: int, *, rngs: nnx.Rngs):
-        """Args: config; V."""
+        """Initializes the model for a vocabulary of V tokens."""
         D, scale = config.model_size, config.embedding_scale
         self.config, self.vocabulary = config, vocabulary
         self.embedding = TokenEmbedding(vocabulary, D, init_scale=scale, rngs=rngs)
@@ -143,10 +149,11 @@ class LanguageModel(nnx.Module):
           lengths: int [B], number of tokens before padding.
           segments: int [B, T], 0 or 1; all 0 if None.
           dropout_key: None for evaluation.
-          return_weights: also return the attention weights.
+          return_weights: whether to return the attention weights too.
 
-        Returns:
-          [B, T, D], or that and the weights [L, B, N, T, T].
+          Returns:
+            Hidden states [B, T, D]; with `return_weights` also the attention weights [L, B, N, T,
+            T].
         """
         return self.encoder(
             self._embedded(tokens, segments),
@@ -171,7 +178,7 @@ class LanguageModel(nnx.Module):
         return self.head(hidden.astype(jnp.float32))
 
     def next_sentence(self, hidden: Array) -> Array:
-        """Computes logits [B, 2] that the second segment does not follow, or does."""
+        """Computes the logits [B, 2] of "does not follow" and "follows" for the second segment."""
         return self.follows(jnp.tanh(self.pooler(hidden[:, 0].astype(jnp.float32))))
 
     def step(self, tokens: Array, cache: EncoderCache) -> tuple[Array, EncoderCache, tuple]:
@@ -193,7 +200,7 @@ def _head(config: LanguageModelConfig, vocabulary: int, rngs: nnx.Rngs) -> nnx.M
 
 
 def decoding(model: LanguageModel, prompt: Array, lengths: Array, end: int | None) -> TokenDecoder:
-    """Returns the decoder after prompts, with room for max_length - T tokens.
+    """Returns the decoder that continues prompts by at most max_length - T tokens.
 
     Args:
       model, prompt, lengths, end: as for `complete`.
@@ -219,16 +226,16 @@ def decoding(model: LanguageModel, prompt: Array, lengths: Array, end: int | Non
 def complete(model: LanguageModel, prompt: Array, lengths: Array, ids: Array, end: int | None):
     """Completes prompts by max_new_tokens tokens.
 
-    The context is at most max_length tokens. Longer completions are decoded in parts: each part
-    re-encodes the last max_length // 2 tokens and fills the rest of the context, so that every
-    token has at least that much context.
+    The context is at most max_length tokens. Longer completions are decoded in parts. Each part
+    re-encodes the last T tokens and decodes until the context is full, so that every token has a
+    context of at least T tokens, or of all previous tokens if these are fewer.
 
     Args:
       model: a causal model whose mixer supports decoding.
       prompt: int [B, T], padded at the end; T is at most max_length // 2.
       lengths: int [B], at least 1.
-      ids: int [B], seeds of the samples.
-      end: the end token; None: it is never generated.
+      ids: int [B], ids of the examples, from which the sampling seeds are derived.
+      end: the end token; None for models that never end a text.
 
     Returns:
       int32 [B, max_new_tokens], `PAD` after the end token.

@@ -21,9 +21,9 @@ class LanguageProcessor(Processor):
 
     Attributes:
       tokenizer: tokenizer fitted on the training texts.
-      buckets: lengths of padded batches; None if all sequences have length data.length.
-      begin: token that replaces an empty prompt of a model of running text; None if every text
-        begins with CLS.
+      buckets: lengths to which batches are padded; None if all sequences have `data.length` tokens.
+      begin: for models of running text, the token that replaces an empty prompt; None for models of
+        separate texts, which begin with CLS.
     """
 
     tokenizer: Tokenizer
@@ -51,7 +51,7 @@ class LanguageProcessor(Processor):
         return self.model.objective == "causal"
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns descriptions of tokens, length, id for sampling, and position to predict."""
+        """Returns the specifications of tokens, length, and id (for sampling) or blank."""
         scalar = ArraySpec(("batch",), "int32")
         tokens = ArraySpec(("batch", "length"), "int32", PAD)
         found = {"tokens": tokens, "length": scalar}
@@ -62,7 +62,7 @@ class LanguageProcessor(Processor):
         return {**found, "blank": scalar}
 
     def steps(self) -> ProcessingSteps:
-        """Returns the tokenizer of prompts and completions, or of texts with [MASK]."""
+        """Returns the steps that tokenize prompts or texts with [MASK], and that decode outputs."""
         file = "tokenizer.json"
         width, tokens = self.export_sizes()[0]["length"], {"file": file, "end": self.end_id}
         if self.causal:
@@ -79,7 +79,7 @@ class LanguageProcessor(Processor):
         return ProcessingSteps("text", [encode], [decode], files, self.tokenizer.libraries)
 
     def export_sizes(self) -> list[dict[str, int]]:
-        """Returns the length of all prompts, or of all texts with [MASK]."""
+        """Returns the length to which all prompts, or all texts with [MASK], are padded."""
         return [{"length": self.model.max_length // 2 if self.causal else self.data.length}]
 
     def encode(self, raw: Sequence[str]) -> TextRows:
@@ -144,7 +144,7 @@ def completion(tokenizer: Tokenizer, prompt: str, tokens: np.ndarray) -> dict[st
 
 
 def mask_inputs(tokenizer: Tokenizer, text: str) -> list[np.ndarray]:
-    """Tokenizes the parts of a text between its masks, one more than there are masks.
+    """Tokenizes the parts of a text before, between and after its masks.
 
     Raises:
       UserError: the text has no [MASK].
@@ -162,7 +162,7 @@ def mask_inputs(tokenizer: Tokenizer, text: str) -> list[np.ndarray]:
 def fill_mask(
     tokenizer: Tokenizer, texts: Sequence[str], tokens: np.ndarray, probabilities: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Returns words for the masks of each text, and the text filled with the best words.
+    """Returns candidate words for the masks of each text, and the text filled with the best words.
 
     Args:
       tokenizer: tokenizer.

@@ -12,8 +12,8 @@ _STRINGS, _STRING = 16, 9
 def vectors(database: bytes) -> Iterator[list[str]]:
     """Yields the character vectors of a lazy-load database (.rdb).
 
-    Each is stored as its length, four bytes, and a zlib stream of R's serialization (R Internals,
-    section 1.8), version 3 in XDR. Other kinds of vectors are not supported.
+    A vector is stored as four bytes with its length, and a zlib stream of R's serialization (R
+    Internals, section 1.8), version 3 in XDR. Other kinds of objects are not supported.
     """
     while database:
         stream = zlib.decompressobj()

@@ -53,7 +53,7 @@ _SHOWN = 5
 class LanguageModeling(Task):
     """Prediction of the next tokens or of masked tokens of a text.
 
-    Splits are evaluated by teacher forcing; only prompts are decoded.
+    Splits are evaluated by teacher forcing; autoregressive decoding is only for prompts.
     """
 
     data_config = DataConfig
@@ -74,7 +74,10 @@ class LanguageModeling(Task):
         task = super().prepare(data, model, paths, **options)
         for split in SPLITS:
             if not len(task.examples(split)):
-                raise UserError(f"{data.name}: the {split} split is too short for one example")
+                raise UserError(
+                    f"{data.name}: the {split} split is too short for one example; provide more "
+                    "text"
+                )
         if not task.dataset.running:
             lengths = task.examples("train").lengths
             buckets = bucket_lengths(lengths, _BUCKET_QUANTILES, 8, data.length)
@@ -83,7 +86,7 @@ class LanguageModeling(Task):
 
     @classmethod
     def check(cls, data: DataConfig, model: LanguageModelConfig) -> None:
-        """Checks lengths, and that whole words can be masked."""
+        """Checks the maximum length, and that whole-word masking has word boundaries."""
         check_max_length(model.max_length, data.length, "config.data.length")
         if model.whole_words and data.text.tokenizer == "character":
             raise UserError(
@@ -105,13 +108,13 @@ class LanguageModeling(Task):
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Hash of the texts, and of the settings that make sequences of them."""
+        """Hashes of the texts, and of the settings that convert texts to sequences."""
         made = [self.model.objective, self.data.length, self.model.next_sentence]
         return {**self.dataset.parts, "sequences": digests.of_rows(made)}
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the texts, the tokenizer, and the settings that make sequences of them."""
+        """Hash of the texts, the tokenizer, and the settings that convert texts to sequences."""
         made = [self.dataset.fingerprint, self.model.objective, self.data.length]
         made += [self.model.next_sentence, self.processor.tokenizer.to_json()]
         return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:32]
@@ -135,7 +138,7 @@ class LanguageModeling(Task):
         )
 
     def _ids(self, split: str) -> list[np.ndarray]:
-        """Returns the tokens of the running text, or of chunks that fit into an example."""
+        """Returns the tokens of the running text, or chunks of texts that fit into an example."""
         ids = sequences.encode(self.processor.tokenizer, self.dataset.splits[split])
         if self.processor.causal and self.dataset.running:
             return ids
@@ -153,9 +156,9 @@ class LanguageModeling(Task):
         return LanguageModel(self.model, self.processor.vocabulary, rngs=rngs)
 
     def loss(self, model: LanguageModel, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
-        """Computes the mean cross-entropy of the targets in nats, as the loss.
+        """Computes the mean cross-entropy of the targets in nats, and their accuracy.
 
-        With next_sentence, the cross-entropy of the pairs is added.
+        With next_sentence, the mean cross-entropy of next-sentence prediction is added to the loss.
         """
         mask_key, dropout_key = jax.random.split(dropout_key)
         sums = self._sums(model, batch, mask_key, dropout_key)
@@ -173,7 +176,8 @@ class LanguageModeling(Task):
     ) -> dict[str, Any]:
         """Returns sums [B] over the targets: cross-entropy, correct predictions and number.
 
-        The sums are 0 for rows of weight 0. With next_sentence, sums of the pairs are included.
+        The sums are 0 for padding rows. With next_sentence, the loss and the correct predictions of
+        next-sentence prediction are included.
         """
         tokens, lengths, segments = batch["tokens"], batch["length"], batch.get("segments")
         if self.processor.causal:
@@ -215,7 +219,7 @@ class LanguageModeling(Task):
         return sums
 
     def evaluate(self, model: LanguageModel, batch: Batch) -> tuple[dict, dict]:
-        """Sums cross-entropy, correct predictions and targets; returns loss and targets by row."""
+        """Sums cross-entropy, correct predictions and targets; outputs loss and targets by row."""
         sums = self._sums(model, batch, jax.random.key(_EVALUATION_SEED), None)
         statistics = {name: jnp.sum(values) for name, values in sums.items()}
         return statistics, {"loss": sums["loss"], "tokens": sums["tokens"]}
@@ -224,8 +228,8 @@ class LanguageModeling(Task):
         """Completes prompts, or predicts masked words.
 
         Returns:
-          `completion` int32 [B, max_new_tokens]; or the most probable `words` int32 [B, 5] at
-          position `blank` and their `probabilities`.
+          `completion` int32 [B, max_new_tokens]; or for position `blank` the five most probable
+          tokens, `words` int32 [B, 5], and their `probabilities`.
         """
         tokens, lengths = inputs["tokens"], inputs["length"]
         if self.processor.causal:
@@ -238,7 +242,7 @@ class LanguageModeling(Task):
         return {"words": words, "probabilities": best}
 
     def decoder(self, model: LanguageModel, inputs: Batch) -> TokenDecoder | None:
-        """Returns the decoder after the prompts; None for a masked model."""
+        """Returns the decoder that continues the prompts; None for a masked model."""
         if not self.processor.causal:
             return None
         found = decoding(model, inputs["tokens"], inputs["length"], self._end)
@@ -247,11 +251,11 @@ class LanguageModeling(Task):
 
     @property
     def _end(self) -> int | None:
-        """The end token; None if running text has none."""
+        """The end token; None for running text, which has no end token."""
         return None if self.processor.begin is not None else self.processor.end_id
 
     def attention(self, model: LanguageModel, inputs: Batch) -> dict[str, Any]:
-        """Returns the weights of the layers [B, L, N, T, T], without masked tokens."""
+        """Returns the attention weights of all layers [B, L, N, T, T] for unmasked inputs."""
         if "weights" not in self.model.entry.capabilities:
             return {}
         _, weights = model(
@@ -265,8 +269,9 @@ class LanguageModeling(Task):
         """Returns the metrics of the targets.
 
         `loss` is in nats per token, `perplexity` is e^loss. A causal model over characters or bytes
-        has `bits_per_character`: the loss of all targets, end tokens too, over the characters of
-        the text. With next_sentence there are `next_sentence_accuracy` and `next_sentence_loss`.
+        also has `bits_per_character`: the total loss of all targets, including end tokens, in bits,
+        divided by the number of characters of the text. With next_sentence,
+        `next_sentence_accuracy` and `next_sentence_loss` are included.
         """
         nats, tokens = float(statistics["loss"]), float(statistics["tokens"])
         metrics = {
@@ -291,7 +296,7 @@ class LanguageModeling(Task):
         return metrics
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns hashes of the examples and the tokenizer, which decides the targets."""
+        """Returns hashes of the examples and of the tokenizer, which determines the targets."""
         examples = self.examples(split)
         tokenizer = digests.code(self.processor.tokenizer.to_json())
         rows = [dict(examples[index]) for index in range(len(examples))]
@@ -300,14 +305,14 @@ class LanguageModeling(Task):
         return digests.ids(rows, [tokenizer] * len(rows))
 
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
-        """Returns the contribution of each example to the loss, which is their mean."""
+        """Returns the contribution of each example to the loss; the loss is the mean of these."""
         losses = np.asarray(outputs["loss"], np.float64)
         return losses * len(losses) / np.sum(outputs["tokens"], dtype=np.float64)
 
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
-        """Returns the attention in the last layer of the first examples, averaged over heads."""
+        """Returns figures of the last layer's attention, averaged over heads, for two examples."""
         drawn: list[Figure] = []
         for index, weights in enumerate(attention.get("encoder", ())[:2]):
             loss = outputs["loss"][index] / max(outputs["tokens"][index], 1)
@@ -338,14 +343,17 @@ class LanguageModeling(Task):
         return Alignment(caption, weights[-1].mean(axis=0)[:size, :size], shown, shown)
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """Returns n-gram models on the targets: unigrams, and for causal models Kneser-Ney."""
+        """Returns the baselines: unigrams and, for causal models, Kneser-Ney n-grams."""
         if not self.processor.causal:
             return {"unigram": self._unigram}
         order = min(_ORDER, counting.highest_order(self.processor.vocabulary))
         return {"unigram": self._unigram, f"kneser_ney_{order}": lambda: self._kneser_ney(order)}
 
     def _counted(self, split: str) -> list[np.ndarray]:
-        """Returns the mask of possible targets: all tokens and the end, or maskable tokens."""
+        """Returns the tokens of each text that may be targets.
+
+        For causal models these are all tokens and the end tokens, for masked models the tokens that
+        may be masked."""
         ids = self._ids(split)
         if not self.processor.causal:
             return [text[text >= len(SPECIAL)] for text in ids]

@@ -1,1 +1,1 @@
-"""Reversing strings of digits by a recurrent encoder-decoder."""
+"""Copying or reversing of digit strings by a recurrent encoder-decoder."""

@@ -1,8 +1,8 @@
 """Generated strings of digits whose targets are the reversed or the same strings.
 
-A string of n digits becomes `source`, its n digits, and `target`, the digits in reverse
-("reversed_digits") or in order ("copied_digits") and an end token. Both are padded together, to the
-length of the target.
+A string of n digits is converted to `source`, its n digits, and `target`, the digits in reverse
+("reversed_digits") or in order ("copied_digits") and an end token. Source and target are padded to
+the same length.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DataConfig(Config):
     """Config of the strings.
 
     Attributes:
-      name: one of DATA_SETS; both have the same strings.
+      name: "reversed_digits" or "copied_digits", which have the same strings and different targets.
       min_length, max_length: number of digits; all lengths are equally likely.
       train_size, validation_size, test_size: number of strings, all different.
       seed: seed of the strings. The split of a string does not depend on it.
@@ -60,10 +60,10 @@ class DataConfig(Config):
 
 
 class DigitStrings:
-    """Random access to strings, with or without `target`.
+    """Random access to the examples of strings, with or without `target`.
 
     Attributes:
-      strings: strings of digits, in order.
+      strings: strings of digits.
       name: one of DATA_SETS, which defines the targets.
     """
 
@@ -94,12 +94,12 @@ class DigitStrings:
 
 
 def answer(string: str, name: str) -> str:
-    """Returns the target of a string in the data set `name`."""
+    """Returns the target string of a string in the data set `name`."""
     return string[::-1] if name == "reversed_digits" else string
 
 
 def source_position(step: int, length: int, name: str) -> int:
-    """Returns the position in the source of the digit that a step writes; both count from 0."""
+    """Returns the source position of the digit that a decoding step outputs; both count from 0."""
     return length - 1 - step if name == "reversed_digits" else step
 
 
@@ -122,7 +122,7 @@ def tokens_of(strings: Sequence[str], width: int) -> np.ndarray:
 
 
 def decode(tokens: np.ndarray) -> str:
-    """Returns the digits before the first id that is not a digit."""
+    """Returns the string of the digits before the first id that is not a digit."""
     digits = []
     for token in np.asarray(tokens).tolist():
         if token < FIRST_DIGIT:
@@ -132,13 +132,13 @@ def decode(tokens: np.ndarray) -> str:
 
 
 def split_of(string: str) -> str:
-    """Returns the split of a string by its SHA-256 modulo 10: 0 is test, 1 validation."""
+    """Returns the split of a string by SHA-256 modulo 10: 0 test, 1 validation, else train."""
     part = int(hashlib.sha256(string.encode("ascii")).hexdigest(), 16) % 10
     return {0: "test", 1: "validation"}.get(part, "train")
 
 
 def generate(config: DataConfig) -> dict[str, DigitStrings]:
-    """Generates the three splits; a config gives the same strings on every machine."""
+    """Generates the three splits; the strings depend only on the config."""
     random = np.random.Generator(np.random.PCG64(config.seed))
     wanted = {split: getattr(config, f"{split}_size") for split in ("train", "validation", "test")}
     found: dict[str, dict[str, None]] = {split: {} for split in wanted}
@@ -155,13 +155,13 @@ def generate(config: DataConfig) -> dict[str, DigitStrings]:
 
 @dataclasses.dataclass(frozen=True)
 class DigitData:
-    """The data set: strings by split."""
+    """A data set of digit strings, by split."""
 
     splits: Mapping[str, DigitStrings]
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of the strings by split and of the name."""
+        """Hash of the strings of all splits and of the name of the data set."""
         strings = {split: [part.name, *part.strings] for split, part in self.splits.items()}
         return hashlib.sha256(json.dumps(strings, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -171,7 +171,7 @@ class DigitData:
 
     @functools.cached_property
     def parts(self) -> dict[str, str]:
-        """Hash of the strings of each split."""
+        """Hash of the strings of each split; see `tasks.task.Task.fingerprints`."""
         return digests.of_splits(self.splits, lambda part: {"strings": part.strings})
 
 
@@ -186,10 +186,10 @@ def read_strings(raw: Sequence[str], max_length: int) -> DigitStrings:
         shown = repr(text if len(text) <= 60 else text[:57] + "...")
         # str.isdigit accepts digits of all scripts.
         if not (text.isascii() and text.isdigit()):
-            raise UserError(f"input {shown}: expected digits 0 to 9, such as 31415")
+            raise UserError(f"input {shown}: expected only digits 0 to 9, such as 31415")
         if len(text) > max_length:
             raise UserError(
-                f"input {shown}: has {len(text)} digits; the model was trained on {max_length} at "
-                "most (config.data.max_length)"
+                f"input {shown}: has {len(text)} digits, expected at most {max_length} as in "
+                "training (config.data.max_length)"
             )
     return DigitStrings(strings, with_target=False)

@@ -1,7 +1,7 @@
 """A GRU encoder-decoder with an alignment of `attention.registry`.
 
-Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation"; with the
-alignment "none" the model of Sutskever et al. 2014, whose decoder reads one fixed vector.
+Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation". With the
+alignment "none" it is the model of Sutskever et al. 2014, whose decoder reads one fixed vector.
 
 B batch, S source length, T target length, E embedding size, D state size.
 """
@@ -28,14 +28,14 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class EncoderDecoderConfig(Config):
-    """Two GRUs and the alignment between them.
+    """Config of two GRUs, encoder and decoder, and of the alignment between them.
 
     Attributes:
       embedding_size: E.
-      state_size: D of both GRUs.
-      alignment: an alignment of `attention.registry`, with options if any: "dot", "additive",
-        "location_aware(width=5)"; "none" is the fixed-vector control, with as many parameters as
-        "dot".
+      state_size: D, state size of each GRU.
+      alignment: an alignment of `attention.registry`, such as "dot", "additive" or
+        "location_aware(width=5)"; or "none" for a decoder that reads one fixed vector, with as many
+        parameters as "dot".
       dropout_rate: dropout rate of the embeddings and of the inputs of the output layer.
     """
 
@@ -63,7 +63,7 @@ class EncoderDecoderConfig(Config):
         """Returns the alignment of the spec.
 
         Raises:
-          ValueError: an unknown alignment or option, or one that does not fit.
+          ValueError: the alignment or an option is unknown, or an option has an invalid value.
         """
         D = self.state_size
         return registry.build("alignment", self.alignment, D, D, rngs=rngs)
@@ -78,11 +78,12 @@ MODEL_CONFIGS = {"gru": EncoderDecoderConfig}
 
 
 class EncoderDecoder(nnx.Module):
-    """Encodes the source and decodes token by token.
+    """Recurrent encoder-decoder.
 
-        h_1 ... h_S = GRU(E x),   s_0 = h_S
+        h_1 ... h_S = GRU(e(x)),   s_0 = h_S
 
-    followed by `AttentionDecoder` with the same E.
+    The encoder states h, of source x with embeddings e, are the memory of an `AttentionDecoder`,
+    which has the initial state s_0 and the same embeddings.
     """
 
     def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):
@@ -111,8 +112,8 @@ class EncoderDecoder(nnx.Module):
           dropout_key: None for evaluation.
 
         Returns:
-          Logits float32 [B, T, vocabulary] and the weights of every step: [B, T, S], or
-          [B, T, N, S] of an alignment with N heads.
+          Logits float32 [B, T, vocabulary]; and the attention weights of every step, [B, T, S], or
+          [B, T, N, S] for an alignment with N heads.
 
         Raises:
           ValueError: shapes do not fit.
@@ -130,17 +131,17 @@ class EncoderDecoder(nnx.Module):
         Args:
           source: int [B, S].
           lengths: int [B].
-          steps: T, largest number of tokens.
+          steps: T, maximum number of tokens.
 
-        Returns:
-          Tokens int32 [B, T], PAD after the first END, and the weights of every step, [B, T, S] or
-          [B, T, N, S], 0 for PAD.
+          Returns:
+            Tokens int32 [B, T], PAD after the first END; and the attention weights of every step,
+            [B, T, S] or [B, T, N, S], 0 for PAD.
         """
         decoded = self.decoding(source, lengths, steps).generate(generate.DecodingConfig())
         return decoded.tokens[:, 0], decoded.extras["alignment"][:, 0]
 
     def decoding(self, source: Array, lengths: Array, steps: int) -> generate.TokenDecoder:
-        """Returns the decoder of encoded strings; arguments as `generate`."""
+        """Encodes strings, and returns their decoder; for the arguments see `generate`."""
         return generate.TokenDecoder(
             self.decoder.step,
             self.decoder.prepare(*self._encode(source, lengths, None)),

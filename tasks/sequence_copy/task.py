@@ -1,4 +1,6 @@
-"""Sequence copy: strings of digits to strings of the same or reversed order."""
+"""Sequence copy: conversion of digit strings to the same strings, reversed or in order.
+
+B batch, S source length, T target length, N heads."""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ from tasks.task import Arrays, ArraySpec, Batch, ProcessingSteps, Processor, Tas
 
 @dataclasses.dataclass(frozen=True)
 class DigitProcessor(Processor):
-    """Strings of digits to ids and back; nothing is fitted."""
+    """Processor that converts strings of digits to ids and back; it has no fitted parts."""
 
     @property
     def buckets(self) -> Sequence[int]:
@@ -35,7 +37,7 @@ class DigitProcessor(Processor):
         return sorted({(shortest + longest) // 2, longest})
 
     def encode(self, raw: Sequence[str]) -> DigitStrings:
-        """Converts strings of digits, no longer than those of training."""
+        """Converts strings, no longer than those of training, to examples without targets."""
         return strings.read_strings(raw, self.data.max_length)
 
     def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
@@ -46,14 +48,14 @@ class DigitProcessor(Processor):
         ]
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the specs of "source" and "length"."""
+        """Returns the specifications of "source" and "length"."""
         return {
             "source": ArraySpec(("batch", "length"), "int32", PAD),
             "length": ArraySpec(("batch",), "int32"),
         }
 
     def steps(self) -> ProcessingSteps:
-        """Returns the ids of digits."""
+        """Returns the steps that convert digits to ids and back."""
         limits = {"first": strings.FIRST_DIGIT, "limit": self.data.max_length}
         return ProcessingSteps(
             "text",
@@ -68,7 +70,7 @@ class DigitProcessor(Processor):
 
 
 class SequenceCopy(Task):
-    """Strings of digits to the same strings, reversed or in order."""
+    """Conversion of digit strings to the same strings, reversed or in order."""
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
@@ -118,8 +120,8 @@ class SequenceCopy(Task):
         """Decodes greedily.
 
         Returns:
-          "tokens" [B, T], with the end token, padded with 0; and with attention "looked" [B, T],
-          1 + the position of the largest weight in the mean over heads, 0 for padding.
+          "tokens" [B, T], with the end token, padded with 0. With attention also "looked" [B, T]: 1
+          + the position of the largest attention weight, averaged over heads; 0 for padding.
         """
         source = inputs["source"]
         tokens, weights = model.generate(source, inputs["length"], source.shape[1])
@@ -129,14 +131,15 @@ class SequenceCopy(Task):
         return {"tokens": tokens, "looked": jnp.where(tokens == PAD, 0, 1 + weights.argmax(-1))}
 
     def decoder(self, model: EncoderDecoder, inputs: Batch) -> TokenDecoder:
-        """Returns the decoder of the strings."""
+        """Encodes the strings, and returns their decoder."""
         source = inputs["source"]
         return model.decoding(source, inputs["length"], source.shape[1])
 
     def attention(self, model: EncoderDecoder, inputs: Batch) -> dict[str, jax.Array]:
-        """Returns the weights of each decoding step over the source, [B, T, S] or [B, T, N, S].
+        """Returns the attention weights over the source at each decoding step.
 
-        Empty for a decoder that reads one fixed vector.
+        "alignment" is [B, T, S], or [B, T, N, S] for an alignment with heads; it is missing for a
+        decoder that reads one fixed vector.
         """
         if not self.model.aligns:
             return {}
@@ -146,8 +149,10 @@ class SequenceCopy(Task):
     # ------------------------------------------------------------------ on the host
 
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
-        """Returns `sequence_metrics` and, with attention, `alignment_accuracy` of greedy decoding;
-        `loss` and `forced_accuracy` of teacher forcing.
+        """Returns metrics of greedy decoding and of teacher forcing.
+
+        Greedy decoding has `sequence_metrics` and, with attention, `alignment_accuracy`. Teacher
+        forcing has `loss` and `forced_accuracy`, the fraction of correct tokens.
         """
         tokens, examples = float(statistics["tokens"]), self.examples(split)
         aligned = {}
@@ -161,18 +166,18 @@ class SequenceCopy(Task):
         }
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns hashes of strings and targets."""
+        """Returns one hash per example of its string and target."""
         part = self.examples(split)
         return digests.ids(part.strings, part.answers)
 
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
-        """Returns 1 if every token is correct, the end token included, else 0."""
+        """Returns 1 for examples with all tokens correct, including the end token, else 0."""
         return _exact(outputs["tokens"], self.examples(split)).astype(np.float32)
 
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
-        """Returns exact match by length, and the alignments of the first strings by head."""
+        """Returns figures of exact match by length, and of the first alignments by head."""
         examples = self.examples(split)
         drawn: list[Figure] = [_by_length(outputs["tokens"], examples)]
         for index, weights in enumerate(attention.get("alignment", ())):
@@ -196,7 +201,10 @@ class SequenceCopy(Task):
         return drawn
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """Returns the string in the wrong order, and the most common digit at the right length."""
+        """Returns the baselines.
+
+        One returns the string in the wrong order. The other repeats the most common digit as often
+        as the target has digits."""
         wrong_way = "unreversed" if self.data.name == "reversed_digits" else "reversed"
         return {wrong_way: self._wrong_way, "commonest_digit": self._commonest_digit}
 
@@ -220,13 +228,13 @@ def sequence_metrics(tokens: np.ndarray, examples: DigitStrings) -> dict[str, fl
 
     Args:
       tokens: int [n, T], as wide as the longest target.
-      examples: n of them.
+      examples: the n examples.
 
-    Returns:
-      `exact_match`, the fraction of examples with every token correct, the end token included; the
-      same for each of four groups of lengths, `exact_match_4_8` (4 to 8 digits) and so on, and for
-      the greatest length, `exact_match_20`; and `token_accuracy`, the fraction of target positions
-      with the correct token.
+      Returns:
+        `exact_match`, the fraction of examples with all tokens correct, including the end token;
+        the same for four groups of lengths, such as `exact_match_4_8` for 4 to 8 digits, and for
+        the greatest length, such as `exact_match_20`; and `token_accuracy`, the fraction of target
+        positions with the correct token.
     """
     target = _targets(tokens, examples)
     real, exact, digits = target != PAD, _exact(tokens, examples), examples.lengths - 1
@@ -238,16 +246,16 @@ def sequence_metrics(tokens: np.ndarray, examples: DigitStrings) -> dict[str, fl
 
 
 def alignment_accuracy(looked: np.ndarray, examples: DigitStrings) -> float:
-    """Computes how often the decoder attends to the position of the digit to write.
+    """Computes how often the decoder attends to the source position of the digit to output.
 
     Args:
       looked: int [n, T], 1 + the position of the largest weight, 0 for padding.
-      examples: n of them.
+      examples: the n examples.
 
     Returns:
-      The fraction of steps whose largest weight is at that position or next to it. Every digit of a
-      target is a step; digits after an early end token count as wrong. The step of the end token
-      does not count, since it has no position in the source.
+      The fraction of decoding steps whose largest weight is at most one position from the source
+      position of the target digit. Each digit of a target is one step; steps after an early end
+      token count as errors. The end token itself is not counted, because it has no source position.
     """
     right, steps = 0, 0
     for row, string in zip(looked, examples.strings, strict=True):
@@ -259,7 +267,7 @@ def alignment_accuracy(looked: np.ndarray, examples: DigitStrings) -> float:
 
 
 def _groups(digits: np.ndarray) -> list[tuple[int, int]]:
-    """Returns first and last length of at most four groups, and the greatest length alone."""
+    """Returns (first, last) of at most four groups of lengths, and the greatest length twice."""
     parts = np.array_split(np.unique(digits), 4)
     groups = [(int(part[0]), int(part[-1])) for part in parts if len(part)]
     greatest = int(digits.max())
@@ -274,12 +282,12 @@ def _by_length(tokens: np.ndarray, examples: DigitStrings) -> Curves:
 
 
 def _exact(tokens: np.ndarray, examples: DigitStrings) -> np.ndarray:
-    """Returns whether every token is correct, the end token included, bool [n]."""
+    """Returns True for examples with all tokens correct, including the end token, bool [n]."""
     return (tokens == _targets(tokens, examples)).all(axis=1)
 
 
 def _targets(tokens: np.ndarray, examples: DigitStrings) -> np.ndarray:
-    """Returns the targets, padded to the width of the tokens."""
+    """Returns the target tokens of the examples, padded to the width of `tokens`."""
     return strings.tokens_of(examples.answers, tokens.shape[1])
 
 

@@ -24,10 +24,10 @@ _SPHINX_RATE = 16000
 
 
 def mfcc_svm(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
-    """Evaluates an SVM with a radial kernel on cepstra of the trimmed clip.
+    """Evaluates an SVM with a radial kernel on the cepstra of trimmed clips.
 
-    Inputs are means over ten segments. C and gamma are selected by cross-validation on the training
-    split.
+    Each clip is divided into ten segments, and the inputs are the mean cepstra of each. C and gamma
+    are selected by cross-validation on the training split.
     """
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
@@ -54,9 +54,8 @@ def mfcc_svm(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
 def cut_and_classify(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
     """Evaluates an SVM that classifies each segment between silences as one word.
 
-    The training split consists of strings of digits. A string is used for training only if it has
-    as many segments as words. The silence threshold is chosen to maximize the number of such
-    strings.
+    A training recording is used only if it has as many segments as words. The threshold below which
+    a frame is silence is chosen to maximize the number of such recordings.
     """
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -87,13 +86,13 @@ def cut_and_classify(speech: SpeechData, config: LogMelConfig) -> dict[str, floa
 
 
 def pocketsphinx(speech: SpeechData, rate: int) -> dict[str, float]:
-    """Evaluates PocketSphinx (Huggins-Daines et al. 2006) with its own English model.
+    """Evaluates PocketSphinx (Huggins-Daines et al. 2006) with its pretrained English model.
 
-    The hidden Markov models and trigrams are not fitted to the data.
+    The hidden Markov models and trigrams of PocketSphinx are not fitted to the data.
 
     Args:
       speech: data set; only the test split is used.
-      rate: sample rate.
+      rate: sample rate of the recordings in hertz.
     """
     from pocketsphinx import Decoder
 
@@ -118,7 +117,7 @@ def _scored(said: Sequence[str], written: Sequence[str]) -> dict[str, float]:
 def _features(
     clips: TranscriptionExamples, chosen: Iterable[int], config: LogMelConfig
 ) -> Iterator[np.ndarray]:
-    """Yields log-mel features [frames, F] of some clips."""
+    """Yields log-mel features [frames, F] of the clips with the indices `chosen`."""
     import jax
 
     compute = jax.jit(lambda x, length: log_mel(x[None], length[None], config)[0][0])
@@ -137,14 +136,14 @@ def _loudness(features: np.ndarray) -> np.ndarray:
 
 
 def _loud(features: np.ndarray) -> np.ndarray:
-    """Trims silence at both ends."""
+    """Removes the silent frames at both ends of a clip."""
     loudness = _loudness(features)
     loud = np.flatnonzero(loudness > loudness.max() - _SILENCE)
     return features[loud[0] : loud[-1] + 1]
 
 
 def _cut(features: np.ndarray, silence: float) -> list[np.ndarray]:
-    """Returns the segments between silences that are long enough for a word."""
+    """Returns the segments between silences, without those too short for a word."""
     loudness = _loudness(features)
     loud = np.flatnonzero(loudness > loudness.max() - silence)
     pieces = np.split(loud, np.flatnonzero(np.diff(loud) > _GAP) + 1)
@@ -153,7 +152,7 @@ def _cut(features: np.ndarray, silence: float) -> list[np.ndarray]:
 
 
 def _cepstra(features: np.ndarray) -> np.ndarray:
-    """Returns mean cepstra of ten segments, [segments · coefficients]."""
+    """Returns the mean cepstra of ten segments of a clip, [segments · coefficients]."""
     from scipy.fft import dct
 
     cepstra = dct(features, norm="ortho", axis=1)[:, :_COEFFICIENTS]

@@ -4,7 +4,7 @@ An example has the fields
 
     samples  int16 [P], mono, at the sample rate of config.data.features
     length   int32, number of samples without padding
-    target   int32 [T], units of the transcript, PAD after them; missing if unknown
+    target int32 [T], units of the transcript, then PAD; missing without a transcript
 
 All samples are held in memory.
 """
@@ -52,23 +52,25 @@ class DataConfig(TranscribedConfig):
     """Config of the recordings, their features and the units of transcripts.
 
     Attributes:
-      held_out: speaker of the test split, for spoken digits and strings. The validation split has
-        the next speaker (strings) or takes 0 to 4 of the other speakers (digits). "official", only
-        for digits: the test split has takes 0 to 4 of all speakers, validation takes 5 to 9.
+      held_out: speaker of the test split of spoken_digits and spoken_digit_strings. The validation
+        split consists of the next speaker (spoken_digit_strings), or of recordings 0 to 4 of each
+        digit by the other speakers (spoken_digits). "official", only for spoken_digits: test is
+        recordings 0 to 4 of each digit by all speakers, validation is recordings 5 to 9.
       strings: composition of spoken_digit_strings.
-      long_strings: composition of its second test condition, longer than any training string.
-      silence: number of additional training examples without speech, relative to the number of
-        examples; for strings and prompts. They reduce hallucinations. User files with an empty text
-        have the same purpose.
+      long_strings: composition of the test condition "long", whose strings are longer than any
+        training string.
+      silence: number of additional training examples without speech, as a fraction of the number of
+        examples; for spoken_digit_strings and prompts. They reduce hallucinations, as do user files
+        with an empty text.
       features: config of the log-mel features.
-      normalised: whether each clip is scaled to the same peak, and each band has its mean
-        subtracted (Atal 1974), which removes the channel of microphone and room.
-      dynamic_range: dynamic range of a normalized clip in decibels. Energies further below the
-        loudest are raised to this limit, which removes background noise. 0 for no limit.
-      trim: decibels below the loudest part at which both ends of recordings are trimmed. 0 for no
-        trimming.
-      augmentation: random changes in training.
-      max_seconds: maximum length of a user file; longer files raise an error.
+      normalised: whether each clip is scaled to the same peak, and the mean of each mel band is
+        subtracted (Atal 1974). This removes the effects of microphone and room.
+      dynamic_range: dynamic range of the features of a normalized clip in decibels. Lower energies
+        are raised to this distance from the maximum, which hides background noise. 0 for no limit.
+      trim: level in decibels below the loudest part of a recording; both ends are trimmed up to
+        this level. 0 for no trimming.
+      augmentation: config of the random augmentation in training.
+      max_seconds: maximum duration of a user file in seconds; longer files raise an error.
       For the others see `TranscribedConfig`.
     """
 
@@ -100,13 +102,13 @@ class DataConfig(TranscribedConfig):
 
 
 class SpeechData(TranscriptionData):
-    """A data set of recordings."""
+    """A data set of recordings with transcripts."""
 
     unit = kind = "recordings"
 
 
 def load(config: DataConfig, paths: Paths) -> SpeechData:
-    """Reads a data set; a built-in one is prepared first.
+    """Reads a data set; a built-in data set is prepared first if necessary.
 
     Raises:
       UserError: a file or source cannot be used.
@@ -124,7 +126,7 @@ def load(config: DataConfig, paths: Paths) -> SpeechData:
 def encoded(
     config: DataConfig, tokenizer: Tokenizer, sounds: Sequence[np.ndarray], texts: Sequence[str]
 ) -> TranscriptionExamples:
-    """Returns examples of recordings in memory, with units of their texts."""
+    """Returns examples of recordings `sounds`, with the units of their texts as targets."""
     return TranscriptionExamples.of_arrays("samples", sounds, tokenizer, texts)
 
 
@@ -137,7 +139,7 @@ def _prepared(samples: np.ndarray, config: DataConfig) -> np.ndarray:
 
 
 def _recordings(config: DataConfig, paths: Paths) -> dict[str, list[list[np.ndarray]]]:
-    """Returns samples by speaker, digit and take."""
+    """Returns the samples of the spoken digits by speaker, digit and number of the recording."""
     found = {}
     for speaker in SPEAKERS:
         source = builders.load(SPOKEN_DIGITS, speaker, paths)
@@ -148,7 +150,7 @@ def _recordings(config: DataConfig, paths: Paths) -> dict[str, list[list[np.ndar
 
 
 def _single(config: DataConfig, recordings: Mapping) -> SpeechData:
-    """Returns recordings of single digits, in the order of speaker, digit and take."""
+    """Returns the data set of single digits, sorted by speaker, digit and recording."""
     sounds: dict[str, list] = {split: [] for split in SPLITS}
     texts: dict[str, list] = {split: [] for split in SPLITS}
     for speaker in SPEAKERS:
@@ -173,7 +175,7 @@ def _split_of(held_out: str, speaker: str, take: int) -> str:
 
 
 def speakers_of(held_out: str) -> dict[str, tuple[str, ...]]:
-    """Returns the speakers of each split of the strings."""
+    """Returns the speakers of each split of spoken_digit_strings."""
     validation = SPEAKERS[(SPEAKERS.index(held_out) + 1) % len(SPEAKERS)]
     train = tuple(name for name in SPEAKERS if name not in (held_out, validation))
     return {"train": train, "validation": (validation,), "test": (held_out,)}
@@ -218,14 +220,15 @@ def _texts(part: JoinedDigits) -> list[str]:
 def _conditions(
     conditions: Sequence, tokenizer: Tokenizer, seed: tuple, rate: int
 ) -> TranscriptionExamples:
-    """Returns a split of several conditions: clean strings, strings with noise, or noise alone.
+    """Returns a split that consists of several conditions.
 
     Args:
-      conditions: name, strings (None: noise alone), their indices, and the signal-to-noise ratio
-        (None: clean) of each.
+      conditions: for each condition a tuple of its name, the strings (None for noise without
+        speech), the indices of the strings, and the signal-to-noise ratio in decibels (None for no
+        noise).
       tokenizer: tokenizer of the texts.
       seed: seed of the noise.
-      rate: sample rate.
+      rate: sample rate in hertz.
     """
     origins, texts, lengths, groups = [], [], [], []
     for group, (_, part, chosen, noise) in enumerate(conditions):
@@ -249,7 +252,7 @@ def _conditions(
 
 
 def _silence(index: int, length: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns noise without speech: zeros, or one of three levels up to that of a bad line."""
+    """Returns samples without speech: zeros, or white noise of one of three levels."""
     loudness = (0, 3, 30, 300)[index % 4]
     return np.round(loudness * rng.normal(size=length)).astype(np.int16)
 
@@ -259,8 +262,8 @@ def add_noise(samples: np.ndarray, decibels: float, rng: np.random.Generator) ->
 
     Args:
       samples: samples of a clip.
-      decibels: signal-to-noise ratio.
-      rng: rng of the noise.
+      decibels: signal-to-noise ratio in decibels.
+      rng: random generator of the noise.
     """
     level = np.sqrt(np.square(samples.astype(np.float64)).mean()) * 10 ** (-decibels / 20)
     changed = samples + level * rng.normal(size=len(samples))
@@ -302,9 +305,11 @@ def _user_data(config: DataConfig) -> SpeechData:
 
 
 def _name_silent(path: str, silent: Sequence[str], count: int) -> None:
-    """Warns about silent recordings, in which every sample is 0; raises if all are silent."""
+    """Warns about silent recordings (every sample is 0); raises UserError if all are silent."""
     if silent and len(silent) == count:
-        raise UserError(f"{path}: all {count} recordings are silent: every sample is 0")
+        raise UserError(
+            f"{path}: all {count} recordings are silent (every sample is 0); check the files"
+        )
     if silent:
         warn_once(
             f"{path}: {len(silent)} recordings are silent, such as {silent[0]}: every sample is 0"
@@ -315,9 +320,9 @@ def read_clip(source: str | Path | bytes, config: DataConfig, name: str = "") ->
     """Reads samples int16 [P] of a sound file, at the sample rate of the features.
 
     Args:
-      source: path or content.
-      config: see `DataConfig`.
-      name: for messages; by default the path.
+      source: path or content of the file.
+      config: config of the data set.
+      name: name of the file in messages; by default the path.
 
     Raises:
       UserError: the file cannot be read, has no samples, or is longer than max_seconds.
@@ -329,6 +334,6 @@ def read_clip(source: str | Path | bytes, config: DataConfig, name: str = "") ->
     if len(samples) > rate * config.max_seconds:
         raise UserError(
             f"{name or source}: got {len(samples) / rate:.1f} s, expected at most "
-            f"config.data.max_seconds={config.max_seconds:g}"
+            f"config.data.max_seconds={config.max_seconds:g}; cut the recording"
         )
     return trim_silence(to_pcm(samples), config.trim)

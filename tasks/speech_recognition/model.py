@@ -1,9 +1,9 @@
 """Speech recognizers: an encoder of log-mel features, and a hybrid CTC/attention transcriber.
 
-Encoders: Chan et al. 2016, "Listen, Attend and Spell" (a pyramid of recurrent networks); Dong et
-al. 2018, "Speech-Transformer"; Gulati et al. 2020, "Conformer".
+Encoders: a pyramid of recurrent networks (Chan et al. 2016, "Listen, Attend and Spell"), a
+  Transformer (Dong et al. 2018, "Speech-Transformer"), or a Conformer (Gulati et al. 2020).
 
-B batch, S frames, F bands, S' frames after the encoder, M memory size, D model size.
+B batch, S frames, F mel bands, D model size.
 """
 
 from __future__ import annotations
@@ -38,19 +38,21 @@ class SpeechConfig(Config):
     """Config of the encoder and the transcriber.
 
     Attributes:
-      encoder: "pyramid": bidirectional GRUs that each join two adjacent frames; "transformer"
-        or "conformer": attention layers after two convolutions that subsample frames by 4.
+      encoder: "pyramid" for bidirectional GRUs, each of which joins pairs of adjacent frames;
+        "transformer" or "conformer" for attention layers after two convolutions that subsample
+        frames by 4.
       model_size: D, size of the encoder's output.
       num_layers: number of layers of the encoder. A pyramid halves the number of frames in each.
-      num_heads, feedforward_size: those of the encoder's attention layers.
+      num_heads, feedforward_size: number of heads and feed-forward size of the attention layers.
       conv_kernel_size: kernel size of the Conformer's convolutions.
       channels: channels of the subsampling convolutions.
-      chunk_size: encoded frames (40 ms by default) of a chunk, for streaming. Attention layers then
-        attend up to the frame's own chunk, and the Conformer's convolutions are causal. 0 for none.
+      chunk_size: number of encoded frames (of 40 ms by default) in a chunk, for streaming. Frames
+        then attend only to their own and earlier chunks, and the Conformer's convolutions are
+        causal. 0 for no chunks.
       left_chunks: number of previous chunks that are visible; -1 for all.
-      max_length: largest number of encoded frames.
+      max_length: maximum number of encoded frames.
       dropout_rate: dropout rate of the encoder.
-      transcriber: see `TranscriberConfig`.
+      transcriber: config of the transcriber.
     """
 
     name: str = "speech"
@@ -88,16 +90,18 @@ class SpeechConfig(Config):
         )
 
     def frames(self, frames: int) -> int:
-        """Returns the number of encoded frames."""
+        """Returns the number of encoded frames for a number of feature frames."""
         for _ in range(self.num_layers if self.encoder == "pyramid" else 2):
             frames = -(-frames // 2)
         return frames
 
 
 class Pyramid(nnx.Module):
-    """Pyramid of bidirectional GRUs: h_l = BiGRU([h_{l-1, 2s}; h_{l-1, 2s+1}]).
+    """Pyramid of bidirectional GRUs (Chan et al. 2016, equation 5).
 
-    Chan et al. 2016, equation 5.
+        h_l = BiGRU([h_{l-1, 2s}; h_{l-1, 2s+1}]_s)
+
+    Layer l joins each pair of adjacent frames 2s and 2s + 1 of the layer below.
     """
 
     def __init__(self, config: SpeechConfig, bands: int, *, rngs: nnx.Rngs):
@@ -121,7 +125,7 @@ class ChunkTerm(Pattern):
     """Mask term: a frame attends to its own chunk and to previous chunks.
 
     Attributes:
-      chunk_size: frames of a chunk.
+      chunk_size: number of frames in a chunk.
       left_chunks: number of previous chunks that are visible; -1 for all.
     """
 
@@ -188,7 +192,7 @@ class SpeechRecognizer(nnx.Module):
     Args:
       config: see `SpeechConfig`.
       features: config of the features.
-      units: U, CTC's blank included.
+      units: number of output units, including CTC's blank.
     """
 
     def __init__(self, config: SpeechConfig, features: LogMelConfig, units: int, *, rngs: nnx.Rngs):
@@ -219,7 +223,7 @@ class SpeechRecognizer(nnx.Module):
 
 
 def _paired(x: Array, valid: Array) -> tuple[Array, Array]:
-    """Joins pairs of frames: [B, S, F] -> [B, ceil(S / 2), 2F]; valid if the first frame is."""
+    """Joins pairs of frames, [B, S, F] -> [B, ceil(S / 2), 2F], valid where the first frame is."""
     x = jnp.where(valid[..., None], x, 0.0)
     B, S, F = x.shape
     x = jnp.pad(x, ((0, 0), (0, S % 2), (0, 0)))

@@ -40,11 +40,11 @@ class SpeechProcessor(TranscriptionProcessor):
     input_kind = "a sound file"
 
     def read(self, path: str) -> np.ndarray:
-        """Reads the samples of an audio file, see `read_clip`."""
+        """Reads the samples of an audio file; see `read_clip`."""
         return read_clip(path, self.data)
 
     def steps(self) -> ProcessingSteps:
-        """Returns the reading of sound files, and the tokenizer of transcripts."""
+        """Returns the steps that read sound files and that decode transcripts."""
         file, rate = "tokenizer.json", self.data.features.sample_rate
         sound = {"rate": rate, "seconds": self.data.max_seconds, "trim": self.data.trim}
         return ProcessingSteps(
@@ -59,7 +59,10 @@ class SpeechProcessor(TranscriptionProcessor):
         )
 
     def export_sizes(self) -> list[dict[str, int]]:
-        """Returns the longest clip, a third of it and so on, down to a second."""
+        """Returns the exported clip lengths in samples.
+
+        These are the longest clip, and up to three shorter ones, each a third of the next, of at
+        least a second."""
         config, model = self.data.features, self.model
         longest = math.ceil(config.sample_rate * self.data.max_seconds)
         if model.encoder != "pyramid":
@@ -79,8 +82,8 @@ class SpeechProcessor(TranscriptionProcessor):
         Args:
           samples: audio samples in [-1, 1], float [B, P].
           lengths: numbers of samples [B].
-          change: augmentation function that is applied to the log-mel features before
-            normalization.
+          change: augmentation function, applied to the log-mel features before normalization; None
+            for no augmentation.
         """
         features, frames = normalized_log_mel(samples, lengths, self.data, change)
         real = jnp.arange(features.shape[1]) < frames[:, None]
@@ -113,7 +116,7 @@ def normalized_log_mel(
 
 
 def fit_scale(part: TranscriptionExamples, data: DataConfig) -> dict[str, np.ndarray]:
-    """Computes the mean and standard deviation, [F] each, of the features of a sample of clips."""
+    """Computes mean and standard deviation [F] of the features, from a sample of the clips."""
     step = max(len(part) // _SCALE_CLIPS, 1)
     chosen = [part[index]["samples"] for index in range(0, len(part), step)]
     width = max(len(samples) for samples in chosen)

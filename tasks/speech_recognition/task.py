@@ -1,4 +1,4 @@
-"""Speech recognition: objective of the task."""
+"""Speech recognition: processor, objective and figures of the task."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tasks.transcription import FAILURES, TranscriptionTask
 
 
 class SpeechRecognition(TranscriptionTask):
-    """Transcription of speech."""
+    """Transcription of recorded speech."""
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
@@ -40,11 +40,11 @@ class SpeechRecognition(TranscriptionTask):
 
     @classmethod
     def check(cls, data: DataConfig, model: SpeechConfig) -> None:
-        """Raises if clips are normalized although the encoder processes chunks."""
+        """Raises UserError if clips are normalized although the encoder processes chunks."""
         if model.chunk_size and data.normalised:
             raise UserError(
-                "config.data.normalised: got True with config.model.chunk_size, expected False, "
-                "because a streaming encoder does not know peak and mean of the clip"
+                "config.data.normalised: got True with config.model.chunk_size above 0, expected "
+                "False, because a streaming encoder does not know peak and mean of the clip"
             )
 
     load = staticmethod(load)
@@ -53,13 +53,13 @@ class SpeechRecognition(TranscriptionTask):
     def fit(
         cls, dataset: SpeechData, data: DataConfig, model: SpeechConfig, paths: Paths
     ) -> SpeechProcessor:
-        """Builds the processor, and fits the scale of the features."""
+        """Builds the processor, and fits the mean and standard deviation of the features."""
         scale = fit_scale(dataset.splits["train"], data)
         return super().fit(dataset, data, model, paths, **scale)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Held-out speaker of built-in digits, or that all speakers are in the training split."""
+        """For spoken digits, the held-out speaker; or a note that training has all speakers."""
         if self.data.path is not None or self.data.name.startswith("prompts"):
             return {}
         held_out = self.data.held_out
@@ -73,7 +73,7 @@ class SpeechRecognition(TranscriptionTask):
         return SpeechRecognizer(self.model, self.data.features, units, rngs=rngs)
 
     def _encode(self, model: SpeechRecognizer, batch: Batch, key: Any = None) -> EncoderOutput:
-        """Encodes clips; if a key is given, after augmentation of samples and features."""
+        """Encodes clips; with a key, samples and features are augmented before."""
         samples = batch["samples"].astype(jnp.float32) / 32768
         lengths, config = batch["length"], self.data.augmentation
         if key is None:
@@ -92,7 +92,7 @@ class SpeechRecognition(TranscriptionTask):
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
-        """Returns WER against noise, if measured, and the alignments of the first transcripts."""
+        """Returns figures of WER by noise level, if measured, and of the first alignments."""
         drawn: list[Figure] = []
         metrics = self.metrics(statistics, outputs, split)
         if f"wer_snr_{NOISES[0]}" in metrics:
@@ -103,13 +103,13 @@ class SpeechRecognition(TranscriptionTask):
         return drawn + super().figures(statistics, outputs, split, attention)
 
     def _input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:
-        """Returns log-mel features, high frequencies on top, and times."""
+        """Returns log-mel features, high frequencies on top, and labels of the encoded frames."""
         samples = example["samples"][None].astype(np.float32) / 32768
         features, _ = self.processor.features(jnp.asarray(samples), example["length"][None])
         return np.asarray(features[0]).T[::-1], self._times(int(example["length"]))
 
     def _times(self, samples: int) -> list[str]:
-        """Returns the time of every encoded frame, empty but for one every half second."""
+        """Returns labels of encoded frames: a time every half second, otherwise empty."""
         config = self.data.features
         frames = config.frames(samples)
         encoded = self.model.frames(frames)
@@ -118,7 +118,7 @@ class SpeechRecognition(TranscriptionTask):
         return ["" if frame % every else f"{frame / rate:.1f} s" for frame in range(encoded)]
 
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """Returns SVMs on cepstra for digits, PocketSphinx for English prompts."""
+        """Returns the baseline: an SVM on cepstra for digits, PocketSphinx for English prompts."""
         speech, features = self.dataset, self.data.features
         if self.data.path is not None:
             return {}

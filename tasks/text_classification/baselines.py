@@ -1,7 +1,8 @@
 """Baselines of text classification: TF-IDF with a linear model, and NB-SVM.
 
-Each is a function fit(train_texts, train_labels) -> predict(texts): linear models on sparse word
-counts, deterministic, fitted in seconds. Settings are scikit-learn's defaults unless stated.
+Each baseline is a function fit(train_texts, train_labels) -> predict(texts). The models are linear
+in sparse word counts, deterministic, and fitted in seconds. Settings are scikit-learn's defaults
+unless stated.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ _SEED = 0
 
 
 def tfidf_linear_svc(train_texts: Sequence[str], train_labels: np.ndarray) -> Predict:
-    """Fits a linear SVM (C = 1) on sublinear TF-IDF of uni- and bigrams of at least two texts.
+    """Fits a linear SVM (C = 1) on sublinear TF-IDF of uni- and bigrams.
+
+    N-grams that occur in a single text are ignored.
 
     Args:
-      train_texts: train texts of the training split.
+      train_texts: texts of the training split.
       train_labels: int [n].
 
     Returns:
@@ -51,16 +54,16 @@ def nb_svm(
 ) -> Predict:
     """Fits NB-SVM (Wang & Manning 2012, "Baselines and Bigrams").
 
-    Binary uni- and bigram features f, scaled by the naive Bayes log-count ratio of a class
-    against the rest, r = log((p / |p|) / (q / |q|)) with p = alpha + sum of f over the class and q
-    likewise over the rest. A linear SVM with squared hinge loss on f * r, with interpolated weights
-    w' = (1 - beta) |w|_1 / V + beta w. One-vs-rest for more than two classes.
+    Binary uni- and bigram features f are scaled by the naive Bayes log-count ratio r of a class
+    against the other classes, see `log_count_ratio`. A linear SVM with squared hinge loss is fitted
+    to f * r. Its weights w are interpolated, w' = (1 - beta) |w|_1 / V + beta w, for V features.
+    With more than two classes, there is one SVM for each class against the others.
 
     Args:
-      train_texts: train texts of the training split.
+      train_texts: texts of the training split.
       train_labels: int [n].
       alpha: smoothing of the counts.
-      beta: 1 gives the SVM on f * r alone, 0 naive Bayes.
+      beta: interpolation of the weights; 1 gives the SVM on f * r, 0 gives naive Bayes.
       cost: C of the SVM.
 
     Returns:
@@ -98,15 +101,18 @@ def nb_svm(
 def log_count_ratio(features, inside: np.ndarray, alpha: float = 1.0) -> np.ndarray:
     """Computes the log-count ratio of a class.
 
-        r = log((p / |p|_1) / (q / |q|_1)),   p = alpha + sum of f inside the class, q outside
+    r = log((p / |p|_1) / (q / |q|_1))
+
+    where p = alpha + the sum of f over the texts of the class, and q = alpha + the sum of f
+    over the other texts.
 
     Args:
-      features: f, sparse 0/1 matrix [n, V].
-      inside: bool [n].
-      alpha: smoothing.
+    features: f, sparse 0/1 matrix [n, V].
+    inside: bool [n], True for texts of the class.
+    alpha: smoothing.
 
     Returns:
-      [V].
+    r, [V].
     """
     p = alpha + np.asarray(features[inside].sum(axis=0)).ravel()
     q = alpha + np.asarray(features[~inside].sum(axis=0)).ravel()
@@ -116,16 +122,17 @@ def log_count_ratio(features, inside: np.ndarray, alpha: float = 1.0) -> np.ndar
 def naive_bayes_prior(
     tokens: Sequence[np.ndarray], labels: np.ndarray, vocabulary: int, classes: int
 ) -> np.ndarray:
-    """Computes the log-count ratio of each id for each class against the rest.
+    """Computes the log-count ratio of each token id for each class against the other classes.
 
     Args:
-      tokens: ids of each text; repeated ids count once.
+      tokens: token ids of each text; repeated ids count once.
       labels: class of each text, int [n].
-      vocabulary: number of ids.
+      vocabulary: number of token ids.
       classes: number of classes.
 
     Returns:
-      float32 [vocabulary, classes], 0 for padding; for two classes [vocabulary, 1], of class 1.
+      float32 [vocabulary, classes], 0 for the padding id. With two classes [vocabulary, 1], the
+      ratios of class 1.
     """
     from scipy.sparse import csr_matrix
 

@@ -24,11 +24,12 @@ class DataConfig(TextFilesConfig):
     """Config of the texts and their tokenizer.
 
     Attributes:
-      name: a built-in data set, or tfds:NAME of the TFDS catalog; see `TextFilesConfig`.
+      name: name of a built-in data set, or tfds:NAME for a data set of the TFDS catalog; see
+        `TextFilesConfig`.
       train_file, validation_file, test_file: CSV, TSV or JSONL files. A missing split is a tenth of
         the training split, selected by the hash of the text.
-      text_column: column, key or feature of the text.
-      label_column: column, key or feature of the class.
+      text_column: column (CSV, TSV), key (JSONL) or feature (TFDS) that contains the text.
+      label_column: column, key or feature that contains the class.
       text: config of the tokenizer.
     """
 
@@ -54,8 +55,8 @@ class Split:
 
     Attributes:
       texts: texts as read.
-      labels: int32 [n], index into the label names.
-      ids: source of each text.
+      labels: int32 [n], indices of the classes.
+      ids: origin of each text, such as file name and line.
     """
 
     texts: list[str]
@@ -68,7 +69,7 @@ class Split:
 
 @dataclass(frozen=True)
 class TextData(digests.Fingerprinted):
-    """A data set.
+    """A data set of labeled texts, with its splits and class names.
 
     Attributes:
       name: name of the data set in the config.
@@ -103,8 +104,8 @@ def load(config: DataConfig, paths: Paths) -> TextData:
       paths: folders of data and caches.
 
     Raises:
-      UserError: a file, source or catalog entry cannot be read; there is only one class; a split
-        has a class that train lacks.
+      UserError: a file, source or catalog entry cannot be read, there is only one class, or a split
+        has a class that the training split lacks.
     """
     if config.train_file is not None:
         return _user_data(config)
@@ -118,8 +119,8 @@ def _builtin(config: DataConfig, paths: Paths) -> TextData:
     for column, expected in (("text_column", "text"), ("label_column", "label")):
         if getattr(config, column) != expected:
             raise UserError(
-                f"{column}: got {getattr(config, column)!r}, expected {expected!r} for "
-                f"{config.name}"
+                f"config.data.{column}: got {getattr(config, column)!r}, expected {expected!r} "
+                f"for {config.name}"
             )
     splits = {
         name: Split(
@@ -155,8 +156,8 @@ def _catalog(config: DataConfig, paths: Paths) -> TextData:
     for column in ("text_column", "label_column"):
         if getattr(config, column) not in features:
             raise UserError(
-                f"{column}: {config.name} has no feature {getattr(config, column)!r}, expected "
-                f"one of {', '.join(features)}"
+                f"config.data.{column}: got {getattr(config, column)!r}, expected a feature of "
+                f"{config.name}: {', '.join(features)}"
             )
     read = {}
     if "test" in data.splits:
@@ -180,8 +181,8 @@ def _catalog(config: DataConfig, paths: Paths) -> TextData:
 def _as_text(config: DataConfig, value: object) -> str:
     if not isinstance(value, bytes):
         raise UserError(
-            f"text_column: {config.text_column!r} of {config.name} has {type(value).__name__}, "
-            "expected text"
+            f"config.data.text_column: {config.text_column!r} of {config.name} has "
+            f"{type(value).__name__}, expected text; set it to a feature with text"
         )
     return value.decode("utf-8", "replace")
 
@@ -191,13 +192,16 @@ def _as_label(config: DataConfig, split: str, value: object, names: Sequence[str
         return value.decode("utf-8", "replace")
     if np.ndim(value) or not np.issubdtype(np.asarray(value).dtype, np.integer):
         raise UserError(
-            f"label_column: {config.label_column!r} of {config.name} has {value!r}, expected a "
-            "class"
+            f"config.data.label_column: {config.label_column!r} of {config.name} has {value!r}, "
+            "expected a class; set it to a feature with texts or integers"
         )
     if names is None:
         return str(int(value))
     if value < 0:
-        raise UserError(f"{config.name}: split {split!r} has no labels (class {value})")
+        raise UserError(
+            f"{config.name}: split {split!r} has no labels (its class is {value}); use a data set "
+            "with labels in all its splits"
+        )
     return names[value]
 
 
@@ -215,7 +219,7 @@ class _Rows:
 
 
 def _assemble(name: str, read: dict[str, _Rows], where: Mapping[str, str | None]) -> TextData:
-    """Creates missing splits, and converts labels to indices."""
+    """Creates missing splits from the training split, and converts labels to class indices."""
     read = _with_all_splits(read, where["train"])
     names = sorted(set(read["train"].labels))
     number = {label: index for index, label in enumerate(names)}
@@ -225,8 +229,8 @@ def _assemble(name: str, read: dict[str, _Rows], where: Mapping[str, str | None]
         for label, identity in zip(rows.labels, rows.ids, strict=True):
             if label not in number:
                 raise UserError(
-                    f"{where[split] or where['train']}: {split} has the class {label!r} "
-                    f"({identity}) that train lacks; train has "
+                    f"{where[split] or where['train']}: the {split} split has the class {label!r} "
+                    f"({identity}), expected a class of the train split: "
                     f"{', '.join(names[:20])}{alike(label, names)}"
                 )
         labels = np.array([number[label] for label in rows.labels], np.int32)

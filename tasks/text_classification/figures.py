@@ -10,17 +10,20 @@ import numpy as np
 def token_weights(
     attention: Mapping[str, np.ndarray], has_cls: bool, lengths: np.ndarray | None = None
 ) -> np.ndarray:
-    """Returns one weight per token: of the pool, or else of the last layer.
+    """Returns one weight per token, from the weights of the pool or else of the last layer.
+
+    Weights of the last layer are averaged over heads.
 
     Args:
-      attention: as `TextClassification.attention` returns it.
-      has_cls: whether a classification token comes first; the weights are then those of its row,
-        without itself.
-      lengths: int [at least examples], tokens of each text. Without a classification token, the
-        weights are the mean over the rows of these tokens; over all rows if None.
+      attention: attention weights returned by `TextClassification.attention`.
+      has_cls: whether texts begin with a classification token. If so, the last layer's weights are
+        those with which this token attends to the other tokens. If not, they are averaged over the
+        attending tokens.
+      lengths: int [n], number of tokens of each text, n at least the number of examples. Only these
+        tokens enter the average; all positions if None.
 
     Returns:
-      [examples, T], nonnegative; no examples if the model has no attention weights.
+      [examples, T], nonnegative; empty if the model has no attention weights.
     """
     if "pool" in attention:
         return attention["pool"].mean(axis=1)

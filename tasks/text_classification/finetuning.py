@@ -1,7 +1,7 @@
 """Initial parameters of a classifier from a language model: embeddings, encoder and tokenizer.
 
-Devlin et al. 2019, "BERT"; pre-training on the texts of the task, Amos et al. 2023, "Never Train
-from Scratch".
+Devlin et al. 2019, "BERT"; for pre-training on the texts of the task itself see Amos et al. 2023,
+"Never Train from Scratch".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class InitialWeights:
     """Initial parameters of a classifier.
 
     Attributes:
-      table: embeddings of the tokens, [vocabulary, D].
+      table: token embeddings, [vocabulary, D].
       encoder: parameters of the encoder, nested dicts.
     """
 
@@ -46,15 +46,17 @@ def initial_weights_from(
     """Returns the parameters that a classifier shares with a language model, and its tokenizer.
 
     Args:
-      pretrained: a run of language_modeling.
-      text: tokenizer config of the classifier; equal to that of the run except for max_length.
+      pretrained: run of language_modeling.
+      text: tokenizer config of the classifier, which must equal that of the run except for
+        max_length.
       model: config of the classifier, with `init_from`.
 
     Returns:
       The parameters, and the tokenizer of the run with the max_length of the classifier.
 
     Raises:
-      UserError: the run has another task, tokenizer or sizes; the message lists all differences.
+      UserError: the run has another task, or its tokenizer or sizes differ; the message lists all
+        differences.
     """
     where = f"config.model.init_from={pretrained.folder}"
     if pretrained.task != "language_modeling":
@@ -71,11 +73,16 @@ def initial_weights_from(
     began = pretrained.model.objective == "masked" or pretrained.assets["begin"] is None
     skipped = int(began and model.pooling != "cls")
     if by_length and wanted + skipped > learned:
-        differing.append(f"config.model.max_length is {wanted}, at most {learned - skipped} fit")
+        differing.append(
+            f"config.model.max_length is {wanted}, expected at most {learned - skipped}"
+        )
     elif "max_length" in model.entry.capabilities and learned != wanted:
-        differing.append(f"config.model.max_length is {wanted}, there {learned}")
+        differing.append(f"config.model.max_length is {wanted}, expected {learned} as in the run")
     if differing:
-        raise UserError(f"{where}: does not fit: {'; '.join(differing)}")
+        raise UserError(
+            f"{where}: the run does not fit the classifier: {'; '.join(differing)}; change these "
+            "keys, or use another run"
+        )
     params = pretrained.params
     # Special tokens of the language model come last; all tokens are of the first segment.
     table = np.asarray(params["embedding"]["embedding"])[: tokenizer.size]
@@ -93,7 +100,8 @@ def initial_weights_from(
 def _differing(path: str, mine: Any, theirs: Any, kind: type, free: tuple[str, ...]) -> list[str]:
     names = [field.name for field in fields(kind) if field.name not in free]
     return [
-        f"{path}.{name} is {getattr(mine, name)!r}, there {getattr(theirs, name)!r}"
+        f"{path}.{name} is {getattr(mine, name)!r}, expected {getattr(theirs, name)!r} as in the "
+        "run"
         for name in names
         if getattr(mine, name) != getattr(theirs, name)
     ]

@@ -1,8 +1,8 @@
 """Text classifiers: attention over embeddings, Transformer encoder, BiGRU with attention.
 
-B batch, T length, D model size, C classes. All have the same call:
-`logits = model(tokens, lengths, dropout_key=None)`; with `return_weights=True` it also returns the
-attention weights by name.
+B batch, T length, D model size, C classes, L layers, N heads. All models have the same call:
+`logits = model(tokens, lengths, dropout_key=None)`. With `return_weights=True` the call also
+returns the attention weights by name.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Prior = one_of("none", "naive_bayes")
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingConfig(Config):
-    """Initial values of the token embeddings.
+    """Config of the initial values of the token embeddings.
 
     Attributes:
       embedding_scale: standard deviation of the initial embeddings.
       prior: "naive_bayes" initializes the first coordinates of the embeddings by the log-count
-        ratios of the training split (Wang & Manning 2012); "none": all random.
-      prior_scale: factor of those ratios.
+        ratios of the training split (Wang & Manning 2012); "none" initializes all at random.
+      prior_scale: factor of the log-count ratios.
     """
 
     embedding_scale: PositiveFloat = 0.1
@@ -51,14 +51,14 @@ class EmbeddingConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPoolingConfig(EmbeddingConfig):
-    """A pool over embeddings of words and n-grams, and a linear layer.
+    """Config of a pool over embeddings of words and n-grams, and a linear layer.
 
     Attributes:
       embedding_size: D.
       pooling: a pool of `attention.registry`.
-      attention_size: hidden size of the attention's score; only for `pooling="attention"`.
-      length_scaling: whether to multiply the pooled vector by sqrt(T), so that the logits of longer
-        texts are larger.
+      attention_size: hidden size of the score network of `pooling="attention"`, else unused.
+      length_scaling: whether to multiply the pooled vector by the square root of the text length,
+        so that logits of longer texts are larger.
       token_dropout_rate: probability of dropping whole tokens.
       dropout_rate: dropout rate of the pooled vector.
       For the others see `EmbeddingConfig`.
@@ -75,14 +75,14 @@ class AttentionPoolingConfig(EmbeddingConfig):
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(EmbeddingConfig, EncoderConfig):
-    """Token embeddings, a Transformer encoder, a pool and a linear layer.
+    """Config of token embeddings, a Transformer encoder, a pool and a linear layer.
 
     Attributes:
-      pooling: a pool of `attention.registry`, or "cls": the state of a token before the text.
+      pooling: a pool of `attention.registry`, or "cls" for the state of a token before the text.
       token_dropout_rate: probability of dropping whole tokens at the input.
       head_dropout_rate: dropout rate of the pooled vector.
-      init_from: run directory of language_modeling whose embeddings, encoder and tokenizer this run
-        starts from; "": random initialization.
+      init_from: run directory of a language model; its embeddings, encoder and tokenizer initialize
+        the classifier. "" for random initialization.
       For the others see `EmbeddingConfig` and `EncoderConfig`.
     """
 
@@ -106,11 +106,11 @@ class TransformerConfig(EmbeddingConfig, EncoderConfig):
 
 @dataclasses.dataclass(frozen=True)
 class BiGRUConfig(EmbeddingConfig):
-    """A bidirectional GRU and attention over its states (Yang et al. 2016, one level).
+    """Config of a bidirectional GRU with attention over its states (Yang et al. 2016, one level).
 
     Attributes:
       embedding_size: size of the token embeddings.
-      state_size: state size of each direction.
+      state_size: size of the state of each direction.
       pooling: a pool of `attention.registry`.
       token_dropout_rate: probability of dropping whole tokens at the input.
       dropout_rate: dropout rate of embeddings and of the pooled vector.
@@ -126,10 +126,10 @@ class BiGRUConfig(EmbeddingConfig):
 
 
 class Embedding(nnx.Module):
-    """Token embeddings; `embedding` [vocabulary, D]."""
+    """Token embeddings; the parameter `embedding` is [vocabulary, D]."""
 
     def __init__(self, config: Any, vocabulary: int, prior: np.ndarray | None, *, rngs: nnx.Rngs):
-        """Args: model config; size; initial values of the first coordinates, [vocabulary, k]."""
+        """Initializes embeddings; `prior` [vocabulary, k] are values of the first k coordinates."""
         shape = (vocabulary, embedding_size(config))
         table = jax.random.normal(rngs.params(), shape) * config.embedding_scale
         if prior is not None:
@@ -151,7 +151,7 @@ def positions_valid(tokens: Array, lengths: Array) -> Array:
 
 
 def _without(valid: Array, rate: float, key: Array | None) -> Array:
-    """Returns `valid` without positions that are dropped with probability `rate`."""
+    """Returns `valid` with True replaced by False with probability `rate`."""
     if key is None or rate == 0:
         return valid
     return valid & keep_mask(key, rate, valid.shape)
@@ -162,9 +162,10 @@ class TextClassifier(nnx.Module):
 
     Args:
       config: one of MODEL_CONFIGS.
-      vocabulary, classes: sizes.
-      prior: [vocabulary, columns], see `EmbeddingConfig`.
-      start: embeddings and encoder of `init_from`.
+      vocabulary, classes: number of token ids and number of classes.
+      prior: naive Bayes log-count ratios [vocabulary, columns], see `EmbeddingConfig`; None for
+        none.
+      start: initial embeddings and encoder from the run `init_from`; None for none.
     """
 
     # Number of dropout keys; the last one is of the pooled vector.
@@ -189,7 +190,7 @@ class TextClassifier(nnx.Module):
         self.classify = Projection((size,), (classes,), rngs=rngs)
 
     def _encoder(self, rngs: nnx.Rngs) -> tuple[nnx.Module | None, int]:
-        """Returns the encoder, if any, and the size of its states."""
+        """Returns the encoder, or None if there is none, and the size of the pooled states."""
         raise NotImplementedError
 
     def _build_pool(self, size: int, rngs: nnx.Rngs) -> nnx.Module | None:
@@ -207,7 +208,7 @@ class TextClassifier(nnx.Module):
         raise NotImplementedError
 
     def _pool(self, states: Array, valid: Array) -> tuple[Array, dict[str, Array]]:
-        """Pools states; the weights of the mean are uniform and left out."""
+        """Pools states; the weights of the pool "mean" are uniform and omitted."""
         pooled, weights = self.pool(states, valid=valid)
         return pooled, {} if self.config.pooling == "mean" else {"pool": weights}
 
@@ -221,8 +222,8 @@ class TextClassifier(nnx.Module):
     ) -> Array | tuple[Array, dict[str, Array]]:
         """Computes logits [B, C] of tokens int [B, T] with lengths int [B].
 
-        Weights: "pool" [B, heads, T], except for the mean; of a Transformer also "encoder"
-        [B, L, N, T, T] if the mixer has weights.
+        With `return_weights` also returns "pool" [B, heads, T], except for the pool "mean"; and for
+        a Transformer "encoder" [B, L, N, T, T], if its mixer has attention weights.
         """
         *keys, last = split_keys(dropout_key, self.keys)
         pooled, weights = self._pooled(tokens, lengths, keys, return_weights)
@@ -232,7 +233,7 @@ class TextClassifier(nnx.Module):
 
 
 class AttentionPoolingClassifier(TextClassifier):
-    """logits = dropout(sqrt(T) · pool(E[tokens])) W + b."""
+    """Pool over embeddings: logits = dropout(sqrt(length) · pool(E[tokens])) W + b."""
 
     keys = 2
 
@@ -267,14 +268,14 @@ class AttentionPoolingClassifier(TextClassifier):
 
 
 def _prior_readout(columns: int, classes: int) -> np.ndarray:
-    """Returns the classifier of the prior, [columns, classes]; two classes share a column."""
+    """Returns the initial W of the prior's columns, [columns, classes]; two classes share one."""
     if columns == 1:
         return np.array([[-0.5, 0.5]], np.float32)
     return np.eye(columns, classes, dtype=np.float32)
 
 
 class TransformerClassifier(TextClassifier):
-    """logits = dropout(pool(Encoder(E[tokens]))) W + b."""
+    """Transformer: logits = dropout(pool(Encoder(E[tokens]))) W + b."""
 
     def _encoder(self, rngs: nnx.Rngs) -> tuple[Encoder, int]:
         return Encoder(self.config, rngs=rngs), self.config.model_size
@@ -302,7 +303,7 @@ class TransformerClassifier(TextClassifier):
 
 
 class BiGRUClassifier(TextClassifier):
-    """logits = dropout(pool(BiGRU(dropout(E[tokens])))) W + b."""
+    """Recurrent classifier: logits = dropout(pool(BiGRU(dropout(E[tokens])))) W + b."""
 
     def _encoder(self, rngs: nnx.Rngs) -> tuple[Bidirectional, int]:
         config = self.config

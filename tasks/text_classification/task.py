@@ -1,4 +1,4 @@
-"""Text classification: one class per text."""
+"""Text classification, with one class per text."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _BUCKET_QUANTILES = (0.5, 0.8, 0.95, 1.0)
 
 
 class TextExamples:
-    """Encoded texts with or without labels, as `tasks.common.data.pipeline` reads them."""
+    """Tokenized texts with or without labels, in the form of `tasks.common.data.pipeline`."""
 
     padded = {"tokens": PAD}  # noqa: RUF012 - part of a protocol
 
     def __init__(self, tokens: Sequence[np.ndarray], labels: np.ndarray | None):
-        """Args: ids of each text, at least one; class of each text."""
+        """Initializes examples from token ids (at least one per text), and classes if known."""
         self._tokens, self._labels = tokens, labels
         self.lengths = np.array([len(ids) for ids in tokens], np.int32)
 
@@ -44,7 +44,7 @@ class TextExamples:
 
     @property
     def unknown(self) -> np.ndarray:
-        """Indices of the texts without a known token, int [any]."""
+        """Indices of the texts without a known token, int [n]."""
         known = [np.any((ids != UNKNOWN) & (ids != CLS)) for ids in self._tokens]
         return np.flatnonzero(~np.array(known, bool))
 
@@ -79,18 +79,18 @@ class TextProcessor(Processor):
         return TextExamples(self.tokenizer.encode_batch(raw), None)
 
     def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
-        """Returns labels and probabilities, in descending order."""
+        """Returns label and class probabilities of each text, most probable class first."""
         return classes_by_probability(raw, outputs["probabilities"], self.labels)
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the specs of "tokens" and "length"."""
+        """Returns the specifications of "tokens" and "length"."""
         return {
             "tokens": ArraySpec(("batch", "length"), "int32", PAD),
             "length": ArraySpec(("batch",), "int32"),
         }
 
     def steps(self) -> ProcessingSteps:
-        """Returns the tokenizer, and the ranking of the labels."""
+        """Returns the steps that tokenize texts and that rank the classes by probability."""
         file = "tokenizer.json"
         return ProcessingSteps(
             "text",
@@ -124,7 +124,7 @@ class TextClassification(ClassificationTask):
         pretrained: Pretrained | None = None,
         **options: Any,
     ) -> TextClassification:
-        """Prepares the task, with tokenizer and parameters of the run `pretrained` if given."""
+        """Prepares the task; a run `pretrained` provides tokenizer and initial parameters."""
         initial = None
         if pretrained is not None:
             initial, options["tokenizer"] = initial_weights_from(pretrained, data.text, model)
@@ -134,7 +134,7 @@ class TextClassification(ClassificationTask):
 
     @classmethod
     def check(cls, data: DataConfig, model: Any) -> None:
-        """Raises unless the model's positions suffice for the longest text."""
+        """Checks that the model has positions for the longest text."""
         longest = getattr(model, "max_length", None)
         needed = data.text.max_length + (getattr(model, "pooling", "") == "cls")
         check_max_length(longest, needed, "which config.data.text.max_length requires")
@@ -151,7 +151,7 @@ class TextClassification(ClassificationTask):
         tokenizer: Tokenizer | None = None,
         assets: Mapping[str, Any] | None = None,
     ) -> TextProcessor:
-        """Fits the tokenizer, unless one is given, and the buckets.
+        """Fits the tokenizer, unless one is given, and the lengths of the buckets.
 
         Raises:
           UserError: no training text has a known token.
@@ -180,7 +180,7 @@ class TextClassification(ClassificationTask):
         return TextExamples(self.processor.tokenizer.encode_batch(part.texts), part.labels)
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Returns texts by class, with notes on truncated texts and texts without known tokens."""
+        """Counts texts by class, truncated texts and texts without known tokens."""
         found = {}
         for split, counts in self.dataset.summary().items():
             examples, limit = self.examples(split), self.data.text.max_length
@@ -232,12 +232,13 @@ class TextClassification(ClassificationTask):
         )
 
     def logits(self, model: Any, batch: Batch, dropout_key: Any = None) -> Any:
-        """Returns logits [B, classes]."""
+        """Returns logits [B, classes] of a batch; a dropout key selects training mode."""
         return model(batch["tokens"], batch["length"], dropout_key=dropout_key)
 
     def attention(self, model: Any, inputs: Batch) -> dict[str, Any]:
-        """Returns weights of the pool [B, heads, T], except of the mean, and of the encoder's
-        layers [B, L, N, T, T].
+        """Returns the weights "pool" [B, heads, T] and "encoder" [B, L, N, T, T].
+
+        "pool" is missing for the pool "mean", "encoder" for models without attention layers.
         """
         return model(inputs["tokens"], inputs["length"], return_weights=True)[1]
 
@@ -246,7 +247,7 @@ class TextClassification(ClassificationTask):
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
-        """Returns the confusion matrix and the attention over the first texts."""
+        """Returns figures of the confusion matrix and of the attention over the first texts."""
         part = self.dataset.splits[split]
         drawn: list[Figure] = [
             ConfusionMatrix("confusion matrix", statistics["confusion"], self.labels)
@@ -281,7 +282,7 @@ class TextClassification(ClassificationTask):
             yield f"predicted {self.labels[best]} ({probabilities[best]:.2f})", words, weights
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """Returns TF-IDF with a linear SVC, and NB-SVM."""
+        """Returns the baselines: TF-IDF with a linear SVM, and NB-SVM."""
         train, test = (self.dataset.splits[split] for split in ("train", "test"))
         fits = {"tfidf_linear_svc": baselines.tfidf_linear_svc, "nb_svm": baselines.nb_svm}
         return {

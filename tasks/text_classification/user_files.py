@@ -1,4 +1,4 @@
-"""Labeled texts of the user: CSV, TSV or JSON lines, see `tasks.common.data.tables`."""
+"""Reading of labeled texts from user files: CSV, TSV or JSON lines."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def read_labelled(
       text_column, label_column: names of two columns, or keys of JSON objects.
 
     Raises:
-      UserError: the file cannot be read, is malformed or lacks a column, or a row has no text or
-        no label; the message names the line.
+      UserError: the file cannot be read, is malformed or lacks a column, or a row lacks text or
+        label; the message names the line.
     """
     columns = (text_column, label_column)
     texts, labels, ids = [], [], []

@@ -23,17 +23,18 @@ def lexicon(sources: Sequence[str], targets: Sequence[str], iterations: int = 5)
         t(f | e) ∝ Σ over pairs, Σ over e in the source, f in the target:
                    t(f | e) / Σ_e' t(f | e')
 
-    The initial t is uniform; every source has an additional empty word. Each e is translated by its
-    most probable f, an unknown word by itself. Texts are lower-case. Of a large training split the
-    first pairs are used.
+        for target words f and source words e, where e' runs over the words of the source. The
+        initial t is uniform; every source has an additional empty word. Each e is translated by its
+        most probable f, and unknown words are copied. Texts are lower-cased. If the training split
+        is too large for memory, only its first pairs are used.
 
-    Args:
-      sources: sources of the training split.
-      targets: their translations.
-      iterations: iterations of expectation-maximization.
+        Args:
+        sources: source sentences of the training split.
+        targets: target sentences of the training split.
+        iterations: iterations of expectation-maximization.
 
     Returns:
-      A function from sources to translations.
+      A function from source sentences to translations.
     """
     e_ids: dict[str, int] = {_EMPTY: 0}
     f_ids: dict[str, int] = {}
@@ -72,5 +73,5 @@ def lexicon(sources: Sequence[str], targets: Sequence[str], iterations: int = 5)
 
 
 def split(text: str) -> list[str]:
-    """Splits into words and punctuation marks, in lower case."""
+    """Splits a text into words and punctuation marks, in lower case."""
     return _TOKEN.findall(text.lower())

@@ -27,7 +27,7 @@ _MAX_LENGTH_RATIO = 2.2
 
 
 def _verses_of(module: str, versification: str) -> Callable[[Path, Path], None]:
-    """Returns a function from a Debian package to a TSV file: BOOK, CHAPTER:VERSE, text."""
+    """Returns a function that writes a module's verses to a TSV file: BOOK, CHAPTER:VERSE, text."""
 
     def extract(fetched: Path, output: Path) -> None:
         files = {
@@ -57,9 +57,9 @@ def _texts(blocks: bytes, verses: bytes, compressed: bytes) -> list[str]:
 def _numbered(
     texts: list[str], versification: str, testament: str
 ) -> Iterator[tuple[tuple[str, str], str]]:
-    """Yields the verses of the entries.
+    """Yields (book, "CHAPTER:VERSE") and the text of each verse of a testament.
 
-    Two headings precede the testament, one heading each book and chapter.
+    Entries also contain headings: two before the testament, and one before each book and chapter.
     """
     from pysword.canons import canons
 
@@ -73,7 +73,7 @@ def _numbered(
 
 
 def plain(text: str) -> str:
-    """Removes OSIS markup, notes and headings of a verse."""
+    """Removes OSIS markup, notes and headings from the text of a verse."""
     text = re.sub(rf"<({_ASIDE})\b[^>]*/>", " ", text)
     text = re.sub(rf"<({_ASIDE})\b.*?</\1>", " ", text)
     text = re.sub(rf"</?({_WITHIN})\b[^>]*>", "", text)
@@ -109,7 +109,7 @@ SPANISH = Source(
 
 
 def generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
-    """Returns the verses that exist in both languages, split by book."""
+    """Returns pairs of verses in both languages with similar lengths, split by book."""
     english, spanish = (_read(files[source.name]) for source in (ENGLISH, SPANISH))
     split_of = {book: split for split, books in SPLITS.items() for book in books}
     splits: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}

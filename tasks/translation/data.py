@@ -29,15 +29,16 @@ class DataConfig(Config):
     """Config of the data set, the languages and the tokenizer.
 
     Attributes:
-      name: built-in data set; or, with `path`, name for the results, default own_<path>.
+      name: name of a built-in data set. With `path`, name under which results are stored,
+        own_<path> by default.
       source: language of the source, as a two-letter code or, for user files, the file extension.
       target: language of the target.
       path: user files: a folder with train.SOURCE and train.TARGET, and optionally validation (or
-        valid, val, dev) and test; or two files, separated by a comma. A missing split is a tenth
-        of the training split, by the hash of the source.
-      text: config of the tokenizer, which is fitted on both languages. `max_length` applies to each
-        side: longer pairs are left out of the training split and truncated in the others. With
-        `lower_case`, outputs and references are in lower case.
+        valid, val, dev) and test; or two files, separated by a comma. A missing split is a tenth of
+        the training split, selected by the hash of the source sentence.
+      text: config of the tokenizer, which is fitted on both languages. `max_length` applies to
+        source and target separately: longer pairs are omitted from the training split, and
+        truncated in the other splits. With `lower_case`, outputs and references are in lower case.
     """
 
     name: str = "multi30k"
@@ -68,9 +69,9 @@ class Pairs:
     """Sentence pairs of one split.
 
     Attributes:
-      sources: sentences.
-      targets: their translations.
-      ids: origin of each pair.
+      sources: source sentences.
+      targets: target sentences, the translations of `sources`.
+      ids: origin of each pair, such as file name and line.
     """
 
     sources: list[str]
@@ -86,22 +87,22 @@ class Pairs:
         return tokenizer.encode_batch(self.sources), tokenizer.encode_batch(self.targets)
 
     def joined(self) -> list[str]:
-        """Returns source and target of each pair as one text."""
+        """Returns the source and the target of each pair, joined to one text."""
         return [f"{x}\n{y}" for x, y in zip(self.sources, self.targets, strict=True)]
 
     def only(self, chosen: Sequence[int]) -> Pairs:
-        """Returns the pairs of some indices."""
+        """Returns the pairs with the indices `chosen`."""
         columns = (getattr(self, column.name) for column in dataclasses.fields(self))
         return Pairs(*([column[i] for i in chosen] for column in columns))
 
 
 @dataclass(frozen=True)
 class TranslationData(digests.Fingerprinted):
-    """A data set.
+    """A data set of sentence pairs.
 
     Attributes:
       name: name of the data set.
-      splits: by name.
+      splits: sentence pairs by split.
     """
 
     name: str
@@ -144,7 +145,7 @@ def load(config: DataConfig, paths: Paths) -> TranslationData:
 
 
 def _with_all_splits(read: dict[str, Pairs], name: str) -> dict[str, Pairs]:
-    """Creates missing splits from training pairs, selected by the hash of the source."""
+    """Creates missing splits from training pairs, selected by the hash of the source sentence."""
     train = read["train"]
     remedy = "give files for validation and test"
     parts = split_by_hash(train.sources, list(read), name, remedy, "sources")
@@ -152,17 +153,17 @@ def _with_all_splits(read: dict[str, Pairs], name: str) -> dict[str, Pairs]:
 
 
 class PairExamples:
-    """Pairs of token ids for `tasks.common.data.pipeline`, with an end token on each side.
+    """Pairs of token ids for `tasks.common.data.pipeline`; source and target have an end token.
 
     Attributes:
       padded: padding value of each field.
-      lengths: lengths of each field, end tokens included.
+      lengths: lengths by field, end tokens included.
     """
 
     def __init__(
         self, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray] | None, end: int
     ):
-        """Args: token ids of the sources; token ids of the targets or None; id of the end token."""
+        """Initializes examples from token ids; `targets` are None for inputs without targets."""
         self._fields = {"source": sources} | ({} if targets is None else {"target": targets})
         self.padded = dict.fromkeys(self._fields, PAD)
         self.lengths = {

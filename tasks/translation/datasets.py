@@ -14,11 +14,11 @@ from tasks.translation import bible
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-    """Sentences with their translations.
+    """A built-in data set of sentences with their translations.
 
     Attributes:
-      definition: examples have the features id and, for each language, a text.
-      languages: two-letter codes.
+      definition: definition of the data set; examples have an id and a text for each language.
+      languages: two-letter codes of the languages.
     """
 
     definition: DatasetDefinition

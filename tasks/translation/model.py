@@ -1,12 +1,12 @@
 """Translation models: a Transformer, and a recurrent encoder-decoder with an alignment.
 
 B batch, S source length, T target length, D model or state size, E embedding size, N heads, L
-layers, V vocabulary, R rows of decoding. Both have the same interface:
-`logits = model(source, target, dropout_key=None)` under teacher forcing, and
+layers, V vocabulary, R rows in decoding (B, or B times the number of beams). Both models have the
+same interface: `logits = model(source, target, dropout_key=None)` under teacher forcing, and
 `decoded = model.translate(source, config=DecodingConfig(...), max_length=T)`.
 
-The vocabulary is the ids of the tokenizer and two tokens after them: START, the first input of a
-decoder, and END, which ends every sentence of both languages.
+The vocabulary consists of the ids of the tokenizer, followed by two tokens: START, the first input
+of a decoder, and END, which ends every sentence of both languages.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NUM_ADDED_TOKENS = 2
 
 
 def max_target_length(source: Array | int) -> Array | int:
-    """Returns the largest number of target tokens for a number of source tokens.
+    """Returns the maximum number of decoded target tokens for a number of source tokens.
 
     Both numbers include the end token.
     """
@@ -49,7 +49,7 @@ def _beam() -> DecodingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(EncoderConfig):
-    """Transformer (Vaswani et al. 2017) with one table for both embeddings and the output.
+    """Config of a Transformer (Vaswani et al. 2017) with tied source, target and output embeddings.
 
     Attributes:
       num_layers: number of layers of the encoder.
@@ -57,8 +57,8 @@ class TransformerConfig(EncoderConfig):
       mixer: mixer of the encoder; see `EncoderConfig`.
       decoder_mixer: mixer of the decoder's self-attention; it must support causal masks and a
         cache.
-      label_smoothing: fraction of the target's probability that is spread over the vocabulary
-        (Szegedy et al. 2016).
+      label_smoothing: fraction of the probability of a target token that is spread over the
+        vocabulary (Szegedy et al. 2016).
       decoding: decoding method for the test split and predictions; validation uses greedy decoding.
       For the others see `EncoderConfig`.
     """
@@ -101,17 +101,18 @@ class TransformerConfig(EncoderConfig):
 
 @dataclasses.dataclass(frozen=True)
 class RecurrentConfig(Config):
-    """Bidirectional encoder and decoder with an alignment (Bahdanau et al. 2015).
+    """Config of a bidirectional encoder, and a decoder with an alignment (Bahdanau et al. 2015).
 
     Attributes:
-      embedding_size: E; one table for both languages.
-      state_size: D of the decoder, and of the encoder's two directions together.
+      embedding_size: E; both languages share one embedding table.
+      state_size: D, state size of the decoder, and of both directions of the encoder together.
       num_layers: number of layers of the decoder.
       cell: "gru" or "lstm".
-      alignment: an alignment of `attention.registry`, with options if any: "additive",
-        "location_aware(width=5)". "none" is the control with one fixed vector (Sutskever et al.
-        2014).
-      temporal_attention: number of heads of the decoder's attention to its past states; 0 for none.
+      alignment: an alignment of `attention.registry`, such as "additive" or
+        "location_aware(width=5)". "none" is the control without attention, whose decoder reads one
+        fixed vector (Sutskever et al. 2014).
+      temporal_attention: number of heads of the decoder's attention to its past states; 0 for no
+        such attention.
       dropout_rate: dropout rate of embeddings, encoder states and the input of the output layer.
       label_smoothing, decoding: see `TransformerConfig`.
     """
@@ -157,25 +158,25 @@ class Translator(nnx.Module):
     """Base class of translation models.
 
     Attributes:
-      size: V.
+      size: V, number of token ids including START and END.
       start, end: ids of START and END.
     """
 
     def __init__(self, vocabulary: int):
-        """Args: vocabulary: number of ids of the tokenizer."""
+        """Adds START and END to the `vocabulary` ids of the tokenizer."""
         self.size = vocabulary + _NUM_ADDED_TOKENS
         self.start, self.end = vocabulary, vocabulary + 1
 
     def begin(self, source: Array, max_length: int) -> Any:
-        """Returns the decoding state before the first step; every leaf has the leading axis B."""
+        """Returns the decoding state before the first step, a tree of arrays with first axis B."""
         raise NotImplementedError
 
     def step(self, tokens: Array, state: Any) -> tuple[Array, Any, Array]:
         """Computes a decoding step.
 
         Args:
-          tokens: int [R].
-          state: state returned by `begin`, with R rows.
+          tokens: previous tokens, int [R].
+          state: state returned by `begin` or by the previous step, with R rows.
 
         Returns:
           Logits [R, V], the next state, attention weights [R, ..., S].
@@ -191,15 +192,17 @@ class Translator(nnx.Module):
         ids: Array | None = None,
         return_weights: bool = False,
     ) -> DecodingResult:
-        """Decodes up to the end token, at most `max_target_length` or `max_length` tokens.
+        """Decodes up to the end token or the maximum length.
+
+        The maximum is `max_length`, or `max_target_length` of a source if that is smaller.
 
         Args:
           source: int [B, S], end token included, PAD after it.
           config: decoding method.
           max_length: T.
           ids: int [B], ids of the examples, for sampling.
-          return_weights: whether `extras` has the attention weights of every step under
-            "alignment", [B, n_best, T, ..., S]; else it is empty.
+          return_weights: whether `extras` of the result contains the attention weights of every
+            step, "alignment" [B, n_best, T, ..., S].
         """
         keys = example_keys(config.seed, ids) if config.method == "sample" else None
         return self.decoding(source, max_length, return_weights).generate(config, keys)
@@ -207,7 +210,7 @@ class Translator(nnx.Module):
     def decoding(
         self, source: Array, max_length: int, return_weights: bool = False
     ) -> TokenDecoder:
-        """Returns the decoder of encoded sources; arguments as `translate`."""
+        """Encodes sources, and returns their decoder; for the arguments see `translate`."""
         T = min(max_length, max_target_length(source.shape[1]))
         lengths = jnp.sum(source != PAD, axis=1)
         left = jnp.minimum(max_target_length(lengths), T).astype(jnp.int32)
@@ -238,7 +241,7 @@ class Translator(nnx.Module):
 
 
 class TransformerTranslator(Translator):
-    """memory = encoder(sqrt(D) E[source]),   logits = decoder(sqrt(D) E[before], memory) Eᵀ"""
+    """Transformer: memory = encoder(sqrt(D) E[x]), logits = decoder(sqrt(D) E[y], memory) Eᵀ"""
 
     def __init__(self, config: TransformerConfig, vocabulary: int, *, rngs: nnx.Rngs):
         super().__init__(vocabulary)
@@ -255,7 +258,7 @@ class TransformerTranslator(Translator):
 
         Args:
           source: int [B, S], PAD after the end token.
-          target: int [B, T], likewise.
+          target: int [B, T], PAD after the end token.
           dropout_key: None for evaluation.
 
         Raises:
@@ -270,13 +273,13 @@ class TransformerTranslator(Translator):
         return self.embedding.logits(x)
 
     def begin(self, source: Array, max_length: int) -> Any:
-        """Returns key/value caches with the projected memory."""
+        """Returns the decoder's cache with the projected encoder memory."""
         valid = source != PAD
         memory = self.encoder(self.embedding(source), valid=valid)
         return self.decoder.init_cache(memory, valid, max_length)
 
     def step(self, tokens: Array, state: Any) -> tuple[Array, Any, Array]:
-        """Computes a decoding step; weights [R, L, N, S]."""
+        """Computes a decoding step; see `Translator.step`. The weights are [R, L, N, S]."""
         x, state, weights = self.decoder.decode(self.embedding(tokens)[:, None], state)
         return self.embedding.logits(x[:, 0]), state, weights[..., 0, :]
 
@@ -305,7 +308,7 @@ class RecurrentTranslator(Translator):
         )
 
     def __call__(self, source: Array, target: Array, *, dropout_key: Array | None = None) -> Array:
-        """Computes logits; arguments as `TransformerTranslator`."""
+        """Computes logits under teacher forcing; see `TransformerTranslator.__call__`."""
         _expect_tokens(source, target)
         keys = split_keys(dropout_key, 2)
         memory, valid, last = self._encode(source, keys[0])
@@ -313,17 +316,19 @@ class RecurrentTranslator(Translator):
         return self.decoder(memory, valid, last, before, dropout_key=keys[1])[0]
 
     def begin(self, source: Array, max_length: int) -> Any:
-        """Returns the state of the decoder with the encoded source."""
+        """Returns the initial state of the decoder, with the encoded source."""
         longest = max_length if self.decoder.temporal is not None else None
         return self.decoder.prepare(*self._encode(source, None), max_length=longest)
 
     def step(self, tokens: Array, state: Any) -> tuple[Array, Any, Array]:
-        """Computes a decoding step; weights [R, S], or [R, N, S] of an alignment with heads."""
+        """Computes a decoding step; see `Translator.step`.
+
+        The weights are [R, S], or [R, N, S] for an alignment with heads."""
         logits, state, extras = self.decoder.step(tokens, state)
         return logits, state, extras["alignment"]
 
     def _encode(self, source: Array, key: Array | None) -> tuple[Array, Array, Any]:
-        """Returns states [B, S, D], which are valid bool [B, S], and the final state."""
+        """Returns states [B, S, D], their validity, bool [B, S], and the final state."""
         keys = split_keys(key, 2)
         valid = source != PAD
         x = maybe_dropout(self.embedding(source), self.dropout_rate, keys[0])

@@ -19,8 +19,8 @@ class TranslationProcessor(Processor):
     """Conversion of sentences to token ids with an end token, and of decoded ids to sentences.
 
     Attributes:
-      tokenizer: tokenizer fitted on both languages of the training split, without truncation.
-      buckets: padded lengths (source, target) of batches.
+      tokenizer: tokenizer fitted on both languages of the training split; it does not truncate.
+      buckets: lengths (source, target) to which batches are padded.
     """
 
     tokenizer: Tokenizer
@@ -32,14 +32,14 @@ class TranslationProcessor(Processor):
         return self.tokenizer.size + 1
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns descriptions of the source, and of the example ids if decoding uses sampling."""
+        """Returns the specifications of the source and, for sampling, of the example ids."""
         arrays = {"source": ArraySpec(("batch", "length"), "int32", PAD)}
         if self.model.decoding.method == "sample":
             arrays["id"] = ArraySpec(("batch",), "int32")
         return arrays
 
     def steps(self) -> ProcessingSteps:
-        """Returns the tokenizer of both directions."""
+        """Returns the steps that tokenize sentences and that detokenize translations."""
         file, limit = "tokenizer.json", self.data.text.max_length
         return ProcessingSteps(
             "text",
@@ -53,7 +53,7 @@ class TranslationProcessor(Processor):
         )
 
     def encode(self, raw: Sequence[str]) -> PairExamples:
-        """Tokenizes sentences, which must not be longer than those of the training split."""
+        """Tokenizes sentences of at most `config.data.text.max_length` tokens."""
         limit = self.data.text.max_length
         sources = self.tokenizer.encode_batch(raw)
         for text, ids in zip(raw, sources, strict=True):
@@ -66,10 +66,11 @@ class TranslationProcessor(Processor):
         return PairExamples(sources, None, self.end)
 
     def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-        """Returns translations with scores, which are mean log-probabilities per token.
+        """Returns translations with scores.
 
-        If config.model.decoding requests several translations, "n_best" contains all of them. An
-        empty input has an empty translation. `DecodingConfig.length_penalty` describes the score.
+        A score is the log-probability normalized by length, see `DecodingConfig.length_penalty`. If
+        config.model.decoding requests several translations, "n_best" contains all of them. An empty
+        input has an empty translation.
         """
         ranked = [self.hypotheses(outputs, rank) for rank in range(outputs["tokens"].shape[1])]
         answers = []
@@ -90,7 +91,7 @@ class TranslationProcessor(Processor):
         return answers
 
     def hypotheses(self, outputs: Mapping[str, np.ndarray], rank: int = 0) -> list[str]:
-        """Returns the decoded sentences of a given rank; 0 is the best."""
+        """Returns the decoded sentence of a given rank for each example; rank 0 is the best."""
         return [self.tokenizer.decode(tokens) for tokens in outputs["tokens"][:, rank]]
 
     def piece(self, token: int) -> str:

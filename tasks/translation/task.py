@@ -54,7 +54,7 @@ class Translation(Task):
 
     @classmethod
     def check(cls, data: DataConfig, model: Any) -> None:
-        """Raises unless the model's length suffices for the longest sentences with end tokens."""
+        """Checks that the model has positions for the longest sentences with end tokens."""
         longest, needed = getattr(model, "max_length", None), data.text.max_length + 1
         check_max_length(longest, needed, "config.data.text.max_length and the end token")
 
@@ -64,7 +64,7 @@ class Translation(Task):
     def fit(
         cls, dataset: TranslationData, data: DataConfig, model: Any, paths: Paths
     ) -> TranslationProcessor:
-        """Fits the tokenizer on both languages, and the buckets."""
+        """Fits the tokenizer on both languages, and the lengths of the buckets."""
         train = dataset.splits["train"]
         texts = [*train.sources, *train.targets]
         tokenizer = Tokenizer.fit(texts, data.text, cache_dir=paths.cache_dir)
@@ -78,9 +78,10 @@ class Translation(Task):
 
     @functools.cache  # noqa: B019 - a task lives as long as its run
     def examples(self, split: str) -> PairExamples:
-        """Returns the encoded pairs of a split, held in memory.
+        """Returns the tokenized pairs of a split, held in memory.
 
-        Pairs over `max_length` are left out of the training split and truncated in the others.
+        Pairs longer than `max_length` are omitted from the training split, and truncated in the
+        other splits.
         """
         limit = self.data.text.max_length
         sources, targets = self._encoded(split)
@@ -100,12 +101,12 @@ class Translation(Task):
         return self.dataset.splits[split].encoded(self.processor.tokenizer)
 
     def _too_long(self, split: str) -> np.ndarray:
-        """Returns the mask of pairs with more than max_length tokens on one side, bool [pairs]."""
+        """Returns True for pairs whose source or target exceeds `max_length`, bool [pairs]."""
         both = zip(*self._encoded(split), strict=True)
         return np.array([max(len(s), len(t)) > self.data.text.max_length for s, t in both], bool)
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Returns the counts of pairs, and of those over max_length."""
+        """Counts the pairs of each split, and the pairs longer than `max_length`."""
         found = {}
         for split in SPLITS:
             count = int(self._too_long(split).sum())
@@ -123,9 +124,10 @@ class Translation(Task):
     def loss(self, model: models.Translator, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
         """Computes the label-smoothed cross-entropy per token under teacher forcing.
 
-        - (1 - ε) log p(y) - ε · mean over words of log p
+        -(1 - ε) log p(y) - ε · mean over the vocabulary of log p
 
-        The training metric `cross_entropy` is without smoothing.
+        for the target token y and the label smoothing ε. The training metric `cross_entropy` is
+        computed without smoothing.
         """
         logits, weight = _teacher_forcing(model, batch, dropout_key)
         smoothing = self.model.label_smoothing
@@ -153,13 +155,14 @@ class Translation(Task):
         return {"tokens": decoded.tokens, "scores": decoded.scores}
 
     def decoder(self, model: models.Translator, inputs: Batch) -> TokenDecoder:
-        """Returns the decoder for the given source sentences."""
+        """Encodes the source sentences, and returns their decoder."""
         return model.decoding(inputs["source"], self.data.text.max_length + 1)
 
     def attention(self, model: models.Translator, inputs: Batch) -> dict[str, Any]:
-        """Returns the weights over the source at each step of the best translation.
+        """Returns the attention weights over the source at each step of the best translation.
 
-        [B, T, S], [B, T, N, S] of an alignment with heads, [B, T, L, N, S] of a Transformer.
+        "alignment" is [B, T, S], or [B, T, N, S] for an alignment with N heads, or [B, T, L, N, S]
+        for a Transformer of L layers. Models without attention return no weights.
         """
         if not self.model.aligns:
             return {}
@@ -180,9 +183,10 @@ class Translation(Task):
     # ------------------------------------------------------------------ on the host
 
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
-        """Returns `translation_metrics` and, under teacher forcing, loss and token accuracy.
+        """Returns `translation_metrics`, and two metrics under teacher forcing.
 
-        `loss` is the cross-entropy per token without smoothing, `forced_accuracy` the accuracy.
+        `loss` is the cross-entropy per token without smoothing, and `forced_accuracy` is the
+        fraction of correct tokens.
         """
         tokens = float(statistics["tokens"])
         return {
@@ -192,12 +196,12 @@ class Translation(Task):
         }
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns hashes of sources and targets."""
+        """Returns one hash per pair of its source and target."""
         part = self.dataset.splits[split]
         return digests.ids(part.sources, part.targets)
 
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
-        """Returns `bleu_contributions`."""
+        """Returns the contribution of each sentence to the BLEU score of the corpus."""
         references = self.dataset.splits[split].targets
         hypotheses = self.processor.hypotheses(outputs)
         return bleu_contributions(hypotheses, references, True).astype(np.float32)
@@ -205,7 +209,7 @@ class Translation(Task):
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
-        """Returns BLEU by source length, and alignments of the first translations."""
+        """Returns figures of BLEU by source length, and of the first translations' alignments."""
         part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
         drawn: list[Figure] = [_by_length(part, hypotheses, self.data.text.lower_case)]
         return drawn + self._alignments(part.sources, outputs, attention)
@@ -237,7 +241,7 @@ class Translation(Task):
         return drawn
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """Returns the copied source, and word-by-word translation with a learned lexicon."""
+        """Returns the baselines: the copied source, and word-by-word translation by a lexicon."""
         return {
             "copy": lambda: self._baseline(lambda train: list),
             "lexicon": lambda: self._baseline(
@@ -257,17 +261,17 @@ class Translation(Task):
 def _teacher_forcing(
     model: models.Translator, batch: Batch, dropout_key: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns logits [B, T, V] and the weight of each token, [B, T]."""
+    """Returns logits [B, T, V], and the weight of each target token [B, T], 0 for padding."""
     target = batch["target"]
     logits = model(batch["source"], target, dropout_key=dropout_key).astype(jnp.float32)
     return logits, jnp.where(target == PAD, 0, batch["weight"][:, None])
 
 
 def _one_map(weights: np.ndarray) -> tuple[np.ndarray, str]:
-    """Returns weights [T, S] for a figure, and their description.
+    """Reduces attention weights to [T, S] for a figure; also returns a text that says how.
 
-    The weights are averaged over heads. For a Transformer, they are those of the second to last
-    layer, which aligns best (Garg et al. 2019).
+    Weights are averaged over heads. For a Transformer, the second to last layer is used, because it
+    aligns best (Garg et al. 2019).
 
     Args:
       weights: [T, S], [T, N, S] or [T, L, N, S].
@@ -284,7 +288,7 @@ def _one_map(weights: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def _by_length(part: Pairs, hypotheses: Sequence[str], lower_case: bool) -> Curves:
-    """Draws BLEU over the number of source words, in groups of equal size."""
+    """Draws BLEU by the number of source words, for groups with equal numbers of sentences."""
     words = np.array([len(text.split()) for text in part.sources])
     groups = np.array_split(np.argsort(words, kind="stable"), min(_LENGTH_GROUPS, len(words)))
     scores = [

@@ -21,19 +21,22 @@ def find(path: str, source: str, target: str) -> dict[str, Files]:
       target: extension of the files in the target language.
 
     Raises:
-      UserError: there is no training split, a file lacks its counterpart, or two pairs of files
-        denote the same split.
+      UserError: there is no training split, a file has no counterpart in the other language, or two
+        pairs of files denote the same split.
     """
     names = split_paths(path)
     if len(names) > 1:
         if len(names) != 2 or not all(names):
-            raise UserError(f"path: got {len(names)} files in {path!r}, expected two, or a folder")
+            raise UserError(
+                f"config.data.path: got {len(names)} files in {path!r}, expected two files or one "
+                "folder"
+            )
         return {"train": (Path(names[0]).expanduser(), Path(names[1]).expanduser())}
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise UserError(
-            f"path: got {path!r}, expected a folder with train.{source} and train.{target}, or "
-            "two files, separated by a comma"
+            f"config.data.path: got {path!r}, expected a folder with train.{source} and "
+            f"train.{target}, or two files, separated by a comma"
         )
     found: dict[str, Files] = {}
     for split, stems in SPLIT_NAMES.items():
@@ -41,7 +44,10 @@ def find(path: str, source: str, target: str) -> dict[str, Files]:
             pair = folder / f"{stem}.{source}", folder / f"{stem}.{target}"
             there = [file.is_file() for file in pair]
             if any(there) and not all(there):
-                raise UserError(f"{pair[there[0]]}: is missing beside {pair[not there[0]].name}")
+                raise UserError(
+                    f"{pair[there[0]]}: is missing, but {pair[not there[0]].name} is there; add "
+                    "the file with the translations"
+                )
             if all(there) and split in found:
                 raise UserError(
                     f"{path}: {found[split][0].name!r} and {pair[0].name!r} both denote the "
@@ -50,7 +56,7 @@ def find(path: str, source: str, target: str) -> dict[str, Files]:
             if all(there):
                 found[split] = pair
     if "train" not in found:
-        raise UserError(f"{path}: got no train.{source} and train.{target}, expected both")
+        raise UserError(f"{path}: has no train.{source} and train.{target}; add both files")
     _say_left_out(folder, {file for pair in found.values() for file in pair})
     return found
 
@@ -68,7 +74,8 @@ def _say_left_out(folder: Path, used: set[Path]) -> None:
 def read_pairs(files: Files) -> tuple[list[str], list[str], list[str]]:
     """Reads sources, targets and ids (file name and line) of two files.
 
-    Lines are stripped. Pairs with an empty side are left out; a warning gives their number.
+    Lines are stripped. Pairs with an empty source or target are omitted; a warning gives their
+    number.
 
     Raises:
       UserError: a file is missing or not UTF-8, the numbers of lines differ, or no pair is left.
@@ -76,12 +83,15 @@ def read_pairs(files: Files) -> tuple[list[str], list[str], list[str]]:
     source, target = (_lines(file) for file in files)
     if len(source) != len(target):
         raise UserError(
-            f"{files[1]}: got {len(target)} lines, expected {len(source)} as in {files[0]}; files "
-            "are aligned by line"
+            f"{files[1]}: got {len(target)} lines, expected {len(source)} as in {files[0]}; put "
+            "the translation of each line on the same line"
         )
     kept = [i for i in range(len(source)) if source[i] and target[i]]
     if not kept:
-        raise UserError(f"{files[0]}: got no pair, expected at least one")
+        raise UserError(
+            f"{files[0]}: got no sentence pair, expected at least one line that is not empty in "
+            f"both files"
+        )
     if dropped := len(source) - len(kept):
         first = next(i for i in range(len(source)) if not (source[i] and target[i]))
         warn_once(

@@ -15,16 +15,16 @@ HEIGHT = 32
 
 @dataclasses.dataclass(frozen=True)
 class Lines(Config):
-    """Composition of lines of 32 rows from single digits.
+    """Composition of lines of 32 pixel rows from single digits.
 
     Attributes:
       least, most: smallest and largest number of digits.
       slant: maximum shear in columns per row, constant within a line.
-      scale: largest relative change of size.
-      thickness: largest change of the stroke, in pixels on each side.
-      spacing: minimum and maximum number of columns between two digits; they touch if negative.
-      shift: largest vertical shift, in rows.
-      noise: largest standard deviation of the noise, of 255.
+      scale: largest relative change of the size of a digit.
+      thickness: largest change of the stroke width, in pixels on each side.
+      spacing: minimum and maximum number of columns between two digits; digits overlap if negative.
+      shift: largest vertical shift of a digit, in rows.
+      noise: largest standard deviation of the pixel noise, where 255 is full ink.
       wobble: maximum change of each entry of a digit's 2 x 2 transformation matrix.
     """
 
@@ -46,16 +46,16 @@ class Lines(Config):
 
 
 class WrittenLines:
-    """Lines of random digits, each a pure function of the seed and its index.
+    """Random access to lines of random digits; each line depends only on the seed and its index.
 
     Args:
-      images: images of each digit, uint8 [n, 28, 28].
+      images: images uint8 [n, 28, 28] of each of the ten digits.
       count: number of lines.
-      config: see `Lines`.
+      config: composition of the lines.
       seed: seed of all random choices.
 
     Attributes:
-      texts: texts of each line.
+      texts: text of each line.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ def _transform(image: np.ndarray, matrix: np.ndarray, pen: float) -> np.ndarray:
 
     Args:
       image: image of the digit.
-      matrix: maps positions on the canvas to positions in the image.
-      pen: pixels by which each side of a stroke is thickened, from -1 to 1; thinned if negative.
+      matrix: 2 x 2 matrix that maps positions on the canvas to positions in the image.
+      pen: pixels by which each side of a stroke is thickened, or thinned if negative; -1 to 1.
     """
     side = 44
     center = np.array([(side - 1) / 2] * 2)
@@ -114,7 +114,7 @@ def _transform(image: np.ndarray, matrix: np.ndarray, pen: float) -> np.ndarray:
 
 
 def _crop_ink(image: np.ndarray) -> np.ndarray:
-    """Crops to the pixels with ink, at most HEIGHT rows."""
+    """Crops an image to the bounding box of its ink, and to at most HEIGHT rows."""
     ink = image > 32
     rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
     if not len(rows):

@@ -27,7 +27,7 @@ _HELD_OUT = {0: "test", 1: "validation"}
 
 
 def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, object]]]:
-    """Returns single digits in three splits, in the order of digit and index."""
+    """Returns single digits in three splits, sorted by digit and index."""
     images = read(files[SOURCE.name])
     return {split: _select(images, split) for split in ("train", "validation", "test")}
 

@@ -12,7 +12,7 @@ from tasks.speech_recognition.datasets import prompts, spoken_digits
 
 
 def _features(**others: type) -> Callable[[], Mapping[str, Any]]:
-    """Returns the features of a recording: id, samples, and others."""
+    """Returns the features of a recording: id, samples, and the given others."""
 
     return features_of(id=str, samples=((None,), np.int16), **others)
 

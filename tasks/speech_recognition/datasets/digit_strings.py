@@ -16,7 +16,8 @@ class Strings(Config):
 
     Attributes:
       least, most: smallest and largest number of digits.
-      pause: longest pause between two digits, in seconds; at both ends up to half of it.
+      pause: longest pause between two digits, in seconds; pauses at both ends are at most half as
+        long.
       overlap: longest cross-fade of two digits, in seconds.
       gain: largest change of a recording's gain, in decibels.
     """
@@ -33,19 +34,19 @@ class Strings(Config):
 
 
 class JoinedDigits:
-    """Random strings of recordings, each of one speaker; a pure function of the seed.
+    """Random strings of digits, joined from recordings of one speaker each; a function of the seed.
 
     Args:
-      recordings: by speaker, digit and take: int16 [P].
+      recordings: samples int16 [P] by speaker, digit and number of the recording.
       count: number of strings.
-      config: see `Strings`.
+      config: composition of the strings.
       seed: seed of all random choices.
-      rate: sample rate.
+      rate: sample rate in hertz.
 
     Attributes:
       digits: digits of each string.
-      speakers: speakers of each string.
-      lengths: int [count], numbers of samples.
+      speakers: speaker of each string.
+      lengths: int [count], number of samples of each string.
     """
 
     def __init__(

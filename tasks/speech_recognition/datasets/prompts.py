@@ -1,4 +1,4 @@
-"""Prompts of a telephone exchange with transcripts (Asterisk's core sounds), one speaker each."""
+"""Telephone prompts with transcripts (Asterisk's core sounds), with one speaker per language."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def normalize(text: str) -> str:
 
 
 def transcripts(listing: str, language: str) -> dict[str, str]:
-    """Reads a package's list `path: text`; single digits are spelled out.
+    """Reads transcripts from a list with lines `path: text`; single digits are spelled out.
 
-    Left out are sounds in brackets, such as tones; texts with other numbers, whose pronunciation is
-    ambiguous; and empty texts.
+    Three kinds of lines are omitted: sounds in brackets, such as tones; texts with other numbers,
+    whose pronunciation is ambiguous; and empty texts.
 
     Returns:
       Transcripts by path.
@@ -72,9 +72,10 @@ def transcripts(listing: str, language: str) -> dict[str, str]:
 
 
 def generate(language: str):
-    """Returns a generator of three splits, by the hash of the text: a tenth is test, validation.
+    """Returns a function that generates the splits: a tenth each for test and validation.
 
-    Near-duplicates stay together, see `tasks.common.data.deduplication.duplicate_group_hashes`.
+    The split of a prompt is selected by the hash of its text. Near-duplicates are in the same
+    split, see `tasks.common.data.deduplication.duplicate_group_hashes`.
     """
 
     def splits(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, object]]]:

@@ -22,7 +22,7 @@ _FOLDER = "recordings/"
 
 
 def _select(fetched: Path, output: Path) -> None:
-    """Extracts the recordings from the repository's archive."""
+    """Copies the recordings from the downloaded archive to `output`."""
     with zipfile.ZipFile(fetched) as given, zipfile.ZipFile(output, "w") as chosen:
         for name in sorted(given.namelist()):
             _, found, rest = name.partition(f"/{_FOLDER}")
@@ -39,7 +39,7 @@ SOURCE = Source(
 
 
 def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, object]]]:
-    """Returns a split for each speaker, in the order of digit and take."""
+    """Returns a split for each speaker, sorted by digit and number of the recording."""
     return {speaker: _recordings(files[SOURCE.name], speaker) for speaker in SPEAKERS}
 
 

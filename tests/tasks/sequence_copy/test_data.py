@@ -104,12 +104,12 @@ def test_more_strings_than_can_be_drawn_are_refused():
 
 @pytest.mark.parametrize("typed", ["", "12a", "3.14", "-1", "٣١", "1 2"])
 def test_anything_but_digits_is_refused(typed):
-    with pytest.raises(UserError, match="expected digits 0 to 9"):
+    with pytest.raises(UserError, match="expected only digits 0 to 9"):
         data.read_strings(["12", typed], 6)
 
 
 def test_too_long_an_input_is_refused_and_spaces_around_are_not():
-    with pytest.raises(UserError, match="has 7 digits; the model was trained on 6 at most"):
+    with pytest.raises(UserError, match="has 7 digits, expected at most 6 as in training"):
         data.read_strings(["1234567"], 6)
     typed = data.read_strings([" 12 "], 6)
     assert "target" not in typed[0]

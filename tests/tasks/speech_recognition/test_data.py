@@ -296,5 +296,7 @@ def test_silent_recordings_are_named(manifest, tmp_path, capsys):
     )
     for file in tmp_path.glob("*.wav"):
         soundfile.write(file, np.zeros(800), 8000)
-    with pytest.raises(UserError, match=r"all 30 recordings are silent: every sample is 0$"):
+    with pytest.raises(
+        UserError, match=r"all 30 recordings are silent \(every sample is 0\); check"
+    ):
         own(path)

@@ -175,7 +175,9 @@ def test_a_missing_file_is_named(paths, tmp_path):
 
 def test_a_class_that_train_lacks_is_named_with_its_line(paths, write):
     train, other = write("a.csv", rows(10)), write("b.csv", "text,label\nx,a\ny,zebra\n")
-    with pytest.raises(UserError, match=r"b.csv: test has the class 'zebra' \(b.csv:3\).*a, b"):
+    with pytest.raises(
+        UserError, match=r"b.csv: the test split has the class 'zebra' \(b.csv:3\).*a, b"
+    ):
         own(paths, train, validation_file=train, test_file=other)
 
 
@@ -284,7 +286,9 @@ def test_catalogue_test_without_labels(paths):
     builders.prepare(
         builders.DatasetDefinition("toy", "1.0.0", features, (), generate), paths, quiet=True
     )
-    with pytest.raises(UserError, match=r"tfds:toy: split 'test' has no labels \(class -1\)"):
+    with pytest.raises(
+        UserError, match=r"tfds:toy: split 'test' has no labels \(its class is -1\)"
+    ):
         load(DataConfig(name="tfds:toy"), paths)
 
 

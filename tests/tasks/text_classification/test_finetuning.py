@@ -126,28 +126,33 @@ def test_it_trains_and_then_needs_the_other_run_no_more(place, tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"model_size": 16}, "config.model.model_size is 16, there 8"),
-        ({"num_layers": 3}, "config.model.num_layers is 3, there 2"),
-        ({"max_length": 12}, "config.model.max_length is 12, at most 11 fit"),
+        ({"model_size": 16}, "config.model.model_size is 16, expected 8 as in the run"),
+        ({"num_layers": 3}, "config.model.num_layers is 3, expected 2 as in the run"),
+        ({"max_length": 12}, "config.model.max_length is 12, expected at most 11"),
         (
             {"norm": "post", "activation": "relu"},
-            "config.model.norm is 'post', there 'pre'; config.model.activation is 'relu'",
+            "config.model.norm is 'post', expected 'pre' as in the run; config.model.activation is "
+            "'relu'",
         ),
-        ({"positions": "sinusoidal"}, "config.model.positions is 'sinusoidal', there 'learned'"),
+        ({"positions": "sinusoidal"}, "config.model.positions is 'sinusoidal', expected 'learned'"),
     ],
 )
 def test_sizes_that_differ_are_named(place, model, message):
     with pytest.raises(UserError, match=message) as caught:
         directory.prepared_task(classifier(place, **model), paths(place))
     assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(f"config.model.init_from={place / 'masked'}: does not fit")
+    assert str(caught.value).startswith(
+        f"config.model.init_from={place / 'masked'}: the run does not fit"
+    )
 
 
 def test_another_tokenizer_is_named(place):
     config = classifier(place)
     text = dataclasses.replace(config.data.text, tokenizer="word", vocabulary_size=99)
     data = dataclasses.replace(config.data, text=text)
-    with pytest.raises(UserError, match=r"text\.tokenizer is 'word', there 'wordpiece'; config"):
+    with pytest.raises(
+        UserError, match=r"text\.tokenizer is 'word', expected 'wordpiece' as in the run; config"
+    ):
         directory.prepared_task(dataclasses.replace(config, data=data), paths(place))
 
 

@@ -78,12 +78,15 @@ def test_two_files_are_split_by_the_hash_of_the_source(folder):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, r"got no train\.en and train\.de, expected both"),
-        ({"train__en": "a\n"}, r"train\.de: is missing beside train\.en"),
-        ({"train__de": "a\n"}, r"train\.en: is missing beside train\.de"),
+        ({}, r"has no train\.en and train\.de; add both"),
+        ({"train__en": "a\n"}, r"train\.de: is missing, but train\.en is there"),
+        ({"train__de": "a\n"}, r"train\.en: is missing, but train\.de is there"),
         ({"train__en": "a\n", "train__de": "b\nc\n"}, "got 2 lines, expected 1 as in"),
         ({"train__en": "", "train__de": ""}, r"train\.en: the file is empty"),
-        ({"train__en": "a\n\n", "train__de": "\nb\n"}, "got no pair, expected at least one"),
+        (
+            {"train__en": "a\n\n", "train__de": "\nb\n"},
+            "got no sentence pair, expected at least one",
+        ),
         ({"train__en": "a\nb\n", "train__de": b"x\n\xe4\n"}, r"line 2 is not UTF-8 \(byte 0xe4\)"),
         ({"train__en": "a\n", "train__de": "b\n"}, "1 examples are too few to split"),
     ],
