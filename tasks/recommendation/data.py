@@ -2,8 +2,8 @@
 
 The last event of a user with three or more events is in the test split, the event before it in
 the validation split; all other events are for training. Every event is a positive example,
-whatever its rating. Events of a user with equal time stamps are in the order of their lines. Only
-the first event of a user with an item is kept, because only unseen items are ranked.
+regardless of its rating. Events of a user with equal time stamps are in the order of their lines.
+Only the first event of a user with an item is kept, because only unseen items are ranked.
 
 U users, I items, G item features, n events, S events of a sequence, M events of the longest
 history.

@@ -38,7 +38,7 @@ class SpeechConfig(Config):
     """Config of the encoder and the transcriber.
 
     Attributes:
-      encoder: "pyramid" for bidirectional GRUs, each of which joins pairs of adjacent frames;
+      encoder: "pyramid" for bidirectional GRUs that each join pairs of adjacent frames;
         "transformer" or "conformer" for attention layers after two convolutions that subsample
         frames by 4.
       model_size: D, size of the encoder's output.
