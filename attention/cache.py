@@ -1,7 +1,8 @@
 """Cache of keys and values for step-by-step decoding (Shazeer 2019, "Fast Transformer Decoding").
 
     cache = KeyValueCache.empty(batch_size, max_length, key_value_heads, head_size)
-    cache, overflow = cache.append(key, value, lengths)
+    cache = cache.append(key, value, lengths)
+    full = cache.overflow()              # bool [B]
 
 B batch, T new positions, C capacity, K key/value heads, H head size, V value head size. The arrays
 are [B, K, C, H], contiguous for each head: for one query against a long cache this is many times

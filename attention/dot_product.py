@@ -1,7 +1,7 @@
 """Scaled dot-product attention, and the selection of the kernel that computes it.
 
 Vaswani et al. 2017, "Attention Is All You Need". `kernels/reference.py` defines the result. Every
-other kernel computes the same or raises NotImplementedError.
+other kernel computes the same result or raises NotImplementedError.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def attend(
       scale: 1 / sqrt(H) if None.
       logit_cap: c above (Gemma 2 Team 2024), positive; no cap if None.
       sinks: [N], floating point, one extra logit per head that takes weight but has no value.
-      dropout_rate: probability of setting a weight to 0, in [0, 1). The others are scaled up.
+      dropout_rate: probability of setting a weight to 0, in [0, 1). The other weights are scaled
+        up.
       dropout_key: required if dropout_rate > 0.
       implementation: name of a kernel, or "auto" for the fastest supported kernel according to
         measurements on this kind of device (see `explain_choice`). Forward-mode and higher

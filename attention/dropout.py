@@ -96,7 +96,7 @@ def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
       m, a bool array of that shape.
 
     Raises:
-      TypeError: key is not a key.
+      TypeError: key is not a key of `jax.random`.
     """
     threshold, _ = keep_levels(rate)
     if threshold == _LEVELS:
@@ -184,7 +184,7 @@ def validate_threefry(key: jax.Array) -> jax.Array:
 def _multiply_add(
     high: jax.Array, low: jax.Array, factor: int, summand: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(high·2³² + low)·factor + summand in two words, mod 2⁶⁴, for numbers below 2³²."""
+    """Returns (high·2³² + low)·factor + summand mod 2⁶⁴ as two words; all numbers are below 2³²."""
     # Half words are used, so that the product of two fits into one word.
     factor_high, factor_low = jnp.uint32(factor >> 16), jnp.uint32(factor & 0xFFFF)
     low_high, low_low = low >> 16, low & 0xFFFF

@@ -156,8 +156,8 @@ class _Names:
     def of(self, shape: tuple[int, ...], frames: Iterator[types.FrameType]) -> str:
         """Returns the name of a call with these frames, innermost first.
 
-        Calls with the same module path, lines between module and `record`, and shape have one name,
-        so that their weights can be stacked.
+        Calls share a name if they have the same module path, the same source lines between module
+        and `record`, and the same shape, so that their weights can be stacked.
         """
         path, lines = None, []
         for frame in frames:
@@ -214,7 +214,7 @@ def _frames(frame: types.FrameType | None, last: types.CodeType) -> Iterator[typ
 
 
 def _module(frame: types.FrameType) -> nnx.Module | None:
-    """Returns the module whose method runs in the frame, its first argument."""
+    """Returns the module whose method runs in the frame: the first argument of the method."""
     code = frame.f_code
     first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
     return first if isinstance(first, nnx.Module) else None
@@ -326,7 +326,7 @@ def head_entropy(weights: Array, valid: Array | None = None) -> Array:
 
     Args:
       weights: [..., B, N, T, S], at least 0.
-      valid: bool [B, T], queries to count; all if None.
+      valid: bool [B, T], queries to include; all if None.
 
     Returns:
       [..., B, N] in at least float32; NaN without rows.
@@ -347,7 +347,7 @@ def head_similarity(weights: Array, valid: Array | None = None) -> Array:
 
     Args:
       weights: [..., B, N, T, S], at least 0; rows are scaled to sum to 1.
-      valid: bool [B, T], queries to count; all if None.
+      valid: bool [B, T], queries to include; all if None.
 
     Returns:
       [..., B, N, N], symmetric, in at least float32; NaN without common rows.
@@ -371,7 +371,7 @@ def head_similarity(weights: Array, valid: Array | None = None) -> Array:
 
 
 def _rows(weights: Array, valid: Array | None) -> tuple[Array, Array]:
-    """Returns the weights and the rows to count, bool [..., B, N, T]."""
+    """Returns the weights and the mask of rows to include, bool [..., B, N, T]."""
     shapes.expect_floating("weights", weights)
     weights = jnp.asarray(weights)
     if weights.ndim < 4:

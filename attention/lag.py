@@ -227,7 +227,8 @@ def expect_level(level: str) -> None:
 def _past(x: Array, logits: Array, valid: Array | None, letters: str) -> tuple[Array, Array]:
     """Returns the last L values in reverse order, and a mask of the present ones.
 
-    They are [B, L, C] in at least float32, 0 if missing, and bool [B or 1, L, C or 1].
+    The values are [B, L, C] in at least float32, 0 if missing; the mask is bool [B or 1, L, C or
+    1].
     """
     sizes = shapes.expect_arrays({"x": (x, "B T C"), "logits": (logits, letters)})
     if sizes["G"] not in (1, sizes["C"]):

@@ -33,7 +33,7 @@ class MultiHeadAttention(CachedAttention):
 
     Parameters: query/kernel [D, N, H], key/kernel [D_m, K, H], value/kernel [D_m, K, V], out/kernel
       [N, V, D], biases [N, H], [K, H], [K, V], [D]; with the options gate/kernel [D, N, V or 1],
-      query_norm/scale and key_norm/scale [H], sinks [N] and those of the positions.
+      query_norm/scale and key_norm/scale [H], sinks [N] and the parameters of the positions.
 
     Args:
       model_size: D of x and of the result.
@@ -122,7 +122,8 @@ class MultiHeadAttention(CachedAttention):
           memory: [B, S, D_m]; x if None.
           mask, bias: as for `attend`.
           query_positions: int [T] or [B, T]; not allowed if the module has positions "none".
-            Without a memory both default to 0, 1, ...; with a memory both are required.
+            Without a memory, query and key positions default to 0, 1, ...; with a memory they are
+            required.
           key_positions: the same for the keys, int [S] or [B, S].
           dropout_key: None for evaluation.
           return_weights: whether to return the weights before dropout.
@@ -140,7 +141,7 @@ class MultiHeadAttention(CachedAttention):
                 x, memory, query_positions, key_positions
             )
         elif query_positions is not None or key_positions is not None:
-            raise ValueError("query_positions: got positions, expected none with positions='none'")
+            raise ValueError("query_positions: got positions, expected None with positions='none'")
         query = self._query(x, query_positions)
         key, value = self._key_value(source, key_positions)
         options = {
@@ -211,9 +212,9 @@ class MultiHeadAttention(CachedAttention):
     def _expect_positions(self, **positions: Array | None) -> None:
         for name, given in positions.items():
             if (given is None) != (self.positions is None):
-                got, expected = "none", "both with positions and a memory"
+                got, expected = "None", "query and key positions with a memory"
                 if given is not None:
-                    got, expected = "positions", "none with positions='none'"
+                    got, expected = "positions", "None with positions='none'"
                 raise ValueError(f"{name}: got {got}, expected {expected}")
 
     def _query(self, x: Array, positions: Array | None) -> Array:

@@ -14,7 +14,7 @@ def accumulator(array: Array) -> jnp.dtype:
 
 
 def product(equation: str, a: Array, b: Array) -> Array:
-    """Computes `jnp.einsum` with sums in at least float32, in the dtype of b."""
+    """Computes `jnp.einsum` with sums in at least float32; the result has the dtype of b."""
     sums = accumulator(b)
     return jnp.einsum(equation, a.astype(b.dtype), b, preferred_element_type=sums).astype(b.dtype)
 

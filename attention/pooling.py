@@ -22,7 +22,7 @@ Array = jax.Array
 
 
 def mean_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
-    """Computes the mean of the valid states (the control of Yang et al. 2016).
+    """Computes the mean of the valid states (a baseline of Yang et al. 2016).
 
         s = Σ_t x_t / T,   t over the T valid positions
 
@@ -159,7 +159,7 @@ class _FunctionPool(Pool):
 
 
 class MeanPool(_FunctionPool):
-    """`mean_pool` as a module without parameters (the control of Yang et al. 2016).
+    """`mean_pool` as a module without parameters (a baseline of Yang et al. 2016).
 
         s = Σ_t x_t / T
 

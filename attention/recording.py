@@ -44,7 +44,7 @@ def record(compute: Callable[[], Array], of_rows: Callable[[Array], Array] | Non
     Args:
       compute: returns the weights before dropout: [B, N, T, S] of a sequence mixer, [B, heads, T]
         of a pool, [B, S] or [B, N, S] of a step of an alignment.
-      of_rows: function that computes some rows, see `Weights`.
+      of_rows: function that computes the given rows only, see `Weights`.
     """
     take = _RECORDER.get()
     if take is not None:

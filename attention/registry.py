@@ -135,7 +135,7 @@ def check_options(
     """Checks names and types of options against the signature of `target`.
 
     Raises:
-      ValueError: an option is unknown, is given by the caller (`taken`), or has another type.
+      ValueError: an option is unknown, is set by the caller (`taken`), or has the wrong type.
     """
     taken = {*taken, "rngs", "self", "dtype", "dropout_rate"}
     hints = {name: hint for name, hint in _parameters(target).items() if name not in taken}

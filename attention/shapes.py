@@ -128,7 +128,7 @@ def expect_broadcastable(
     free: str = "B N",
     hint: str = "",
 ) -> None:
-    """Checks like `expect`, with all letters known; those in `free` may also have size 1."""
+    """Checks like `expect` with known letters only; dimensions in `free` may also have size 1."""
     letters, may_be_one = dimensions.split(), free.split()
     shape = tuple(jnp.shape(array))
     fits = len(shape) == len(letters) and all(

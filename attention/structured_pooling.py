@@ -63,9 +63,9 @@ def structured_penalty(weights: Array) -> Array:
 
         P = |A Aᵀ - I|²_F = Σ_ij ((A Aᵀ)_ij - [i = j])²
 
-    It is 0 if each hop has all its weight on one position and no two on the same. It is added to a
-    loss with a factor of 0.3 to 1 in the paper. A sequence without valid positions has P = R and
-    gradient 0.
+    The penalty is 0 if each hop has all its weight on one position and no two hops share a
+    position. In the paper it is added to the loss with a factor of 0.3 to 1. A sequence without
+    valid positions has P = R and gradient 0.
 
     Args:
       weights: A, [B, R, T], of `structured_pool` or of a pool with several heads.

@@ -115,7 +115,7 @@ def _in_jax(attention: Callable, case: Case, passed: str, arrays: Mapping, limit
     analysis = compiled.memory_analysis()
     temporaries = getattr(analysis, "temp_size_in_bytes", None)
     if temporaries is not None and temporaries > limit:
-        raise NotImplementedError(f"would need {temporaries / 1e9:.1f} GB")
+        raise NotImplementedError(f"would need {temporaries / 1e9:.1f} GB of temporaries")
 
     def result(cotangent):
         cotangent = jnp.asarray(cotangent, dtype)
@@ -271,7 +271,7 @@ def _flex(case: Case, passed: str, given: Mapping[str, Any], device: str) -> Cal
         raise NotImplementedError("has no backward pass on a CPU")
     # Compilation takes seconds per case, so only long cases are measured.
     if case.bias or case.cached or case.dtype != "float32" or case.queries < 2048:
-        raise NotImplementedError("is measured in float32, from 2048 on, without bias")
+        raise NotImplementedError("is measured in float32, for T >= 2048, without bias")
 
     def mask_mod(b, h, t, s):
         if case.window is not None:

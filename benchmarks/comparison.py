@@ -1,4 +1,4 @@
-"""Train steps with the engine and with PyTorch on the same batches, and memory of a process."""
+"""Train steps with `launch.engine` and with PyTorch on the same batches; memory of a process."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def write(folder: pathlib.Path = FOLDER) -> None:
 
     Args:
       folder: directory of the results. The report of benchmarks/results is written to benchmarks/,
-        others into the directory of their results.
+        other reports into the directory of their results.
     """
     found = {
         path.stem: json.loads(path.read_text(encoding="utf-8"))

@@ -3,8 +3,8 @@
 python -m benchmarks.train_step                    (make bench installs torch)
 python -m benchmarks.train_step --models=unet --rounds=9
 
-The models are those of `benchmarks.steps` with a target. Each runs in a separate process, in which
-the rounds of the implementations alternate. Ratios are this project's median time divided by
+The models are those of `benchmarks.steps` with a target. Each model runs in a separate process, in
+which the rounds of the implementations alternate. Ratios are this project's median time divided by
 PyTorch's. Results are written to benchmarks/results/cpu.json or --json.
 """
 

@@ -16,8 +16,8 @@ A masked model of the training texts of a labeled data set (movie_reviews, sst2,
 reuters_r8, spam_assassin), which configs/text_classification.py:sst2,pretrained fine-tunes. Texts
 close to a held-out text of another data set of the same origin are excluded. Training takes a
 quarter of an hour on 2 cores. The test loss per masked token is 5.28 on sst2 and 4.91 on
-movie_reviews (unigrams: 6.97 and 6.83). `:sst2,bert` is a BERT of the same size. A user text file,
-and one with a text per line:
+movie_reviews (unigrams: 6.97 and 6.83). `:sst2,bert` is a BERT of the same size. For a user text
+file, and for one with a text per line:
 
 python -m launch.train --config=configs/language_modeling.py:path:my.txt --workdir=runs/mine
 python -m launch.train --config=configs/language_modeling.py:path:my.txt,masked --workdir=runs/mine

@@ -176,7 +176,7 @@ def pretrained(data: str):
 
 
 def fine_tuned(data: str, folder: str):
-    """Returns the fields of a language model run, with its encoder and tokenizer."""
+    """Returns the fields for fine-tuning the encoder of a language modeling run."""
     try:
         saved = saved_config(Path(folder).expanduser())
     except UserError as error:

@@ -171,7 +171,7 @@ class _ItemSimilarity(nnx.Module):
 
 
 class FISM(_ItemSimilarity):
-    """FISM: equal weights for all items of the history, the control of NAIS (Kabbur et al. 2013).
+    """FISM: equal weights for all items of the history, a baseline of NAIS (Kabbur et al. 2013).
 
         y_i = b_i + n^(-α) Σ_(j ≠ i) q_jᵀ p_i
 

@@ -126,8 +126,8 @@ def neighbor_scores(
     with a list of neighbors v for each user. The result is the weighted mean of the ratings that
     the neighbors gave to item i.
 
-    Resnick et al. average deviations from each neighbor's mean and add the mean of u. For that form
-    pass r(v, i) minus the mean of v.
+    Resnick et al. average deviations from each neighbor's mean and add the mean of u. For that
+    form, pass r(v, i) minus the mean of v, and add the mean of u to the result.
 
     Args:
       similarity: [B, S].
@@ -158,11 +158,11 @@ def dense_neighbor_scores(
         score = (W ∘ Sim) R / (|W ∘ Sim| Rated)
 
     Args:
-      similarity: [B, U].
-      ratings: [U, I].
-      weight: w_v, [U]; 1 if None.
-      valid: bool [B, U], neighbors of each user; all if None, the user included.
-      rated: bool [U, I], items rated by each user; all if None, as in implicit feedback.
+      similarity: Sim, [B, U].
+      ratings: R, [U, I].
+      weight: w_v, [U], the columns of W; 1 if None.
+      valid: bool [B, U], neighbors of each user; all users if None, including the user.
+      rated: Rated, bool [U, I], items rated by each user; all if None, as in implicit feedback.
 
     Returns:
       [B, I] in the ratings' dtype; 0 without valid neighbors.
@@ -300,7 +300,7 @@ def _unit(x: Array) -> Array:
 
 
 def _ratio(over: Array, under: Array) -> Array:
-    """Divides; returns 0 where the denominator is 0."""
+    """Returns over / under, and 0 where `under` is 0."""
     return over / jnp.where(under == 0, 1, under)
 
 

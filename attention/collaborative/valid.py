@@ -35,8 +35,8 @@ def without_target(candidates: Array, history: Array, valid: Array | None = None
 
         v_ij = v_j and (i ≠ j),   so that i is not in the sums over its own history
 
-    Without this, a model that is trained to predict items of the history learns to find the
-    candidate itself in it. Candidates that are not in the history are unaffected.
+    Without this, a model that is trained on candidates from the history learns to recognize them in
+    the history. Candidates that are not in the history are unaffected.
 
     Args:
       candidates: i, int [B, I], item indices.

@@ -105,7 +105,7 @@ class AttentionGate(nnx.Module):
       channels: C of x.
       signal_channels: G of the gating signal g, from a coarser scale.
       hidden_size: F; half of C, at least 1, if None.
-      stride: S, the side of the convolution W_x and its stride.
+      stride: S, kernel size and stride of the convolution W_x.
       dtype: dtype of the map; gate and parameters are float32.
 
     Raises:

@@ -119,7 +119,7 @@ class SpatialGate(MapGate):
 
     Args:
       channels: C.
-      kernel_size: the convolution's side, odd.
+      kernel_size: kernel size of the convolution, odd.
       momentum: weight of the newest batch in the running statistics; the authors' 0.01 needs tens
         of thousands of steps.
       options: `dtype`, as for `MapGate`.

@@ -65,8 +65,8 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
 
         y_ijo = Σ_uvc k_uvco · x_(i·s + u - a)(j·s + v - b)c
 
-    with a rows of padding above and b columns on the left ("SAME"). For stride 1 and an odd kernel
-    size, the kernel is centered on x_ij.
+    where a and b are the numbers of zero rows above and zero columns on the left ("SAME" padding).
+    For stride 1 and an odd kernel size, the kernel is centered on x_ij.
 
     Args:
       x: [B, Y, X, C].

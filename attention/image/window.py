@@ -1,4 +1,4 @@
-"""Attention in windows, shifted against the grid (Liu et al. 2021, "Swin Transformer").
+"""Attention in shifted windows of a map (Liu et al. 2021, "Swin Transformer").
 
 W windows of S·S positions each; other letters as in `attention.image.maps`. A map whose sides are
 not multiples of S is padded at the bottom and on the right; padding is hidden.
@@ -189,8 +189,8 @@ class ShiftedWindow(MapAttention):
     Args:
       channels: C.
       num_heads: N, divides C.
-      window: S, the side of a window.
-      shift: shift of the windows relative to the grid; S // 2 if None. A Swin stage alternates 0
+      window: S, height and width of a window.
+      shift: shift of the windows down and to the right; S // 2 if None. A Swin stage alternates 0
         and S // 2.
       residual: whether x is added to the result.
       dtype: dtype of the computation; parameters are float32.

@@ -6,7 +6,7 @@ on first use (`cpu.build`). XLA is used if there is no compiler, for other dtype
 platforms and on several devices. The choice is made when a program is lowered.
 
 A convolution and its two transposes are bilinear primitives, and the transposes of each are among
-the three. So derivatives of any order are available in both modes.
+the three. So derivatives of any order are available in forward and reverse mode.
 """
 
 from __future__ import annotations

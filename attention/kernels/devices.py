@@ -90,7 +90,7 @@ def _described(platform: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def require_platform(platform: str, can_be_interpreted: bool = True) -> bool:
-    """Raises unless JAX uses the platform or kernels are interpreted; returns whether they are.
+    """Raises unless JAX uses the platform or interprets kernels; returns True if it interprets.
 
     Raises:
       NotImplementedError: JAX uses another platform, and the kernel is not interpreted.
@@ -124,7 +124,7 @@ def expect_one_device() -> None:
 
 
 def expect_device(can: Container[str]) -> None:
-    """Calls `require_platform` for the capabilities of a kernel, without loading or tracing it.
+    """Checks the platform that capabilities of a kernel require, without loading the kernel.
 
     Raises:
       NotImplementedError: the kernel needs another platform.

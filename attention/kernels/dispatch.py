@@ -145,7 +145,7 @@ def read(path: pathlib.Path) -> dict[str, tuple[Timing, ...]]:
             for kind, device in found.items()
         }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: expected a file of benchmarks.tune: {error}") from error
+        raise ValueError(f"{path}: expected a file written by benchmarks.tune: {error}") from error
 
 
 def choose(
@@ -161,8 +161,8 @@ def choose(
       options: the other arguments by name, checked.
       unsupported_reason: function that traces a kernel and returns why it does not support the
         arguments, or None.
-      slower_reason: function that returns why a kernel is slower than another one at these sizes,
-        or None. Used for kernels without a measurement.
+      slower_reason: function that returns why a kernel is slower than another kernel at these
+        sizes, or None. Used for kernels without a measurement.
 
     Returns:
       The `KernelChoice`, which depends only on shapes, dtypes, options, mesh and device kind.

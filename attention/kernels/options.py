@@ -42,7 +42,7 @@ def validate_numbers(options: KernelOptions) -> tuple[float, float | None, float
     """
     scale, logit_cap, rate = options["scale"], options["logit_cap"], options["dropout_rate"]
     if any(isinstance(number, jax.Array) for number in (scale, logit_cap, rate)):
-        raise NotImplementedError("scale, logit_cap: expected numbers, got arrays")
+        raise NotImplementedError("scale, logit_cap: got an array, expected Python numbers")
     return float(scale), None if logit_cap is None else float(logit_cap), float(rate)
 
 

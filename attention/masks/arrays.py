@@ -81,7 +81,9 @@ def mask_arrays(
         elif not jax.tree.leaves(term):
             patterns.append(term)
         else:
-            raise NotImplementedError(f"mask: {term.describe()} that depends on data")
+            raise NotImplementedError(
+                f"mask: got {term.describe()} that depends on data, expected a static term"
+            )
     integers = ("low", "high", "query_ids", "key_ids")
     found = {k: v.astype(jnp.int32) if k in integers else v for k, v in found.items()}
     if patterns:
@@ -95,7 +97,7 @@ def _column(number: terms.Offset) -> Array:
 
 
 def _rows(real: Array, S: int) -> Array:
-    """Returns upper bounds that hide all keys from padding queries."""
+    """Returns upper bounds of the visible keys: S for real queries, 0 for padding queries."""
     return jnp.where(real, S, 0)
 
 

@@ -21,8 +21,9 @@ class BlockMask(NamedTuple):
     """For each query block, the key blocks to visit (or the reverse); NumPy arrays if static.
 
     Attributes:
-      indices: int32 [1 or B, 1 or blocks, most], block indices: first full, then partial, then
-        hidden blocks.
+      indices: int32 [1 or B, 1 or blocks, L], lists of block indices: first full, then partial,
+        then hidden blocks. If static and without hidden blocks, L is the largest number of visible
+        blocks in a list.
       num_full: int32 [1 or B, 1 or blocks], number of full blocks, in which each query attends to
         each key.
       num_visible: int32 [1 or B, 1 or blocks], number of full and partial blocks.
@@ -69,7 +70,7 @@ def make_block_mask(
         data-dependent mask always do.
 
     Returns:
-      The `BlockMask`, `indices` of shape [1 or B, 1 or blocks, number of listed blocks].
+      The `BlockMask`, `indices` of shape [1 or B, 1 or blocks, L].
 
     Raises:
       ValueError: the mask was made for other sizes.

@@ -5,7 +5,7 @@ kernels can skip hidden blocks without forming an array. Masks are combined with
 
     mask = masks.causal() & masks.lengths(key=lengths)
     mask.materialize(B, N, T, S)              # bool [B or 1, N or 1, T, S]
-    mask.materialize(B, N, T, S, Span(start, 256), Span(0, 512))   # of a block
+    mask.materialize(B, N, T, S, Span(start, 256), Span(0, 512))   # one block
     mask.static_block_mask(T, S, 256, 512)    # bool [query blocks, key blocks], without the data
 
 Sparse patterns (strided, global tokens, random blocks, ...) are in `attention.masks.patterns`.
@@ -161,7 +161,9 @@ def padding(
         jax.eval_shape(lambda term=term: term.allowed(B, 1, T, S))
         if isinstance(term, Window) and (term.left, term.right) == (None, 0) and causal:
             if not is_static(term.query_offset) or static_offset(term.query_offset, T, S) != 0:
-                raise NotImplementedError(f"mask: {of} supports causal() only with query_offset=0")
+                raise NotImplementedError(
+                    f"mask: got causal() with another query_offset, expected 0 for {of}"
+                )
             found["causal"] = True
         elif isinstance(term, Lengths | Valid):
             for side, length in (("query", T), ("key", S)):
@@ -171,7 +173,7 @@ def padding(
         else:
             can = "causal(), lengths() and valid()" if causal else "lengths() and valid()"
             raise NotImplementedError(
-                f"mask: {of} supports {can} only, got {term.describe()}; use a mixer with the "
+                f"mask: got {term.describe()}, expected {can} for {of}; use a mixer with the "
                 f"capability 'mask'"
             )
     return Padding(**found)
@@ -228,7 +230,7 @@ def lengths(query: Array | None = None, key: Array | None = None) -> Mask:
       The `Mask`.
 
     Raises:
-      ValueError: both are None, or not integers of rank 1.
+      ValueError: both are None, or an array is not of integers or not of rank 1.
     """
     if query is None and key is None:
         raise ValueError("lengths: got neither query nor key, expected at least one, int [B]")
@@ -247,7 +249,7 @@ def valid(query: Array | None = None, key: Array | None = None) -> Mask:
       The `Mask`.
 
     Raises:
-      ValueError: both are None, or not boolean of rank 2.
+      ValueError: both are None, or an array is not boolean or not of rank 2.
     """
     if query is None and key is None:
         raise ValueError(

@@ -68,7 +68,9 @@ def prepare_for_kernel(term: MaskTerm, sizes: Sizes) -> Any:
     Raises:
       NotImplementedError: the term cannot be evaluated by blocks.
     """
-    raise NotImplementedError(f"mask: {term.describe()} cannot be computed by blocks")
+    raise NotImplementedError(
+        f"mask: got {term.describe()}, expected a term that can be evaluated by blocks"
+    )
 
 
 @prepare_for_kernel.register
@@ -177,7 +179,9 @@ def evaluate_block(term: MaskTerm, index: BlockIndex) -> Array:
     Raises:
       NotImplementedError: the term is not from `prepare_for_kernel`.
     """
-    raise NotImplementedError(f"mask: {term.describe()} cannot be computed by blocks")
+    raise NotImplementedError(
+        f"mask: got {term.describe()}, expected a term that can be evaluated by blocks"
+    )
 
 
 @evaluate_block.register

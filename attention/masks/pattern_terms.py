@@ -34,7 +34,7 @@ class Pattern(MaskTerm):
         return self.any_visible(*ends)[None], self.all_visible(*ends)[None]
 
     def mask_mod(self, query_index: Array, key_index: Array) -> Array:
-        """Returns bool [..., T, S] for query positions [..., T, 1] and key positions [S]."""
+        """Returns whether queries [..., T, 1] may attend to keys [S], bool [..., T, S]."""
         raise NotImplementedError
 
     def any_visible(

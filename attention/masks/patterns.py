@@ -33,7 +33,7 @@ def dilated_window(
 
     Args:
       left, right: number of keys on each side besides the query's own position; None for all.
-      dilation: at least 1, which is `masks.window`.
+      dilation: at least 1; with 1 this is `masks.window`.
       query_offset: position of the first query among the keys: an int, or an int array [] or [B].
         Required if T != S.
 

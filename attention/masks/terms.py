@@ -70,7 +70,7 @@ class MaskTerm:
         return np.ones((1, 1, 1), bool), np.zeros((1, 1, 1), bool)
 
     def select(self, example: int | Array, heads: Span) -> MaskTerm:
-        """Returns the term for one example of the batch and some heads."""
+        """Returns the term for one example of the batch and the given heads."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return type(self)(**{name: _row(value, example) for name, value in given.items()})
 
@@ -360,7 +360,7 @@ def query_positions(
 
 
 def static_offset(offset: int | None, T: int, S: int) -> int:
-    """Returns the offset, 0 if None; ValueError if it is None but T != S."""
+    """Returns the offset, or 0 if None; raises ValueError if it is None and T != S."""
     if offset is None and T != S:
         raise ValueError(
             f"query_offset: got none with T={T} queries and S={S} keys, expected an explicit one "

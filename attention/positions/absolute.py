@@ -30,7 +30,7 @@ def position_angles(positions: Array, size: int, base: float, factor: float = 1.
     """
     shapes.expect_integer("positions", positions)
     if size % 2:
-        raise ValueError(f"size: got {size}, expected an even one; features come in pairs")
+        raise ValueError(f"size: got {size}, expected an even number, as features are paired")
     frequencies = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
     return jnp.asarray(positions)[..., None].astype(jnp.float32) / factor * frequencies
 

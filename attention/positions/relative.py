@@ -20,8 +20,8 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
         m_n = 2^(-8 n / N),   n = 1 ... N,   for N a power of two
 
-    For other N, the slopes are those of the next smaller power of two, followed by every other
-    slope of twice that power, as in the authors' code.
+    For other N, the slopes are those for P heads, the next smaller power of two, followed by slopes
+    1, 3, 5, ... of those for 2P heads, as in the authors' code.
 
     Args:
       num_heads: N, at least 1.

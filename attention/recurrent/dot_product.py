@@ -112,7 +112,7 @@ class GeneralAlignment(Alignment):
 
 
 class NoAlignment(Alignment):
-    """The control: the last valid state is the context of every step (Sutskever et al. 2014).
+    """Control: the last valid state is the context of every step (Sutskever et al. 2014).
 
         c = h_S,   a_s = 1 where s = S, the last valid position, else 0
 

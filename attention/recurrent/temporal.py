@@ -1,7 +1,7 @@
 """Temporal attention: a recurrent state attends to its past states.
 
-Cheng et al. 2016, "Long Short-Term Memory-Networks for Machine Reading" ("intra-attention"); Paulus
-et al. 2018, in a decoder; with the heads of Vaswani et al. 2017.
+Cheng et al. 2016, "Long Short-Term Memory-Networks for Machine Reading" ("intra-attention"). Paulus
+et al. 2018 use it in a decoder. The heads are those of Vaswani et al. 2017.
 
 Complete sequences and the single steps of a decoder give equal results:
 

@@ -46,7 +46,7 @@ class SequenceMixer(nnx.Module):
         self.dropout_rate, self.dtype = dropout_rate, dtype
 
     def _projection(self, rngs: nnx.Rngs) -> Callable[..., Projection]:
-        """Returns `Projection` with the options of the mixer, as a function of the sizes."""
+        """Returns a function that builds a `Projection`, given the sizes of its axes."""
         options = {"use_bias": self.use_bias, "dtype": self.dtype, "rngs": rngs}
         return functools.partial(Projection, **options)
 
@@ -134,8 +134,8 @@ class CachedAttention(SequenceMixer):
         """Returns the checked sequence of the keys: the memory, or x."""
         if memory is not None and not self.takes_memory:
             raise NotImplementedError(
-                f"memory: got one, expected none: {type(self).__name__} attends from x to itself; "
-                "mixers with the capability 'cross' take a memory"
+                f"memory: got an array, expected None: {type(self).__name__} attends from x to "
+                "itself; mixers with the capability 'cross' take a memory"
             )
         sizes = {"D": self.model_size}
         shapes.expect("x", x, "B T D", sizes)
@@ -184,7 +184,7 @@ class CachedAttention(SequenceMixer):
           example that overflows the cache gives NaN.
 
         Raises:
-          ValueError: shapes do not fit, or the cache overflows outside jit.
+          ValueError: shapes do not fit, or, outside jit, the cache is full.
         """
         shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
         offset = cache.length

@@ -31,7 +31,7 @@ def gated_delta_rule_recurrent(
 
         S_t = exp(g_t) S_{t-1} + β_t k_t (v_t - (exp(g_t) S_{t-1})ᵀ k_t)ᵀ,   o_t = S_tᵀ q_t
 
-    In at least float32. With β_t = 0 and g_t = 0 the state is unchanged.
+    Computed in at least float32. With β_t = 0 and g_t = 0 the state is unchanged.
 
     Args:
       query: [B, T, K, H].
@@ -192,7 +192,7 @@ def _diagonal_blocks(x: Array, size: int) -> Array:
 def gated_delta_rule_weights(
     query: Array, key: Array, log_decay: Array, beta: Array, *, chunk_size: int = 64
 ) -> Array:
-    """Computes the matrix from values to results (Yang et al. 2025, equation 10 unrolled).
+    """Computes the matrix that maps values to outputs (Yang et al. 2025, equation 10 unrolled).
 
         w_ts = β_s q_tᵀ (Π_{j = t ... s+1} exp(g_j) (I - β_j k_j k_jᵀ)) k_s   for s <= t, else 0
 

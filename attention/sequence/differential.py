@@ -69,7 +69,7 @@ def differential_attention(
       scale, implementation: as for `attend`.
 
     Returns:
-      [B, T, N, V] in at least float32, before rounding.
+      [B, T, N, V] in at least float32, not rounded to the query's dtype.
 
     Raises:
       ValueError: shapes, dtypes or values do not fit.
@@ -126,8 +126,8 @@ class DifferentialAttention(CachedAttention):
     with twice the heads. The returned weights are those before the norm.
 
     Parameters: query/kernel [D, N, 2H], key and value: kernel [D, K, 2H], their biases; lambda_q1,
-      lambda_k1, lambda_q2, lambda_k2 [H]; norm/scale [2H]; out: kernel [N, 2H, D], bias [D]; those
-      of the positions.
+      lambda_k1, lambda_q2, lambda_k2 [H]; norm/scale [2H]; out: kernel [N, 2H, D], bias [D]; the
+      parameters of the positions.
 
     Args:
       model_size: D.

@@ -159,7 +159,7 @@ class LatentAttention(CachedAttention):
         shapes.expect_positive(key_value_rank=C, **sizes)
         if R % 2:
             raise ValueError(
-                f"rotary_size: got {R}, expected an even one; features are rotated in pairs"
+                f"rotary_size: got {R}, expected an even number, as features are rotated in pairs"
             )
         rotary = build_positions(positions, num_heads, R, rngs=rngs)
         if not isinstance(rotary, RotaryPositions):

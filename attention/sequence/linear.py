@@ -233,7 +233,7 @@ class FeatureAttention(RecurrentMixer, MultiHeadMixer):
         self.chunk_size = chunk_size
 
     def _linear_attention(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
-        """Computes `linear_attention` of projected queries and keys, with its options."""
+        """Computes `linear_attention` of projected queries and keys; takes the same options."""
         raise NotImplementedError(f"{self.name}: has no features")
 
     def _mix(

@@ -80,7 +80,7 @@ def linformer_weights(
     *,
     mask: MaskLike | None = None,
 ) -> Array:
-    """Computes the matrix from values to the result of `linformer` (Wang et al. 2020).
+    """Computes the matrix that maps values to the result of `linformer` (Wang et al. 2020).
 
         w = softmax(q (Eᵀk)ᵀ / sqrt(H)) · Fᵀ
 

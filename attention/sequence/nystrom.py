@@ -129,7 +129,7 @@ def nystrom_weights(
     convolution: Array | None = None,
     mask: MaskLike | None = None,
 ) -> Array:
-    """Computes the matrix from values to the result of `nystrom_attention` (Xiong et al. 2021).
+    """Computes the matrix that maps values to `nystrom_attention` (Xiong et al. 2021).
 
         w = softmax(q k̃ᵀ) · softmax(q̃ k̃ᵀ)⁺ · softmax(q̃ kᵀ) + c_{r_s - r_t}
 
@@ -224,7 +224,7 @@ class Nystromformer(MultiHeadMixer):
 
 @dataclasses.dataclass(frozen=True)
 class _Factors:
-    """Factors of the matrix from values to results.
+    """Factors of the matrix that maps values to outputs.
 
     Attributes:
       query_to_landmark: softmax(q k̃ᵀ), [B, N, T, M].
@@ -255,7 +255,7 @@ def _factors(
         shapes.expect("convolution", convolution, "size N", {"N": N})
         if convolution.shape[0] % 2 == 0:
             got = shapes.show(convolution.shape)
-            raise ValueError(f"convolution: got shape {got}, expected an odd size")
+            raise ValueError(f"convolution: got shape {got}, expected an odd first axis")
     marks = masks.padding(mask, B, T, T, of="nystromformer", causal=False)
     M, wide = min(num_landmarks, T), accumulator(query)
     query, key = query.astype(wide) * sizes["H"] ** -0.5, key.astype(wide)

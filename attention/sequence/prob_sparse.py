@@ -84,7 +84,7 @@ def prob_sparse_weights(
     num_active: int,
     mask: MaskLike | None = None,
 ) -> Array:
-    """Computes the matrix from values to the result of `prob_sparse` (Zhou et al. 2021).
+    """Computes the matrix that maps values to the result of `prob_sparse` (Zhou et al. 2021).
 
         w_i = softmax(s_i) of an active query,   1 / T of the others
 
@@ -108,8 +108,10 @@ def prob_sparse_weights(
 class ProbSparse(MultiHeadMixer):
     """Multi-head self-attention by `prob_sparse` (Zhou et al. 2021).
 
-    A and U of `prob_sparse` are both factor · ⌈ln(1 + T)⌉, at most T. The sampled keys depend only
-    on the seed and the length, so that the same input gives the same result.
+        A = U = min(factor · ⌈ln(1 + T)⌉, T)
+
+    active queries and sampled keys per query, as in `prob_sparse`. The sampled keys depend only on
+    the seed and the length, so that the same input gives the same result.
 
     Parameters: those of `MultiHeadMixer`.
 

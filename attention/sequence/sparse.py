@@ -4,7 +4,7 @@ Sliding and dilated windows (Beltagy et al. 2020; Jiang et al. 2023), the stride
 pattern (Child et al. 2019, "Generating Long Sequences with Sparse Transformers") and that of Big
 Bird (Zaheer et al. 2020). `attention.masks.patterns` has the patterns as masks for `attend`.
 
-Kernels that support it skip hidden blocks (`Mask.static_block_mask`).
+Blockwise kernels skip hidden blocks (`Mask.static_block_mask`).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class BigBird(SparseAttention):
       options: those of `MultiHeadAttention`.
 
     Raises:
-      ValueError: a number is out of range; when called, there are too few links.
+      ValueError: a number is out of range; or, when called, `links` has too few entries.
     """
 
     def __init__(

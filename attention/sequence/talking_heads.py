@@ -108,10 +108,10 @@ def talking_heads_weights(
 class TalkingHeadsAttention(CachedAttention):
     """Self- or cross-attention by `talking_heads` (Shazeer et al. 2020).
 
-        y = concat_n(Σ_s w_nts v_s) W_o,   w = M_w · softmax(M_l · logits)
+        y = concat_n(Σ_s u_nts v_sn) W_o,   u as for `talking_heads`
 
     Parameters: query, key, value: kernel [D or D_m, N, H], bias [N, H]; logit_mixing, weight_mixing
-      [N, N], initialized to the identity (multi-head attention); out: kernel [N, H, D], bias
+      (P, R) [N, N], initialized to the identity (multi-head attention); out: kernel [N, H, D], bias
       [D].
 
     Args:

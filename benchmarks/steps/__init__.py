@@ -1,7 +1,8 @@
 """Train steps of models compared with other libraries, one file per model.
 
 Each file has `setup(batch_size, ...)`, which returns the experiment and its batches. `jax_step` and
-`torch_step` return functions that take train steps on these batches.
+`torch_step` return functions that take train steps on these batches, with the training engine of
+this project (`launch.engine`) and with PyTorch.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,7 @@ class Model(NamedTuple):
       steps: train steps per round.
       rounds: number of rounds.
       memory: whether peak memory is compared too.
-      what: description in the report of `benchmarks.train_step`, empty if it leaves the model out.
+      what: description in the report of `benchmarks.train_step`, empty to leave the model out.
       target: largest wanted ratio of the time in JAX to the time with `torch.compile`, for this
         report.
     """

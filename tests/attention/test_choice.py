@@ -233,6 +233,6 @@ def test_the_table_in_the_project_is_well_formed():
 def test_a_broken_table_is_named(tmp_path):
     file = tmp_path / "timings.json"
     file.write_text(json.dumps({"cpu": {"entries": [{"batch": 1}]}}))
-    with pytest.raises(ValueError, match=r"timings\.json: expected a file of benchmarks\.tune"):
+    with pytest.raises(ValueError, match=r"timings\.json: expected a file written by"):
         dispatch.read(file)
     assert dispatch.read(tmp_path / "none.json") == {}

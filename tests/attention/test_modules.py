@@ -69,7 +69,7 @@ def test_multi_head_dropout_only_with_a_key():
     [
         (lambda m: m(X[..., :6]), r"x: got shape \[2, 5, 6\], expected \[B, T, D\] with D=8"),
         (lambda m: m(X, X[:1]), r"memory: got shape \[1, 5, 8\], expected .* with B=2, M=8"),
-        (lambda m: m(X, query_positions=jnp.arange(5)), r"expected none with positions='none'"),
+        (lambda m: m(X, query_positions=jnp.arange(5)), r"expected None with positions='none'"),
         (lambda m: m(X, mask=masks.lengths(key=jnp.ones(3, int))), r"lengths\(key=\): got shape"),
     ],
 )
@@ -131,7 +131,7 @@ def test_sinusoidal_by_the_paper():
     np.testing.assert_array_equal(sinusoidal(jnp.array([[3, 1]]), 6)[0], table[jnp.array([3, 1])])
     halves = sinusoidal(jnp.arange(50), 6, interleaved=False)
     np.testing.assert_array_equal(halves, np.concatenate([table[:, ::2], table[:, 1::2]], axis=1))
-    with pytest.raises(ValueError, match="size: got 5, expected an even one"):
+    with pytest.raises(ValueError, match="size: got 5, expected an even number"):
         sinusoidal(jnp.arange(3), 5)
     with pytest.raises(ValueError, match="positions: got dtype float32, expected an integer"):
         sinusoidal(jnp.ones(3), 6)

@@ -89,7 +89,7 @@ def test_alibi_looks_nearby():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sinusoidal(jnp.arange(3), 5), "size: got 5, expected an even one"),
+        (lambda: sinusoidal(jnp.arange(3), 5), "size: got 5, expected an even number"),
         (lambda: rotary(normal(0, 1, 2, 1, 5), jnp.arange(2)), "head_size: got 5, expected an eve"),
         (lambda: rotary(normal(0, 1, 2, 1, 4), jnp.arange(3)), "positions: got shape"),
         (lambda: rotary(normal(0, 1, 2, 1, 4), jnp.zeros(2)), "positions: got dtype float32"),

@@ -57,7 +57,7 @@ def attend(
     for name, array in (("query", query), ("key", key), ("value", value)):
         if not all(isinstance(size, int) for size in array.shape[1:]):
             got = shapes.show(array.shape)
-            raise NotImplementedError(f"{name}: got shape {got}, expected a symbol for B only")
+            raise NotImplementedError(f"{name}: got shape {got}, expected symbols for B only")
     spec = make_spec((B, N, T, S), N // K, options, query_block, key_block)
     # Without shard_map, the compiler would gather sharded arrays before looping over them.
     split = mesh.mesh_split(B, N, K)
@@ -81,7 +81,7 @@ def make_spec(
     Args:
       whole: global sizes B, N, T, S.
       group: number of query heads per key/value head, all of them rows of a block.
-      options: those of the kernel.
+      options: keyword arguments of the kernel, as for `attend`.
       query_block, key_block: as for `attend`.
 
     Raises:

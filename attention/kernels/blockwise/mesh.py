@@ -113,8 +113,7 @@ def expect_sequence_split(B: int, N: int, K: int, T: int, S: int) -> MeshSplit:
     for name, length in (("T", T), ("S", S)):
         if length % split.num_shards:
             raise NotImplementedError(
-                f"mesh: {name}={length} cannot be split into sequence={split.num_shards} equal "
-                "parts"
+                f"mesh: got {name}={length}, expected a multiple of sequence={split.num_shards}"
             )
     return split
 

@@ -41,7 +41,7 @@ def attend(
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
-      query_block, key_block: as for the kernel "blockwise", upper bounds.
+      query_block, key_block: upper bounds of the block sizes, as for the kernel "blockwise".
       options: all are supported.
 
     Returns:

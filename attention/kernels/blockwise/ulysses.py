@@ -55,8 +55,8 @@ def attend(
     for name, heads in (("N", N), ("K", K)):
         if heads % shared:
             raise NotImplementedError(
-                f"mesh: {name}={heads} heads cannot be split over tensor x sequence = {shared}; "
-                "use the kernel 'ring'"
+                f"mesh: got {name}={heads} heads, expected a multiple of tensor x sequence = "
+                f"{shared}; use the kernel 'ring'"
             )
     if options["dropout_rate"] and kernel != "blockwise":
         raise NotImplementedError(

@@ -120,7 +120,7 @@ _attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pair(options, query, key, value, bias, sinks, others):
-    """Returns output and log-sum-exp; differentiated again for higher derivatives."""
+    """Returns output and log-sum-exp, with a gradient that can be differentiated again."""
     return _forward(options, query, key, value, bias, sinks, others)
 
 
@@ -169,7 +169,7 @@ def _gradient(static, query, key, value, bias, sinks, others, output, log_sum, c
 
 
 def _by_reference(static, others, query, key, value, bias, sinks, cotangent):
-    """Computes the same gradients with the reference kernel, which has higher derivatives."""
+    """Computes the gradients by the reference kernel, which has higher derivatives."""
     (options, bias_wanted), (mask, key_data) = static, others
 
     def run(query, key, value, bias, sinks):

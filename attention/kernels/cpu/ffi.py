@@ -208,7 +208,7 @@ def _summed(x: Array, axes: Sequence[Any]) -> Array:
 def _sharding_rule(
     operands: Sequence[str], results: Sequence[str], kv_heads: int, group: int
 ) -> tuple[str, dict[str, Any]]:
-    """Returns the Shardy sharding rule, which describes corresponding dimensions."""
+    """Returns the Shardy sharding rule, which matches dimensions of operands and results."""
     alone = iter(range(10_000))
     # Shardy does not accept a factor of size 1.
     alone_heads = kv_heads == 1 and group > 1

@@ -50,13 +50,14 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
       bias: [B or 1, N or 1, T, S] in the query's dtype with T and S multiples of 128, or None. It
         is broadcast over the heads in memory.
       scale: a number.
-      logit_cap, sinks, dropout_rate, dropout_key: None, and a rate of 0.
+      logit_cap, sinks, dropout_key: None.
+      dropout_rate: 0.
 
     Returns:
       [B, T, N, H] in the query's dtype.
 
     Raises:
-      NotImplementedError: no NVIDIA GPU or no cuDNN, or an argument not listed above.
+      NotImplementedError: there is no NVIDIA GPU or no cuDNN, or an argument is not listed above.
     """
     devices.require_platform("cuda", can_be_interpreted=False)
     expect_absent(options, "logit_cap", "sinks", "dropout_rate", by="cuDNN")
@@ -109,7 +110,7 @@ def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
 
     Args:
       mask: as for `attend`.
-      T, S: queries, keys.
+      T, S: number of queries and keys.
 
     Returns:
       The `Arguments`, lengths of shape [B].
@@ -127,9 +128,8 @@ def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
                     "mask: got a window to the right, expected window(left, 0)"
                 )
             if T != S or not terms.is_static(term.query_offset) or term.query_offset:
-                raise NotImplementedError(
-                    f"mask: got T={T}, S={S} or a query_offset, expected T == S and query_offset=0"
-                )
+                got = f"T={T} and S={S}" if T != S else "another query_offset"
+                raise NotImplementedError(f"mask: got {got}, expected T == S and query_offset=0")
             causal = True
             if term.left is not None and term.left < S:
                 left = term.left if left is None else min(left, term.left)
@@ -139,7 +139,9 @@ def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
                 if lengths is not None:
                     found[side] = lengths if before is None else jnp.minimum(lengths, before)
         else:
-            raise NotImplementedError(f"mask: cuDNN has no {term.describe()}")
+            raise NotImplementedError(
+                f"mask: got {term.describe()}, expected causal(), window() and lengths()"
+            )
     limits = {"query": T, "key": S}
     lengths = {
         side: None if each is None else jnp.clip(each, 0, limits[side]).astype(jnp.int32)

@@ -32,14 +32,15 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
       mask: any, or None.
       bias: [B or 1, N or 1, T, S], or None.
       scale, logit_cap: numbers; no cap if None.
-      sinks, dropout_rate, dropout_key: None, and a rate of 0.
+      sinks, dropout_key: None.
+      dropout_rate: 0.
 
     Returns:
       [B, T, N, V] in the query's dtype.
 
     Raises:
-      NotImplementedError: no NVIDIA GPU or no tokamax, sinks, dropout, or an argument that tokamax
-        does not support.
+      NotImplementedError: there is no NVIDIA GPU, tokamax is not installed, sinks or dropout are
+        given, or tokamax does not support another argument.
       ValueError: the mask was made for other sizes.
     """
     devices.require_platform("cuda", can_be_interpreted=False)

@@ -43,8 +43,8 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
       [B, T, N, V] in the query's dtype.
 
     Raises:
-      NotImplementedError: no NVIDIA GPU (nor `kernels.interpreted()`), dropout, another dtype or
-        wider heads.
+      NotImplementedError: there is no NVIDIA GPU (nor `kernels.interpreted()`), dropout is used, or
+        the dtype or head size is not supported.
       ValueError: the mask was made for other sizes.
     """
     interpret = devices.require_platform("cuda")
@@ -81,7 +81,7 @@ def block_sizes(T: int, S: int, width: int) -> tuple[int, int]:
 
     Four such blocks and their sums have to fit into the fast memory of a multiprocessor, also in
     the backward pass. On an H100 the programs use at most 255 registers per thread and spill almost
-    nothing (below 0.9 KB for heads of 256 float32, none for heads of 64).
+    no registers (below 0.9 KB for a head size of 256 in float32, none for 64).
 
     Args:
       T, S: number of queries and keys.

@@ -69,7 +69,7 @@ def forward(
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
       bias: [B or 1, N or 1, T, S], or None.
       sinks: float32 [N], or None.
-      mask: `pallas.prepare_for_kernel`, or None.
+      mask: mask converted by `pallas.prepare_for_kernel`, or None.
       block_mask: visible key blocks of each query block.
 
     Returns:
@@ -162,7 +162,7 @@ def key_gradient(
     Args:
       settings, query, key, value, bias, mask: as for `forward`.
       block_mask: visible query blocks of each key block.
-      given: as for `query_gradient`, [B, T, N, V] and float32 [B, N, T] twice.
+      given: do [B, T, N, V]; L and δ, float32 [B, N, T], as for `query_gradient`.
 
     Returns:
       dk [B, S, K, H] and dv [B, S, K, V].

@@ -57,14 +57,15 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
       bias: None.
       scale, logit_cap: numbers; no cap if None.
       sinks: [N], or None.
-      dropout_rate, dropout_key: 0 and None.
+      dropout_rate: 0.
+      dropout_key: None.
 
     Returns:
       [B, T, N, V] in the query's dtype.
 
     Raises:
-      NotImplementedError: no TPU (nor `kernels.interpreted()`), 64 bits are enabled, or an argument
-        not listed above.
+      NotImplementedError: there is no TPU (nor `kernels.interpreted()`), 64 bits are enabled, or an
+        argument is not listed above.
     """
     interpret = devices.require_platform("tpu")
     if not interpret:
@@ -136,7 +137,9 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
         else:
             raise NotImplementedError(f"mask: got {term.describe()}, expected windows and ids")
     if low is not None and high is not None and low > high:
-        raise NotImplementedError("mask: got windows that have no key in common")
+        raise NotImplementedError(
+            "mask: got windows without a common key, expected one for each query"
+        )
     if all(each is None for each in (*ids.values(), *real.values())):
         return Structure(low, high, None, None)
     marked = []

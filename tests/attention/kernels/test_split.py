@@ -258,8 +258,8 @@ def test_what_cannot_be_split_is_refused_and_auto_goes_on(answers):
     assert refused["single"] == refused["one"] == alone
     assert refused["auto"] == "ring"
     assert refused["odd"] == alone
-    assert refused["why"] == "mesh: T=15 cannot be split into sequence=4 equal parts"
-    assert "N=2 heads cannot be split over tensor x sequence = 4" in refused["heads"]
+    assert refused["why"] == "mesh: got T=15, expected a multiple of sequence=4"
+    assert "N=2 heads, expected a multiple of tensor x sequence = 4" in refused["heads"]
     assert "supported by: ring" in refused["heads"]
 
 

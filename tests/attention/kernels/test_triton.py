@@ -177,8 +177,8 @@ Q, K, V = (cases.inputs(T, S)[name] for name in ("query", "key", "value"))
     ("options", "message"),
     [
         ({"dropout_rate": 0.5, "dropout_key": jax.random.key(0)}, "dropout_rate: not supported"),
-        ({"mask": cases.UNKNOWN}, r"mask: unknown\(\) cannot be computed by blocks"),
-        ({"mask": cases.UNKNOWN | MASKS["causal"]}, r"mask: unknown\(\) cannot be"),
+        ({"mask": cases.UNKNOWN}, r"mask: got unknown\(\), expected a term"),
+        ({"mask": cases.UNKNOWN | MASKS["causal"]}, r"mask: got unknown\(\), expected"),
     ],
 )
 def test_what_it_cannot_is_refused(options, message):

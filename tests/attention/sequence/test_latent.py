@@ -116,7 +116,7 @@ def test_mistakes_are_told():
         ({"key_value_rank": 0}, "key_value_rank: got 0, expected at least 1"),
         ({"query_rank": 0}, "query_rank: got 0, expected at least 1"),
         ({"value_head_size": 0}, "value_head_size: got 0, expected at least 1"),
-        ({"rotary_size": 3}, "rotary_size: got 3, expected an even one"),
+        ({"rotary_size": 3}, "rotary_size: got 3, expected an even number"),
         ({"positions": "alibi"}, "positions: got 'alibi', expected 'rope'"),
         ({"positions": "none"}, "positions: got 'none', expected 'rope'"),
         ({"positions": "rope(fraction=0.1)"}, "positions: 'rope.*': head_size: got 2"),

@@ -200,9 +200,7 @@ def test_options_that_do_not_fit_are_told(kind, options, message):
 
 
 def test_mistakes_in_a_call_are_told():
-    with pytest.raises(
-        NotImplementedError, match="memory: got one, expected none: Strided attends"
-    ):
+    with pytest.raises(NotImplementedError, match="memory: got an array, expected None: Strided"):
         built(Strided)(X, X)
     module = built(Longformer)
     with pytest.raises(ValueError, match=r"global_marks: got dtype float32, expected bool"):
