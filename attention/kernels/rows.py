@@ -25,11 +25,16 @@ _LEAST = 512
 
 
 def reorder_rows(x: Array, rows: Array) -> Array:
-    """Computes y[b·K + n] = x[b·K + rows[b, n]], the rows of each of B examples in a new order.
+    """Reorders the K rows of each of B examples, as beam search does (Sutskever et al. 2014).
+
+        y[b·K + n] = x[b·K + rows[b, n]]
 
     Args:
       x: [B·K, ...] of any dtype.
       rows: int [B, K] in 0 ... K - 1; a row may occur several times, or not at all.
+
+    Returns:
+      y, [B·K, ...] in x's dtype.
 
     Raises:
       ValueError: shapes do not fit.

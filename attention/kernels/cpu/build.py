@@ -40,7 +40,9 @@ def can_register(
 ) -> bool:
     """Registers C++ functions if the program being lowered can call them.
 
-    It can on one CPU of this host, if there is a compiler.
+    Returns:
+      True if they are registered: the program runs on one CPU of this host, is not exported, and
+      there is a compiler.
     """
     module = context.module_context
     # XLA partitions its own operations over several devices.
