@@ -45,7 +45,7 @@ def problems(draw):
     [name for name in subjects.KERNELS if registry.find("kernel", name).capabilities >= ALL],
 )
 @settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
