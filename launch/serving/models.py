@@ -537,6 +537,7 @@ class _Arrivals:
 
     def __init__(self):
         self._done: collections.deque[tuple[asyncio.Future, Future]] = collections.deque()
+        self._appending = threading.Lock()
 
     async def wait(self, future: Future[Result]) -> Result:
         """Returns the result of a future, and cancels it if this call is canceled."""
@@ -544,9 +545,12 @@ class _Arrivals:
         waiter: asyncio.Future[Result] = loop.create_future()
 
         def arrived(found: Future[Result]) -> None:
-            self._done.append((waiter, found))
-            # Another notification is on its way unless the deque was empty.
-            if len(self._done) == 1:
+            # Futures are set by the thread of the batches, and canceled by that of the event loop.
+            with self._appending:
+                self._done.append((waiter, found))
+                # Another notification is on its way unless the deque was empty.
+                is_first = len(self._done) == 1
+            if is_first:
                 _threadsafe(loop, self._deliver)
 
         future.add_done_callback(arrived)
