@@ -197,7 +197,7 @@ class _Reader:
         if self._elsewhere:
             warn_once(
                 f"{self._file}: boxes of {len(self._elsewhere)} objects do not match their "
-                f"masks, the first is {self._elsewhere[0]}; bbox is x, y, width and height"
+                f"masks, the first is {self._elsewhere[0]}; give bbox as x, y, width and height"
             )
         result = []
         for identity, (name, size) in self._images.items():

@@ -74,7 +74,7 @@ class DataConfig(Config):
         name = results_name(self.name, DATA_SETS, self.path, "; path takes your own files")
         object.__setattr__(self, "name", name)
         needed = self.path is not None or self.images is None
-        self.expect("images", needed, "none without path")
+        self.expect("images", needed, "None unless path is set")
 
 
 @dataclass(frozen=True)

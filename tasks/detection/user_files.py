@@ -153,7 +153,8 @@ def _pixel_hash(annotated: Annotated, turns: AnnotationTurns) -> np.ndarray:
     if not turns.fits(annotated.path, orientation, annotated.truth.size, size):
         (height, width), (Y, X) = annotated.truth.size, size
         raise UserError(
-            f"{annotated.path}: is {X} x {Y} pixels, but its annotations are for {width} x {height}"
+            f"{annotated.path}: is {X} x {Y} pixels, but its annotations are for {width} x "
+            f"{height}; correct width and height in the annotation file"
         )
     content = str(image.shape).encode() + image.tobytes()
     return np.frombuffer(hashlib.sha256(content).digest(), np.uint8)

@@ -312,7 +312,10 @@ def _standardize(
             )
         if empty:
             names = ", ".join(series.names[channel] for channel in empty)
-            print(f"config.data: no value in the {split} split: {names}", file=sys.stderr)
+            print(
+                f"config.data: columns without a value in the {split} split: {names}",
+                file=sys.stderr,
+            )
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = np.nanmean(values[train], axis=0), np.nanstd(values[train], axis=0)
     if (large := np.flatnonzero(~np.isfinite(mean + std))).size:
@@ -326,7 +329,9 @@ def _standardize(
     still = std <= 1e-9 * np.abs(mean)
     if still.any():
         names = ", ".join(np.array(series.names)[still])
-        print(f"config.data: constant in the train split: {names}", file=sys.stderr)
+        print(
+            f"config.data: columns that are constant in the train split: {names}", file=sys.stderr
+        )
     std = np.where(still, 1.0, std)
     scaled = np.where(valid, (values - mean) / std, 0).astype(np.float32)
     data = ForecastingData(

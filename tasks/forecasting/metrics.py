@@ -34,16 +34,16 @@ def error_sums(forecast: Any, future: Any, valid: Any) -> dict[str, Any]:
 def forecast_metrics(sums: Mapping[str, Any], seasonal_error: np.ndarray) -> dict[str, float]:
     """Computes the metrics of a split.
 
-    MASE = mean_c (mean |ŷ - y| of channel c) / q_c             (Hyndman & Koehler 2006)
+        MASE = mean_c (mean |ŷ - y| of channel c) / q_c             (Hyndman & Koehler 2006)
 
     Args:
-    sums: sums of `error_sums` and, for a distribution, "crps" [C].
-    seasonal_error: q, [C]: mean absolute error of the seasonal naive forecast in the training
-    split. MASE excludes channels with a q of 0 or NaN.
+      sums: sums of `error_sums` and, for a distribution, "crps" [C].
+      seasonal_error: q, [C]: mean absolute error of the seasonal naive forecast in the training
+        split. MASE excludes channels with a q of 0 or NaN.
 
     Returns:
-    "mse", "mae" and, for a distribution, "crps": means over all cells in the units of the
-    forecast; and "mase", unless it excludes all channels.
+      "mse", "mae" and, for a distribution, "crps": means over all cells in the units of the
+      forecast; and "mase", unless it excludes all channels.
     """
     cells = np.asarray(sums["cells"], np.float64)
     metrics = {

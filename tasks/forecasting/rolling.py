@@ -1,7 +1,7 @@
 """Fitting of the weight between two forecasts on the training split, by rolling origins.
 
-Forecasts are fitted before each of several origins in time and compared after it (Tashman 2000,
-"Out-of-sample tests of forecasting accuracy").
+For each of several origins in time, forecasts are fitted to the data before the origin and compared
+on the data after it (Tashman 2000, "Out-of-sample tests of forecasting accuracy").
 
 n windows, L look-back, F horizon, C channels, P times in a season, M seasons of the look-back, J
 seasons of the horizon.
@@ -106,7 +106,10 @@ def fit_share(data: ForecastingData, config: RidgeSeasonalConfig) -> float:
     season = config.season or data.period
     product, square = 0.0, 0.0
     for number, part in enumerate(rolling_origins(data), 1):
-        print(f"config.model.share: origin {number} of {len(_PARTS)} in train", file=sys.stderr)
+        print(
+            f"config.model.share: fitting at origin {number} of {len(_PARTS)} in the train split",
+            file=sys.stderr,
+        )
         ridge = fit_linear(part, level=config.ridge_level, individual=config.ridge_individual)
         weights = fit_seasons(part, season, config.level)
         for _, past, valid, future, future_valid in window_batches(part, "test", _EVERY):

@@ -119,7 +119,7 @@ def _in_order(table: Cells, values: np.ndarray, times: np.ndarray) -> tuple[np.n
             )
     if len(again):
         say(
-            f"{table.name}: {len(again)} rows are repeated, first line {lines[again[0]]}"
+            f"{table.name}: {len(again)} rows are repeated, the first is line {lines[again[0]]}"
             f"{_set_back(times[again])}"
         )
     return np.delete(values, again, axis=0), np.delete(times, again)
@@ -147,7 +147,10 @@ def _on_grid(
 ) -> Series:
     if step is None:
         if len(times) < 2:
-            raise UserError(f"{name}: got one time, expected two or more to infer the step")
+            raise UserError(
+                f"{name}: got one time, expected two or more to infer the step; add rows, or set "
+                "config.data.step to the step in seconds"
+            )
         step = clock.regular_step(times)
     start = times[0]
     indices = clock.grid_index(times, start, step)
@@ -171,14 +174,14 @@ def _on_grid(
     if uneven := np.flatnonzero(where != times).tolist():
         shown = ", ".join(spelled[row] for row in uneven[:_SHOWN])
         say(
-            f"{name}: {len(uneven)} of {len(times)} times are off the grid of one every {step} "
+            f"{name}: {len(uneven)} of {len(times)} times are not on a grid with the step {step} "
             f"({shown}{', ...' * (len(uneven) > _SHOWN)}); they are moved to the nearest grid time"
         )
     if gaps := np.flatnonzero(np.diff(indices) > 1).tolist():
         after = ", ".join(spelled[row] for row in gaps[:_SHOWN])
         say(
-            f"{name}: {cells - len(times)} of {cells} times, one every {step}, have no row (after "
-            f"{after}{', ...' * (len(gaps) > _SHOWN)}); masked"
+            f"{name}: {cells - len(times)} of the {cells} times with the step {step} have no row "
+            f"(after {after}{', ...' * (len(gaps) > _SHOWN)}); they are masked"
         )
     return Series(grid, names, start, step)
 
@@ -193,5 +196,5 @@ def _report_missing(name: str, series: Series, rows: np.ndarray, table: Cells) -
     ]
     say(
         f"{name}: {int(missing.sum())} of {rows.size} values are missing ({', '.join(counts[:8])}"
-        f"{', ...' * (len(counts) > 8)}); masked"
+        f"{', ...' * (len(counts) > 8)}); they are masked"
     )

@@ -4,7 +4,7 @@ An example has the fields
 
     columns  uint8 [X, Y], the columns of a line of Y = 32 rows, 255 for ink
     length   int32, X
-    target int32 [T], units of the text, then PAD; missing without a text
+    target   int32 [T], units of the text, then PAD; missing without a text
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class DataConfig(TranscribedConfig):
         line.
       dark_ink: True if user files have dark ink on light paper, False for light ink on dark paper.
       max_columns: maximum width of a user file at 32 rows; wider images raise an error.
-      For the others see `TranscribedConfig`.
+      For the other attributes see `TranscribedConfig`.
     """
 
     built_in, unit = NAMES, "lines"

@@ -128,8 +128,8 @@ def _user_data(config: DataConfig) -> Corpus:
     for split in SPLITS:
         if not any(read[split]):
             raise UserError(
-                f"{config.train_file}: the text is too short to split, {split} would be empty; "
-                f"{remedy}"
+                f"{config.train_file}: the text is too short to split, its {split} split would "
+                f"be empty; {remedy}"
             )
     return Corpus(config.name, read, running=True)
 

@@ -48,7 +48,7 @@ class LanguageModelConfig(EncoderConfig):
       whole_words: whether to mask whole words, for "masked".
       max_new_tokens: maximum number of tokens of a completion, for "causal".
       decoding: decoding method of completions, for "causal".
-      For the others see `EncoderConfig`.
+      For the other attributes see `EncoderConfig`.
     """
 
     name: str = "transformer"
@@ -110,11 +110,10 @@ class MaskedHead(nnx.Module):
 class LanguageModel(nnx.Module):
     """Language model: hidden = Encoder(E[tokens] + S[segments]), and logits of hidden states.
 
-    Parameters: embedding/embedding (E) [V, D]; with segments, segment_embedding/embedding (S) [2,
-      D];
-    encoder; and head, which is a `MaskedHead` for masked models, kernel [D, V] for causal models
-    without tied embeddings, and absent otherwise. With next_sentence, pooler/kernel [D, D] and
-    follows/kernel [D, 2] with their biases.
+    Parameters: embedding/embedding (E) [V, D]; with segments also segment_embedding/embedding (S)
+    [2, D]; encoder; and head, which is a `MaskedHead` for masked models, a kernel [D, V] for causal
+    models without tied embeddings, and absent otherwise. With next_sentence, pooler/kernel [D, D]
+    and follows/kernel [D, 2] with their biases.
     """
 
     def __init__(self, config: LanguageModelConfig, vocabulary: int, *, rngs: nnx.Rngs):
@@ -151,9 +150,9 @@ class LanguageModel(nnx.Module):
           dropout_key: None for evaluation.
           return_weights: whether to return the attention weights too.
 
-          Returns:
-            Hidden states [B, T, D]; with `return_weights` also the attention weights [L, B, N, T,
-            T].
+        Returns:
+          Hidden states [B, T, D]; with `return_weights` also the attention weights [L, B, N, T,
+          T].
         """
         return self.encoder(
             self._embedded(tokens, segments),
@@ -190,7 +189,7 @@ class LanguageModel(nnx.Module):
 def _head(config: LanguageModelConfig, vocabulary: int, rngs: nnx.Rngs) -> nnx.Module | None:
     """Returns the output layer, or None if logits are products with the token embeddings.
 
-    With objective "masked", the layer precedes the products with the embeddings.
+    With objective "masked", the layer transforms the hidden states before these products.
     """
     if config.objective == "masked":
         return MaskedHead(config, vocabulary, rngs=rngs)

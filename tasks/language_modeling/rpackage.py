@@ -23,16 +23,16 @@ def vectors(database: bytes) -> Iterator[list[str]]:
 
 def _vector(data: bytes) -> list[str]:
     if data[:2] != b"X\n" or _number(data, 2) != 3:
-        raise ValueError("expected R's serialization format, version 3")
+        raise ValueError("database: got another format, expected R's serialization, version 3")
     offset = 14  # after the versions of the format, of the writer and of the oldest reader
     offset += 4 + _number(data, offset)
     if _number(data, offset) & 255 != _STRINGS:
-        raise ValueError("not a character vector")
+        raise ValueError("database: got another type of object, expected a character vector")
     count, offset, strings = _number(data, offset + 4), offset + 8, []
     for _ in range(count):
         kind, size = _number(data, offset) & 255, _number(data, offset + 4)
         if kind != _STRING or size < 0:
-            raise ValueError("a string is missing")
+            raise ValueError("database: got a missing string (NA), expected text")
         strings.append(data[offset + 8 : offset + 8 + size].decode("utf-8"))
         offset += 8 + size
     return strings

@@ -336,7 +336,7 @@ class LanguageModeling(Task):
         return drawn
 
     def _attended(self, tokens: np.ndarray, weights: np.ndarray, caption: str) -> Figure:
-        """Draws weights [L, N, T, T] of the last layer, averaged over heads."""
+        """Draws the last layer of attention weights [L, N, T, T], averaged over heads."""
         shown = [token_text(self.processor.tokenizer, number) for number in tokens]
         size = len(shown)
         caption = f"last layer, mean of the heads; {caption}"
@@ -350,7 +350,7 @@ class LanguageModeling(Task):
         return {"unigram": self._unigram, f"kneser_ney_{order}": lambda: self._kneser_ney(order)}
 
     def _counted(self, split: str) -> list[np.ndarray]:
-        """Returns the tokens of each text that may be targets.
+        """Returns the possible target tokens of each text.
 
         For causal models these are all tokens and the end tokens, for masked models the tokens that
         may be masked."""

@@ -249,7 +249,7 @@ def _item_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
 def _mixed_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
     """Returns a function for the weighted mean of the scores "ease_recency" and "markov_windowed".
 
-    The scores of each user are scaled to a maximum of 1 before."""
+    Both scores of each user are scaled to a maximum of 1 before they are averaged."""
     share = settings["share"]
     ease = _item_scores(fitted, held, settings["ease_recency"])
     markov = _item_scores(fitted, held, settings["markov_windowed"])

@@ -108,7 +108,7 @@ class RecommendationData(digests.Fingerprinted):
 
     Attributes:
       starts: int64 [U + 1]; the events of user u are those from starts[u] to starts[u + 1].
-      items: int32 [n].
+      items: int32 [n], index of the item of each event.
       ages: float32 [n], days from each event to the last event of its user; None without times.
       users: names of the users.
       names: names of the items, as published.

@@ -24,17 +24,17 @@ def ranked(
 
         rank = 1 + |{j: s_j > s_target}| + |{j ≠ target: s_j = s_target}| / 2
 
-        for scores s_j of the unseen items j. NaN scores are below all others.
+    for scores s_j of the unseen items j. NaN scores are below all others.
 
     Args:
       scores: float [B, I].
       seen: int [B, M], items that are not ranked, padded with -1.
       target: int [B], unseen items; None if there are no targets.
 
-      Returns:
-        `top` int32 [B, k], the k = min(10, I) unseen items of the largest scores, and `top_scores`
-        [B, k]; padded with -1 and -inf if there are fewer unseen items. With targets also `rank`
-        float32 [B].
+    Returns:
+      `top` int32 [B, k], the k = min(10, I) unseen items of the largest scores, and `top_scores`
+      [B, k]; padded with -1 and -inf if there are fewer unseen items. With targets also `rank`
+      float32 [B].
     """
     num_items = scores.shape[1]
     # Indices past the end are dropped; -1 would be the last item.

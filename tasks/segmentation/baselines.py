@@ -18,7 +18,7 @@ _PORTION = 16
 def location_prior(
     splits: Mapping[str, SegmentationExamples], names: Sequence[str]
 ) -> dict[str, float]:
-    """Predicts at each pixel position the most frequent class of the training split there."""
+    """Predicts, at each position, the class that is most frequent there in the training split."""
     labels = splits["train"].labels
     counts = np.stack([np.sum(labels == k, axis=0) for k in range(len(names))], axis=-1)
     # Positions that are void in all training images get the most frequent class.

@@ -76,7 +76,9 @@ class DataConfig(Config):
             and 0 <= min(values) <= max(values) <= 65535
         )
         self.expect("mask_values", valid, f"2 to {most} different numbers from 0 to 65535")
-        self.expect("mask_values", not values or self.path is not None, "none without path")
+        self.expect(
+            "mask_values", not values or self.path is not None, "no values unless path is set"
+        )
         name = results_name(self.name, DATA_SETS, self.path, "; path takes your own files")
         object.__setattr__(self, "name", name)
 
@@ -87,7 +89,8 @@ class SegmentationExamples:
     Attributes:
       images: uint8 [n, Y, X, 3].
       labels: uint8 [n, Y, X], VOID for pixels without a class.
-      subsets: name -> bool [n], images for which separate metrics are computed.
+      subsets: mapping from names of subsets to bool [n], True for the images of the subset; each
+        subset has separate metrics.
       void: number of pixels without a class in the masks of the data set.
     """
 
@@ -252,8 +255,8 @@ def _user_data(config: DataConfig) -> SegmentationData:
     lost = [names[k] for k in np.flatnonzero(before[:VOID]) if not after[k]]
     if lost:
         warn_once(
-            f"{config.path}: {', '.join(lost[:20])} has no pixel in train at "
-            f"config.data.image_size={tuple(config.image_size)}; set a larger one, or "
+            f"{config.path}: no pixel of {', '.join(lost[:20])} is left in the train split at "
+            f"config.data.image_size={tuple(config.image_size)}; set a larger image_size, or "
             "config.data.fit to tiles"
         )
     return SegmentationData(splits, tuple(names))

@@ -25,7 +25,8 @@ class LabeledImages:
       definition: definition whose examples have the features id, image uint8 [Y, X, 3] and labels
         uint8 [Y, X]; a label that is not an index of `names` is void.
       names: names of the classes.
-      subsets: name -> id prefix of test images for which separate metrics are computed.
+      subsets: mapping from names of subsets to id prefixes of test images; each subset has separate
+        metrics.
     """
 
     definition: DatasetDefinition
@@ -59,7 +60,7 @@ def _camvid_files(archive: zipfile.ZipFile) -> dict[str, str]:
 
 
 def camvid_pixels(path: Path) -> Iterator[bytes]:
-    """Yields names and pixels of all images of an archive; the hash of the source covers these."""
+    """Yields names and pixels of all images of an archive, which the hash of the source covers."""
     from PIL import Image
 
     with zipfile.ZipFile(path) as archive:

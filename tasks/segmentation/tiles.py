@@ -80,12 +80,13 @@ def blend_windows(
 
         argmax_k Σ_windows w p_k
 
-        with probabilities p_k of a window and a weight w that falls from its center to its edges.
+    with probabilities p_k of a window and a weight w that falls from its center to its edges.
 
-        Args:
-        windows: probabilities [height, width, K] of each window, up to a common factor.
-        corners: top and left of each window in the image.
+    Args:
+      windows: probabilities [height, width, K] of each window, up to a common factor.
+      corners: top and left of each window in the image.
       Y, X: height and width of the image.
+
     Returns:
       uint8 [Y, X].
     """

@@ -68,7 +68,7 @@ def _say_unused(folder: Path, used: set[str]) -> None:
     others = [name for name in others if not is_hidden(name)]
     if others:
         warn_once(
-            f"{folder}: {len(others)} entries are left out, such as {others[0]}; used are "
+            f"{folder}: {len(others)} entries are left out, such as {others[0]}; expected only "
             f"{', '.join(sorted(used))}"
         )
 

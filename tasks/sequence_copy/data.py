@@ -114,7 +114,7 @@ def with_end(string: str) -> np.ndarray:
 
 
 def tokens_of(strings: Sequence[str], width: int) -> np.ndarray:
-    """Returns `with_end` of each string, padded, int32 [n, width]."""
+    """Returns the ids and end token of each string, padded, int32 [n, width]."""
     result = np.full((len(strings), width), PAD, np.int32)
     for row, string in zip(result, strings, strict=True):
         row[: len(string) + 1] = with_end(string)

@@ -133,9 +133,9 @@ class EncoderDecoder(nnx.Module):
           lengths: int [B].
           steps: T, maximum number of tokens.
 
-          Returns:
-            Tokens int32 [B, T], PAD after the first END; and the attention weights of every step,
-            [B, T, S] or [B, T, N, S], 0 for PAD.
+        Returns:
+          Tokens int32 [B, T], PAD after the first END; and the attention weights of every step,
+          [B, T, S] or [B, T, N, S], 0 for PAD.
         """
         decoded = self.decoding(source, lengths, steps).generate(generate.DecodingConfig())
         return decoded.tokens[:, 0], decoded.extras["alignment"][:, 0]

@@ -230,11 +230,11 @@ def sequence_metrics(tokens: np.ndarray, examples: DigitStrings) -> dict[str, fl
       tokens: int [n, T], as wide as the longest target.
       examples: the n examples.
 
-      Returns:
-        `exact_match`, the fraction of examples with all tokens correct, including the end token;
-        the same for four groups of lengths, such as `exact_match_4_8` for 4 to 8 digits, and for
-        the greatest length, such as `exact_match_20`; and `token_accuracy`, the fraction of target
-        positions with the correct token.
+    Returns:
+      `exact_match`, the fraction of examples with all tokens correct, including the end token;
+      the same for four groups of lengths, such as `exact_match_4_8` for 4 to 8 digits, and for
+      the greatest length, such as `exact_match_20`; and `token_accuracy`, the fraction of target
+      positions with the correct token.
     """
     target = _targets(tokens, examples)
     real, exact, digits = target != PAD, _exact(tokens, examples), examples.lengths - 1

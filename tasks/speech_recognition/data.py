@@ -4,7 +4,7 @@ An example has the fields
 
     samples  int16 [P], mono, at the sample rate of config.data.features
     length   int32, number of samples without padding
-    target int32 [T], units of the transcript, then PAD; missing without a transcript
+    target   int32 [T], units of the transcript, then PAD; missing without a transcript
 
 All samples are held in memory.
 """
@@ -71,7 +71,7 @@ class DataConfig(TranscribedConfig):
         this level. 0 for no trimming.
       augmentation: config of the random augmentation in training.
       max_seconds: maximum duration of a user file in seconds; longer files raise an error.
-      For the others see `TranscribedConfig`.
+      For the other attributes see `TranscribedConfig`.
     """
 
     built_in, unit = NAMES, "recordings"

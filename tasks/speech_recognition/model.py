@@ -1,7 +1,7 @@
 """Speech recognizers: an encoder of log-mel features, and a hybrid CTC/attention transcriber.
 
 Encoders: a pyramid of recurrent networks (Chan et al. 2016, "Listen, Attend and Spell"), a
-  Transformer (Dong et al. 2018, "Speech-Transformer"), or a Conformer (Gulati et al. 2020).
+Transformer (Dong et al. 2018, "Speech-Transformer"), or a Conformer (Gulati et al. 2020).
 
 B batch, S frames, F mel bands, D model size.
 """

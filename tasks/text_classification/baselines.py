@@ -101,18 +101,18 @@ def nb_svm(
 def log_count_ratio(features, inside: np.ndarray, alpha: float = 1.0) -> np.ndarray:
     """Computes the log-count ratio of a class.
 
-    r = log((p / |p|_1) / (q / |q|_1))
+        r = log((p / |p|_1) / (q / |q|_1))
 
     where p = alpha + the sum of f over the texts of the class, and q = alpha + the sum of f
     over the other texts.
 
     Args:
-    features: f, sparse 0/1 matrix [n, V].
-    inside: bool [n], True for texts of the class.
-    alpha: smoothing.
+      features: f, sparse 0/1 matrix [n, V].
+      inside: bool [n], True for texts of the class.
+      alpha: smoothing.
 
     Returns:
-    r, [V].
+      r, [V].
     """
     p = alpha + np.asarray(features[inside].sum(axis=0)).ravel()
     q = alpha + np.asarray(features[~inside].sum(axis=0)).ravel()

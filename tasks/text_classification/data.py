@@ -46,7 +46,7 @@ class DataConfig(TextFilesConfig):
         for column in ("text_column", "label_column"):
             self.expect(column, bool(getattr(self, column)), "the name of a column")
         distinct = self.text_column != self.label_column
-        self.expect("label_column", distinct, "another than text_column")
+        self.expect("label_column", distinct, "a column other than text_column")
 
 
 @dataclass(frozen=True)

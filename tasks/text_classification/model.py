@@ -61,7 +61,7 @@ class AttentionPoolingConfig(EmbeddingConfig):
         so that logits of longer texts are larger.
       token_dropout_rate: probability of dropping whole tokens.
       dropout_rate: dropout rate of the pooled vector.
-      For the others see `EmbeddingConfig`.
+      For the other attributes see `EmbeddingConfig`.
     """
 
     name: str = "attention_pooling"
@@ -83,7 +83,7 @@ class TransformerConfig(EmbeddingConfig, EncoderConfig):
       head_dropout_rate: dropout rate of the pooled vector.
       init_from: run directory of a language model; its embeddings, encoder and tokenizer initialize
         the classifier. "" for random initialization.
-      For the others see `EmbeddingConfig` and `EncoderConfig`.
+      For the other attributes see `EmbeddingConfig` and `EncoderConfig`.
     """
 
     name: str = "transformer"
@@ -100,7 +100,8 @@ class TransformerConfig(EmbeddingConfig, EncoderConfig):
         self.expect(
             "pooling",
             reads,
-            f"a pool with mixer {self.mixer!r}, whose first position does not attend to the text",
+            f"a pool other than 'cls', because the first position of mixer {self.mixer!r} does not "
+            "attend to the text",
         )
 
 
@@ -114,7 +115,7 @@ class BiGRUConfig(EmbeddingConfig):
       pooling: a pool of `attention.registry`.
       token_dropout_rate: probability of dropping whole tokens at the input.
       dropout_rate: dropout rate of embeddings and of the pooled vector.
-      For the others see `EmbeddingConfig`.
+      For the other attributes see `EmbeddingConfig`.
     """
 
     name: str = "bigru"

@@ -23,15 +23,15 @@ def lexicon(sources: Sequence[str], targets: Sequence[str], iterations: int = 5)
         t(f | e) ∝ Σ over pairs, Σ over e in the source, f in the target:
                    t(f | e) / Σ_e' t(f | e')
 
-        for target words f and source words e, where e' runs over the words of the source. The
-        initial t is uniform; every source has an additional empty word. Each e is translated by its
-        most probable f, and unknown words are copied. Texts are lower-cased. If the training split
-        is too large for memory, only its first pairs are used.
+    for target words f and source words e, where e' runs over the words of the source. The initial
+    t is uniform; every source has an additional empty word. Each e is translated by its most
+    probable f, and unknown words are copied. Texts are lower-cased. If the training split is too
+    large for memory, only its first pairs are used.
 
-        Args:
-        sources: source sentences of the training split.
-        targets: target sentences of the training split.
-        iterations: iterations of expectation-maximization.
+    Args:
+      sources: source sentences of the training split.
+      targets: target sentences of the training split.
+      iterations: iterations of expectation-maximization.
 
     Returns:
       A function from source sentences to translations.

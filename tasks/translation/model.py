@@ -60,7 +60,7 @@ class TransformerConfig(EncoderConfig):
       label_smoothing: fraction of the probability of a target token that is spread over the
         vocabulary (Szegedy et al. 2016).
       decoding: decoding method for the test split and predictions; validation uses greedy decoding.
-      For the others see `EncoderConfig`.
+      For the other attributes see `EncoderConfig`.
     """
 
     name: str = "transformer"

@@ -124,7 +124,7 @@ class Translation(Task):
     def loss(self, model: models.Translator, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
         """Computes the label-smoothed cross-entropy per token under teacher forcing.
 
-        -(1 - ε) log p(y) - ε · mean over the vocabulary of log p
+            -(1 - ε) log p(y) - ε · mean over the vocabulary of log p
 
         for the target token y and the label smoothing ε. The training metric `cross_entropy` is
         computed without smoothing.

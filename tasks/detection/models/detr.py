@@ -105,9 +105,9 @@ def sine_embedding(points: Array, size: int) -> Array:
 
         sin(2π p / T^(4i / D)), cos(2π p / T^(4i / D)),   T = 10,000,   i = 0 ... D / 4 - 1
 
-        for each coordinate p. The first D / 2 features are those of y, the others those of x.
+    for each coordinate p. The first D / 2 features are those of y, the others those of x.
 
-        Args:
+    Args:
       points: [..., 2], y and x as fractions of the sides of the image.
       size: D, a multiple of 4.
 
@@ -123,7 +123,7 @@ def sine_embedding(points: Array, size: int) -> Array:
 class PositionedAttention(MultiHeadAttention):
     """Attention with position embeddings of queries and keys (Carion et al. 2020, appendix A.3).
 
-    attend((x + p) W_q, (m + p_m) W_k, m W_v) W_o
+        attend((x + p) W_q, (m + p_m) W_k, m W_v) W_o
 
     with queries x, memory m, and their position embeddings p and p_m.
     """

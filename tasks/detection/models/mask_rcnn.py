@@ -39,7 +39,7 @@ class MaskRCNNConfig(Config):
       backbone: config of the backbone; its `attention` is applied after each stage.
       first_stage: first stage of the backbone that the pyramid uses, counted from 1.
       extra_levels: number of levels of the pyramid beyond the last stage.
-      pyramid_channels: C.
+      pyramid_channels: C, number of channels of the pyramid.
       rpn: config of the region proposal network, with one anchor size for each level.
       heads: config of the second stage.
     """

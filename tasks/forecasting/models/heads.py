@@ -87,7 +87,10 @@ class Head:
         return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1e-6)
 
     def point(self, parameters: Array) -> Array:
-        """Returns the point forecast [B, F, C]: the mean, or the median of quantiles."""
+        """Returns the point forecast [B, F, C].
+
+        It is the median for the heads `Median` and `Quantile`, and the mean for other heads.
+        """
         return parameters[..., self.point_column]
 
     def quantiles(self, parameters: np.ndarray, levels: Sequence[float]) -> np.ndarray:
@@ -112,7 +115,7 @@ class Head:
     def crps(self, parameters: Array, future: Array) -> Array:
         """Computes the continuous ranked probability score, [B, F, C], in the units of y.
 
-        CRPS(G, y) = ∫ (G(x) - 1[x >= y])² dx          (Gneiting & Raftery 2007)
+            CRPS(G, y) = ∫ (G(x) - 1[x >= y])² dx          (Gneiting & Raftery 2007)
 
         with the cumulative distribution function G of the forecast.
         """

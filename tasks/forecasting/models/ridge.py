@@ -164,7 +164,7 @@ class RidgeForecaster(RidgeBased):
 class RidgeResidual(RidgeBased):
     """Attention on the residual: ŷ = ridge(x) + σ (z W + b).
 
-    z = last G outputs of encoder([x_1 W_x + k_1 W_k + e_c, ..., k_(M+1) W_k + e_c, ...])
+        z = last G outputs of encoder([x_1 W_x + k_1 W_k + e_c, ..., k_(M+1) W_k + e_c, ...])
 
     x_1 ... x_M are the patches of the normalized look-back, and k_1 ... k_(M+G) the calendar
     features of all patches. The G patches of the horizon have only calendar features; they

@@ -58,8 +58,8 @@ class Recommender(nnx.Module, abc.ABC):
           batch: training examples.
           key: random key of dropout and sampling.
 
-          Returns:
-            Loss float32 [], and metrics by name.
+        Returns:
+          Loss float32 [], and metrics by name.
         """
 
 
@@ -97,9 +97,9 @@ def sample_positions(key: Array, following: Array, count: int) -> tuple[Array, A
       following: the field "next" of a batch, int [B, S], -1 for no next item.
       count: T.
 
-      Returns:
-        Positions int32 [B, T]; their next items, int [B, T]; and weights [B, 1], the number of
-        positions that have a next item, at most T.
+    Returns:
+      Positions int32 [B, T]; their next items, int [B, T]; and weights [B, 1], the number of
+      positions that have a next item, at most T.
     """
     some = jnp.sum(is_event(following), axis=1)[:, None]
     drawn = (jax.random.uniform(key, (len(following), count)) * some).astype(jnp.int32)

@@ -42,9 +42,9 @@ def transitions(
 
         C_ji = Σ γ^(d - 1)
 
-        over all events of a user in which item i is d positions after item j, for 1 ≤ d ≤ window.
+    over all events of a user in which item i is d positions after item j, for 1 ≤ d ≤ window.
 
-        Args:
+    Args:
       matrix: events [U, I]; an entry is the position of the event in the history of its user.
       window: largest distance of two events, in positions.
       decay: γ, in (0, 1].
@@ -154,7 +154,7 @@ class SparseRows(nnx.Module):
         return flat.reshape(B, T, -1)
 
     def entry(self, rows: Array, columns: Array) -> Array:
-        """Returns M[rows[b, j], columns[b, r]] at [b, r, j].
+        """Gathers M[rows[b, j], columns[b, r]] into an array with the indices [b, r, j].
 
         Args:
           rows: int [B, k].

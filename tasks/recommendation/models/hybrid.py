@@ -102,7 +102,8 @@ class HybridConfig(Config):
         counted = any(
             (self.ridge, self.transition_window, self.cooccurrence_window, self.neighbours)
         )
-        self.expect("ridge", counted, "above 0, or one of the other counted terms")
+        others = "`transition_window`, `cooccurrence_window` and `neighbours`"
+        self.expect("ridge", counted, f"a number above 0 if {others} are 0")
         if self.sequence:
             self.transformer()
 

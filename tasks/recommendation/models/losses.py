@@ -98,8 +98,8 @@ def next_item_loss(
       key: random key of the negatives.
       bias: b, [I]; None for 0.
 
-      Returns:
-        float32 [], the mean over all targets; each has the weight of its row.
+    Returns:
+      float32 [], the mean over all targets; each has the weight of its row.
     """
     counted, rows = is_event(targets) * weight[:, None], safe_ids(targets)
     if config.name == "cross_entropy":

@@ -1,7 +1,7 @@
 """Score terms from co-occurrence counts, weighted by attention over a history or over users.
 
-scores_i = Σ_j a_j M_ji                         (EASE, Markov chain)
-scores_i = Σ_v α_v r(v, i)                      (similar users)
+    scores_i = Σ_j a_j M_ji                         (EASE, Markov chain)
+    scores_i = Σ_v α_v r(v, i)                      (similar users)
 
 j runs over the items of the history, v over similar users. The weights a_j are learned, see
 `RecencyAttention`. In training, the user's own events are removed from the counts, so that the
@@ -68,7 +68,7 @@ class History(NamedTuple):
 class RecencyAttention(nnx.Module):
     """Attention over the positions of a history by recency, in events and in days.
 
-    a_tj = softmax^β_j(d[t - j] + g[age_j - age_t] + c[item_j]),   j ≤ t,   β = 0.5
+        a_tj = softmax^β_j(d[t - j] + g[age_j - age_t] + c[item_j]),   j ≤ t,   β = 0.5
 
     softmax^β is `smoothed_softmax` of He et al. 2018. d is constant between powers of 2^(1/4)
     of the distance in positions plus 1, and g between powers of 2 of the distance in minutes

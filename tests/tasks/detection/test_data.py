@@ -32,7 +32,7 @@ from tests.tasks.public import needed
         ({"name": "nuclee"}, "did you mean 'nuclei'"),
         ({"image_size": 0}, "image_size: got 0, expected at least 1"),
         ({"max_objects": -1}, "max_objects: got -1"),
-        ({"images": "folder"}, "images: got 'folder', expected none without path"),
+        ({"images": "folder"}, "images: got 'folder', expected None unless path"),
     ],
 )
 def test_wrong_configs_are_named(fields, message):

@@ -439,5 +439,5 @@ def test_boxes_that_are_not_where_the_masks_are_are_named(folder, capsys):
     own(folder(content) / "train.json")
     assert capsys.readouterr().err == (
         f"{folder(content) / 'train.json'}: boxes of 2 objects do not match their masks, the "
-        "first is annotation 3 of '3.png'; bbox is x, y, width and height\n"
+        "first is annotation 3 of '3.png'; give bbox as x, y, width and height\n"
     )

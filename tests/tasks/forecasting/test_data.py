@@ -74,7 +74,7 @@ def test_windows_with_nothing_to_see_or_to_forecast_are_left_out(own):
 
 def test_a_constant_series_is_told(own, capsys):
     data = own(np.full((60, 1), 0.1))
-    assert "constant in the train split: c0" in capsys.readouterr().err
+    assert "columns that are constant in the train split: c0" in capsys.readouterr().err
     assert np.all(np.abs(data.series) < 1e-6)
     assert data.seasonal_error == 0
 

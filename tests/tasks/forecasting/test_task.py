@@ -210,7 +210,7 @@ def test_any_file_has_an_answer(predict, tmp_path, capsys):
     capsys.readouterr()
     holes = write(tmp_path / "holes.csv", [(np.nan if i % 3 else 5, 5) for i in range(60)])
     assert np.allclose(predict(holes)[0][0]["forecast"]["rising"], 5, rtol=1e-3)
-    assert "40 of 120 values are missing (rising 40); masked" in capsys.readouterr().err
+    assert "40 of 120 values are missing (rising 40); they are masked" in capsys.readouterr().err
 
     for raw, message in (
         (str(tmp_path / "nowhere.csv"), "cannot be read"),

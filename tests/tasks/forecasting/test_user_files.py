@@ -47,12 +47,13 @@ def test_what_is_missing_uneven_or_twice_is_masked_and_named(write, capsys):
         "1 empty lines are ignored; the first is line 5",
         "columns without numbers, left out: note",
         "rows are not in the order of time from line 3 on; they are sorted",
-        "1 rows are repeated, first line 6",
-        "1 of 5 times are off the grid of one every 1 d (2024-01-07 01:00:00); they are moved "
+        "1 rows are repeated, the first is line 6",
+        "1 of 5 times are not on a grid with the step 1 d (2024-01-07 01:00:00); they are moved "
         "to the nearest grid time",
-        "3 of 8 times, one every 1 d, have no row (after 2024-01-02 00:00:00, 2024-01-04 00:00:00)"
-        "; masked",
-        "3 of 10 values are missing (Größe 1, b 2); masked",
+        "3 of the 8 times with the step 1 d have no row (after 2024-01-02 00:00:00, "
+        "2024-01-04 00:00:00)"
+        "; they are masked",
+        "3 of 10 values are missing (Größe 1, b 2); they are masked",
     ]
 
 
@@ -164,7 +165,7 @@ def test_hours_with_an_offset_are_those_of_utc(write, capsys):
     ):
         read_series(write(rows(naive)))
     read_series(write("date,a\n" + "".join(f"{time},5\n" for time in naive)))
-    assert "1 rows are repeated, first line 15, or, if the clock" in capsys.readouterr().err
+    assert "1 rows are repeated, the first is line 15, or, if the clock" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,10 @@ def test_character_vectors_of_an_r_package(tmp_path):
     with pytest.raises(ValueError, match="the package contains no data archive"):
         member_of(package[:71], "./data.rdb")
     number = serialized(["a"]).replace(struct.pack(">ii", 16, 1), struct.pack(">ii", 13, 1))
-    for damaged, message in ((number, "not a character vector"), (b"A\n" * 20, "serialization")):
+    for damaged, message in (
+        (number, "expected a character vector"),
+        (b"A\n" * 20, "serialization"),
+    ):
         with pytest.raises(ValueError, match=message):
             list(vectors(b"\0" * 4 + zlib.compress(damaged)))
 
@@ -154,7 +157,7 @@ def test_lines_go_by_their_hash(tmp_path):
         (b"", "is empty"),
         (b" \n\t", "is empty"),
         (b"fine\n\xff\xfe", "line 2 is not UTF-8"),
-        (b"short", "too short to split, validation would be empty"),
+        (b"short", "too short to split, its validation split would be empty"),
     ],
 )
 def test_files_that_cannot_be_had(tmp_path, content, message):

@@ -282,7 +282,8 @@ def test_a_class_that_resizing_removes_is_named(tmp_path, capsys):
         save(root / "masks" / f"{number}.png", mask)
     prepared(root, image_size=(3, 4))
     assert (
-        "class_2 has no pixel in train at config.data.image_size=(3, 4)" in capsys.readouterr().err
+        "no pixel of class_2 is left in the train split at config.data.image_size=(3, 4)"
+        in capsys.readouterr().err
     )
 
 
@@ -344,7 +345,7 @@ def stored_again(image, exif):
         ({"path": "x", "mask_values": (0,)}, "mask_values: got .0., expected 2 to 255 different"),
         ({"path": "x", "mask_values": (0, 0)}, "mask_values: got .0, 0."),
         ({"path": "x", "mask_values": (0, -1)}, "mask_values: got .0, -1."),
-        ({"mask_values": (0, 255)}, "mask_values: got .0, 255., expected none without path"),
+        ({"mask_values": (0, 255)}, "mask_values: got .0, 255., expected no values unless path"),
         ({"name": "camvit"}, r"name: got 'camvit' \(did you mean 'camvid'\?\)"),
         ({"image_size": (180,)}, r"image_size: got \[180\], expected a height and a width"),
         ({"fit": "crop"}, "fit: got 'crop', expected one of 'resize', 'tiles'"),
@@ -454,7 +455,7 @@ def test_what_a_folder_has_besides_is_named(tmp_path, capsys):
     (root / ".DS_Store").write_text("x")
     prepared(root)
     assert capsys.readouterr().err == (
-        f"{root}: 2 entries are left out, such as Classes.txt; used are classes.txt, "
+        f"{root}: 2 entries are left out, such as Classes.txt; expected only classes.txt, "
         "images, masks\n"
     )
     (root / "classes.txt").mkdir()
@@ -465,6 +466,6 @@ def test_what_a_folder_has_besides_is_named(tmp_path, capsys):
     (divided / "train" / "classes.txt").write_text("sky\nroad\ntree\n")
     assert prepared(divided).names == ("class_0", "class_1", "class_2")
     assert capsys.readouterr().err == (
-        f"{divided / 'train'}: 1 entries are left out, such as classes.txt; used are "
+        f"{divided / 'train'}: 1 entries are left out, such as classes.txt; expected only "
         "images, masks\n"
     )
