@@ -42,6 +42,8 @@ PORTION = 2048
 PORTION_BYTES = 1 << 28
 # Padded positions of a batch, which bounds memory.
 POSITIONS = 1 << 21
+# Characters of a word up to which its stem and n-grams are kept.
+_CACHED_WORD = 64
 PAD, UNKNOWN, CLS = 0, 1, 2
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]")
 MASK = "[MASK]"
@@ -212,7 +214,8 @@ class Tokenizer:
             import snowballstemmer
 
             stemmer = snowballstemmer.stemmer(self.config["stem"])
-            self._stem = functools.lru_cache(100_000)(stemmer.stemWord)
+            self._stem = _cached(stemmer.stemWord)
+        self._word_parts = _cached(self._parts_of)
 
     def encode(self, texts: Sequence[str], limit: bool = True) -> list[np.ndarray]:
         """Returns the ids of each text, int32 [T], T >= 1; with `limit`, T <= max_length."""
@@ -235,14 +238,18 @@ class Tokenizer:
         for start, word in enumerate(words):
             ids.append(self._ids.get(word, UNKNOWN))
             if self._parts:
-                grams = _character_grams(spelled[start], *self.config["character_ngrams"])
-                ids += [self._parts[gram] for gram in grams if gram in self._parts]
+                ids += self._word_parts(spelled[start])
             for order in range(2, self.config["ngrams"] + 1):
                 gram = " ".join(words[start : start + order])
                 if start + order > len(words) or gram not in self._ids:
                     break
                 ids.append(self._ids[gram])
         return ids
+
+    def _parts_of(self, word: str) -> list[int]:
+        """Returns the ids of the character n-grams of a word."""
+        grams = _character_grams(word, *self.config["character_ngrams"])
+        return [self._parts[gram] for gram in grams if gram in self._parts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes ids to a text; leaves out padding, CLS, and ids that are `size` or larger."""
@@ -267,6 +274,12 @@ class Tokenizer:
         if self.kind == "word" and number < self.size:
             return [*self._grams, *self._parts][number - len(SPECIAL)]
         return self.decode([number])
+
+
+def _cached(function: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Returns a function of a word that keeps the results of 100,000 words, none of them long."""
+    cached = functools.lru_cache(100_000)(function)
+    return lambda word: cached(word) if len(word) <= _CACHED_WORD else function(word)
 
 
 def _character_grams(word: str, shortest: int, longest: int) -> list[str]:
