@@ -24,6 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from launch.exports.reader import Export, Raw
 from launch.serving import answers, openapi, tensors
@@ -42,6 +43,20 @@ STOP_S = 5.0
 _CORS_S = 600
 # Seconds of an answer after which the connection of the client is watched.
 _PATIENCE_S = 0.1
+
+
+class _Endpoint:
+    """ASGI application of a function of requests.
+
+    Starlette would handle errors of a plain function twice, around it and in the middleware.
+    """
+
+    def __init__(self, answer: Callable[[Request], Awaitable[Response]]):
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._answer(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 class Application:
@@ -156,12 +171,15 @@ class Application:
                 known.append("multipart/form-data")
             check_content_type(request, *known)
             model.check_free()
-            async with self._bodies.read(request) as body:
+            body = await self._bodies.read(request)
+            try:
                 response = await answer(request, model, body)
+            finally:
+                self._bodies.release(body)
             model.observe_seconds(time.perf_counter() - start)
             return response
 
-        return Route(path, endpoint, methods=["POST"], name=path)
+        return Route(path, _Endpoint(endpoint), methods=["POST"], name=path)
 
     def _model(self, request: Request) -> Model:
         """Returns the model that is named in the path of a request.

@@ -35,6 +35,8 @@ GENERATING = frozenset(
 )
 # Kinds of programs that run on batches; those of single tokens run on one input.
 _BATCHED = ("predict", "attention")
+# Name under which a row keeps its bucket; no input has it.
+_BUCKET = "(bucket)"
 # Operations on texts that take well below a millisecond for `_SHORT` characters. They run on the
 # thread of the event loop: changing threads twice would take longer.
 _QUICK = frozenset(
@@ -44,9 +46,11 @@ _QUICK = frozenset(
     )
 )
 _SHORT = 1000
+# Seconds of a row below which the largest batches are best.
+_SHORT_RUN_S = 0.002
 # Runs of each batch size that are timed; times per row over the least one up to which a smaller
 # batch is preferred, and from which larger batches are not tried.
-_TIMINGS, _NEAR, _HOPELESS = 2, 1.1, 1.5
+_TIMINGS, _NEAR, _HOPELESS = 3, 1.1, 1.5
 # Most numbers in a response with attention weights.
 ATTENTION_NUMBERS = 1_000_000
 
@@ -184,6 +188,9 @@ class Model:
                 self._run(key, [row] * size, count=False)
                 seconds.append(time.perf_counter() - start)
             per_row[size] = min(seconds) / size
+            if size == 1 and per_row[size] < _SHORT_RUN_S:
+                # What a batch costs besides its program counts more.
+                return
             if per_row[size] > _HOPELESS * min(per_row.values()):
                 break
         least = min(per_row.values())
@@ -359,7 +366,9 @@ class Model:
     async def _batched(self, kind: str, rows: Sequence[Row]) -> list[Outputs]:
         keyed = []
         for number, row in enumerate(rows):
-            key = kind, self.export.bucket(row, kind)
+            # Both kinds of programs have the same buckets.
+            bucket = row.get(_BUCKET)
+            key = kind, self.export.bucket(row, kind) if bucket is None else bucket
             defaults = {"id": np.int64(number), "weight": np.float32(1)}
             missing = {
                 name: value
@@ -439,7 +448,7 @@ class Model:
             try:
                 item = self.export.encode(one)
                 for row in item.rows:
-                    self.export.bucket(row)
+                    row[_BUCKET] = self.export.bucket(row)
             except InputError as error:
                 raise invalid(f"{field}: {self.public(str(error))}", field) from None
             items.append(item)

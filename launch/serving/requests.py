@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -27,9 +26,8 @@ class Bodies:
         """Args: options of the server."""
         self._options, self._held = options, 0
 
-    @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """Reads the body of a request; it counts as in memory until the context ends.
+    async def read(self, request: Request) -> bytes:
+        """Reads the body of a request; it counts as in memory until it is given to `release`.
 
         Raises:
           Problem: the body is too large or arrives too slowly, or the limit on all bodies is
@@ -37,9 +35,8 @@ class Bodies:
         """
         most = self._options.max_body_bytes
         declared = request.headers.get("content-length", "")
-        too_large = Problem(413, f"the body is too large, expected at most {most} bytes")
         if declared.isdigit() and int(declared) > most:
-            raise too_large
+            raise _too_large(most)
         parts: list[bytes] = []
         size = 0
         try:
@@ -49,7 +46,8 @@ class Bodies:
                         size += len(part)
                         self._held += len(part)
                         if size > most:
-                            break
+                            parts.clear()
+                            raise _too_large(most)
                         if self._held > _BODIES * most:
                             raise overloaded("too many bodies are being read; try again later")
                         parts.append(part)
@@ -58,12 +56,18 @@ class Bodies:
                 raise Problem(408, f"the body did not arrive within {seconds}") from None
             except ClientDisconnect:
                 raise Problem(400, "the client closed the connection") from None
-            if size > most:
-                parts.clear()
-                raise too_large
-            yield b"".join(parts)
-        finally:
+        except BaseException:
             self._held -= size
+            raise
+        return b"".join(parts)
+
+    def release(self, body: bytes) -> None:
+        """Stops counting a body that was read."""
+        self._held -= len(body)
+
+
+def _too_large(most: int) -> Problem:
+    return Problem(413, f"the body is too large, expected at most {most} bytes")
 
 
 def content_type(request: Request) -> str:

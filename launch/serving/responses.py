@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import json
 import logging
 import math
 from typing import Any
 
+from prometheus_client import Counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,6 +23,8 @@ from launch.serving.problems import Problem
 # Limits on the bytes and seconds for reading the rest of a body that is ignored.
 _IGNORED_BYTES = 64 * 2**20
 _IGNORED_S = 5.0
+# Headers of every response; none sets its own.
+_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 # Paths that need no token.
 PUBLIC = ("/", "/v2/health/live", "/v2/health/ready")
 
@@ -89,13 +93,8 @@ class _Rest:
     """
 
     def __init__(self, scope: Scope, receive: Receive):
-        headers = Headers(scope=scope)
-        self._receive = receive
-        self._expects = headers.get("expect", "").lower() == "100-continue"
-        self._ended = headers.get("content-length", "0") == "0" and (
-            "transfer-encoding" not in headers
-        )
-        self._started = False
+        self._scope, self._receive = scope, receive
+        self._started = self._ended = False
 
     async def receive(self) -> Message:
         """Receives the next message of the request, for the application."""
@@ -106,7 +105,14 @@ class _Rest:
 
     async def ignored(self, status: int) -> bool:
         """Reads the rest within limits; returns whether the end of the body was reached."""
-        if self._ended or status == 408 or (self._expects and not self._started):
+        if not self._started:
+            headers = Headers(scope=self._scope)
+            self._ended = headers.get("content-length", "0") == "0" and (
+                "transfer-encoding" not in headers
+            )
+            if headers.get("expect", "").lower() == "100-continue":
+                return self._ended
+        if self._ended or status == 408:
             return self._ended
         size = 0
         try:
@@ -138,13 +144,11 @@ class Common:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                headers = MutableHeaders(scope=message)
-                if message["status"] >= 400 and not await rest.ignored(message["status"]):
-                    headers["Connection"] = "close"
-                headers.setdefault("X-Content-Type-Options", "nosniff")
-                headers.setdefault("Cache-Control", "no-store")
-                route = scope.get("route_template", "other")
-                self._metrics.responses.labels(route, str(message["status"])).inc()
+                status = message["status"]
+                message["headers"] = [*message["headers"], *_HEADERS]
+                if status >= 400 and not await rest.ignored(status):
+                    MutableHeaders(scope=message)["Connection"] = "close"
+                self._counter(scope.get("route_template", "other"), status).inc()
             await send(message)
 
         try:
@@ -166,6 +170,10 @@ class Common:
                 logging.getLogger(__name__).error("a request failed", exc_info=error)
                 answer = of_problem(Problem(500, "the server failed; its log has the reason"))
             await answer(scope, receive, counted)
+
+    @functools.cache  # noqa: B019 - a server has one middleware, and few routes and statuses
+    def _counter(self, route: str, status: int) -> Counter:
+        return self._metrics.responses.labels(route, str(status))
 
     def _allowed(self, scope: Scope) -> bool:
         if self._expected is None or scope["path"] in PUBLIC:
