@@ -173,7 +173,7 @@ def test_odd_numbers_of_keys_come_with_their_length(calls):
         ),
         ({"mask": masks.prefix(3)}, r"mask: got prefix\(\)"),
         ({"mask": masks.valid(key=cases.marks(0, T))}, r"mask: got valid\(\)"),
-        ({"mask": masks.segments(cases.ids(0, T), cases.ids(1, T))}, r"mask: .* no segments\(\)"),
+        ({"mask": masks.segments(cases.ids(0, T), cases.ids(1, T))}, r"mask: got segments\(\)"),
         ({"mask": masks.dense(jnp.ones((1, 1, T, T), bool))}, r"mask: got dense\(\)"),
         ({"mask": patterns.strided(3)}, r"mask: got strided\(\)"),
         ({"mask": masks.causal() | masks.window(1, 1)}, r"mask: got a mask joined with"),
