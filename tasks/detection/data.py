@@ -195,7 +195,9 @@ def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def fit(annotated: AnnotatedImage, side: int, max_objects: int) -> dict[str, np.ndarray]:
-    """Converts an image and its `max_objects` largest objects to an example of side `side`."""
+    """Converts an image to a square example of `side` pixels.
+
+    If there are more than `max_objects` objects, the largest are kept."""
     size = annotated.image.shape[:2]
     height, width = fitted_size(size, side)
     image = np.zeros((side, side, 3), np.uint8)

@@ -57,7 +57,7 @@ class Prediction:
 def detection_metrics(
     truths: Sequence[Truth], predictions: Sequence[Prediction], names: Sequence[str]
 ) -> dict[str, float]:
-    """Computes COCO's average precision (Lin et al. 2014): the mean over classes and IoU.
+    """Computes COCO's average precision, a mean over classes and IoUs (Lin et al. 2014).
 
     At most 100 predictions of an image are evaluated. Classes without objects are excluded; the
     result is 0 for data without objects.

@@ -138,7 +138,8 @@ def _expect_step(name: str, times: np.ndarray, step: Step) -> None:
         own = clock.regular_step(times)
         if not 0.99 < own.days / step.days < 1.01:
             raise UserError(
-                f"{name}: the median difference of times is {own}, expected {step} as in training"
+                f"{name}: the median difference of times is {own}, expected {step} as in training; "
+                "provide rows with this step"
             )
 
 

@@ -141,7 +141,9 @@ class ImageClassification(ClassificationTask):
     def _augmented(
         self, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """Returns augmented images; with mixup also partner indices and weights of first images."""
+        """Returns augmented images and, with mixup, the pair (indices, weights), else None.
+
+        Image b is mixed with image indices[b] and has the weight weights[b] in the mixture."""
         data = self.data
         images = random_translation(_to_unit(batch["image"]), data.shift, jax.random.split(key)[0])
         if data.augmentation == AugmentationConfig() and not data.mixup:

@@ -77,9 +77,9 @@ class Corpus(digests.Fingerprinted):
 def load(config: DataConfig, paths: Paths) -> Corpus:
     """Reads the texts of a config; built-in data are prepared first if necessary.
 
-    From the training texts of a labeled data set, near duplicates of its validation and test texts
-    are removed, and near duplicates of those of other data sets with the same origin. A classifier
-    that is fine-tuned on any of these data sets is then tested on unseen texts.
+    Training texts of a labeled data set are removed if they are near duplicates of validation or
+    test texts of this data set, or of another data set with the same origin. A classifier that is
+    fine-tuned on any of these data sets is then tested on unseen texts.
 
     Raises:
       UserError: a file or source cannot be read.

@@ -272,7 +272,7 @@ def in_order(events: user_files.Events) -> tuple[RecommendationData, int]:
 
 
 def padded(items: np.ndarray, size: int) -> np.ndarray:
-    """Pads items int [any] with -1 to int32 [size]."""
+    """Pads items int [n] with -1 to int32 [size]."""
     found = np.full(size, PAD, np.int32)
     found[: len(items)] = items
     return found

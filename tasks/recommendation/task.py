@@ -189,7 +189,7 @@ class Recommendation(Task):
         return drawn
 
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """Returns those of `tasks.recommendation.baselines` that are feasible for the data."""
+        """Returns the baselines that take at most minutes for a data set of this size."""
         fitted = Baselines(self.dataset.events, self.examples("validation"), self.examples("test"))
         return {name: functools.partial(fitted.metrics, name) for name in fitted.names}
 

@@ -60,7 +60,7 @@ class EncoderDecoderConfig(Config):
         return registry.find("alignment", self.alignment).name != "none"
 
     def build_alignment(self, rngs: nnx.Rngs) -> nnx.Module:
-        """Returns the alignment of the spec.
+        """Builds the alignment module from the spec `alignment`.
 
         Raises:
           ValueError: the alignment or an option is unknown, or an option has an invalid value.

@@ -89,8 +89,8 @@ class Translation(Task):
             kept = np.flatnonzero(~self._too_long(split)).tolist()
             if not kept:
                 raise UserError(
-                    f"config.data.text.max_length: got {limit}, but every training pair has "
-                    f"more tokens on one side; raise the limit"
+                    f"config.data.text.max_length: got {limit}, but the source or the "
+                    f"target of every training pair has more tokens; raise the limit"
                 )
             sources, targets = [sources[i] for i in kept], [targets[i] for i in kept]
         return PairExamples(
