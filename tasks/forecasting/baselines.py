@@ -134,7 +134,8 @@ def fit_linear(
 
     λ is selected from a fixed grid by the error on validation. Without missing future values the
     solution is exact. With missing future values, the Gram matrix of the windows with a valid
-    future value is approximated by that of all windows, scaled by their fraction.
+    future value is approximated by that of all windows, scaled by the fraction of windows with a
+    value.
 
     Args:
       data: W is fitted on training windows, λ is selected on validation windows.

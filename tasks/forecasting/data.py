@@ -172,7 +172,7 @@ class ForecastingData(digests.Fingerprinted):
     def origins(self, split: str) -> np.ndarray:
         """Returns the index of the first forecast step of each window of a split, int64 [n].
 
-        Windows without any value in the look-back or in the horizon are left out.
+        Windows without any value in the look-back or in the horizon are omitted.
         """
         first, end = self.bounds[split]
         every = np.arange(max(first, self.lookback), end - self.horizon + 1)
@@ -190,7 +190,7 @@ class ForecastingData(digests.Fingerprinted):
         }
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Returns the number of windows of each split, and of windows that are left out."""
+        """Returns the number of windows of each split, and the number of omitted windows."""
         found = {}
         for split in SPLITS:
             first, end = self.bounds[split]

@@ -109,10 +109,10 @@ class VisionTransformer(nnx.Module):
 
         Returns:
           Logits float32 [B, classes]; with `return_weights` also the attention weights "encoder"
-          [B, L, N, T, T], and "head" [B, heads, P], those of the head over the patches. For "cls",
-          "head" is the weights of the class token in the last layer over the patches, whose sum may
-          be less than 1, because the token also attends to itself. For "mean", "head" is the mean
-          over the queries of the weights in the last layer.
+          [B, L, N, T, T], and "head" [B, heads, P], the weights of the head over the patches. For
+          "cls", "head" is the weights of the class token in the last layer over the patches, whose
+          sum may be less than 1, because the token also attends to itself. For "mean", "head" is
+          the mean over the queries of the weights in the last layer.
         """
         keys = split_keys(dropout_key, 2)
         x = self.embed(patches(images, self.config.patch_size))

@@ -26,8 +26,8 @@ _SPHINX_RATE = 16000
 def mfcc_svm(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
     """Evaluates an SVM with a radial kernel on the cepstra of trimmed clips.
 
-    Each clip is divided into ten segments, and the inputs are the mean cepstra of each. C and gamma
-    are selected by cross-validation on the training split.
+    Each clip is divided into ten segments, and the inputs are the mean cepstra of each segment. C
+    and gamma are selected by cross-validation on the training split.
     """
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline

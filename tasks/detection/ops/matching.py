@@ -28,7 +28,8 @@ def match(
       valid: bool [objects], False for padding.
       high: minimum IoU of positive anchors.
       low: IoU below which an anchor is background; at most `high`.
-      allow_low_quality: see above; True for anchors, False for proposals.
+      allow_low_quality: whether to match the best anchors of each object in any case; True for
+        anchors, False for proposals.
 
     Returns:
       int32 [anchors]: index of the object, BACKGROUND, or BETWEEN for neither.

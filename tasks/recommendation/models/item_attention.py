@@ -68,9 +68,8 @@ class NAISConfig(ItemAttentionConfig):
 
     Attributes:
       form: form of the attention logits, "prod" or "concat".
-      beta: β, exponent of the sum in the softmax, from 0 to 1. At 1 the weights sum to 1.
-      alpha: α, exponent of the history length, by which scores are divided, from 0 (sum over the
-        history) to 1 (mean).
+      beta: β, exponent of the softmax denominator, from 0 to 1. At 1 the weights sum to 1.
+      alpha: α, from 0 (sum over the history) to 1 (mean): the sum over n items is divided by n^α.
       negatives: k, number of negatives sampled for each position.
       calibration: t of gBCE; 0 gives the binary cross-entropy of the paper.
     """
