@@ -218,8 +218,8 @@ def test_rows_of_a_long_sequence_cost_no_square():
         ({"heads": [0, 2]}, r"heads: got \[0, 2\], expected indices below 2 at 'encoder/layers/0"),
         ({"heads": [1]}, r"heads: got \[1\], expected indices below 1 at 'pool' \(set layers="),
         ({"layers": "encoder", "rows": 6}, r"rows: got \[6\], expected indices below 6"),
-        ({"rows": [True]}, r"rows: got \[True\], expected indices"),
-        ({"rows": []}, r"rows: got \[\], expected indices, at least one"),
+        ({"rows": [True]}, r"rows: got \[True\], expected at least one integer"),
+        ({"rows": []}, r"rows: got \[\], expected at least one integer index"),
     ],
 )
 def test_what_is_not_there_is_told(options, message):
