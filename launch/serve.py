@@ -72,6 +72,7 @@ def serve() -> None:
     exports = read_exports(cli.FLAGS.export)
     opened = servers.listen(cli.FLAGS.host, cli.FLAGS.port)
     cli.set_up_jax()
+    _run_in_calls()
     failures: list[str] = []
 
     def failed(name: str, error: BaseException) -> None:
@@ -92,6 +93,13 @@ def serve() -> None:
         # A thread within a compilation cannot be ended, and would crash the interpreter's end.
         sys.stderr.flush()
         os._exit(0)
+
+
+def _run_in_calls() -> None:
+    """Lets CPU programs run in the thread that calls them, which waits for the result anyway."""
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def _announce(application: Application) -> None:

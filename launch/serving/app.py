@@ -24,7 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from launch.exports.reader import Export, Raw
 from launch.serving import answers, openapi, tensors
@@ -57,6 +57,16 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self._answer(Request(scope, receive, send))
         await response(scope, receive, send)
+
+
+def _named(app: ASGIApp, name: str) -> ASGIApp:
+    """Returns an application with the model's name as a parameter of the path."""
+
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["path_params"] = {"name": name}
+        await app(scope, receive, send)
+
+    return run
 
 
 class Application:
@@ -113,7 +123,10 @@ class Application:
             self._route("/v2/models/{name}", self._get_model),
             self._route("/v2/models/{name}/ready", self._get_model_ready),
         ]
-        middleware = [Middleware(Common, token=self._options.token, metrics=self.metrics)]
+        predict = self._model_route("/models/{name}", self._predict).app
+        direct = {f"/models/{name}": _named(predict, name) for name in self.models}
+        options = {"token": self._options.token, "metrics": self.metrics, "direct": direct}
+        middleware = [Middleware(Common, **options)]
         if self._options.cors_origin:
             cors = Middleware(
                 CORSMiddleware,
@@ -291,7 +304,10 @@ class Application:
 
     async def _predict(self, request: Request, model: Model, body: bytes) -> Response:
         raw, fields, many, parameters = await self._inputs(request, model, body)
-        items = await _unless_gone(request, model.answer(raw, fields))
+        if model.is_prompt(raw):
+            items = await model.answer_promptly(raw, fields)
+        else:
+            items = await _unless_gone(request, model.answer(raw, fields))
         return JSON(answers.answers(model.task, items, parameters, many))
 
     async def _stream(self, request: Request, model: Model, body: bytes) -> Response:

@@ -1,7 +1,8 @@
 """Served models, which convert raw inputs to answers, or input arrays to output arrays.
 
 Inputs are encoded and outputs decoded in a thread pool of each model. Programs run on batches of
-rows, see `launch.serving.batching`.
+rows, see `launch.serving.batching`. Both are done on the thread of the event loop if they are so
+short that changes of threads would take longer.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ _QUICK = frozenset(
     )
 )
 _SHORT = 1000
-# Seconds of a row below which the largest batches are best.
-_SHORT_RUN_S = 0.002
+# Seconds of a batch that may occupy the thread of the event loop.
+_SHORT_S = 0.003
 # Runs of each batch size that are timed; times per row over the least one up to which a smaller
 # batch is preferred, and from which larger batches are not tried.
 _TIMINGS, _NEAR, _HOPELESS = 3, 1.1, 1.5
@@ -99,6 +100,10 @@ class Model:
         # Held by the thread that uses the tokenizer.
         self._tokenizing = threading.Lock()
         self._arrivals = _Arrivals()
+        # Programs whose batches are short, and the rows for them.
+        self._short: set[Key] = set()
+        self._all_short = False
+        self._soon: list[tuple[Key, Row, asyncio.Future[Outputs]]] = []
         self._seconds = metrics.seconds.labels(name)
         self._batcher = Batcher(
             name,
@@ -163,38 +168,47 @@ class Model:
                     if self._batcher.stopping:
                         return
                     self._run((kind, bucket), [row] * size, count=False)
-                self._limit((kind, bucket), row)
+                self._choose((kind, bucket), row)
         for bucket in range(len(programs.get("step", ()))):
             if self._batcher.stopping:
                 return
             row = self._golden_row(golden, bucket)
             state = self.export.program("prefill", bucket)(self.export.batch([row], [0], bucket, 1))
             self.export.program("step", bucket)(state)
+        predict = {("predict", bucket) for bucket in range(len(programs["predict"]))}
+        self._all_short = predict <= self._short
         self._metrics.ready.labels(self.name).set(1)
 
-    def _limit(self, key: Key, row: Row) -> None:
-        """Limits batches to the smallest size at which a row takes about the least time.
+    def _choose(self, key: Key, row: Row) -> None:
+        """Chooses the thread and the size of the batches of a key.
 
-        On a CPU, rows of large batches take longer if their arrays exceed the caches, and all rows
-        of a batch wait for its last one.
+        Short batches run on the thread of the event loop. Others are limited to the smallest size
+        at which a row takes about the least time: on a CPU, rows of large batches take longer if
+        their arrays exceed the caches, and all rows of a batch wait for its last one.
         """
-        per_row: dict[int, float] = {}
-        for size in self._options.batch_sizes:
-            if self._batcher.stopping:
-                return
-            seconds = []
-            for _ in range(_TIMINGS):
-                start = time.perf_counter()
-                self._run(key, [row] * size, count=False)
-                seconds.append(time.perf_counter() - start)
-            per_row[size] = min(seconds) / size
-            if size == 1 and per_row[size] < _SHORT_RUN_S:
-                # What a batch costs besides its program counts more.
-                return
+        import jax
+
+        sizes, per_row = self._options.batch_sizes, {}
+        if self._seconds_of(key, row, 1) < _SHORT_S:
+            # What a batch costs besides its program counts more, so the largest one is best.
+            if jax.default_backend() == "cpu" and self._seconds_of(key, row, sizes[-1]) < _SHORT_S:
+                self._short.add(key)
+            return
+        for size in sizes:
+            per_row[size] = self._seconds_of(key, row, size) / size
             if per_row[size] > _HOPELESS * min(per_row.values()):
                 break
         least = min(per_row.values())
         self._batcher.limit(key, next(n for n, s in per_row.items() if s <= _NEAR * least))
+
+    def _seconds_of(self, key: Key, row: Row, size: int) -> float:
+        """Returns the least seconds of several batches."""
+        seconds = []
+        for _ in range(_TIMINGS):
+            start = time.perf_counter()
+            self._run(key, [row] * size, count=False)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
 
     def _golden_row(self, golden: Mapping[str, np.ndarray], bucket: int) -> Row:
         sizes = self.export.signature["programs"]["predict"][bucket]["sizes"]
@@ -265,6 +279,15 @@ class Model:
         with self.accepted(len(raw)) as places:
             return await self._within(self._answer(raw, fields, places))
 
+    def is_prompt(self, raw: Sequence[Raw]) -> bool:
+        """Returns whether inputs are answered without waiting for another thread."""
+        return self._all_short and self._is_quick and sum(map(len, raw)) <= _SHORT
+
+    async def answer_promptly(self, raw: Sequence[Raw], fields: Sequence[str]) -> list[Item]:
+        """Does the same as `answer` for inputs of `is_prompt`, without a timeout."""
+        with self.accepted(len(raw)) as places:
+            return await self._answer(raw, fields, places)
+
     async def _answer(
         self, raw: Sequence[Raw], fields: Sequence[str], places: _Places
     ) -> list[Item]:
@@ -286,7 +309,7 @@ class Model:
                 return function()
             finally:
                 self._tokenizing.release()
-        return await places.call(function)
+        return await self._within(places.call(function))
 
     async def stream(
         self, raw: Sequence[Raw], fields: Sequence[str]
@@ -376,7 +399,40 @@ class Model:
                 if name in self.export.signature["inputs"] and name not in row
             }
             keyed.append((key, {**row, **missing}))
+        if all(key in self._short for key, _ in keyed):
+            return await self._run_soon(keyed)
         return await self._arrivals.wait(self._batcher.submit(keyed, self._deadline()))
+
+    async def _run_soon(self, keyed: Sequence[tuple[Key, Row]]) -> list[Outputs]:
+        """Runs rows of short programs on this thread, with those of all requests that are ready."""
+        loop = asyncio.get_running_loop()
+        if not self._soon:
+            # After the requests that the event loop handles in its present round.
+            loop.call_soon(self._run_short)
+        waiters = [loop.create_future() for _ in keyed]
+        self._soon += [
+            (key, row, waiter) for (key, row), waiter in zip(keyed, waiters, strict=True)
+        ]
+        return [await waiters[0]] if len(waiters) == 1 else await asyncio.gather(*waiters)
+
+    def _run_short(self) -> None:
+        by_key: dict[Key, list[tuple[Row, asyncio.Future]]] = {}
+        for key, row, waiter in self._soon:
+            if not waiter.done():
+                by_key.setdefault(key, []).append((row, waiter))
+        self._soon = []
+        for key, jobs in by_key.items():
+            for first in range(0, len(jobs), self._options.max_batch):
+                part = jobs[first : first + self._options.max_batch]
+                try:
+                    outputs = self._run(key, [row for row, _ in part])
+                except Exception as error:
+                    logging.getLogger(__name__).exception("a batch of program %s failed", key)
+                    for _, waiter in part:
+                        waiter.set_exception(error)
+                    continue
+                for (_, waiter), found in zip(part, outputs, strict=True):
+                    waiter.set_result(found)
 
     def _locked(self, function: Callable[[], Result]) -> Result:
         """Calls a function on a thread of the model; one thread at a time uses a tokenizer."""

@@ -72,7 +72,8 @@ def _too_large(most: int) -> Problem:
 
 def content_type(request: Request) -> str:
     """Returns the media type of a body, without parameters."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    given = request.headers.get("content-type", "")
+    return given if given == "application/json" else given.partition(";")[0].strip().lower()
 
 
 def check_content_type(request: Request, *known: str) -> None:

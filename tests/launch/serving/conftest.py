@@ -70,6 +70,9 @@ def blocked(monkeypatch) -> Callable[[Application], threading.Event]:
     def block(application: Application) -> threading.Event:
         (model,) = application.models.values()
         event, run = threading.Event(), model._batcher._run
+        # On the thread of the event loop, nothing could be held.
+        model._short.clear()
+        model._all_short = False
         events.append(event)
 
         def held(*arguments: Any) -> Any:

@@ -308,7 +308,9 @@ def test_a_failing_program_is_an_error_of_the_server_without_details(export, mon
 
     with served({NAME: export}, max_batch=1) as found:
         (model,) = found.application.models.values()
+        # Of both threads that run programs.
         monkeypatch.setattr(model._batcher, "_run", broken)
+        monkeypatch.setattr(model, "_run", broken)
         response = found.post(PREDICT, json={"inputs": "a"})
         assert_error(response, 500)
         assert "memory" not in response.text
