@@ -7,7 +7,7 @@ The models are the Transformers of configs/translation.py and configs/language_m
 batches of 1 and 32, greedy and with 4 beams. All implementations have the same float32 weights and
 generate the same number of tokens, without an end token. At least `EQUAL` of the sequences must be
 equal to those of transformers; rounding may decide between nearly equal scores. The time includes
-the encoding of source or prompt.
+the encoding of the source or the prompt.
 
 The rounds of all implementations alternate in one process. Results are written to
 benchmarks/results/cpu.json or --json.
@@ -68,8 +68,9 @@ def measure(given: generators.Problem, beams: int) -> dict[str, Any]:
     """Returns the row of a case.
 
     Returns:
-      Model, sizes, and `ways`: name -> result of `summary` with tokens_per_second, "equal", the
-      fraction of sequences that are equal to those here, and "over", the time here over its time.
+      Model, sizes, and "ways": name -> result of `summary` with "tokens_per_second", "equal", the
+      fraction of sequences that are equal to this project's, and "over", this project's time
+      divided by that of the implementation.
     """
     values, threads = flags.FLAGS, os.cpu_count() or 1
     makers = {"here": functools.partial(generators.here, given, beams)}

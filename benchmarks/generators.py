@@ -61,7 +61,7 @@ class Problem:
 
     @property
     def vocabulary(self) -> int:
-        """Number of tokens, V, including the two of the task, which are the last."""
+        """Number of tokens, V; the last two are the start and end tokens of the task."""
         return VOCABULARIES[self.name] + 2
 
     @property

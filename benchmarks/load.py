@@ -1,7 +1,7 @@
-"""Requests of many clients over loopback, by one thread without threads of its own.
+"""Requests of many clients over loopback, sent and received by a single thread.
 
-The clients share the cores with the server, so each request costs as little as possible: the bytes
-of requests are made before, and responses are stored and read afterwards.
+The clients share the cores with the server, so each request costs as little as possible: requests
+are encoded beforehand, and responses are parsed afterwards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Answer(NamedTuple):
 
     Attributes:
       number: index of the request.
-      seconds: from before the request was sent until its response was complete.
+      seconds: time from the sending of the request to its complete response.
       status: HTTP status.
       body: content.
     """
@@ -59,7 +59,7 @@ def _request(path: str, kind: str, body: bytes) -> bytes:
 
 
 class _Client:
-    """A kept connection with at most one request at a time."""
+    """A keep-alive connection with at most one request at a time."""
 
     def __init__(self, port: int):
         self.socket = socket.create_connection(("127.0.0.1", port))
@@ -73,7 +73,7 @@ class _Client:
         self.socket.sendall(request)
 
     def receive(self) -> Answer | None:
-        """Reads what has come; returns the response once it is complete."""
+        """Reads the available bytes; returns the response once it is complete."""
         part = self.socket.recv(1 << 18)
         if not part:
             raise ConnectionError("the server closed the connection")
@@ -94,7 +94,7 @@ class _Client:
 
 
 def send(port: int, requests: Sequence[bytes], count: int, clients: int) -> list[Answer]:
-    """Sends `count` of the requests, in turn, and returns the answers in the order they came.
+    """Sends `count` requests, taken in turn, and returns the answers in the order of arrival.
 
     Args:
       port: port of the server.

@@ -5,14 +5,14 @@ python -m launch.train  --config=configs/text_classification.py:movie_reviews,at
 python -m launch.export --workdir=runs/reviews --output=exported/reviews
 python -m benchmarks.serving --reviews=exported/reviews --camvid=exported/camvid
 
-The inputs are the texts and images of the test splits; images are uploaded as forms. Clients on
-kept connections send requests to a server with batches and to one with single inputs. The
-classifier of reviews is also served by PyTorch behind Starlette (`benchmarks.torch_server`). Each
-server is one process. The rounds of all servers of a model alternate. The clients run on the same
-machine and share its cores.
+The inputs are the texts and images of the test splits; images are uploaded as forms. Clients with
+keep-alive connections send requests to a server with batches and to a server with single inputs.
+The classifier of reviews is also served by PyTorch behind Starlette (`benchmarks.torch_server`).
+Each server is one process. The rounds of all servers of a model alternate. The clients run on the
+same machine and share its cores.
 
-Each answer is compared with that of the export read in this process. The command fails if one is
-wrong. Results are written to benchmarks/results/cpu.json or --json.
+Each answer is compared with that of the export read in this process. The command fails if an answer
+is wrong. Results are written to benchmarks/results/cpu.json or --json.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Subject(NamedTuple):
       name: name of the data set.
       folder: folder of the export.
       inputs: texts, or contents of image files.
-      is_equal: function from an answer of a server and the expected one to whether it is right.
+      is_equal: function that takes the answer of a server and the expected answer, and returns
+        whether they agree.
     """
 
     name: str
@@ -171,7 +172,7 @@ def server(module: str, *arguments: str) -> Iterator[int]:
     Args:
       module: module of the command, which prints a line with its address and then one that begins
         with "ready".
-      *arguments: its arguments.
+      *arguments: arguments of the command.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True
@@ -261,7 +262,7 @@ class Round(NamedTuple):
 
 
 def summarize(rounds: Sequence[Round], base: Sequence[Round]) -> dict[str, Any]:
-    """Returns latencies and rates of a server, and ratios to another one in the same rounds."""
+    """Returns latencies and rates of a server, and ratios to `base` in the same rounds."""
     seconds = [answer.seconds for one in rounds for answer in one.answers]
     pairs = list(zip(rounds, base, strict=True))
     found: dict[str, Any] = {
@@ -283,7 +284,7 @@ def summarize(rounds: Sequence[Round], base: Sequence[Round]) -> dict[str, Any]:
 def check(
     rounds: Sequence[Round], expected: Sequence[Any], is_equal: Callable[[Any, Any], bool]
 ) -> dict[str, int]:
-    """Returns the number of answers, and of those that are wrong; prints the first wrong one."""
+    """Returns the number of answers and the number of wrong ones; prints the first wrong answer."""
     counts = {"answers": 0, "wrong": 0}
     # An answer is often the same bytes again.
     right: set[tuple[int, bytes]] = set()

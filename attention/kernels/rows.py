@@ -1,8 +1,8 @@
 """Reordering of the rows of each example: by XLA, or on a CPU in place by C++.
 
 Beam search reorders the caches of its prefixes after each step. XLA's gather on a CPU moves one
-number at a time and then copies the result into the state of the loop. The C++ source moves whole
-rows within the state, and only those that change. It is compiled on first use (`cpu.build`).
+number at a time and then copies the result into the state of the loop. The C++ code moves whole
+rows within the state, and only rows that change. It is compiled on first use (`cpu.build`).
 """
 
 from __future__ import annotations
