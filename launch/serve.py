@@ -51,6 +51,7 @@ flags.DEFINE_integer("max_body_bytes", 16 * 2**20, "Largest body of a request.",
 flags.DEFINE_integer("max_text", 100_000, "Most characters of a text.", 1)
 flags.DEFINE_integer("max_pixels", 40_000_000, "Most pixels of an image.", 1, 40_000_000)
 flags.DEFINE_float("max_sound_s", 120.0, "Most seconds of a sound.", 0.001)
+flags.DEFINE_integer("max_cells", 500_000, "Most cells of a table.", 1)
 flags.DEFINE_string(
     "token", None, "Token that requests must bear (default: ATTENTION_TOKEN, or none)."
 )
@@ -73,6 +74,7 @@ def serve() -> None:
     opened = servers.listen(cli.FLAGS.host, cli.FLAGS.port)
     cli.set_up_jax()
     _run_in_calls()
+    _cache_all_programs()
     failures: list[str] = []
 
     def failed(name: str, error: BaseException) -> None:
@@ -100,6 +102,14 @@ def _run_in_calls() -> None:
     import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def _cache_all_programs() -> None:
+    """Stores programs that compile quickly too, so that a restarted server compiles nothing."""
+    import jax
+
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _announce(application: Application) -> None:

@@ -233,18 +233,43 @@ class Tokenizer:
         return [np.array(row[:most] or [UNKNOWN], np.int32) for row in rows]
 
     def _words(self, text: str) -> list[int]:
-        spelled = split_words(text, self.config["lower_case"])
-        words, ids = [self._stem(word) for word in spelled], []
+        return [
+            number for number, _, _ in self._spans(split_words(text, self.config["lower_case"]))
+        ]
+
+    def _spans(self, spelled: Sequence[str]) -> list[tuple[int, int, int]]:
+        """Returns ids with the first word and the one after the last that each stands for."""
+        words, found = [self._stem(word) for word in spelled], []
         for start, word in enumerate(words):
-            ids.append(self._ids.get(word, UNKNOWN))
+            found.append((self._ids.get(word, UNKNOWN), start, start + 1))
             if self._parts:
-                ids += self._word_parts(spelled[start])
+                found += [(n, start, start + 1) for n in self._word_parts(spelled[start])]
             for order in range(2, self.config["ngrams"] + 1):
                 gram = " ".join(words[start : start + order])
                 if start + order > len(words) or gram not in self._ids:
                     break
-                ids.append(self._ids[gram])
-        return ids
+                found.append((self._ids[gram], start, start + order))
+        return found
+
+    def spans(self, text: str, ids: Sequence[int]) -> tuple[list[str], list[list[int]]] | None:
+        """Returns the words of a text, and [first, end) of the words that each of its ids means.
+
+        An id that occurs once for several words means the first. None if the ids are other than
+        those of words and their n-grams.
+        """
+        if self.kind != "word":
+            return None
+        spelled = split_words(text.encode("utf-8", "replace").decode(), self.config["lower_case"])
+        found = self._spans(spelled)
+        if self.config["unique"]:
+            unique: dict[int, tuple[int, int, int]] = {}
+            for span in found:
+                unique.setdefault(span[0], span)
+            found = list(unique.values())
+        found = found[: self.config["max_length"]]
+        if [number for number, _, _ in found] != [int(number) for number in ids]:
+            return None
+        return spelled, [[first, end] for _, first, end in found]
 
     def _parts_of(self, word: str) -> list[int]:
         """Returns the ids of the character n-grams of a word."""
@@ -556,6 +581,8 @@ def fill_blanks(options: Mapping[str, Any], folder: Path) -> Decoder:
 # Formats whose decoders start no other program, as that of PostScript does.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 _MOST_PIXELS = 40_000_000
+# Pixels that are converted at a time, and those that the scans of a JPEG file may update.
+_BAND_PIXELS, _MOST_UPDATES = 1 << 22, 100 * _MOST_PIXELS
 # Sums of probabilities that are held at a time; bounds memory.
 _MOST_SUMS = 1 << 25
 # Largest value of grayscale images with 16 bits per pixel.
@@ -596,8 +623,12 @@ def decode_image(raw: Raw, mode: str, remedy: str = "give the path of an image")
             if image.width * image.height > _MOST_PIXELS:
                 size = f"{image.width} x {image.height}"
                 raise InputError(f"has {size} pixels, more than {_MOST_PIXELS:,}; make it smaller")
-            displayed = ImageOps.exif_transpose(image)
-            return np.asarray(_to_8_bits(displayed).convert(mode))
+            if declared_pixels(image) > _MOST_PIXELS:
+                raise InputError(f"has tiles of more than {_MOST_PIXELS:,} pixels; save it again")
+            if image.format in ("JPEG", "MPO"):
+                _check_scans(content.getvalue(), image.width * image.height)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _pixels(image, mode)
     except InputError as error:
         reason = str(error)
     except Image.DecompressionBombError:
@@ -610,15 +641,56 @@ def decode_image(raw: Raw, mode: str, remedy: str = "give the path of an image")
     raise InputError(f"input {shown(raw)}: {reason}; {remedy}")
 
 
+def declared_pixels(image: Any) -> int:
+    """Returns the number of pixels that are decoded at once: all, or more in a tile of a TIFF."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    width, length = tags.get(322, 0), tags.get(323, 0)
+    return max(image.width * image.height, int(width) * int(length))
+
+
+# Of JPEG segments: neither stuffed bytes nor restarts, which are within scans.
+_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
+
+
+def _check_scans(content: bytes, pixels: int) -> None:
+    """Checks the number of scans of a JPEG file; each scan may update all pixels."""
+    scans, at = 0, 2
+    while found := _MARKER.search(content, at):
+        at, kind = found.end(), content[found.end() - 1]
+        if kind == 0xD9:
+            break
+        scans += kind == 0xDA
+        if kind not in (0x01, 0xD8):
+            at += int.from_bytes(content[at : at + 2], "big")
+    if scans * pixels > _MOST_UPDATES:
+        raise InputError(f"has {scans} scans of {pixels} pixels; save it again")
+
+
+def _pixels(image: Any, mode: str) -> np.ndarray:
+    """Returns the pixels of an image as uint8, converted in bands, which bounds memory."""
+    X, Y = image.size
+    found = np.empty((Y, X, 3) if mode == "RGB" else (Y, X), np.uint8)
+    rows = max(_BAND_PIXELS // X, 1)
+
+    def band(start: int) -> Any:
+        return image.crop((0, start, X, min(start + rows, Y)))
+
+    if image.mode.startswith(("I", "F")):
+        extrema = [(x.min(), x.max()) for x in map(np.asarray, map(band, range(0, Y, rows)))]
+        low, high = min(low for low, _ in extrema), max(high for _, high in extrema)
+        if image.mode == "F" or low < 0 or high > _BRIGHTEST:
+            raise InputError(f"has values from {low:g} to {high:g}, expected those of 8 or 16 bits")
+    for start in range(0, Y, rows):
+        found[start : start + rows] = np.asarray(_to_8_bits(band(start)).convert(mode))
+    return found
+
+
 def _to_8_bits(image: Any) -> Any:
     """Converts an image to 8 bits per channel; transparent pixels are blended with white."""
     from PIL import Image
 
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith("I"):
         values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > _BRIGHTEST:
-            got = f"from {values.min():g} to {values.max():g}"
-            raise InputError(f"has values {got}, expected those of 8 or 16 bits")
         gray = (values.astype(np.uint32) * 255 + _BRIGHTEST // 2) // _BRIGHTEST
         if (clear := image.info.get("transparency")) is not None:
             gray[values == clear] = 255
@@ -1069,6 +1141,8 @@ def _missing_bytes(data: bytes) -> int:
 
 
 _WAVES = {b"RIFF": "little", b"RIFX": "big"}
+# Decoded samples of a sound; bounds memory where few bytes stand for many samples.
+_MOST_SAMPLES = 1 << 25
 _SOUNDS = ("WAV", "WAVEX", "AIFF", "FLAC", "OGG", "MP3")
 _CONVERT = "convert it to WAV or FLAC, as by ffmpeg -i FILE out.wav"
 
@@ -1112,6 +1186,11 @@ def decode_sound(data: bytes, seconds: float) -> tuple[np.ndarray, int]:
                 total += count
                 if total > (seconds + 1) * rate:
                     raise InputError(f"is longer than {seconds:g} s; cut it")
+                if total > _MOST_SAMPLES:
+                    raise InputError(
+                        f"has {rate} samples per second, and more than {_MOST_SAMPLES:,} in all; "
+                        "resample it"
+                    )
     except InputError:
         raise
     except (soundfile.LibsndfileError, ValueError, MemoryError) as error:
@@ -1129,9 +1208,9 @@ def read_sound(options: Mapping[str, Any], folder: Path) -> Encoder:
     Sounds longer than `seconds` are rejected. Both ends are trimmed as far as they are at least
     `trim` decibels quieter than the loudest frame. If `trim` is 0, nothing is trimmed.
     """
-    wanted, seconds = options["rate"], options["seconds"]
+    wanted = options["rate"]
 
-    def samples(data: bytes) -> np.ndarray:
+    def samples(data: bytes, seconds: float) -> np.ndarray:
         mono, rate = decode_sound(data, seconds)
         if not len(mono):
             raise InputError("has no samples; record it again")
@@ -1156,7 +1235,8 @@ def read_sound(options: Mapping[str, Any], folder: Path) -> Encoder:
 
     def run(row: Row) -> Row:
         try:
-            return {**row, options["to"]: samples(read_content(row["raw"]))}
+            seconds = min(options["seconds"], row.get("seconds", math.inf))
+            return {**row, options["to"]: samples(read_content(row["raw"]), seconds)}
         except InputError as error:
             raise InputError(f"input {shown(row['raw'])}: {error}") from None
 
@@ -1218,16 +1298,17 @@ class Cells:
         if text.lstrip().startswith(("{", "[")):
             raise InputError(f"{self.name}: looks like JSON, expected CSV or TSV; save it as CSV")
         lines = list(io.StringIO(text, newline=""))
-        counts = {mark: self._known(lines[:1], mark, wanted) for mark in ",;\t"}
-        delimiter = max(counts, key=lambda mark: counts[mark])
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        records = []
+        records, reader = [], csv.reader(())
         try:
+            counts = {mark: self._known(lines[:1], mark, wanted) for mark in ",;\t"}
+            delimiter = max(counts, key=lambda mark: counts[mark])
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
             for record in reader:
                 if record and (len(record) == 1 or any(map(str.strip, record))):
                     records.append((reader.line_num, [cell.strip() for cell in record]))
         except csv.Error as error:
-            raise InputError(f"{self.name}: line {reader.line_num}: {error}; correct it") from None
+            line = max(reader.line_num, 1)
+            raise InputError(f"{self.name}: line {line}: {error}; correct it") from None
         if len(records) < 2:
             raise InputError(f"{self.name}: has no rows below a header; expected a table")
         self.header = records.pop(0)[1]
@@ -1250,7 +1331,7 @@ class Cells:
         """
         if self.header.count(name) != 1:
             some = "several columns" if name in self.header else "no column"
-            known = ", ".join(self.header[:20])
+            known = ", ".join(name[:60] for name in self.header[:20])
             raise InputError(
                 f"{self.name}: has {some} {name!r}, expected one; the columns are {known}"
             )
@@ -1575,6 +1656,10 @@ class Catalog:
         return {_sorted_words(title): title for title in self.titles}
 
 
+# Unknown titles for which a similar one is searched, which takes long for many.
+_MOST_SUGGESTIONS = 20
+
+
 @functools.cache
 def _catalog(path: Path, events: Path) -> Catalog:
     return Catalog(path, events)
@@ -1623,7 +1708,8 @@ def history(options: Mapping[str, Any], folder: Path) -> Encoder:
             item = catalog.find_item(part)
             item = catalog.find_item(_plain_name(part)) if item is None else item
             if item is None:
-                unknown[part] = catalog.nearest(part)
+                few = len(unknown) < _MOST_SUGGESTIONS
+                unknown[part] = catalog.nearest(part) if few else None
             else:
                 found[item] = None
         items = np.array(list(found), np.int32)
@@ -1787,13 +1873,17 @@ class Export:
 
     # ------------------------------------------------------------ inputs
 
-    def encode(self, raw: Raw) -> Item:
+    def encode(self, raw: Raw, seconds: float = math.inf) -> Item:
         """Converts an input to an item with one or more rows.
+
+        Args:
+          raw: text, path of a file, or content of a file.
+          seconds: maximum duration of a sound, if the model allows longer ones.
 
         Raises:
           InputError: the input cannot be read.
         """
-        rows = [{"raw": raw}]
+        rows = [{"raw": raw, "seconds": seconds}]
         for operation in self._encode:
             after: list[Row] = []
             for row in rows:

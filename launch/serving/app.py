@@ -26,13 +26,13 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from launch.exports.reader import Export, Raw
+from launch.exports.reader import Export, Raw, Row
 from launch.serving import answers, openapi, tensors
 from launch.serving.metrics import CONTENT_TYPE, Metrics
 from launch.serving.models import Model
 from launch.serving.options import Options
 from launch.serving.problems import RETRY_S, Problem, invalid, known_keys
-from launch.serving.requests import Bodies, check_content_type, content_type, read_form, read_json
+from launch.serving.requests import Bodies, check_content_type, content_type, read_form
 from launch.serving.responses import JSON, Common, as_json, on_http_error, on_problem
 
 VERSION = "1"
@@ -269,7 +269,19 @@ class Application:
         return JSON({"name": model.name, "ready": True})
 
     async def _infer(self, request: Request, model: Model, body: bytes) -> Response:
-        given = await read_json(body)
+        read = functools.partial(self._tensors, model)
+        rows, names, identity = await self._bodies.parse(body, read)
+        try:
+            model.export.bucket({**rows[0], "raw": ""})
+        except ValueError as error:
+            raise invalid(f"inputs: {model.public(str(error))}", "inputs") from None
+        outputs = await _unless_gone(request, model.outputs(rows))
+        answer = {"model_name": model.name, "model_version": VERSION, **identity}
+        found = await asyncio.to_thread(tensors.write_outputs, outputs, names)
+        return JSON({**answer, "outputs": found})
+
+    def _tensors(self, model: Model, given: Any) -> tuple[list[Row], list[str], dict[str, str]]:
+        """Returns rows, names of outputs, and the id of a request, if it has one."""
         known_keys(given, ("id", "inputs", "outputs", "parameters"), "body")
         if not isinstance(given.get("id", ""), str):
             raise invalid("id: expected a string", "id")
@@ -282,23 +294,10 @@ class Application:
             size: max(program["sizes"][size] for program in programs)
             for size in programs[-1]["sizes"]
         }
-        rows = await asyncio.to_thread(
-            tensors.read_inputs,
-            given.get("inputs"),
-            signature["inputs"],
-            longest,
-            self._options.max_queue,
+        rows = tensors.read_inputs(
+            given.get("inputs"), signature["inputs"], longest, self._options.max_queue
         )
-        try:
-            model.export.bucket({**rows[0], "raw": ""})
-        except ValueError as error:
-            raise invalid(f"inputs: {model.public(str(error))}", "inputs") from None
-        outputs = await _unless_gone(request, model.outputs(rows))
-        answer = {"model_name": model.name, "model_version": VERSION}
-        if "id" in given:
-            answer["id"] = given["id"]
-        found = await asyncio.to_thread(tensors.write_outputs, outputs, names)
-        return JSON({**answer, "outputs": found})
+        return rows, names, {"id": given["id"]} if "id" in given else {}
 
     # ------------------------------------------------------------ tasks
 
@@ -363,7 +362,12 @@ class Application:
             text = form.get("parameters")
             given = None if text is None else _form_json(text)
             return [form["file"]], ["file"], False, answers.read_parameters(given, model.task)
-        given = known_keys(await read_json(body), ("inputs", "parameters"), "body")
+        return await self._bodies.parse(body, functools.partial(self._values, model))
+
+    def _values(
+        self, model: Model, given: Any
+    ) -> tuple[Sequence[Raw], Sequence[str], bool, dict[str, Any]]:
+        known_keys(given, ("inputs", "parameters"), "body")
         if "inputs" not in given:
             raise invalid("inputs: is missing", "inputs")
         parameters = answers.read_parameters(given.get("parameters"), model.task)

@@ -12,19 +12,28 @@ import collections
 import functools
 import io
 import logging
-import math
 import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
 
 from launch.exports.pipelines import pipeline_of
-from launch.exports.reader import Export, InputError, Item, Raw, Row, image_formats, read_tensors
+from launch.exports.reader import (
+    Export,
+    InputError,
+    Item,
+    Raw,
+    Row,
+    Tokenizer,
+    declared_pixels,
+    image_formats,
+    read_tensors,
+)
 from launch.serving.batching import Batcher, Expired, Key, Outputs
 from launch.serving.metrics import Metrics
 from launch.serving.options import Options
@@ -54,7 +63,15 @@ _SHORT_S = 0.003
 _TIMINGS, _NEAR, _HOPELESS = 3, 1.1, 1.5
 # Most numbers in a response with attention weights.
 ATTENTION_NUMBERS = 1_000_000
+# Pixels, samples and cells from which only one input is decoded at a time.
+_LARGE_PIXELS, _LARGE_SAMPLES, _LARGE_CELLS = 4_000_000, 4_000_000, 100_000
+# Characters or bytes of inputs that a thread encodes before those of other requests.
+_TURN = 100_000
+# Length of sounds whose header has none.
+_UNKNOWN_FRAMES = 1 << 60
+_CELL_ENDS = b",;\t\r\n"
 
+_decoding_large = threading.Lock()
 Result = TypeVar("Result")
 
 
@@ -291,7 +308,7 @@ class Model:
     async def _answer(
         self, raw: Sequence[Raw], fields: Sequence[str], places: _Places
     ) -> list[Item]:
-        items = await self._call(places, raw, functools.partial(self._encode, raw, fields))
+        items = await self._encoded(raw, fields, places)
         rows = [row for item in items for row in item.rows]
         places.add(len(rows) - len(raw), fields[0])
         found = iter(await self._batched("predict", rows))
@@ -323,8 +340,7 @@ class Model:
           Problem: see `answer`.
         """
         with self.accepted(len(raw)) as places:
-            encode = functools.partial(self._encode, raw, fields)
-            items = await self._within(places.call(encode))
+            items = await self._within(self._encoded(raw, fields, places))
             places.add(sum(len(item.rows) for item in items) - len(raw), fields[0])
             if self.streams_tokens:
                 yield None
@@ -381,7 +397,7 @@ class Model:
             return await self._within(self._attention(raw, field, places))
 
     async def _attention(self, raw: Raw, field: str, places: _Places) -> dict[str, Any]:
-        items = await places.call(functools.partial(self._encode, [raw], [field]))
+        items = await self._encoded([raw], [field], places)
         row = items[0].rows[0]
         (found,) = await self._batched("attention", [row])
         return await places.call(functools.partial(self._attention_of, row, found, field))
@@ -477,32 +493,49 @@ class Model:
                 field,
             )
         return {
-            "tokens": self._tokens(row),
+            **self._tokens(row),
             "attention": {
                 name: {"shape": list(array.shape), "data": np.round(array, 5).ravel().tolist()}
                 for name, array in found.items()
             },
         }
 
-    def _tokens(self, row: Row) -> list[str] | None:
-        from launch.exports.reader import Tokenizer
-
+    def _tokens(self, row: Row) -> dict[str, Any]:
+        """Returns the tokens of a text, its words, and the words that each token stands for."""
         steps = self.export.signature["encode"]
         file = next((step["file"] for step in steps if step["op"] == "tokenize"), None)
         if file is None or np.ndim(row.get("tokens")) != 1:
-            return None
+            return {"tokens": None, "words": None, "spans": None}
         if not hasattr(self, "_tokenizer"):
             self._tokenizer = Tokenizer(self.export.folder / file)
-        return [self._tokenizer.spell(token) or "·" for token in row["tokens"]]
+        words, spans = self._tokenizer.spans(row["raw"], row["tokens"]) or (None, None)
+        tokens = [self._tokenizer.spell(token) or "·" for token in row["tokens"]]
+        return {"tokens": tokens, "words": words, "spans": spans}
 
     # ------------------------------------------------------------ inputs
+
+    async def _encoded(
+        self, raw: Sequence[Raw], fields: Sequence[str], places: _Places
+    ) -> list[Item]:
+        """Encodes inputs in turns, between which those of other requests come."""
+        items: list[Item] = []
+        start, size = 0, 0
+        for end, one in enumerate(raw, 1):
+            size += len(one)
+            if size >= _TURN or end == len(raw):
+                turn = raw[start:end], fields[start:end]
+                items += await self._call(places, turn[0], functools.partial(self._encode, *turn))
+                self._check_rows(sum(len(item.rows) for item in items), fields[0])
+                start, size = end, 0
+        return items
 
     def _encode(self, raw: Sequence[Raw], fields: Sequence[str]) -> list[Item]:
         items = []
         for one, field in zip(raw, fields, strict=True):
-            self._check(one, field)
+            large = self._check(one, field)
             try:
-                item = self.export.encode(one)
+                with _decoding_large if large else nullcontext():
+                    item = self.export.encode(one, self._options.max_sound_s)
                 for row in item.rows:
                     row[_BUCKET] = self.export.bucket(row)
             except InputError as error:
@@ -510,12 +543,19 @@ class Model:
             items.append(item)
         return items
 
+    def _check_rows(self, rows: int, field: str) -> None:
+        if rows > (most := self._options.max_queue):
+            raise invalid(f"{field}: is encoded as {rows} rows, expected at most {most}", field)
+
     def public(self, message: str) -> str:
         """Returns a message with the model's name instead of its folder on the server."""
         return message.replace(str(self.export.folder), self.name)
 
-    def _check(self, raw: Raw, field: str) -> None:
+    def _check(self, raw: Raw, field: str) -> bool:
         """Checks the size of an input against the limits of the server, before it is decoded.
+
+        Returns:
+          Whether decoding needs much memory.
 
         Raises:
           Problem: the input is empty or too large.
@@ -527,18 +567,29 @@ class Model:
                     f"{field}: got {len(raw)} characters, expected at most {options.max_text}",
                     field,
                 )
-            return
+            return False
         if not raw:
             raise invalid(f"{field}: is empty, expected the content of a file", field)
-        if self.kind == "image" and (pixels := _pixels(raw)) > options.max_pixels:
+        if self.kind == "image":
+            if (pixels := _pixels(raw)) > options.max_pixels:
+                raise invalid(
+                    f"{field}: got {pixels} pixels, expected at most {options.max_pixels}", field
+                )
+            return pixels > _LARGE_PIXELS
+        if self.kind == "sound":
+            seconds, samples = _length(raw)
+            if seconds > options.max_sound_s:
+                raise invalid(
+                    f"{field}: got {seconds:.1f} seconds, expected at most {options.max_sound_s:g}",
+                    field,
+                )
+            return samples > _LARGE_SAMPLES
+        cells = sum(map(raw.count, (bytes([end]) for end in _CELL_ENDS)))
+        if cells > options.max_cells:
             raise invalid(
-                f"{field}: got {pixels} pixels, expected at most {options.max_pixels}", field
+                f"{field}: got {cells} cells, expected at most {options.max_cells}", field
             )
-        if self.kind == "sound" and (seconds := _seconds(raw)) > options.max_sound_s:
-            raise invalid(
-                f"{field}: got {seconds:.1f} seconds, expected at most {options.max_sound_s:g}",
-                field,
-            )
+        return cells > _LARGE_CELLS
 
 
 class _Places:
@@ -561,10 +612,7 @@ class _Places:
           Problem: the request needs more places than the queue has, or the queue is full.
         """
         model, most = self._model, self._model._options.max_queue
-        if self._taken + count > most:
-            raise invalid(
-                f"{field}: is encoded as {self._taken + count} rows, expected at most {most}", field
-            )
+        model._check_rows(self._taken + count, field)
         if model._accepted + count > most:
             raise model._full()
         model._accepted += count
@@ -669,7 +717,7 @@ def _pixels(content: bytes) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=image_formats()) as image:
-                return math.prod(image.size)
+                return declared_pixels(image)
     except Image.DecompressionBombError:
         return np.iinfo(np.int64).max
     except Exception:
@@ -677,15 +725,19 @@ def _pixels(content: bytes) -> int:
         return 0
 
 
-def _seconds(content: bytes) -> float:
-    """Returns the duration in seconds from a sound's header; 0 if it cannot be read.
+def _length(content: bytes) -> tuple[float, int]:
+    """Returns duration in seconds and number of samples from a sound's header.
 
-    The reader then raises the error.
+    Both are 0 if the header cannot be read; the reader then raises the error. If it has no length,
+    the duration is 0 and the number large; the reader then stops at the limit.
     """
     import soundfile
 
     try:
         found = soundfile.info(io.BytesIO(content))
-        return found.frames / found.samplerate
+        frames = found.frames
+        if not 0 < frames < _UNKNOWN_FRAMES:
+            return 0.0, _UNKNOWN_FRAMES
+        return frames / found.samplerate, frames
     except (RuntimeError, ZeroDivisionError, TypeError):
-        return 0.0
+        return 0.0, 0

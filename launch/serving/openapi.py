@@ -289,6 +289,21 @@ def _schemas(models: list[Model], options: Options) -> dict[str, Any]:
         "Attention": _object(
             {
                 "tokens": {"type": ["array", "null"], "items": text},
+                "words": {
+                    "description": "Words of a text; null for tokens of another kind.",
+                    "type": ["array", "null"],
+                    "items": text,
+                },
+                "spans": {
+                    "description": "Of each token: the first word, and the one after the last.",
+                    "type": ["array", "null"],
+                    "items": {
+                        "type": "array",
+                        "items": {"type": "integer", "minimum": 0},
+                        "minItems": 2,
+                        "maxItems": 2,
+                    },
+                },
                 "attention": {
                     "type": "object",
                     "additionalProperties": _object(

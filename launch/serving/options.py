@@ -31,6 +31,7 @@ class Options:
       max_text: maximum number of characters of a text.
       max_pixels: maximum number of pixels of an image.
       max_sound_s: maximum duration of a recording in seconds.
+      max_cells: maximum number of cells of a table.
       token: bearer token that requests must have, except those for the page and for health checks;
         empty for none.
       cors_origin: origin whose pages may send requests; empty for none.
@@ -45,6 +46,7 @@ class Options:
     max_text: int = 100_000
     max_pixels: int = 40_000_000
     max_sound_s: float = 120.0
+    max_cells: int = 500_000
     token: str = ""
     cors_origin: str = ""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
 
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -15,8 +15,14 @@ from launch.serving.problems import Problem, invalid, overloaded
 
 # All bodies in memory together may have this many times the maximum size of a body.
 _BODIES = 8
-# Bodies up to this size are parsed on the thread of the event loop.
+# Bodies up to this size are parsed on the thread of the event loop, and always have a place.
 _SMALL = 64 * 2**10
+
+# Most lists and objects of a body. Each takes many times the memory of its text, and parsing them
+# stops all other threads.
+_MOST_CONTAINERS = 500_000
+
+Result = TypeVar("Result")
 
 
 class Bodies:
@@ -25,6 +31,7 @@ class Bodies:
     def __init__(self, options: Options):
         """Args: options of the server."""
         self._options, self._held = options, 0
+        self._large = asyncio.Lock()
 
     async def read(self, request: Request) -> bytes:
         """Reads the body of a request; it counts as in memory until it is given to `release`.
@@ -48,7 +55,7 @@ class Bodies:
                         if size > most:
                             parts.clear()
                             raise _too_large(most)
-                        if self._held > _BODIES * most:
+                        if self._held > _BODIES * most and size > _SMALL:
                             raise overloaded("too many bodies are being read; try again later")
                         parts.append(part)
             except TimeoutError:
@@ -64,6 +71,20 @@ class Bodies:
     def release(self, body: bytes) -> None:
         """Stops counting a body that was read."""
         self._held -= len(body)
+
+    async def parse(self, body: bytes, read: Callable[[Any], Result]) -> Result:
+        """Returns what `read` makes of the value of a JSON body in UTF-8.
+
+        Values take many times the memory of their text. So only one of a large body exists at a
+        time, until `read` returns.
+
+        Raises:
+          Problem: the body is not JSON, or `read` raises it.
+        """
+        if len(body) <= _SMALL:
+            return read(_json(body))
+        async with self._large:
+            return await asyncio.to_thread(lambda: read(_json(body)))
 
 
 def _too_large(most: int) -> Problem:
@@ -90,16 +111,9 @@ def check_content_type(request: Request, *known: str) -> None:
         )
 
 
-async def read_json(body: bytes) -> Any:
-    """Parses a JSON body in UTF-8; large bodies are parsed in another thread.
-
-    Raises:
-      Problem: the body is not JSON, or not UTF-8.
-    """
-    return _json(body) if len(body) <= _SMALL else await asyncio.to_thread(_json, body)
-
-
 def _json(body: bytes) -> Any:
+    if body.count(b"[") + body.count(b"{") > _MOST_CONTAINERS:
+        raise Problem(413, f"the body has over {_MOST_CONTAINERS} lists and objects", "body")
     try:
         return json.loads(body.decode("utf-8"))
     except UnicodeDecodeError:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
+import sys
+import time
 from typing import Any
 
 import h11
@@ -16,11 +19,17 @@ from launch.serving.options import Options
 from launch.serving.responses import as_json
 from tasks.common.errors import UserError
 
-# Maximum number of open connections; further ones are closed at once.
+# Maximum number of open connections. At a further one, the longest idle connection is closed.
 CONNECTIONS = 1000
+# Connections accepted per iteration of the event loop, and the length of the system's queue.
+_ACCEPTED, _BACKLOG = 64, 1024
+# Maximum number of open files other than connections.
+_FILES = 1000
 # Seconds in addition to `Options.timeout_s` in which accepted requests finish after SIGTERM.
 _GRACE_S = 5
 _KEEP_ALIVE_S = 5
+# Seconds at the end in which requests that are on the way are read.
+_ON_THE_WAY_S = 0.2
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -39,7 +48,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
-        opened.listen(1024)
+        opened.listen(_BACKLOG)
     except OSError as error:
         opened.close()
         reason = (error.strerror or str(error)).lower()
@@ -61,13 +70,34 @@ class Protocol(H11Protocol):
         super().__init__(*args, **keywords)
         self._headers_timer: asyncio.TimerHandle | None = None
         self._reading_timer: asyncio.TimerHandle | None = None
+        self._idle_since = time.monotonic()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the timeout for the headers of the first request."""
-        if len(self.connections) >= CONNECTIONS:
-            transport.abort()
         super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            self._make_room()
         self._watch_headers()
+
+    def _make_room(self) -> None:
+        """Closes the connection without a request that has been idle for longest.
+
+        So clients that open many connections do not keep out those that send requests. If all have
+        requests, the new connection is closed.
+        """
+        opened = [one for one in self.connections if not one.transport.is_closing()]
+        idle = [one for one in opened if isinstance(one, Protocol) and one._is_idle]
+        if len(opened) > CONNECTIONS and idle:
+            min(idle, key=lambda one: one._idle_since).transport.abort()
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def on_response_complete(self) -> None:
+        """Notes the time since which the connection is idle."""
+        self._idle_since = time.monotonic()
+        super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancels the timeouts of the connection."""
@@ -122,7 +152,43 @@ class Protocol(H11Protocol):
         self.transport.close()
 
 
-def make_server(app: ASGIApp, options: Options) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """A server that answers, at its end, all requests that have been sent to it."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts to accept connections, a few at a time, which bounds the open files."""
+        await super().startup(sockets)
+        for listening in sockets or ():
+            listening.listen(_BACKLOG)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends the server after the requests on connections that the system has accepted."""
+        loop = asyncio.get_running_loop()
+        state = self.server_state
+        state.default_headers = [*state.default_headers, (b"connection", b"close")]
+        waiting = []
+        # Closing the socket would reset the connections that wait to be accepted.
+        for listening in sockets or ():
+            with contextlib.suppress(OSError):
+                while True:
+                    waiting.append(listening.accept()[0])
+        for server in self.servers:
+            server.close()
+        for opened in waiting:
+            opened.setblocking(False)
+            with contextlib.suppress(OSError):
+                await loop.connect_accepted_socket(self._protocol, opened)
+        await asyncio.sleep(_ON_THE_WAY_S)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        config: Any = self.config
+        return config.http_protocol_class(
+            config=config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+
+def make_server(app: ASGIApp, options: Options) -> Server:
     """Returns a server for an application, without starting it.
 
     Args:
@@ -138,12 +204,27 @@ def make_server(app: ASGIApp, options: Options) -> uvicorn.Server:
         lifespan="on",
         log_config=None,
         access_log=False,
+        backlog=_ACCEPTED,
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(options.timeout_s) + _GRACE_S,
     )
-    return uvicorn.Server(config)
+    return Server(config)
+
+
+def _allow_files() -> None:
+    """Raises the limit of open files, if it is below the number of connections."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CONNECTIONS + _FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def serve(server: uvicorn.Server, opened: socket.socket) -> None:
@@ -153,7 +234,12 @@ def serve(server: uvicorn.Server, opened: socket.socket) -> None:
       server: server returned by `make_server`.
       opened: listening socket.
     """
-    # The server raises signals again at its end, for handlers that were there before.
+    _allow_files()
+
+    # Also called for a signal before the server has set its own handlers, and at its end.
+    def stop(*_: Any) -> None:
+        server.should_exit = True
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, stop)
     server.run(sockets=[opened])

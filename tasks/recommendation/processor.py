@@ -43,6 +43,10 @@ class UserQuery:
     unknown: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
 
+# Unknown titles for which a similar one is searched, which takes long for many.
+_MOST_SUGGESTIONS = 20
+
+
 class QueryParser:
     """Parser of `user:NAME`, or of titles or item names separated by semicolons, oldest first.
 
@@ -72,7 +76,8 @@ class QueryParser:
         for part in filter(None, parts):
             item = self._items.get(part.casefold(), self._items.get(_name(part).casefold()))
             if item is None:
-                unknown[part] = self._nearest(part)
+                few = len(unknown) < _MOST_SUGGESTIONS
+                unknown[part] = self._nearest(part) if few else None
             else:
                 found[item] = None
         history = np.array(list(found), np.int32)

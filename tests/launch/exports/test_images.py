@@ -14,10 +14,12 @@ from pycocotools import mask as coco
 from launch.engine import config as configs
 from launch.exports import reader, writer
 from tasks.common.errors import UserError
+from tasks.common.images.files import read_image
 from tasks.detection.data import DataConfig
 from tasks.detection.task import TASK as DETECTION
 from tasks.segmentation import tiles
 from tests.launch.exports.test_text import assert_same
+from tests.launch.serving import hostile_files
 from tests.tasks import contract
 from tests.tasks.detection.test_task import MODEL
 
@@ -405,6 +407,8 @@ BROKEN = {
     "postscript": (saved(random_image("RGB", (9, 9)), format="EPS"), "not an image in one of"),
     "floats": (FLOAT, "expected those of 8 or 16 bits"),
     "wide integers": (WIDE, "from 0 to 70000"),
+    "tile": (hostile_files.tiled_tiff(8, 1 << 13, zlib.compress(bytes(64))), "tiles of more than"),
+    "scans": (hostile_files.scanned_jpeg(2000, 1001), "scans of 4000000 pixels"),
 }
 
 
@@ -434,6 +438,27 @@ def test_long_thin_images_that_would_need_much_memory_are_refused(subjects, tmp_
         encoded(steps, str(path))
     Image.new("L", (80, 80)).save(path)
     assert len(encoded(steps, str(path))) == 49
+
+
+def test_images_are_converted_in_bands_of_any_size(images, tmp_path, monkeypatch):
+    big_endian = tmp_path / "16 big.tif"
+    values = np.arange(600, dtype=">u2").reshape(20, 30) * 100
+    # Mode I;16B, which Pillow reads and does not write.
+    head = b"MM\0*" + struct.pack(">IH", 8, 8)
+    tags = [(256, 30), (257, 20), (258, 16), (259, 1), (262, 1), (273, 110), (278, 20), (279, 1200)]
+    entries = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in tags)
+    big_endian.write_bytes(head + entries + bytes(4) + values.tobytes())
+    for pixels in (1, 100, 1 << 22):
+        monkeypatch.setattr(reader, "_BAND_PIXELS", pixels)
+        for path in [*images, str(big_endian)]:
+            for mode in ("RGB", "L"):
+                expected = read_image(path, mode=mode)
+                np.testing.assert_array_equal(reader.decode_image(path, mode), expected, path)
+
+
+def test_progressive_images_are_read():
+    content = hostile_files.scanned_jpeg(100, 3)
+    assert reader.decode_image(content, "L").tolist() == [[128] * 100] * 100
 
 
 def test_windows_are_blended_in_bands_of_any_size(monkeypatch):

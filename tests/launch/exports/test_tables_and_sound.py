@@ -1,5 +1,6 @@
 """Exports of the tasks that read sound, tables of series, and queries for items."""
 
+import csv
 import dataclasses
 import io
 import json
@@ -19,6 +20,7 @@ from launch.exports import reader, writer
 from tasks.common.audio.files import trim_silence
 from tasks.task import Processor
 from tests.launch.exports.test_text import assert_same
+from tests.launch.serving import hostile_files
 from tests.tasks import contract
 
 NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]\d+)?")
@@ -225,6 +227,8 @@ def wav(samples, rate=8000, **options):
         (wav(np.zeros(8000 * 60 + 1)), "at most 60 s"),
         (wav(np.zeros(8000 * 62)), "longer than 60 s"),
         (wav(np.zeros(100), rate=100), "100 samples per second"),
+        (hostile_files.silence("FLAC", 55, 655_350), "more than 33,554,432 in all"),
+        (hostile_files.piped_flac(hostile_files.silence("FLAC", 62)), "longer than 60 s"),
     ],
 )
 def test_mistakes_with_sound(exported, raw, expected):
@@ -237,6 +241,21 @@ def test_a_stream_with_sizes_of_zero_is_read_to_its_end(exported):
     data = bytearray(wav(samples))
     data[4:8] = data[40:44] = struct.pack("<I", 0)
     np.testing.assert_array_equal(export.encode(bytes(data)).rows[0]["samples"], samples)
+
+
+def test_a_limit_of_the_caller_bounds_sounds_without_a_length(exported):
+    export = exported("speech_recognition").export
+    samples = np.arange(-8000, 8000, dtype=np.int16)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, 8000, format="FLAC")
+    piped = hostile_files.piped_flac(buffer.getvalue())
+    assert soundfile.info(io.BytesIO(piped)).frames > 1 << 60
+    for data in (buffer.getvalue(), piped, hostile_files.piped_wav(wav(samples), 0)):
+        np.testing.assert_array_equal(export.encode(data, 2.0).rows[0]["samples"], samples)
+        with pytest.raises(reader.InputError, match=r"expected at most 1.9 s; cut it"):
+            export.encode(data, 1.9)
+        with pytest.raises(reader.InputError, match=r"longer than 0.5 s; cut it"):
+            export.encode(data, 0.5)
 
 
 def test_an_empty_recording_with_notes_has_no_samples(exported):
@@ -319,6 +338,20 @@ def test_mistakes_in_tables(exported, text, expected):
     assert expected in message(export, text.encode("latin-1"))
 
 
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(131_072, "line 1: field larger than"), (1 << 30, "no column 'load'")]
+)
+def test_a_long_cell_is_an_error_of_one_short_line(exported, limit, expected):
+    export = exported("forecasting").export
+    before = csv.field_size_limit(limit)
+    try:
+        found = message(export, b"a" * 200_000 + b",b\n1,2\n")
+    finally:
+        csv.field_size_limit(before)
+    assert expected in found
+    assert len(found) < 300
+
+
 @pytest.mark.parametrize("steps", ["0", "17", "-1", "x", "", "1.5"])
 def test_mistakes_in_the_number_of_steps(exported, steps):
     _, _, export, raw = exported("forecasting")
@@ -357,6 +390,17 @@ def test_a_query_of_too_many_items_is_an_error(exported):
     (answer,) = export(["; ".join(names)])
     assert answer["recommendations"] == []
     assert answer["text"] == predictor(["; ".join(names)])[0]["text"]
+
+
+def test_few_unknown_titles_have_suggestions(exported):
+    predictor, _, export, _ = exported("recommendation")
+    raw = "; ".join(f"i{n}" for n in range(100, 3000))
+    (answer,) = export([raw])
+    assert answer == predictor([raw])[0]
+    near = list(answer["unknown"].values())
+    assert len(near) == 2900
+    assert None not in near[:20]
+    assert set(near[20:]) == {None}
 
 
 def test_answers_are_json(exported):

@@ -85,3 +85,25 @@ def blocked(monkeypatch) -> Callable[[Application], threading.Event]:
     yield block
     for event in events:
         event.set()
+
+
+KINDS = {
+    NAME: "text_classification",
+    "photos": "image_classification",
+    "sounds": "speech_recognition",
+    "tables": "forecasting",
+}
+
+
+@pytest.fixture(scope="session")
+def kinds(exported, tmp_path_factory) -> dict[str, tuple[Export, Any]]:
+    """Returns a model of each kind of input by name: its export, and the content of an input."""
+    folder = tmp_path_factory.mktemp("kinds")
+    found: dict[str, tuple[Export, Any]] = {NAME: (Export(exported), "fine lovely film")}
+    for name, task in KINDS.items():
+        if name == NAME:
+            continue
+        subject = contract.make_subject(task, folder / f"{name}-data")
+        writer.write_export(subject.task, subject.config, subject.variables, folder / name)
+        found[name] = Export(folder / name), pathlib.Path(subject.raw[0]).read_bytes()
+    return found

@@ -118,7 +118,13 @@ def test_attention_is_shown(page):
     page.check("#attend")
     page.click("#send")
     page.wait_for_selector("#attention:not([hidden])")
-    assert page.inner_text("#drawn").strip() or page.query_selector("#drawn canvas")
+    words = page.query_selector_all("#drawn .tokens span")
+    assert [word.inner_text() for word in words] == ["fine", "lovely", "film"]
+    weights = [float(word.get_attribute("title")) for word in words]
+    assert sum(weights) == pytest.approx(1, abs=1e-3)
+    page.click("#drawn summary")
+    (first, *_) = page.query_selector_all("#drawn li")
+    assert any(word in first.inner_text() for word in ("fine", "lovely", "film"))
     assert width(page) <= 390
 
 

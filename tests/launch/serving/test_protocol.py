@@ -172,6 +172,11 @@ def test_attention_of_a_text(client, export):
     # A word also stands among its character n-grams.
     words = [token for token in found["tokens"] if token in text.split()]
     assert list(dict.fromkeys(words)) == text.split()
+    assert found["words"] == text.split()
+    assert len(found["spans"]) == len(found["tokens"])
+    for token, (first, end) in zip(found["tokens"], found["spans"], strict=True):
+        of = " ".join(found["words"][first:end])
+        assert token == "[UNK]" or token.strip("_") in of, (token, of)
     (outputs,) = export.run([row], "attention")
     assert set(found["attention"]) == set(outputs)
     for name, array in outputs.items():

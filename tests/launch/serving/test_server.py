@@ -30,6 +30,13 @@ def running(export, **options):
     """Serves an export on a free port from a thread; gives port, server and application."""
     options = Options(**{"max_batch": 4, **options})
     application = Application({NAME: export}, options)
+    with listening(application, options) as (port, server):
+        yield port, server, application
+
+
+@contextlib.contextmanager
+def listening(application, options):
+    """Serves an application on a free port from a thread; gives port and server."""
     server = servers.make_server(application.asgi(), options)
     opened = servers.listen("127.0.0.1", 0)
     port = opened.getsockname()[1]
@@ -38,7 +45,7 @@ def running(export, **options):
     try:
         for model in application.models.values():
             model.wait_ready()
-        yield port, server, application
+        yield port, server
     finally:
         server.should_exit = True
         thread.join(30)
