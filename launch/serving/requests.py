@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
@@ -21,6 +22,9 @@ _SMALL = 64 * 2**10
 # Most lists and objects of a body. Each takes many times the memory of its text, and parsing them
 # stops all other threads.
 _MOST_CONTAINERS = 500_000
+
+# Errors of malformed forms go to the client; a line in the log for each would fill the disk.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 Result = TypeVar("Result")
 

@@ -75,7 +75,10 @@ class Image:
         """
         self.root, self.user, self.last = root, "0", {}
         self._exports, self._port, self._folder = exports, str(port), "/"
-        self.environment = {"PATH": "/venv/bin:/usr/local/bin:/usr/bin:/bin", "PIP_NO_INDEX": "1"}
+        self.environment = {
+            "PATH": "/venv/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PIP_NO_INDEX": "1",
+        }
         self._make_base()
 
     def _make_base(self) -> None:
@@ -108,7 +111,7 @@ class Image:
     def _run(self, command: Sequence[str], user: str) -> str:
         words = self._words(command, f"{user}:{user}", "rw")
         done = subprocess.run(words, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-2000:])
+        assert done.returncode == 0, (command, done.stdout[-500:], done.stderr[-500:])
         return done.stdout
 
     def build(self, path: pathlib.Path, ignored: Sequence[str]) -> None:

@@ -94,7 +94,7 @@ def test_images_within_the_limits_of_pixels(client):
     assert client.post(PREDICT, files={"file": buffer.getvalue()}).status_code == 200
 
 
-def test_malformed_forms(client, photos):
+def test_malformed_forms(client, photos, caplog):
     good = read(photos[1][0])
     for files, data, field in (
         ({"other": good}, {}, "other"),
@@ -113,11 +113,13 @@ def test_malformed_forms(client, photos):
         ("multipart/form-data; boundary=x", line, {400, 422}),
         ("multipart/form-data; boundary=x", line + b"\r\n\r\nabc\r\n--x--\r\n", {422}),
         ("multipart/form-data; boundary=x", b"--x\r\n\r\nabc\r\n--x--\r\n", {400}),
+        ("multipart/form-data; boundary=x", b"--x\r\nA\rB: c\r\n\r\nabc\r\n--x--\r\n", {400}),
         ("multipart/form-data; boundary=x; charset=no", line + b"\r\n\r\nabc", {400, 422}),
     ):
         response = client.post(PREDICT, content=body, headers={"Content-Type": kind})
         assert response.status_code in statuses, (kind, body, response.text)
         assert set(response.json()) == {"error", "field"}
+    assert not [one for one in caplog.records if one.levelname in ("WARNING", "ERROR")]
 
 
 def test_a_large_file_is_refused(client):
