@@ -78,6 +78,8 @@ class Image:
         self.environment = {
             "PATH": "/venv/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "PIP_NO_INDEX": "1",
+            # As ldconfig has it in the image.
+            "LD_LIBRARY_PATH": "/usr/local/lib",
         }
         self._make_base()
 
