@@ -116,7 +116,7 @@ def problem(name: str, batch_size: int) -> Problem:
 
 
 def here(given: Problem, beams: int) -> Generate:
-    """Returns generation with this project."""
+    """Returns a function that generates with this project."""
     import jax
     from flax import nnx
 
@@ -134,7 +134,7 @@ def here(given: Problem, beams: int) -> Generate:
 
 
 def with_transformers(given: Problem, beams: int) -> Generate:
-    """Returns generation with transformers in PyTorch."""
+    """Returns a function that generates with transformers in PyTorch."""
     import torch
     import transformers
 

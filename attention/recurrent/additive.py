@@ -53,7 +53,7 @@ def additive_step(query: Array, memory: Memory, vector: Array) -> tuple[Array, A
         a = softmax_s(v · tanh(q + k_s)),   c = Σ_s a_s h_s
 
     Args:
-      query: q, [B, A].
+      query: q, [B, A], with A units of the score network.
       memory: keys k [B, S, A], values h [B, S, D] and valid positions.
       vector: v, [A].
 

@@ -217,7 +217,7 @@ class Mixer(SequenceMixer):
     def _mix(
         self, x: Array, mask: MaskLike | None, dropout_rate: float, dropout_key: Array | None
     ) -> tuple[Array, Callable[[], Array]]:
-        """Returns the heads [B, T, N, V] before `out`, and a function that computes the weights.
+        """Returns head outputs [B, T, N, V] before `out`, and a function that computes the weights.
 
         Args:
           x: [B, T, D].
@@ -269,7 +269,7 @@ class RecurrentMixer(Mixer):
         raise NotImplementedError
 
     def _decode(self, x: Array, state: Any, valid: Array | None) -> tuple[Array, Any]:
-        """Returns the heads of x before `out`, and the state after the valid positions."""
+        """Returns head outputs [B, T, N, V] before `out`, and the state after the valid positions."""
         raise NotImplementedError
 
     def init_cache(

@@ -18,7 +18,7 @@ CONFIG, VOCABULARY = "configs/translation.py:rnn", 5000
 
 
 def setup(batch_size: int | None = None, length: int = 24) -> tuple[Any, list]:
-    """Returns the experiment without EMA, which the PyTorch model lacks, and batches."""
+    """Returns the experiment without EMA, which the PyTorch model lacks, and its batches."""
     from launch.engine import config as configs
 
     changes: dict[str, Any] = {"optimizer.average_decay": 0.0}

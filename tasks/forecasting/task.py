@@ -190,7 +190,7 @@ class Forecasting(Task):
         return found
 
     def attention(self, model: Forecaster, inputs: Batch) -> dict[str, Array]:
-        """Returns the attention weights of a forecast within the horizon."""
+        """Returns the attention weights of the forecast of one horizon."""
         calendar = inputs["calendar"][:, : self.data.lookback + self.data.horizon]
         past = (inputs["past"], inputs["past_valid"])
         return model(*past, calendar, return_weights=True)[1]

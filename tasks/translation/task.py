@@ -288,7 +288,7 @@ def _one_map(weights: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def _by_length(part: Pairs, hypotheses: Sequence[str], lower_case: bool) -> Curves:
-    """Draws BLEU by the number of source words, for groups with equal numbers of sentences."""
+    """Plots BLEU against source length in words, for groups of equally many sentences."""
     words = np.array([len(text.split()) for text in part.sources])
     groups = np.array_split(np.argsort(words, kind="stable"), min(_LENGTH_GROUPS, len(words)))
     scores = [

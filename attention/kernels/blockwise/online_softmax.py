@@ -257,11 +257,11 @@ class _Blocks:
         )
 
     def rows(self, x: Array) -> Array:
-        """Reshapes [B, T, N, E] to [B·K, blocks, rows, E]."""
+        """Splits [B, T, N, E] into query blocks: [B·K, blocks, rows, E] for any last dimension E."""
         return self._split(x, self.spec.query_block)
 
     def columns(self, x: Array) -> Array:
-        """Reshapes [B, S, K, E] to [B·K, blocks, key block, E]."""
+        """Splits [B, S, K, E] into key blocks: [B·K, blocks, key block, E] for any last dimension E."""
         return self._split(x, self.spec.key_block)
 
     def _split(self, x: Array, block: int) -> Array:

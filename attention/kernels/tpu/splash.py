@@ -138,7 +138,7 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
             raise NotImplementedError(f"mask: got {term.describe()}, expected windows and ids")
     if low is not None and high is not None and low > high:
         raise NotImplementedError(
-            "mask: got windows without a common key, expected one for each query"
+            "mask: got windows that together hide all keys, expected a key that all of them show"
         )
     if all(each is None for each in (*ids.values(), *real.values())):
         return Structure(low, high, None, None)

@@ -328,7 +328,7 @@ def _times_of_numbers(numbers: np.ndarray, stray: bool) -> Times:
         place = int(np.argmax(small))
         if not stray or 2 * np.sum(_dates(few) | _in_years(few)) > len(few):
             raise TimeError(
-                f"not a time among {unit} since 1970", "use one unit in the column", place
+                f"not {unit} since 1970, unlike other times", "use one unit in the column", place
             )
         remark = (
             f"{len(few)} of {len(numbers)} times are close to 1970, the first is {few[0]:.15g}; "

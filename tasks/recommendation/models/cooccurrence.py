@@ -154,14 +154,14 @@ class SparseRows(nnx.Module):
         return flat.reshape(B, T, -1)
 
     def entry(self, rows: Array, columns: Array) -> Array:
-        """Gathers M[rows[b, j], columns[b, r]] into an array with the indices [b, r, j].
+        """Gathers the entries out[b, c, j] = M[rows[b, j], columns[b, c]].
 
         Args:
-          rows: int [B, k].
-          columns: int [B, columns].
+          rows: int [B, J], J rows for each example.
+          columns: int [B, N], N columns for each example.
 
         Returns:
-          [B, columns, k].
+          [B, N, J].
         """
         if self.dense:
             return self.whole[...][safe_ids(rows)[:, None, :], safe_ids(columns)[:, :, None]]
