@@ -43,8 +43,8 @@ def get_config(argument: str = "multi30k"):
     recurrent = _RECURRENT.fullmatch(model)
     if recurrent is None and model not in ("transformer", "long"):
         raise UserError(
-            f"config: model: got {model!r}, expected MODEL or DATA,MODEL, where MODEL is transformer, "
-            f"long, rnn or rnn(ALIGNMENT) and DATA is one of {', '.join(LANGUAGES)}"
+            f"config: model: got {model!r}, expected MODEL or DATA,MODEL, where MODEL is "
+            f"transformer, long, rnn or rnn(ALIGNMENT) and DATA is one of {', '.join(LANGUAGES)}"
         )
     try:
         fields = (

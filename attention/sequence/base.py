@@ -269,7 +269,7 @@ class RecurrentMixer(Mixer):
         raise NotImplementedError
 
     def _decode(self, x: Array, state: Any, valid: Array | None) -> tuple[Array, Any]:
-        """Returns head outputs [B, T, N, V] before `out`, and the state after the valid positions."""
+        """Returns head outputs [B, T, N, V] before `out`, and the state after valid positions."""
         raise NotImplementedError
 
     def init_cache(

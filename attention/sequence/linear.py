@@ -234,7 +234,7 @@ class FeatureAttention(RecurrentMixer, MultiHeadMixer):
 
     def _linear_attention(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
         """Computes `linear_attention` of projected queries and keys; takes the same options."""
-        raise NotImplementedError(f"{self.name} does not define its feature map; override _linear_attention")
+        raise NotImplementedError(f"{self.name} has no feature map; override _linear_attention")
 
     def _mix(
         self, x: Array, mask: MaskLike | None, dropout_rate: float, dropout_key: Array | None

@@ -257,11 +257,11 @@ class _Blocks:
         )
 
     def rows(self, x: Array) -> Array:
-        """Splits [B, T, N, E] into query blocks: [B·K, blocks, rows, E] for any last dimension E."""
+        """Splits queries [B, T, N, E] into blocks: [B·K, blocks, rows, E]; E is any size."""
         return self._split(x, self.spec.query_block)
 
     def columns(self, x: Array) -> Array:
-        """Splits [B, S, K, E] into key blocks: [B·K, blocks, key block, E] for any last dimension E."""
+        """Splits keys [B, S, K, E] into blocks: [B·K, blocks, key block, E]; E is any size."""
         return self._split(x, self.spec.key_block)
 
     def _split(self, x: Array, block: int) -> Array:

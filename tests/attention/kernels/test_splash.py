@@ -143,7 +143,7 @@ TWICE = masks.segments(cases.ids(3, T), cases.ids(4, S))
         ({"mask": TWICE & TWICE}, r"mask: got segments\(\) twice"),
         (
             {"mask": masks.window(0, 0, 5) & masks.causal(0)},
-            "mask: got windows that have no",
+            "mask: got windows that together hide all",
         ),
         ({"mask": masks.prefix(3, 0)}, r"mask: got prefix\(\), expected windows and ids"),
         ({"mask": patterns.strided(4, 0)}, r"mask: got strided\(\), expected windows"),

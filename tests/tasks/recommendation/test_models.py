@@ -211,7 +211,7 @@ def test_a_restored_model_has_the_shapes_of_the_trained(monkeypatch, most):
         (
             MODEL_CONFIGS["hybrid"],
             {"ridge": 0.0, "transition_window": 0, "neighbours": 0},
-            "ridge: got 0.0, expected above 0",
+            "ridge: got 0.0, expected a number above 0",
         ),
     ],
 )
