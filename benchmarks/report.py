@@ -257,7 +257,8 @@ def _serving(section: Mapping[str, Any]) -> list[str]:
         f"{section['requests']:,} requests to each server by {section['clients']} clients at once "
         "over loopback, in rounds that alternate. Each server is one process and shares the cores "
         "with the clients. Ratios are to the server with 1. Each answer is compared with that of "
-        "the export read in process. Images are uploaded as forms.",
+        "the export read in process. Images are uploaded as forms. Programs of "
+        "movie_reviews have one thread in all servers.",
         "",
         *_table(header, table),
     ]

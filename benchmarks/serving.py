@@ -7,9 +7,9 @@ python -m benchmarks.serving --reviews=exported/reviews --camvid=exported/camvid
 
 The inputs are the texts and images of the test splits; images are uploaded as forms. Clients with
 keep-alive connections send requests to a server with batches and to a server with single inputs.
-The classifier of reviews is also served by PyTorch behind Starlette (`benchmarks.torch_server`).
-Each server is one process. The rounds of all servers of a model alternate. The clients run on the
-same machine and share its cores.
+The classifier of reviews is also served by PyTorch behind Starlette (`benchmarks.torch_server`);
+its programs have one thread in all servers. Each server is one process. The rounds of all servers
+of a model alternate. The clients run on the same machine and share its cores.
 
 Each answer is compared with that of the export read in this process. The command fails if an answer
 is wrong. Results are written to benchmarks/results/cpu.json or --json.
@@ -217,9 +217,11 @@ def measure(subject: Subject) -> dict[str, Any]:
     print(f"{subject.name}: answers of the export", flush=True)
     requests, expected = subject.requests(), subject.expected()
     export = f"--export=model={subject.folder}"
+    # Other threads slow small programs down, here and in PyTorch.
+    options = ["--port=0", *(["--threads=1"] if subject.name == "movie_reviews" else [])]
     commands = {
-        BATCHES: ("launch.serve", export, "--port=0", f"--max_batch={values.max_batch}"),
-        SINGLE: ("launch.serve", export, "--port=0", "--max_batch=1"),
+        BATCHES: ("launch.serve", export, *options, f"--max_batch={values.max_batch}"),
+        SINGLE: ("launch.serve", export, *options, "--max_batch=1"),
     }
     if subject.name == "movie_reviews" and installed("torch"):
         commands[TORCH] = ("benchmarks.torch_server", f"--export={subject.folder}")

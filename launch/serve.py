@@ -42,6 +42,12 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
     "max_queue", 256, "Most inputs of a model that are accepted and not yet answered.", 1
 )
+flags.DEFINE_integer(
+    "threads",
+    0,
+    "Threads of a program on a CPU, 0 for one per core; 1 is fastest for small models.",
+    0,
+)
 flags.DEFINE_float("timeout_s", 30.0, "Seconds within which a request is answered.", 0.001, 3600)
 flags.DEFINE_float(
     "client_timeout_s", 30.0, "Seconds in which a client must send headers, and then the body.",
@@ -72,8 +78,8 @@ def serve() -> None:
     options = _options()
     exports = read_exports(cli.FLAGS.export)
     opened = servers.listen(cli.FLAGS.host, cli.FLAGS.port)
-    cli.set_up_jax()
     _run_in_calls()
+    cli.set_up_jax()
     _cache_all_programs()
     failures: list[str] = []
 
@@ -98,10 +104,13 @@ def serve() -> None:
 
 
 def _run_in_calls() -> None:
-    """Lets CPU programs run in the thread that calls them, which waits for the result anyway."""
+    """Lets CPU programs run in the thread that calls them, with the threads of --threads."""
     import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if cli.FLAGS.threads:
+        # XLA reads it when the devices are made.
+        os.environ["NPROC"] = str(cli.FLAGS.threads)
 
 
 def _cache_all_programs() -> None:
