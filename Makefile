@@ -69,7 +69,8 @@ tune: $(VENV)/.run
 	$(BIN)/python -m benchmarks.tune
 
 results: $(VENV)/.run
-	$(BIN)/python -m launch.report --results=results --output=RESULTS.md --readme=README.md
+	$(BIN)/python -m launch.report --results=results --output=RESULTS.md --readme=README.md \
+	  --pages=docs/applications
 
 clean:
 	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache

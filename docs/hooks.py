@@ -19,6 +19,10 @@ PAGES = {
     "docs/ADDING_A_TASK.md": "ADDING_A_TASK.md",
     "docs/DEPLOYING.md": "DEPLOYING.md",
     "docs/STYLE.md": "STYLE.md",
+    **{
+        f"docs/applications/{path.name}": f"applications/{path.name}"
+        for path in sorted((ROOT / "docs" / "applications").glob("*.md"))
+    },
     "docs/attention.png": "attention.png",
     "docs/served.png": "served.png",
     "benchmarks/attention.png": "benchmarks.png",
@@ -55,30 +59,36 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Rewrites the links of the guides, which are relative to docs/."""
-    if f"docs/{page.file.src_uri}" in PAGES:
-        return relinked(markdown, "docs")
+    """Rewrites the links of the guides, which are relative to their file."""
+    source = f"docs/{page.file.src_uri}"
+    if source in PAGES:
+        return relinked(markdown, posixpath.dirname(source), page.file.src_uri)
     return markdown
 
 
 def linked(source: str, path: pathlib.Path) -> str:
     """Returns a file of the repository with its links rewritten to pages."""
-    return relinked(path.read_text(encoding="utf-8"), posixpath.dirname(source))
+    return relinked(path.read_text(encoding="utf-8"), posixpath.dirname(source), PAGES[source])
 
 
-def relinked(text: str, folder: str) -> str:
+def relinked(text: str, folder: str, own: str) -> str:
     """Rewrites links to files of the repository: to their page, or to the module's reference.
 
     Links to other files become plain text. A missing file is an error.
+
+    Args:
+      text: Markdown.
+      folder: folder that its links are relative to.
+      own: page of the text, which the new links are relative to.
     """
 
     def page(match: re.Match) -> str:
         target = posixpath.normpath(posixpath.join(folder, match[2]))
         if not (ROOT / target).exists():
             raise FileNotFoundError(f"link to {target}: there is no such file")
-        if target in PAGES:
-            return f"{match[1]}{PAGES[target]}{match[3]}"
         name = target.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        return f"{match[1]}{f'api/{name}.md' if name in modules() else '#'}{match[3]}"
+        found = PAGES.get(target) or (f"api/{name}.md" if name in modules() else "")
+        there = posixpath.relpath(found, posixpath.dirname(own)) if found else "#"
+        return f"{match[1]}{there}{match[3]}"
 
     return LINK.sub(page, text)

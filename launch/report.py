@@ -1,9 +1,11 @@
 """Writes the results tables from run files.
 
 python -m launch.report --results=results --output=RESULTS.md --readme=README.md
+    --pages=docs/applications
 
 With --readme the summary table is also inserted into a file, between the lines <!-- results --> and
-<!-- /results -->.
+<!-- /results -->. With --pages tables of models are inserted into the Markdown files of a folder,
+between lines such as <!-- models task=translation data=multi30k --> and <!-- /models -->.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from launch import cli
 flags.DEFINE_string("results", "results", "Directory of run files.")
 flags.DEFINE_string("output", "RESULTS.md", "Output file; - prints the tables.")
 flags.DEFINE_string("readme", None, "File to insert the summary table into.")
+flags.DEFINE_string("pages", None, "Directory of Markdown files to insert tables of models into.")
 
 
 def report() -> None:
@@ -36,6 +39,15 @@ def report() -> None:
             write_text(readme, tables.insert_summary(text, records))
         except ValueError as error:
             raise UserError(f"--readme={readme}: {error}") from None
+    if cli.FLAGS.pages is not None:
+        folder = Path(cli.FLAGS.pages)
+        if not (pages := sorted(folder.glob("*.md"))):
+            raise UserError(f"--pages={folder}: has no Markdown file (.md)")
+        for page in pages:
+            try:
+                write_text(page, tables.insert_models(page.read_text(encoding="utf-8"), records))
+            except ValueError as error:
+                raise UserError(f"{page}: {error}") from None
     text = tables.results_markdown(records)
     if output == "-":
         print(text, end="")

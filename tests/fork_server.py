@@ -7,16 +7,19 @@ another environment are not forked, since JAX reads the environment when it is i
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import pathlib
 import runpy
 import select
+import signal
 import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -31,9 +34,12 @@ IMPORTED = (
     "launch.reporting.figures",
     "launch.reporting.tables",
     "launch.runs.run",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
     "optax",
     "orbax.checkpoint",
-    "tasks.text_classification.task",
+    "sklearn.svm",
+    *(f"tasks.{path.parent.name}.task" for path in sorted(ROOT.glob("tasks/*/task.py"))),
 )
 
 
@@ -50,20 +56,60 @@ class ForkServer:
         )
 
     def run(
-        self, words: list[str], stdin: str | None = None, timeout: float = 240
+        self,
+        words: list[str],
+        stdin: str | None = None,
+        timeout: float = 600,
+        folder: pathlib.Path = ROOT,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs `python -m` with `words`, as subprocess.run does with captured output."""
+        """Runs `python -m` with `words`, as subprocess.run does with captured output.
+
+        Args:
+          words: module and its arguments; instead of a module, a file that ends with .py.
+          stdin: text of the standard input.
+          timeout: seconds until the command is stopped.
+          folder: working directory of the command.
+        """
+        with self._streams(stdin) as streams:
+            self._send({"words": words, "streams": streams, "folder": str(folder)})
+            status = self._wait(words, timeout)
+            out, err = (pathlib.Path(path).read_text(encoding="utf-8") for path in streams[1:])
+        return subprocess.CompletedProcess(words, status, out, err)
+
+    @contextlib.contextmanager
+    def background(self, words: list[str], folder: pathlib.Path = ROOT) -> Iterator[pathlib.Path]:
+        """Runs a command meanwhile, and ends it by SIGTERM; its exit status must be 0.
+
+        Yields:
+          The file of its standard output.
+        """
+        with self._streams(None) as streams:
+            self._send({"words": words, "streams": streams, "folder": str(folder), "waits": False})
+            child = int(self.process.stdout.readline())
+            try:
+                yield pathlib.Path(streams[1])
+            finally:
+                os.kill(child, signal.SIGTERM)
+                self._send({"child": child})
+                status = self._wait(words, 60)
+            assert status == 0, pathlib.Path(streams[2]).read_text(encoding="utf-8")
+
+    @contextlib.contextmanager
+    def _streams(self, stdin: str | None) -> Iterator[list[str]]:
         with tempfile.TemporaryDirectory() as folder:
             streams = [pathlib.Path(folder) / name for name in ("stdin", "stdout", "stderr")]
-            streams[0].write_text(stdin or "", encoding="utf-8")
-            request = {"words": words, "streams": [str(path) for path in streams]}
-            print(json.dumps(request), file=self.process.stdin, flush=True)
-            if not select.select([self.process.stdout], [], [], timeout)[0]:
-                self.process.kill()
-                raise subprocess.TimeoutExpired(words, timeout)
-            status = int(self.process.stdout.readline())
-            out, err = (path.read_text(encoding="utf-8") for path in streams[1:])
-        return subprocess.CompletedProcess(words, status, out, err)
+            for path, text in zip(streams, (stdin or "", "", ""), strict=True):
+                path.write_text(text, encoding="utf-8")
+            yield [str(path) for path in streams]
+
+    def _send(self, request: dict[str, Any]) -> None:
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+
+    def _wait(self, words: list[str], timeout: float) -> int:
+        if not select.select([self.process.stdout], [], [], timeout)[0]:
+            self.process.kill()
+            raise subprocess.TimeoutExpired(words, timeout)
+        return int(self.process.stdout.readline())
 
     def close(self) -> None:
         """Ends the process."""
@@ -75,6 +121,9 @@ def _next_command() -> list[str] | None:
     """Returns the arguments in the fork of a command; in the server None, at its end."""
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
+        if "child" in request:
+            print(os.waitstatus_to_exitcode(os.waitpid(request["child"], 0)[1]), flush=True)
+            continue
         with warnings.catch_warnings():
             # JAX warns of forks; it has started no thread yet.
             warnings.simplefilter("ignore")
@@ -86,8 +135,12 @@ def _next_command() -> list[str] | None:
                 os.dup2(opened, number)
                 os.close(opened)
             sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+            os.chdir(request["folder"])
             return request["words"]
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        if request.get("waits", True):
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        else:
+            print(child, flush=True)
     return None
 
 
@@ -96,4 +149,7 @@ if __name__ == "__main__":
         importlib.import_module(imported)
     if found := _next_command():
         sys.argv = [found[0], *found[1:]]
-        runpy.run_module(found[0], run_name="__main__", alter_sys=True)
+        if found[0].endswith(".py"):
+            runpy.run_path(found[0], run_name="__main__")
+        else:
+            runpy.run_module(found[0], run_name="__main__", alter_sys=True)

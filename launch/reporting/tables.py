@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from launch.engine.config import task_class
@@ -15,6 +15,8 @@ Record = Mapping[str, Any]
 
 # Label in rows with the mean and deviation over all values of a setting.
 _MEAN = "all (mean)"
+# The first line of a table of models.
+_MODELS = re.compile(r"^<!-- models (.*) -->\n", re.M)
 # Keys in the metrics of a baseline: the model's gain over it, and the half-width of its interval.
 _GAIN = ("gain", "gain_95")
 
@@ -118,6 +120,96 @@ def insert_summary(text: str, records: Iterable[Record]) -> str:
     if not first or not last:
         raise ValueError("expected the lines <!-- results --> and <!-- /results -->")
     return f"{before}{first}\n{summary_table(records)}\n\n{last}{after}"
+
+
+def insert_models(text: str, records: Iterable[Record]) -> str:
+    """Inserts tables of models after the lines <!-- models KEY=VALUE ... -->.
+
+    They replace the text before the lines <!-- /models -->. The keys select runs: task, data,
+    experiment (several are separated by commas), or one of `settings`. Without experiment these are
+    the runs of `launch.train`.
+
+    Raises:
+      ValueError: a table has no end, no key task, a malformed key, or selects no run.
+    """
+    records, parts = list(records), _MODELS.split(text)
+    for index in range(1, len(parts), 2):
+        _, end, after = parts[index + 1].partition("<!-- /models -->\n")
+        if not end:
+            raise ValueError(f"<!-- models {parts[index]} -->: has no line <!-- /models -->")
+        table = "\n".join(_models(parts[index], records))
+        parts[index] = f"<!-- models {parts[index]} -->\n"
+        parts[index + 1] = f"\n{table}\n\n{end}{after}"
+    return "".join(parts)
+
+
+def _models(selection: str, records: Sequence[Record]) -> list[str]:
+    """Returns a table of parameters, test metric and time of the selected runs, and baselines."""
+    where = f"<!-- models {selection} -->"
+    for word in selection.split():
+        if "=" not in word:
+            raise ValueError(f"{where}: expected KEY=VALUE, got {word!r}")
+    wanted = dict(word.split("=", 1) for word in selection.split())
+    if "task" not in wanted:
+        raise ValueError(f"{where}: expected the key task")
+    experiments = set(filter(None, wanted.pop("experiment", "").split(",")))
+
+    def selects(record: Record) -> bool:
+        values = {"task": record["task"], "data": record["data"], **record["settings"]}
+        trained = "launch.train" in record["command"]
+        named = record["experiment"] in experiments if experiments else trained
+        return named and all(str(values.get(key)) == value for key, value in wanted.items())
+
+    groups = _by_data(filter(selects, records))
+    if not groups:
+        raise ValueError(f"{where}: selects no run")
+    task = task_class(wanted["task"])
+    rows = []
+    for (name, data), group in groups.items():
+        cells = [
+            [row._replace(settings=_unselected(row, wanted)).label, *numbers]
+            for row, numbers in _numbers(task, group)
+        ]
+        link = f"[{data}](../../RESULTS.md#{name}-{data})"
+        rows += [[data if index else link, *row] for index, row in enumerate(cells)]
+    better = "" if task.higher_is_better else " (lower is better)"
+    metric = f"{task.primary_metric} on test{better}"
+    devices = sorted({record["device"] for group in groups.values() for record in group})
+    time = f"time on {', '.join(devices)}"
+    return _markdown(["data", "model", "parameters", metric, time], rows)
+
+
+def _unselected(row: _Row, wanted: Mapping[str, str]) -> tuple[tuple[str, Any], ...]:
+    """Returns the settings of a row that a selection leaves open."""
+    return tuple((key, value) for key, value in row.settings if str(value) != wanted.get(key))
+
+
+def _numbers(task: Any, group: Sequence[Record]) -> Iterator[tuple[_Row, list[str]]]:
+    """Yields rows with parameters, test metric and time; of the baselines only the best.
+
+    Rows of single values of `Task.averaged_over` are left out if there is their mean.
+    """
+    runs, given = _by_row(group)
+    primary, sign = task.primary_metric, 1 if task.higher_is_better else -1
+    rows = [*runs, *given]
+    averaged = {row.name for row in rows if row.mean}
+    rows = [
+        row
+        for row in rows
+        if row.mean or row.name not in averaged or task.averaged_over not in dict(row.settings)
+    ]
+    for row in sorted(rows, key=lambda row: row.order):
+        if row.baseline:
+            rivals = [other for other in rows if other.settings == row.settings and other.baseline]
+            best = max(rivals, key=lambda other: sign * given[other].get(primary, -sign * math.inf))
+            if row == best:
+                yield row, ["", f"{given[row][primary]:.3f}", ""]
+            continue
+        own = runs[row]
+        mean, spread = mean_and_spread([run["metrics"][primary] for run in own])
+        metric = f"{mean:.3f} ± {spread:.3f}" if len(own) > 1 else f"{mean:.3f}"
+        seconds = mean_and_spread([run["seconds"] for run in own])[0]
+        yield row, [f"{own[0]['parameters']:,}", metric, format_seconds(seconds)]
 
 
 def _by_data(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:

@@ -10,6 +10,7 @@ from launch.engine.config import task_class
 from launch.reporting import results
 from launch.reporting.results import load_records, save_record
 from launch.reporting.tables import (
+    insert_models,
     insert_summary,
     mean_and_spread,
     results_markdown,
@@ -112,6 +113,64 @@ def test_the_mean_over_a_setting_has_a_row(monkeypatch):
     assert "| attention_pooling (size=2, speaker=Bob) | 0.9000 |" in text
     assert text.count("`python -m launch.train --config=x`") == 3
     assert "attention_pooling 0.800 ± 0.141" in summary_table([*records, alone])
+
+
+def models(selection: str, records) -> list[str]:
+    """Returns the rows of an inserted table, without its header."""
+    before, after = "# Title\n", "## Next\n"
+    line = f"<!-- models {selection} -->\n"
+    text = insert_models(f"{before}{line}old\n<!-- /models -->\n{after}", records)
+    assert insert_models(text, records) == text
+    assert "old" not in text
+    header = "| data | model | parameters | accuracy on test | time on cpu x1 |"
+    assert text.startswith(f"{before}{line}\n{header}")
+    assert text.endswith(f"|\n\n<!-- /models -->\n{after}")
+    return [row for row in text.splitlines() if row.startswith("| ")][1:]
+
+
+def test_a_table_of_models_has_trained_runs_and_the_best_baseline():
+    weak = {"majority": {"accuracy": 0.5}, "other": {}}
+    runs = [seeded(0, 0.8), seeded(1, 0.82) | {"seconds": 120.0}]
+    runs = [run | {"baselines": run["baselines"] | weak} for run in runs]
+    ablated = seeded(0, 0.9) | {"experiment": "mean", "command": "python -m launch.ablate"}
+    found = models("task=text_classification", [*runs, ablated])
+    link = "[sst2](../../RESULTS.md#text_classification-sst2)"
+    assert found == [
+        f"| {link} | attention_pooling | 1,234 | 0.810 ± 0.014 | 1 min 05 s |",
+        "| sst2 | baseline nb_svm |  | 0.810 |  |",
+    ]
+    found = models("task=text_classification experiment=mean,max", [*runs, ablated])
+    assert found[0] == f"| {link} | mean | 1,234 | 0.900 | 10 s |"
+
+
+def test_a_table_of_models_selects_settings_and_means(monkeypatch):
+    monkeypatch.setattr(task_class("text_classification"), "averaged_over", "speaker")
+    records = [
+        seeded(0, accuracy) | {"settings": {"speaker": speaker, "size": size}}
+        for speaker, size, accuracy in (("Ann", 2, 0.7), ("Bob", 2, 0.9), ("Ann", 3, 0.1))
+    ]
+    alone = seeded(0, 0.95) | {"settings": {"size": 2, "split": "official"}}
+    found = models("task=text_classification data=sst2 size=2", [*records, alone])
+    assert [row.split(" | ")[1:4:2] for row in found] == [
+        ["attention_pooling (speaker=all (mean))", "0.800 ± 0.141"],
+        ["baseline nb_svm (speaker=all (mean))", "0.810"],
+        ["attention_pooling (split=official)", "0.950"],
+        ["baseline nb_svm (split=official)", "0.810"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- models task=text_classification -->\n", "has no line <!-- /models -->"),
+        ("<!-- models task=text_classification data=no -->\n<!-- /models -->\n", "selects no run"),
+        ("<!-- models data=sst2 -->\n<!-- /models -->\n", "expected the key task"),
+        ("<!-- models sst2 -->\n<!-- /models -->\n", "expected KEY=VALUE, got 'sst2'"),
+    ],
+)
+def test_a_table_of_models_that_cannot_be_made(text, message):
+    with pytest.raises(ValueError, match=message):
+        insert_models(text, [RECORD])
 
 
 def test_metrics_under_conditions_stand_apart(tmp_path, monkeypatch):
