@@ -101,9 +101,9 @@ def cells(split: str, count: int) -> list[dict[str, Any]]:
 
 
 def digits(split: str, count: int) -> list[dict[str, Any]]:
-    """Returns images of bars, whose height follows from the digit."""
+    """Returns images of bars, whose height follows from the digit; each digit occurs."""
     rng, found = np.random.default_rng(len(split)), []
-    for index in range(count):
+    for index in range(max(count, 20)):
         image = np.zeros((28, 28), np.uint8)
         image[4 : 6 + 2 * (index % 10), 10:18] = rng.integers(150, 255)
         found.append({"image": image, "digit": index % 10})

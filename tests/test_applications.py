@@ -48,7 +48,7 @@ class Case:
     Attributes:
       sets: data sets of `tests.small_data` that the page names.
       write: writes the user files of the page into a folder.
-      small: further values that make models and data small, by key.
+      small: further values that make models and data small, by key; for a tuple, of each item.
     """
 
     sets: tuple[str, ...]
@@ -151,6 +151,8 @@ SMALL_TRANSCRIBER = {
     "data.test_size": 4,
     "model.transcriber.state_size": 8,
     "model.transcriber.embedding_size": 8,
+    "model.transcriber.decoding.method": "greedy",
+    "model.transcriber.decoding.beam_size": 1,
     **SMALL_ENCODER,
 }
 CASES = {
@@ -184,7 +186,7 @@ CASES = {
         ("fashion_mnist",),
         _write_photos,
         {
-            "model.channels": (4, 4, 4),
+            "model.channels": 4,
             "model.num_layers": 1,
             "model.model_size": 16,
             "model.feedforward_size": 16,
@@ -194,8 +196,8 @@ CASES = {
         ("camvid",),
         _write_masks,
         {
-            "data.image_size": (32, 32),
-            "model.channels": (4, 8),
+            "data.image_size": 32,
+            "model.channels": 4,
             "training.evaluation_batch_size": 4,
         },
     ),
@@ -204,8 +206,8 @@ CASES = {
         _write_boxes,
         {
             "data.image_size": 64,
-            "model.backbone.channels": (4, 4, 8),
-            "model.backbone.depths": (1, 1, 1),
+            "model.backbone.channels": 4,
+            "model.backbone.depths": 1,
             "model.pyramid_channels": 8,
             "model.rpn.pre_nms_top_k": 16,
             "model.rpn.post_nms_top_k": 8,
@@ -239,7 +241,7 @@ CASES = {
         ("spoken_digits",), _write_clips, {"model.channels": 4, **SMALL_TRANSCRIBER}
     ),
     "handwriting_recognition": Case(
-        ("handwritten_digits",), _write_lines, {"model.channels": (4, 4, 4), **SMALL_TRANSCRIBER}
+        ("handwritten_digits",), _write_lines, {"model.channels": 4, **SMALL_TRANSCRIBER}
     ),
 }
 
@@ -263,11 +265,12 @@ def added(words: list[str], case: Case) -> list[str]:
     if command == "train" and ":digits" in config:
         # This data set is the public one, on which an SVM takes longer than all else.
         more = ["--nobaselines"]
-    return more + [
-        f"{prefix}{key}={value}"
-        for key, value in values.items()
-        if key in known and f"{prefix}{key}" not in given
-    ]
+    for key, value in values.items():
+        if key in known and f"{prefix}{key}" not in given:
+            sizes = isinstance(known[key], tuple) and not isinstance(value, tuple)
+            shown = (value,) * len(known[key]) if sizes else value
+            more.append(f"{prefix}{key}={shown}")
+    return more
 
 
 @pytest.mark.slow
