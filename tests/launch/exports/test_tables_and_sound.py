@@ -9,7 +9,6 @@ import re
 import struct
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import pytest
 import soundfile
@@ -379,18 +378,6 @@ def test_intervals_are_those_of_the_predictor(exported, tmp_path, head):
     expected = case.predictor(raw)
     assert {"forecast", "level_0.1", "level_0.9"} < set(expected[0])
     assert_same(case.export(raw), expected)
-
-
-@pytest.mark.slow
-def test_scalar_parameters_keep_their_shape(exported, tmp_path, monkeypatch):
-    config = "configs/forecasting.py:etth1,ridge_seasonal"
-    made = dataclasses.replace(contract.CASES["forecasting"], config=config)
-    monkeypatch.setitem(contract.CASES, "forecasting", made)
-    subject = contract.make_subject("forecasting", tmp_path / "made")
-    assert any(np.ndim(x) == 0 for x in jax.tree.leaves(subject.variables))
-    task, raw = restored(subject.task, subject.task.model), exported("forecasting").raw
-    case = case_of(task, subject.config, subject.variables, tmp_path / "export", raw)
-    assert_same(case.export(raw), case.predictor(raw))
 
 
 # ---------------------------------------------------------------- queries
