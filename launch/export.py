@@ -11,6 +11,9 @@ python exported/predict.py --input="a gripping, funny film"
 python -m launch.predict --export=exported --input="a gripping, funny film"
 
 --input gives inputs whose golden outputs are stored; without it they are random arrays.
+
+--format=onnx converts the programs to ONNX for onnxruntime (pip install -r requirements-onnx.txt),
+and compares their outputs with those of JAX. docs/DEPLOYING.md lists what can be converted.
 """
 
 from __future__ import annotations
@@ -25,6 +28,12 @@ cli.define_workdir()
 flags.DEFINE_string("output", None, "Directory to write; it must not exist, or be empty.")
 flags.DEFINE_bool("with_attention", False, "Also export the program of the attention weights.")
 flags.DEFINE_multi_string("input", [], "Inputs whose outputs are kept to verify the export.")
+flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "Format of the programs.")
+flags.DEFINE_integer(
+    "batch_size",
+    None,
+    "Batch size of ONNX programs that cannot be converted for any; 1 by default.",
+)
 
 
 def export() -> None:
@@ -35,6 +44,11 @@ def export() -> None:
     from tasks.common.errors import UserError
 
     folder, target = cli.workdir(), Path(cli.required("output")).expanduser()
+    batch_size = cli.FLAGS.batch_size
+    if batch_size is not None and cli.FLAGS.format != "onnx":
+        raise UserError("--batch_size: needs --format=onnx; StableHLO programs take any size")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"--batch_size={batch_size}: expected at least 1")
     config = directory.saved_config(folder)
     writer.check_target(target)
     cli.set_up_jax(config)
@@ -49,12 +63,18 @@ def export() -> None:
             with_attention=cli.FLAGS.with_attention,
             examples=cli.FLAGS.input,
             card=lambda signature: card.render(signature, config, folder, step),
+            format=cli.FLAGS.format,
+            batch_size=batch_size or 1,
         )
     except InputError as error:
         raise UserError(f"--input: {error}") from None
     programs = sum(map(len, signature["programs"].values()))
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"directory: {target} ({programs} programs, {size / 1e6:.1f} MB)")
+    if (onnx := signature.get("onnx")) is not None:
+        print(f"largest difference from JAX: {onnx['deviation']:.2g}")
+        for kind, reason in onnx["not_converted"].items():
+            print(f"not converted: {kind}: {reason}")
     print(f"  python {target / 'predict.py'} --input=...")
 
 

@@ -23,6 +23,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
 
 from attention import shapes
+from attention.kernels import devices
 from attention.kernels.cpu import build
 
 Array = jax.Array
@@ -61,7 +62,8 @@ def convolve(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array
     y = jax.eval_shape(functools.partial(_by_xla, **options), x, kernel)
     # On a mesh with explicit axes, only XLA's operation can determine the sharding of its result.
     typed = any(kind != AxisType.Auto for kind in jax.sharding.get_abstract_mesh().axis_types)
-    if typed or 0 in (x.size, kernel.size, y.size):
+    # A program for all platforms has operations that other formats and converters know.
+    if typed or devices.is_portable() or 0 in (x.size, kernel.size, y.size):
         return _by_xla(x, kernel, **options)
     return _forward.bind(x, kernel, **options)
 

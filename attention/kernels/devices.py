@@ -75,6 +75,11 @@ def portable() -> Iterator[None]:
         _assumed.pop()
 
 
+def is_portable() -> bool:
+    """Returns True within `portable`."""
+    return bool(_assumed) and _assumed[-1] == _PORTABLE
+
+
 # Minimal device of each platform for lowering; JAX 0.12 and later require a device.
 _LEAST = {"cuda": ("gpu", "NVIDIA A100")}
 

@@ -16,7 +16,7 @@ from launch.reporting.tables import format_metric
 from tasks.common.data import builders
 
 _TEMPLATE = """---
-library_name: jax
+library_name: {{ "onnx" if signature.onnx else "jax" }}
 {%- if pipeline %}
 pipeline_tag: {{ pipeline }}
 {%- endif %}
@@ -47,10 +47,26 @@ python predict.py --input=...
 python predict.py --verify
 ```
 
+{% if signature.onnx -%}
+`signature.json` describes the programs (ONNX, opset {{ signature.onnx.opset }}), their inputs and
+outputs, and the pre- and postprocessing operations. The weights are external data of all programs,
+in `{{ signature.onnx.weights }}`. The programs were converted by {{ signature.onnx.converter }}. With
+{{ signature.onnx.verified_with }}, outputs differ from those of JAX by at most
+{{ '%.2g' % signature.onnx.deviation }}, relative to the largest.
+{%- for kind, programs in signature.programs.items() %}
+{%- for size in programs | map(attribute='batch_size') | select('defined') | unique %}
+Programs `{{ kind }}` take batches of {{ size }}; `predict.py` pads and splits others.
+{%- endfor %}
+{%- endfor %}
+{%- for kind, reason in signature.onnx.not_converted.items() %}
+Not converted: `{{ kind }}` ({{ reason }}).
+{%- endfor %}
+{%- else -%}
 `signature.json` describes the programs (StableHLO for {{ signature.platforms | join(', ') }}),
 their inputs and outputs, and the pre- and postprocessing operations. The programs were written by
 JAX {{ signature.jax.version }}; releases of JAX until {{ signature.jax.compatible_until }} promise
 to read them.
+{%- endif %}
 
 ## Data
 
@@ -111,7 +127,7 @@ def render(
     return (
         jinja2.Template(_TEMPLATE, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     ).render(
-        signature=signature,
+        signature={"onnx": None, **signature},
         name=config.name or config.model.name,
         pipeline=pipeline_of(signature),
         metrics={name: metrics[name] for name in columns if name in metrics},

@@ -1,4 +1,4 @@
-"""Predicts with an exported model; needs jax, numpy, flatbuffers and the libraries of its inputs.
+"""Predicts with an exported model; needs jax or onnxruntime, and the libraries of its inputs.
 
 python predict.py --input="a gripping, funny film"
 python predict.py --input=photo.jpg --format=json
@@ -8,7 +8,8 @@ The script reads the export in its own folder, or the one given by --export=FOLD
 self-contained: it imports neither flax nor the code that trained the model. signature.json
 describes the compiled programs, their inputs and outputs, and the pre- and postprocessing
 operations, which are implemented here by the functions in `ENCODERS` and `DECODERS`. A row is the
-input of a program for one example.
+input of a program for one example. Programs are StableHLO, which JAX runs, or ONNX, which
+onnxruntime runs.
 
 B batch, T tokens, Y X height and width of an image.
 """
@@ -47,6 +48,8 @@ _CACHED_WORD = 64
 PAD, UNKNOWN, CLS = 0, 1, 2
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]")
 MASK = "[MASK]"
+# Follows the names of outputs of ONNX programs that are also names of inputs.
+OUTPUT_SUFFIX = "/output"
 
 Raw = str | bytes
 Row = dict[str, Any]
@@ -1781,6 +1784,94 @@ def _recommended(query: Mapping[str, Any], listed: Sequence[Mapping[str, Any]], 
 
 # ---------------------------------------------------------------- programs
 
+Program = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def fetched(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the outputs of a program as arrays of the host."""
+    return {name: np.asarray(value) for name, value in outputs.items()}
+
+
+def onnx_program(
+    source: str | bytes, batch_size: int | None, weights: Mapping[str, np.ndarray] = {}
+) -> Program:
+    """Returns an ONNX program as a function of arrays [B, ...] by name.
+
+    Args:
+      source: path of the file, or its content.
+      batch_size: the only batch size of the program; None for any.
+      weights: inputs that are not initializers.
+
+    Raises:
+      InputError: onnxruntime cannot load the program.
+    """
+    import onnxruntime
+
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    present = onnxruntime.get_available_providers()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(
+            source, options, providers=[name for name in wanted if name in present]
+        )
+    except Exception as error:
+        raise InputError(f"onnxruntime {onnxruntime.__version__}: {_line_of(error)}") from None
+    names = [value.name for value in session.get_inputs()]
+    outputs = [value.name for value in session.get_outputs()]
+
+    def run(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        given = {**weights, **arrays}
+        try:
+            found = session.run(outputs, {name: np.asarray(given[name]) for name in names})
+        except Exception as error:
+            raise InputError(f"onnxruntime {onnxruntime.__version__}: {_line_of(error)}") from None
+        return {n.removesuffix(OUTPUT_SUFFIX): x for n, x in zip(outputs, found, strict=True)}
+
+    return run if batch_size is None else in_batches(run, batch_size)
+
+
+def _line_of(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def in_batches(run: Program, size: int) -> Program:
+    """Returns a program of one batch size as one of any: rows are padded with the first one."""
+
+    def run_all(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        count = len(next(iter(arrays.values())))
+        found: dict[str, list[np.ndarray]] = {}
+        for start in range(0, count, size):
+            rows = np.arange(start, start + size)
+            rows[rows >= count] = start
+            outputs = run({name: np.asarray(x)[rows] for name, x in arrays.items()})
+            for name, value in outputs.items():
+                found.setdefault(name, []).append(np.asarray(value)[: count - start])
+        return {name: np.concatenate(parts) for name, parts in found.items()}
+
+    return run_all
+
+
+def difference(found: Any, expected: Any) -> float:
+    """Returns the largest difference of two arrays, relative to the largest finite value.
+
+    Integers and float16 count with their mean difference, since single ones flip at ties. The
+    result is infinite if shapes differ, or infinities or NaN stand at other positions.
+    """
+    exact = np.asarray(found).dtype == np.float32
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    if found.shape != expected.shape:
+        return math.inf
+    finite = np.isfinite(expected)
+    scale = max(1.0, float(np.max(np.abs(expected), initial=0, where=finite & (expected > -1e30))))
+    with np.errstate(invalid="ignore"):
+        same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+        parts = np.where(same, 0.0, np.abs(found - expected))
+    parts = np.where(np.isnan(parts), math.inf, parts)
+    if not parts.size:
+        return 0.0
+    return float(parts.max() if exact else parts.mean()) / scale
+
 
 class Export:
     """An exported model, read from its folder.
@@ -1835,17 +1926,30 @@ class Export:
         """
         import jax
 
-        path = self.folder / "weights.safetensors"
-        expected = self.signature["sha256"].get(path.name)
+        path = self._checked("weights.safetensors")
+        return jax.device_put({name: np.array(x) for name, x in read_tensors(path).items()})
+
+    def _checked(self, name: str) -> Path:
+        """Returns the path of a file with the hash of the signature."""
+        path, expected = self.folder / name, self.signature["sha256"].get(name)
         if expected is not None and path.exists():
             with path.open("rb") as file:
                 actual = hashlib.file_digest(file, "sha256").hexdigest()
             if actual != expected:
                 raise InputError(f"{path}: differs from the exported file; copy it again")
-        return jax.device_put({name: np.array(x) for name, x in read_tensors(path).items()})
+        return path
+
+    @functools.cached_property
+    def _onnx_weights(self) -> Path:
+        return self._checked(self.signature["onnx"]["weights"])
+
+    @property
+    def is_onnx(self) -> bool:
+        """True if the programs are ONNX."""
+        return "onnx" in self.signature
 
     @functools.cache  # noqa: B019 - an export lives as long as the process
-    def program(self, kind: str, index: int) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    def program(self, kind: str, index: int) -> Program:
         """Returns a compiled program as a function from input arrays to output arrays, by name.
 
         Args:
@@ -1855,10 +1959,17 @@ class Export:
         Raises:
           InputError: the file is missing or damaged, or was written by a later version of JAX.
         """
+        entry = self.signature["programs"][kind][index]
+        path = self.folder / entry["file"]
+        if self.is_onnx:
+            _ = self._onnx_weights
+            try:
+                return onnx_program(str(path), entry.get("batch_size"))
+            except InputError as error:
+                raise InputError(f"{path}: {error}; export again") from None
         import jax
         from jax import export
 
-        path = self.folder / self.signature["programs"][kind][index]["file"]
         try:
             loaded = export.deserialize(bytearray(path.read_bytes()))
         except OSError as error:
@@ -1955,8 +2066,6 @@ class Export:
           kind: kind of program; see `program`.
           first: id of the first row; the following rows have the next ids.
         """
-        import jax
-
         found: list[dict[str, np.ndarray]] = [{} for _ in rows]
         by_bucket: dict[int, list[int]] = {}
         for index, row in enumerate(rows):
@@ -1970,7 +2079,7 @@ class Export:
                 size = min(1 << (len(chosen) - 1).bit_length(), most)
                 ids = [first + index for index in chosen]
                 batch = self.batch([rows[index] for index in chosen], ids, bucket, size)
-                outputs = jax.device_get(self.program(kind, bucket)(batch))
+                outputs = fetched(self.program(kind, bucket)(batch))
                 for position, index in enumerate(chosen):
                     found[index] = {name: value[position] for name, value in outputs.items()}
         return found
@@ -2021,15 +2130,13 @@ class Export:
 
     def stream_item(self, item: Item) -> Iterator[dict[str, Any]]:
         """Decodes an encoded input greedily; yields the answer after each token."""
-        import jax
-
         decoding, (row,) = self.signature["decoding"], item.rows
         bucket = self.bucket(row)
         state = self.program("prefill", bucket)(self.batch([row], [0], bucket, 1))
         step, end, tokens, total = self.program("step", bucket), decoding["end"], [], 0.0
         while len(tokens) < decoding["max_length"][bucket]:
             after = step(state)
-            scores = jax.device_get(after.pop("scores"))[0]
+            scores = np.asarray(after.pop("scores"))[0]
             tokens.append(int(np.argmax(scores)))
             total += float(scores[tokens[-1]])
             state = {**after, "token": np.array([tokens[-1]], np.int32)}
@@ -2062,29 +2169,19 @@ class Export:
         Raises:
           InputError: an output differs by more than the tolerance of the signature.
         """
-        import jax
-
         golden, worst = read_tensors(self.folder / "golden.safetensors"), 0.0
         for index in range(len(self.signature["programs"]["predict"])):
             prefix = f"{index}/inputs/"
             arrays = {k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)}
             if not arrays:
                 continue
-            outputs = jax.device_get(self.program("predict", index)(arrays))
-            for name, value in outputs.items():
-                expected = np.asarray(golden[f"{index}/outputs/{name}"], np.float64)
-                scale = max(1.0, float(np.max(np.abs(expected), initial=0, where=expected > -1e30)))
-                with np.errstate(invalid="ignore"):
-                    difference = np.abs(np.asarray(value, np.float64) - expected)
-                difference = difference[~np.isnan(difference)]
-                exact = value.dtype == np.float32 or not difference.size
-                difference = float(difference.max(initial=0) if exact else difference.mean())
-                difference /= scale
-                worst = max(worst, difference)
-                if not difference <= self.signature["tolerance"]:
+            for name, value in fetched(self.program("predict", index)(arrays)).items():
+                found = difference(value, golden[f"{index}/outputs/{name}"])
+                worst = max(worst, found)
+                if not found <= self.signature["tolerance"]:
                     raise InputError(
                         f"{self.folder}: output {name!r} of the golden inputs differs by "
-                        f"{difference:.2g}, expected at most {self.signature['tolerance']:g}"
+                        f"{found:.2g}, expected at most {self.signature['tolerance']:g}"
                     )
         return worst
 

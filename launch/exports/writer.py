@@ -3,12 +3,15 @@
 A program is `Task.predict` or `Task.attention` as a function of parameters and inputs by name,
 serialized as StableHLO by `jax.export` with a symbolic batch size. There is one program for each
 combination of the other variable sizes; see `Processor.export_sizes`. For tasks that decode token
-by token, prefill and a single decoding step are exported as programs, too.
+by token, prefill and a single decoding step are exported as programs, too. With the format "onnx",
+programs are converted (`onnx_programs`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import functools
 import hashlib
 import json
 import shutil
@@ -26,10 +29,12 @@ import numpy as np
 from attention import kernels
 from launch.engine import state as states
 from launch.engine.config import Experiment
-from launch.exports import reader
+from launch.exports import onnx_programs, reader
+from launch.exports.onnx_programs import NotConvertible, OnnxProgram
 from tasks.common.errors import UserError
 from tasks.task import ArraySpec, ProcessingSteps, Task
 
+FORMATS = ("stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Allowed difference between machines and versions, relative to the largest value of an output.
 TOLERANCE = 1e-4
@@ -42,6 +47,31 @@ _NOT_EXPORTABLE = (
 )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program to export.
+
+    Attributes:
+      function: function of weights and inputs by name, which returns arrays [B, ...] by name.
+      inputs: shapes by name; the first size is the symbol of the batch size.
+      exported: the function as StableHLO.
+    """
+
+    function: Callable[..., dict[str, Any]]
+    inputs: Mapping[str, jax.ShapeDtypeStruct]
+    exported: jax.export.Exported
+
+    @functools.cached_property
+    def call(self) -> Callable[..., dict[str, Any]]:
+        """The program as a compiled function of weights and inputs."""
+        return jax.jit(self.exported.call)
+
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """Shapes of the outputs by name."""
+        return jax.tree.unflatten(self.exported.out_tree, self.exported.out_avals)
+
+
 def write_export(
     task: Task,
     config: Experiment,
@@ -51,6 +81,8 @@ def write_export(
     with_attention: bool = False,
     examples: Sequence[str] = (),
     card: Callable[[Mapping[str, Any]], str] | None = None,
+    format: str = "stablehlo",
+    batch_size: int = 1,
 ) -> dict[str, Any]:
     """Writes an export, which appears under its name only when complete.
 
@@ -63,6 +95,8 @@ def write_export(
       examples: raw inputs for the golden outputs; programs whose size none of them has get random
         input arrays.
       card: function that returns the text of README.md for a signature.
+      format: format of the programs, one of `FORMATS`.
+      batch_size: batch size of ONNX programs whose conversion needs a number.
 
     Returns:
       The content of signature.json.
@@ -71,31 +105,33 @@ def write_export(
       UserError: the task or its model cannot be exported, or `target` is not an empty folder.
     """
     check_target(target)
+    if format == "onnx":
+        onnx_programs.check_installed()
     steps = task.processor.steps()
     sizes = task.processor.export_sizes()
     weights = named_weights(variables)
-    methods = {"predict": task.predict}
-    if with_attention:
-        methods["attention"] = task.attention
-    specs, programs = task.processor.signature(), {}
-    for kind, method in methods.items():
-        function = _function(task, config, variables, method)
-        programs[kind] = [
-            _exported(function, task, weights, input_shapes(specs, one), kind) for one in sizes
-        ]
-    decoding = _export_decoder(task, config, variables, sizes, programs)
-    if with_attention and not programs["attention"][0].out_avals:
+    specs = task.processor.signature()
+    programs, decoding = build_programs(task, config, variables, with_attention)
+    if with_attention and not programs["attention"][0].outputs:
         raise UserError(
             f"--with_attention: config.model.name={config.model.name} has no attention weights; "
             "leave the flag out"
         )
+    converted = None
+    if format == "onnx":
+        converted = convert(programs, weights, specs, sizes, batch_size)
+        if converted.required is not None:
+            name = config.model.name
+            raise UserError(f"--format=onnx: config.model.name={name}: {converted.required}")
+        programs = {kind: programs[kind] for kind in converted.programs}
+        decoding = decoding if "step" in programs else None
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         folder.chmod(0o755)
-        signature = _signature(task, config, steps, sizes, programs, decoding)
-        _write_files(folder, steps, weights, programs, signature)
-        _write_golden(folder, signature, examples)
+        signature = _signature(task, config, steps, sizes, programs, decoding, converted)
+        _write_files(folder, steps, weights, programs, signature, converted)
+        _write_golden(folder, signature, examples, weights, programs["predict"])
         for path in folder.rglob("*"):
             # Some libraries write files for their owner alone.
             path.chmod(0o755 if path.is_dir() else 0o644)
@@ -111,6 +147,28 @@ def write_export(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return signature
+
+
+def build_programs(
+    task: Task, config: Experiment, variables: Any, with_attention: bool
+) -> tuple[dict[str, list[Program]], dict[str, Any] | None]:
+    """Returns the programs of a task by kind, in the order of sizes, and the entry "decoding".
+
+    Raises:
+      UserError: the task or its model cannot be exported.
+    """
+    sizes, specs = task.processor.export_sizes(), task.processor.signature()
+    weights = named_weights(variables)
+    methods = {"predict": task.predict}
+    if with_attention:
+        methods["attention"] = task.attention
+    programs: dict[str, list[Program]] = {}
+    for kind, method in methods.items():
+        function = _function(task, config, variables, method)
+        programs[kind] = [
+            _exported(function, task, weights, input_shapes(specs, one), kind) for one in sizes
+        ]
+    return programs, _export_decoder(task, config, variables, sizes, programs)
 
 
 def check_target(target: Path) -> None:
@@ -159,7 +217,7 @@ def _exported(
     weights: Mapping[str, np.ndarray],
     inputs: Mapping[str, jax.ShapeDtypeStruct],
     kind: str,
-) -> jax.export.Exported:
+) -> Program:
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
     try:
         with kernels.portable():
@@ -167,7 +225,7 @@ def _exported(
     except _NOT_EXPORTABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{kind} of config.model.name={task.model.name}: {reason}") from None
-    return exported
+    return Program(function, inputs, exported)
 
 
 def _export_decoder(
@@ -175,7 +233,7 @@ def _export_decoder(
     config: Experiment,
     variables: Any,
     sizes: Sequence[Mapping[str, int]],
-    programs: dict[str, list[jax.export.Exported]],
+    programs: dict[str, list[Program]],
 ) -> dict[str, Any] | None:
     """Adds the programs "prefill" and "step" of a task that decodes token by token.
 
@@ -201,7 +259,7 @@ def _export_decoder(
         return {**named, "token": jnp.broadcast_to(start, (decoder.batch_size,))}
 
     first = _function(task, config, variables, prefill)
-    made: dict[str, list[jax.export.Exported]] = {"prefill": [], "step": []}
+    made: dict[str, list[Program]] = {"prefill": [], "step": []}
     lengths: list[int] = []
     for one in sizes:
         inputs = input_shapes(specs, one)
@@ -228,10 +286,10 @@ def _export_decoder(
             named = {f"state/{states.path_name(path)}": leaf for path, leaf in after}
             return {**named, "scores": jnp.where(excluded, -jnp.inf, scores)}
 
-        arrays = jax.tree.unflatten(before.out_tree, before.out_avals)
         (batch,) = jax.export.symbolic_shape("batch")
         shapes = {
-            name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for name, x in arrays.items()
+            name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)
+            for name, x in before.outputs.items()
         }
         after = _exported(_function(task, config, variables, step), task, weights, shapes, "step")
         made["prefill"].append(before)
@@ -240,15 +298,78 @@ def _export_decoder(
     return {"end": found[-1].end, "max_length": lengths}
 
 
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """Programs converted to ONNX.
+
+    Attributes:
+      programs: converted programs by kind, in the order of sizes.
+      reasons: one line for each kind that cannot be converted.
+      deviation: largest difference from XLA, relative to the largest output.
+    """
+
+    programs: Mapping[str, Sequence[OnnxProgram]]
+    reasons: Mapping[str, str]
+    deviation: float
+
+    @property
+    def required(self) -> str | None:
+        """The reason why an export is impossible; it can do without decoding token by token."""
+        for kind in ("predict", "attention"):
+            if kind in self.reasons:
+                return f"{kind}: {self.reasons[kind]}"
+        return None
+
+
+def convert(
+    programs: Mapping[str, Sequence[Program]],
+    weights: Mapping[str, np.ndarray],
+    specs: Mapping[str, ArraySpec],
+    sizes: Sequence[Mapping[str, int]],
+    batch_size: int,
+) -> Converted:
+    """Converts programs to ONNX, and compares their results with those of XLA.
+
+    Args:
+      programs: programs by kind, in the order of sizes.
+      weights: arrays by name.
+      specs: signature of the inputs.
+      sizes: sizes of the programs.
+      batch_size: batch size of programs whose conversion needs a number.
+    """
+    found: dict[str, list[OnnxProgram]] = {}
+    reasons: dict[str, str] = {}
+    for kind, many in programs.items():
+        found[kind] = []
+        for number, program in enumerate(many):
+            example = _made_up(_inputs(specs), sizes[number], number)
+            if kind == "step":
+                example = reader.fetched(programs["prefill"][number].call(weights, example))
+            try:
+                one = onnx_programs.convert(
+                    program.function, weights, program.inputs, program.call, example, batch_size
+                )
+            except NotConvertible as error:
+                reasons[kind] = str(error)
+                break
+            found[kind].append(one)
+    for one, other in (("prefill", "step"), ("step", "prefill")):
+        if one in reasons and other in found and other not in reasons:
+            reasons[other] = f"is not used without {one}"
+    done = {kind: many for kind, many in found.items() if kind not in reasons}
+    deviations = (program.deviation for many in done.values() for program in many)
+    return Converted(done, reasons, max(deviations, default=0.0))
+
+
 def _signature(
     task: Task,
     config: Experiment,
     steps: ProcessingSteps,
     sizes: Sequence[Mapping[str, int]],
-    programs: Mapping[str, Sequence[jax.export.Exported]],
+    programs: Mapping[str, Sequence[Program]],
     decoding: Mapping[str, Any] | None,
+    converted: Converted | None,
 ) -> dict[str, Any]:
-    until = datetime.date.today() + datetime.timedelta(days=COMPATIBLE_DAYS)
     return {
         "format": reader.FORMAT,
         "task": config.task,
@@ -256,21 +377,14 @@ def _signature(
         "model": config.model.name,
         "input": steps.kind,
         "column": task.processor.input_column,
-        "jax": {"version": jax.__version__, "compatible_until": until.isoformat()},
-        "platforms": list(PLATFORMS),
+        **_described(converted),
         "libraries": list(steps.libraries),
         "batch_size": config.training.evaluation_batch_size,
-        "tolerance": TOLERANCE,
-        "inputs": {
-            name: {"shape": list(spec.shape), "dtype": spec.dtype, "padding": spec.padding}
-            for name, spec in task.processor.signature().items()
-        },
+        "tolerance": TOLERANCE if converted is None else onnx_programs.TOLERANCE,
+        "inputs": _inputs(task.processor.signature()),
         "outputs": _outputs(programs["predict"][-1]),
         "programs": {
-            kind: [
-                {"sizes": dict(one), "file": f"programs/{kind}-{number}.stablehlo"}
-                for number, one in enumerate(sizes)
-            ]
+            kind: [_entry(kind, number, one, converted) for number, one in enumerate(sizes)]
             for kind in programs
         },
         "decoding": decoding,
@@ -279,8 +393,39 @@ def _signature(
     }
 
 
-def _outputs(program: jax.export.Exported) -> dict[str, Any]:
-    tree = jax.tree.unflatten(program.out_tree, program.out_avals)
+def _inputs(specs: Mapping[str, ArraySpec]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"shape": list(spec.shape), "dtype": spec.dtype, "padding": spec.padding}
+        for name, spec in specs.items()
+    }
+
+
+def _described(converted: Converted | None) -> dict[str, Any]:
+    """Returns what the programs were written by, and what can read them."""
+    if converted is not None:
+        reasons = {"not_converted": dict(converted.reasons)}
+        return {"onnx": {**onnx_programs.describe(), "deviation": converted.deviation, **reasons}}
+    until = datetime.date.today() + datetime.timedelta(days=COMPATIBLE_DAYS)
+    return {
+        "jax": {"version": jax.__version__, "compatible_until": until.isoformat()},
+        "platforms": list(PLATFORMS),
+    }
+
+
+def _entry(
+    kind: str, number: int, sizes: Mapping[str, int], converted: Converted | None
+) -> dict[str, Any]:
+    """Returns the entry of a program in the signature; "batch_size" if it has only one."""
+    name = f"programs/{kind}-{number}"
+    if converted is None:
+        return {"sizes": dict(sizes), "file": f"{name}.stablehlo"}
+    batch_size = converted.programs[kind][number].batch_size
+    fixed = {} if batch_size is None else {"batch_size": batch_size}
+    return {"sizes": dict(sizes), "file": f"{name}.onnx", **fixed}
+
+
+def _outputs(program: Program) -> dict[str, Any]:
+    tree = program.outputs
     return {
         name: {
             "shape": ["batch", *(n if isinstance(n, int) else str(n) for n in aval.shape[1:])],
@@ -294,17 +439,27 @@ def _write_files(
     folder: Path,
     steps: ProcessingSteps,
     weights: Mapping[str, np.ndarray],
-    programs: Mapping[str, Sequence[jax.export.Exported]],
+    programs: Mapping[str, Sequence[Program]],
     signature: Mapping[str, Any],
+    converted: Converted | None,
 ) -> None:
     (folder / "programs").mkdir()
-    for kind, exported in programs.items():
-        for one, entry in zip(exported, signature["programs"][kind], strict=True):
-            (folder / entry["file"]).write_bytes(bytes(one.serialize()))
-    write_tensors(weights, folder / "weights.safetensors")
+    files = {
+        kind: [entry["file"] for entry in entries]
+        for kind, entries in signature["programs"].items()
+    }
+    if converted is not None:
+        write_tensors(weights, folder / onnx_programs.WEIGHTS)
+        onnx_programs.write(folder, weights, converted.programs, files)
+    else:
+        write_tensors(weights, folder / "weights.safetensors")
+        for kind, many in programs.items():
+            for program, file in zip(many, files[kind], strict=True):
+                (folder / file).write_bytes(bytes(program.exported.serialize()))
     write_step_files(folder, steps)
     shutil.copyfile(reader.__file__, folder / "predict.py")
-    needed = ["jax", "flatbuffers", "numpy", *steps.libraries]
+    runtime = ["jax", "flatbuffers"] if converted is None else ["onnxruntime"]
+    needed = [*runtime, "numpy", *steps.libraries]
     lines = [f"{name}=={_version(name)}" for name in needed]
     (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -331,29 +486,59 @@ def _version(package: str) -> str:
     return metadata.version(package)
 
 
-def _write_golden(folder: Path, signature: dict[str, Any], examples: Sequence[str]) -> None:
-    """Writes golden.safetensors: examples, or random inputs, with the outputs of the programs."""
+def _write_golden(
+    folder: Path,
+    signature: dict[str, Any],
+    examples: Sequence[str],
+    weights: Mapping[str, np.ndarray],
+    programs: Sequence[Program],
+) -> None:
+    """Writes golden.safetensors: examples, or random inputs, with their outputs by XLA.
+
+    Raises:
+      UserError: ONNX programs give other outputs.
+    """
     text = json.dumps({**signature, "sha256": {}})
     (folder / "signature.json").write_text(text, encoding="utf-8")
     export, found = reader.Export(folder), {}
     given = [row for raw in examples for row in export.encode(raw).rows]
-    for index in range(len(signature["programs"]["predict"])):
-        rows = [row for row in given if export.bucket(row) == index] or _made_up(signature, index)
-        rows = rows[:_GOLDEN_ROWS]
-        batch = export.batch(rows, list(range(len(rows))), index, len(rows))
-        outputs = jax.device_get(export.program("predict", index)(batch))
+    for index, program in enumerate(programs):
+        sizes = signature["programs"]["predict"][index]["sizes"]
+        batch = _made_up(signature["inputs"], sizes, index)
+        rows = [row for row in given if export.bucket(row) == index][:_GOLDEN_ROWS]
+        if rows:
+            batch = export.batch(rows, list(range(len(rows))), index, len(rows))
+        if export.is_onnx:
+            outputs = program.call(weights, batch)
+        else:
+            outputs = export.program("predict", index)(batch)
+        outputs = reader.fetched(outputs)
         found |= {f"{index}/inputs/{name}": value for name, value in batch.items()}
-        found |= {f"{index}/outputs/{name}": np.asarray(x) for name, x in outputs.items()}
+        found |= {f"{index}/outputs/{name}": value for name, value in outputs.items()}
     write_tensors(found, folder / "golden.safetensors")
+    if export.is_onnx:
+        try:
+            largest = export.verify()
+        except reader.InputError as error:
+            reason = str(error).removeprefix(f"{folder}: ")
+            raise UserError(f"--format=onnx: {reason}; leave the flag out") from None
+        signature["onnx"]["deviation"] = max(signature["onnx"]["deviation"], largest)
 
 
-def _made_up(signature: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
-    """Returns rows of random input arrays with small values for a program."""
-    sizes = signature["programs"]["predict"][index]["sizes"]
-    random, rows = np.random.default_rng(index), []
+def _made_up(
+    inputs: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int], seed: int
+) -> dict[str, np.ndarray]:
+    """Returns a batch of random input arrays with small values for a program.
+
+    Args:
+      inputs: entry "inputs" of the signature.
+      sizes: sizes of the program.
+      seed: seed of the arrays.
+    """
+    random, rows = np.random.default_rng(seed), []
     for _ in range(_GOLDEN_ROWS):
         row: dict[str, Any] = {}
-        for name, spec in signature["inputs"].items():
+        for name, spec in inputs.items():
             shape = [sizes.get(n, n) if isinstance(n, str) else n for n in spec["shape"][1:]]
             if name in ("id", "weight"):
                 continue
@@ -366,7 +551,12 @@ def _made_up(signature: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
                 top = 256 if spec["dtype"] == "uint8" else 2
                 row[name] = random.integers(0, top, shape).astype(spec["dtype"])
         rows.append(row)
-    return rows
+    found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    if "id" in inputs:
+        found["id"] = np.arange(_GOLDEN_ROWS, dtype=inputs["id"]["dtype"])
+    if "weight" in inputs:
+        found["weight"] = np.ones(_GOLDEN_ROWS, inputs["weight"]["dtype"])
+    return {name: found[name] for name in inputs}
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -256,7 +256,7 @@ class Application:
             {
                 "name": model.name,
                 "versions": [VERSION],
-                "platform": "jax_stablehlo",
+                "platform": "onnxruntime_onnx" if model.export.is_onnx else "jax_stablehlo",
                 "inputs": tensors.metadata(signature["inputs"]),
                 "outputs": tensors.metadata(signature["outputs"]),
             }

@@ -31,6 +31,7 @@ from launch.exports.reader import (
     Row,
     Tokenizer,
     declared_pixels,
+    fetched,
     image_formats,
     read_tensors,
 )
@@ -237,13 +238,11 @@ class Model:
         return row
 
     def _run(self, key: Key, rows: Sequence[Row], count: bool = True) -> list[Outputs]:
-        import jax
-
         kind, bucket = key
         start = time.perf_counter()
         size = 1 << (len(rows) - 1).bit_length()
         batch = self.export.batch(rows, range(len(rows)), bucket, size)
-        outputs = jax.device_get(self.export.program(kind, bucket)(batch))
+        outputs = fetched(self.export.program(kind, bucket)(batch))
         if count:
             self._metrics.batch_rows.labels(self.name).observe(len(rows))
             seconds = time.perf_counter() - start

@@ -1,0 +1,74 @@
+"""The table of what converts to ONNX, in docs/DEPLOYING.md.
+
+python -m tests.launch.exports.onnx_table    # prints it
+"""
+
+import dataclasses
+import pathlib
+import tempfile
+
+from launch.exports import writer
+from tests.launch.conftest import ROOT
+from tests.tasks import contract
+
+PAGE = ROOT / "docs" / "DEPLOYING.md"
+BEGIN, END = "<!-- onnx -->", "<!-- /onnx -->"
+COLUMNS = ("task", "model", "predict", "attention", "prefill", "step")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What converts of a task: a cell for each kind of program, and the largest difference."""
+
+    name: str
+    cells: tuple[str, ...]
+    deviation: float
+
+
+def convert_task(name: str, folder: pathlib.Path) -> Row:
+    """Converts the smallest programs of the tiny model of a task of the contract suite."""
+    subject = contract.make_subject(name, folder)
+    task, config = subject.task, subject.config
+    programs, _ = writer.build_programs(task, config, subject.variables, True)
+    if not programs["attention"][0].outputs:
+        del programs["attention"]
+    converted = writer.convert(
+        {kind: many[:1] for kind, many in programs.items()},
+        writer.named_weights(subject.variables),
+        task.processor.signature(),
+        task.processor.export_sizes()[:1],
+        batch_size=1,
+    )
+    cells = []
+    for kind in COLUMNS[2:]:
+        if kind not in programs:
+            cells.append("none")
+        elif kind in converted.reasons:
+            cells.append(converted.reasons[kind].replace("|", r"\|"))
+        else:
+            fixed = converted.programs[kind][0].batch_size
+            cells.append("any batch size" if fixed is None else "one batch size")
+    return Row(name, (config.task, config.model.name, *cells), converted.deviation)
+
+
+def table(rows: list[Row]) -> str:
+    """Returns the rows as Markdown."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *(row.cells for row in rows)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def written() -> str:
+    """Returns the table of the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
+
+
+if __name__ == "__main__":
+    import sys
+
+    found = []
+    for task in sys.argv[1:] or contract.TASKS:
+        with tempfile.TemporaryDirectory() as place:
+            found.append(convert_task(task, pathlib.Path(place) / "subject"))
+        print(found[-1], file=sys.stderr, flush=True)
+    print(table(found))
