@@ -50,9 +50,9 @@ python predict.py --verify
 {% if signature.onnx -%}
 `signature.json` describes the programs (ONNX, opset {{ signature.onnx.opset }}), their inputs and
 outputs, and the pre- and postprocessing operations. The weights are external data of all programs,
-in `{{ signature.onnx.weights }}`. The programs were converted by {{ signature.onnx.converter }}. With
-{{ signature.onnx.verified_with }}, outputs differ from those of JAX by at most
-{{ '%.2g' % signature.onnx.deviation }}, relative to the largest.
+in `{{ signature.onnx.weights }}`. The programs were converted by
+{{ signature.onnx.converter }}. With {{ signature.onnx.verified_with }}, outputs differ from those
+of JAX by at most {{ '%.2g' % signature.onnx.deviation }}, relative to the largest.
 {%- for kind, programs in signature.programs.items() %}
 {%- for size in programs | map(attribute='batch_size') | select('defined') | unique %}
 Programs `{{ kind }}` take batches of {{ size }}; `predict.py` pads and splits others.

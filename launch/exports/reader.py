@@ -1810,7 +1810,8 @@ def onnx_program(
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     present = onnxruntime.get_available_providers()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    # Errors are raised, too.
+    options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(
             source, options, providers=[name for name in wanted if name in present]

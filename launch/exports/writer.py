@@ -119,7 +119,9 @@ def write_export(
         )
     converted = None
     if format == "onnx":
-        converted = convert(programs, weights, specs, sizes, batch_size)
+        entries = input_entries(specs)
+        made_up = [made_up_inputs(entries, one, n) for n, one in enumerate(sizes)]
+        converted = convert(programs, weights, made_up, batch_size)
         if converted.required is not None:
             name = config.model.name
             raise UserError(f"--format=onnx: config.model.name={name}: {converted.required}")
@@ -280,8 +282,7 @@ def _export_decoder(
             scores = scores.astype(jnp.float32)
             if not decoder.scores_are_log_probs:
                 scores = jax.nn.log_softmax(scores)
-            excluded = jnp.zeros(scores.shape[-1], bool)
-            excluded = excluded.at[jnp.array(decoder.forbidden, jnp.int32)].set(True)
+            excluded = np.isin(np.arange(scores.shape[-1]), decoder.forbidden)
             after = jax.tree_util.tree_leaves_with_path(state)
             named = {f"state/{states.path_name(path)}": leaf for path, leaf in after}
             return {**named, "scores": jnp.where(excluded, -jnp.inf, scores)}
@@ -324,8 +325,7 @@ class Converted:
 def convert(
     programs: Mapping[str, Sequence[Program]],
     weights: Mapping[str, np.ndarray],
-    specs: Mapping[str, ArraySpec],
-    sizes: Sequence[Mapping[str, int]],
+    examples: Sequence[Mapping[str, np.ndarray]],
     batch_size: int,
 ) -> Converted:
     """Converts programs to ONNX, and compares their results with those of XLA.
@@ -333,8 +333,7 @@ def convert(
     Args:
       programs: programs by kind, in the order of sizes.
       weights: arrays by name.
-      specs: signature of the inputs.
-      sizes: sizes of the programs.
+      examples: inputs for each size that the results are compared for.
       batch_size: batch size of programs whose conversion needs a number.
     """
     found: dict[str, list[OnnxProgram]] = {}
@@ -342,7 +341,7 @@ def convert(
     for kind, many in programs.items():
         found[kind] = []
         for number, program in enumerate(many):
-            example = _made_up(_inputs(specs), sizes[number], number)
+            example = examples[number]
             if kind == "step":
                 example = reader.fetched(programs["prefill"][number].call(weights, example))
             try:
@@ -381,7 +380,7 @@ def _signature(
         "libraries": list(steps.libraries),
         "batch_size": config.training.evaluation_batch_size,
         "tolerance": TOLERANCE if converted is None else onnx_programs.TOLERANCE,
-        "inputs": _inputs(task.processor.signature()),
+        "inputs": input_entries(task.processor.signature()),
         "outputs": _outputs(programs["predict"][-1]),
         "programs": {
             kind: [_entry(kind, number, one, converted) for number, one in enumerate(sizes)]
@@ -393,7 +392,8 @@ def _signature(
     }
 
 
-def _inputs(specs: Mapping[str, ArraySpec]) -> dict[str, dict[str, Any]]:
+def input_entries(specs: Mapping[str, ArraySpec]) -> dict[str, dict[str, Any]]:
+    """Returns the entry "inputs" of the signature."""
     return {
         name: {"shape": list(spec.shape), "dtype": spec.dtype, "padding": spec.padding}
         for name, spec in specs.items()
@@ -504,7 +504,7 @@ def _write_golden(
     given = [row for raw in examples for row in export.encode(raw).rows]
     for index, program in enumerate(programs):
         sizes = signature["programs"]["predict"][index]["sizes"]
-        batch = _made_up(signature["inputs"], sizes, index)
+        batch = made_up_inputs(signature["inputs"], sizes, index)
         rows = [row for row in given if export.bucket(row) == index][:_GOLDEN_ROWS]
         if rows:
             batch = export.batch(rows, list(range(len(rows))), index, len(rows))
@@ -525,7 +525,7 @@ def _write_golden(
         signature["onnx"]["deviation"] = max(signature["onnx"]["deviation"], largest)
 
 
-def _made_up(
+def made_up_inputs(
     inputs: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int], seed: int
 ) -> dict[str, np.ndarray]:
     """Returns a batch of random input arrays with small values for a program.
@@ -536,20 +536,27 @@ def _made_up(
       seed: seed of the arrays.
     """
     random, rows = np.random.default_rng(seed), []
+    largest = max((n for spec in inputs.values() for n in spec["shape"] if isinstance(n, int)),
+                  default=1)  # fmt: skip
     for _ in range(_GOLDEN_ROWS):
         row: dict[str, Any] = {}
         for name, spec in inputs.items():
             shape = [sizes.get(n, n) if isinstance(n, str) else n for n in spec["shape"][1:]]
+            dtype = np.dtype(spec["dtype"])
             if name in ("id", "weight"):
                 continue
             if not shape:
                 # Lengths and positions.
-                row[name] = np.dtype(spec["dtype"]).type(max(sizes.values(), default=1) // 2)
-            elif spec["dtype"].startswith("float"):
-                row[name] = random.standard_normal(shape).astype(spec["dtype"])
+                row[name] = dtype.type(max(sizes.values(), default=1) // 2)
+            elif dtype.kind == "f":
+                row[name] = random.standard_normal(shape).astype(dtype)
+            elif dtype == np.int32 and spec["padding"] is None:
+                # Sizes and places of images.
+                row[name] = np.full(shape, largest, dtype)
             else:
-                top = 256 if spec["dtype"] == "uint8" else 2
-                row[name] = random.integers(0, top, shape).astype(spec["dtype"])
+                # Sounds, images, and tokens that every vocabulary has.
+                ranges = {"int16": (-(1 << 13), 1 << 13), "uint8": (0, 256)}
+                row[name] = random.integers(*ranges.get(dtype.name, (0, 2)), shape).astype(dtype)
         rows.append(row)
     found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     if "id" in inputs:

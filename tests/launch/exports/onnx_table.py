@@ -7,6 +7,8 @@ import dataclasses
 import pathlib
 import tempfile
 
+import numpy as np
+
 from launch.exports import writer
 from tests.launch.conftest import ROOT
 from tests.tasks import contract
@@ -18,7 +20,7 @@ COLUMNS = ("task", "model", "predict", "attention", "prefill", "step")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What converts of a task: a cell for each kind of program, and the largest difference."""
+    """Result of converting a task: a cell for each kind of program, and the largest difference."""
 
     name: str
     cells: tuple[str, ...]
@@ -26,17 +28,17 @@ class Row:
 
 
 def convert_task(name: str, folder: pathlib.Path) -> Row:
-    """Converts the smallest programs of the tiny model of a task of the contract suite."""
+    """Converts the tiny model of a task of the contract suite, for the size of its inputs."""
     subject = contract.make_subject(name, folder)
     task, config = subject.task, subject.config
+    index, inputs = encoded(subject)
     programs, _ = writer.build_programs(task, config, subject.variables, True)
     if not programs["attention"][0].outputs:
         del programs["attention"]
     converted = writer.convert(
-        {kind: many[:1] for kind, many in programs.items()},
+        {kind: [many[index]] for kind, many in programs.items()},
         writer.named_weights(subject.variables),
-        task.processor.signature(),
-        task.processor.export_sizes()[:1],
+        [inputs],
         batch_size=1,
     )
     cells = []
@@ -49,6 +51,33 @@ def convert_task(name: str, folder: pathlib.Path) -> Row:
             fixed = converted.programs[kind][0].batch_size
             cells.append("any batch size" if fixed is None else "one batch size")
     return Row(name, (config.task, config.model.name, *cells), converted.deviation)
+
+
+def encoded(subject: contract.Subject) -> tuple[int, dict[str, np.ndarray]]:
+    """Returns the number of the smallest sizes that hold the inputs of a subject, and a batch."""
+    processor = subject.task.processor
+    examples, specs = processor.encode(subject.raw[:2]), processor.signature()
+    rows = [examples[number] for number in range(len(examples))]
+    index, shapes = -1, {}
+    for sizes in processor.export_sizes():
+        index += 1
+        shapes = {
+            name: [sizes.get(n, n) if isinstance(n, str) else n for n in spec.shape[1:]]
+            for name, spec in specs.items()
+        }
+        pairs = [
+            (np.shape(row[name]), shapes[name]) for row in rows for name in specs if name in row
+        ]
+        if all(np.all(np.less_equal(*pair)) for pair in pairs):
+            break
+    batch = {}
+    for name, spec in specs.items():
+        batch[name] = np.full((len(rows), *shapes[name]), spec.padding or 0, spec.dtype)
+        for number, row in enumerate(rows):
+            # Numbers and weights of examples are added by the pipeline.
+            value = np.asarray(row.get(name, number if name == "id" else 1))
+            batch[name][(number, *(slice(n) for n in value.shape))] = value
+    return index, batch
 
 
 def table(rows: list[Row]) -> str:
