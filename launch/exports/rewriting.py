@@ -42,7 +42,8 @@ def rewrite(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
       closed: traced program; sizes may be symbols of `jax.export`.
 
     Raises:
-      NotImplementedError: an operation on complex numbers has no real equivalent here.
+      NotImplementedError: random numbers are drawn, or an operation on complex numbers has no real
+        equivalent here.
     """
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
     return jax.make_jaxpr(_function(closed))(*shapes)
@@ -71,6 +72,9 @@ def _function(closed: Any) -> Callable[..., list[Any]]:
 
 def _apply(equation: Any, arrays: list[Any]) -> Any:
     name, options = equation.primitive.name, equation.params
+    for variable in equation.outvars:
+        if jax.dtypes.issubdtype(variable.aval.dtype, jax.dtypes.prng_key):
+            raise NotImplementedError(f"operation {name!r} on keys of random numbers")
     if name in _CALLS:
         return _function(_callee(options))(*arrays)
     if name in _IDENTITIES:

@@ -54,7 +54,10 @@ def convert_task(name: str, folder: pathlib.Path) -> Row:
 
 
 def encoded(subject: contract.Subject) -> tuple[int, dict[str, np.ndarray]]:
-    """Returns the number of the smallest sizes that hold the inputs of a subject, and a batch."""
+    """Returns the index of the smallest sizes for the inputs of a subject, and a batch of them.
+
+    The batch also has random rows.
+    """
     processor = subject.task.processor
     examples, specs = processor.encode(subject.raw[:2]), processor.signature()
     rows = [examples[number] for number in range(len(examples))]
@@ -77,7 +80,9 @@ def encoded(subject: contract.Subject) -> tuple[int, dict[str, np.ndarray]]:
             # Numbers and weights of examples are added by the pipeline.
             value = np.asarray(row.get(name, number if name == "id" else 1))
             batch[name][(number, *(slice(n) for n in value.shape))] = value
-    return index, batch
+    sizes = processor.export_sizes()[index]
+    made_up = writer.made_up_inputs(writer.input_entries(specs), sizes, 0)
+    return index, {name: np.concatenate([x, made_up[name]]) for name, x in batch.items()}
 
 
 def table(rows: list[Row]) -> str:

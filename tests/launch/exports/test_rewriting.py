@@ -100,6 +100,14 @@ def test_symbolic_sizes_are_kept():
     assert [str(size) for size in result.shape] == ["batch", "4"]
 
 
+def test_random_numbers_are_refused():
+    traced = jax.make_jaxpr(lambda x: x + jax.random.normal(jax.random.key(x[0]), (2,)))(
+        np.int32([3, 4])
+    )
+    with pytest.raises(NotImplementedError, match="on keys of random numbers"):
+        rewrite(traced)
+
+
 def test_other_operations_on_complex_numbers_are_refused():
     traced = jax.make_jaxpr(lambda x: jnp.exp(jnp.fft.fft(x)).real)(X)
     with pytest.raises(NotImplementedError, match="operation 'exp' on complex numbers"):
