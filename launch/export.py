@@ -28,6 +28,9 @@ cli.define_workdir()
 flags.DEFINE_string("output", None, "Directory to write; it must not exist, or be empty.")
 flags.DEFINE_bool("with_attention", False, "Also export the program of the attention weights.")
 flags.DEFINE_multi_string("input", [], "Inputs whose outputs are kept to verify the export.")
+flags.DEFINE_multi_string(
+    "set", [], "Override key=value of an option of config.model.decoding, in this export only."
+)
 flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "Format of the programs.")
 flags.DEFINE_integer(
     "batch_size",
@@ -38,6 +41,7 @@ flags.DEFINE_integer(
 
 def export() -> None:
     """Runs the command `launch.export`."""
+    from launch.engine import prediction_options
     from launch.exports import card, writer
     from launch.exports.reader import InputError
     from launch.runs import directory
@@ -49,7 +53,7 @@ def export() -> None:
         raise UserError("--batch_size: needs --format=onnx; StableHLO programs take any size")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch_size={batch_size}: expected at least 1")
-    config = directory.saved_config(folder)
+    config = prediction_options.with_options(directory.saved_config(folder), cli.FLAGS.set)
     writer.check_target(target)
     cli.set_up_jax(config)
     task = directory.restored_task(config, folder)

@@ -35,7 +35,6 @@ from absl import flags
 from launch import cli
 
 if TYPE_CHECKING:
-    from launch.engine.config import Experiment
     from launch.engine.inputs import Input
     from launch.engine.predictor import Predictor
     from tasks.figures import Figure
@@ -56,8 +55,6 @@ flags.DEFINE_string("figures", None, "Directory for PNG figures of the predictio
 flags.DEFINE_string("pictures", None, "Former name of --figures.")
 flags.DEFINE_enum("format", "text", ["text", "json"], "Output format: plain text or JSON lines.")
 
-# Keys that a prediction may override.
-_FREE = re.compile(r"model\.decoding\..+|model\.max_new_tokens|training\.evaluation_batch_size")
 # Inputs per batch of predictions; bounds memory and prints predictions early.
 PORTION = 2048
 # Smaller batches if attention weights are kept for figures.
@@ -66,7 +63,7 @@ DRAWN_PORTION = 16
 
 def predict() -> None:
     """Runs the command `launch.predict`."""
-    from launch.engine import inputs
+    from launch.engine import inputs, prediction_options
     from launch.runs import directory
     from tasks.common.errors import UserError
 
@@ -82,7 +79,7 @@ def predict() -> None:
         cli.FLAGS.figures = cli.FLAGS.pictures
     if cli.FLAGS.figures == "":
         raise UserError("--figures is empty, expected a directory")
-    config = _changed(config)
+    config = prediction_options.with_options(config, cli.FLAGS.set)
     cli.set_up_jax(config)
     task = directory.restored_task(config, folder)
     predictor = directory.load_predictor(task, config, folder)
@@ -184,32 +181,6 @@ def write_figures(
     except OSError as error:
         raise UserError(f"--figures={folder}: cannot be written ({error.strerror})") from None
     return found
-
-
-def _changed(config: Experiment) -> Experiment:
-    """Returns the experiment with the decoding options of --set; other keys raise an error.
-
-    Raises:
-      UserError: a setting is not key=value, is not a decoding option, or has an invalid value.
-    """
-    from launch.engine import config as configs
-    from launch.engine import values as typed
-    from tasks.common.errors import UserError
-
-    values = configs.to_dict(config)
-    known = [key for key in configs.flatten(values) if _FREE.fullmatch(key)]
-    changes = {}
-    for setting in cli.FLAGS.set:
-        key, equals, value = setting.partition("=")
-        key = key.removeprefix("config.")
-        if not equals or key not in known:
-            there_are = ", ".join(known) or "none for this model"
-            raise UserError(
-                f"--set={setting}: write key=value{configs.did_you_mean(key, known)}; keys that "
-                f"can be set here: {there_are}"
-            )
-        changes[key] = typed.parse(values, key, value)
-    return configs.override(config, changes) if changes else config
 
 
 def _portions(inputs: Iterator[Input], size: int) -> Iterator[Sequence[Input]]:
