@@ -16,6 +16,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
 from attention import shapes
+from attention.kernels import devices
 from attention.kernels.cpu import build
 
 Array = jax.Array
@@ -44,7 +45,8 @@ def reorder_rows(x: Array, rows: Array) -> Array:
     if x.ndim == 0 or x.shape[0] != sizes["B"] * sizes["K"]:
         got, expected = shapes.show(x.shape), f"a leading axis of {sizes['B'] * sizes['K']}"
         raise ValueError(f"x: got shape {got}, expected {expected}")
-    return _primitive.bind(x, rows.astype(jnp.int32))
+    rows = rows.astype(jnp.int32)
+    return _by_xla(x, rows) if devices.is_portable() else _primitive.bind(x, rows)
 
 
 def _by_xla(x: Array, rows: Array) -> Array:

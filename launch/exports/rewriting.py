@@ -136,7 +136,18 @@ def _while(arrays: list[Any], options: Mapping[str, Any]) -> list[Any]:
 
 def _cond(arrays: list[Any], options: Mapping[str, Any]) -> list[Any]:
     branches = [_function(branch) for branch in options["branches"]]
+    if isinstance(arrays[0], np.integer):
+        return branches[arrays[0]](*arrays[1:])
     return lax.switch(arrays[0], branches, *arrays[1:])
+
+
+def _platform_index(arrays: list[Any], options: Mapping[str, Any]) -> np.int32:
+    """Returns the branch for any platform, or else that for CPUs; `_cond` inlines it."""
+    platforms = options["platforms"]
+    for index, names in enumerate(platforms):
+        if names is None or (None not in platforms and "cpu" in names):
+            return np.int32(index)
+    raise NotImplementedError(f"a program for {platforms} alone")
 
 
 # ---------------------------------------------------------------- arrays
@@ -169,7 +180,8 @@ def _remainder(arrays: list[Any], options: Mapping[str, Any]) -> Any:
 
 
 _RULES: dict[str, Callable[[list[Any], Mapping[str, Any]], Any]] = {
-    "scan": _scan, "while": _while, "cond": _cond, "pad": _pad, "rem": _remainder,
+    "scan": _scan, "while": _while, "cond": _cond, "platform_index": _platform_index,
+    "pad": _pad, "rem": _remainder,
 }  # fmt: skip
 
 

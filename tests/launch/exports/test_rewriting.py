@@ -92,6 +92,15 @@ def test_control_flow_is_inlined():
         assert not names & {"jit", "custom_jvp_call"}
 
 
+def test_the_branch_for_any_platform_is_inlined():
+    def negated(x):
+        return lax.platform_dependent(x, cpu=lambda x: x + 1, default=lambda x: -x)
+
+    found, names = rewritten(negated, X)
+    np.testing.assert_array_equal(found, -X)
+    assert names == {"neg"}
+
+
 def test_symbolic_sizes_are_kept():
     (batch,) = jax.export.symbolic_shape("batch")
     shape = jax.ShapeDtypeStruct((batch, 3), np.float32)
