@@ -28,3 +28,13 @@ def keep_large_buffers() -> bool:
     except (OSError, AttributeError):
         return False
     return all(mallopt(option, value) for option, value in _OPTIONS)
+
+
+def return_free_memory() -> bool:
+    """Returns freed blocks to the system, also those kept so far; False without glibc."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (OSError, AttributeError):
+        return False

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from launch.engine.memory import return_free_memory
 from launch.exports.pipelines import pipeline_of
 from launch.exports.reader import (
     Export,
@@ -534,7 +535,11 @@ class Model:
             large = self._check(one, field)
             try:
                 with _decoding_large if large else nullcontext():
-                    item = self.export.encode(one, self._options.max_sound_s)
+                    try:
+                        item = self.export.encode(one, self._options.max_sound_s)
+                    finally:
+                        if large:
+                            return_free_memory()
                 for row in item.rows:
                     row[_BUCKET] = self.export.bucket(row)
             except InputError as error:
@@ -623,7 +628,11 @@ class _Places:
         future: Future[Result] = self._model._threads.submit(self._model._locked, function)
         self._running += 1
         future.add_done_callback(lambda _: _threadsafe(loop, self._done))
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            # The traceback of an error refers to this frame, and would keep the input in memory.
+            del future
 
     def _done(self) -> None:
         self._running -= 1

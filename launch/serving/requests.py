@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from launch.engine.memory import return_free_memory
 from launch.serving.options import Options
 from launch.serving.problems import Problem, invalid, overloaded
 
@@ -18,6 +19,8 @@ from launch.serving.problems import Problem, invalid, overloaded
 _BODIES = 8
 # Bodies up to this size are parsed on the thread of the event loop, and always have a place.
 _SMALL = 64 * 2**10
+# Bodies above this size leave much free memory behind.
+_LARGE = 2**20
 
 # Most lists and objects of a body. Each takes many times the memory of its text, and parsing them
 # stops all other threads.
@@ -88,7 +91,15 @@ class Bodies:
         if len(body) <= _SMALL:
             return read(_json(body))
         async with self._large:
-            return await asyncio.to_thread(lambda: read(_json(body)))
+            return await asyncio.to_thread(_parsed, body, read)
+
+
+def _parsed(body: bytes, read: Callable[[Any], Result]) -> Result:
+    try:
+        return read(_json(body))
+    finally:
+        if len(body) > _LARGE:
+            return_free_memory()
 
 
 def _too_large(most: int) -> Problem:

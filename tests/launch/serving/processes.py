@@ -24,10 +24,13 @@ class Process:
       popen: its process.
       port: port that it listens on.
       ready_s: seconds from its start until it was ready.
+      cpu_s: seconds of CPU in this time.
     """
 
     def __init__(self, popen: subprocess.Popen[str], port: int, ready_s: float):
         self.popen, self.port, self.ready_s = popen, port, ready_s
+        fields = pathlib.Path(f"/proc/{popen.pid}/stat").read_text().rpartition(")")[2].split()
+        self.cpu_s = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
     def request(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] = {}

@@ -237,7 +237,8 @@ def test_the_dockerfile_is_built_and_run(exported, tmp_path, monkeypatch):
                 assert probe(container, kind, port) == 200
             answer = server.post("/models/exported", {"inputs": "fine lovely film"})
             assert answer[0] == 200, answer
-            print(f"{start}: ready after {server.ready_s:.1f} s, {server.memory():.0f} MB")
+            print(f"{start}: {server.ready_s:.1f} s, {server.cpu_s:.1f} s of CPU, "
+                  f"{server.memory():.0f} MB")  # fmt: skip
             assert server.memory("VmHWM") < 1024, "of the request of the deployment"
             server.popen.send_signal(getattr(signal, image.last["STOPSIGNAL"]))
             out, log = server.popen.communicate(timeout=60)

@@ -88,6 +88,8 @@ def server(kinds, cache):
     """Runs the server with all kinds of models, and few open files allowed at first."""
     given = [f"--export={name}={export.folder}" for name, (export, _) in kinds.items()]
     given += ["--max_batch=2", f"--client_timeout_s={CLIENT_TIMEOUT_S}", f"--cache_dir={cache}"]
+    # Other processes may take most of the time of this machine.
+    given.append("--timeout_s=120")
     few_files = ["sh", "-c", 'ulimit -Sn 256 && exec "$@"', "sh"]
     with serving(*given, before=few_files) as found:
         yield found
