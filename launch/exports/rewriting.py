@@ -179,9 +179,29 @@ def _remainder(arrays: list[Any], options: Mapping[str, Any]) -> Any:
     return lax.sub(x, lax.mul(y, lax.div(x, y)))
 
 
+def _select(arrays: list[Any], options: Mapping[str, Any]) -> Any:
+    """Selects truth values by logic: onnxruntime selects among numbers only."""
+    which, *cases = arrays
+    if len(cases) != 2 or any(np.result_type(x) != np.bool_ for x in arrays):
+        return NotImplemented
+    if not np.ndim(which):
+        which = lax.broadcast(which, np.shape(cases[0]))
+    no, yes = cases
+    return lax.bitwise_or(lax.bitwise_and(which, yes), lax.bitwise_and(lax.bitwise_not(which), no))
+
+
+def _gather(arrays: list[Any], options: Mapping[str, Any]) -> Any:
+    """Gathers truth values as numbers, for the reason of `_select`; a fill is True in both."""
+    x, indices = arrays
+    if np.result_type(x) != np.bool_ or options["fill_value"] is not None:
+        return NotImplemented
+    numbers = lax.convert_element_type(x, np.int32)
+    return lax.ne(lax.gather_p.bind(numbers, indices, **options), np.int32(0))
+
+
 _RULES: dict[str, Callable[[list[Any], Mapping[str, Any]], Any]] = {
     "scan": _scan, "while": _while, "cond": _cond, "platform_index": _platform_index,
-    "pad": _pad, "rem": _remainder,
+    "gather": _gather, "pad": _pad, "rem": _remainder, "select_n": _select,
 }  # fmt: skip
 
 

@@ -101,6 +101,24 @@ def test_the_branch_for_any_platform_is_inlined():
     assert names == {"neg"}
 
 
+def test_truth_values_are_selected_by_logic():
+    which = np.array([True, True, False, False])
+    yes, no = np.array([True, False, True, False]), np.array([False, True, True, False])
+    found, names = rewritten(jnp.where, which, yes, no)
+    np.testing.assert_array_equal(found, [True, False, True, False])
+    assert "select_n" not in names
+    found, _ = rewritten(lax.select, np.True_, yes, no)
+    np.testing.assert_array_equal(found, yes)
+
+
+def test_truth_values_are_gathered_as_numbers():
+    flags, indices = np.array([True, False, True, False]), np.array([3, 0, 1, 9])
+    for mode in ("fill", "clip"):
+        found, _ = rewritten(lambda x, i, mode=mode: x.at[i].get(mode=mode), flags, indices)
+        # The fill of truth values is True.
+        np.testing.assert_array_equal(found, [False, True, False, mode == "fill"])
+
+
 def test_symbolic_sizes_are_kept():
     (batch,) = jax.export.symbolic_shape("batch")
     shape = jax.ShapeDtypeStruct((batch, 3), np.float32)
