@@ -196,7 +196,7 @@ def test_patterns_are_static_pytrees(make):
 
 @each
 def test_mechanisms_without_pairs_refuse_them(make):
-    with pytest.raises(NotImplementedError, match=r"mask: x supports .*, got \w+\(\)"):
+    with pytest.raises(NotImplementedError, match=r"mask: got \w+\(\), expected .* for x"):
         masks.padding(make(), 2, 5, 5, of="x")
 
 

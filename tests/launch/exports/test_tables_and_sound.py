@@ -324,7 +324,7 @@ ROWS = "2024-01-01 00:00,1,2\n2024-01-01 01:00,3,4\n"
         (HEAD + "2024-02-30,1,2\n", "expected a time"),
         (HEAD + ROWS + "2024-01-01 00:00,9,9\n", "two rows"),
         (HEAD + ROWS + "2024-01-01 01:10,9,9\n", "nearer than half a step"),
-        (HEAD + "2024-01-01,1,2\n2030-01-01,1,2\n", "too few rows"),
+        (HEAD + "2024-01-01,1,2\n2030-01-01,1,2\n", "has 2 rows for 52609 time steps"),
         (HEAD + "".join(f"2024-01-{d:02d},1,2\n" for d in range(1, 9)), "apart"),
         (HEAD + "2024-01-01,,\n", "no value within the last 24 time steps"),
         (HEAD + "2024-01-01,1e300,1\n", "too large"),

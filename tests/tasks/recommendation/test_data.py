@@ -112,7 +112,7 @@ def test_weights_of_a_history(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n", r"line 1: 2 fields; expected user,item,timestamp"),
+        ("a,b\n", r"line 1: got 2 fields, expected user,item,timestamp"),
         ("a,b,1\n\na,,2\n", r"line 3: a field is empty"),
         ("a,b,1\na,c,soon\n", r"line 2: timestamp 'soon' is neither a number"),
         ("a,b,1\na,c,nan\n", r"line 2: timestamp 'nan' is not a finite number"),

@@ -138,8 +138,8 @@ def test_columns_are_found(read, text, name, wanted, expected):
             "no column 'user'; the columns are: kunde, artikel",
         ),
         ("user_id,userId,item,time\nu,v,a,1\n", "'user_id' and 'userId' can both be the column"),
-        ("1::1193::5::978300760\n", r"line 1: 1 fields; .*instead of '::'"),
-        ("u a 1609459200\n", r"line 1: 1 fields; .*instead of ' '"),
+        ("1::1193::5::978300760\n", r"line 1: got 1 fields, .*instead of '::'"),
+        ("u a 1609459200\n", r"line 1: got 1 fields, .*instead of ' '"),
         ("u,a,1,t,x\n", "has 5 columns and no header; set config.data.user"),
         ("u,a,1609459200\nu,b\n", "line 2 has 2 fields"),
         (

@@ -121,7 +121,7 @@ def test_long_pairs_are_left_out_of_train_and_cut_elsewhere(task, data):
             np.testing.assert_array_equal(cut.examples(split).lengths[name], np.minimum(values, 5))
     tiny = dataclasses.replace(data, text=dataclasses.replace(TEXT, max_length=1))
     tiny = with_configs(task, tiny, MODEL)
-    with pytest.raises(UserError, match="max_length: got 1, but every training pair has more"):
+    with pytest.raises(UserError, match="max_length: got 1, but the source or the target of every"):
         tiny.examples("train")
 
 
@@ -317,7 +317,9 @@ def test_configs():
     assert config.name == "rnn_location_aware_width_5_cumulative_True"
     with pytest.raises(UserError, match=r"config: alignment: got 'dots', .* did you mean 'dot'"):
         load_file("configs/translation.py:rnn(dots)")
-    with pytest.raises(UserError, match="config: model: got 'transfomer', expected transformer"):
+    with pytest.raises(
+        UserError, match="config: model: got 'transfomer', expected MODEL or DATA,MODEL"
+    ):
         load_file("configs/translation.py:multi30k,transfomer")
 
 

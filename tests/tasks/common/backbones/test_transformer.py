@@ -89,9 +89,10 @@ def test_rematerialization_changes_no_number(kind):
     (kept, none), (recomputed, some) = gradients(False), gradients(True)
     assert not none
     assert some >= SMALL.num_layers
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), kept, recomputed
-    )
+    for a, b in zip(*map(jax.tree.leaves, (kept, recomputed)), strict=True):
+        # Sums are rounded at the scale of their terms.
+        scale = max(1.0, float(jnp.abs(a).max()))
+        np.testing.assert_allclose(a, b, atol=1e-5 * scale, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
