@@ -56,6 +56,11 @@ if not os.environ.get("FULL_COMPILATION"):
     os.environ["XLA_FLAGS"] = " ".join([*given, *(flag for flag in quick if flag not in given)])
 
 
+def pytest_collection_modifyitems(items):
+    """Moves the tests of this folder to the front: they are the longest, and end beside others."""
+    items.sort(key=lambda item: item.path.parent != pathlib.Path(__file__).parent)
+
+
 @pytest.fixture(scope="session")
 def server():
     """Returns a process whose forks run commands."""
