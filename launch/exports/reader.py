@@ -21,6 +21,7 @@ import csv
 import difflib
 import functools
 import hashlib
+import importlib.metadata
 import io
 import json
 import math
@@ -1886,7 +1887,8 @@ class Export:
         """Reads signature.json; programs and weights are read at their first use.
 
         Raises:
-          InputError: the folder holds no export, or an export of another format version.
+          InputError: the folder holds no export, or an export of another format version; a package
+            that it needs is not installed.
         """
         self.folder = Path(folder)
         path = self.folder / "signature.json"
@@ -1900,8 +1902,21 @@ class Export:
             raise InputError(f"{path}: not the signature of an export ({error})") from None
         if found != FORMAT:
             raise InputError(f"{path}: has format {found}, expected {FORMAT}; export again")
+        self._check_packages()
         self._encode = self._operations("encode", ENCODERS)
         self._decode = self._operations("decode", DECODERS)
+
+    def _check_packages(self) -> None:
+        """Checks that the packages of requirements.txt are installed, in any version."""
+        path = self.folder / "requirements.txt"
+        lines = path.read_text(encoding="utf-8").split() if path.exists() else []
+        for name in (line.partition("==")[0] for line in lines):
+            try:
+                importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                raise InputError(
+                    f"{name} is not installed, which this export needs; run pip install -r {path}"
+                ) from None
 
     def _operations(self, part: str, known: Mapping[str, Any]) -> list[Any]:
         made = []

@@ -310,3 +310,20 @@ def test_streams_of_the_copied_file(exported, tmp_path):
         _, error = closed.communicate()
     assert closed.returncode == 2
     assert error == b"error: the reader of the output has closed the pipe\n"
+
+
+def test_a_missing_package_is_named(exported, tmp_path):
+    subject, _, folder = exported("sequence_copy")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    with (copy / "requirements.txt").open("a") as file:
+        file.write("no-such-package==1.0\n")
+    with pytest.raises(reader.InputError, match=r"no-such-package is not installed.* pip install"):
+        reader.Export(copy)
+    done = subprocess.run(
+        [sys.executable, copy / "predict.py", f"--input={subject.raw[0]}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no-such-package is not installed" in done.stderr
