@@ -107,7 +107,11 @@ def _callee(options: Mapping[str, Any]) -> Any:
 
 def _scan(arrays: list[Any], options: Mapping[str, Any]) -> list[Any]:
     """Inlines the body. A loop in reverse reads reversed arrays and reverses its results."""
-    constants, carried = options["num_consts"], options["num_carry"]
+    if "ft_in" in options:  # jax 0.12
+        parts = options["ft_in"].update(arrays).unpack()
+        constants, carried, _ = (len(list(part)) for part in parts)
+    else:
+        constants, carried = options["num_consts"], options["num_carry"]
     body = _function(options["jaxpr"])
 
     def step(carry: Any, slices: Any) -> tuple[Any, Any]:
