@@ -107,9 +107,10 @@ class Application:
 
     def asgi(self) -> Starlette:
         """Returns the ASGI application, which starts and stops the models."""
+        predict = self._model_route("/models/{name}", self._predict)
         # Routes are tried in this order.
         routes = [
-            self._model_route("/models/{name}", self._predict),
+            predict,
             self._model_route("/v2/models/{name}/infer", self._infer, files=False),
             self._route("/", self._get_page),
             self._route("/openapi.json", self._get_document),
@@ -123,8 +124,7 @@ class Application:
             self._route("/v2/models/{name}", self._get_model),
             self._route("/v2/models/{name}/ready", self._get_model_ready),
         ]
-        predict = self._model_route("/models/{name}", self._predict).app
-        direct = {f"/models/{name}": _named(predict, name) for name in self.models}
+        direct = {f"/models/{name}": _named(predict.app, name) for name in self.models}
         options = {"token": self._options.token, "metrics": self.metrics, "direct": direct}
         middleware = [Middleware(Common, **options)]
         if self._options.cors_origin:

@@ -80,20 +80,11 @@ def test_keys_do_not_mix_and_the_oldest_comes_first(batcher, program):
     assert program.batches[1:] == [(other, [1, 3]), (KEY, [2])]
 
 
-def test_a_row_waits_for_others(program):
-    batcher = Batcher("slow", program, max_batch=2, max_wait_s=60)
-    batcher.start()
-    first = batcher.submit(rows(1), LATER)
-    time.sleep(0.05)
-    assert not first.done()
-    batcher.submit(rows(2), LATER)
-    assert first.result(10) == [{"y": 2}]
-    assert program.batches == [(KEY, [1, 2])]
-    assert batcher.stop(10)
-
-
-def test_a_row_does_not_wait_if_no_other_is_expected(program):
-    batcher = Batcher("alone", program, max_batch=4, max_wait_s=60, expected=lambda: 2)
+@pytest.mark.parametrize(
+    "options", [{"max_batch": 2}, {"max_batch": 4, "expected": lambda: 2}], ids=["full", "expected"]
+)
+def test_a_row_waits_until_the_batch_is_full_or_has_all_expected_rows(program, options):
+    batcher = Batcher("slow", program, max_wait_s=60, **options)
     batcher.start()
     first = batcher.submit(rows(1), LATER)
     time.sleep(0.05)
