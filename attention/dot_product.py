@@ -76,9 +76,13 @@ def attend(
     )
     recording.record(lambda: _weights(request), lambda rows: _weights(request.of_rows(rows)))
     if implementation != "auto":
+        dispatch.record(
+            request.arrays, request.options, KernelChoice(implementation, {}, "named by the caller")
+        )
         return _run_named(implementation, request)
-    name = _choose(request).name
-    return request.guarded(name).run(name)
+    choice = _choose(request)
+    dispatch.record(request.arrays, request.options, choice)
+    return request.guarded(choice.name).run(choice.name)
 
 
 def attention_weights(

@@ -10,12 +10,14 @@ B batch, N query heads, K key/value heads, T queries, S keys, H head size.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -35,6 +37,8 @@ DECODE_QUERIES = 8
 
 _KEPT = 4096
 _found: dict[Any, KernelChoice] = {}
+# A context variable, so that calls of other threads are not recorded.
+_recorded: ContextVar[list[RecordedChoice] | None] = ContextVar("recorded", default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,48 @@ class KernelChoice:
     name: str
     unsupported: dict[str, str]
     reason: str = dataclasses.field(default="", compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedChoice:
+    """The kernel of one call of `attend`.
+
+    Attributes:
+      sizes: B, N, K, T, S, H; symbols as text.
+      dtype: name of the query's dtype.
+      options: mask terms and names of the options in use, such as "lengths()" or "bias".
+      choice: the kernel and the reason.
+    """
+
+    sizes: tuple[int | str, ...]
+    dtype: str
+    options: tuple[str, ...]
+    choice: KernelChoice
+
+
+@contextlib.contextmanager
+def record_choices() -> Iterator[list[RecordedChoice]]:
+    """Records the kernel of each call of `attend` that is traced in the context."""
+    found: list[RecordedChoice] = []
+    token = _recorded.set(found)
+    try:
+        yield found
+    finally:
+        _recorded.reset(token)
+
+
+def record(arrays: Sequence[Array], options: Mapping[str, Any], choice: KernelChoice) -> None:
+    """Adds the choice for these arguments of `attend` to the list of `record_choices`."""
+    found = _recorded.get()
+    if found is None or tracing.only_shapes():
+        return
+    (B, T, N, H), (S, K) = arrays[0].shape, arrays[1].shape[1:3]
+    sizes = (size if isinstance(size, int) else str(size) for size in (B, N, K, T, S, H))
+    mask = options["mask"]
+    used = [] if mask is None else [term.describe() for term in mask.terms]
+    used += [name for name in ("bias", "logit_cap", "sinks") if options[name] is not None]
+    used += ["dropout"] if options["dropout_rate"] else []
+    found.append(RecordedChoice(tuple(sizes), str(arrays[0].dtype), tuple(used), choice))
 
 
 @dataclasses.dataclass(frozen=True)

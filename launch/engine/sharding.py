@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.common.configs import Config, PositiveInt, within
@@ -66,8 +66,13 @@ def request_devices(config: MeshConfig) -> None:
                 ) from None
 
 
-def make_mesh(config: MeshConfig):
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None):
     """Returns a `jax.sharding.Mesh` with the axes data, fsdp, tensor and sequence.
+
+    Args:
+      config: sizes of the axes.
+      devices: devices of the mesh, which may be absent (`launch.engine.topologies`); None for those
+        of this process.
 
     Raises:
       UserError: the product of the axis sizes differs from the number of devices.
@@ -75,8 +80,9 @@ def make_mesh(config: MeshConfig):
     import jax
     from jax.sharding import AxisType
 
-    devices = jax.devices()
-    if devices[0].platform == "cpu":
+    present = devices is None
+    devices = list(devices or jax.devices())
+    if present and devices[0].platform == "cpu":
         devices = devices[: config.cpu_devices or None]
     others = config.fsdp * config.tensor * config.sequence
     data = config.data if config.data > 0 else max(len(devices) // others, 1)
@@ -85,21 +91,31 @@ def make_mesh(config: MeshConfig):
         sizes = " x ".join(f"{name} {size}" for name, size in zip(AXES, shape, strict=True))
         raise UserError(
             f"config.mesh: {sizes} needs {math.prod(shape)} devices, but there are {len(devices)} "
-            f"({devices[0].device_kind}); change the sizes, or set config.mesh.cpu_devices"
+            f"({devices[0].device_kind}); change the sizes"
+            f"{', or set config.mesh.cpu_devices' if present else ''}"
         )
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def on_mesh(function: Callable[..., Any], mesh: Any) -> Callable[..., Any]:
-    """Wraps a function to run under `jax.set_mesh(mesh)`, which attention kernels read."""
-    import jax
+class OnMesh:
+    """A function of `jax.jit` that runs under `jax.set_mesh(mesh)`, which attention kernels read."""
 
-    @functools.wraps(function)
-    def call(*arguments: Any) -> Any:
-        with jax.set_mesh(mesh):
-            return function(*arguments)
+    def __init__(self, function: Any, mesh: Any):
+        functools.update_wrapper(self, function)
+        self._function, self._mesh = function, mesh
 
-    return call
+    def __call__(self, *arguments: Any) -> Any:
+        import jax
+
+        with jax.set_mesh(self._mesh):
+            return self._function(*arguments)
+
+    def trace(self, *arguments: Any) -> Any:
+        """Returns the `jax.stages.Traced` of arguments, which may be `jax.ShapeDtypeStruct`s."""
+        import jax
+
+        with jax.set_mesh(self._mesh):
+            return self._function.trace(*arguments)
 
 
 def check_batch(mesh: Any, name: str, size: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,9 +48,15 @@ class Steps:
         return jax.device_put(dict(batch), sharding.batch_sharding(self.mesh))
 
 
-def make_steps(task: Task, config: Experiment) -> Steps:
-    """Returns the functions of an experiment, compiled at the first call with each input shape."""
-    mesh = sharding.make_mesh(config.mesh)
+def make_steps(task: Task, config: Experiment, devices: Sequence[Any] | None = None) -> Steps:
+    """Returns the functions of an experiment, compiled at the first call with each input shape.
+
+    Args:
+      task: the task, with its processor.
+      config: the experiment.
+      devices: devices of the mesh, see `launch.engine.sharding.make_mesh`.
+    """
+    mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(mesh, "batch_size", config.training.batch_size)
     sharding.check_batch(mesh, "evaluation_batch_size", config.training.evaluation_batch_size)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
@@ -109,7 +115,7 @@ def make_steps(task: Task, config: Experiment) -> Steps:
         compiled = jax.jit(
             with_model(function), in_shardings=(variables_shardings, over_batch), out_shardings=out
         )
-        return sharding.on_mesh(compiled, mesh)
+        return sharding.OnMesh(compiled, mesh)
 
     compiled = jax.jit(
         train,
@@ -126,7 +132,7 @@ def make_steps(task: Task, config: Experiment) -> Steps:
             state_shardings,
         ),
         init=jax.jit(init, out_shardings=state_shardings),
-        train=sharding.on_mesh(compiled, mesh),
+        train=sharding.OnMesh(compiled, mesh),
         evaluate=evaluation(task.evaluate, whole),
         predict=evaluation(task.predict, whole),
         predict_fast=evaluation(functools.partial(task.predict, fast=True), whole),

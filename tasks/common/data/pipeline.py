@@ -224,6 +224,21 @@ def evaluation_batches(
     return (batcher.batch(*pair) for pair in zip(plan.members, plan.buckets, strict=True))
 
 
+def example_batches(
+    examples: Examples, *, batch_size: int, buckets: Sequence[Bucket] | None = None
+) -> list[dict[str, np.ndarray]]:
+    """Returns one batch of each shape that occurs, by ascending bucket, for compilation.
+
+    All rows of a batch are the same example. Arguments as in `train_iterator`.
+    """
+    batcher = _Batcher(examples, batch_size, buckets, 0, 1)
+    plan = EpochPlan(batcher.bucket_of, batcher.buckets, batch_size, None)
+    first: dict[int, np.ndarray] = {}
+    for members, bucket in zip(plan.members, plan.buckets, strict=True):
+        first.setdefault(batcher.buckets.index(bucket), members[:1])
+    return [batcher.batch(first[index], batcher.buckets[index]) for index in sorted(first)]
+
+
 def epoch_length(
     examples: Examples, batch_size: int, buckets: Sequence[Bucket] | None = None
 ) -> int:
