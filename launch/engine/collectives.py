@@ -177,16 +177,82 @@ def _counts(computations: dict[str, list[_Instruction]], entry: str) -> dict[str
     # Callers come after what they call, so in reverse every caller's count is complete.
     for name in reversed(order):
         for instruction in computations[name]:
-            trips: int | None = 1
+            trips = 1
             if instruction.operation == "while":
-                known = _TRIPS.search(instruction.rest)
-                trips = int(known.group(1)) if known else None
+                trips = _trips(instruction, computations[name], computations)
             for called in _called(instruction):
                 if called in found:
                     before, here = found[called], found[name]
-                    known_counts = before is not None and here is not None and trips is not None
-                    found[called] = before + here * trips if known_counts else None
+                    if before is None or here is None or trips is None:
+                        found[called] = None
+                    else:
+                        found[called] = before + here * trips
     return found
+
+
+def _trips(
+    loop: _Instruction,
+    around: list[_Instruction],
+    computations: dict[str, list[_Instruction]],
+) -> int | None:
+    """Returns the number of iterations of a while loop, or None.
+
+    XLA:TPU does not print it, so it is read from the initial value, the step and the limit of the
+    counter if all three are constants.
+    """
+    if known := _TRIPS.search(loop.rest):
+        return int(known.group(1))
+    names = re.search(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)", loop.rest)
+    if names is None:
+        return None
+    condition, body = (computations.get(each, []) for each in names.groups())
+    test = next((each for each in condition if each.root), None)
+    step = next((each for each in body if each.root), None)
+    start = _origin(_operands(loop)[0], around)
+    if not (test and step and start) or "direction=LT" not in test.rest:
+        return None
+    counter, limit = (_origin(each, condition) for each in _operands(test))
+    if not (counter and limit) or (index := _index(counter)) is None:
+        return None
+    if start.operation != "tuple" or step.operation != "tuple":
+        return None
+    first = _constant(_origin(_operands(start)[index], around))
+    last = _constant(limit)
+    added = _origin(_operands(step)[index], body)
+    if added is None or added.operation != "add":
+        return None
+    parts = [_origin(each, body) for each in _operands(added)]
+    steps = [_constant(each) for each in parts if each and _index(each) != index]
+    if first is None or last is None or len(steps) != 1 or not steps[0]:
+        return None
+    return max(-(-(last - first) // steps[0]), 0)
+
+
+def _operands(instruction: _Instruction) -> list[str]:
+    inside = re.sub(r"/\*.*?\*/", "", instruction.rest.partition(")")[0])
+    return [each.strip().lstrip("%") for each in inside.split(",")]
+
+
+def _origin(name: str, instructions: list[_Instruction]) -> _Instruction | None:
+    """Returns the instruction of a name; of a copy, the instruction that it copies."""
+    found = next((each for each in instructions if each.name == name), None)
+    while found and found.operation in ("copy", "bitcast"):
+        source = _operands(found)[0]
+        found = next((each for each in instructions if each.name == source), None)
+    return found
+
+
+def _index(instruction: _Instruction) -> int | None:
+    """Returns the index of a get-tuple-element, None for other instructions."""
+    found = re.search(r"index=(\d+)", instruction.rest)
+    return int(found.group(1)) if found and instruction.operation == "get-tuple-element" else None
+
+
+def _constant(instruction: _Instruction | None) -> int | None:
+    if instruction is None or instruction.operation != "constant":
+        return None
+    value = re.match(r"(-?\d+)\)", instruction.rest)
+    return int(value.group(1)) if value else None
 
 
 def _result(instruction: _Instruction) -> str:

@@ -34,7 +34,22 @@ def test_parts_of_an_asynchronous_collective_on_tpus_count_once():
     assert collectives(TPU) == [
         Collective("all-gather", "bf16[1,128,128]", size, 4, line, gather, 1),
         Collective("reduce-scatter", "bf16[32,128]", size, 4, line, scatter, 1),
+        # The counter of its loop goes from 1 to 11 in steps of 2.
+        Collective("all-reduce", "bf16[4,8]", 4 * 8 * 2, 2, "", "", 5),
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("constant.118 = s32[]{:T(128)} constant(1)", "constant.118 = s32[]{:T(128)} parameter(1)"),
+        ("direction=LT", "direction=NE"),
+        ("add(%copy.24, %constant.103)", "multiply(%copy.24, %constant.103)"),
+    ],
+)
+def test_loop_with_another_counter_has_no_count(before, after):
+    assert before in TPU
+    assert collectives(TPU.replace(before, after))[-1].count is None
 
 
 def test_loop_of_unknown_length_and_unreached_computation():
