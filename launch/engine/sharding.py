@@ -98,7 +98,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None):
 
 
 class OnMesh:
-    """A function of `jax.jit` that runs under `jax.set_mesh(mesh)`, which attention kernels read."""
+    """A jitted function that runs under `jax.set_mesh(mesh)`, which attention kernels read."""
 
     def __init__(self, function: Any, mesh: Any):
         functools.update_wrapper(self, function)

@@ -1,0 +1,306 @@
+"""Compilation of an experiment's steps for a machine that need not be present."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from attention import tracing
+from attention.kernels import devices
+from attention.kernels.dispatch import RecordedChoice, record_choices
+from launch.engine import sharding
+from launch.engine import state as states
+from launch.engine.collectives import Collective, collectives
+from launch.engine.config import Experiment
+from launch.engine.environment import ROOT
+from launch.engine.evaluation import prediction_inputs
+from launch.engine.flops import count_flops
+from launch.engine.steps import Steps, make_steps
+from launch.engine.topologies import Topology
+from tasks.common.data.pipeline import example_batches
+from tasks.common.errors import UserError
+from tasks.task import Task
+
+STEPS = ("train", "evaluate", "predict")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """A step compiled for a topology.
+
+    Attributes:
+      step: one of `STEPS`.
+      batch: shapes of the batch by field, over all devices.
+      bytes_per_device: bytes by kind: the parts of the train state or the variables, "batch",
+        "arguments" (all of these), "outputs" (without those that reuse arguments), "temporaries"
+        and "code".
+      flops: floating-point operations on all devices, see `launch.engine.flops`.
+      collectives: collectives of the program.
+      choices: kernels of `attend`, with the number of calls.
+      seconds: seconds of tracing, lowering and compilation.
+      failure: message of the compiler if the program does not fit into the memory, else "".
+    """
+
+    step: str
+    batch: Mapping[str, str]
+    bytes_per_device: Mapping[str, int]
+    flops: float
+    collectives: Sequence[Collective]
+    choices: Sequence[tuple[RecordedChoice, int]]
+    seconds: Mapping[str, float]
+    failure: str = ""
+
+    @property
+    def peak(self) -> int:
+        """Bytes per device at the peak: arguments, outputs, temporaries and code."""
+        names = ("arguments", "outputs", "temporaries", "code")
+        return sum(self.bytes_per_device.get(name, 0) for name in names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compilation:
+    """Steps of an experiment compiled for a topology.
+
+    Attributes:
+      topology: the devices.
+      mesh: sizes of the mesh axes.
+      parameters: (path, shape, dtype, sharding, bytes per device) of each parameter.
+      steps: the compiled steps.
+    """
+
+    topology: Topology
+    mesh: Mapping[str, int]
+    parameters: Sequence[tuple[str, tuple[int, ...], str, str, int]]
+    steps: Sequence[CompiledStep]
+
+
+def compile_steps(
+    task: Task, config: Experiment, topology: Topology, names: Sequence[str] = STEPS[:2]
+) -> Compilation:
+    """Compiles steps of an experiment for a topology, with the largest batch of the training split.
+
+    Args:
+      task: prepared task, with its data.
+      config: the experiment.
+      topology: the devices.
+      names: names of steps in `STEPS`.
+
+    Raises:
+      UserError: the mesh does not fit the topology, or the compiler fails.
+    """
+    steps = make_steps(task, config, topology.devices)
+    params = steps.abstract_state["params"]
+    parameters = [
+        (states.path_name(path), leaf.shape, str(leaf.dtype), _spec(leaf), _shard_bytes(leaf))
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+    ]
+    compiled = [_compile(task, config, steps, topology, name) for name in names]
+    return Compilation(topology, dict(steps.mesh.shape), parameters, compiled)
+
+
+def _compile(
+    task: Task, config: Experiment, steps: Steps, topology: Topology, name: str
+) -> CompiledStep:
+    batch = _largest_batch(task, config, steps, name)
+    first = steps.abstract_state
+    if name != "train":
+        first = states.evaluation_variables(first)
+    if name == "predict":
+        batch = prediction_inputs(task, batch)
+    function = getattr(steps, name)
+    seconds: dict[str, float] = {}
+    began = time.monotonic()
+
+    def lap(name: str) -> None:
+        nonlocal began
+        now = time.monotonic()
+        seconds[name], began = round(now - began, 2), now
+
+    here = topology.platform == "cpu"
+    target = contextlib.nullcontext() if here else devices.lowering_for(topology.platform)
+    with target, record_choices() as found:
+        traced = function.trace(first, batch)
+        lap("trace")
+        lowered = traced.lower() if here else traced.lower(lowering_platforms=(topology.platform,))
+        lap("lower")
+    failure, program = "", None
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        failure = _failure(error, topology)
+    lap("compile")
+    parts = first if name == "train" else {**first, "parameters": first["params"]}
+    size = {
+        _KINDS.get(part, part): sum(map(_shard_bytes, jax.tree.leaves(parts[part])))
+        for part in parts
+        if part not in ("step", "parameters")
+    }
+    size["batch"] = sum(map(_shard_bytes, jax.tree.leaves(batch)))
+    if program is not None:
+        memory = program.memory_analysis()
+        size |= {
+            "arguments": memory.argument_size_in_bytes,
+            "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+            "code": memory.generated_code_size_in_bytes,
+        }
+    return CompiledStep(
+        step=name,
+        batch={key: _shape(value) for key, value in batch.items()},
+        bytes_per_device=size,
+        flops=_flops(function, steps.mesh, first, batch),
+        collectives=[] if program is None else list(map(_relative, collectives(program.as_text()))),
+        choices=_counted(found),
+        seconds=seconds,
+        failure=failure,
+    )
+
+
+_KINDS = {"params": "parameters", "average": "average of parameters"}
+
+
+def _largest_batch(task: Task, config: Experiment, steps: Steps, name: str) -> dict[str, Any]:
+    """Returns the shapes of a batch in the longest bucket, with their shardings."""
+    training = name == "train"
+    plan = config.training
+    split = "train" if training else "validation"
+    size = plan.batch_size if training else plan.evaluation_batch_size
+    host = example_batches(task.examples(split), batch_size=size, buckets=task.buckets)[-1]
+    where = sharding.batch_sharding(steps.mesh)
+    return {
+        key: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=where)
+        for key, value in host.items()
+    }
+
+
+def _failure(error: Exception, topology: Topology) -> str:
+    """Returns the reason if a program does not fit into the memory.
+
+    Raises:
+      UserError: the compiler failed for another reason.
+    """
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" in text:
+        return re.sub(r"^.*?RESOURCE_EXHAUSTED:\s*", "", text.splitlines()[0])
+    raise UserError(
+        f"--topology={topology.name}: the compiler failed: {text.splitlines()[0]}"
+    ) from error
+
+
+def _flops(function: Any, mesh: Any, *arguments: Any) -> float:
+    python = function.__wrapped__.__wrapped__
+    # A new function each time: JAX must not reuse this trace, which has the reference kernel.
+    with tracing.shapes_only(), jax.set_mesh(mesh):
+        return count_flops(jax.make_jaxpr(lambda *given: python(*given))(*arguments))
+
+
+def _counted(found: Sequence[RecordedChoice]) -> list[tuple[RecordedChoice, int]]:
+    kinds: list[RecordedChoice] = []
+    for each in found:
+        if each not in kinds:
+            kinds.append(each)
+    return [(each, found.count(each)) for each in kinds]
+
+
+def _relative(one: Collective) -> Collective:
+    return dataclasses.replace(one, source=one.source.removeprefix(f"{ROOT}/"))
+
+
+def _shape(array: Any) -> str:
+    return f"{array.dtype}[{','.join(map(str, array.shape))}]"
+
+
+def _spec(array: Any) -> str:
+    """Formats a sharding, such as "fsdp, tensor, -"."""
+    spec = (*array.sharding.spec, *[None] * array.ndim)[: array.ndim]
+    words = ("x".join(axis) if isinstance(axis, tuple) else axis or "-" for axis in spec)
+    return ", ".join(words)
+
+
+def _shard_bytes(array: Any) -> int:
+    return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
+
+
+def advice(compilation: Compilation, one: CompiledStep) -> list[str]:
+    """Returns what to change if a step does not fit into the memory of a device; else nothing."""
+    memory = compilation.topology.memory
+    if memory is None or (one.peak <= memory and not one.failure):
+        return []
+    mesh, found = compilation.mesh, []
+    state = sum(
+        size for kind, size in one.bytes_per_device.items() if kind not in _NOT_STATE
+    )  # fmt: skip
+    rest = one.bytes_per_device.get("temporaries", 0)
+    if state > memory / 4 and mesh["data"] > 1:
+        found.append(
+            f"the state takes {human(state)} per device: --config.mesh.fsdp={mesh['fsdp'] * 2} "
+            f"--config.mesh.data={mesh['data'] // 2} halves it"
+        )
+    elif state > memory / 4:
+        found.append(
+            f"the state takes {human(state)} per device: use more devices, or a smaller model"
+        )
+    if rest > memory / 4 or one.failure:
+        name = "batch_size" if one.step == "train" else "evaluation_batch_size"
+        taken = f"temporaries take {human(rest)}" if rest else "temporaries do not fit"
+        remat = "" if one.step != "train" else ", or recompute layers (rematerialize)"
+        found.append(f"{taken} per device: lower --config.training.{name}{remat}")
+    return found
+
+
+_NOT_STATE = ("batch", "arguments", "outputs", "temporaries", "code")
+
+
+def human(size: float) -> str:
+    """Formats bytes, such as '1.2 MB'."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
+
+
+def as_json(compilation: Compilation) -> dict[str, Any]:
+    """Returns the content of the file that `launch.compile --json` writes."""
+    topology = compilation.topology
+    return {
+        "topology": topology.name,
+        "device": topology.kind,
+        "memory": topology.memory,
+        "mesh": dict(compilation.mesh),
+        "parameters": [
+            dict(zip(("path", "shape", "dtype", "sharding", "bytes_per_device"), row, strict=True))
+            for row in compilation.parameters
+        ],
+        "steps": [
+            {
+                **{
+                    name: getattr(one, name)
+                    for name in ("step", "batch", "bytes_per_device", "flops", "seconds", "failure")
+                },
+                "peak": one.peak,
+                "advice": advice(compilation, one),
+                "collectives": [dataclasses.asdict(each) for each in one.collectives],
+                "kernels": [
+                    {
+                        "calls": calls,
+                        "sizes": dict(zip("BNKTSH", each.sizes, strict=True)),
+                        "dtype": each.dtype,
+                        "options": each.options,
+                        "kernel": each.choice.name,
+                        "reason": each.choice.reason,
+                        "unsupported": each.choice.unsupported,
+                    }
+                    for each, calls in one.choices
+                ],
+            }
+            for one in compilation.steps
+        ],
+    }
