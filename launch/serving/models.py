@@ -8,16 +8,14 @@ short that changes of threads would take longer.
 from __future__ import annotations
 
 import asyncio
-import collections
 import functools
-import io
 import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,15 +29,16 @@ from launch.exports.reader import (
     Raw,
     Row,
     Tokenizer,
-    declared_pixels,
     fetched,
-    image_formats,
     read_tensors,
 )
+from launch.serving.arrivals import Arrivals
 from launch.serving.batching import Batcher, Expired, Key, Outputs
+from launch.serving.limits import expect_size
 from launch.serving.metrics import Metrics
 from launch.serving.options import Options
-from launch.serving.problems import RETRY_S, Problem, invalid, overloaded
+from launch.serving.problems import RETRY_S, Problem, invalid
+from launch.serving.queue import Places, Queue
 
 # Tasks whose answer is generated text, which may be streamed.
 GENERATING = frozenset(
@@ -65,14 +64,10 @@ _SHORT_S = 0.003
 _TIMINGS, _NEAR, _HOPELESS = 3, 1.1, 1.5
 # Most numbers in a response with attention weights.
 ATTENTION_NUMBERS = 1_000_000
-# Pixels, samples and cells from which only one input is decoded at a time.
-_LARGE_PIXELS, _LARGE_SAMPLES, _LARGE_CELLS = 4_000_000, 4_000_000, 100_000
 # Characters or bytes of inputs that a thread encodes before those of other requests.
 _TURN = 100_000
-# Length of sounds whose header has none.
-_UNKNOWN_FRAMES = 1 << 60
-_CELL_ENDS = b",;\t\r\n"
 
+# Held while an input that needs much memory is decoded, one at a time.
 _decoding_large = threading.Lock()
 Result = TypeVar("Result")
 
@@ -107,8 +102,8 @@ class Model:
         self.name, self.export = name, export
         self.task, self.kind = export.signature["task"], export.kind
         self._options, self._metrics = options, metrics
-        self._accepted = 0
-        metrics.queue.labels(name).set_function(lambda: self._accepted)
+        self._queue = Queue(name, options.max_queue, self._submit)
+        metrics.queue.labels(name).set_function(lambda: self._queue.taken)
         metrics.ready.labels(name).set(0)
         # Stemmers are not thread-safe; decoders of images and sounds release the global lock.
         threads = 1 if self.kind == "text" else min(4, os.cpu_count() or 1)
@@ -118,7 +113,7 @@ class Model:
         self._is_quick = self.kind == "text" and steps <= _QUICK
         # Held by the thread that uses the tokenizer.
         self._tokenizing = threading.Lock()
-        self._arrivals = _Arrivals()
+        self._arrivals = Arrivals()
         # Programs whose batches are short, and the rows for them.
         self._short: set[Key] = set()
         self._all_short = False
@@ -132,7 +127,7 @@ class Model:
             prepare=self._compile,
             failed=failed,
             # One client alone does not wait for others.
-            expected=lambda: self._accepted,
+            expected=lambda: self._queue.taken,
         )
         metrics.waiting.labels(name).set_function(lambda: len(self._batcher))
 
@@ -261,27 +256,7 @@ class Model:
         if not self.ready:
             headers = {"Retry-After": str(RETRY_S)}
             raise Problem(503, f"model {self.name} is being compiled", None, headers)
-        if self._accepted >= self._options.max_queue:
-            raise self._full()
-
-    def _full(self) -> Problem:
-        return overloaded(f"model {self.name} has a full queue; try again later")
-
-    @contextmanager
-    def accepted(self, inputs: int) -> Iterator[_Places]:
-        """Reserves places in the model's queue for inputs.
-
-        The places are freed after the context, as soon as no thread works on the inputs any more.
-
-        Raises:
-          Problem: the queue is full.
-        """
-        places = _Places(self)
-        places.add(inputs)
-        try:
-            yield places
-        finally:
-            places.close()
+        self._queue.expect_free()
 
     async def answer(self, raw: Sequence[Raw], fields: Sequence[str]) -> list[Item]:
         """Encodes inputs, runs the model, and returns the inputs with their answers.
@@ -293,7 +268,7 @@ class Model:
         Raises:
           Problem: an input is invalid, the queue is full, or the deadline has passed.
         """
-        with self.accepted(len(raw)) as places:
+        with self._queue.accepted(len(raw)) as places:
             return await self._within(self._answer(raw, fields, places))
 
     def is_prompt(self, raw: Sequence[Raw]) -> bool:
@@ -302,11 +277,11 @@ class Model:
 
     async def answer_promptly(self, raw: Sequence[Raw], fields: Sequence[str]) -> list[Item]:
         """Does the same as `answer` for inputs of `is_prompt`, without a timeout."""
-        with self.accepted(len(raw)) as places:
+        with self._queue.accepted(len(raw)) as places:
             return await self._answer(raw, fields, places)
 
     async def _answer(
-        self, raw: Sequence[Raw], fields: Sequence[str], places: _Places
+        self, raw: Sequence[Raw], fields: Sequence[str], places: Places
     ) -> list[Item]:
         items = await self._encoded(raw, fields, places)
         rows = [row for item in items for row in item.rows]
@@ -318,7 +293,7 @@ class Model:
         return items
 
     async def _call(
-        self, places: _Places, raw: Sequence[Raw], function: Callable[[], Result]
+        self, places: Places, raw: Sequence[Raw], function: Callable[[], Result]
     ) -> Result:
         """Calls a function of inputs: at once if that is quick, else on a thread of the model."""
         if self._is_quick and sum(map(len, raw)) <= _SHORT and self._tokenizing.acquire(False):
@@ -339,7 +314,7 @@ class Model:
         Raises:
           Problem: see `answer`.
         """
-        with self.accepted(len(raw)) as places:
+        with self._queue.accepted(len(raw)) as places:
             items = await self._within(self._encoded(raw, fields, places))
             places.add(sum(len(item.rows) for item in items) - len(raw), fields[0])
             if self.streams_tokens:
@@ -359,7 +334,7 @@ class Model:
                 for future in running:
                     future.cancel()
 
-    async def _tokens_of(self, item: Item, places: _Places) -> AsyncIterator[tuple[Item, bool]]:
+    async def _tokens_of(self, item: Item, places: Places) -> AsyncIterator[tuple[Item, bool]]:
         """Yields the item with its answer after each token, and whether it is complete."""
         answers, deadline = self.export.stream_item(item), self._deadline()
         now = await self._within(places.call(lambda: next(answers, None)), deadline)
@@ -380,7 +355,7 @@ class Model:
         Raises:
           Problem: the queue is full, or the deadline has passed.
         """
-        with self.accepted(len(rows)):
+        with self._queue.accepted(len(rows)):
             return await self._within(self._batched("predict", rows))
 
     async def attention(self, raw: Raw, field: str) -> dict[str, Any]:
@@ -393,10 +368,10 @@ class Model:
         Raises:
           Problem: see `answer`; or there are more than `ATTENTION_NUMBERS` weights.
         """
-        with self.accepted(1) as places:
+        with self._queue.accepted(1) as places:
             return await self._within(self._attention(raw, field, places))
 
-    async def _attention(self, raw: Raw, field: str, places: _Places) -> dict[str, Any]:
+    async def _attention(self, raw: Raw, field: str, places: Places) -> dict[str, Any]:
         items = await self._encoded([raw], [field], places)
         row = items[0].rows[0]
         (found,) = await self._batched("attention", [row])
@@ -449,6 +424,9 @@ class Model:
                     continue
                 for (_, waiter), found in zip(part, outputs, strict=True):
                     waiter.set_result(found)
+
+    def _submit(self, function: Callable[[], Result]) -> Future[Result]:
+        return self._threads.submit(self._locked, function)
 
     def _locked(self, function: Callable[[], Result]) -> Result:
         """Calls a function on a thread of the model; one thread at a time uses a tokenizer."""
@@ -515,7 +493,7 @@ class Model:
     # ------------------------------------------------------------ inputs
 
     async def _encoded(
-        self, raw: Sequence[Raw], fields: Sequence[str], places: _Places
+        self, raw: Sequence[Raw], fields: Sequence[str], places: Places
     ) -> list[Item]:
         """Encodes inputs in turns, between which those of other requests come."""
         items: list[Item] = []
@@ -525,14 +503,14 @@ class Model:
             if size >= _TURN or end == len(raw):
                 turn = raw[start:end], fields[start:end]
                 items += await self._call(places, turn[0], functools.partial(self._encode, *turn))
-                self._check_rows(sum(len(item.rows) for item in items), fields[0])
+                self._queue.expect_rows(sum(len(item.rows) for item in items), fields[0])
                 start, size = end, 0
         return items
 
     def _encode(self, raw: Sequence[Raw], fields: Sequence[str]) -> list[Item]:
         items = []
         for one, field in zip(raw, fields, strict=True):
-            large = self._check(one, field)
+            large = expect_size(one, self.kind, self._options, field)
             try:
                 with _decoding_large if large else nullcontext():
                     try:
@@ -547,151 +525,9 @@ class Model:
             items.append(item)
         return items
 
-    def _check_rows(self, rows: int, field: str) -> None:
-        if rows > (most := self._options.max_queue):
-            raise invalid(f"{field}: is encoded as {rows} rows, expected at most {most}", field)
-
     def public(self, message: str) -> str:
         """Returns a message with the model's name instead of its folder on the server."""
         return message.replace(str(self.export.folder), self.name)
-
-    def _check(self, raw: Raw, field: str) -> bool:
-        """Checks the size of an input against the limits of the server, before it is decoded.
-
-        Returns:
-          Whether decoding needs much memory.
-
-        Raises:
-          Problem: the input is empty or too large.
-        """
-        options = self._options
-        if isinstance(raw, str):
-            if len(raw) > options.max_text:
-                raise invalid(
-                    f"{field}: got {len(raw)} characters, expected at most {options.max_text}",
-                    field,
-                )
-            return False
-        if not raw:
-            raise invalid(f"{field}: is empty, expected the content of a file", field)
-        if self.kind == "image":
-            if (pixels := _pixels(raw)) > options.max_pixels:
-                raise invalid(
-                    f"{field}: got {pixels} pixels, expected at most {options.max_pixels}", field
-                )
-            return pixels > _LARGE_PIXELS
-        if self.kind == "sound":
-            seconds, samples = _length(raw)
-            if seconds > options.max_sound_s:
-                raise invalid(
-                    f"{field}: got {seconds:.1f} seconds, expected at most {options.max_sound_s:g}",
-                    field,
-                )
-            return samples > _LARGE_SAMPLES
-        cells = sum(map(raw.count, (bytes([end]) for end in _CELL_ENDS)))
-        if cells > options.max_cells:
-            raise invalid(
-                f"{field}: got {cells} cells, expected at most {options.max_cells}", field
-            )
-        return cells > _LARGE_CELLS
-
-
-class _Places:
-    """The places that a request occupies in a model's queue, at first one for each input.
-
-    If an input is encoded as several rows, it occupies a place for each row.
-    """
-
-    def __init__(self, model: Model):
-        self._model, self._taken, self._running, self._closed = model, 0, 0, False
-
-    def add(self, count: int, field: str = "inputs") -> None:
-        """Reserves `count` more places.
-
-        Args:
-          count: number of places.
-          field: name of the input in messages.
-
-        Raises:
-          Problem: the request needs more places than the queue has, or the queue is full.
-        """
-        model, most = self._model, self._model._options.max_queue
-        model._check_rows(self._taken + count, field)
-        if model._accepted + count > most:
-            raise model._full()
-        model._accepted += count
-        self._taken += count
-
-    async def call(self, function: Callable[[], Result]) -> Result:
-        """Calls a function in the model's thread pool; no place is freed before it returns."""
-        loop = asyncio.get_running_loop()
-        future: Future[Result] = self._model._threads.submit(self._model._locked, function)
-        self._running += 1
-        future.add_done_callback(lambda _: _threadsafe(loop, self._done))
-        try:
-            return await asyncio.wrap_future(future)
-        finally:
-            # The traceback of an error refers to this frame, and would keep the input in memory.
-            del future
-
-    def _done(self) -> None:
-        self._running -= 1
-        self._free()
-
-    def close(self) -> None:
-        """Frees the places as soon as no function of `call` is running."""
-        self._closed = True
-        self._free()
-
-    def _free(self) -> None:
-        if self._closed and not self._running:
-            self._model._accepted -= self._taken
-            self._taken = 0
-
-
-class _Arrivals:
-    """Waits of an event loop for futures of other threads.
-
-    The futures of a batch are set at once. The event loop is notified once for all of them, which
-    takes a system call.
-    """
-
-    def __init__(self):
-        self._done: collections.deque[tuple[asyncio.Future, Future]] = collections.deque()
-        self._appending = threading.Lock()
-
-    async def wait(self, future: Future[Result]) -> Result:
-        """Returns the result of a future, and cancels it if this call is canceled."""
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[Result] = loop.create_future()
-
-        def arrived(found: Future[Result]) -> None:
-            # Futures are set by the thread of the batches, and canceled by that of the event loop.
-            with self._appending:
-                self._done.append((waiter, found))
-                # Another notification is on its way unless the deque was empty.
-                is_first = len(self._done) == 1
-            if is_first:
-                _threadsafe(loop, self._deliver)
-
-        future.add_done_callback(arrived)
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            future.cancel()
-            raise
-
-    def _deliver(self) -> None:
-        while self._done:
-            waiter, found = self._done.popleft()
-            if waiter.done():
-                continue
-            if found.cancelled():
-                waiter.cancel()
-            elif (error := found.exception()) is not None:
-                waiter.set_exception(error)
-            else:
-                waiter.set_result(found.result())
 
 
 def _cut(array: np.ndarray, sizes: Mapping[str, int], padded: Mapping[str, int]) -> np.ndarray:
@@ -702,50 +538,3 @@ def _cut(array: np.ndarray, sizes: Mapping[str, int], padded: Mapping[str, int])
                 array = array.take(range(sizes[name]), axis)
                 break
     return array
-
-
-def _threadsafe(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
-    try:
-        loop.call_soon_threadsafe(function)
-    except RuntimeError:
-        # The loop is closed: the server has stopped.
-        logging.getLogger(__name__).debug("an input was encoded after the end of the server")
-
-
-def _pixels(content: bytes) -> int:
-    """Returns the number of pixels in an image's header; 0 if it cannot be read.
-
-    The reader then raises the error.
-    """
-    import warnings
-
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=image_formats()) as image:
-                return declared_pixels(image)
-    except Image.DecompressionBombError:
-        return np.iinfo(np.int64).max
-    except Exception:
-        # Damaged files raise many exceptions; the reader names the reason.
-        return 0
-
-
-def _length(content: bytes) -> tuple[float, int]:
-    """Returns duration in seconds and number of samples from a sound's header.
-
-    Both are 0 if the header cannot be read; the reader then raises the error. If it has no length,
-    the duration is 0 and the number large; the reader then stops at the limit.
-    """
-    import soundfile
-
-    try:
-        found = soundfile.info(io.BytesIO(content))
-        frames = found.frames
-        if not 0 < frames < _UNKNOWN_FRAMES:
-            return 0.0, _UNKNOWN_FRAMES
-        return frames / found.samplerate, frames
-    except (RuntimeError, ZeroDivisionError, TypeError):
-        return 0.0, 0

@@ -275,17 +275,17 @@ def test_a_full_queue_and_a_deadline(export, blocked):
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             waiting = [pool.submit(found.post, PREDICT, json={"inputs": "a"}) for _ in range(4)]
             for _ in range(500):
-                if model._accepted == 4:
+                if model._queue.taken == 4:
                     break
                 event.wait(0.01)
-            assert model._accepted == 4
+            assert model._queue.taken == 4
             response = found.post(PREDICT, json={"inputs": "b"})
             assert_error(response, 429)
             assert int(response.headers["Retry-After"]) >= 1
             for future in waiting:
                 assert_error(future.result(30), 504, None, "0.5 seconds")
         event.set()
-        assert model._accepted == 0
+        assert model._queue.taken == 0
         assert found.post(PREDICT, json={"inputs": "a"}).status_code == 200
         assert_error(found.post(PREDICT, json={"inputs": ["a"] * 5}), 422, "inputs")
 

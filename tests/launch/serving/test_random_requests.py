@@ -128,7 +128,7 @@ def test_random_requests_are_answered_without_server_errors(kinds, caplog):
         assert again.json() == valid.json()
         assert again.status_code == 200
         for model in client.application.models.values():
-            assert model._accepted == 0
+            assert model._queue.taken == 0
         assert client.application._bodies._held == 0
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert "Traceback" not in caplog.text

@@ -153,9 +153,9 @@ def test_a_client_that_goes_frees_its_place(export, blocked):
         body = b'{"inputs": "a"}'
         with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
             client.sendall(head(len(body)) + body)
-            wait_for(lambda: model._accepted == 1)
+            wait_for(lambda: model._queue.taken == 1)
             assert ask(port, {"inputs": "b"})[0] == 429
-        wait_for(lambda: model._accepted == 0)
+        wait_for(lambda: model._queue.taken == 0)
         event.set()
         assert ask(port, {"inputs": "b"})[0] == 200
 
@@ -178,7 +178,7 @@ def test_the_end_finishes_accepted_requests(export, blocked):
         ]
         for thread in threads:
             thread.start()
-        wait_for(lambda: model._accepted == 3)
+        wait_for(lambda: model._queue.taken == 3)
         server.should_exit = True
         time.sleep(0.3)
         with pytest.raises(OSError):

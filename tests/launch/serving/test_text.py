@@ -55,7 +55,7 @@ def test_errors_of_a_stream(client, export, blocked):
         assert error[0] == "error"
         assert set(error[1]) == {"error", "field"}
         event.set()
-        assert found.application.models[NAME]._accepted == 0
+        assert found.application.models[NAME]._queue.taken == 0
 
 
 @pytest.mark.slow

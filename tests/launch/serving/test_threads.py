@@ -50,7 +50,7 @@ def test_answers_of_requests_at_once(export, is_short):
             for rows, wanted in zip(found, expected, strict=True):
                 scores = {row["label"]: row["score"] for row in rows}
                 assert scores == pytest.approx(wanted, abs=2e-4)
-        assert model._accepted == 0
+        assert model._queue.taken == 0
 
 
 @pytest.mark.parametrize("is_short", [True, False])

@@ -1,0 +1,67 @@
+"""Results of other threads on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+class Arrivals:
+    """Waits of an event loop for futures of other threads.
+
+    The futures of a batch are set at once. The event loop is notified once for all of them, which
+    takes a system call.
+    """
+
+    def __init__(self):
+        self._done: collections.deque[tuple[asyncio.Future, Future]] = collections.deque()
+        self._appending = threading.Lock()
+
+    async def wait(self, future: Future[Result]) -> Result:
+        """Returns the result of a future, and cancels it if this call is canceled."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Result] = loop.create_future()
+
+        def arrived(found: Future[Result]) -> None:
+            # Futures are set by the thread of the batches, and canceled by that of the event loop.
+            with self._appending:
+                self._done.append((waiter, found))
+                # Another notification is on its way unless the deque was empty.
+                is_first = len(self._done) == 1
+            if is_first:
+                call_threadsafe(loop, self._deliver)
+
+        future.add_done_callback(arrived)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+
+    def _deliver(self) -> None:
+        while self._done:
+            waiter, found = self._done.popleft()
+            if waiter.done():
+                continue
+            if found.cancelled():
+                waiter.cancel()
+            elif (error := found.exception()) is not None:
+                waiter.set_exception(error)
+            else:
+                waiter.set_result(found.result())
+
+
+def call_threadsafe(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    """Calls a function on the thread of an event loop, unless the loop is closed."""
+    try:
+        loop.call_soon_threadsafe(function)
+    except RuntimeError:
+        # The loop is closed: the server has stopped.
+        logging.getLogger(__name__).debug("an input was encoded after the end of the server")
