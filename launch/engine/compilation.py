@@ -172,7 +172,9 @@ def _largest_batch(task: Task, config: Experiment, steps: Steps, name: str) -> d
     plan = config.training
     split = "train" if training else "validation"
     size = plan.batch_size if training else plan.evaluation_batch_size
-    host = example_batches(task.examples(split), batch_size=size, buckets=task.buckets)[-1]
+    host = example_batches(
+        task.examples(split), batch_size=size, buckets=task.buckets, multiple=steps.batch_shards
+    )[-1]
     where = sharding.batch_sharding(steps.mesh)
     return {
         key: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=where)

@@ -38,7 +38,10 @@ def evaluate(task: Task, steps: Steps, variables: Any, split: str, batch_size: i
     total: Any = None
     pending = []
     for batch in evaluation_batches(
-        task.examples(split), batch_size=batch_size, buckets=task.buckets
+        task.examples(split),
+        batch_size=batch_size,
+        buckets=task.buckets,
+        multiple=steps.batch_shards,
     ):
         placed = steps.place(batch)
         statistics, outputs = steps.evaluate(variables, placed)

@@ -61,6 +61,7 @@ def train(
         buckets=task.buckets,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        multiple=steps.batch_shards,
     )
     checkpoints = Checkpoints(folder / "checkpoints")
     notes: list[str] = []

@@ -15,6 +15,9 @@ from tasks.common.errors import UserError
 from tasks.figures import Figure
 from tasks.task import Task
 
+# Number of examples whose attention weights are shown.
+_SHOWN = 8
+
 
 class Predictor:
     """Predictor that encodes raw inputs, runs the model, and decodes the outputs."""
@@ -63,10 +66,12 @@ class Predictor:
 
     def _batches(self, examples: Any) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """Yields ids and batches; much longer examples are put in separate, smaller batches."""
-        least = int(np.prod([self._steps.mesh.shape[axis] for axis in ("data", "fsdp")]))
-        for chosen, size in split_by_length(examples, self._batch_size, least):
+        shards = self._steps.batch_shards
+        for chosen, size in split_by_length(examples, self._batch_size, shards):
             part = Subset(examples, chosen)
-            for batch in evaluation_batches(part, batch_size=size, buckets=self._task.buckets):
+            for batch in evaluation_batches(
+                part, batch_size=size, buckets=self._task.buckets, multiple=shards
+            ):
                 yield np.where(batch["id"] < 0, -1, chosen[batch["id"]]), batch
 
 
@@ -76,11 +81,12 @@ def attention_of_first_examples(
     """Returns the attention weights of the first examples of a split, by name."""
     import jax
 
-    size = 8 * int(np.prod([steps.mesh.shape[axis] for axis in ("data", "fsdp")]))
     examples = task.examples(split)
-    examples = Subset(examples, range(min(size, len(examples))))
+    examples = Subset(examples, range(min(_SHOWN, len(examples))))
     longest = None if task.buckets is None else [task.buckets[-1]]
-    for batch in evaluation_batches(examples, batch_size=size, buckets=longest):
+    for batch in evaluation_batches(
+        examples, batch_size=_SHOWN, buckets=longest, multiple=steps.batch_shards
+    ):
         inputs = prediction_inputs(task, steps.place(batch))
         weights = jax.device_get(steps.attention(variables, inputs))
         real = batch["id"] >= 0

@@ -118,18 +118,13 @@ class OnMesh:
             return self._function.trace(*arguments)
 
 
-def check_batch(mesh: Any, name: str, size: int) -> None:
-    """Raises unless the mesh divides the batch size evenly.
+def batch_shards(mesh: Any) -> int:
+    """Returns the number of shards of a batch, which divides its number of rows.
 
-    Raises:
-      UserError: the data and fsdp axes do not divide `size`.
+    Batches get padding rows if their size is not a multiple; see
+    `tasks.common.data.pipeline.train_iterator`.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if size % parts:
-        raise UserError(
-            f"config.training.{name}: {size} examples cannot be split over data x fsdp = {parts} "
-            f"devices; use a multiple of {parts}"
-        )
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def batch_sharding(mesh: Any):

@@ -43,6 +43,11 @@ class Steps:
     predict_fast: Any
     attention: Any
 
+    @property
+    def batch_shards(self) -> int:
+        """Number that divides the number of rows of batches on the mesh."""
+        return sharding.batch_shards(self.mesh)
+
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts a host batch on the mesh, with its first dimension sharded over data and fsdp."""
         return jax.device_put(dict(batch), sharding.batch_sharding(self.mesh))
@@ -57,8 +62,6 @@ def make_steps(task: Task, config: Experiment, devices: Sequence[Any] | None = N
       devices: devices of the mesh, see `launch.engine.sharding.make_mesh`.
     """
     mesh = sharding.make_mesh(config.mesh, devices)
-    sharding.check_batch(mesh, "batch_size", config.training.batch_size)
-    sharding.check_batch(mesh, "evaluation_batch_size", config.training.evaluation_batch_size)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     schedule = make_schedule(config.optimizer, config.training.steps)
     average_decay = config.optimizer.average_decay

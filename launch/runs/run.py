@@ -66,9 +66,7 @@ def run(
         record = results.load_result(folder / "result.json")
         _verify_finished(config, folder, paths, {} if known is None else known)
         return record
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(mesh, "batch_size", config.training.batch_size)
-    sharding.check_batch(mesh, "evaluation_batch_size", config.training.evaluation_batch_size)
+    sharding.make_mesh(config.mesh)
     task = prepared_task(config, paths)
     final = task.with_validation() if config.training.refit else task
     described = described_splits(task)

@@ -49,8 +49,6 @@ def refused(command, tmp_path):
         ([SST2, "--config.model.num_layers=-1"], ["config.model.num_layers", "-1"]),
         ([SST2, "--config.model.num_heads=7"], ["config.model.num_heads", "7"]),
         ([SST2, "--config.mesh.tensor=3"], ["config.mesh", "tensor 3", "needs 3 devices"]),
-        ([SST2, "--config.training.batch_size=9", "--config.mesh.cpu_devices=2"],
-         ["config.training.batch_size", "multiple of 2"]),
         ([SST2, "--config.data.name=sst3"], ["sst3", "sst2", "movie_reviews", "reuters_r8"]),
         ([SST2, "--config.data.name=tfds:ag_news_subset"], ["ag_news_subset", "prepare"]),
         (["--config=configs/text_clasification.py"], ["'configs/text_classification.py'"]),

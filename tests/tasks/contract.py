@@ -99,8 +99,14 @@ class Subject:
 
     def batch(self, split: str = "train", size: int = BATCH) -> dict[str, np.ndarray]:
         """Returns the first examples of a split as a batch without padding rows."""
+        return next(iter(self.batches(size, split)))
+
+    def batches(self, size: int, split: str = "train", multiple: int = 1) -> Iterator[dict]:
+        """Yields one batch of the first examples of a split, with rows a multiple of `multiple`."""
         examples = Subset(self.task.examples(split), range(size))
-        return next(iter(evaluation_batches(examples, batch_size=size, buckets=self.longest)))
+        return evaluation_batches(
+            examples, batch_size=size, buckets=self.longest, multiple=multiple
+        )
 
     @property
     def longest(self) -> list[Any] | None:
@@ -146,9 +152,10 @@ def _assert_close(actual: Any, expected: Any, what: str) -> None:
 
 
 def _with_padding_rows(
-    examples: Any, *, batch_size: int, buckets: Any
+    examples: Any, *, batch_size: int, buckets: Any, multiple: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields batches of the same size whose last row is a padding row."""
+    assert multiple == 1
     for batch in evaluation_batches(examples, batch_size=batch_size - 1, buckets=buckets):
         padded = {name: np.concatenate([array, array[:1]]) for name, array in batch.items()}
         padded["weight"][-1], padded["id"][-1] = 0, -1
@@ -251,16 +258,28 @@ def check_metrics(subject: Subject) -> None:
         _assert_close(np.mean(scores), found.metrics[task.primary_metric], task.primary_metric)
 
 
-def _loss(subject: Subject) -> Any:
+def _training(subject: Subject) -> Any:
+    """Returns a function of a batch: ((loss, (metrics, batch statistics)), gradients)."""
     graphdef = states.graph_definition(subject.task, 0)
 
     @jax.jit
-    def loss(variables: Any, batch: Any, key: Any) -> Any:
+    def training(variables: Any, batch: Any, key: Any) -> Any:
         def objective(params: Any) -> Any:
             model = states.merge_model(graphdef, params, variables["statistics"])
-            return subject.task.loss(model, batch, key)[0]
+            loss, metrics = subject.task.loss(model, batch, key)
+            return loss, (metrics, states.split_model(model)[2])
 
-        return jax.value_and_grad(objective)(variables["params"])
+        return jax.value_and_grad(objective, has_aux=True)(variables["params"])
+
+    return training
+
+
+def _loss(subject: Subject) -> Any:
+    training = _training(subject)
+
+    def loss(*arguments: Any) -> Any:
+        (value, _), gradients = training(*arguments)
+        return value, gradients
 
     return loss
 
@@ -287,6 +306,40 @@ def check_loss(subject: Subject) -> None:
         assert np.isfinite(left).all(), f"{name}: gradient is not finite"
         scale = float(jnp.max(jnp.abs(left))) + 1e-3
         _assert_close(right / scale, left / scale, name)
+
+
+def _perturbed(variables: Any) -> Any:
+    """Returns variables with noise, so that no input of a ReLU is 0 but for rounding."""
+    leaves, tree = jax.tree.flatten(variables["params"])
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return {**variables, "params": jax.tree.unflatten(tree, noisy)}
+
+
+def check_added_rows(subject: Subject) -> None:
+    """Checks that padding rows at the end change no result of a training step.
+
+    Batches of meshes whose devices do not divide the batch size have such rows.
+    """
+    training, key = _training(subject), jax.random.key(0)
+    batch = subject.batch()
+    longer = next(iter(subject.batches(BATCH, multiple=3)))
+    assert longer["weight"].tolist() == [1] * BATCH + [0] * 2
+    for name, array in batch.items():
+        np.testing.assert_array_equal(longer[name][:BATCH], array, err_msg=name)
+    variables = _perturbed(subject.variables)
+    (loss, rest), gradients = training(variables, batch, key)
+    (other, others), found = training(variables, longer, key)
+    _assert_close(other, loss, "loss")
+    for (path, left), right in zip(
+        jax.tree_util.tree_leaves_with_path(rest), jax.tree.leaves(others), strict=True
+    ):
+        _assert_close(right, left, states.path_name(path))
+    for (path, left), right in zip(
+        jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(found), strict=True
+    ):
+        scale = float(jnp.max(jnp.abs(left))) + 1e-3
+        _assert_close(right / scale, left / scale, states.path_name(path))
 
 
 def check_every_parameter_is_trained(subject: Subject) -> None:
@@ -472,6 +525,7 @@ FAST = (
     check_order,
     check_metrics,
     check_loss,
+    check_added_rows,
     check_predictions,
     check_odd_inputs,
     check_figures,

@@ -99,19 +99,23 @@ class _Batcher:
         buckets: Sequence[Bucket] | None,
         process_index: int,
         process_count: int,
+        multiple: int = 1,
     ):
         if len(examples) < 1:
             raise ValueError("examples: got none, expected at least one")
-        if batch_size < 1 or process_count < 1 or batch_size % process_count:
+        if multiple < 1:
+            raise ValueError(f"multiple: got {multiple}, expected at least 1")
+        total = -(-batch_size // multiple) * multiple
+        if batch_size < 1 or process_count < 1 or total % process_count:
             raise ValueError(
                 f"batch_size: got {batch_size}, expected a positive multiple of "
                 f"process_count={process_count}"
             )
         if not 0 <= process_index < process_count:
             raise ValueError(f"process_index: got {process_index}, expected [0, {process_count})")
-        self.examples, self.batch_size = examples, batch_size
+        self.examples, self.total = examples, total
         self.buckets, self.bucket_of = _buckets(examples, buckets)
-        rows = batch_size // process_count
+        rows = total // process_count
         self.rows = slice(process_index * rows, (process_index + 1) * rows)
 
     def batch(self, members: np.ndarray, bucket: Bucket) -> dict[str, np.ndarray]:
@@ -120,10 +124,11 @@ class _Batcher:
         Padding rows repeat the first example with weight 0 and id -1, so that no mechanism gets an
         empty example.
         """
-        missing = self.batch_size - len(members)
+        missing = self.total - len(members)
         indices = np.concatenate([members, np.repeat(members[:1], missing)])[self.rows]
-        real = (np.arange(self.batch_size) < len(members))[self.rows]
-        examples = [self.examples[int(index)] for index in indices]
+        real = (np.arange(self.total) < len(members))[self.rows]
+        read = {index: self.examples[index] for index in map(int, dict.fromkeys(indices))}
+        examples = [read[int(index)] for index in indices]
         batch: dict[str, np.ndarray] = {}
         for field, first in examples[0].items():
             if field in self.examples.padded:
@@ -165,6 +170,7 @@ def train_iterator(
     buckets: Sequence[Bucket] | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    multiple: int = 1,
 ):
     """Returns an infinite iterator over shuffled batches; batch n depends only on (seed, n).
 
@@ -177,11 +183,14 @@ def train_iterator(
         not padded are ignored.
       process_index: index of the contiguous block of rows to return.
       process_count: number of blocks, which is the number of processes.
+      multiple: number that divides the number of rows of every batch, such as the number of devices
+        over which batches are sharded; batches get padding rows if it does not divide `batch_size`.
 
     Returns:
-      A grain.DatasetIterator of dicts of arrays [batch_size / process_count, ...], with "weight"
-      float32 (0 for padding rows) and "id" int32 (index of the example, -1 for padding rows)
-      added. It supports get_state, set_state, and the checkpoint handlers of grain.
+      A grain.DatasetIterator of dicts of arrays [rows / process_count, ...], with "weight" float32
+      (0 for padding rows) and "id" int32 (index of the example, -1 for padding rows) added. rows is
+      `batch_size`, rounded up to a multiple of `multiple`. It supports get_state, set_state, and
+      the checkpoint handlers of grain.
 
     Raises:
       ValueError: there are no examples, an example exceeds the longest bucket, or sizes are
@@ -189,7 +198,7 @@ def train_iterator(
     """
     import grain
 
-    batcher = _Batcher(examples, batch_size, buckets, process_index, process_count)
+    batcher = _Batcher(examples, batch_size, buckets, process_index, process_count, multiple)
     epoch_batches = epoch_length(examples, batch_size, buckets)
 
     # Prefetching spans at most two epochs.
@@ -214,24 +223,29 @@ def evaluation_batches(
     buckets: Sequence[Bucket] | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    multiple: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields every example once, in batches ordered by bucket; arguments as in `train_iterator`.
 
     The last batch is filled up with padding rows of weight 0.
     """
-    batcher = _Batcher(examples, batch_size, buckets, process_index, process_count)
+    batcher = _Batcher(examples, batch_size, buckets, process_index, process_count, multiple)
     plan = EpochPlan(batcher.bucket_of, batcher.buckets, batch_size, None)
     return (batcher.batch(*pair) for pair in zip(plan.members, plan.buckets, strict=True))
 
 
 def example_batches(
-    examples: Examples, *, batch_size: int, buckets: Sequence[Bucket] | None = None
+    examples: Examples,
+    *,
+    batch_size: int,
+    buckets: Sequence[Bucket] | None = None,
+    multiple: int = 1,
 ) -> list[dict[str, np.ndarray]]:
     """Returns one batch of each shape that occurs, by ascending bucket, for compilation.
 
     All rows of a batch are the same example. Arguments as in `train_iterator`.
     """
-    batcher = _Batcher(examples, batch_size, buckets, 0, 1)
+    batcher = _Batcher(examples, batch_size, buckets, 0, 1, multiple)
     plan = EpochPlan(batcher.bucket_of, batcher.buckets, batch_size, None)
     first: dict[int, np.ndarray] = {}
     for members, bucket in zip(plan.members, plan.buckets, strict=True):

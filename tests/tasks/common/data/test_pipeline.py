@@ -204,9 +204,30 @@ def test_every_position_of_an_epoch_is_equally_likely():
     assert np.abs(means - (n - 1) / 2).max() < 4 * deviation
 
 
+@pytest.mark.parametrize(("multiple", "rows"), [(1, 6), (3, 6), (4, 8), (16, 16)])
+def test_rows_beyond_the_batch_size_are_padding(multiple, rows):
+    """The examples of every batch are those of `multiple=1`, in the same rows."""
+    plain = train_iterator(toy(), batch_size=6, seed=1, buckets=BUCKETS)
+    longer = train_iterator(toy(), batch_size=6, seed=1, buckets=BUCKETS, multiple=multiple)
+    pairs = [(next(plain), next(longer)) for _ in range(20)]
+    pairs += zip(
+        evaluation_batches(toy(), batch_size=6, buckets=BUCKETS),
+        evaluation_batches(toy(), batch_size=6, buckets=BUCKETS, multiple=multiple),
+        strict=True,
+    )
+    for want, got in pairs:
+        assert {len(value) for value in got.values()} == {rows}
+        for field, value in want.items():
+            np.testing.assert_array_equal(got[field][:6], value)
+        assert not got["weight"][6:].any()
+        assert (got["id"][6:] == -1).all()
+        np.testing.assert_array_equal(got["tokens"][6:], got["tokens"][:1].repeat(rows - 6, 0))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: evaluation_batches(Toy([3]), batch_size=2, multiple=0), "multiple: got 0"),
         (
             lambda: evaluation_batches(Toy([]), batch_size=1),
             "examples: got none, expected at least one",
