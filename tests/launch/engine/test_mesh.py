@@ -17,7 +17,7 @@ SCRIPT = """
 import json, pathlib, sys
 from attention.kernels.blockwise.ring import Ring
 from launch.engine import config as configs, evaluation, state as states, steps as engine
-from launch.cli import set_up_determinism
+from launch.engine.devices import set_up_determinism
 from launch.engine.sharding import MeshConfig, request_devices
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import train_iterator

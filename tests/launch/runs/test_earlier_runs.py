@@ -10,8 +10,8 @@ import shutil
 
 import pytest
 
-from launch.evaluate import evaluate_run
 from launch.runs.directory import load_predictor, restored_task, saved_config
+from launch.runs.evaluation import evaluate_run
 from launch.runs.run import run
 from tasks.common.data.paths import Paths
 

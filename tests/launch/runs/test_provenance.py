@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from launch.engine import config as configs
-from launch.evaluate import evaluate_run
 from launch.export_weights import export
 from launch.reporting import paired, results, tables
 from launch.runs.directory import load_predictor, restored_task, saved_config
+from launch.runs.evaluation import evaluate_run
 from launch.runs.provenance import Description
 from launch.runs.run import run
 from tasks.common.data.paths import Paths

@@ -11,7 +11,7 @@ from tests.launch.conftest import ROOT
 
 SCRIPT = """
 import dataclasses, json, pathlib, sys
-from launch.cli import set_up_determinism
+from launch.engine.devices import set_up_determinism
 from launch.engine.sharding import MeshConfig, request_devices
 from tasks.detection.augmentation import AugmentationConfig
 from tests.tasks.detection import test_task as toy
