@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from attention import masks, recording, registry, shapes
-from attention.kernels import derivatives, devices, dispatch, reference
+from attention.kernels import derivatives, devices, dispatch, partition, reference
 from attention.kernels.dispatch import KernelChoice
 
 Array = jax.Array
@@ -173,7 +173,7 @@ class _Request:
           NotImplementedError: the kernel does not support the request.
         """
         self._expect_sizes(registry.find("kernel", name).capabilities)
-        return registry.load("kernel", name)(*self.arrays, **self.options)
+        return _kernel(name)(*self.arrays, **self.options)
 
     def guarded(self, name: str) -> _Request:
         """Returns the request with guards against derivatives that the kernel does not support."""
@@ -214,11 +214,19 @@ class _Request:
             can = registry.find("kernel", name).capabilities
             devices.expect_device(can)
             self._expect_sizes(can)
-            kernel = functools.partial(registry.load("kernel", name), **static)
+            kernel = functools.partial(_kernel(name), **static)
             jax.eval_shape(lambda arrays, traced: kernel(*arrays, **traced), self.arrays, traced)
         except NotImplementedError as error:
             return str(error)
         return None
+
+
+def _kernel(name: str) -> Callable[..., Array]:
+    """Returns the function of a kernel, for all devices of the mesh in context."""
+    kernel = registry.load("kernel", name)
+    if "per_device" not in registry.find("kernel", name).capabilities:
+        return kernel
+    return lambda *arrays, **options: partition.run_per_device(kernel, arrays, options)
 
 
 def _weights(request: _Request) -> Array:

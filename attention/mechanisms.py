@@ -98,6 +98,7 @@ CAPABILITIES = {
     "forward_mode": "has forward-mode derivatives (jvp, jacfwd, hessian)",
     "higher_derivatives": "has reverse-mode derivatives of derivatives",
     "symbolic": "supports symbolic batch sizes of `jax.export`",
+    "per_device": "runs on each device of a mesh for its examples and heads, without communication",
     "mesh": "shards sequences over the mesh axis 'sequence', and runs only there",
     "batch_statistics": "normalizes by the batch in training, by running statistics in evaluation",
 }
@@ -176,23 +177,24 @@ ulysses | kernels.blockwise.ulysses:attend | Jacobs et al. 2023 (DeepSpeed Ulyss
 cudnn | kernels.gpu.cudnn:attend | Dao 2024, by cuDNN
   softmax(scale·qkᵀ + bias)·v, block by block
   time O(T·S), about half if causal; O(T·W); memory O(T + S)
-  causal cross bias grouped_query permutation cuda
+  causal cross bias grouped_query permutation cuda per_device
 
 triton | kernels.gpu.triton:attend | Dao 2024, through Pallas
   softmax(cap(scale·qkᵀ + bias))·v, block by block
   time O(T·S); O(T·W) where blocks are skipped; memory O(T + S); O(T·S) for a bias that learns
   mask padding causal cross bias logit_cap sinks grouped_query value_size permutation cuda
-  interpreted
+  interpreted per_device
 
 splash | kernels.tpu.splash:attend | Dao 2024, by JAX's splash attention
   softmax(cap(scale·qkᵀ))·v, block by block
   time O(T·S); O(T·W) where blocks are skipped; memory O(T + S)
   padding causal cross logit_cap sinks grouped_query value_size permutation tpu interpreted
+  per_device
 
 tokamax | kernels.gpu.tokamax:attend | Dao 2024, by tokamax
   softmax(cap(scale·qkᵀ + bias))·v, block by block
   time O(T·S), about half if causal; memory O(T + S); O(T·S) for masks that are not causal
-  mask padding causal cross bias logit_cap grouped_query value_size permutation cuda
+  mask padding causal cross bias logit_cap grouped_query value_size permutation cuda per_device
 
 native | kernels.cpu.attention:attend | Dao et al. 2022; Milakov & Gimelshein 2018
   softmax(cap(scale·qkᵀ + bias))·v by blocks, in C++ on a CPU

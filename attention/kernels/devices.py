@@ -1,12 +1,14 @@
 """Platforms of kernels: device checks, interpreter mode, and lowering for other platforms.
 
-A kernel for a GPU or a TPU calls `require_platform` before it imports its library, so that "auto"
-rejects it at once on other platforms.
+A program is traced for the device of `lowering_for`, else for the devices of the mesh in context
+(`jax.set_mesh`), else for the default device. A kernel for a GPU or a TPU calls `require_platform`
+before it imports its library, so that "auto" rejects it at once on other platforms.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Container, Iterator
 from typing import Any
 
@@ -19,7 +21,22 @@ _PORTABLE = "every platform"
 
 # Stack of settings of the context managers below, innermost last.
 _interpreted: list[bool] = []
-_assumed: list[str] = []
+_assumed: list[Target] = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The device that a program is traced for.
+
+    Attributes:
+      platform: "cuda", "tpu", "cpu", "rocm", ...
+      kind: kind of device, such as "NVIDIA H100 80GB HBM3", or None.
+      capability: compute capability of an NVIDIA GPU, such as (9, 0), or None.
+    """
+
+    platform: str
+    kind: str | None = None
+    capability: tuple[int, int] | None = None
 
 
 @contextlib.contextmanager
@@ -39,7 +56,7 @@ def interpreted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lowering_for(platform: str) -> Iterator[None]:
+def lowering_for(platform: str, device: Any = None) -> Iterator[None]:
     """Traces as if on another platform, to lower or export a program for it.
 
         with kernels.lowering_for("cuda"):
@@ -47,15 +64,19 @@ def lowering_for(platform: str) -> Iterator[None]:
 
     Args:
       platform: "cuda", "tpu" or "cpu".
+      device: the device: its kind, such as "NVIDIA H100 80GB HBM3", or an object with the attribute
+        `device_kind`, such as a device of `jax.experimental.topologies`. If None, only what every
+        device of the platform supports is used, and no measurements.
 
     Raises:
       ValueError: the platform is unknown.
     """
     if platform not in PLATFORMS:
         raise ValueError(f"platform: got {platform!r}, expected one of {list(PLATFORMS)}")
-    _assumed.append(platform)
+    kind = device if isinstance(device, str) else getattr(device, "device_kind", None)
+    _assumed.append(Target(platform, kind, _capability_of(device, kind)))
     try:
-        with _described(platform):
+        with _described(platform, kind, device):
             yield
     finally:
         _assumed.pop()
@@ -68,7 +89,7 @@ def portable() -> Iterator[None]:
     with kernels.portable():
         exported = jax.export.export(jax.jit(f), platforms=["cpu", "cuda", "tpu"])(x)
     """
-    _assumed.append(_PORTABLE)
+    _assumed.append(Target(_PORTABLE))
     try:
         yield
     finally:
@@ -77,21 +98,37 @@ def portable() -> Iterator[None]:
 
 def is_portable() -> bool:
     """Returns True within `portable`."""
-    return bool(_assumed) and _assumed[-1] == _PORTABLE
+    return bool(_assumed) and _assumed[-1].platform == _PORTABLE
 
 
 # Minimal device of each platform for lowering; JAX 0.12 and later require a device.
 _LEAST = {"cuda": ("gpu", "NVIDIA A100")}
 
+# Compute capabilities by part of the kind, for devices that are absent.
+_CAPABILITIES = {"A100": (8, 0), "H100": (9, 0), "H200": (9, 0)}
 
-def _described(platform: str) -> contextlib.AbstractContextManager[Any]:
-    """Returns a context that sets the device of `_LEAST` as the target of lowering."""
-    if platform not in _LEAST or default_platform() == platform:
+
+def _described(
+    platform: str, kind: str | None, device: Any
+) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context that sets the device, or else that of `_LEAST`, as target of lowering."""
+    if platform not in _LEAST or (kind is None and default_platform() == platform):
         return contextlib.nullcontext()
-    name, kind = _LEAST[platform]
-    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=name)
-    mesh = jax.sharding.get_abstract_mesh().update(abstract_device=device)
+    name, least = _LEAST[platform]
+    cores = getattr(device, "core_count", None)
+    described = jax.sharding.AbstractDevice(
+        device_kind=kind or least, num_cores=cores, platform=name
+    )
+    mesh = jax.sharding.get_abstract_mesh().update(abstract_device=described)
     return jax.sharding.use_abstract_mesh(mesh)
+
+
+def _capability_of(device: Any, kind: str | None) -> tuple[int, int] | None:
+    number = getattr(device, "compute_capability", None)
+    if number is not None:
+        major, _, minor = str(number).partition(".")
+        return int(major), int(minor or 0)
+    return next((found for part, found in _CAPABILITIES.items() if part in (kind or "")), None)
 
 
 def require_platform(platform: str, can_be_interpreted: bool = True) -> bool:
@@ -104,28 +141,9 @@ def require_platform(platform: str, can_be_interpreted: bool = True) -> bool:
         return True
     if expected_platform() != platform:
         raise NotImplementedError(
-            f"needs {PLATFORMS[platform]}, but JAX runs on {device_kind_here()}"
+            f"needs {PLATFORMS[platform]}, but JAX runs on {expected_kind() or expected_platform()}"
         )
     return False
-
-
-def expect_one_device() -> None:
-    """Raises if the program may be partitioned, which the calling kernel does not support.
-
-    Within a `jax.shard_map` over all axes of a mesh, each device runs a separate program.
-
-    Raises:
-      NotImplementedError: there are several devices.
-    """
-    count = jax.device_count()
-    if count == 1 or _assumed:
-        return
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.axis_names or set(mesh.manual_axes) != set(mesh.axis_names):
-        raise NotImplementedError(
-            f"is not partitioned over the {count} devices automatically; call it within "
-            f"jax.shard_map"
-        )
 
 
 def expect_device(can: Container[str]) -> None:
@@ -140,12 +158,35 @@ def expect_device(can: Container[str]) -> None:
 
 
 def expected_platform() -> str:
-    """Returns the platform for which JAX traces: that of `lowering_for`, or the default one."""
-    return _assumed[-1] if _assumed else default_platform()
+    """Returns the platform for which JAX traces: "cuda", "tpu", "cpu", "rocm", ..."""
+    found = _target()
+    return default_platform() if found is None else found.platform
 
 
-def context() -> tuple[bool, str | None]:
-    """Returns whether kernels are interpreted, and the platform of `lowering_for` or None."""
+def expected_kind() -> str | None:
+    """Returns the kind of device for which JAX traces; None if only its platform is known."""
+    found = _target()
+    return device_kind_here() if found is None else found.kind
+
+
+def _target() -> Target | None:
+    """Returns the device of `lowering_for` or of the mesh in context, or None if there is none."""
+    if _assumed:
+        return _assumed[-1]
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    if device is None:
+        return None
+    platform, kind = device.platform, device.device_kind
+    if platform == jax.default_backend():
+        platform = default_platform()
+    elif platform == "gpu":
+        # Kinds of AMD are "AMD Instinct MI300X" or "gfx942".
+        platform = "rocm" if kind.lower().startswith(("amd", "gfx")) else "cuda"
+    return Target(platform, kind, _capability_of(None, kind))
+
+
+def context() -> tuple[bool, Target | None]:
+    """Returns whether kernels are interpreted, and the device of `lowering_for` or None."""
     return bool(_interpreted), _assumed[-1] if _assumed else None
 
 
@@ -159,13 +200,16 @@ def default_platform() -> str:
 
 
 def device_kind_here() -> str:
-    """Returns the kind of the first device, for messages."""
-    return jax.devices()[0].device_kind
+    """Returns the kind of the default device: "cpu", "NVIDIA H100 80GB HBM3", ..."""
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue] flag
+    return getattr(device, "device_kind", None) or jax.devices()[0].device_kind
 
 
 def compute_capability() -> tuple[int, int] | None:
-    """Returns the compute capability of the first NVIDIA GPU, such as (9, 0), or None."""
-    if _assumed or default_platform() != "cuda":
+    """Returns the compute capability of the NVIDIA GPU traced for, such as (9, 0), or None."""
+    found = _target()
+    if found is not None and (found.capability or found.kind != device_kind_here()):
+        return found.capability
+    if default_platform() != "cuda":
         return None
-    major, _, minor = str(jax.devices()[0].compute_capability).partition(".")
-    return int(major), int(minor or 0)
+    return _capability_of(jax.devices()[0], None)

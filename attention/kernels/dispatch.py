@@ -217,8 +217,7 @@ def choose(
         return KernelChoice(registry.names("kernel")[-1], {}, "shapes only")
     kernels, device = tuple(registry.mechanisms("kernel")), device_kind()
     context = devices.context()
-    # A device that is only assumed for lowering has no measurements.
-    measured = () if context[1] else timings().get(device, ())
+    measured = timings().get(device, ())
     sizes, entry = _sizes(arrays), None
     try:
         # Symbols of different `jax.export` scopes cannot be compared (TypeError): not cached.
@@ -279,9 +278,8 @@ def in_order(
 
 
 def device_kind() -> str:
-    """Returns the kind of the default device: "cpu", "NVIDIA H100 80GB HBM3", ..."""
-    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue] flag
-    return getattr(device, "device_kind", None) or jax.local_devices()[0].device_kind
+    """Returns the kind of device traced for, "cpu" or "NVIDIA H100 80GB HBM3", or its platform."""
+    return devices.expected_kind() or devices.expected_platform()
 
 
 def _sizes(arrays: Sequence[Array]) -> tuple[int, int, int, int, int] | None:

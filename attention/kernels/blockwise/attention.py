@@ -14,6 +14,7 @@ import chex
 import jax
 
 from attention import shapes
+from attention.kernels import devices, partition
 from attention.kernels.blockwise import gradient, mesh, online_softmax
 from attention.kernels.options import KernelOptions, validate_arrays, validate_numbers
 
@@ -60,7 +61,7 @@ def attend(
             raise NotImplementedError(f"{name}: got shape {got}, expected symbols for B only")
     spec = make_spec((B, N, T, S), N // K, options, query_block, key_block)
     # Without shard_map, the compiler would gather sharded arrays before looping over them.
-    split = mesh.mesh_split(B, N, K)
+    split = partition.mesh_split(B, N, K)
     method = gradient.LocalMethod()
     if split is not None:
         method = mesh.ShardedMethod(dataclasses.replace(split, sequence=None), method)
@@ -102,8 +103,9 @@ def slower_reason(query: Array, key: Array) -> str | None:
         return None
     if T * S < _PAIRS:
         return f"dense is faster for T x S = {T * S} below {_PAIRS}"
-    # Checked last, because `default_backend` initializes the devices, which config checks must not
-    # do.
-    if isinstance(B, int) and jax.default_backend() != "cpu" and B * N * T * S < _WEIGHTS:
+    if not isinstance(B, int) or B * N * T * S >= _WEIGHTS or devices.is_portable():
+        return None
+    # Checked last, because it may initialize the devices, which config checks must not do.
+    if devices.expected_platform() != "cpu":
         return f"dense is faster for B x N x T x S = {B * N * T * S} below {_WEIGHTS}"
     return None

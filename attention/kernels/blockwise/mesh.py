@@ -1,101 +1,16 @@
-"""Sharding of attention over the mesh of `jax.set_mesh`, for kernels that run on several devices.
-
-Examples are sharded over the mesh axes "data" and "fsdp", heads over "tensor" and sequences over
-"sequence". A dimension is sharded only if the size of the mesh axis divides it.
-"""
+"""Blockwise attention over the mesh of `jax.set_mesh`: the computation of each device's shard."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
 
 from attention.kernels.blockwise import gradient, online_softmax
+from attention.kernels.partition import MeshSplit, mesh_split
 
 Array = jax.Array
-
-BATCH, HEADS, SEQUENCE = ("data", "fsdp"), "tensor", "sequence"
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshSplit:
-    """Assignment of the dimensions of attention to mesh axes.
-
-    Attributes:
-      mesh: the `jax.sharding.AbstractMesh` in context.
-      batch: axes that shard the examples.
-      heads: axes that shard query and key/value heads.
-      sequence: axis that shards queries and keys, or None.
-    """
-
-    mesh: Any
-    batch: tuple[str, ...]
-    heads: tuple[str, ...]
-    sequence: str | None
-
-    @property
-    def num_shards(self) -> int:
-        """Number of shards of a sequence."""
-        return self.mesh.shape[self.sequence] if self.sequence else 1
-
-    def specs(self, tree: Any, axes: str, sizes: dict[str, int]) -> Any:
-        """Returns the `PartitionSpec` of each array of a tree, given its dimension letters.
-
-        Dimensions of size 1 and letters other than B, T, S, N and K are not sharded.
-        """
-        names = dict.fromkeys("TS", self.sequence) | dict.fromkeys("NK", self.heads)
-        names["B"] = self.batch
-        return jax.tree.map(
-            lambda x: PartitionSpec(
-                *(
-                    names.get(letter) or None if size == sizes.get(letter) else None
-                    for letter, size in zip(axes, x.shape, strict=False)
-                )
-            ),
-            tree,
-        )
-
-    def mask_specs(self, mask: Any, B: int, N: int) -> Any:
-        """Returns the specs of a mask: sharded by examples and heads, not by positions."""
-        # Only a dense mask has heads, and four dimensions; all other arrays begin with the
-        # examples.
-        return jax.tree.map(
-            lambda x: self.specs(x, "BN" if x.ndim == 4 else "B", {"B": B, "N": N}), mask
-        )
-
-    def index(self, axes: tuple[str, ...]) -> Array:
-        """Returns the index of the local shard along these axes, inside `jax.shard_map`."""
-        return jax.lax.axis_index(axes) if axes else jnp.zeros((), jnp.int32)
-
-    def shard_map(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
-        """Maps a function over the shards of the mesh."""
-        return jax.shard_map(
-            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-        )
-
-
-def mesh_split(B: int, N: int, K: int) -> MeshSplit | None:
-    """Returns the split over the mesh in context, or None if no dimension is sharded."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh is None or not mesh.axis_names:
-        return None
-    sizes = {
-        name: mesh.shape[name]
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        # Manual axes belong to a `shard_map` that is being traced and cannot be used again.
-        if kind != AxisType.Manual and mesh.shape[name] > 1
-    }
-    batch: tuple[str, ...] = ()
-    for name in BATCH:
-        if name in sizes and B % math.prod(sizes[axis] for axis in (*batch, name)) == 0:
-            batch = (*batch, name)
-    heads = (HEADS,) if HEADS in sizes and N % sizes[HEADS] == K % sizes[HEADS] == 0 else ()
-    sequence = SEQUENCE if SEQUENCE in sizes else None
-    return MeshSplit(mesh, batch, heads, sequence) if batch or heads or sequence else None
 
 
 def expect_sequence_split(B: int, N: int, K: int, T: int, S: int) -> MeshSplit:

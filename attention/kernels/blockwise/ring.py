@@ -15,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from attention.kernels import partition
 from attention.kernels.blockwise import gradient, mesh, online_softmax
 from attention.kernels.blockwise.attention import KEY_BLOCK, QUERY_BLOCK
 from attention.kernels.options import KernelOptions, validate_arrays, validate_numbers
@@ -64,7 +65,7 @@ def attend(
         _divisor(T // split.num_shards // parts, max(query_block * K // N, 1)),
         _divisor(S // split.num_shards // parts, key_block),
     )
-    method = mesh.ShardedMethod(split, Ring(mesh.SEQUENCE, split.num_shards, parts))
+    method = mesh.ShardedMethod(split, Ring(partition.SEQUENCE, split.num_shards, parts))
     out = gradient.attention(method, spec, query, key, value, **validate_arrays(options))
     chex.assert_shape(out, (B, T, N, V))
     return out

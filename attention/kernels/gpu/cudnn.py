@@ -42,6 +42,8 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
 
         o = softmax(scale·qkᵀ + bias)·v
 
+    On a mesh, `attend` runs it on each device for its examples and heads.
+
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, H], bfloat16 or float16; H a multiple
         of 8 up to 128, on Hopper up to 256.

@@ -24,8 +24,8 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
 
         o = softmax(cap(scale·qkᵀ + bias))·v
 
-    A mask other than `causal()` is passed as an array, O(T·S). On several devices it runs only
-    within `jax.shard_map`.
+    A mask other than `causal()` is passed as an array, O(T·S). On a mesh, `attend` runs it on
+    each device for its examples and heads.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
@@ -44,7 +44,6 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
       ValueError: the mask was made for other sizes.
     """
     devices.require_platform("cuda", can_be_interpreted=False)
-    devices.expect_one_device()
     expect_absent(options, "sinks", "dropout_rate", by="tokamax")
     try:
         tokamax = importlib.import_module("tokamax")

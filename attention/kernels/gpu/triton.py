@@ -31,8 +31,8 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
         o_t = Σ_s exp(l_ts - L_t) v_s,   L_t = log(Σ_s exp(l_ts) + exp(sink)),   s block by block
 
     Memory is O(T + S) besides mask and bias; the gradient of a bias, if needed, takes O(B·N·T·S).
-    Hidden blocks are skipped in both passes. There are no higher derivatives. On several devices it
-    runs only within `jax.shard_map`.
+    Hidden blocks are skipped in both passes. There are no higher derivatives. On a mesh, `attend`
+    runs it on each device for its examples and heads.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V]; bfloat16, float16 or float32, H
@@ -48,8 +48,6 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
       ValueError: the mask was made for other sizes.
     """
     interpret = devices.require_platform("cuda")
-    if not interpret:
-        devices.expect_one_device()
     expect_absent(options, "dropout_rate", by="triton")
     if query.dtype.name not in DTYPES:
         raise NotImplementedError(f"dtype: got {query.dtype.name}, expected {', '.join(DTYPES)}")

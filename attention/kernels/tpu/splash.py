@@ -47,8 +47,8 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
         o_t = Σ_s w_ts v_s,   w = softmax_s(cap(scale·q·k)), with a sink's logit in the sum
 
     Queries are scaled first, in their own dtype. Products of float32 have the TPU's default
-    precision. Blocks hidden by windows are skipped. There are no higher derivatives. On several
-    devices it runs only within `jax.shard_map`.
+    precision. Blocks hidden by windows are skipped. There are no higher derivatives. On a
+    mesh, `attend` runs it on each device for its examples and heads.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V], bfloat16 or float32.
@@ -68,8 +68,6 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
         argument is not listed above.
     """
     interpret = devices.require_platform("tpu")
-    if not interpret:
-        devices.expect_one_device()
     expect_absent(options, "bias", "dropout_rate", by="splash attention")
     if query.dtype not in (jnp.bfloat16, jnp.float32):
         raise NotImplementedError(f"dtype: got {query.dtype.name}, expected bfloat16 or float32")

@@ -7,10 +7,10 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType
 
-from attention import attend, explain_choice, kernels, registry
-from attention.kernels import devices
+from attention import explain_choice, kernels, registry
+from attention.kernels import devices, dispatch
 from tests.attention.test_registry import ROOT
 
 X = jnp.ones((2, 3, 2, 8))
@@ -73,28 +73,69 @@ def test_contexts_nest_and_end():
         kernels.lowering_for("rocm").__enter__()
 
 
-@pytest.mark.parametrize(("kernel", "backend"), [("triton", "gpu"), ("splash", "tpu")])
-def test_several_devices_need_shard_map(machine, kernel, backend):
-    def traced(function):
-        # A new lambda each time, because earlier traces are cached.
-        return jax.eval_shape(lambda x: function(x), X).shape
+def gpu_mesh(kind="NVIDIA H100 80GB HBM3", platform="gpu"):
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=132, platform=platform)
+    return jax.sharding.AbstractMesh((2,), ("data",), (AxisType.Auto,), abstract_device=device)
 
-    def call(x):
-        return attend(x, x, x, implementation=kernel)
 
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    machine(backend, "cuda", count=1)
-    assert traced(call) == X.shape
-    machine(backend, "cuda", count=4)
-    with pytest.raises(
-        NotImplementedError,
-        match=r"over the 4 devices automatically; call it within "
-        r"jax\.shard_map; ",
+def test_the_mesh_in_context_tells_the_device():
+    with jax.sharding.use_abstract_mesh(gpu_mesh()):
+        assert not devices.require_platform("cuda")
+        assert devices.expected_kind() == dispatch.device_kind() == "NVIDIA H100 80GB HBM3"
+        assert devices.compute_capability() == (9, 0)
+        assert explain_choice(X, X, X).name == "triton"
+        with pytest.raises(NotImplementedError, match="needs a TPU, but JAX runs on NVIDIA H100"):
+            devices.require_platform("tpu")
+        with kernels.lowering_for("tpu"):
+            assert explain_choice(X, X, X).name == "splash"
+    for kind, platform, expected in (
+        ("AMD Instinct MI300X", "gpu", "rocm"),
+        ("TPU v5 lite", "tpu", "tpu"),
+        ("cpu", "cpu", "cpu"),
     ):
-        traced(call)
-    spec = PartitionSpec("data")
-    within = jax.shard_map(call, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    assert traced(within) == X.shape
+        with jax.sharding.use_abstract_mesh(gpu_mesh(kind, platform)):
+            assert devices.expected_platform() == expected
+            assert devices.compute_capability() is None
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        assert devices.expected_platform() == "cpu"
+
+
+def test_measurements_are_those_of_the_device_compiled_for(monkeypatch):
+    times = {"reference": 1.0, "triton": 2.0}
+    entry = dispatch.Timing(2, 2, 3, 3, 8, "single", "dense", times, times)
+    monkeypatch.setattr(dispatch, "timings", lambda: {"NVIDIA H200": (entry,)})
+    with kernels.lowering_for("cuda"):
+        choice = explain_choice(X, X, X)
+        assert (choice.name, "measured on cuda" in choice.reason) == ("triton", True)
+    with kernels.lowering_for("cuda", "NVIDIA H200"):
+        choice = explain_choice(X, X, X)
+        assert (choice.name, "ms at" in choice.reason) == ("reference", True)
+    with jax.sharding.use_abstract_mesh(gpu_mesh("NVIDIA H200")):
+        assert explain_choice(X, X, X).name == "reference"
+
+
+@pytest.mark.parametrize(
+    ("device", "capability"),
+    [
+        (None, None),
+        ("NVIDIA A100-SXM4-80GB", (8, 0)),
+        ("NVIDIA H100 80GB HBM3", (9, 0)),
+        ("NVIDIA H200", (9, 0)),
+        ("NVIDIA B200", None),
+        (types.SimpleNamespace(device_kind="NVIDIA B200", compute_capability="10.0"), (10, 0)),
+    ],
+)
+def test_lowering_for_a_device(device, capability):
+    with kernels.lowering_for("cuda", device):
+        assert devices.compute_capability() == capability
+        described = jax.sharding.get_abstract_mesh().abstract_device
+        kind = getattr(device, "device_kind", device)
+        assert (described.platform, described.device_kind) == ("gpu", kind or "NVIDIA A100")
+        wide = jnp.ones((1, 2, 1, 256), jnp.bfloat16)
+        refusal = explain_choice(wide, wide, wide).unsupported["cudnn"]
+        # Hopper has a backward pass for wide heads.
+        assert refusal.startswith("head size") == (capability != (9, 0))
 
 
 def test_auto_passes_them_by_and_says_why():

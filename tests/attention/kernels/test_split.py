@@ -134,12 +134,12 @@ SLOW += ("ulysses-causal",)
 QUICK = [name for name in CASES if name not in SLOW]
 
 
-def make_mesh(sizes):
+def make_mesh(sizes, types=AxisType.Auto):
     count = int(np.prod(list(sizes.values())))
     return jax.make_mesh(
         tuple(sizes.values()),
         tuple(sizes),
-        axis_types=(AxisType.Auto,) * len(sizes),
+        axis_types=(types,) * len(sizes),
         devices=jax.devices()[:count],
     )
 
