@@ -8,6 +8,9 @@ WORKDIR ?= runs/movie_reviews
 CONFIG ?= configs/text_classification.py:movie_reviews,attention_pooling
 WORKERS ?= 2
 SUITE ?= cpu
+PART ?= all
+SELECT_all := accelerator
+SELECT_fast := accelerator and not slow
 
 # An environment of another interpreter is not taken for the one that was asked for.
 ifneq ($(origin PYTHON),file)
@@ -23,7 +26,7 @@ endif
 endif
 endif
 
-.PHONY: train test test-slow test-oracles lint format docs bench tune results clean
+.PHONY: train test test-slow test-oracles test-accelerators lint format docs bench tune results clean
 
 train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -37,6 +40,14 @@ test-slow: $(VENV)/.dev
 
 test-oracles: $(VENV)/.oracles
 	FULL_COMPILATION=1 $(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m oracle
+
+# Compiles kernels and steps for GPUs and TPUs, which need not be present, in two environments.
+# PART is "all" (half an hour), or "fast" (a few minutes).
+test-accelerators:
+	$(MAKE) VENV=$(VENV)-cuda $(VENV)-cuda/.cuda
+	$(MAKE) VENV=$(VENV)-tpu $(VENV)-tpu/.tpu
+	$(VENV)-cuda/bin/python -m pytest -n $(WORKERS) --dist=worksteal -m "$(SELECT_$(PART))"
+	$(VENV)-tpu/bin/python -m pytest -n $(WORKERS) --dist=worksteal -m "$(SELECT_$(PART))"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -98,6 +109,14 @@ $(VENV)/.run: requirements.txt constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 	$(call install,requirements-dev.txt)
+	@touch $@
+
+$(VENV)/.cuda: $(VENV)/.dev requirements-cuda.txt
+	$(call install,requirements-cuda.txt)
+	@touch $@
+
+$(VENV)/.tpu: $(VENV)/.dev requirements-tpu.txt
+	$(call install,requirements-tpu.txt)
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.run requirements-docs.txt

@@ -4,8 +4,9 @@ python -m launch.compile --config=configs/translation.py --topology=h100x8
 python -m launch.compile --config=configs/translation.py --topology=v5e:4x4 --config.mesh.fsdp=4
 
 --topology is a kind of device and their number: h100x8, a100x1, h200x16, v5e:4x4, v5p:2x2x2, v5e:1
-(one TPU core), or cpu:8 (virtual devices of this CPU). The compilers come with the packages
-jax[cuda12] and jax[tpu]; each needs an environment of its own, and neither needs a device.
+(one TPU core), or cpu:8 (virtual devices of this CPU). The compilers are packages, one in
+requirements-cuda.txt and one in requirements-tpu.txt; each needs an environment of its own, and
+neither needs a device.
 
 The output has, for each step: the bytes per device, the floating-point operations, the collectives
 with their bytes and source lines, the kernels that `attend` selects and why, and the compile time.

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from attention.dropout import keep_mask, keep_probability
+from attention.kernels import costs
 from attention.kernels.options import KernelOptions
 from attention.numerics import accumulator, softmax
 
@@ -81,3 +82,22 @@ def weights(query: Array, key: Array, **options: Unpack[KernelOptions]) -> Array
     probabilities = softmax(logits, sink_logits)
     chex.assert_shape(probabilities, (B, N, T, S))
     return probabilities
+
+
+def cost(call: costs.Call) -> costs.Cost:
+    """Returns the cost for the choice of a kernel: matrices [B, N, T, S] are in memory.
+
+    The forward pass writes and reads logits and weights; the backward pass reads the weights and
+    writes and reads the gradients of both.
+    """
+    width = costs.LANES if call.platform == "tpu" else 1
+    passes = 3 if call.backward else 1
+    matrix = call.pairs() * 4
+    traffic = matrix * (4 + 7 * call.backward) + call.pairs() * call.array * passes
+    return costs.Cost(
+        operations=call.operations(2 * passes, width=width),
+        traffic=traffic + call.vectors() * (3 if call.backward else 1),
+        efficiency=0.5,
+        launches=15 if call.backward else 5,
+        memory=matrix * (3 if call.backward else 2),
+    )

@@ -1,7 +1,7 @@
 """Machines to compile for, which need not be present: "h100x8", "v5e:4x4", "cpu:8".
 
-The compilers of GPUs and TPUs are part of the packages jax[cuda12] and jax[tpu] and work without a
-device. Each of the two needs an environment of its own.
+The compilers of GPUs and TPUs are packages (requirements-cuda.txt, requirements-tpu.txt) and work
+without a device. Each of the two needs an environment of its own.
 """
 
 from __future__ import annotations
@@ -178,7 +178,6 @@ def _gpu(name: str, kind: str, count: int) -> Topology:
     found = _described(
         name,
         "cuda",
-        "cuda12",
         topology_name=kind,
         topology=f"1x{count // per_host}x{per_host}",
         target_config=GPUS[kind].target,
@@ -206,22 +205,22 @@ def _tpu(name: str, kind: str, shape: tuple[int, ...]) -> Topology:
     )
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-    found = _described(name, "tpu", "tpu", topology_name=f"{kind}:{'x'.join(map(str, full))}")
+    found = _described(name, "tpu", topology_name=f"{kind}:{'x'.join(map(str, full))}")
     devices = tuple(found.devices)[: 1 if single else None]
     return Topology(name, "tpu", devices[0].device_kind, devices, generation.memory)
 
 
-def _described(name: str, platform: str, extra: str, **options: Any) -> Any:
+def _described(name: str, platform: str, **options: Any) -> Any:
     from jax.experimental import topologies
 
     try:
         return topologies.get_topology_desc(platform=platform, **options)
     except (RuntimeError, NotImplementedError, ValueError, ImportError) as error:
-        reason = (str(error).splitlines() or ["no reason given"])[0]
+        reason, remedy = (str(error).splitlines() or ["no reason given"])[0], ""
         remedy = ""
         if not _is_installed(platform):
             reason = f"the compiler for {platform} is not installed"
-            remedy = f'; pip install "jax[{extra}]" into an environment of its own'
+            remedy = f"; pip install -r requirements-{platform}.txt into an environment of its own"
         raise UserError(f"--topology={name}: {reason}{remedy}") from None
 
 

@@ -13,7 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from attention.kernels import devices
+from attention.kernels import costs, devices
 from attention.kernels.options import KernelOptions, expect_absent
 from attention.masks import Mask, terms
 
@@ -237,3 +237,14 @@ def _real_pairs(B: int, T: int, S: int, visible: Array, key_lengths: Array | Non
     if key_lengths is None:
         return jnp.broadcast_to(rows, (B, 1, T, S))
     return rows & _before(key_lengths, S).transpose(0, 2, 3, 1)
+
+
+def cost(call: costs.Call) -> costs.Cost:
+    """Returns the cost for the choice of a kernel."""
+    programs = call.batch * call.heads * -(-call.queries // _TILE)
+    return costs.Cost(
+        operations=call.operations(7 if call.backward else 2, _TILE, 8) * call.visible,
+        traffic=(call.vectors() + call.pairs() * call.array) * (4 if call.backward else 1),
+        efficiency=0.6 * call.occupancy(programs),
+        launches=4 if call.backward else 1,
+    )

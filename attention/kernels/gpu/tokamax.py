@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from attention.kernels import devices
+from attention.kernels import costs, devices
 from attention.kernels.options import KernelOptions, expect_absent
 from attention.masks import Mask, terms
 
@@ -95,3 +95,13 @@ def _first_supported(function, names, *arrays, **options) -> Array:
                 raise
             reasons.append(f"{name}: {error}")
     raise NotImplementedError(f"tokamax: {'; '.join(reasons)}")
+
+
+def cost(call: costs.Call) -> costs.Cost:
+    """Returns the cost for the choice of a kernel; masks other than causal are arrays."""
+    return costs.Cost(
+        operations=call.operations(7 if call.backward else 2, 64, 16) * call.visible,
+        traffic=(call.vectors() + call.pairs() * call.array) * (4 if call.backward else 1),
+        efficiency=0.5 * call.occupancy(call.batch * call.heads * -(-call.queries // 64)),
+        launches=5 if call.backward else 1,
+    )

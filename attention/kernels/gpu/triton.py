@@ -14,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from attention.kernels import devices
+from attention.kernels import costs, devices
 from attention.kernels.options import KernelOptions, expect_absent
 from attention.masks import Mask, pallas
 from attention.masks.block_mask import BlockMask, make_block_mask
@@ -187,3 +187,20 @@ def _grown(array: Array, lengths: dict[int, int]) -> Array:
 def _power(number: int) -> int:
     """Returns the next power of 2, at least 16, the minimum size for tensor cores."""
     return max(16, 1 << (number - 1).bit_length())
+
+
+def cost(call: costs.Call) -> costs.Cost:
+    """Returns the cost for the choice of a kernel: logits are computed again in both gradients."""
+    parts = 2 if call.itemsize == 4 else 1
+    width = _power(max(call.size, call.value_size)) * call.itemsize * parts
+    block, key_block = block_sizes(call.queries, call.keys, width)
+    # In float32 each product is three products of TF32 numbers.
+    products = (9 if call.backward else 2) * (3 if call.itemsize == 4 else 1)
+    programs = call.batch * call.heads * -(-call.queries // block)
+    return costs.Cost(
+        operations=call.operations(products, max(block, key_block), 16, power=True) * call.visible,
+        traffic=(call.vectors(16) + call.pairs() * call.array) * (4 if call.backward else 1),
+        efficiency=0.4 * call.occupancy(programs),
+        launches=5 if call.backward else 1,
+        memory=call.pairs() * 4 if call.learned_bias else 0.0,
+    )

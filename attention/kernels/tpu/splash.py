@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from attention.kernels import devices
+from attention.kernels import costs, devices
 from attention.kernels.options import KernelOptions, expect_absent
 from attention.masks import Mask, terms
 
@@ -162,9 +162,7 @@ def _kernel(
         mask = splash_attention.CausalMask(shape, offset=found.high)
     else:
         mask = splash_attention.FullMask(shape)
-    query_block, key_block = (
-        max(size for size in (LANES, 256, 512) if length % size == 0) for length in shape
-    )
+    query_block, key_block = map(_block, shape)
     return splash_attention.make_splash_mha(
         splash_attention.MultiHeadMask([mask] * N),
         block_sizes=splash_attention.BlockSizes(
@@ -180,6 +178,10 @@ def _kernel(
         q_seq_shards=1,
         interpret=interpret,
     )
+
+
+def _block(length: int) -> int:
+    return max(size for size in (LANES, 256, 512) if length % size == 0)
 
 
 @jax.custom_vjp
@@ -215,3 +217,20 @@ def _by_head(array: Array, length: int) -> Array:
     """Converts [B, T, N, H] to [B, N, length, H], padded with zeros."""
     missing = length - array.shape[1]
     return jnp.pad(array.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, missing), (0, 0)))
+
+
+def cost(call: costs.Call) -> costs.Cost:
+    """Returns the cost for the choice of a kernel: blocks and heads are padded to 128."""
+    rows, columns = (costs.padded(length, LANES) for length in (call.queries, call.keys))
+    blocks = (rows // _block(rows)) * (columns // _block(columns))
+    steps = call.batch * call.heads * blocks * call.visible
+    copies = call.vectors(LANES, LANES)
+    return costs.Cost(
+        operations=call.operations(9 if call.backward else 2, LANES, LANES) * call.visible,
+        # Arrays are padded and transposed to [B, N, T, H] and back.
+        traffic=copies * (9 if call.backward else 3),
+        efficiency=0.5,
+        launches=12 if call.backward else 4,
+        grid_steps=int(steps * (3 if call.backward else 1)),
+        memory=copies * (3 if call.backward else 1),
+    )
