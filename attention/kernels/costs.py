@@ -70,7 +70,6 @@ class Call:
       itemsize: bytes of a number of the query.
       visible: fraction of the pairs in blocks that are not hidden.
       array: bytes of bias and dense mask for each pair.
-      learned_bias: whether there is a bias, which may be differentiated.
       backward: whether the backward pass counts too.
       speed: speed of the device.
     """
@@ -85,8 +84,7 @@ class Call:
     value_size: int
     itemsize: int
     visible: float
-    array: int
-    learned_bias: bool
+    array: float
     backward: bool
     speed: DeviceSpeed
 
@@ -135,7 +133,8 @@ class Cost:
       efficiency: fraction of the peak rate that its products reach.
       launches: number of kernels.
       grid_steps: steps of a sequential grid on a TPU.
-      memory: bytes of temporaries.
+      memory: bytes of matrices [B, N, T, S].
+      fused: whether logits are never in memory as a matrix [B, N, T, S].
     """
 
     operations: float
@@ -144,12 +143,13 @@ class Cost:
     launches: int
     grid_steps: int = 0
     memory: float = 0.0
+    fused: bool = True
 
 
 def seconds(call: Call, cost: Cost) -> float:
-    """Returns the estimated seconds; infinite if temporaries take half of the memory."""
+    """Returns the estimated seconds; infinite if matrices [B, N, T, S] take half of the memory."""
     speed = call.speed
-    if cost.memory > speed.memory / 2:
+    if not cost.fused and cost.memory > speed.memory / 2:
         return math.inf
     peak = speed.half if call.itemsize <= 2 else speed.single
     bound = max(cost.operations / (peak * cost.efficiency), cost.traffic / speed.bandwidth)

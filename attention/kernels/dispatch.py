@@ -1,9 +1,10 @@
-"""Selection of the kernel for "auto", by measurements on this kind of device or by the registry.
+"""Selection of the kernel for "auto", by run times that are measured or estimated.
 
 `timings.json` contains the run times of all kernels at a few sizes on a few kinds of device
 (`python -m benchmarks.tune` adds the present device). The measurement with the most similar sizes
-orders the kernels, and the first kernel that supports the call is selected. Choices are cached for
-calls outside jit.
+orders the kernels, and the first kernel that supports the call is selected. On a GPU or TPU without
+a similar measurement, `attention.kernels.costs` estimates the run times instead. Choices are cached
+for calls outside jit.
 
 B batch, N query heads, K key/value heads, T queries, S keys, H head size.
 """
@@ -16,17 +17,19 @@ import functools
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from attention import registry, tracing
-from attention.kernels import devices
+from attention.kernels import costs, devices, partition
 from attention.masks import Mask
-from attention.masks.terms import Dense, Lengths, Or, Prefix, Segments, Valid, Window
+from attention.masks.terms import Dense, Lengths, Or, Prefix, Segments, Valid, Window, is_static
 
 Array = jax.Array
 
@@ -34,6 +37,9 @@ TIMINGS = pathlib.Path(__file__).with_name("timings.json")
 
 # Decoding has few queries and many keys and needs no gradient, so only the forward pass is timed.
 DECODE_QUERIES = 8
+
+# From this number of queries and keys on, estimates are for kernels in O(T) memory only.
+LONG = 512
 
 _KEPT = 4096
 _found: dict[Any, KernelChoice] = {}
@@ -49,7 +55,7 @@ class KernelChoice:
       name: name of the kernel.
       unsupported: kernel -> reason why it does not support the call, for the kernels that rank
         before the selected one.
-      reason: measurements that led to the choice, or a note that there are none.
+      reason: measurements or estimates that led to the choice, or a note that there are none.
     """
 
     name: str
@@ -235,7 +241,10 @@ def choose(
         entry = nearest(measured, sizes, *wanted)
     unknown = set(names) - {name for one in measured for name in one.milliseconds}
     unsupported: dict[str, str] = {}
-    times = {} if entry is None else entry.milliseconds
+    times, estimated = {} if entry is None else entry.milliseconds, {}
+    if entry is None and sizes is not None:
+        times = estimated = estimates(arrays, options, names)
+        unknown = set(names) - estimated.keys()
     for name in in_order(names, unknown, times):
         # The last kernel of the registry supports everything.
         reason = None
@@ -244,7 +253,7 @@ def choose(
         if reason is None:
             break
         unsupported[name] = reason
-    reason = _reason(name, unsupported, names, entry, device, name in unknown)
+    reason = _reason(name, unsupported, names, entry, device, name in unknown, estimated)
     choice = KernelChoice(name, unsupported, reason)
     if known is not None:
         if len(_found) >= _KEPT:
@@ -275,6 +284,84 @@ def in_order(
     known = [name for name in names if name not in unknown]
     ranked = iter(sorted(known, key=lambda name: milliseconds.get(name, math.inf)))
     return [name if name in unknown else next(ranked) for name in names]
+
+
+def estimates(
+    arrays: Sequence[Array], options: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, float]:
+    """Estimates the milliseconds of kernels on one device of the mesh in context.
+
+    They are those of forward and backward pass, or of the forward pass for decoding. From `LONG`
+    queries and keys on, kernels that keep matrices [B, N, T, S] in memory have no estimate: they
+    would limit the batch size, whatever their speed.
+
+    Args:
+      arrays: query, key and value, or `jax.ShapeDtypeStruct`s, with known sizes.
+      options: the other arguments of `attend` by name.
+      names: names of kernels.
+
+    Returns:
+      Kernel -> milliseconds, for kernels whose module has a function `cost`; empty unless the
+      platform is "cuda" or "tpu".
+    """
+    platform = devices.expected_platform()
+    if platform not in costs.LAUNCH:
+        return {}
+    call = _call(platform, arrays, options)
+    found = {}
+    for name in names:
+        try:
+            devices.expect_device(registry.find("kernel", name).capabilities)
+        except NotImplementedError:
+            continue
+        module = sys.modules[registry.load("kernel", name).__module__]
+        cost = module.cost(call) if hasattr(module, "cost") else None
+        if cost is not None and (cost.fused or call.queries * call.keys < LONG**2):
+            found[name] = 1e3 * costs.seconds(call, cost)
+    return found
+
+
+def _call(platform: str, arrays: Sequence[Array], options: Mapping[str, Any]) -> costs.Call:
+    query, key = arrays[:2]
+    (B, T, N, H), (S, K) = query.shape, key.shape[1:3]
+    mask, bias = options["mask"], options["bias"]
+    split = partition.mesh_split(B, N, K)
+    examples = heads = 1
+    if split is not None:
+        examples, heads = (
+            math.prod(split.mesh.shape[axis] for axis in axes)
+            for axes in (split.batch, split.heads)
+        )
+    dense = mask is not None and any(isinstance(term, Dense) for term in mask.terms)
+    bias_size = 0 if bias is None else math.prod(bias.shape) * bias.dtype.itemsize
+    return costs.Call(
+        platform=platform,
+        batch=B // examples,
+        heads=N // heads,
+        kv_heads=K // heads,
+        queries=T,
+        keys=S,
+        size=H,
+        value_size=arrays[-1].shape[-1],
+        itemsize=jnp.dtype(query.dtype).itemsize,
+        visible=visible_fraction(mask, T, S),
+        array=int(dense) + bias_size / max(B * N * T * S, 1),
+        backward=workload_class(T, S, mask, bias) != "decode",
+        speed=costs.speed_of(platform, devices.expected_kind()),
+    )
+
+
+def visible_fraction(mask: Mask | None, T: int, S: int) -> float:
+    """Returns the fraction of the pairs that static windows of a mask show; 1 without windows."""
+    low, high = np.zeros(T), np.full(T, S - 1.0)
+    for term in () if mask is None else mask.terms:
+        if isinstance(term, Window) and is_static(term.query_offset):
+            lower, upper = term.bounds(T, S)
+            if lower is not None:
+                low = np.maximum(low, np.arange(T) + lower)
+            if upper is not None:
+                high = np.minimum(high, np.arange(T) + upper)
+    return float(np.maximum(high - low + 1, 0).sum() / (T * S)) if T * S else 1.0
 
 
 def device_kind() -> str:
@@ -310,7 +397,11 @@ def _reason(
     entry: Timing | None,
     device: str,
     unknown: bool,
+    estimated: Mapping[str, float],
 ) -> str:
+    if name in estimated:
+        others = _others(estimated, names, (name, *unsupported))
+        return f"not measured on {device}; estimated {estimated[name]:.3g} ms{others}"
     if entry is None:
         return f"no similar call was measured on {device}; first supported kernel of the registry"
     if unknown:
@@ -319,13 +410,14 @@ def _reason(
     if name not in times:
         return f"was not measured on {device} at such sizes; selected after the measured kernels"
     at = (entry.batch, entry.heads, entry.queries, entry.keys, entry.size)
-    others = sorted(
-        (value, other)
-        for other, value in times.items()
-        if other in names and other not in (name, *unsupported)
-    )
-    beside = "".join(f", {other} {value:.3g} ms" for value, other in others)
     return (
         f"measured {times[name]:.3g} ms at (B, N, T, S, H) = {at} on {device}, {entry.dtype} "
-        f"{entry.options}{beside}"
+        f"{entry.options}{_others(times, names, (name, *unsupported))}"
     )
+
+
+def _others(times: Mapping[str, float], names: Sequence[str], without: Sequence[str]) -> str:
+    found = sorted(
+        (value, name) for name, value in times.items() if name in names and name not in without
+    )
+    return "".join(f", {name} {value:.3g} ms" for value, name in found)

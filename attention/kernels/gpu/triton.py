@@ -202,5 +202,4 @@ def cost(call: costs.Call) -> costs.Cost:
         traffic=(call.vectors(16) + call.pairs() * call.array) * (4 if call.backward else 1),
         efficiency=0.4 * call.occupancy(programs),
         launches=5 if call.backward else 1,
-        memory=call.pairs() * 4 if call.learned_bias else 0.0,
     )

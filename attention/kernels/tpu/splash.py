@@ -232,5 +232,4 @@ def cost(call: costs.Call) -> costs.Cost:
         efficiency=0.5,
         launches=12 if call.backward else 4,
         grid_steps=int(steps * (3 if call.backward else 1)),
-        memory=copies * (3 if call.backward else 1),
     )
