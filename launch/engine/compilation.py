@@ -124,7 +124,7 @@ def _compile(
         seconds[name], began = round(now - began, 2), now
 
     here = topology.platform == "cpu"
-    target = contextlib.nullcontext() if here else devices.lowering_for(topology.platform)
+    target = contextlib.nullcontext() if here else devices.lowering_for(topology.platform, topology.devices[0])
     with target, record_choices() as found:
         traced = function.trace(first, batch)
         lap("trace")

@@ -218,13 +218,14 @@ def _described(name: str, platform: str, **options: Any) -> Any:
     except (RuntimeError, NotImplementedError, ValueError, ImportError) as error:
         reason, remedy = (str(error).splitlines() or ["no reason given"])[0], ""
         remedy = ""
-        if not _is_installed(platform):
+        if not is_installed(platform):
             reason = f"the compiler for {platform} is not installed"
             remedy = f"; pip install -r requirements-{platform}.txt into an environment of its own"
         raise UserError(f"--topology={name}: {reason}{remedy}") from None
 
 
-def _is_installed(platform: str) -> bool:
+def is_installed(platform: str) -> bool:
+    """Returns whether the compiler for "cuda" or "tpu" is installed."""
     import importlib.util
 
     if platform == "tpu":
