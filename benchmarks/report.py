@@ -264,7 +264,41 @@ def _serving(section: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _accelerator_steps(section: Mapping[str, Any]) -> list[str]:
+    table = []
+    for row in section["rows"]:
+        size = row["bytes_per_device"]
+        state = row["peak"] - sum(size.get(name, 0) for name in ("temporaries", "code", "batch"))
+        mesh = " x ".join(f"{axis} {count}" for axis, count in row["mesh"].items())
+        table.append(
+            [
+                row["config"],
+                row["topology"] + (f" ({mesh})" if mesh else ""),
+                row["step"],
+                *(_megabytes(each) for each in (state, size.get("temporaries"), row["peak"])),
+                f"{row['flops']:.3g}",
+                ", ".join(
+                    f"{number} {kind} {_megabytes(count)}"
+                    for kind, (number, count) in row["collectives"].items()
+                ),
+                ", ".join(f"{number} {name}" for name, number in row["kernels"].items()),
+                f"{row['seconds']:g}",
+            ]
+        )
+    header = ["config", "machine", "step", "arguments and results", "temporaries", "peak"]
+    header += ["operations", "collectives", "kernels of `attend`", "compilation, s"]
+    return [
+        "Steps of the default configs and of large ones, compiled by `launch.compile` for machines "
+        "that were not present; nothing ran. Bytes are those of one device, operations those of "
+        "all devices; collectives are numbers of executions and bytes on one device in a step. "
+        f"Compilers: {_plain(section['compilers'])}.",
+        "",
+        *_table(header, table),
+    ]
+
+
 _TITLES = {
+    "accelerator_steps": "Compiled steps",
     "attention": "Attention",
     "memory": "Memory",
     "train_step": "Train steps",
@@ -273,6 +307,7 @@ _TITLES = {
     "serving": "Serving",
 }
 _SECTIONS = {
+    "accelerator_steps": _accelerator_steps,
     "attention": _attention,
     "memory": _memory,
     "train_step": _train_step,

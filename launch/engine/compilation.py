@@ -23,7 +23,7 @@ from launch.engine.environment import ROOT
 from launch.engine.evaluation import prediction_inputs
 from launch.engine.flops import count_flops
 from launch.engine.steps import Steps, make_steps
-from launch.engine.topologies import Topology
+from launch.engine.topologies import Topology, compiler_versions
 from tasks.common.data.pipeline import example_batches
 from tasks.common.errors import UserError
 from tasks.task import Task
@@ -124,7 +124,11 @@ def _compile(
         seconds[name], began = round(now - began, 2), now
 
     here = topology.platform == "cpu"
-    target = contextlib.nullcontext() if here else devices.lowering_for(topology.platform, topology.devices[0])
+    target = (
+        contextlib.nullcontext()
+        if here
+        else devices.lowering_for(topology.platform, topology.devices[0])
+    )
     with target, record_choices() as found:
         traced = function.trace(first, batch)
         lap("trace")
@@ -276,6 +280,7 @@ def as_json(compilation: Compilation) -> dict[str, Any]:
         "topology": topology.name,
         "device": topology.kind,
         "memory": topology.memory,
+        "versions": compiler_versions(topology.platform),
         "mesh": dict(compilation.mesh),
         "parameters": [
             dict(zip(("path", "shape", "dtype", "sharding", "bytes_per_device"), row, strict=True))

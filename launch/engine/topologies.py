@@ -6,6 +6,7 @@ without a device. Each of the two needs an environment of its own.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -222,6 +223,24 @@ def _described(name: str, platform: str, **options: Any) -> Any:
             reason = f"the compiler for {platform} is not installed"
             remedy = f"; pip install -r requirements-{platform}.txt into an environment of its own"
         raise UserError(f"--topology={name}: {reason}{remedy}") from None
+
+
+_PACKAGES = {
+    "cuda": ("jax", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12", "nvidia-cudnn-cu12"),
+    "tpu": ("jax", "libtpu"),
+    "cpu": ("jax", "jaxlib"),
+}
+
+
+def compiler_versions(platform: str) -> dict[str, str]:
+    """Returns the versions of the packages that compile for "cuda", "tpu" or "cpu"."""
+    from importlib import metadata
+
+    found = {}
+    for name in _PACKAGES[platform]:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def is_installed(platform: str) -> bool:

@@ -1,4 +1,4 @@
-"""Files with what the compilers report; `python -m benchmarks.accelerators` makes tables of them."""
+"""Files with what the compilers report, of which `benchmarks.accelerators` makes tables."""
 
 import json
 import os
