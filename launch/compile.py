@@ -43,13 +43,15 @@ def compile_() -> None:
     from tasks.common.errors import UserError
 
     config, name = cli.experiment(), cli.required("topology")
-    asked = cli.FLAGS.steps
+    asked = list(dict.fromkeys(cli.FLAGS.steps))
     for step in asked or [""]:
         if step not in ("train", "evaluate", "predict"):
             raise UserError(f"--steps={step}: expected some of train, evaluate, predict")
     target = None if cli.FLAGS.json is None else Path(cli.FLAGS.json).expanduser()
     if target is not None and not target.parent.is_dir():
         raise UserError(f"--json={target}: the directory {target.parent} does not exist")
+    if target is not None and target.is_dir():
+        raise UserError(f"--json={target}: is a directory; name a file")
     # The program runs nowhere here, and an accelerator may be in use by another process.
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax

@@ -95,6 +95,7 @@ def test_step_that_does_not_fit_gets_advice(one, expected):
         ([*CONFIG, "--topology=cpu:8", "--steps=trains"], ["--steps=trains", "evaluate"]),
         ([*CONFIG, "--topology=cpu:8", "--steps="], ["--steps="]),
         ([*CONFIG, "--topology=cpu:8", "--json=/nowhere/x.json"], ["--json=/nowhere/x.json"]),
+        ([*CONFIG, "--topology=cpu:8", "--json=/tmp"], ["--json=/tmp: is a directory"]),
         ([*CONFIG, "--topology=cpu:8", "--config.mesh.tensor=3"], ["tensor 3", "there are 8"]),
         (["--topology=cpu:8"], ["--config is missing"]),
     ],
