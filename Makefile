@@ -43,11 +43,11 @@ test-oracles: $(VENV)/.oracles
 
 # Compiles kernels and steps for GPUs and TPUs, which need not be present, in two environments.
 # PART is "all" (half an hour), or "fast" (a few minutes).
-test-accelerators:
-	$(MAKE) VENV=$(VENV)-cuda $(VENV)-cuda/.cuda
-	$(MAKE) VENV=$(VENV)-tpu $(VENV)-tpu/.tpu
-	$(VENV)-cuda/bin/python -m pytest -n $(WORKERS) --dist=worksteal -m "$(SELECT_$(PART))"
-	$(VENV)-tpu/bin/python -m pytest -n $(WORKERS) --dist=worksteal -m "$(SELECT_$(PART))"
+test-accelerators: $(VENV)-cuda/.made $(VENV)-tpu/.made
+	FULL_COMPILATION=1 $(VENV)-cuda/bin/python -m pytest -n $(WORKERS) --dist=worksteal \
+	  -m "$(SELECT_$(PART))" tests/accelerators
+	FULL_COMPILATION=1 $(VENV)-tpu/bin/python -m pytest -n $(WORKERS) --dist=worksteal \
+	  -m "$(SELECT_$(PART))" tests/accelerators
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -84,7 +84,7 @@ results: $(VENV)/.run
 	  --pages=docs/applications
 
 clean:
-	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-cuda $(VENV)-tpu .jax_cache .pytest_cache .ruff_cache
 
 # ---------------------------------------------------------------- environments
 
@@ -111,12 +111,14 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 	$(call install,requirements-dev.txt)
 	@touch $@
 
-$(VENV)/.cuda: $(VENV)/.dev requirements-cuda.txt
-	$(call install,requirements-cuda.txt)
-	@touch $@
-
-$(VENV)/.tpu: $(VENV)/.dev requirements-tpu.txt
-	$(call install,requirements-tpu.txt)
+# An environment that adds one requirements file to $(VENV), whose packages it finds by a .pth file.
+$(VENV)-%/.made: $(VENV)/.dev requirements-%.txt
+	@echo "installing requirements-$*.txt"
+	@[ -x $(VENV)-$*/bin/python ] || $(BIN)/python -m venv $(VENV)-$*
+	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	  "$$($(VENV)-$*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth"
+	@$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements-$*.txt -c constraints.txt
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.run requirements-docs.txt
