@@ -125,7 +125,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a kernel needs for a call.
+    """Cost of a call of a kernel.
 
     Attributes:
       operations: floating-point operations, with those on padding and of recomputation.

@@ -292,8 +292,8 @@ def estimates(
     """Estimates the milliseconds of kernels on one device of the mesh in context.
 
     They are those of forward and backward pass, or of the forward pass for decoding. From `LONG`
-    queries and keys on, kernels that keep matrices [B, N, T, S] in memory have no estimate: they
-    would limit the batch size, whatever their speed.
+    queries and keys on, kernels that keep matrices [B, N, T, S] in memory have no estimate, because
+    their memory limits the batch size.
 
     Args:
       arrays: query, key and value, or `jax.ShapeDtypeStruct`s, with known sizes.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import re
@@ -13,7 +12,6 @@ from typing import Any
 import jax
 
 from attention import tracing
-from attention.kernels import devices
 from attention.kernels.dispatch import RecordedChoice, record_choices
 from launch.engine import sharding
 from launch.engine import state as states
@@ -124,12 +122,7 @@ def _compile(
         seconds[name], began = round(now - began, 2), now
 
     here = topology.platform == "cpu"
-    target = (
-        contextlib.nullcontext()
-        if here
-        else devices.lowering_for(topology.platform, topology.devices[0])
-    )
-    with target, record_choices() as found:
+    with record_choices() as found:
         traced = function.trace(first, batch)
         lap("trace")
         lowered = traced.lower() if here else traced.lower(lowering_platforms=(topology.platform,))

@@ -1,4 +1,4 @@
-"""Files with what the compilers report, of which `benchmarks.accelerators` makes tables."""
+"""Files with the reports of the compilers, which `benchmarks.accelerators` reads."""
 
 import json
 import os
