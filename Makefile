@@ -36,7 +36,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal $(TESTS)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "slow and not oracle"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "slow and not oracle and not accelerator"
 
 test-oracles: $(VENV)/.oracles
 	FULL_COMPILATION=1 $(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m oracle
