@@ -65,7 +65,7 @@ def check(written):
                 assert kernel["kernel"] in FUSED, kernel
 
 
-@pytest.mark.parametrize(("config", "machine"), cases())
+@pytest.mark.parametrize(("config", "machine"), list(cases()))
 def test_default_config(config, machine, tmp_path):
     written, spent = compiled(f"{config}.py", machine, tmp_path)
     name = f"{config}-{machine.replace(':', '_')}"
