@@ -28,6 +28,10 @@ from tasks.task import Task
 
 STEPS = ("train", "evaluate", "predict")
 
+# XLA:GPU measures the tilings of its Triton matrix products on the device. Without a device some
+# have no valid tiling, and the compilation fails; cuBLAS computes these products instead.
+_COMPILER_OPTIONS = {"cuda": {"xla_gpu_enable_triton_gemm": False}}
+
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
@@ -129,7 +133,7 @@ def _compile(
         lap("lower")
     failure, program = "", None
     try:
-        program = lowered.compile()
+        program = lowered.compile(_COMPILER_OPTIONS.get(topology.platform))
     except jax.errors.JaxRuntimeError as error:
         failure = _failure(error, topology)
     lap("compile")
