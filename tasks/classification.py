@@ -12,7 +12,7 @@ import numpy as np
 
 from tasks.common.losses import cross_entropy
 from tasks.common.metrics.classification import classification_metrics
-from tasks.task import Arrays, Batch, Task
+from tasks.task import Arrays, Batch, ExamplePrediction, Task
 
 
 class ClassificationTask(Task):
@@ -69,6 +69,25 @@ class ClassificationTask(Task):
         """Returns 1 for each correctly classified example, else 0."""
         correct = predicted_classes(outputs) == self.dataset.splits[split].labels
         return correct.astype(np.float32)
+
+    def inputs(self, split: str) -> Sequence[str | None]:
+        """Returns the inputs of a split as texts; by default there are none."""
+        return [None] * len(self.dataset.splits[split].labels)
+
+    def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
+        """Returns true and predicted class, and the probability of the predicted class."""
+        best, names = outputs["probabilities"].max(axis=-1), self.labels
+        rows = zip(
+            self.inputs(split),
+            self.dataset.splits[split].labels,
+            predicted_classes(outputs),
+            best,
+            strict=True,
+        )
+        return [
+            ExamplePrediction(text, names[true], names[predicted], float(probability))
+            for text, true, predicted, probability in rows
+        ]
 
     def scores(self, predicted: np.ndarray, split: str) -> dict[str, float]:
         """Returns `classification_metrics` of predicted classes, int [n], on a split."""

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -33,7 +34,9 @@ __all__ = [
     "SPLITS",
     "ArraySpec",
     "Arrays",
+    "Axes",
     "Batch",
+    "ExamplePrediction",
     "Pretrained",
     "ProcessingSteps",
     "Processor",
@@ -44,6 +47,8 @@ Arrays = Mapping[str, np.ndarray]
 """Arrays on the host by name."""
 Batch = Mapping[str, Any]
 """Arrays on devices by name."""
+Axes = Mapping[str, "Sequence[str] | None"]
+"""Axes of an array in order: the label of each position by the name of the axis; None without."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +64,23 @@ class ArraySpec:
     shape: tuple[str | int, ...]
     dtype: str
     padding: Any = None
+
+
+class ExamplePrediction(NamedTuple):
+    """Input, target and prediction of one example, as JSON values; None where a task has none.
+
+    Attributes:
+      input: input as text, such as a sentence, or the name of an image.
+      target: true text, class, values or objects.
+      prediction: predicted value of the same kind.
+      confidence: number from 0 to 1: the probability of the predicted class; for a decoded text,
+        the exponential of its decoding score.
+    """
+
+    input: str | None = None
+    target: Any = None
+    prediction: Any = None
+    confidence: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -424,6 +446,59 @@ class Task(abc.ABC):
         examples = self.examples(split)
         return digests.ids([examples[index] for index in range(len(examples))])
 
+    def predictions(
+        self,
+        outputs: Arrays,
+        split: str,
+        ids: np.ndarray | None = None,
+        scores: np.ndarray | None = None,
+    ) -> list[dict[str, Any]]:
+        """Returns a record of each example, as JSON values, in the order of `example_scores`.
+
+        Args:
+          outputs: outputs of the complete split, in the order of its examples.
+          split: name of the split.
+          ids: `example_ids` of the split; None to compute them.
+          scores: `example_scores` of the outputs; None to compute them.
+
+        Returns:
+          Records with the keys "id", 16 hexadecimal digits; those of `ExamplePrediction`; and
+          "score".
+        """
+        ids = self.example_ids(split) if ids is None else ids
+        scores = self.example_scores(outputs, split) if scores is None else scores
+        found = self.example_predictions(outputs, split)
+        return [
+            {
+                "id": f"{int(number):016x}",
+                **row._asdict(),
+                "confidence": _seven_digits(row.confidence),
+                "score": _seven_digits(score),
+            }
+            for number, row, score in zip(ids, found, scores, strict=True)
+        ]
+
+    def example_predictions(self, outputs: Arrays, split: str) -> Sequence[ExamplePrediction]:
+        """Returns input, target and prediction of each example, in the order of `example_scores`.
+
+        Args:
+          outputs: outputs of the complete split, in the order of its examples.
+          split: name of the split.
+        """
+        return [ExamplePrediction()] * len(self.example_ids(split))
+
+    def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
+        """Returns the axes of the attention weights of one input, by the name of the weights.
+
+        Positions after the last label are padding. Weights without an entry have unnamed axes.
+
+        Args:
+          raw: input, as for `Processor.encode`.
+          outputs: model outputs for this input, with one row.
+          attention: attention weights for this input, without a dimension of rows.
+        """
+        return {}
+
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
@@ -456,3 +531,10 @@ class Task(abc.ABC):
         paired confidence interval.
         """
         return {}
+
+
+def _seven_digits(value: float | None) -> float | None:
+    """Rounds a number to the precision of float32; None for a number that is not finite."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.7g}")

@@ -28,7 +28,7 @@ from tasks.common.errors import UserError, check_max_length
 from tasks.common.metrics.error_rates import text_errors, transcript_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Figure
-from tasks.task import Arrays, ArraySpec, Batch, Processor, Task
+from tasks.task import Arrays, ArraySpec, Axes, Batch, ExamplePrediction, Processor, Task
 
 # Quantiles of the input lengths that define the padded lengths of batches.
 _BUCKET_QUANTILES = (0.25, 0.5, 0.8)
@@ -295,6 +295,22 @@ class TranscriptionTask(Task):
         """Returns the errors in each text of the first condition, divided by the mean length."""
         pair = self._references_and_hypotheses(outputs, split, 0)
         return text_errors(*pair, words=self.word_level).astype(np.float32)
+
+    def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
+        """Returns reference and hypothesis of each example of the first condition."""
+        chosen = np.flatnonzero(self.dataset.splits[split].groups == 0)
+        confidence = np.exp(outputs["score"][chosen])
+        pair = self._references_and_hypotheses(outputs, split, 0)
+        return [
+            ExamplePrediction(None, reference, hypothesis, float(probability))
+            for reference, hypothesis, probability in zip(*pair, confidence, strict=True)
+        ]
+
+    def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
+        """Returns the units of the transcript, and the labels of the encoded frames."""
+        steps = self.processor.pieces(outputs["tokens"][0])
+        _, frames = self._input_image(self.processor.encode([raw])[0])
+        return {"alignment": {"output": steps, "frame": frames}}
 
     def _references_and_hypotheses(
         self, outputs: Arrays, split: str, group: int

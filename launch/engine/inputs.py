@@ -171,7 +171,7 @@ class Answers:
 
     def _write_row(self, row: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
         found = {
-            f"{PREFIX}{key}": _cell(value)
+            f"{PREFIX}{key}": cell(value)
             for key, value in answer.items()
             if key not in ("input", "text") or len(answer) <= 2
         }
@@ -184,7 +184,7 @@ class Answers:
         if self._header is None:
             self._header = header
             print(_line(header))
-        cells = {**{key: _cell(value) for key, value in row.items()}, **found}
+        cells = {**{key: cell(value) for key, value in row.items()}, **found}
         if strange := [key for key in cells if key not in self._header]:
             raise UserError(
                 f"--input_file: a row has the key {strange[0]!r}, which the first row lacks; set "
@@ -193,7 +193,8 @@ class Answers:
         print(_line([cells.get(key, "") for key in self._header]))
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """Returns a cell of a table: None as "", a text as it is, and other values as JSON."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

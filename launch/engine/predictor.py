@@ -13,7 +13,7 @@ from launch.engine.steps import Steps
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
 from tasks.figures import Figure
-from tasks.task import Task
+from tasks.task import Axes, Task
 
 # Number of examples whose attention weights are shown.
 _SHOWN = 8
@@ -57,6 +57,29 @@ class Predictor:
                 f"predictions; leave out the flag"
             )
         return self._task.processor.decode(raw, outputs), figures
+
+    def attention(self, raw: str) -> tuple[dict[str, np.ndarray], dict[str, Axes]]:
+        """Returns the attention weights of one input, and their axes, by name.
+
+        The padding at the end of axes with labels is removed. Of an input with several examples,
+        such as the windows of an image, only the first counts. Both are empty for a model without
+        attention weights.
+
+        Raises:
+          UserError: the input cannot be read.
+        """
+        examples = self._task.processor.encode([raw])
+        first = Subset(examples, range(min(len(examples), 1)))
+        outputs = self.outputs(first)
+        found = self._gathered(first, self._steps.attention)
+        whole = {name: value[0] for name, value in found.items()}
+        known = self._task.attention_axes(raw, outputs, whole)
+        weights, axes = {}, {}
+        for name, array in whole.items():
+            axes[name] = known.get(name) or {f"axis_{n}": None for n in range(1, array.ndim + 1)}
+            sizes = (slice(None if each is None else len(each)) for each in axes[name].values())
+            weights[name] = array[tuple(sizes)]
+        return weights, axes
 
     def _gathered(self, examples: Any, step: Any) -> dict[str, np.ndarray]:
         def outputs(batch: dict[str, np.ndarray]) -> Any:

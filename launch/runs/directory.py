@@ -19,7 +19,8 @@ from launch.engine.checkpoints import finished_steps
 from launch.engine.config import Experiment
 from launch.engine.evaluation import Evaluation
 from launch.engine.predictor import Predictor
-from launch.engine.writers import best_step, check_logs, validation_curve
+from launch.engine.writers import best_step, check_logs, validation_curve, write_text
+from launch.runs import predictions
 from launch.runs.provenance import Description, saved_assets
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
@@ -172,13 +173,17 @@ def check_assets(task: Task, folder: Path) -> None:
 
 
 def save_outputs(folder: Path, task: Task, evaluation: Evaluation, split: str) -> None:
-    """Writes the outputs and the score of every example, for paired comparisons."""
-    scores = task.example_scores(evaluation.outputs, split)
-    saved = {
-        "example_scores": scores,
-        "overlap": task.overlap,
-        "example_ids": task.example_ids(split),
-    }
+    """Writes the outputs, score and prediction of every example of a split.
+
+    These are outputs-<split>.npz, for paired comparisons, and predictions-<split>.csv.
+
+    Raises:
+      UserError: the directory cannot be written.
+    """
+    scores, ids = task.example_scores(evaluation.outputs, split), task.example_ids(split)
+    saved = {"example_scores": scores, "overlap": task.overlap, "example_ids": ids}
+    rows = task.predictions(evaluation.outputs, split, ids, scores)
+    write_text(folder / f"predictions-{split}.csv", predictions.as_csv(rows))
     path = folder / f"outputs-{split}.npz"
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     try:

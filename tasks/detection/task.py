@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from tasks.common.errors import UserError
 from tasks.common.keys import example_keys
 from tasks.detection import baselines
 from tasks.detection.augmentation import augment
-from tasks.detection.data import DataConfig, DetectionDataset, load
+from tasks.detection.data import DataConfig, DetectionDataset, load, to_image_pixels
 from tasks.detection.metrics import (
     Prediction,
     Truth,
@@ -32,7 +33,7 @@ from tasks.detection.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from tasks.detection.ops.pasting import THRESHOLD, paste
 from tasks.detection.processor import SHOWN, DetectionProcessor
 from tasks.figures import AttendedImage, DetectedImage, Figure
-from tasks.task import Arrays, Batch, Task
+from tasks.task import Arrays, Axes, Batch, ExamplePrediction, Task
 
 Model = MaskRCNN | DETR
 Config = MaskRCNNConfig | DETRConfig
@@ -178,6 +179,30 @@ class Detection(Task):
             for index, truth in enumerate(self._truths(split))
         ]
 
+    def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
+        """Returns the name of each image, and its true objects and those of a score of 0.5 or more.
+
+        An object has a label and a box (x1, y1, x2, y2) in pixels of the image; a predicted one
+        also a score.
+        """
+        names, side, found = self.processor.names, self.processor.image_size, []
+        for index, truth in enumerate(self._truths(split)):
+            shown = outputs["valid"][index] & (outputs["scores"][index] >= SHOWN)
+            boxes = to_image_pixels(outputs["boxes"][index][shown], truth.size, side)
+            labels, scores = outputs["labels"][index][shown], outputs["scores"][index][shown]
+            predicted = [
+                {**_object(names[label], box), "score": round(float(score), 4)}
+                for label, box, score in zip(labels, boxes, scores, strict=True)
+            ]
+            pairs = zip(truth.labels, truth.boxes, strict=True)
+            true = [_object(names[label], box) for label, box in pairs]
+            found.append(ExamplePrediction(self.examples(split).ids[index], true, predicted))
+        return found
+
+    def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
+        """Names the axes of DETR's detections and of the cells of the last map."""
+        return {"objects": {"object": None, "cell": None}}
+
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
@@ -244,6 +269,11 @@ class Detection(Task):
                 self.dataset.splits, self.processor.names, self.processor.has_masks
             )
         }
+
+
+def _object(label: str, box: np.ndarray) -> dict[str, Any]:
+    """Returns an object as a JSON value."""
+    return {"label": label, "box": [round(float(corner), 2) for corner in box]}
 
 
 TASK = Detection

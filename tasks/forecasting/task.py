@@ -32,7 +32,7 @@ from tasks.forecasting.models.heads import HEADS, Head
 from tasks.forecasting.paths import forecast_autoregressively, quantiles_beyond
 from tasks.forecasting.processor import ForecastingProcessor
 from tasks.forecasting.rolling import fit_share
-from tasks.task import Arrays, Batch, Task
+from tasks.task import Arrays, Axes, Batch, ExamplePrediction, Task
 
 Array = jax.Array
 
@@ -218,6 +218,49 @@ class Forecasting(Task):
         cells = outputs["cells"]
         return (outputs["mse"] * (cells / np.mean(cells))).astype(np.float32)
 
+    def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
+        """Returns true and forecast values of the last channel, in the units of the data.
+
+        The input is the first and last time of the look-back. Windows overlap, so only windows
+        without common forecast times have values; missing true values are None.
+        """
+        series, origins = self.dataset, self.dataset.origins(split)
+        mean, std = series.mean[-1], series.std[-1]
+        found, free = [], 0
+        for index, origin in enumerate(origins.tolist()):
+            ends = np.array([origin - series.lookback, origin - 1])
+            times = [f"step {end}" for end in ends]
+            if series.step is not None:
+                times = clock.format_times(clock.stamps(series.start, series.step, ends))
+            row = ExamplePrediction(" to ".join(times))
+            if origin >= free:
+                free, ahead = origin + series.horizon, slice(origin, origin + series.horizon)
+                point = np.asarray(self.head.point(outputs["forecast"][index])) * std + mean
+                true = series.series[ahead, -1] * std + mean
+                true = np.where(series.valid[ahead, -1], true, np.nan)
+                row = row._replace(target=_numbers(true), prediction=_numbers(point))
+            found.append(row)
+        return found
+
+    def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
+        """Returns channels and forecast times as labels."""
+        given, names = self.processor.input(raw), list(self.processor.names)
+        ahead = given.times_ahead(self.processor.step)[: self.data.horizon]
+        ahead += [""] * (self.data.horizon - len(ahead))
+        stacked, found = {"layer": None, "head": None}, {}
+        if "lags" in attention:
+            channels = names if len(attention["lags"]) == len(names) else None
+            found["lags"] = {"channel": channels, "ahead": ahead, "time": None}
+        if "patches" in attention:
+            found["patches"] = {"channel": names, **stacked, "query": None, "key": None}
+        if "channels" in attention:
+            features = len(attention["channels"][0, 0]) - len(names)
+            labels = [*names, *(f"calendar {number}" for number in range(1, features + 1))]
+            found["channels"] = {**stacked, "query": labels, "key": labels}
+        if "decoder" in attention:
+            found["decoder"] = {**stacked, "ahead": ahead, "time": None}
+        return found
+
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
@@ -282,6 +325,11 @@ class Forecasting(Task):
                 )
             drawn.append(figures)
         return drawn
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """Returns numbers as JSON values with seven digits; None for those that are not finite."""
+    return [float(f"{value:.7g}") if np.isfinite(value) else None for value in values]
 
 
 def _counted(batch: Batch) -> Array:

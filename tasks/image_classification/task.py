@@ -27,7 +27,7 @@ from tasks.image_classification.data import DataConfig, ImageData, load
 from tasks.image_classification.datasets import DATA_SETS, Images
 from tasks.image_classification.model import MODEL_CONFIGS, VisionTransformer, ViTConfig
 from tasks.image_classification.resnet import ResNetClassifier, ResNetClassifierConfig
-from tasks.task import Arrays, ArraySpec, Batch, ProcessingSteps, Processor
+from tasks.task import Arrays, ArraySpec, Axes, Batch, ProcessingSteps, Processor
 
 Config = ViTConfig | ConvNetConfig | ResNetClassifierConfig
 Model = VisionTransformer | ConvNet | ResNetClassifier
@@ -177,6 +177,20 @@ class ImageClassification(ClassificationTask):
         part = self.dataset.splits[split]
         images = part.images if part.ids is None else part.ids
         return digests.ids(images, [self.labels[label] for label in part.labels])
+
+    def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
+        """Returns the row and column of each patch of a ViT, such as "0,3"."""
+        if not isinstance(self.model, ViTConfig):
+            return {}
+        rows, columns = (side // self.model.patch_size for side in self.data.image_shape[:2])
+        patches = [f"{row},{column}" for row in range(rows) for column in range(columns)]
+        found: dict[str, Axes] = {"head": {"head": None, "patch": patches}}
+        if "encoder" in attention:
+            # Tokens that are no patches, such as a classification token, come first.
+            others = attention["encoder"].shape[-1] - len(patches)
+            tokens = ["[CLS]"] * others + patches
+            found["encoder"] = {"layer": None, "head": None, "query": tokens, "key": tokens}
+        return found
 
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays

@@ -22,7 +22,7 @@ from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.decoding.generate import TokenDecoder
 from tasks.common.errors import UserError, check_max_length
 from tasks.common.losses import cross_entropy
-from tasks.common.text.tokenizer import SPECIAL, Tokenizer
+from tasks.common.text.tokenizer import CLS, SPECIAL, Tokenizer
 from tasks.figures import Alignment, Figure
 from tasks.language_modeling import baselines as counting
 from tasks.language_modeling import examples as sequences
@@ -37,7 +37,7 @@ from tasks.language_modeling.model import (
     decoding,
 )
 from tasks.language_modeling.processor import LanguageProcessor, token_text
-from tasks.task import Arrays, Batch, Task
+from tasks.task import Arrays, Axes, Batch, ExamplePrediction, Task
 
 # Quantiles of the training lengths that become buckets.
 _BUCKET_QUANTILES = (0.5, 0.8)
@@ -308,6 +308,23 @@ class LanguageModeling(Task):
         """Returns the contribution of each example to the loss; the loss is the mean of these."""
         losses = np.asarray(outputs["loss"], np.float64)
         return losses * len(losses) / np.sum(outputs["tokens"], dtype=np.float64)
+
+    def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
+        """Returns the text of each example; it is its own target, so the others are None."""
+        examples, tokenizer = self.examples(split), self.processor.tokenizer
+        found = []
+        for index in range(len(examples)):
+            tokens = examples[index]["tokens"]
+            known = tokens[(tokens != CLS) & (tokens < tokenizer.size)]
+            found.append(ExamplePrediction(tokenizer.decode(known)))
+        return found
+
+    def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
+        """Returns the tokens of the prompt, or of the text around its first [MASK], as labels."""
+        example = self.processor.encode([raw])[0]
+        tokens = example["tokens"][: int(example["length"])]
+        shown = [token_text(self.processor.tokenizer, number) for number in tokens]
+        return {"encoder": {"layer": None, "head": None, "query": shown, "key": shown}}
 
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays

@@ -192,6 +192,10 @@ class RecommendationProcessor(Processor):
         # `encode` and `decode` parse the same inputs.
         return functools.lru_cache(maxsize=4096)(QueryParser(self.events))
 
+    def history(self, raw: str) -> np.ndarray:
+        """Returns the items of the history that a query names, oldest first, int32 [n]."""
+        return self._parse(raw).history
+
     def encode(self, raw: Sequence[str]) -> UserQueries:
         """Parses queries, see `QueryParser`."""
         return UserQueries([self._parse(text) for text in raw], self.events, self.data)

@@ -26,7 +26,7 @@ from tasks.recommendation.data import DataConfig, RecommendationDataset, load
 from tasks.recommendation.metrics import list_metrics, ndcg, ranked, ranking_metrics
 from tasks.recommendation.models.base import Recommender
 from tasks.recommendation.processor import RecommendationProcessor
-from tasks.task import Arrays, Batch, Task
+from tasks.task import Arrays, Axes, Batch, ExamplePrediction, Task
 
 # Users in the figures, and items of their history.
 _SHOWN, _PAST = 6, 8
@@ -160,6 +160,32 @@ class Recommendation(Task):
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns NDCG@10 of each user."""
         return ndcg(outputs["rank"]).astype(np.float32)
+
+    def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
+        """Returns user, title of the held-out item, and titles of the best items, best first."""
+        part, events = self.examples(split), self.processor.events
+        rows = zip(part.users, part.target, outputs["top"].tolist(), strict=True)
+        return [
+            ExamplePrediction(
+                f"user:{events.users[user]}",
+                events.titles[target],
+                [events.titles[item] for item in top if item >= 0],
+            )
+            for user, target, top in rows
+        ]
+
+    def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
+        """Returns the titles of the best items, and of the history or the similar users."""
+        titles, users = self.processor.events.titles, self.processor.events.users
+        best = [titles[item] for item in outputs["top"][0].tolist() if item >= 0]
+        latest = self.processor.history(raw)[-self.data.max_length :]
+        neighbors = attention.get("reason_neighbour_ids", np.zeros(0, int)).tolist()
+        names = [users[user] for user in neighbors]
+        return {
+            "reason_items": {"item": best, "history": [titles[item] for item in latest]},
+            "reason_neighbours": {"item": best, "user": names},
+            "reason_neighbour_ids": {"user": names},
+        }
 
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays

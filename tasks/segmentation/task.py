@@ -39,7 +39,15 @@ from tasks.segmentation.metrics import (
     segmentation_metrics,
 )
 from tasks.segmentation.unet import MODEL_CONFIGS, UNet, UNetConfig
-from tasks.task import Arrays, ArraySpec, Batch, ProcessingSteps, Processor, Task
+from tasks.task import (
+    Arrays,
+    ArraySpec,
+    Batch,
+    ExamplePrediction,
+    ProcessingSteps,
+    Processor,
+    Task,
+)
 
 # Number of images in a report with figures of attention.
 _ATTENDED = 2
@@ -239,6 +247,21 @@ class Segmentation(Task):
         labels = self.dataset.splits[split].labels
         confusions = confusion_matrices(labels, outputs["labels"], len(self.names))
         return iou_contributions(confusions).astype(np.float32)
+
+    def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
+        """Returns the fraction of pixels of each class, of the pixels that have a class."""
+        truths = self.dataset.splits[split].labels
+        return [
+            ExamplePrediction(None, self._fractions(truth), self._fractions(found[truth != VOID]))
+            for truth, found in zip(truths, outputs["labels"], strict=True)
+        ]
+
+    def _fractions(self, labels: np.ndarray) -> dict[str, float]:
+        """Returns the fraction of each class that occurs in labels, in the order of the classes."""
+        counts = np.bincount(labels[labels != VOID].ravel(), minlength=len(self.names))
+        total = max(int(counts.sum()), 1)
+        pairs = zip(self.names, counts.tolist(), strict=True)
+        return {name: round(count / total, 4) for name, count in pairs if count}
 
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays

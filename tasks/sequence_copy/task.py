@@ -23,7 +23,16 @@ from tasks.figures import Alignment, Curves, Figure
 from tasks.sequence_copy import data as strings
 from tasks.sequence_copy.data import PAD, DataConfig, DigitData, DigitStrings
 from tasks.sequence_copy.model import MODEL_CONFIGS, EncoderDecoder
-from tasks.task import Arrays, ArraySpec, Batch, ProcessingSteps, Processor, Task
+from tasks.task import (
+    Arrays,
+    ArraySpec,
+    Axes,
+    Batch,
+    ExamplePrediction,
+    ProcessingSteps,
+    Processor,
+    Task,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +182,21 @@ class SequenceCopy(Task):
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns 1 for examples with all tokens correct, including the end token, else 0."""
         return _exact(outputs["tokens"], self.examples(split)).astype(np.float32)
+
+    def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
+        """Returns string, target and decoded string of each example."""
+        part = self.examples(split)
+        decoded = map(strings.decode, outputs["tokens"])
+        rows = zip(part.strings, part.answers, decoded, strict=True)
+        return [ExamplePrediction(*row) for row in rows]
+
+    def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
+        """Returns the decoded digits and the digits of the string as labels."""
+        written, source = strings.decode(outputs["tokens"][0]), list(raw.strip())
+        steps = int(np.sum(outputs["tokens"][0] != PAD))
+        output = [*written, *["end"] * (steps - len(written))]
+        heads = {"head": None} if np.ndim(attention.get("alignment", source)) == 3 else {}
+        return {"alignment": {"output": output, **heads, "source": source}}
 
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays

@@ -16,9 +16,9 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError, check_max_length
-from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, Tokenizer
+from tasks.common.text.tokenizer import CLS, PAD, SPECIAL, UNKNOWN, Tokenizer
 from tasks.figures import AttendedText, ConfusionMatrix, Figure
-from tasks.task import Arrays, ArraySpec, Batch, Pretrained, ProcessingSteps, Processor
+from tasks.task import Arrays, ArraySpec, Axes, Batch, Pretrained, ProcessingSteps, Processor
 from tasks.text_classification import baselines
 from tasks.text_classification import model as models
 from tasks.text_classification.data import DataConfig, TextData, load
@@ -243,6 +243,20 @@ class TextClassification(ClassificationTask):
         return model(inputs["tokens"], inputs["length"], return_weights=True)[1]
 
     # ------------------------------------------------------------------ on the host
+
+    def inputs(self, split: str) -> Sequence[str]:
+        """Returns the texts of a split."""
+        return self.dataset.splits[split].texts
+
+    def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
+        """Returns the tokens of the text as labels."""
+        tokens = self.processor.tokenizer.tokens(raw)
+        has_cls = getattr(self.model, "pooling", "") == "cls"
+        encoded = [SPECIAL[CLS], *tokens] if has_cls else tokens
+        return {
+            "pool": {"head": None, "token": tokens},
+            "encoder": {"layer": None, "head": None, "query": encoded, "key": encoded},
+        }
 
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays

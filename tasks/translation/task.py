@@ -22,7 +22,7 @@ from tasks.common.losses import cross_entropy, smoothed_cross_entropy
 from tasks.common.metrics.translation import bleu_contributions, bleu_signature, translation_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Curves, Figure
-from tasks.task import Arrays, Batch, Task
+from tasks.task import Arrays, Axes, Batch, ExamplePrediction, Task
 from tasks.translation import baselines
 from tasks.translation import model as models
 from tasks.translation.data import DataConfig, PairExamples, Pairs, TranslationData, load
@@ -206,6 +206,31 @@ class Translation(Task):
         hypotheses = self.processor.hypotheses(outputs)
         return bleu_contributions(hypotheses, references, True).astype(np.float32)
 
+    def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
+        """Returns source, reference and best translation of each pair."""
+        part, confidence = self.dataset.splits[split], np.exp(outputs["scores"][:, 0])
+        rows = zip(
+            part.sources,
+            part.targets,
+            self.processor.hypotheses(outputs),
+            confidence.tolist(),
+            strict=True,
+        )
+        return [ExamplePrediction(*row) for row in rows]
+
+    def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
+        """Returns the tokens of the translation and of the source as labels."""
+        steps, tokens = self._labels(raw, outputs["tokens"][0, 0])
+        # [T, S], [T, N, S] or [T, L, N, S].
+        between = ("layer", "head")[4 - np.ndim(attention.get("alignment", tokens)) :]
+        return {"alignment": {"output": steps, **dict.fromkeys(between), "source": tokens}}
+
+    def _labels(self, source: str, tokens: np.ndarray) -> tuple[list[str], list[str]]:
+        """Returns the text of each decoding step, and of each position of the source."""
+        steps = [self.processor.piece(int(token)) for token in tokens if token != PAD]
+        found = self.processor.tokenizer.tokens(source)[: self.data.text.max_length]
+        return steps, [*found, "end"]
+
     def figures(
         self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
@@ -227,15 +252,14 @@ class Translation(Task):
         processor, drawn = self.processor, []
         for index, weights in enumerate(attention.get("alignment", ())):
             weights, origin = _one_map(weights)
-            steps = [int(token) for token in outputs["tokens"][index, 0] if token != PAD]
-            tokens = processor.tokenizer.tokens(sources[index])[: self.data.text.max_length]
+            steps, tokens = self._labels(sources[index], outputs["tokens"][index, 0])
             hypothesis = processor.tokenizer.decode(outputs["tokens"][index, 0])
             drawn.append(
                 Alignment(
                     f"{sources[index]}\n{hypothesis}{origin}",
-                    weights[: len(steps), : len(tokens) + 1],
-                    [processor.piece(token) for token in steps],
-                    [*tokens, "end"],
+                    weights[: len(steps), : len(tokens)],
+                    steps,
+                    tokens,
                 )
             )
         return drawn

@@ -20,11 +20,23 @@ def test_train_prints_the_table_and_fills_the_folder(run):
     present = {path.name for path in folder.iterdir()}
     assert present >= {
         "config.json", "environment.json", "assets.json", "metrics.jsonl", "timing.jsonl",
-        "tensorboard", "checkpoints", "result.json", "report.html",
+        "tensorboard", "checkpoints", "result.json", "report.html", "outputs-test.npz",
+        "predictions-test.csv",
     }  # fmt: skip
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [record["step"] for record in records if record["split"] == "validation"]
     assert steps == [20, 40, 60]
+
+
+def test_predictions_of_the_test_split_are_a_table(run):
+    result = json.loads((run[0] / "result.json").read_text())
+    with (run[0] / "predictions-test.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    right = [row["target"] == row["prediction"] for row in rows]
+    assert [float(row["score"]) for row in rows] == right
+    assert sum(right) / len(rows) == pytest.approx(result["metrics"]["accuracy"])
+    assert {row["target"] for row in rows} == {"good", "bad"}
+    assert all(row["input"].split() for row in rows)
 
 
 def test_separable_words_are_learned(run):

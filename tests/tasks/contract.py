@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
+import io
 import json
 import math
 import tempfile
@@ -25,6 +27,7 @@ from launch.engine.predictor import Predictor, attention_of_first_examples
 from launch.engine.steps import make_steps
 from launch.exports import reader, writer
 from launch.reporting import figures
+from launch.runs import predictions
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
@@ -385,6 +388,48 @@ def check_predictions(subject: Subject) -> None:
         json.dumps(answer, allow_nan=False)
 
 
+def check_example_predictions(subject: Subject) -> None:
+    """Records have the ids and scores of the examples, and survive JSON and CSV."""
+    task, found = subject.task, _evaluated(subject, split="test")
+    ids, scores = task.example_ids("test"), task.example_scores(found.outputs, "test")
+    rows = task.predictions(found.outputs, "test")
+    assert [int(row["id"], 16) for row in rows] == ids.tolist()
+    _assert_close([row["score"] for row in rows], scores, "score")
+    for row in rows:
+        assert tuple(row) == predictions.COLUMNS
+        assert row["input"] is None or isinstance(row["input"], str)
+        assert row["confidence"] is None or 0 <= row["confidence"] <= 1 + 1e-6
+        # A recommender predicts a ranked list for one item.
+        if task.primary_metric != "ndcg_at_10":
+            assert type(row["target"]) is type(row["prediction"])
+        assert json.loads(json.dumps(row, allow_nan=False)) == row
+    given = list(csv.DictReader(io.StringIO(predictions.as_csv(rows), newline="")))
+    assert len(given) == len(rows)
+    for cells, row in zip(given, rows, strict=True):
+        for column, value in row.items():
+            if isinstance(value, str):
+                assert cells[column] == value
+            else:
+                assert (json.loads(cells[column]) if cells[column] else None) == value
+    # Computing them needs no more than the outputs that a run directory holds.
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(f"{folder}/outputs.npz", **found.outputs)
+        with np.load(f"{folder}/outputs.npz") as saved:
+            assert task.predictions(dict(saved), "test", ids, scores) == rows
+
+
+def check_attention_axes(subject: Subject) -> None:
+    """Named axes have one name for each dimension, and labels for its leading positions."""
+    raw, predictor = subject.raw[0], subject.predictor
+    weights, axes = predictor.attention(raw)
+    assert weights.keys() == axes.keys()
+    for name, array in weights.items():
+        assert len(axes[name]) == array.ndim, name
+        for labels, size in zip(axes[name].values(), array.shape, strict=True):
+            assert labels is None or len(labels) == size, (name, axes[name], array.shape)
+            assert labels is None or all(isinstance(label, str) for label in labels)
+
+
 def check_odd_inputs(subject: Subject) -> None:
     """Checks that odd inputs give an answer, or a one-line UserError with the input or its flag."""
     for raw in ODD:
@@ -527,6 +572,8 @@ FAST = (
     check_loss,
     check_added_rows,
     check_predictions,
+    check_example_predictions,
+    check_attention_axes,
     check_odd_inputs,
     check_figures,
     check_input_figures,
