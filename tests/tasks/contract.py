@@ -389,7 +389,7 @@ def check_predictions(subject: Subject) -> None:
 
 
 def check_example_predictions(subject: Subject) -> None:
-    """Records have the ids and scores of the examples, and survive JSON and CSV."""
+    """Checks that records have the ids and scores of the examples, and survive JSON and CSV."""
     task, found = subject.task, _evaluated(subject, split="test")
     ids, scores = task.example_ids("test"), task.example_scores(found.outputs, "test")
     rows = task.predictions(found.outputs, "test")
@@ -419,7 +419,7 @@ def check_example_predictions(subject: Subject) -> None:
 
 
 def check_attention_axes(subject: Subject) -> None:
-    """Named axes have one name for each dimension, and labels for its leading positions."""
+    """Checks that axes have a name for each dimension, and a label for each position or none."""
     raw, predictor = subject.raw[0], subject.predictor
     weights, axes = predictor.attention(raw)
     assert weights.keys() == axes.keys()
