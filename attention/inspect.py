@@ -29,9 +29,6 @@ from attention.numerics import accumulator
 
 Array = jax.Array
 Indices = int | Sequence[int] | np.ndarray
-# Modules of the running copy store their path. Copies that the model makes of them (nnx.split and
-# merge, nnx.scan over layers) keep the path, but not the id.
-_TAG = "_path_in_capture"
 _UNNAMED = "attention"
 _LIBRARIES = tuple(library.__path__[0] for library in (jax, flax))
 _NUMBERS = itertools.count()
@@ -116,7 +113,7 @@ def _prepared(
         twin = nnx.clone(model)
         modules = [(path, m) for path, m in nnx.iter_graph(twin) if isinstance(m, nnx.Module)]
         for path, module in modules:
-            setattr(module, _TAG, "/".join(map(str, path)))
+            setattr(module, recording.TAG, "/".join(map(str, path)))
         graphdef, state = nnx.split(twin)
 
     def run(state: Any, arrays: list[Array]) -> None:
@@ -162,7 +159,7 @@ class _Names:
         path, lines = None, []
         for frame in frames:
             module = _module(frame)
-            path = getattr(module, _TAG, None)
+            path = getattr(module, recording.TAG, None)
             lines.append((frame.f_code, frame.f_lineno, id(module) if path is None else None))
             if path is not None:
                 break

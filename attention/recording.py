@@ -12,8 +12,12 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 import jax
+from flax import nnx
 
 Array = jax.Array
+# Modules of the running copy store their path. Copies that the model makes of them (nnx.split and
+# merge, nnx.scan over layers) keep the path, but not the id.
+TAG = "_path_in_capture"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,21 @@ def record(compute: Callable[[], Array], of_rows: Callable[[Array], Array] | Non
     if take is not None:
         with suppressed():
             take(Weights(compute, of_rows))
+
+
+def active() -> bool:
+    """Returns True if weights are recorded."""
+    return _RECORDER.get() is not None
+
+
+def rename(module: nnx.Module, name: str) -> None:
+    """Replaces the last component of a module's path in a running copy, also for its submodules."""
+    path = getattr(module, TAG, None)
+    if path is None:
+        return
+    new = "/".join([*path.split("/")[:-1], name])
+    for part in [part for _, part in nnx.iter_graph(module) if isinstance(part, nnx.Module)]:
+        setattr(part, TAG, new + getattr(part, TAG)[len(path) :])
 
 
 @contextlib.contextmanager

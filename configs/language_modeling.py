@@ -22,10 +22,16 @@ file, and for one with a text per line:
 python -m launch.train --config=configs/language_modeling.py:path:my.txt --workdir=runs/mine
 python -m launch.train --config=configs/language_modeling.py:path:my.txt,masked --workdir=runs/mine
     --config.data.lines=True
+
+A GPT of 1.3 billion parameters on a running text, for 64 H100s, or for 256 TPU v5e:
+
+python -m launch.train --config=configs/language_modeling.py:path:my.txt,gpt_1b --workdir=runs/gpt
+    --config.mesh.fsdp=8
 """
 
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
+from launch.engine.sharding import MeshConfig
 from tasks.common.data.user_files import cut_path
 from tasks.common.datasets.labelled_texts import DEFINITIONS
 from tasks.common.decoding.generate import DecodingConfig
@@ -60,7 +66,10 @@ def get_config(argument: str = "tiny_shakespeare"):
     """Returns the config of 'DATA', 'DATA,MODEL' or 'path:FILE,MODEL'."""
     data, model = cut_path(argument, PATH)
     model = model or ("masked" if data in DEFINITIONS else "causal")
-    recipes = {"causal": causal, "modern": modern, "masked": masked, "bert": bert}
+    recipes = {"causal": causal, "modern": modern, "gpt_1b": gpt_1b} | {
+        "masked": masked,
+        "bert": bert,
+    }
     if model not in recipes:
         raise UserError(f"config: model: got {model!r}, expected one of {', '.join(recipes)}")
     source = {"train_file": data.removeprefix(PATH)} if data.startswith(PATH) else {"name": data}
@@ -105,6 +114,57 @@ def modern(source: dict):
     fields = causal(source)
     changed = {**vars(fields["model"]), **MODERN, "feedforward_size": 344}
     return {**fields, "model": LanguageModelConfig(**changed)}
+
+
+def gpt_1b(source: dict):
+    """Returns the fields of a GPT with the sizes of GPT-3 XL (Brown et al. 2020, table 2.1).
+
+    24 layers, width 2,048, 16 heads of size 128, context 2,048. As in Brown et al., a step has 1
+    million tokens, the learning rate is 2e-4 after a warm-up of 375 million tokens, and beta2 is
+    0.95. 25,000 steps are 20 tokens per parameter (Hoffmann et al. 2022). The table has the 50,304
+    rows of the vocabulary of GPT-2, rounded up to a multiple of 128, for any data set; the loss
+    computes the logits of a third of them at a time. Activations are bfloat16, and those inside a
+    layer are recomputed in the backward pass.
+    """
+    return {
+        "data": DataConfig(
+            **source,
+            length=2048,
+            text=TextConfig(tokenizer="bpe", lower_case=False, vocabulary_size=50_257),
+        ),
+        "model": LanguageModelConfig(
+            model_size=2048,
+            num_layers=24,
+            num_heads=16,
+            feedforward_size=8192,
+            dropout_rate=0.0,
+            attention_dropout_rate=0.0,
+            activation="gelu_tanh",
+            positions="learned",
+            max_length=2048,
+            dtype="bfloat16",
+            rematerialize=True,
+            scan_layers=True,
+            min_rows=50_304,
+            loss_chunk_size=16_768,
+            decoding=DecodingConfig(method="sample", temperature=0.8, top_p=0.95),
+        ),
+        "optimizer": OptimizerConfig(
+            learning_rate=2e-4,
+            warmup_steps=375,
+            final_fraction=0.1,
+            beta2=0.95,
+            weight_decay=0.1,
+        ),
+        "training": TrainingConfig(
+            steps=25_000,
+            batch_size=512,
+            evaluation_batch_size=512,
+            evaluate_every=1000,
+            log_every=10,
+        ),
+        "mesh": MeshConfig(fsdp=8),
+    }
 
 
 def masked(source: dict, **changes):

@@ -69,6 +69,7 @@ def _saved(config: Experiment, folder: Path) -> LanguageModelFolder:
 
     from launch.engine import state as states
     from launch.runs import directory
+    from tasks.common.backbones.stacking import separated
     from tasks.common.errors import UserError
     from tasks.common.huggingface.weights import of_model
 
@@ -79,7 +80,8 @@ def _saved(config: Experiment, folder: Path) -> LanguageModelFolder:
     _, variables, _ = directory.load_variables(
         directory.restored_task(config, folder), config, folder
     )
-    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(variables["params"]))
+    params = separated(jax.device_get(variables["params"]))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return dataclasses.replace(
         found, params={states.path_name(path): leaf for path, leaf in leaves}
     )

@@ -7,12 +7,14 @@ reading. A damaged checkpoint is reported, and the newest undamaged one before i
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import zlib
 from pathlib import Path
 from typing import Any
 
+from launch.engine import state as states
 from launch.engine.writers import write_json
 from tasks.common.errors import UserError
 
@@ -86,6 +88,8 @@ class Checkpoints:
     ) -> Any:
         """Returns the state at a step, and sets the data iterator to that step.
 
+        Layers that were saved separately can be restored to stacked ones, and the reverse.
+
         Args:
           step: step of a complete checkpoint.
           abstract_state: shapes, dtypes and shardings of the state; see `launch.engine.steps`.
@@ -98,9 +102,6 @@ class Checkpoints:
         import grain.checkpoint
 
         args = self._ocp.args
-        items: dict[str, Any] = {"state": args.StandardRestore(abstract_state)}
-        if iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(iterator)
         folder = self._folder / str(step)
         for part in (COMMITTED, "state/_METADATA"):
             if not (folder / part).is_file():
@@ -112,7 +113,12 @@ class Checkpoints:
                     f"{folder}: the checkpoint is damaged, {name} has changed; {remedy}"
                 )
         try:
-            return self._manager.restore(step, args=args.Composite(**items))["state"]
+            saved = states.with_layout(abstract_state, _saved_names(folder / "state/_METADATA"))
+            items: dict[str, Any] = {"state": args.StandardRestore(saved)}
+            if iterator is not None:
+                items["data"] = grain.checkpoint.CheckpointRestore(iterator)
+            state = self._manager.restore(step, args=args.Composite(**items))["state"]
+            return _in_layout(state, saved, abstract_state)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
@@ -193,6 +199,27 @@ def finished_steps(folder: Path) -> list[int]:
         return []
     names = [path.name for path in folder.iterdir() if (path / COMMITTED).exists()]
     return sorted(int(name) for name in names if name.isdigit())
+
+
+def _saved_names(metadata: Path) -> dict[str, Any]:
+    """Returns the names of the parameters and statistics in a checkpoint, as nested dicts."""
+    names: dict[str, Any] = {}
+    for entry in json.loads(metadata.read_text(encoding="utf-8"))["tree_metadata"].values():
+        node = names
+        for key in entry["key_metadata"]:
+            node = node.setdefault(key["key"], {})
+    return names
+
+
+def _in_layout(state: Any, saved: Any, abstract_state: Any) -> Any:
+    """Converts a restored state from the layout of its checkpoint to that of `abstract_state`."""
+    import jax
+
+    if jax.tree.structure(saved) == jax.tree.structure(abstract_state):
+        return state
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+    convert = functools.partial(states.with_layout, like=abstract_state)
+    return jax.jit(convert, out_shardings=shardings)(state)
 
 
 def _file_sums(file: Path) -> list[int]:

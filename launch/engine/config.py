@@ -30,6 +30,9 @@ from launch.engine.sharding import MeshConfig
 from tasks.common.configs import Config, NonNegativeInt, PositiveInt, within
 from tasks.common.errors import UserError
 
+# Fields of models that change how results are computed, but not the results.
+_EXECUTION = ("rematerialize", "scan_layers", "loss_chunk_size")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(Config):
@@ -320,16 +323,19 @@ def replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 def identity(config: Experiment) -> str:
     """Returns a hash of all settings that affect results.
 
-    The mesh and rematerialization are excluded because they affect only speed and memory. Hashes
-    are stable across versions: renamed fields are hashed under their former names, and newer fields
-    of the data config are excluded if they have their default value.
+    The mesh and the model's `_EXECUTION` fields are excluded because they affect only speed and
+    memory. Hashes are stable across versions: renamed fields are hashed under their former names,
+    and newer fields of data and model are excluded if they have their default value.
     """
     values = _with_former_keys(config, to_dict(config))
     del values["mesh"]
-    values["model"].pop("rematerialize", None)
-    for field in dataclasses.fields(config.data):
-        if field.metadata.get("later") and getattr(config.data, field.name) == field.default:
-            del values["data"][field.metadata.get("formerly", field.name)]
+    for name in _EXECUTION:
+        values["model"].pop(name, None)
+    for group in ("data", "model"):
+        part = getattr(config, group)
+        for field in dataclasses.fields(part):
+            if field.metadata.get("later") and getattr(part, field.name) == field.default:
+                del values[group][field.metadata.get("formerly", field.name)]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -14,6 +14,7 @@ from tasks.common.configs import (
     Rate,
     one_of,
 )
+from tasks.common.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,8 @@ class OptimizerConfig(Config):
       final_fraction: final learning rate as a fraction of `learning_rate`.
       weight_decay: coefficient of decoupled weight decay for parameters that match
         `weight_decay_on`.
-      weight_decay_on: regular expression searched in the '/'-joined path of each parameter.
+      weight_decay_on: regular expression searched in the '/'-joined path of each parameter; stacked
+        layers have the paths of separate ones.
       clip_norm: largest global norm of the gradient; 0 disables clipping.
       beta1: decay of the first moment (the momentum of sgd).
       beta2: decay of the second moment.
@@ -89,10 +91,11 @@ def make_optimizer(config: OptimizerConfig, steps: int):
     """Returns the `optax.GradientTransformation` described by a config.
 
     Weight decay applies only to parameters whose '/'-joined path matches `weight_decay_on`.
+
+    Raises:
+      UserError: by `init`, if `weight_decay_on` matches some of the layers in a stacked parameter.
     """
     import optax
-
-    from launch.engine.state import path_name
 
     schedule = make_schedule(config, steps)
 
@@ -100,7 +103,7 @@ def make_optimizer(config: OptimizerConfig, steps: int):
         import jax
 
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: re.search(config.weight_decay_on, path_name(path)) is not None, params
+            lambda path, leaf: _matches(config.weight_decay_on, path, leaf.shape), params
         )
 
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
@@ -114,3 +117,19 @@ def make_optimizer(config: OptimizerConfig, steps: int):
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=decayed))
     parts.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*parts)
+
+
+def _matches(pattern: str, path: tuple[Any, ...], shape: tuple[int, ...]) -> bool:
+    """Returns True if the pattern is found in the path of a parameter, or of each of its layers."""
+    from launch.engine.state import path_name
+    from tasks.common.backbones.stacking import layer_paths
+
+    paths = layer_paths(path_name(path), shape)
+    found = [re.search(pattern, name) is not None for name in paths]
+    if any(found) and not all(found):
+        raise UserError(
+            f"config.optimizer.weight_decay_on: got {pattern!r}, which matches "
+            f"{paths[found.index(True)]} but not {paths[found.index(False)]}, expected the same "
+            "for all layers; set config.model.scan_layers to False"
+        )
+    return all(found)

@@ -3,7 +3,7 @@
 A rule has a regular expression for parameter paths and, for each dimension, a mesh axis, a tuple of
 axes or None. The first rule that matches applies. Parameters without a matching rule, or with a
 different number of dimensions, are replicated. A dimension is not sharded over axes that do not
-divide its size.
+divide its size. Stacked layers are sharded as separate ones, and not along their leading axis.
 """
 
 from __future__ import annotations
@@ -172,13 +172,17 @@ def leaf_spec(
     """
     from jax.sharding import PartitionSpec
 
+    from tasks.common.backbones.stacking import STACKED, layer_paths
+
+    path, depth = layer_paths(path, shape)[0], path.split("/").count(STACKED)
     for pattern, axes in rules:
         if re.search(pattern, path):
-            if len(axes) != len(shape):
+            if len(axes) != len(shape) - depth:
                 break
-            return PartitionSpec(
-                *(_dividing(axis, size, sizes) for axis, size in zip(axes, shape, strict=True))
-            )
+            found = [
+                _dividing(axis, size, sizes) for axis, size in zip(axes, shape[depth:], strict=True)
+            ]
+            return PartitionSpec(*[None] * depth, *found)
     return PartitionSpec()
 
 

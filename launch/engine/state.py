@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tasks.common.backbones import stacking
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -80,6 +83,46 @@ def initial_state(
     if average:
         state["average"] = jax.tree.map(jnp.copy, params)
     return state
+
+
+def with_layout(state: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a train state whose layers are stacked where those of another train state are.
+
+    Args:
+      state: arrays, or shapes, dtypes and shardings.
+      like: a train state with the wanted layout; only the keys of `params` and `statistics` matter.
+    """
+
+    def converted(name: str, tree: Any) -> Any:
+        wanted = like.get("statistics" if name == "statistics" else "params", {})
+
+        def convert(node: Any) -> Any:
+            return stacking.with_layout(node, wanted, stack=_stack, select=_select)
+
+        # Optimizers keep trees like the parameters in named tuples.
+        return jax.tree.map(convert, tree, is_leaf=lambda node: isinstance(node, Mapping))
+
+    return {name: converted(name, tree) for name, tree in state.items()}
+
+
+def _stack(*leaves: Any) -> Any:
+    first = leaves[0]
+    if not isinstance(first, jax.ShapeDtypeStruct):
+        return jnp.stack(leaves)
+    return _abstract((len(leaves), *first.shape), first, lambda spec: (None, *spec))
+
+
+def _select(leaf: Any, number: int) -> Any:
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf[number]
+    return _abstract(leaf.shape[1:], leaf, lambda spec: spec[1:])
+
+
+def _abstract(shape: tuple[int, ...], leaf: jax.ShapeDtypeStruct, change: Any) -> Any:
+    sharding = leaf.sharding
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*change(tuple(sharding.spec))))
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
 
 
 def evaluation_variables(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 V classes. The residuals of the gradient are the logits and two numbers per row, instead of
 probabilities. The gradient compares class indices with labels, which avoids a scatter.
+`linear_cross_entropy` computes logits in chunks of classes and stores none of them.
 """
 
 from __future__ import annotations
@@ -82,3 +83,108 @@ def _backward(
 
 
 _smoothed.defvjp(_forward, _backward)
+
+
+def linear_cross_entropy(
+    x: Array, table: Array, labels: Array, *, classes: int, chunk_size: int
+) -> tuple[Array, Array]:
+    """Computes the cross-entropy of logits x Eᵀ in chunks of classes.
+
+        l = log Σ_v exp(x · e_v) - x · e_y
+
+    Logits of `chunk_size` classes at a time are computed, combined by an online softmax (Milakov &
+    Gimelshein 2018), and recomputed in the backward pass, as by Wijmans et al. 2024, "Cut Your
+    Losses in Large-Vocabulary Language Models". Each row of E is read once per pass, so that a
+    sharded E is gathered once, and its gradient is reduced once.
+
+    Args:
+      x: floating point [..., D].
+      table: E, floating point [R, D] with R ≥ V; products are those of the dtype of x, with sums
+        in float32. Rows after the first V are ignored.
+      labels: y, int [...], in [0, V); the loss of any other label is NaN.
+      classes: V.
+      chunk_size: number of rows of E in a chunk, at least 1.
+
+    Returns:
+      l, [...] in at least float32; and the class with the largest logit, int32 [...], which has no
+      gradient.
+
+    Raises:
+      ValueError: chunk_size is below 1.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size: got {chunk_size}, expected at least 1")
+    return _linear(x, table, labels.astype(jnp.int32), classes, min(chunk_size, table.shape[0]))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _linear(
+    x: Array, table: Array, labels: Array, classes: int, chunk_size: int
+) -> tuple[Array, Array]:
+    return _linear_forward(x, table, labels, classes, chunk_size)[0]
+
+
+def _linear_forward(
+    x: Array, table: Array, labels: Array, classes: int, chunk_size: int
+) -> tuple[tuple[Array, Array], tuple]:
+    def add(carry: tuple[Array, ...], chunk: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+        largest, total, of_label, best = carry
+        logits, ids = _chunk_logits(x, *chunk, classes)
+        found = jnp.max(logits, axis=-1)
+        best = jnp.where(found > largest, chunk[1] + jnp.argmax(logits, axis=-1), best)
+        new = jnp.maximum(largest, found)
+        total = total * jnp.exp(largest - new)
+        total = total + jnp.sum(jnp.exp(logits - new[..., None]), axis=-1)
+        here = ids == labels[..., None]
+        of_chunk = jnp.sum(jnp.where(here, logits, 0), axis=-1)
+        return (new, total, jnp.where(jnp.any(here, axis=-1), of_chunk, of_label), best), None
+
+    sums = jnp.promote_types(x.dtype, jnp.float32)
+    start = [jnp.full(labels.shape, value, sums) for value in (-jnp.inf, 0, jnp.nan)]
+    first = (*start, jnp.zeros(labels.shape, jnp.int32))
+    (largest, total, of_label, best), _ = jax.lax.scan(add, first, _chunks(x, table, chunk_size))
+    log_sum = jnp.log(total)
+    # Logits relative to the maximum, so that small losses keep their precision.
+    loss = log_sum - (of_label - largest)
+    return (loss, best), (x, table, labels, largest, log_sum)
+
+
+def _linear_backward(
+    classes: int, chunk_size: int, residuals: tuple, gradients: tuple[Array, Array]
+) -> tuple[Array, Array, None]:
+    x, table, labels, largest, log_sum = residuals
+
+    def add(by_x: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
+        logits, ids = _chunk_logits(x, *chunk, classes)
+        shifted = logits - largest[..., None] - log_sum[..., None]
+        by_logits = jnp.exp(shifted) - (ids == labels[..., None])
+        by_logits = (gradients[0][..., None] * by_logits).astype(x.dtype)
+        by_x = by_x + jnp.einsum(
+            "...V,VD->...D", by_logits, chunk[0], preferred_element_type=by_x.dtype
+        )
+        return by_x, jnp.einsum(
+            "...V,...D->VD", by_logits, x, preferred_element_type=by_x.dtype
+        ).astype(table.dtype)
+
+    start = jnp.zeros(x.shape, log_sum.dtype)
+    by_x, by_chunk = jax.lax.scan(add, start, _chunks(x, table, chunk_size))
+    by_table = by_chunk.reshape(-1, table.shape[1])[: table.shape[0]]
+    return by_x.astype(x.dtype), by_table, None
+
+
+_linear.defvjp(_linear_forward, _linear_backward)
+
+
+def _chunks(x: Array, table: Array, chunk_size: int) -> tuple[Array, Array]:
+    """Returns the table in chunks [C, chunk_size, D], in the dtype of x, and their first rows."""
+    count = -(-table.shape[0] // chunk_size)
+    rows = jnp.pad(table.astype(x.dtype), ((0, count * chunk_size - table.shape[0]), (0, 0)))
+    return rows.reshape(count, chunk_size, -1), jnp.arange(count, dtype=jnp.int32) * chunk_size
+
+
+def _chunk_logits(x: Array, rows: Array, first: Array, classes: int) -> tuple[Array, Array]:
+    """Returns the logits [..., chunk_size] of a chunk, -inf after the classes, and its row ids."""
+    sums = jnp.promote_types(x.dtype, jnp.float32)
+    logits = jnp.einsum("...D,VD->...V", x, rows, preferred_element_type=sums)
+    ids = first + jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    return jnp.where(ids < classes, logits, -jnp.inf), ids

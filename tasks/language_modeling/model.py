@@ -18,11 +18,12 @@ from flax import nnx
 from attention import masks
 from attention.normalization import LayerNorm
 from attention.projection import Projection
-from tasks.common.backbones.embedding import TokenEmbedding
+from tasks.common.backbones.embedding import TokenEmbedding, without_padding
 from tasks.common.backbones.transformer import Encoder, EncoderCache, EncoderConfig
-from tasks.common.configs import PositiveFloat, PositiveInt, one_of, within
+from tasks.common.configs import NonNegativeInt, PositiveFloat, PositiveInt, one_of, within
 from tasks.common.decoding.generate import DecodingConfig, TokenDecoder
 from tasks.common.keys import example_keys
+from tasks.common.losses import cross_entropy, linear_cross_entropy
 from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN
 
 Array = jax.Array
@@ -41,7 +42,13 @@ class LanguageModelConfig(EncoderConfig):
     Attributes:
       objective: "causal" for next-token prediction, or "masked" for prediction of masked tokens.
       embedding_scale: standard deviation of initial embeddings.
+      min_rows: minimum number of rows of the embedding table and of the output layer, such as
+        50,304 for the vocabulary of GPT-2. Rows after the vocabulary are padding: their
+        probabilities are 0.
       tied: whether the output projection is the embedding table; always for "masked".
+      loss_chunk_size: number of tokens of the vocabulary whose logits are computed at a time in the
+        loss, for "causal"; 0 for all. This saves memory for large vocabularies; results are the
+        same.
       segments: 2 for segment embeddings, 0 for none.
       next_sentence: whether the model also predicts if the second segment follows the first one.
       mask_rate: fraction of the tokens that are targets, for "masked".
@@ -54,7 +61,9 @@ class LanguageModelConfig(EncoderConfig):
     name: str = "transformer"
     objective: one_of(*OBJECTIVES) = "causal"
     embedding_scale: PositiveFloat = 0.02
+    min_rows: NonNegativeInt = dataclasses.field(default=0, metadata={"later": True})
     tied: bool = True
+    loss_chunk_size: NonNegativeInt = 0
     segments: one_of(0, 2) = 0
     next_sentence: bool = False
     mask_rate: within("(0, 1)", "a rate in (0, 1)") = 0.15
@@ -72,7 +81,7 @@ class LanguageModelConfig(EncoderConfig):
             )
         # Fields of the other objective would have no effect.
         read = {
-            "causal": ("tied", "max_new_tokens", "decoding"),
+            "causal": ("tied", "loss_chunk_size", "max_new_tokens", "decoding"),
             "masked": ("segments", "next_sentence", "mask_rate", "whole_words"),
         }
         defaults = {field.name: field for field in dataclasses.fields(self)}
@@ -100,7 +109,7 @@ class MaskedHead(nnx.Module):
         D = config.model_size
         self.transform = Projection((D,), (D,), rngs=rngs)
         self.norm = LayerNorm(D, epsilon=config.norm_epsilon)
-        self.bias = nnx.Param(jnp.zeros((vocabulary,)))
+        self.bias = nnx.Param(jnp.zeros((max(vocabulary, config.min_rows),)))
 
     def __call__(self, x: Array, embedding: TokenEmbedding) -> Array:
         x = self.norm(jax.nn.gelu(self.transform(x.astype(jnp.float32)), approximate=False))
@@ -110,17 +119,19 @@ class MaskedHead(nnx.Module):
 class LanguageModel(nnx.Module):
     """Language model: hidden = Encoder(E[tokens] + S[segments]), and logits of hidden states.
 
-    Parameters: embedding/embedding (E) [V, D]; with segments also segment_embedding/embedding (S)
-    [2, D]; encoder; and head, which is a `MaskedHead` for masked models, a kernel [D, V] for causal
-    models without tied embeddings, and absent otherwise. With next_sentence, pooler/kernel [D, D]
-    and follows/kernel [D, 2] with their biases.
+    Parameters: embedding/embedding (E) [R, D] with R = max(V, min_rows); with segments also
+    segment_embedding/embedding (S) [2, D]; encoder; and head, which is a `MaskedHead` for masked
+    models, a kernel [D, R] for causal models without tied embeddings, and absent otherwise. With
+    next_sentence, pooler/kernel [D, D] and follows/kernel [D, 2] with their biases.
     """
 
     def __init__(self, config: LanguageModelConfig, vocabulary: int, *, rngs: nnx.Rngs):
         """Initializes the model for a vocabulary of V tokens."""
         D, scale = config.model_size, config.embedding_scale
         self.config, self.vocabulary = config, vocabulary
-        self.embedding = TokenEmbedding(vocabulary, D, init_scale=scale, rngs=rngs)
+        self.embedding = TokenEmbedding(
+            vocabulary, D, min_rows=config.min_rows, init_scale=scale, rngs=rngs
+        )
         self.segment_embedding = (
             TokenEmbedding(config.segments, D, init_scale=scale, rngs=rngs)
             if config.segments
@@ -169,12 +180,33 @@ class LanguageModel(nnx.Module):
         return x + self.segment_embedding(jnp.zeros_like(tokens) if segments is None else segments)
 
     def logits(self, hidden: Array) -> Array:
-        """Computes logits: hidden [..., D] -> float32 [..., V]."""
+        """Computes logits: hidden [..., D] -> float32 [..., R], -inf after the vocabulary."""
         if self.head is None:
             return self.embedding.logits(hidden)
         if self.config.objective == "masked":
             return self.head(hidden, self.embedding)
-        return self.head(hidden.astype(jnp.float32))
+        return without_padding(self.head(hidden.astype(jnp.float32)), self.vocabulary)
+
+    def compare(self, hidden: Array, targets: Array) -> tuple[Array, Array]:
+        """Compares predictions with targets, in chunks of the vocabulary with `loss_chunk_size`.
+
+        Args:
+          hidden: [..., D].
+          targets: int [...].
+
+        Returns:
+          Cross-entropy, float32 [...]; and whether the target has the largest logit, bool [...].
+        """
+        if not self.config.loss_chunk_size:
+            logits = self.logits(hidden)
+            return cross_entropy(logits, targets), jnp.argmax(logits, axis=-1) == targets
+        table, x = self.embedding.embedding[...], hidden
+        if self.head is not None:
+            table, x = self.head.kernel[...].T, hidden.astype(jnp.float32)
+        losses, best = linear_cross_entropy(
+            x, table, targets, classes=self.vocabulary, chunk_size=self.config.loss_chunk_size
+        )
+        return losses, best == targets
 
     def next_sentence(self, hidden: Array) -> Array:
         """Computes the logits [B, 2] of "does not follow" and "follows" for the second segment."""
@@ -195,7 +227,8 @@ def _head(config: LanguageModelConfig, vocabulary: int, rngs: nnx.Rngs) -> nnx.M
         return MaskedHead(config, vocabulary, rngs=rngs)
     if config.tied:
         return None
-    return Projection((config.model_size,), (vocabulary,), use_bias=False, rngs=rngs)
+    rows = max(vocabulary, config.min_rows)
+    return Projection((config.model_size,), (rows,), use_bias=False, rngs=rngs)
 
 
 def decoding(model: LanguageModel, prompt: Array, lengths: Array, end: int | None) -> TokenDecoder:

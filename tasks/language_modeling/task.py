@@ -198,10 +198,8 @@ class LanguageModeling(Task):
             targets, weight = masked.targets, masked.weight
             hidden = model(masked.tokens, lengths, segments=segments, dropout_key=dropout_key)
             read = jnp.take_along_axis(hidden, masked.positions[..., None], axis=1)
-        logits = model.logits(read)
+        losses, right = model.compare(read, targets)
         weight = weight * batch["weight"][:, None]
-        losses = cross_entropy(logits, targets)
-        right = jnp.argmax(logits, axis=-1) == targets
         sums = {
             "loss": jnp.sum(losses * weight, axis=1),
             "right": jnp.sum(right * weight, axis=1),

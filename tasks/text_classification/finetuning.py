@@ -13,13 +13,21 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from tasks.common.backbones.stacking import with_layout
 from tasks.common.backbones.transformer import EncoderConfig
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig, Tokenizer
 from tasks.task import Pretrained
 
-# Config keys that may differ, because no parameter depends on them.
-_FREE = ("dropout_rate", "attention_dropout_rate", "dtype", "max_length")
+# Config keys that may differ, because the values of parameters do not depend on them.
+_FREE = (
+    "dropout_rate",
+    "attention_dropout_rate",
+    "dtype",
+    "max_length",
+    "rematerialize",
+    "scan_layers",
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class InitialWeights:
 
     Attributes:
       table: token embeddings, [vocabulary, D].
-      encoder: parameters of the encoder, nested dicts.
+      encoder: parameters of the encoder, nested dicts; layers are separate or stacked.
     """
 
     table: np.ndarray
@@ -37,7 +45,8 @@ class InitialWeights:
     def assign_to(self, tokens: nnx.Module, encoder: nnx.Module) -> None:
         """Assigns the embedding table and the parameters of the encoder."""
         _put(tokens, {"embedding": self.table}, "tokens")
-        _put(encoder, self.encoder, "encoder")
+        like = nnx.to_pure_dict(nnx.state(encoder, nnx.Param))
+        _put(encoder, with_layout(self.encoder, like), "encoder")
 
 
 def initial_weights_from(

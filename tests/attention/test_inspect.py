@@ -416,7 +416,7 @@ def test_the_model_keeps_no_trace():
     after, state_after = nnx.split(model)
     assert after == graphdef
     assert all(map(np.array_equal, jax.tree.leaves(state), jax.tree.leaves(state_after)))
-    assert not any(inspect._TAG in vars(m) for _, m in nnx.iter_modules(model))
+    assert not any(recording.TAG in vars(m) for _, m in nnx.iter_modules(model))
 
 
 def test_weights_are_before_dropout():

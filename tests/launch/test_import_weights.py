@@ -249,3 +249,38 @@ def test_a_run_that_predicts(tmp_path, command):
     again = command("import_weights", f"--from={source}", f"--workdir={folder}")
     assert again.returncode == 2
     assert "already exists" in again.stderr
+
+
+@pytest.mark.slow
+def test_weights_of_stacked_layers_and_padded_rows_are_exported(tmp_path, command):
+    text = "the film was good . the film was bad . a good film .\n" * 30
+    (tmp_path / "texts.txt").write_text(text, encoding="utf-8")
+    run, target = tmp_path / "run", tmp_path / "to"
+    done = command(
+        "train",
+        f"--config=configs/language_modeling.py:path:{tmp_path / 'texts.txt'},bert",
+        f"--workdir={run}",
+        "--config.data.length=16",
+        "--config.model.model_size=8",
+        "--config.model.num_heads=2",
+        "--config.model.scan_layers=True",
+        "--config.model.min_rows=64",
+        "--config.training.steps=1",
+        "--config.training.evaluate_every=1",
+        "--config.training.log_every=1",
+        "--config.training.batch_size=4",
+    )
+    assert done.returncode == 0, done.stderr
+    done = command("export_weights", f"--workdir={run}", f"--to={target}")
+    assert done.returncode == 0, done.stderr
+    read = files.read_folder(target)
+    config = directory.saved_config(run)
+    task = directory.restored_task(config, run)
+    params = directory.load_variables(task, config, run)[1]["params"]
+    kernel = params["encoder"]["layers"]["stacked"]["attention"]["query"]["kernel"]
+    for number in range(2):
+        found = read.params[f"encoder/layers/{number}/attention/query/kernel"]
+        np.testing.assert_array_equal(found, kernel[number])
+    table = params["embedding"]["embedding"]
+    assert table.shape == (64, 8)
+    np.testing.assert_array_equal(read.params["embedding/embedding"], table[: len(read.vocabulary)])

@@ -16,11 +16,13 @@ class TokenEmbedding(nnx.Module):
 
         x_t = scale · E[token_t],   logits_t = x_t Eᵀ
 
-    Parameters: embedding, E [vocabulary, D], initialized from a normal distribution.
+    Parameters: embedding, E [rows, D], initialized from a normal distribution.
 
     Args:
-      vocabulary: number of rows.
+      vocabulary: number of tokens.
       model_size: D.
+      min_rows: minimum number of rows of E. Rows after the vocabulary are padding, which makes the
+        size of E independent of the data; their logits are -inf.
       scale: factor on the embeddings, not on the logits: sqrt(D) in Vaswani et al. 2017.
       init_scale: standard deviation of the initial E; 0.02 is that of Devlin et al. 2019.
 
@@ -33,6 +35,7 @@ class TokenEmbedding(nnx.Module):
         vocabulary: int,
         model_size: int,
         *,
+        min_rows: int = 0,
         scale: float = 1.0,
         init_scale: float = 0.02,
         rngs: nnx.Rngs,
@@ -40,8 +43,9 @@ class TokenEmbedding(nnx.Module):
         for name, size in (("vocabulary", vocabulary), ("model_size", model_size)):
             if size < 1:
                 raise ValueError(f"{name}: got {size}, expected at least 1")
-        self.model_size, self.scale = model_size, scale
-        table = init_scale * jax.random.normal(rngs.params(), (vocabulary, model_size))
+        self.vocabulary, self.model_size, self.scale = vocabulary, model_size, scale
+        rows = max(vocabulary, min_rows)
+        table = init_scale * jax.random.normal(rngs.params(), (rows, model_size))
         self.embedding = nnx.Param(table)
 
     def __call__(self, tokens: Array) -> Array:
@@ -51,9 +55,19 @@ class TokenEmbedding(nnx.Module):
         return rows if self.scale == 1.0 else self.scale * rows
 
     def logits(self, x: Array) -> Array:
-        """Computes logits float32 [..., vocabulary] from x [..., D]."""
+        """Computes logits float32 [..., rows] from x [..., D]; -inf after the vocabulary."""
         if x.shape[-1] != self.model_size:
             got, expected = shapes.show(x.shape), f"[..., D] with D={self.model_size}"
             raise ValueError(f"x: got shape {got}, expected {expected}")
         table = self.embedding[...].astype(x.dtype)
-        return jnp.einsum("...D,VD->...V", x, table, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...D,VD->...V", x, table, preferred_element_type=jnp.float32)
+        return without_padding(logits, self.vocabulary)
+
+
+def without_padding(logits: Array, vocabulary: int) -> Array:
+    """Replaces logits [..., rows] of rows after the vocabulary by -inf."""
+    if logits.shape[-1] == vocabulary:
+        return logits
+    # Not a slice, which would undo the sharding of the rows.
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    return jnp.where(ids < vocabulary, logits, -jnp.inf)

@@ -5,14 +5,17 @@ B batch, T length, S length of the memory, D model size, N heads, F feed-forward
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import masks, shapes
+from attention import masks, recording, shapes
 from attention.cache import valid_lengths
+from tasks.common.backbones.stacking import LayerStack
 from tasks.common.backbones.transformer_layers import (
     DecoderLayer,
     EncoderConfig,
@@ -76,24 +79,50 @@ class _Stack(nnx.Module):
         self.config = config
         self.positions = config.build_positions(rngs)
         self.input_norm = config.build_norm() if config.input_norm else None
-        self.layers = nnx.List([self._layer(rngs) for _ in range(config.num_layers)])
+        self.layers = (
+            LayerStack(self._layer, config.num_layers, rngs=rngs)
+            if config.scan_layers
+            else nnx.List([self._layer(rngs) for _ in range(config.num_layers)])
+        )
         self.final_norm = config.build_norm() if config.norm == "pre" else None
 
     def _layer(self, rngs: nnx.Rngs) -> nnx.Module:
         raise NotImplementedError
 
-    def _run(self, layer: nnx.Module, *arrays: Array, **options: Any) -> Any:
-        """Applies a layer, under rematerialization if `rematerialize` is set."""
+    def _apply(
+        self,
+        x: Array,
+        dropout_key: Array | None,
+        call: Callable[[nnx.Module, Array, Array | None], tuple[Array, Any]],
+    ) -> tuple[Array, Any]:
+        """Applies the layers by a loop or a scan, with rematerialization if `rematerialize` is set.
 
-        def run(layer, arrays):
-            return layer(*arrays, **options)
+        Args:
+          x: output of `_input`.
+          dropout_key: key of the stack; None for evaluation.
+          call: function of a layer, its input and its dropout key; returns the input of the next
+            layer and a tree of other results.
 
-        return (nnx.remat(run) if self.config.rematerialize else run)(layer, arrays)
+        Returns:
+          The output of the last layer, and the other results with a leading axis L.
+        """
+        rematerialize = self.config.rematerialize
 
-    def _input(
-        self, x: Array, past: Array | None, dropout_key: Array | None
-    ) -> tuple[Array, list[Array | None]]:
-        """Checks the input, adds positions, and returns it with a dropout key for each layer.
+        def numbered(number: int | Array, layer: nnx.Module, x: Array) -> tuple[Array, Any]:
+            return call(layer, x, layer_key(dropout_key, number))
+
+        # Weights are recorded under the names of the separate layers.
+        if isinstance(self.layers, LayerStack) and not recording.active():
+            return self.layers.scan(numbered, x, rematerialize=rematerialize)
+        results = []
+        for number, layer in enumerate(self.layers):
+            run = functools.partial(numbered, number)
+            x, result = (nnx.remat(run) if rematerialize else run)(layer, x)
+            results.append(result)
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+    def _input(self, x: Array, past: Array | None, dropout_key: Array | None) -> Array:
+        """Checks the input, adds positions, and applies the input norm and dropout.
 
         `past`, int [B], is the number of earlier positions; 0 if None.
         """
@@ -104,9 +133,6 @@ class _Stack(nnx.Module):
         if sizes["T"] > config.max_length:
             got = f"shape {shapes.show(x.shape)}, that is length {sizes['T']}"
             raise ValueError(f"x: got {got}, expected at most max_length={config.max_length}")
-        keys = [None] * (1 + config.num_layers)
-        if dropout_key is not None:
-            keys = [jax.random.fold_in(dropout_key, i) for i in range(len(keys))]
         x = x.astype(config.dtype)
         if self.positions is not None and past is None:
             x = x + self.positions(sizes["T"]).astype(x.dtype)
@@ -115,7 +141,7 @@ class _Stack(nnx.Module):
             x = x + self.positions.at(past[:, None] + jnp.arange(sizes["T"])).astype(x.dtype)
         if self.input_norm is not None:
             x = self.input_norm(x)
-        return maybe_dropout(x, config.dropout_rate, keys[0]), keys[1:]
+        return maybe_dropout(x, config.dropout_rate, layer_key(dropout_key, -1))
 
     def _output(self, x: Array) -> Array:
         return x if self.final_norm is None else self.final_norm(x)
@@ -169,15 +195,16 @@ class Encoder(_Stack):
           ValueError: shapes do not match, T > max_length, or both valid and lengths are given.
           NotImplementedError: the mixer does not support the mask, or has no weights to return.
         """
-        x, keys = self._input(x, None, dropout_key)
+        x = self._input(x, None, dropout_key)
         options = self._layer_options(valid, lengths, x.shape[1])
         options |= {"mask": _combine_masks(mask, valid, lengths), "return_weights": return_weights}
-        all_weights = []
-        for layer, key in zip(self.layers, keys, strict=True):
-            x, weights = self._run(layer, x, **options, dropout_key=key)
-            all_weights.append(weights)
+
+        def call(layer: nnx.Module, x: Array, key: Array | None) -> tuple[Array, Array | None]:
+            return layer(x, **options, dropout_key=key)
+
+        x, weights = self._apply(x, dropout_key, call)
         x = self._output(x)
-        return (x, jnp.stack(all_weights)) if return_weights else x
+        return (x, weights) if return_weights else x
 
     def _layer_options(self, valid: Array | None, lengths: Array | None, T: int) -> dict[str, Any]:
         """Returns additional arguments of the layers besides the mask."""
@@ -217,7 +244,7 @@ class Encoder(_Stack):
         Raises:
           ValueError: shapes do not match, or the capacity of the cache is exceeded outside jit.
         """
-        x, _ = self._input(x, cache.length, None)
+        x = self._input(x, cache.length, None)
         layers = []
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
             x, layer_cache = layer.decode(x, layer_cache, lengths)
@@ -279,29 +306,24 @@ class Decoder(_Stack):
         mask = _combine_masks(
             masks.causal() if mask is None else masks.causal() & mask, valid, None
         )
-        x, keys = self._input(x, None, dropout_key)
+        x = self._input(x, None, dropout_key)
         memory_valid = self._expect_memory(memory, memory_valid, x.shape[0])
-        requested = {
-            "self": return_weights and "weights" in self.config.entry.capabilities,
-            "cross": return_weights,
+        own = return_weights and "weights" in self.config.entry.capabilities
+        options = {
+            "mask": mask,
+            "memory_mask": None if memory_valid is None else masks.valid(key=memory_valid),
+            "return_weights": (own, return_weights),
         }
-        all_weights: dict[str, list[Array]] = {"self": [], "cross": []}
-        for layer, key in zip(self.layers, keys, strict=True):
-            x, self_weights, cross_weights = self._run(
-                layer,
-                x,
-                memory,
-                mask=mask,
-                memory_mask=None if memory_valid is None else masks.valid(key=memory_valid),
-                dropout_key=key,
-                return_weights=(requested["self"], requested["cross"]),
-            )
-            all_weights["self"].append(self_weights)
-            all_weights["cross"].append(cross_weights)
+
+        def call(layer: nnx.Module, x: Array, key: Array | None) -> tuple[Array, dict]:
+            x, weights, cross = layer(x, memory, **options, dropout_key=key)
+            return x, {"self": weights, "cross": cross}
+
+        x, weights = self._apply(x, dropout_key, call)
         x = self._output(x)
         if not return_weights:
             return x
-        return x, {name: jnp.stack(all_weights[name]) for name in requested if requested[name]}
+        return x, {name: array for name, array in weights.items() if array is not None}
 
     def init_cache(
         self, memory: Array, memory_valid: Array | None, max_length: int
@@ -343,7 +365,7 @@ class Decoder(_Stack):
         Raises:
           ValueError: as for `Encoder.decode`.
         """
-        x, _ = self._input(x, state.length, None)
+        x = self._input(x, state.length, None)
         mask = masks.valid(key=state.memory_valid)
         layers, weights = [], []
         for layer, cache, memory in zip(self.layers, state.layers, state.memory, strict=True):
@@ -361,6 +383,11 @@ class Decoder(_Stack):
             shapes.expect_boolean("memory_valid", valid, true_means="a real position")
             shapes.expect("memory_valid", valid, "B S", sizes)
         return valid
+
+
+def layer_key(dropout_key: Array | None, number: int | Array) -> Array | None:
+    """Returns the dropout key of a layer; -1 is the input."""
+    return None if dropout_key is None else jax.random.fold_in(dropout_key, number + 1)
 
 
 def _combine_masks(

@@ -64,6 +64,9 @@ class EncoderConfig(Config):
         2019).
       rematerialize: whether activations of layers are recomputed in the backward pass (Chen et al.
         2016). This saves memory and costs time; results are the same.
+      scan_layers: whether layers are applied by `jax.lax.scan` over stacked parameters, so that the
+        time to compile a training step does not depend on L; results are the same. Decoding applies
+        the layers one by one.
 
     Class attributes:
       one_length: whether all inputs have the same length. If not, mixers whose result depends on
@@ -89,6 +92,7 @@ class EncoderConfig(Config):
     use_bias: bool = True
     input_norm: bool = False
     rematerialize: bool = False
+    scan_layers: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -203,6 +207,7 @@ class SmallEncoderConfig(Config):
     activation: str = "gelu"
     positions: str = "learned"
     mixer: str = "dot_product"
+    scan_layers: bool = False
 
     encoder_type: ClassVar[type[EncoderConfig]] = EncoderConfig
 

@@ -18,7 +18,7 @@ from flax import nnx
 from attention import masks
 from attention.image.batch_norm import BatchNorm
 from attention.projection import Projection
-from tasks.common.backbones.transformer import Encoder, EncoderConfig
+from tasks.common.backbones.transformer import Encoder, EncoderConfig, layer_key
 from tasks.forecasting.models.base import Mode
 from tasks.forecasting.models.transformer import Transformer, TransformerConfig
 
@@ -38,6 +38,11 @@ class InformerConfig(TransformerConfig):
     positions: str = "sinusoidal(interleaved=False)"
     mixer: str = "prob_sparse"
     distil: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        expected = "False with distil, which shortens the sequence between layers"
+        self.expect("scan_layers", not (self.scan_layers and self.distil), expected)
 
     def encoder(self, max_length: int, **changes: Any) -> EncoderConfig:
         """Returns the config of an encoder or decoder with normalized input."""
@@ -96,9 +101,12 @@ class DistillingEncoder(Encoder):
 
         S is the number of times after distilling; S = T without distilling.
         """
-        x, keys = self._input(x, None, dropout_key)
-        for number, (layer, key) in enumerate(zip(self.layers, keys, strict=True)):
-            mask = masks.valid(key=present)
+        if not self.distil:
+            x = super().__call__(x, valid=present, dropout_key=dropout_key)
+            return jnp.where(present[..., None], x, 0), present
+        x = self._input(x, None, dropout_key)
+        for number, layer in enumerate(self.layers):
+            mask, key = masks.valid(key=present), layer_key(dropout_key, number)
             x, _ = layer(x, mask=mask, dropout_key=key, return_weights=False)
             if number < len(self.distil):
                 x, present = self.distil[number](x, present, training=training)

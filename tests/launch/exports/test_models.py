@@ -24,7 +24,23 @@ WINDOW = {"data.lookback": 24, "data.horizon": 4}
 MODELS = [
     ("text_classification", "movie_reviews,transformer", TRANSFORMER),
     ("language_modeling", "tiny_shakespeare", {**TRANSFORMER, "model.max_length": 16}),
+    (
+        "language_modeling",
+        "tiny_shakespeare",
+        {
+            **TRANSFORMER,
+            "model.max_length": 16,
+            "model.num_layers": 2,
+            "model.scan_layers": True,
+            "model.min_rows": 320,
+        },
+    ),
     ("translation", "multi30k", {**TRANSFORMER, "model.decoder_layers": 1}),
+    (
+        "image_classification",
+        "digits,vit,cls",
+        {**TRANSFORMER, "model.num_layers": 2, "model.scan_layers": True},
+    ),
     ("image_classification", "digits,vit,cls", TRANSFORMER),
     ("segmentation", "camvid,gates", {"model.channels": (4, 8)}),
     ("detection", "nuclei,se", {}),
@@ -37,7 +53,12 @@ MODELS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "argument", "changes"), MODELS, ids=[f"{task}-{given}" for task, given, _ in MODELS]
+    ("task", "argument", "changes"),
+    MODELS,
+    ids=[
+        f"{task}-{given}{'-scanned' * ('model.scan_layers' in more)}"
+        for task, given, more in MODELS
+    ],
 )
 def test_answers_are_those_of_the_predictor(task, argument, changes, monkeypatch, tmp_path):
     case = contract.CASES[task]

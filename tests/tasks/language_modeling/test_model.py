@@ -236,3 +236,52 @@ def test_samples_follow_the_id_and_the_seed():
 def test_impossible_values_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         LanguageModelConfig(**{**SMALL, **fields})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_rows_of_padding_change_nothing(name):
+    config = CONFIGS[name]
+    model, run = hidden_of(name)
+    padded = build(dataclasses.replace(config, min_rows=32))
+    assert padded.embedding.embedding.shape == (32, 16)
+    assert build(dataclasses.replace(config, min_rows=V - 1)).embedding.embedding.shape == (V, 16)
+    # Rows of padding are large, so that they would be predicted.
+    padded.embedding.embedding[...] = 9 + 0 * padded.embedding.embedding[...]
+    padded.embedding.embedding[:V] = model.embedding.embedding[...]
+    if name == "modern":
+        padded.head.kernel[...] = 9 + 0 * padded.head.kernel[...]
+        padded.head.kernel[:, :V] = model.head.kernel[...]
+    if name == "masked":
+        padded.head.bias[V:] = 9.0
+    hidden = run(TOKENS, LENGTHS)
+    expected, found = model.logits(hidden), padded.logits(hidden)
+    np.testing.assert_allclose(found[..., :V], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found[..., V:], -jnp.inf)
+    losses = [it.compare(hidden, TOKENS) for it in (model, padded)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *losses)
+    if name != "masked":
+        prompt = jnp.asarray(TOKENS[:, :4]), jnp.minimum(jnp.asarray(LENGTHS), 4), jnp.arange(3)
+        for other in (model, padded):
+            other.encoder = model.encoder
+        texts = [complete(other, *prompt, END) for other in (model, padded)]
+        np.testing.assert_array_equal(*texts)
+
+
+@pytest.mark.parametrize("name", ["causal", "modern"])
+def test_loss_in_chunks_of_the_vocabulary(name):
+    model, run = hidden_of(name)
+    hidden = run(TOKENS, LENGTHS)
+    targets = jnp.argmax(model.logits(hidden), axis=-1).at[:, ::2].set(3)
+    expected = model.compare(hidden, targets)
+    model.config = dataclasses.replace(model.config, loss_chunk_size=10)
+    found = model.compare(hidden, targets)
+    model.config = CONFIGS[name]
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found[1], expected[1])
+    assert found[1].any()
+    assert not found[1].all()
+
+
+def test_a_masked_model_has_no_loss_in_chunks():
+    with pytest.raises(ValueError, match=r"loss_chunk_size: got 5, expected 0, or objective 'caus"):
+        dataclasses.replace(MASKED, loss_chunk_size=5)

@@ -10,6 +10,7 @@ from launch.engine.config import Experiment, TrainingConfig, load_file, override
 from launch.engine.steps import make_steps
 from launch.runs import directory
 from launch.runs import run as engine
+from tasks.common.backbones.stacking import separated
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
@@ -190,3 +191,21 @@ def test_a_config_takes_the_sizes_of_any_run(place):
     assert tuned.data.text == dataclasses.replace(TEXT, max_length=11)
     with pytest.raises(UserError, match=r"^config: from:.*nowhere: contains no run"):
         load_file(f"configs/text_classification.py:sst2,from:{place / 'nowhere'}")
+
+
+@pytest.mark.slow
+def test_stacked_layers_are_filled_from_separate_ones_and_the_reverse(place, tmp_path):
+    config = classifier(place, pooling="cls", scan_layers=True, rematerialize=True)
+    params = make_steps(directory.prepared_task(config, paths(place)), config).init()["params"]
+    theirs = learned(place)[1]["encoder"]["layers"]
+    equal(separated(params["encoder"]["layers"]), jax.device_get(theirs))
+    # A run with stacked layers, from which a classifier without them starts.
+    source = directory.saved_config(place / "masked")
+    scanned = override(source, {"model.scan_layers": True})
+    engine.run(scanned, tmp_path / "scanned", paths(place), "test", with_baselines=False)
+    config = classifier(place, pooling="cls", init_from=str(tmp_path / "scanned"))
+    params = make_steps(directory.prepared_task(config, paths(place)), config).init()["params"]
+    task = directory.restored_task(scanned, tmp_path / "scanned")
+    theirs = directory.load_variables(task, scanned, tmp_path / "scanned")[1]["params"]
+    assert set(theirs["encoder"]["layers"]) == {"stacked"}
+    equal(params["encoder"]["layers"], separated(theirs["encoder"]["layers"]))
