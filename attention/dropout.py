@@ -38,8 +38,26 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     shapes.expect_rate("dropout_rate", rate, key)
     if rate == 0.0 or key is None:
         return x
-    keep = keep_mask(key, rate, x.shape)
-    return jnp.where(keep, x / keep_probability(rate), jnp.zeros((), x.dtype)).astype(x.dtype)
+    return keep(x, keep_mask(key, rate, x.shape), rate)
+
+
+def keep(x: jax.Array, mask: jax.Array, rate: float) -> jax.Array:
+    """Applies a mask of `keep_mask` as `dropout` does (Srivastava et al. 2014).
+
+        y = x · m / p
+
+    Args:
+      x: [...], any shape.
+      mask: m, bool, of the shape of x.
+      rate: rate of the mask, in [0, 1).
+
+    Returns:
+      y, [...] in x's dtype.
+
+    Raises:
+      TypeError: shapes do not broadcast.
+    """
+    return jnp.where(mask, x / keep_probability(rate), jnp.zeros((), x.dtype)).astype(x.dtype)
 
 
 def dropout_options(rate: float, key: jax.Array | None) -> dict[str, Any]:

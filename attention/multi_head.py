@@ -19,6 +19,7 @@ from attention.dropout import dropout_options
 from attention.normalization import RMSNorm
 from attention.positions import build_positions
 from attention.sequence.base import CachedAttention
+from attention.sharding import constrain
 
 Array = jax.Array
 
@@ -218,17 +219,17 @@ class MultiHeadAttention(CachedAttention):
                 raise ValueError(f"{name}: got {got}, expected {expected}")
 
     def _query(self, x: Array, positions: Array | None) -> Array:
-        query = self.query(x)
+        query = constrain(self.query(x), "B T N H")
         query = query if self.query_norm is None else self.query_norm(query)
         if self.positions is None:
             return query
         return self.positions.rotate(query, cast(Array, positions))
 
     def _key_value(self, x: Array, positions: Array | None) -> tuple[Array, Array]:
-        key = self.key(x)
+        key = constrain(self.key(x), "B S K H")
         key = key if self.key_norm is None else self.key_norm(key)
         key = key if self.positions is None else self.positions.rotate(key, cast(Array, positions))
-        return key, self.value(x)
+        return key, constrain(self.value(x), "B S K H")
 
     def _bias(
         self,

@@ -20,10 +20,9 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 from attention.kernels import devices
+from attention.sharding import BATCH, HEADS, SEQUENCE
 
 Array = jax.Array
-
-BATCH, HEADS, SEQUENCE = ("data", "fsdp"), "tensor", "sequence"
 
 
 @dataclasses.dataclass(frozen=True)

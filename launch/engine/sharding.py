@@ -1,4 +1,4 @@
-"""Device mesh, and rules for sharding parameters over it.
+"""Device mesh, and rules for sharding parameters over it; `attention.sharding` shards activations.
 
 A rule has a regular expression for parameter paths and, for each dimension, a mesh axis, a tuple of
 axes or None. The first rule that matches applies. Parameters without a matching rule, or with a

@@ -87,6 +87,9 @@ def make_steps(task: Task, config: Experiment, devices: Sequence[Any] | None = N
         (loss, (metrics, statistics)), gradients = jax.value_and_grad(objective, has_aux=True)(
             state["params"]
         )
+        if mesh.size > 1:
+            # Otherwise XLA may reshard a gradient in each operation of the optimizer.
+            gradients = jax.lax.with_sharding_constraint(gradients, state_shardings["params"])
         updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {

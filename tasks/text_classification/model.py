@@ -18,6 +18,7 @@ from flax import nnx
 from attention import registry
 from attention.dropout import keep_mask
 from attention.projection import Projection
+from attention.sharding import constrain
 from tasks.common.backbones.recurrent import Bidirectional
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
 from tasks.common.backbones.transformer_layers import maybe_dropout, split_keys, with_weights
@@ -138,7 +139,8 @@ class Embedding(nnx.Module):
         self.embedding = nnx.Param(table)
 
     def __call__(self, tokens: Array) -> Array:
-        return jnp.take(self.embedding[...], tokens, axis=0)
+        table = constrain(self.embedding[...], "W D")
+        return constrain(jnp.take(table, tokens, axis=0), "B T D")
 
 
 def embedding_size(config: Any) -> int:

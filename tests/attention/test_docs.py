@@ -100,7 +100,7 @@ ARRAY = re.compile(r"Array|ndarray|Offset")
 SAME = re.compile(r"\b(as|those) (for|of|in)( the)? `")
 # These modules hold no mathematics.
 INFRASTRUCTURE = {"__init__", "__main__", "dispatch", "build", "devices", "recording", "registry"}
-INFRASTRUCTURE |= {"costs", "ffi", "shapes", "tracing"}
+INFRASTRUCTURE |= {"costs", "ffi", "shapes", "sharding", "tracing"}
 # Nor do these functions, which say the rest.
 TOOLS = {
     "inspect.capture",

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention import shapes
+from attention.sharding import over_examples
 from tasks.common.configs import Config, NonNegativeFloat, PositiveFloat, PositiveInt
 
 Array = jax.Array
@@ -109,7 +110,8 @@ def log_mel(samples: Array, lengths: Array, config: LogMelConfig) -> tuple[Array
     # Not a NumPy array, which would be a large constant of the program.
     indices = hop * jnp.arange(most)[:, None] + jnp.arange(window)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
-    spectrum = jnp.fft.rfft(samples[:, indices] * hann.astype(np.float32), n=config.fft_size)
+    windows = samples[:, indices] * hann.astype(np.float32)
+    spectrum = over_examples(lambda rows: jnp.fft.rfft(rows, n=config.fft_size), windows)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     energies = jnp.einsum(
         "BSK,FK->BSF", power, config.filters(), precision=jax.lax.Precision.HIGHEST

@@ -19,6 +19,7 @@ from attention import registry, shapes
 from attention.image.batch_norm import BatchNorm
 from attention.image.maps import expect_positive, kernel_init
 from attention.kernels.convolution import convolve
+from attention.sharding import constrain
 from tasks.common.configs import Config, Dtype, PositiveInts, within
 
 Array = jax.Array
@@ -224,11 +225,12 @@ class Convolution(nnx.Module):
         size, _, inputs, _ = self.kernel.shape
         shapes.expect("x", x, "B Y X C", {"C": inputs})
         x = convolve(
-            x.astype(self.dtype),
+            constrain(x.astype(self.dtype), "B Y X _"),
             self.kernel[...].astype(self.dtype),
             stride=self.stride,
             padding=(((size - 1) // 2, size // 2),) * 2,
         )
+        x = constrain(x, "B Y X _")
         if self.bias is not None:
             x = x + self.bias[...].astype(self.dtype)
         elif isinstance(self.norm, BatchNorm):

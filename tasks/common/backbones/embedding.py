@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import shapes
+from attention.sharding import constrain, constrain_examples
 
 Array = jax.Array
 
@@ -51,7 +52,8 @@ class TokenEmbedding(nnx.Module):
     def __call__(self, tokens: Array) -> Array:
         """Embeds tokens int [...]: float32 [..., D], NaN for an id outside the table."""
         shapes.expect_integer("tokens", tokens)
-        rows = jnp.take(self.embedding[...], tokens, axis=0, mode="fill")
+        table = constrain(self.embedding[...], "W D")
+        rows = constrain_examples(jnp.take(table, tokens, axis=0, mode="fill"))
         return rows if self.scale == 1.0 else self.scale * rows
 
     def logits(self, x: Array) -> Array:
@@ -59,7 +61,7 @@ class TokenEmbedding(nnx.Module):
         if x.shape[-1] != self.model_size:
             got, expected = shapes.show(x.shape), f"[..., D] with D={self.model_size}"
             raise ValueError(f"x: got shape {got}, expected {expected}")
-        table = self.embedding[...].astype(x.dtype)
+        table = constrain(self.embedding[...].astype(x.dtype), "V D")
         logits = jnp.einsum("...D,VD->...V", x, table, preferred_element_type=jnp.float32)
         return without_padding(logits, self.vocabulary)
 

@@ -15,6 +15,7 @@ from flax import nnx
 
 from attention import shapes
 from attention.projection import Projection
+from attention.sharding import over_examples
 
 Array = jax.Array
 
@@ -168,6 +169,15 @@ class Recurrent(nnx.Module):
         if initial_state is None:
             initial_state = self.initial_state(sizes["B"])
         expect_state("initial_state", initial_state, self, sizes)
+        graph, weights = nnx.split(self)
+
+        def run(x, valid, initial_state, weights):
+            return nnx.merge(graph, weights)._run(x, valid, initial_state, reverse)
+
+        return over_examples(run, x, valid, initial_state, shared=(weights,))
+
+    def _run(self, x: Array, valid: Array | None, state: Any, reverse: bool) -> tuple[Array, Any]:
+        """Computes `__call__` for the examples of one device."""
         kernel, bias = self._recurrent_weights()
         # One large product outside the loop replaces T small products inside.
         projected = self.input(jnp.swapaxes(x, 0, 1))
@@ -182,7 +192,7 @@ class Recurrent(nnx.Module):
 
         last, states = jax.lax.scan(
             step,
-            jax.tree.map(lambda leaf: leaf.astype(self.dtype), initial_state),
+            jax.tree.map(lambda leaf: leaf.astype(self.dtype), state),
             (projected, steps),
             reverse=reverse,
             unroll=self.unroll,

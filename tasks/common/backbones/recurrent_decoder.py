@@ -10,6 +10,8 @@ size, D state size, M memory size, N heads.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +19,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import registry, shapes
-from attention.dropout import dropout
+from attention.dropout import dropout, keep, keep_mask
 from attention.projection import Projection
 from attention.recurrent.temporal import TemporalAttention
+from attention.sharding import over_examples
 from tasks.common.backbones.embedding import TokenEmbedding
-from tasks.common.backbones.recurrent import expect_state, find_cell
+from tasks.common.backbones.recurrent import Recurrent, expect_state, find_cell
 
 Array = jax.Array
 
@@ -154,7 +157,8 @@ class AttentionDecoder(nnx.Module):
           logits float32 [R, V], the next state, and the attention weights: "alignment", [R, S] or
           [R, N, S], and, with temporal attention, "temporal", [R, N, max_length].
         """
-        cells, context, weights, alignment_state = self._advance(self.embedding(tokens), state)
+        found = _advance(self.cells, self.alignment, self.embedding(tokens), state)
+        cells, context, weights, alignment_state = found
         top, past, all_weights = self._top(cells), state.past, {"alignment": weights}
         parts = [context, top]
         if self.temporal is not None:
@@ -189,35 +193,48 @@ class AttentionDecoder(nnx.Module):
         B, T = memory.shape[0], target_inputs.shape[-1]
         shapes.expect("target_inputs", target_inputs, "B T", {"B": B})
         keys = [None] * 3 if dropout_key is None else list(jax.random.split(dropout_key, 3))
-        between = None if dropout_key is None else jax.random.split(keys[1], T)
         first = self._first(memory, valid, initial)
         words = self._dropout(self.embedding(target_inputs), keys[0])
+        graph, parameters = nnx.split((self.cells, self.alignment))
 
-        def step(carry, inputs):
-            state = DecoderState(*carry, first.memory, ())
-            cells, context, weights, alignment_state = self._advance(inputs[0], state, inputs[1])
-            return (cells, context, alignment_state), (context, self._top(cells), weights)
+        def run(words, kept, first, parameters):
+            cells, alignment = nnx.merge(graph, parameters)
 
+            def step(carry, inputs):
+                state = DecoderState(*carry, first.memory, ())
+                found = _advance(cells, alignment, inputs[0], state, inputs[1], self.dropout_rate)
+                layers, context, weights, alignment_state = found
+                top = cells[-1].hidden(layers[-1])
+                return (layers, context, alignment_state), (context, top, weights)
+
+            inputs = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), (words, kept))
+            _, found = jax.lax.scan(step, first[:3], inputs)
+            return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), found)
+
+        kept = self._kept(B, T, keys[1])
         # The output layers are applied outside the loop, because no later step reads their results.
-        _, found = jax.lax.scan(step, first[:3], (jnp.swapaxes(words, 0, 1), between))
-        contexts, tops, weights = (jnp.swapaxes(leaf, 0, 1) for leaf in found)
+        contexts, tops, weights = over_examples(run, words, kept, first, shared=(parameters,))
         parts = [contexts, tops]
         if self.temporal is not None:
             parts.append(self.temporal(tops))
         features = self._dropout(self._features(parts), keys[2])
         return self.classify(features), weights
 
-    def _advance(
-        self, word: Array, state: DecoderState, key: Array | None = None
-    ) -> tuple[tuple[Any, ...], Array, Array, Any]:
-        """Returns the layer states, the context [R, M], and weights and state of the alignment."""
-        x, cells = jnp.concatenate([word, state.context], axis=-1), []
-        for layer, (cell, old) in enumerate(zip(self.cells, state.cells, strict=True)):
-            if layer and key is not None:
-                x = self._dropout(x, jax.random.fold_in(key, layer))
-            cells.append(cell.step(x, old))
-            x = cell.hidden(cells[-1])
-        return tuple(cells), *self.alignment.step(x, state.memory, state.alignment_state)
+    def _kept(self, B: int, T: int, key: Array | None) -> tuple[Array, ...]:
+        """Draws what dropout keeps between layers, bool [B, T, D] for each layer but the first."""
+        rate, D = self.dropout_rate, self.cells[0].state_size
+        if key is None or rate == 0:
+            return ()
+
+        def mask(key: Array, layer: int) -> Array:
+            return keep_mask(jax.random.fold_in(key, layer), rate, (B, D))
+
+        steps = jax.random.split(key, T)
+        masks = (
+            jax.vmap(functools.partial(mask, layer=layer))(steps)
+            for layer in range(1, len(self.cells))
+        )
+        return tuple(jnp.swapaxes(each, 0, 1) for each in masks)
 
     def _top(self, cells: tuple[Any, ...]) -> Array:
         """Returns the output of the last layer, [R, D]."""
@@ -250,3 +267,24 @@ class AttentionDecoder(nnx.Module):
 
     def _dropout(self, x: Array, key: Array | None) -> Array:
         return x if key is None else dropout(x, self.dropout_rate, key)
+
+
+def _advance(
+    cells: Sequence[Recurrent],
+    alignment: Any,
+    word: Array,
+    state: DecoderState,
+    kept: tuple[Array, ...] = (),
+    dropout_rate: float = 0.0,
+) -> tuple[tuple[Any, ...], Array, Array, Any]:
+    """Returns the layer states, the context [R, M], and weights and state of the alignment.
+
+    Dropout keeps the entries `kept` of the inputs of all layers but the first.
+    """
+    x, found = jnp.concatenate([word, state.context], axis=-1), []
+    for layer, (cell, old) in enumerate(zip(cells, state.cells, strict=True)):
+        if layer and kept:
+            x = keep(x, kept[layer - 1], dropout_rate)
+        found.append(cell.step(x, old))
+        x = cell.hidden(found[-1])
+    return tuple(found), *alignment.step(x, state.memory, state.alignment_state)

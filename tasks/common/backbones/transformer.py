@@ -15,6 +15,7 @@ from flax import nnx
 
 from attention import masks, recording, shapes
 from attention.cache import valid_lengths
+from attention.sharding import constrain
 from tasks.common.backbones.stacking import LayerStack
 from tasks.common.backbones.transformer_layers import (
     DecoderLayer,
@@ -133,7 +134,7 @@ class _Stack(nnx.Module):
         if sizes["T"] > config.max_length:
             got = f"shape {shapes.show(x.shape)}, that is length {sizes['T']}"
             raise ValueError(f"x: got {got}, expected at most max_length={config.max_length}")
-        x = x.astype(config.dtype)
+        x = constrain(x.astype(config.dtype), "B T D")
         if self.positions is not None and past is None:
             x = x + self.positions(sizes["T"]).astype(x.dtype)
         elif self.positions is not None:
@@ -144,7 +145,7 @@ class _Stack(nnx.Module):
         return maybe_dropout(x, config.dropout_rate, layer_key(dropout_key, -1))
 
     def _output(self, x: Array) -> Array:
-        return x if self.final_norm is None else self.final_norm(x)
+        return x if self.final_norm is None else constrain(self.final_norm(x), "B T D")
 
     def _caches(self, batch_size: int, max_length: int) -> tuple[Any, ...]:
         config = self.config

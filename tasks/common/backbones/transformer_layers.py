@@ -20,6 +20,7 @@ from attention.dropout import dropout
 from attention.normalization import LayerNorm, RMSNorm
 from attention.positions import ADDED_POSITIONS, POSITIONS, build_added_positions
 from attention.projection import Projection
+from attention.sharding import constrain
 from tasks.common.configs import Config, Dtype, PositiveFloat, PositiveInt, Rate, one_of
 
 Array = jax.Array
@@ -245,7 +246,7 @@ class FeedForward(nnx.Module):
         self.gate = Projection((D,), (F,), **options) if gated else None
 
     def __call__(self, x: Array) -> Array:
-        function, hidden = _ACTIVATIONS[self.activation], self.up(x)
+        function, hidden = _ACTIVATIONS[self.activation], constrain(self.up(x), "B T F")
         hidden = function(hidden) if self.gate is None else function(self.gate(x)) * hidden
         return self.down(hidden)
 
@@ -296,7 +297,7 @@ class EncoderLayer(nnx.Module):
           dropout_key: None for evaluation.
         """
         y, other = compute(norm(x) if self.norm == "pre" else x)
-        x = x + maybe_dropout(y, self.dropout_rate, dropout_key)
+        x = constrain(x + maybe_dropout(y, self.dropout_rate, dropout_key), "B T D")
         return (norm(x) if self.norm == "post" else x), other
 
 

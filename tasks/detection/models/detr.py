@@ -23,6 +23,7 @@ from flax import nnx
 from attention import MultiHeadAttention, masks
 from attention.normalization import LayerNorm
 from attention.projection import Projection
+from attention.sharding import constrain, over_examples
 from tasks.common.backbones.convolutional import Convolution
 from tasks.common.backbones.resnet import ResNet, ResNetConfig
 from tasks.common.backbones.transformer_layers import (
@@ -148,9 +149,11 @@ class PositionedAttention(MultiHeadAttention):
           mask: True means may attend.
           return_weights: whether to return the attention weights.
         """
-        query, key = self.query(x + q_pos), self.key(memory + k_pos)
+        query = constrain(self.query(x + q_pos), "B T N H")
+        key = constrain(self.key(memory + k_pos), "B S K H")
+        value = constrain(self.value(memory), "B S K H")
         options = {"mask": mask, "bias": None}
-        result = self._attend(x, query, key, self.value(memory), **options)
+        result = self._attend(x, query, key, value, **options)
         return (result, self._weights(query, key, **options)) if return_weights else result
 
 
@@ -188,13 +191,14 @@ class Layer(nnx.Module):
         keys = split_keys(key, 3)
         rate, weights = self.dropout_rate, None
         y = self.attention_norm(x)
-        x = x + maybe_dropout(self.attention(y, q_pos, y, q_pos, mask), rate, keys[0])
+        y = self.attention(y, q_pos, y, q_pos, mask)
+        x = constrain(x + maybe_dropout(y, rate, keys[0]), "B T D")
         if self.cross is not None:
             source = memory, k_pos, memory_mask
             y, weights = self.cross(self.cross_norm(x), q_pos, *source, return_weights=True)
-            x = x + maybe_dropout(y, rate, keys[1])
+            x = constrain(x + maybe_dropout(y, rate, keys[1]), "B T D")
         y = self.feedforward(self.feedforward_norm(x))
-        return x + maybe_dropout(y, rate, keys[2]), weights
+        return constrain(x + maybe_dropout(y, rate, keys[2]), "B T D"), weights
 
 
 class DETROutput(NamedTuple):
@@ -279,6 +283,7 @@ class DETR(nnx.Module):
         points = self.points[...]
         q_pos = self.place(sine_embedding(jax.nn.sigmoid(points), D))
         y = jnp.broadcast_to(self.queries[...], (B, *self.queries.shape)).astype(memory.dtype)
+        y = constrain(y, "B Q D")
         source = {"memory": memory, "k_pos": k_pos, "memory_mask": mask}
         logits, boxes = [], []
         for layer, key in zip(self.decoder, keys[len(self.encoder) :], strict=True):
@@ -320,16 +325,19 @@ class DETR(nnx.Module):
         def of_image(logits, boxes, true_boxes, labels):
             return set_losses(logits, boxes, true_boxes, labels, **weights)
 
-        by_batch = jax.vmap(of_image)
-        by_layer = jax.vmap(by_batch, in_axes=(0, 0, None, None))(
-            output.logits, output.boxes, targets, batch["labels"]
+        by_layer = over_examples(
+            jax.vmap(jax.vmap(of_image, in_axes=(0, 0, None, None))),
+            jnp.swapaxes(output.logits, 0, 1),
+            jnp.swapaxes(output.boxes, 0, 1),
+            targets,
+            batch["labels"],
         )
         result = {}
         for layer in range(len(self.decoder)):
             last = layer == len(self.decoder) - 1
             for name, term in by_layer.items():
                 key = name if last else f"{name}_{layer + 1}"
-                result[key] = losses.LossTerm(term.total[layer], term.count[layer])
+                result[key] = losses.LossTerm(term.total[:, layer], term.count[:, layer])
         return result
 
     def detect(self, images: Array, sizes: Array) -> tuple[Detections, None]:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from attention.sharding import over_examples
 from tasks.common.backbones.resnet import ResNet, ResNetConfig
 from tasks.common.configs import Config, NonNegativeInt, PositiveInt
 from tasks.detection.models import heads, losses, rpn
@@ -180,12 +181,15 @@ class MaskRCNN(nnx.Module):
             return heads.sample_regions(proposals, boxes, labels, key, self.config.heads)
 
         truth = batch["boxes"], batch["labels"]
-        objectness, proposal_box = jax.vmap(first_stage)(
-            found.logits, found.deltas, *truth, batch["size"], split[:, 0]
+        objectness, proposal_box = over_examples(
+            jax.vmap(first_stage), found.logits, found.deltas, *truth, batch["size"], split[:, 0]
         )
-        regions = jax.vmap(regions_of)(self._propose(found, batch["size"]), *truth, split[:, 1])
+        proposals = self._propose(found, batch["size"])
+        regions = over_examples(jax.vmap(regions_of), proposals, *truth, split[:, 1])
         crops = self._crop(found.pyramid, regions.boxes, self.config.heads.box_resolution)
-        class_loss, box_loss = jax.vmap(heads.box_losses)(*self.boxes(crops), regions)
+        class_loss, box_loss = over_examples(
+            jax.vmap(heads.box_losses), *self.boxes(crops), regions
+        )
         result = {
             "objectness": objectness,
             "proposal_box": proposal_box,
@@ -203,10 +207,12 @@ class MaskRCNN(nnx.Module):
         own = jax.tree.map(lambda leaf: leaf[:, : self.config.heads.positives], regions)
         logits = self._mask_logits(pyramid, own.boxes, jnp.maximum(own.labels - 1, 0))
         side = logits.shape[-1]
-        targets = jax.vmap(lambda ids, objects, boxes: mask_targets(ids, objects, boxes, side))(
-            instances, own.objects, own.boxes
+        targets = over_examples(
+            jax.vmap(lambda ids, objects, boxes: mask_targets(ids, objects, boxes, side)),
+            *(instances, own.objects, own.boxes),
         )
-        return jax.vmap(losses.masks)(logits, targets, (own.labels > 0) & own.valid)
+        counted = (own.labels > 0) & own.valid
+        return over_examples(jax.vmap(losses.masks), logits, targets, counted)
 
     def detect(self, images: Array, sizes: Array) -> tuple[Detections, Array | None]:
         """Detects objects.
@@ -225,7 +231,7 @@ class MaskRCNN(nnx.Module):
         def of_one(logits, deltas, proposals, size):
             return heads.detect(logits, deltas, proposals, size, self.config.heads)
 
-        detections = jax.vmap(of_one)(*self.boxes(crops), proposals, sizes)
+        detections = over_examples(jax.vmap(of_one), *self.boxes(crops), proposals, sizes)
         if self.masks is None:
             return detections, None
         logits = self._mask_logits(found.pyramid, detections.boxes, detections.labels)
@@ -243,7 +249,7 @@ class MaskRCNN(nnx.Module):
             )
 
         logits, deltas = jax.lax.stop_gradient((found.logits, found.deltas))
-        return jax.vmap(of_one)(logits, deltas, sizes)
+        return over_examples(jax.vmap(of_one), logits, deltas, sizes)
 
     def _crop(self, pyramid: Sequence[Array], boxes: Array, side: int) -> Array:
         """Pools boxes [B, n, 4] from the levels that fit their sizes, [B, n, side, side, C]."""
@@ -258,7 +264,7 @@ class MaskRCNN(nnx.Module):
                 canonical_level=round(math.log2(self.config.strides[0])),
             )
 
-        return jax.vmap(of_one)(list(pyramid), boxes)
+        return over_examples(jax.vmap(of_one), list(pyramid), boxes)
 
     def _mask_logits(self, pyramid: Sequence[Array], boxes: Array, classes: Array) -> Array:
         """Maps boxes [B, n, 4] of classes [B, n] to mask logits [B, n, S, S]."""
