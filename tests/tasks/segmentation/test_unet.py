@@ -42,6 +42,16 @@ def test_patches_and_back():
     np.testing.assert_array_equal(cut[0, 2, 3, 3:], 0)  # beyond the image
 
 
+def test_gradient_of_joined_patches_is_the_patches_of_the_gradient():
+    x, g = RNG.normal(size=(2, 2, 3, 3, 3, 4)), RNG.normal(size=(2, 5, 8, 4))
+    x, g = x.astype(np.float32), g.astype(np.float32)
+    expected = np.zeros_like(x)
+    for i, j in np.ndindex(5, 8):
+        expected[:, i // 3, j // 3, i % 3, j % 3] = g[:, i, j]
+    found = jax.jit(jax.grad(lambda x: jnp.sum(from_patches(x, 5, 8) * g)))(x)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_doubling_is_the_transposed_convolution():
     up, x = Projection((3,), (2, 2, 5), rngs=nnx.Rngs(0)), images(1, 3, 4)
 
