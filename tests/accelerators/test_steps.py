@@ -5,6 +5,7 @@ benchmarks/README.md.
 """
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -24,18 +25,25 @@ MACHINES = {"cuda": ("h100x1", "h100x8"), "tpu": ("v5e:1", "v5e:4x4")}
 LIMIT = 90.0
 FUSED = {"cudnn", "triton", "splash", "tokamax"}
 LONG = 512
+# A GPT of 1.3 billion parameters.
+GPT = "language_modeling.py:tiny_shakespeare,gpt_1b"
+LARGE = {"cuda": "h100x64", "tpu": "v5e:16x16"}
+
+
+def needs(platform):
+    reason = f"requirements-{platform}.txt is not installed"
+    return pytest.mark.skipif(not is_installed(platform), reason=reason)
 
 
 def cases():
+    found = []
     for platform, machines in MACHINES.items():
-        missing = not is_installed(platform)
-        reason = f"requirements-{platform}.txt is not installed"
         for machine in machines:
             for config in CONFIGS:
-                marks = [pytest.mark.skipif(missing, reason=reason)]
-                if config not in FAST or machine == machines[0]:
-                    marks.append(pytest.mark.slow)
-                yield pytest.param(config, machine, id=f"{config}-{machine}", marks=marks)
+                is_slow = config not in FAST or machine == machines[0]
+                marks = [needs(platform), *([pytest.mark.slow] if is_slow else [])]
+                found.append(pytest.param(config, machine, id=f"{config}-{machine}", marks=marks))
+    return found
 
 
 def compiled(config, machine, folder, *flags):
@@ -65,12 +73,26 @@ def check(written):
                 assert kernel["kernel"] in FUSED, kernel
 
 
-@pytest.mark.parametrize(("config", "machine"), list(cases()))
+def check_gradients(written):
+    """Checks that a data-parallel train step moves about as many bytes as it has gradients.
+
+    That no collective has an activation is tested in tests/launch/engine/test_activations.py.
+    """
+    mesh, step = written["mesh"], written["steps"][0]
+    assert step["step"] == "train"
+    assert mesh["data"] == max(mesh.values())
+    moved = sum(each["bytes"] * (each["count"] or 1) for each in step["collectives"])
+    assert bool(moved) == (mesh["data"] > 1)
+    assert moved <= 1.2 * step["bytes_per_device"]["parameters"] + 2**18
+
+
+@pytest.mark.parametrize(("config", "machine"), cases())
 def test_default_config(config, machine, tmp_path):
     written, spent = compiled(f"{config}.py", machine, tmp_path)
     name = f"{config}-{machine.replace(':', '_')}"
     records.write("steps", name, written | {"config": config, "cpu_seconds": round(spent, 1)})
     check(written)
+    check_gradients(written)
     for step in written["steps"]:
         # On a machine with other work the time of the clock says little.
         assert min(sum(step["seconds"].values()), spent) <= LIMIT, step["seconds"]
@@ -79,3 +101,22 @@ def test_default_config(config, machine, tmp_path):
         for here, there in zip(written["steps"], other["steps"], strict=True):
             mine, theirs = (each["bytes_per_device"]["temporaries"] for each in (here, there))
             assert mine <= 2 * theirs + 2**20, (here["step"], mine, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("platform", "machine"),
+    [pytest.param(*each, id=each[1], marks=needs(each[0])) for each in LARGE.items()],
+)
+def test_large_model(platform, machine, tmp_path):
+    written, spent = compiled(GPT, machine, tmp_path)
+    name = f"gpt_1b-{machine.replace(':', '_')}"
+    records.write("steps", name, written | {"config": "gpt_1b", "cpu_seconds": round(spent, 1)})
+    check(written)
+    assert sum(math.prod(row["shape"]) for row in written["parameters"]) > 1.25e9
+    # Parameters and optimizer state are sharded over the machine, but for vectors.
+    state = sum(row["bytes_per_device"] for row in written["parameters"])
+    assert state < 4 * 1.4e9 / 8
+    for step in written["steps"]:
+        assert step["kernels"]
+        assert all(each["calls"] == 1 for each in step["kernels"])  # one layer, in a loop
