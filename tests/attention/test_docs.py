@@ -122,6 +122,8 @@ SHARED = {
     "kernels.blockwise.ulysses.slower_reason",
     "kernels.derivatives.guard_derivatives",
     "kernels.gpu.triton.block_sizes",
+    "kernels.gpu.triton_kernels.padded_width",
+    "kernels.gpu.triton_kernels.parts",
     "numerics.accumulator",
     "numerics.product",
     "masks.arrays.mask_arrays",

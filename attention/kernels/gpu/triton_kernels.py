@@ -50,6 +50,37 @@ class Settings:
         return pallas.Sizes(*lengths, *padded)
 
 
+# Largest part of a vector that a product reads at once. A thread would have to hold longer parts in
+# more registers than it has; parts of float32 are two TF32 numbers in the tensor cores.
+_PARTS = {2: 128, 4: 64}
+
+
+def parts(size: int, dtype: Any) -> tuple[tuple[int, int], ...]:
+    """Returns start and size of the parts of a head's vector: powers of 2, at least 16.
+
+    In bfloat16 a head size of 80 has parts of 64 and 16, instead of padding to 128. In float32 the
+    second part is 32: the warps would share the columns of a shorter one, and spill registers.
+    """
+    itemsize = jnp.dtype(dtype).itemsize
+    found, start, most = [], 0, _PARTS[itemsize]
+    unit = 32 if itemsize == 4 and size > 16 else 16
+    while start < size:
+        left = -(-(size - start) // unit) * unit
+        width = min(most, 1 << (left.bit_length() - 1))
+        rest = left - width
+        if left < most and rest & (rest - 1):
+            # Padding is cheaper than a third part.
+            width *= 2
+        found.append((start, width))
+        start += width
+    return tuple(found)
+
+
+def padded_width(size: int, dtype: Any) -> int:
+    """Returns the sum of the sizes of the parts of a head's vector."""
+    return sum(parts(size, dtype)[-1])
+
+
 def forward(
     settings: Settings,
     query: Array,
@@ -174,6 +205,9 @@ def key_gradient(
     columns, K, V = value.shape[1:]
     G, block = N // K, settings.key_block
     row = pl.BlockSpec((None, G, T), lambda j, k, b: (b, k, 0))
+    column_specs = [
+        pl.BlockSpec((None, block, None, size), lambda j, k, b: (b, j, k, 0)) for size in (H, V)
+    ]
     return _call(
         functools.partial(_key_gradient, G),
         settings,
@@ -181,16 +215,12 @@ def key_gradient(
         (columns // block, K, B),
         [
             pl.BlockSpec((None, T, G, H), lambda j, k, b: (b, 0, k, 0)),
-            pl.BlockSpec((None, block, None, H), lambda j, k, b: (b, j, k, 0)),
-            pl.BlockSpec((None, block, None, V), lambda j, k, b: (b, j, k, 0)),
+            *column_specs,
             pl.BlockSpec((None, T, G, V), lambda j, k, b: (b, 0, k, 0)),
             row,
             row,
         ],
-        [
-            pl.BlockSpec((None, block, None, H), lambda j, k, b: (b, j, k, 0)),
-            pl.BlockSpec((None, block, None, V), lambda j, k, b: (b, j, k, 0)),
-        ],
+        column_specs,
         [
             jax.ShapeDtypeStruct((B, columns, K, H), key.dtype),
             jax.ShapeDtypeStruct((B, columns, K, V), value.dtype),
@@ -219,6 +249,10 @@ def _call(kernel, settings, name, grid, in_specs, out_specs, out_shape, blocked,
     def whole(array):
         return pl.BlockSpec(array.shape, lambda *_: (0,) * array.ndim)
 
+    halves = blocked[0].dtype.itemsize == 2
+    # Accumulators of long vectors need the registers of more threads. A float32 number is a pair of
+    # TF32 numbers, as in `triton.attend`.
+    block_bytes = settings.query_block * blocked[0].shape[-1] * (2 if halves else 8)
     return pl.pallas_call(
         functools.partial(kernel, settings),
         grid=grid,
@@ -227,9 +261,8 @@ def _call(kernel, settings, name, grid, in_specs, out_specs, out_shape, blocked,
         out_shape=out_shape,
         interpret=settings.interpret,
         compiler_params=pallas_triton.CompilerParams(
-            # Accumulators of wide heads need the registers of more threads.
-            num_warps=8 if settings.query_block * blocked[0].shape[-1] >= 8192 else 4,
-            num_stages=2 if blocked[0].dtype.itemsize == 2 else 1,
+            num_warps=8 if block_bytes > 10240 else 4,
+            num_stages=2 if halves else 1,
         ),
         name=name,
     )(*blocked, *shared)
@@ -239,26 +272,26 @@ def _forward(
     settings, q_ref, k_ref, v_ref, bias_ref, sinks_ref, mask, block_mask, out_ref, log_sum_ref
 ):
     i, head, example = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    query = q_ref[...]
+    query = _read(q_ref)
 
     def step(number, carry, masked):
         row_sum, row_max, acc = carry
         j = _entry(block_mask.indices, example, i, number)
         columns = pl.ds(j * settings.key_block, settings.key_block)
         index = _block_index(settings, example, head, i, j)
-        logits = _logits(settings, query, k_ref[columns, :], bias_ref, index)
+        logits = _logits(settings, query, _read(k_ref, columns), bias_ref, index)
         if masked:
             logits = jnp.where(_visible(settings, mask, index), logits, -jnp.inf)
         new_max = jnp.maximum(row_max, logits.max(axis=-1))
         # Avoids inf - inf in a row without a visible key so far.
         base = jnp.where(new_max == -jnp.inf, 0.0, new_max)
         shrink, weights = jnp.exp(row_max - base), jnp.exp(logits - base[:, None])
-        value = v_ref[columns, :]
-        acc = shrink[:, None] * acc + _dot(settings, weights.astype(value.dtype), value)
+        acc = [shrink[:, None] * part for part in acc]
+        acc = _add_products(settings, acc, weights, _read(v_ref, columns))
         return shrink * row_sum + weights.sum(axis=-1), new_max, acc
 
     zeros = jnp.zeros((settings.query_block,), jnp.float32)
-    carry = (zeros, zeros - jnp.inf, jnp.zeros(out_ref.shape, jnp.float32))
+    carry = (zeros, zeros - jnp.inf, _zeros_of(out_ref))
     row_sum, row_max, acc = _over_blocks(block_mask, example, i, step, carry)
     if sinks_ref is not None:
         sink = sinks_ref[head]
@@ -266,11 +299,11 @@ def _forward(
         # A row that may attend to nothing, with a sink of -inf.
         base = jnp.where(new_max == -jnp.inf, 0.0, new_max)
         shrink = jnp.exp(row_max - base)
-        row_sum, acc = shrink * row_sum + jnp.exp(sink - base), shrink[:, None] * acc
+        row_sum, acc = shrink * row_sum + jnp.exp(sink - base), [shrink[:, None] * x for x in acc]
         row_max = new_max
     empty = row_sum == 0.0
     row_sum = jnp.where(empty, 1.0, row_sum)
-    out_ref[...] = (acc / row_sum[:, None]).astype(out_ref.dtype)
+    _write(out_ref, [part / row_sum[:, None] for part in acc])
     log_sum_ref[...] = jnp.where(empty, 0.0, row_max) + jnp.log(row_sum)
 
 
@@ -289,24 +322,24 @@ def _query_gradient(
     db_ref=None,
 ):
     i, head, example = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    query, cotangent = q_ref[...], do_ref[...]
+    query, cotangent = _read(q_ref), _read(do_ref)
     log_sum, delta = sum_ref[...], di_ref[...]
 
     def step(number, result, masked):
         j = _entry(block_mask.indices, example, i, number)
         columns = pl.ds(j * settings.key_block, settings.key_block)
         index = _block_index(settings, example, head, i, j)
-        key = k_ref[columns, :]
+        key = _read(k_ref, columns)
         _, logits_grad = _logits_grad(
-            settings, query, key, v_ref[columns, :], cotangent, log_sum, delta,
+            settings, query, key, _read(v_ref, columns), cotangent, log_sum, delta,
             bias, mask, masked, index,
         )  # fmt: skip
         if db_ref is not None:
             db_ref[:, columns] = logits_grad
-        return result + _dot(settings, logits_grad.astype(key.dtype), key)
+        return _add_products(settings, result, logits_grad, key)
 
-    result = _over_blocks(block_mask, example, i, step, jnp.zeros(dq_ref.shape, jnp.float32))
-    dq_ref[...] = (settings.scale * result).astype(dq_ref.dtype)
+    result = _over_blocks(block_mask, example, i, step, _zeros_of(dq_ref))
+    _write(dq_ref, [settings.scale * part for part in result])
     if db_ref is None:
         return
 
@@ -324,7 +357,7 @@ def _key_gradient(
     dk_ref, dv_ref,
 ):  # fmt: skip
     j, shared, example = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    key, value = k_ref[...], v_ref[...]
+    key, value = _read(k_ref), _read(v_ref)
 
     def of_head(g, carry):
         def step(number, carry, masked):
@@ -332,20 +365,50 @@ def _key_gradient(
             i = _entry(block_mask.indices, example, j, number)
             rows = pl.ds(i * settings.query_block, settings.query_block)
             index = _block_index(settings, example, shared * G + g, i, j)
-            query, cotangent = q_ref[rows, g, :], do_ref[rows, g, :]
+            query, cotangent = _read(q_ref, rows, g), _read(do_ref, rows, g)
             weights, logits_grad = _logits_grad(
                 settings, query, key, value, cotangent, sum_ref[g, rows], di_ref[g, rows],
-                bias, mask, masked, index,
+                bias, mask, masked, index, by_key=True,
             )  # fmt: skip
-            dv = dv + _dot(settings, weights.astype(cotangent.dtype).T, cotangent)
-            return dk + _dot(settings, logits_grad.astype(query.dtype).T, query), dv
+            dv = _add_products(settings, dv, weights, cotangent)
+            return _add_products(settings, dk, logits_grad, query), dv
 
         return _over_blocks(block_mask, example, j, step, carry)
 
-    zeros = (jnp.zeros(dk_ref.shape, jnp.float32), jnp.zeros(dv_ref.shape, jnp.float32))
-    dk, dv = jax.lax.fori_loop(0, G, of_head, zeros)
-    dk_ref[...] = (settings.scale * dk).astype(dk_ref.dtype)
-    dv_ref[...] = dv.astype(dv_ref.dtype)
+    dk, dv = jax.lax.fori_loop(0, G, of_head, (_zeros_of(dk_ref), _zeros_of(dv_ref)))
+    _write(dk_ref, [settings.scale * part for part in dk])
+    _write(dv_ref, dv)
+
+
+def _read(ref: Any, *leading: Any) -> list[Array]:
+    """Reads the parts of vectors, [rows, size of the part] each."""
+    leading = leading or (slice(None),)
+    return [ref[(*leading, pl.ds(*part))] for part in parts(ref.shape[-1], ref.dtype)]
+
+
+def _write(ref: Any, arrays: list[Array]) -> None:
+    for part, array in zip(parts(ref.shape[-1], ref.dtype), arrays, strict=True):
+        ref[:, pl.ds(*part)] = array.astype(ref.dtype)
+
+
+def _zeros_of(ref: Any) -> list[Array]:
+    sizes = (size for _, size in parts(ref.shape[-1], ref.dtype))
+    return [jnp.zeros((ref.shape[0], size), jnp.float32) for size in sizes]
+
+
+def _add_products(
+    settings: Settings, sums: list[Array], weights: Array, vectors: list[Array]
+) -> list[Array]:
+    """Adds the products of weights [rows, columns] and vectors to the sums, part by part."""
+    weights = weights.astype(vectors[0].dtype)
+    pairs = zip(sums, vectors, strict=True)
+    return [x + _dot(settings, weights, vector) for x, vector in pairs]
+
+
+def _products(settings: Settings, left: list[Array], right: list[Array]) -> Array:
+    """Returns the inner products of vectors, [rows, columns]."""
+    each = [_dot(settings, *pair) for pair in zip(left, (x.T for x in right), strict=True)]
+    return functools.reduce(jnp.add, each)
 
 
 def _over_blocks(block_mask: Any, example: Any, block: Any, step: Any, carry: Any) -> Any:
@@ -376,28 +439,42 @@ def _visible(settings: Settings, mask: Mask | None, index: pallas.BlockIndex) ->
 
 
 def _logits(
-    settings: Settings, query: Array, key: Array, bias: Any, index: pallas.BlockIndex
+    settings: Settings,
+    query: list[Array],
+    key: list[Array],
+    bias: Any,
+    index: pallas.BlockIndex,
+    by_key: bool = False,
 ) -> Array:
-    logits = _dot(settings, query, key.T) * settings.scale
+    """Returns the logits of a block, [queries, keys], or with `by_key` [keys, queries]."""
+    logits = _products(settings, *((key, query) if by_key else (query, key))) * settings.scale
     if bias is not None:
         shared = pallas.of_shared(bias.shape[:2], index.example, index.head)
         rows = pl.ds(index.row, settings.query_block)
         columns = pl.ds(index.column, settings.key_block)
-        logits = logits + bias[(*shared, rows, columns)].astype(jnp.float32)
+        block = bias[(*shared, rows, columns)].astype(jnp.float32)
+        logits = logits + (block.T if by_key else block)
     if settings.logit_cap is not None:
         logits = settings.logit_cap * jnp.tanh(logits / settings.logit_cap)
     return logits
 
 
 def _logits_grad(
-    settings, query, key, value, cotangent, log_sum, delta, bias, mask, masked, index
+    settings, query, key, value, cotangent, log_sum, delta, bias, mask, masked, index, by_key=False
 ) -> tuple[Array, Array]:
-    """Returns the weights of a block, and the gradient of its logits before scaling."""
-    logits = _logits(settings, query, key, bias, index)
-    weights = jnp.exp(logits - log_sum[:, None])
+    """Returns the weights of a block, and the gradient of its logits before scaling.
+
+    Both are [queries, keys], or with `by_key` [keys, queries], so that a gradient of keys needs no
+    transposed block.
+    """
+    logits = _logits(settings, query, key, bias, index, by_key)
+    axis = 0 if by_key else 1
+    weights = jnp.exp(logits - jnp.expand_dims(log_sum, axis))
     if masked:
-        weights = jnp.where(_visible(settings, mask, index), weights, 0.0)
-    logits_grad = weights * (_dot(settings, cotangent, value.T) - delta[:, None])
+        visible = _visible(settings, mask, index)
+        weights = jnp.where(visible.T if by_key else visible, weights, 0.0)
+    pair = (value, cotangent) if by_key else (cotangent, value)
+    logits_grad = weights * (_products(settings, *pair) - jnp.expand_dims(delta, axis))
     if settings.logit_cap is not None:
         logits_grad = logits_grad * (1.0 - jnp.square(logits / settings.logit_cap))
     return weights, logits_grad

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from attention import attend, kernels, masks
-from attention.kernels.gpu import triton
+from attention.kernels.gpu import triton, triton_kernels
 from attention.masks import pallas, pattern_terms, patterns, terms
 from attention.masks.block_mask import make_block_mask
 from tests.attention.kernels import cases
@@ -305,6 +305,43 @@ def test_blocks_get_smaller_as_heads_get_wider(dtype, size, block, monkeypatch):
     with kernels.lowering_for("cuda"):
         jax.eval_shape(lambda x: attend(x, x, x, implementation="triton"), x)
     assert found == [(block, block)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "parts"),
+    [
+        ("bfloat16", 6, [16]),
+        ("bfloat16", 72, [64, 16]),
+        ("float16", 80, [64, 16]),
+        ("bfloat16", 112, [128]),
+        ("bfloat16", 192, [128, 64]),
+        ("bfloat16", 256, [128, 128]),
+        ("float32", 16, [16]),
+        ("float32", 33, [64]),
+        ("float32", 80, [64, 32]),
+        ("float32", 200, [64, 64, 64, 32]),
+    ],
+)
+def test_parts_of_heads_are_powers_of_two_with_little_padding(dtype, size, parts):
+    found = triton_kernels.parts(size, dtype)
+    assert [width for _, width in found] == parts
+    assert [start for start, _ in found] == [sum(parts[:n]) for n in range(len(parts))]
+    assert triton_kernels.padded_width(size, dtype) == sum(parts)
+    # The padded arrays have the same parts.
+    assert triton_kernels.parts(sum(parts), dtype) == found
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(
+    "sizes",
+    [{"H": 80, "V": 200}, pytest.param({"H": 136, "V": 33, "K": 1}, marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_heads_of_several_parts_equal_the_reference(sizes):
+    inputs = cases.inputs(T, S, **sizes, bias=normal(10, 1, N, T, S))
+    cases.assert_equals_reference(
+        triton.attend, inputs, kernels.interpreted, mask=MASKS["segments"], scale=0.1
+    )
 
 
 def test_float32_goes_through_tensor_cores_in_three_products():
