@@ -4,8 +4,12 @@ import dataclasses
 import json
 import re
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from launch.engine import compilation
 from launch.engine.compilation import Compilation, CompiledStep, advice
 from launch.engine.topologies import Topology
 
@@ -19,6 +23,15 @@ def compiled(command, tiny, tmp_path_factory):
     done = command("compile", *tiny, *flags, f"--json={target}", XLA_FLAGS="")
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(target.read_text(encoding="utf-8"))
+
+
+def test_options_that_the_compiler_lacks_are_left_out(monkeypatch):
+    lowered = jax.jit(lambda x: x + 1).lower(jnp.ones(3))
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        lowered.compile({"xla_no_such_option": 1})
+    options = {"cpu": {"xla_no_such_option": 1}}
+    monkeypatch.setattr(compilation, "_COMPILER_OPTIONS", options)
+    np.testing.assert_array_equal(compilation.compile_program(lowered, "cpu")(jnp.ones(3)), 2)
 
 
 def test_mesh_and_parameters(compiled):
