@@ -46,6 +46,54 @@ def steps(folder: pathlib.Path) -> list[dict[str, Any]]:
     return found
 
 
+def programs(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the largest numbers of the kernel "triton" over its options, by dtype and size."""
+    found: dict[tuple[str, str, int, str], dict[str, Any]] = {}
+    for words, case in _kernel_cases(folder):
+        device, _, _, dtype, size, *_ = words
+        for program, numbers in case.get("programs", {}).items():
+            key = device, dtype, int(size), program.removeprefix("attend_")
+            names = ("device", "dtype", "size", "program")
+            row = found.setdefault(key, dict(zip(names, key, strict=True)) | {"cases": 0})
+            row["cases"] += 1
+            for name in ("registers", "spill_stores", "shared"):
+                row[name] = max(row.get(name, 0), numbers[name])
+    return [found[key] for key in sorted(found)]
+
+
+def kernels(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns a row for each kernel and device: numbers of cases, CPU seconds, and refusals."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for (device, kernel, *_), case in _kernel_cases(folder):
+        start = {
+            "kernel": kernel,
+            "device": device,
+            "compiled": 0,
+            "cpu_seconds": [],
+            "refused": {},
+        }
+        row = found.setdefault((kernel, device), start)
+        if "refused" in case:
+            reason = case["refused"].partition("; supported by")[0].removeprefix(f"{kernel}: ")
+            row["refused"][reason] = row["refused"].get(reason, 0) + 1
+        elif "error" not in case:
+            row["compiled"] += 1
+            row["cpu_seconds"].append(case["cpu_seconds"])
+    for row in found.values():
+        spent = sorted(row.pop("cpu_seconds")) or [0.0]
+        row |= {"median_seconds": spent[len(spent) // 2], "longest_seconds": spent[-1]}
+    return [found[key] for key in sorted(found)]
+
+
+def _kernel_cases(folder: pathlib.Path) -> list[tuple[list[str], dict[str, Any]]]:
+    """Returns words of the name, and record, of each case of tests/accelerators/kernels."""
+    found = []
+    for path in sorted((folder / "kernels").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found += [(name.split("-"), case) for name, case in record["cases"].items()]
+    return found
+
+
 def versions(folder: pathlib.Path) -> dict[str, str]:
     """Returns the versions of the compilers of all records."""
     found: dict[str, str] = {}
@@ -73,10 +121,13 @@ def _by_name(kernels: list[Mapping[str, Any]]) -> dict[str, int]:
 
 def main(_: Any) -> None:
     """Writes the results file."""
-    rows = steps(RECORDS)
-    if not rows:
+    sections = {"accelerator_steps": {"rows": steps(RECORDS)}}
+    sections["accelerator_kernels"] = {"rows": kernels(RECORDS), "programs": programs(RECORDS)}
+    sections = {name: section for name, section in sections.items() if section["rows"]}
+    if not sections:
         raise SystemExit(f"{RECORDS}: has no records; run make test-accelerators first")
-    records.put(TARGET, "accelerator_steps", {"compilers": versions(RECORDS), "rows": rows})
+    for name, section in sections.items():
+        records.put(TARGET, name, {"compilers": versions(RECORDS), **section})
     print(f"written: {TARGET}")
 
 

@@ -297,7 +297,47 @@ def _accelerator_steps(section: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _accelerator_kernels(section: Mapping[str, Any]) -> list[str]:
+    names = sorted({(row["dtype"], row["size"]) for row in section["programs"]})
+    columns = sorted({(row["device"], row["program"]) for row in section["programs"]})
+    cells = {
+        (row["dtype"], row["size"], row["device"], row["program"]): (
+            f"{row['registers']} / {row['spill_stores']} / {row['shared'] / 1024:.0f}"
+        )
+        for row in section["programs"]
+    }
+    programs = [
+        [dtype, str(size), *(cells.get((dtype, size, *column), "") for column in columns)]
+        for dtype, size in names
+    ]
+    table = [
+        [
+            row["kernel"],
+            row["device"],
+            str(row["compiled"]),
+            f"{row['median_seconds']:g}",
+            f"{row['longest_seconds']:g}",
+            "; ".join(f"{count} {reason}" for reason, count in row["refused"].items()),
+        ]
+        for row in section["rows"]
+    ]
+    header = ["kernel", "device", "compiled", "CPU seconds, median", "longest", "refused"]
+    return [
+        "Kernels of `attend` compiled for devices that were not present, by options, dtypes and "
+        "head sizes; nothing ran. A refusal is an error with this message. "
+        f"Compilers: {_plain(section['compilers'])}.",
+        "",
+        *_table(header, table),
+        "",
+        "Programs of triton: registers of a thread / bytes of them that are spilled / KB of shared "
+        "memory, the largest over the options that were compiled.",
+        "",
+        *_table(["dtype", "head size", *(" ".join(column) for column in columns)], programs),
+    ]
+
+
 _TITLES = {
+    "accelerator_kernels": "Compiled kernels",
     "accelerator_steps": "Compiled steps",
     "attention": "Attention",
     "memory": "Memory",
@@ -307,6 +347,7 @@ _TITLES = {
     "serving": "Serving",
 }
 _SECTIONS = {
+    "accelerator_kernels": _accelerator_kernels,
     "accelerator_steps": _accelerator_steps,
     "attention": _attention,
     "memory": _memory,

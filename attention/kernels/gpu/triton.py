@@ -89,7 +89,9 @@ def block_sizes(T: int, S: int, width: int) -> tuple[int, int]:
       Two powers of 2, at least 16.
     """
     most = 64 if width <= 256 else 32 if width <= 512 else 16
-    return min(most, _power(T)), min(most, _power(S))
+    # Two parts of different sizes, such as 64 and 16, need more registers than one part of 128.
+    rows = 32 if 128 < width < 256 else most
+    return min(rows, _power(T)), min(most, _power(S))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
