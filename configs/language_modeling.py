@@ -23,10 +23,10 @@ python -m launch.train --config=configs/language_modeling.py:path:my.txt --workd
 python -m launch.train --config=configs/language_modeling.py:path:my.txt,masked --workdir=runs/mine
     --config.data.lines=True
 
-A GPT of 1.3 billion parameters on a running text, for 64 H100s, or for 256 TPU v5e:
+A GPT of 1.3 billion parameters, for 64 H100s or 256 TPU v5e. Groups of 8 devices share parameters
+and optimizer state (`--config.mesh.fsdp`), which then take 2 GB of a device:
 
 python -m launch.train --config=configs/language_modeling.py:path:my.txt,gpt_1b --workdir=runs/gpt
-    --config.mesh.fsdp=8
 """
 
 from launch.engine.config import TrainingConfig, experiment

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from launch.engine import config as configs
@@ -17,6 +18,7 @@ from tasks.common.backbones.stacking import layer_paths, with_layout
 from tasks.common.backbones.transformer import SHARDING_RULES
 from tasks.common.data.pipeline import train_iterator
 from tasks.common.errors import UserError
+from tasks.language_modeling.model import LanguageModel
 from tests.attention.kernels.cases import on_eight_devices_once
 from tests.launch.engine.scanned_model import CASES, LOOP, make_task
 
@@ -140,3 +142,16 @@ def test_training_goes_on_in_the_other_layout(scan_first, tmp_path):
     back = with_layout(restored["params"], state["params"])
     # Adam divides small gradients by their own size, so the second step tells moments apart.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), back, state["params"])
+
+
+@pytest.mark.parametrize("data", ["tiny_shakespeare", "sst2", "path:my.txt"])
+def test_the_large_config_has_its_size_for_any_data(data):
+    config = configs.load_file(f"configs/language_modeling.py:{data},gpt_1b")
+    # Two tokens of the task follow those of the tokenizer.
+    vocabulary = config.data.text.vocabulary_size + 2
+    model = nnx.eval_shape(lambda: LanguageModel(config.model, vocabulary, rngs=nnx.Rngs(0)))
+    D, L, T, R = 2048, 24, 2048, 50_304
+    attention, feedforward, norms = 4 * D * D + 4 * D, 8 * D * D + 5 * D, 4 * D
+    expected = L * (attention + feedforward + norms) + (R + T) * D + 2 * D
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == expected
+    assert expected == 1_315_819_520
