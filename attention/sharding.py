@@ -109,6 +109,19 @@ def over_examples(
     return run(examples, shared)
 
 
+def top_k_by_example(x: Array, k: int) -> tuple[Array, Array]:
+    """Computes `jax.lax.top_k` for the examples of each device, as XLA does not partition it.
+
+    Args:
+      x: [B, ..., S].
+      k: number of values.
+
+    Returns:
+      The largest values, [B, ..., k], and their indices, int32.
+    """
+    return over_examples(lambda rows: jax.lax.top_k(rows, k), x)
+
+
 def mesh_axes() -> dict[str, int]:
     """Returns the sizes above 1 of the axes of the mesh in context that XLA partitions over.
 

@@ -21,6 +21,7 @@ from attention import recording, shapes
 from attention.collaborative.valid import validate_valid
 from attention.numerics import accumulator
 from attention.projection import Projection
+from attention.sharding import top_k_by_example
 
 Array = jax.Array
 
@@ -80,7 +81,7 @@ def top_neighbors(similarity: Array, k: int, valid: Array | None = None) -> tupl
         shapes.expect_boolean("valid", valid, true_means="may be chosen")
         shapes.expect("valid", valid, "B U", sizes)
         similarity = jnp.where(valid, similarity, -jnp.inf)
-    best, indices = jax.lax.top_k(similarity, k)
+    best, indices = top_k_by_example(similarity, k)
     return indices, best > -jnp.inf
 
 

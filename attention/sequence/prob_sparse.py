@@ -20,6 +20,7 @@ from attention.dot_product import attend, attention_weights
 from attention.masks import MaskLike
 from attention.numerics import accumulator
 from attention.sequence.base import MultiHeadMixer
+from attention.sharding import top_k_by_example
 
 Array = jax.Array
 
@@ -189,7 +190,7 @@ def _choose(
     sparsity = most - jnp.sum(jnp.where(hidden, 0, logits), axis=-1) / query.shape[1]
     if seen is not None:
         sparsity = jnp.where(seen[:, None], sparsity, -jnp.inf)
-    value, number = jax.lax.top_k(sparsity, num_active)
+    value, number = top_k_by_example(sparsity, num_active)
     active = jax.nn.one_hot(number, query.shape[1], dtype=wide)
     active = jnp.where(value[..., None] > -jnp.inf, active, 0)
     rows = jnp.take_along_axis(jnp.swapaxes(query, 1, 2), number[..., None], axis=2)

@@ -128,6 +128,7 @@ class Forecasting(Task):
             batch["past"],
             batch["past_valid"],
             batch["calendar"],
+            valid=batch["weight"] > 0,
             training=True,
             dropout_key=dropout_key,
         )

@@ -124,8 +124,15 @@ class Subject:
         return self.task.build_model(nnx.Rngs(0))
 
 
-def make_subject(name: str, folder: Path) -> Subject:
-    """Writes the data of a task, and prepares it."""
+def make_subject(name: str, folder: Path, argument: str | None = None, **changed: Any) -> Subject:
+    """Writes the data of a task, and prepares it.
+
+    Args:
+      name: of the task.
+      folder: folder for the data.
+      argument: of the config file; the model then has the sizes of that config.
+      **changed: fields of the model to change.
+    """
     if name in GENERATED:
         file, changes, raw = GENERATED[name]
     else:
@@ -134,6 +141,10 @@ def make_subject(name: str, folder: Path) -> Subject:
         case.write(folder / "data")
         file, changes = case.config, case.overrides(folder / "data")
         raw = case.inputs(folder / "data") * 2
+    if argument is not None:
+        file = f"{file.partition(':')[0]}:{argument}"
+        changes = {key: value for key, value in changes.items() if key.startswith("data.")}
+    changes |= {f"model.{key}": value for key, value in changed.items()}
     sizes = {"training.batch_size": BATCH, "training.evaluation_batch_size": BATCH}
     config = configs.override(configs.load_file(file), {**changes, **sizes})
     paths = Paths(folder / "prepared", folder / "cache", None)

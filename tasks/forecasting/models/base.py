@@ -49,6 +49,7 @@ class Mode(NamedTuple):
     training: bool
     dropout_key: Array | None
     return_weights: bool
+    valid: Array | None = None
 
 
 class Forecaster(nnx.Module):
@@ -72,6 +73,7 @@ class Forecaster(nnx.Module):
         past_valid: Array,
         calendar: Array,
         *,
+        valid: Array | None = None,
         training: bool = False,
         dropout_key: Array | None = None,
         return_weights: bool = False,
@@ -82,6 +84,7 @@ class Forecaster(nnx.Module):
           past: [B, L, C], standardized. Missing values may be anything, NaN included.
           past_valid: bool [B, L, C], False where missing.
           calendar: [B, L + F, K].
+          valid: bool [B], windows to include in batch statistics; all if None.
           training: whether normalization uses and updates batch statistics.
           dropout_key: None for evaluation.
           return_weights: whether to return the attention weights by name, with leading dimension B.
@@ -100,7 +103,7 @@ class Forecaster(nnx.Module):
         times = {"T": self.sizes.lookback + self.sizes.horizon}
         shapes.expect("calendar", calendar, "B T K", sizes | times)
         past = jnp.where(past_valid, past, 0).astype(jnp.float32)
-        mode = Mode(training, dropout_key, return_weights)
+        mode = Mode(training, dropout_key, return_weights, valid)
         parameters, weights = self.forecast(past, past_valid, calendar, mode)
         return (parameters, weights) if return_weights else parameters
 

@@ -66,11 +66,17 @@ class Distil(nnx.Module):
         self.convolution = Projection((3, model_size), (model_size,), rngs=rngs)
         self.norm = BatchNorm(model_size)
 
-    def __call__(self, x: Array, present: Array, *, training: bool) -> tuple[Array, Array]:
-        """Maps x [B, T, D] and its mask, bool [B, T], to [B, ⌈T / 2⌉, D] and bool [B, ⌈T / 2⌉]."""
+    def __call__(
+        self, x: Array, present: Array, *, valid: Array | None, training: bool
+    ) -> tuple[Array, Array]:
+        """Maps x [B, T, D] and its mask, bool [B, T], to [B, ⌈T / 2⌉, D] and bool [B, ⌈T / 2⌉].
+
+        `valid`, bool [B], are the windows to include in batch statistics; all if None.
+        """
         x = jnp.where(present[..., None], x, 0)
         near = jnp.stack([jnp.roll(x, 1, axis=1), x, jnp.roll(x, -1, axis=1)], axis=2)
         counted = jnp.any(present, axis=1)
+        counted = counted if valid is None else counted & valid
         y = jax.nn.elu(self.norm(self.convolution(near), valid=counted, training=training))
         # -1 is below all values of ELU.
         y = _max_pool(jnp.where(present[..., None], y, -1.0), -1.0)
@@ -95,7 +101,13 @@ class DistillingEncoder(Encoder):
         self.distil = nnx.List([Distil(config.model_size, rngs=rngs) for _ in between])
 
     def __call__(
-        self, x: Array, present: Array, *, training: bool, dropout_key: Array | None
+        self,
+        x: Array,
+        present: Array,
+        *,
+        valid: Array | None = None,
+        training: bool,
+        dropout_key: Array | None,
     ) -> tuple[Array, Array]:
         """Encodes x [B, T, D] with its mask, bool [B, T], to [B, S, D] and a mask, bool [B, S].
 
@@ -109,7 +121,7 @@ class DistillingEncoder(Encoder):
             mask, key = masks.valid(key=present), layer_key(dropout_key, number)
             x, _ = layer(x, mask=mask, dropout_key=key, return_weights=False)
             if number < len(self.distil):
-                x, present = self.distil[number](x, present, training=training)
+                x, present = self.distil[number](x, present, valid=valid, training=training)
         return jnp.where(present[..., None], self._output(x), 0), present
 
 
@@ -128,7 +140,6 @@ class Informer(Transformer):
         return DistillingEncoder(config.encoder(length), distil=config.distil, rngs=rngs)
 
     def _memory(self, x: Array, present: Array, mode: Mode) -> tuple[Array, Array, Array | None]:
-        memory, present = self.encoder(
-            x, present, training=mode.training, dropout_key=mode.dropout_key
-        )
+        options = {"training": mode.training, "dropout_key": mode.dropout_key}
+        memory, present = self.encoder(x, present, valid=mode.valid, **options)
         return memory, present, None

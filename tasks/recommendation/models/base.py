@@ -80,13 +80,15 @@ def last_positions(items: Array) -> Array:
 
 def gather_positions(x: Array, positions: Array) -> Array:
     """Returns x [B, S, ...] at the positions int [B] of its rows, [B, ...]."""
-    return x[jnp.arange(x.shape[0]), positions]
+    # With `vmap` XLA knows that rows are independent, and partitions them over devices.
+    return jax.vmap(lambda row, position: row[position])(x, positions)
 
 
 def events(items: Array, following: Array) -> Array:
     """Appends the following event to histories: int [B, S] and [B] -> [B, S + 1]."""
     wide = jnp.pad(items, ((0, 0), (0, 1)), constant_values=-1)
-    return wide.at[jnp.arange(items.shape[0]), jnp.sum(is_event(items), axis=1)].set(following)
+    ends = jnp.sum(is_event(items), axis=1)
+    return jax.vmap(lambda row, end, item: row.at[end].set(item))(wide, ends, following)
 
 
 def sample_positions(key: Array, following: Array, count: int) -> tuple[Array, Array, Array]:

@@ -229,17 +229,18 @@ class Hybrid(Recommender):
         items, B = batch["items"], len(batch["items"])
         T = min(self.config.positions_per_step, max(1, LOGITS // (B * self.num_items)))
         positions, targets, count = sample_positions(position_key, batch["next"], T)
-        rows, own = jnp.arange(B)[:, None], None
+        own = None
         if self.config.ridge:
             outside = jnp.where(is_event(batch["seen"]), batch["seen"], self.num_items)
-            own = jnp.zeros((B, self.num_items)).at[rows, outside].set(1, mode="drop")
+            none = jnp.zeros((self.num_items,))
+            own = jax.vmap(lambda row: none.at[row].set(1, mode="drop"))(outside)
         last = gather_positions(batch["next"], last_positions(items))
         history = History(items, batch["ages"], batch["user"], positions, last, own)
         logits = self._logits(history, self._weights(history), dropout_key)
         # First position of each item; an index past the end for absent items.
         outside = jnp.where(is_event(items), items, self.num_items)
-        first = jnp.full((B, self.num_items), items.shape[1])
-        first = first.at[rows, outside].min(jnp.arange(items.shape[1]), mode="drop")
+        never, numbers = jnp.full((self.num_items,), items.shape[1]), jnp.arange(items.shape[1])
+        first = jax.vmap(lambda row: never.at[row].min(numbers, mode="drop"))(outside)
         again = first[:, None] <= positions[:, :, None]
         again = again & (jnp.arange(self.num_items) != safe_ids(targets)[..., None])
         losses = cross_entropy(jnp.where(again, -jnp.inf, logits), safe_ids(targets))

@@ -22,6 +22,7 @@ from flax import nnx
 
 from attention.collaborative.acf import ComponentAttention, ItemAttention
 from attention.collaborative.nais import NAIS
+from attention.sharding import constrain, constrain_examples
 from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.common.configs import Config, PositiveFloat, PositiveInt, within
 from tasks.recommendation.models.base import (
@@ -227,7 +228,7 @@ class AttentiveFiltering(Recommender):
 
         def each(x: Array) -> Array:
             """Repeats each row T times, once for each position: [B, ...] -> [B T, ...]."""
-            return jnp.repeat(x, T, axis=0)
+            return constrain_examples(jnp.repeat(x, T, axis=0))
 
         rows, content = safe_ids(items), None
         if self.features is not None:
@@ -243,7 +244,8 @@ class AttentiveFiltering(Recommender):
             valid=valid.reshape(B * T, S),
             return_weights=True,
         )
-        return user[:, None] + profile.reshape(B, T, -1), weights.reshape(B, T, S)
+        whole = constrain(user[:, None] + profile.reshape(B, T, -1), "B T D")
+        return whole, weights.reshape(B, T, S)
 
     def scores(self, batch: Batch) -> Array:
         whole, _ = self._profile(batch, last_positions(batch["items"])[:, None])

@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from attention.sharding import constrain
 from tasks.common.configs import Config, PositiveInt, Rate, one_of, within
 from tasks.common.losses import smoothed_cross_entropy
 from tasks.recommendation.models.base import is_event, safe_ids, weighted_mean
@@ -102,12 +103,14 @@ def next_item_loss(
       float32 [], the mean over all targets; each has the weight of its row.
     """
     counted, rows = is_event(targets) * weight[:, None], safe_ids(targets)
+    hidden = constrain(hidden, "B S D")
     if config.name == "cross_entropy":
+        table = constrain(table, "V D")
         logits = jnp.einsum("BSD,ID->BSI", hidden, table, preferred_element_type=jnp.float32)
         logits = logits if bias is None else logits + bias
         losses, _ = smoothed_cross_entropy(logits, rows, config.label_smoothing)
         return weighted_mean(losses, counted)
-    num_items = len(table)
+    num_items, table = len(table), constrain(table, "I D")
     drawn, different = sample_negatives(key, targets, num_items, config.negatives)
     positive = jnp.sum(hidden * table[rows], axis=-1)
     negatives = jnp.einsum("BSD,BKD->BSK", hidden, table[drawn])

@@ -26,6 +26,7 @@ from flax import nnx
 
 from attention.collaborative.nais import smoothed_softmax
 from attention.collaborative.neighbors import neighbor_weights
+from attention.sharding import top_k_by_example
 from tasks.recommendation.models.base import Buffer, events, is_event, safe_ids
 from tasks.recommendation.models.cooccurrence import (
     SparseRows,
@@ -259,7 +260,8 @@ class UserKnn(nnx.Module):
         length = jnp.sqrt(jnp.sum(jnp.square(weights), axis=-1, keepdims=True) + 1e-12)
         similarity = self.users.combine(weights / length, history.items)
         others = jnp.arange(similarity.shape[2]) != history.user[:, None]
-        similarity, ids = jax.lax.top_k(jnp.where(others[:, None], similarity, 0), self.k)
+        similarity = jnp.where(others[:, None], similarity, 0)
+        similarity, ids = top_k_by_example(similarity, self.k)
         flat = similarity.reshape(B * T, self.k)
         valid = flat > 0
         sharp = jnp.exp(PACE * self.sharpness[...]) * jnp.log(jnp.where(valid, flat, 1))

@@ -28,11 +28,14 @@ from launch.engine.sharding import MeshConfig, request_devices
 from launch.engine.steps import make_steps
 from tests.tasks import contract
 
-name, folder, rows, *sizes = sys.argv[1:]
+name, argument, folder, rows, *sizes = sys.argv[1:]
 sizes = dict(zip(("data", "fsdp", "tensor"), map(int, sizes), strict=True))
 request_devices(MeshConfig(cpu_devices=8))
-subject = contract.make_subject(name, pathlib.Path(folder))
-changes = {"model.num_layers": 2} if hasattr(subject.config.model, "num_layers") else {}
+argument, *fields = argument.split(";")
+fields = {key: int(value) for key, value in (field.split("=") for field in fields)}
+subject = contract.make_subject(name, pathlib.Path(folder), argument or None, **fields)
+two = not argument and hasattr(subject.config.model, "num_layers")
+changes = {"model.num_layers": 2} if two else {}
 mesh = {"mesh.cpu_devices": 8} | {f"mesh.{axis}": size for axis, size in sizes.items()}
 found = {}
 for number, where in (("one", {"mesh.cpu_devices": 1}), ("eight", mesh)):
@@ -61,10 +64,14 @@ print(json.dumps(found))
 """
 
 
-def compiled(name, folder, *sizes):
-    """Returns the collectives of a train step on a mesh, and its results there and elsewhere."""
+def compiled(name, folder, *sizes, argument=""):
+    """Returns the collectives of a train step on a mesh, and its results there and on one device.
+
+    The model is the small one of the task, or that of a config's argument, with changed fields.
+    """
+    place = str(folder / "data")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, name, str(folder / "data"), str(ROWS), *map(str, sizes)],
+        [sys.executable, "-c", SCRIPT, name, argument, place, str(ROWS), *map(str, sizes)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -105,7 +112,6 @@ def check_state(found):
         for path, leaf in found["state"].items()
         if path.startswith("params/")
     }
-    assert any("fsdp" in spec for _, spec in params.values())
     for path, leaf in found["state"].items():
         if path.startswith(("optimizer/", "average/")):
             of = [name for name in params if path.endswith(f"/{name}")]
@@ -125,6 +131,37 @@ def test_no_collective_has_activations(tmp_path, name):
     assert {each["kind"] for each in found["collectives"]} <= {
         "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
     }  # fmt: skip
+    check_results(found)
+    check_state(found)
+    # Lag attention has fewer parameters than a row of other models, and replicates them.
+    split = any("fsdp" in spec for _, spec in found["state"].values())
+    assert split == (name != "forecasting")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("text_classification", "movie_reviews,transformer"),
+        ("text_classification", "movie_reviews,bigru"),
+        ("translation", "multi30k,transformer"),
+        ("image_classification", "digits,vit"),
+        ("detection", "nuclei,mask_rcnn"),
+        ("forecasting", "etth1,patchtst"),
+        ("forecasting", "etth1,itransformer"),
+        ("forecasting", "etth1,informer;label_length=8"),
+        ("recommendation", "movielens_100k,bert4rec"),
+        ("recommendation", "movielens_100k,hybrid"),
+        ("recommendation", "movielens_100k,acf"),
+        ("recommendation", "movielens_100k,nais"),
+        ("speech_recognition", "spoken_digits,pyramid,additive"),
+        ("speech_recognition", "spoken_digit_strings"),
+        ("speech_recognition", "spoken_digits,transformer,transformer_decoder"),
+    ],
+)
+def test_no_collective_of_other_models_has_activations(tmp_path, name, argument):
+    found = compiled(name, tmp_path, 4, 2, 1, argument=argument)
+    assert not of_activations(found)
     check_results(found)
     check_state(found)
 
