@@ -316,7 +316,9 @@ def _group_size(rest: str, devices: int) -> int:
         found = re.findall(r"(\d+),(\d+)", pairs.group(1))
         targets = {int(source): int(target) for source, target in found}
         return max(_chain(start, targets) for start in targets)
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]\S* \{([^}]*)\}", rest):
+    # A permuted mesh also has device_ids before its axes.
+    pattern = r"replica_groups=mesh\[([^\]]*)\]\S*(?: device_ids=\S*)? \{([^}]*)\}"
+    if mesh := re.search(pattern, rest):
         sizes = {name: int(size) for name, size in re.findall(r"'(.*?)'=(\d+)", mesh.group(1))}
         axes = re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", mesh.group(2))
         return math.prod(int(part) if part else sizes[name] for name, part in axes)

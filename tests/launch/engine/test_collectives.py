@@ -28,6 +28,13 @@ def test_program_for_gpus():
     ]
 
 
+def test_groups_of_a_permuted_mesh():
+    plain = "mesh['a'=4,'b'=4] {'a'}"
+    assert plain in GPU
+    permuted = GPU.replace(plain, "mesh['a'=4,'b'=4], device_ids=([4,4]T(1,0)) {'a'}")
+    assert collectives(permuted) == collectives(GPU)
+
+
 def test_parts_of_an_asynchronous_collective_on_tpus_count_once():
     gather, scatter = "jit(f)/dot_general", "jit(f)/transpose(jvp())/dot_general"
     line, size = "/project/layers.py:16", 128 * 128 * 2
