@@ -1,1 +1,69 @@
-"""Commands of the project, run as `python -m launch.<command>`; `--help` lists the flags."""
+"""Commands of the project, and their Python API.
+
+    import launch
+
+    run = launch.train("text_classification:sst2", "runs/sst2")
+    run.predict(["a gripping, funny film"])
+
+docs/PYTHON.md describes the API. The commands are run as `python -m launch.<command>`; `--help`
+lists the flags.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # Imports for editors and type checkers; a test compares them with _EXPORTS.
+    from launch.api import AttentionWeights as AttentionWeights
+    from launch.api import Run as Run
+    from launch.api import config as config
+    from launch.api import load as load
+    from launch.api import train as train
+    from launch.engine.config import Experiment as Experiment
+    from tasks.common.errors import UserError as UserError
+
+# name -> module, imported on first use, so that `import launch` does not import JAX.
+_EXPORTS = {
+    "AttentionWeights": "launch.api",
+    "Experiment": "launch.engine.config",
+    "Run": "launch.api",
+    "UserError": "tasks.common.errors",
+    "config": "launch.api",
+    "load": "launch.api",
+    "train": "launch.api",
+}
+
+__all__ = [*_EXPORTS]  # pyright: ignore
+
+
+class _Package(types.ModuleType):
+    """The package `launch`, in which the functions of the API take precedence over submodules.
+
+    Python assigns an imported submodule to the attribute of its name. The command launch/train.py
+    would so replace the function `launch.train`, depending on the order of imports. Here
+    `launch.train` and `from launch import train` are always the function. The module of the command
+    is `importlib.import_module("launch.train")`; `python -m launch.train` runs it.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _EXPORTS or not isinstance(value, types.ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'launch' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

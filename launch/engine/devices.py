@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import re
+import subprocess
+import sys
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 
@@ -50,9 +53,30 @@ def set_up_jax(cache_dir: Path, config: Experiment | None = None) -> None:
 
 @functools.cache
 def _check_xla_flags(given: str) -> None:
-    """Checks XLA_FLAGS in a forked process, because XLA aborts the process if a flag is unknown."""
+    """Checks XLA_FLAGS in another process, because XLA aborts the process if a flag is unknown."""
     if not given or not hasattr(os, "fork"):
         return
+    # A fork takes milliseconds, but a lock that another thread holds stays locked in it.
+    lines = _aborted_fork() if threading.active_count() == 1 else _aborted_process()
+    if lines is None:
+        return
+    # Fatal log lines begin with F and the date. Without one, the first line gives the reason.
+    fatal = [line.partition("] ")[2] for line in lines if re.match(r"F\d{4} ", line)]
+    reason = (fatal or lines or ["the process was aborted"])[0]
+    raise UserError(f"XLA_FLAGS={given}: {reason}; correct it, or unset it")
+
+
+def _aborted_process() -> list[str] | None:
+    """Returns the output of a process that initializes JAX and aborts; None if it succeeds."""
+    code = "import jax; jax.config.update('jax_platforms', 'cpu'); jax.devices()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    return done.stdout.decode(errors="replace").splitlines() if done.returncode < 0 else None
+
+
+def _aborted_fork() -> list[str] | None:
+    """Returns the output of a fork that initializes JAX and aborts; None if it succeeds."""
     import jax
 
     with tempfile.TemporaryFile() as printed:
@@ -69,13 +93,9 @@ def _check_xla_flags(given: str) -> None:
             finally:
                 os._exit(0)
         if os.waitpid(child, 0)[1] == 0:
-            return
+            return None
         printed.seek(0)
-        lines = printed.read().decode(errors="replace").splitlines()
-    # Fatal log lines begin with F and the date. Without one, the first line gives the reason.
-    fatal = [line.partition("] ")[2] for line in lines if re.match(r"F\d{4} ", line)]
-    reason = (fatal or lines or ["the process was aborted"])[0]
-    raise UserError(f"XLA_FLAGS={given}: {reason}; correct it, or unset it")
+        return printed.read().decode(errors="replace").splitlines()
 
 
 def _check_platform() -> None:

@@ -1,10 +1,16 @@
-"""Progress display: a bar in a terminal, otherwise one line per evaluation."""
+"""Progress display: a bar in a terminal or a notebook, otherwise one line per evaluation."""
 
 from __future__ import annotations
 
+import html
+import importlib
 import sys
 import time
 from typing import Any
+
+# Shortest time between two updates of the bar in a notebook, in seconds. Each update is a message
+# to the browser.
+_INTERVAL = 0.25
 
 
 class Progress:
@@ -15,26 +21,13 @@ class Progress:
         self._steps, self._first, self._metric = steps, first_step, metric
         self._marks = [(first_step, time.monotonic())]
         self._loss = self._value = float("nan")
-        self._bar: Any = None
-        self._task: Any = None
+        self._bar: _TerminalBar | _NotebookBar | None = None
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(),
-                TextColumn("{task.fields[status]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(
-                "training", total=self._steps, completed=self._first, status=""
-            )
+            self._bar = _TerminalBar(self._steps, self._first)
+        elif _in_notebook():
+            self._bar = _NotebookBar(self._steps, self._first)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,22 +38,22 @@ class Progress:
         """Updates the display with the training loss of a step."""
         self._loss = loss
         if self._bar:
-            self._bar.update(self._task, completed=step, status=self._status(step))
+            self._bar.update(step, self._status(step), self._left(step))
 
     def validated(self, step: int, value: float) -> None:
         """Updates the display with the validation metric of a step."""
         self._value = value
+        status, left = self._status(step), self._left(step)
         if self._bar:
-            self._bar.update(self._task, completed=step, status=self._status(step))
+            self._bar.update(step, status, left)
         else:
-            left = (self._steps - step) / max(self._rate(step), 1e-9)
-            line = f"step {step}/{self._steps}  {self._status(step)}  {_clock(left)} left"
+            line = f"step {step}/{self._steps}  {status}  {left} left"
             print(line, file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
         """Prints a line above the progress bar."""
         if self._bar:
-            self._bar.console.print(line, markup=False, highlight=False)
+            self._bar.say(line)
         else:
             print(line, file=sys.stderr, flush=True)
 
@@ -71,11 +64,79 @@ class Progress:
         (first, began), (last, ended) = self._marks[0], self._marks[-1]
         return (last - first) / max(ended - began, 1e-9)
 
+    def _left(self, step: int) -> str:
+        return _clock((self._steps - step) / max(self._rate(step), 1e-9))
+
     def _status(self, step: int) -> str:
         return (
             f"{self._rate(step):.1f} steps/s  loss {self._loss:.4f}  "
             f"validation {self._metric} {self._value:.4f}"
         )
+
+
+class _TerminalBar:
+    """Bar on standard error."""
+
+    def __init__(self, steps: int, first_step: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("training", total=steps, completed=first_step, status="")
+
+    def update(self, step: int, status: str, left: str) -> None:
+        self._bar.update(self._task, completed=step, status=status)
+
+    def say(self, line: str) -> None:
+        self._bar.console.print(line, markup=False, highlight=False)
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+class _NotebookBar:
+    """Bar in the output of a notebook's cell: one element that is replaced by each update."""
+
+    def __init__(self, steps: int, first_step: int):
+        self._ipython = importlib.import_module("IPython.display")
+        self._steps, self._shown = steps, time.monotonic()
+        self._content = self._html(first_step, "", "")
+        self._handle = self._ipython.display(self._content, display_id=True)
+
+    def _html(self, step: int, status: str, left: str) -> Any:
+        line = f"step {step}/{self._steps}  {status}{f'  {left} left' if left else ''}"
+        bar = f'<progress value="{step}" max="{self._steps}"></progress>'
+        return self._ipython.HTML(f"<div>{bar} <code>{html.escape(line)}</code></div>")
+
+    def update(self, step: int, status: str, left: str) -> None:
+        self._content = self._html(step, status, left)
+        if time.monotonic() - self._shown >= _INTERVAL:
+            self._show()
+
+    def _show(self) -> None:
+        self._shown = time.monotonic()
+        self._handle.update(self._content)
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        self._show()
+
+
+def _in_notebook() -> bool:
+    """Returns whether the program runs in the kernel of a notebook, which IPython has started."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
 
 
 def _clock(seconds: float) -> str:

@@ -92,17 +92,25 @@ def write_report(
             others={name: value for name, value in record["metrics"].items() if name not in shown},
             gains=format_gains(record),
             seconds=format_seconds(record["seconds"]),
-            curves=Markup(_curves(folder, task)),
+            curves=Markup(curves(folder, task.primary_metric)),
             figures=Markup("".join(figures.draw(figure) for figure in drawings)),
             texts=Markup("".join(figures.draw(figure) for figure in texts)),
         ),
     )
 
 
-def _curves(folder: Path, task: Task) -> str:
-    # For a refitted run, the curves are those of the first training, which used validation.
+def log_file(folder: Path) -> Path:
+    """Returns the path of the metrics by step of a run.
+
+    For a refitted run, it is that of the first training, which used validation.
+    """
     selection = folder / SELECTION
-    lines = read_lines((selection if selection.is_dir() else folder) / "metrics.jsonl")
+    return (selection if selection.is_dir() else folder) / "metrics.jsonl"
+
+
+def curves(folder: Path, metric: str) -> str:
+    """Draws the loss and a metric of a run on training and validation split, as HTML."""
+    lines = read_lines(log_file(folder))
 
     def series(split: str, metric: str):
         points = [
@@ -114,11 +122,8 @@ def _curves(folder: Path, task: Task) -> str:
 
     losses = {split: series(split, "loss") for split in ("train", "validation")}
     drawn = figures.curves("loss", {name: line for name, line in losses.items() if line[0]})
-    primary = {
-        f"{split} {task.primary_metric}": series(split, task.primary_metric)
-        for split in ("train", "validation")
-    }
+    primary = {f"{split} {metric}": series(split, metric) for split in ("train", "validation")}
     drawn += figures.curves(
-        html.escape(task.primary_metric), {name: line for name, line in primary.items() if line[0]}
+        html.escape(metric), {name: line for name, line in primary.items() if line[0]}
     )
     return drawn

@@ -1,0 +1,435 @@
+"""Python API of the commands: configs, training, and the results of run directories.
+
+Each function does what the command of its name does, with the same files, checks and messages.
+Mistakes raise `UserError`. Data directories are those of `launch.cli`: the arguments `data_dir`,
+`cache_dir` and `data_mirror`, or else environment variables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import html
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.engine import config as configs
+from launch.engine import devices, prediction_options
+from launch.engine import state as states
+from launch.engine import values as typed
+from launch.engine.config import Experiment
+from launch.engine.environment import ROOT
+from launch.engine.errors import Interrupted
+from launch.engine.predictor import Predictor
+from launch.engine.steps import Steps
+from launch.engine.writers import read_lines
+from launch.reporting import report as reports
+from launch.reporting import results
+from launch.reporting.tables import format_gains
+from launch.runs import directory
+from launch.runs import run as runs
+from launch.runs.evaluation import evaluate_run, prepared_for_evaluation, with_test_file
+from tasks.common.data.paths import Paths
+from tasks.common.errors import UserError
+from tasks.task import SPLITS, Task
+
+Folder = str | os.PathLike[str]
+
+# Inputs per batch of predictions, which bounds memory.
+_PORTION = 2048
+
+
+def config(source: Any, changes: Mapping[str, Any] | None = None) -> Experiment:
+    """Returns an experiment, with changed values that are checked as flags are.
+
+    Args:
+      source: config file with its argument, such as "configs/text_classification.py:sst2" or, for
+        files of the folder configs/ of the repository, "text_classification:sst2"; an `Experiment`;
+        or the nested mapping of one. Paths are relative to the working directory or, if there is no
+        such file, to the repository.
+      changes: new values by dotted key, such as {"model.num_layers": 2}. A text is parsed as the
+        value of a flag. A mapping changes some keys of a group; a dataclass replaces the group.
+
+    Raises:
+      UserError: the file, a key or a value is invalid.
+    """
+    if isinstance(source, str | os.PathLike):
+        values = configs.load_values(_located(os.fspath(source)))
+    elif isinstance(source, Experiment):
+        values = configs.to_dict(source)
+    elif isinstance(source, Mapping) or hasattr(source, "to_dict"):
+        values = configs.with_current_keys(getattr(source, "to_dict", lambda: dict(source))())
+    else:
+        raise UserError(f"config: got {source!r}, expected a config file, Experiment or mapping")
+    found = {}
+    for given, value in _leaves(changes or {}):
+        key = configs.current_key(values, given.removeprefix("config."))
+        if isinstance(value, str):
+            value = typed.parse(values, key, value)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
+        elif isinstance(value, np.generic):
+            value = value.item()
+        found[key] = value
+    return configs.resolve(configs.replaced(values, found))
+
+
+def _leaves(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in changes.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _located(specification: str) -> str:
+    """Returns a specification with the path of its file; unchanged if there is no such file."""
+    path, colon, argument = specification.partition(":")
+    for folder in ("", ROOT, ROOT / "configs"):
+        for file in (Path(folder, path).expanduser(), Path(folder, f"{path}.py").expanduser()):
+            if path and file.is_file():
+                return f"{file}{colon}{argument}"
+    known = [file.stem for file in sorted((ROOT / "configs").glob("*.py"))]
+    if path and path == Path(path).stem and not Path(path).exists():
+        raise UserError(f"{path}: no such config file{configs.did_you_mean(path, known)}")
+    return specification
+
+
+def train(
+    config: Any,
+    workdir: Folder,
+    *,
+    baselines: bool = True,
+    data_dir: Folder | None = None,
+    cache_dir: Folder | None = None,
+    data_mirror: Folder | None = None,
+) -> Run:
+    """Trains and tests an experiment in a run directory, as `python -m launch.train` does.
+
+    A new directory is created, an interrupted run of the same config is resumed, and the data of a
+    finished run are verified. An interrupt (Ctrl+C, or the stop button of a notebook) saves a
+    checkpoint after the current step and raises KeyboardInterrupt.
+
+    Args:
+      config: experiment, or anything that `launch.config` accepts.
+      workdir: run directory.
+      baselines: whether to evaluate the task's baselines (cached).
+      data_dir: directory of prepared data sets.
+      cache_dir: directory of downloads, tokenizers and baselines.
+      data_mirror: directory with copies of downloads.
+
+    Returns:
+      The finished run.
+
+    Raises:
+      UserError: the config, the data, the devices or the directory cannot be used.
+      KeyboardInterrupt: training was interrupted; the same call resumes it.
+    """
+    experiment, folder = _experiment(config), _folder(workdir)
+    paths = Paths.default(data_dir, cache_dir, data_mirror)
+    devices.set_up_jax(paths.cache_dir, experiment)
+    command = f"launch.train(config, {str(workdir)!r})"
+    try:
+        runs.run(experiment, folder, paths, command, baselines)
+    except Interrupted as stopped:
+        if stopped.signal_number == signal.SIGTERM:
+            # The program's own handler, which training had replaced; by default the process ends.
+            signal.raise_signal(signal.SIGTERM)
+        raise KeyboardInterrupt(str(stopped)) from None
+    return Run(folder, experiment, paths)
+
+
+def _experiment(given: Any) -> Experiment:
+    # `config` is also the name of an argument.
+    return config(given)
+
+
+def _folder(workdir: Folder) -> Path:
+    if not os.fspath(workdir):
+        raise UserError("--workdir is empty; name a directory")
+    return Path(workdir).expanduser().absolute()
+
+
+def load(
+    workdir: Folder,
+    *,
+    data_dir: Folder | None = None,
+    cache_dir: Folder | None = None,
+    data_mirror: Folder | None = None,
+) -> Run:
+    """Returns the run of a directory, finished or not.
+
+    Args:
+      workdir: run directory.
+      data_dir, cache_dir, data_mirror: as for `train`; only used where a method needs the data set.
+
+    Raises:
+      UserError: the directory contains no run.
+    """
+    folder = _folder(workdir)
+    experiment = directory.saved_config(folder)
+    assert experiment is not None
+    return Run(folder, experiment, Paths.default(data_dir, cache_dir, data_mirror))
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionWeights:
+    """Attention weights of one input; `numpy.asarray` converts them.
+
+    Attributes:
+      weights: array with a dimension for each of the `axes`.
+      axes: labels of the positions, such as tokens, by the name of the axis; None without labels.
+    """
+
+    weights: np.ndarray
+    axes: Mapping[str, Sequence[str] | None]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.weights, dtype) if copy else np.asarray(self.weights, dtype)
+
+    def __repr__(self) -> str:
+        sizes = zip(self.axes, self.weights.shape, strict=True)
+        return f"AttentionWeights({', '.join(f'{name} {size}' for name, size in sizes)})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class Run:
+    """A run directory: config, results, and predictions of the model with the best parameters.
+
+    Files are read, and the model is compiled, on first use. A run that is still in training has no
+    metrics yet; `launch.load` again to see later checkpoints.
+
+    Attributes:
+      folder: run directory.
+      config: the experiment.
+      paths: directories of data sets and caches.
+    """
+
+    folder: Path
+    config: Experiment
+    paths: Paths
+
+    # ------------------------------------------------------------------ results
+
+    @functools.cached_property
+    def record(self) -> dict[str, Any]:
+        """Content of result.json: metrics, baselines, time, device, versions; {} if unfinished."""
+        path = self.folder / "result.json"
+        return results.load_result(path) if path.exists() else {}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics on the test split; empty if the run is not finished."""
+        return self.record.get("metrics", {})
+
+    @property
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Metrics of the baselines on the test split, by name."""
+        return self.record.get("baselines", {})
+
+    @property
+    def report(self) -> Path | None:
+        """Path of report.html; None if the run is not finished."""
+        path = self.folder / "report.html"
+        return path if path.exists() else None
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Training and validation metrics by step: records with "step", "split" and the metrics.
+
+        For a refitted run, these are the curves of the first training, which used validation.
+        """
+        return read_lines(reports.log_file(self.folder))
+
+    # ------------------------------------------------------------------ the model
+
+    @functools.cached_property
+    def _task(self) -> Task:
+        """The task for predictions, without data."""
+        return directory.restored_task(self.config, self.folder)
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[Steps, Any, int]:
+        """Compiled functions, variables with the best validation metric, and their step."""
+        self._set_up()
+        return directory.load_variables(self._task, self.config, self.folder)
+
+    @functools.cached_property
+    def _prepared(self) -> Task:
+        """The task with the data that the run was trained on."""
+        return prepared_for_evaluation(self.config, self.folder, self.paths)
+
+    def _set_up(self) -> None:
+        devices.set_up_jax(self.paths.cache_dir, self.config)
+
+    @property
+    def step(self) -> int:
+        """Step of the loaded parameters: the best on validation, or the last of a refitted run."""
+        return self._loaded[2]
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The `flax.nnx` module with the best parameters."""
+        graph = states.graph_definition(self._task, self.config.seed)
+        variables = self._loaded[1]
+        return states.merge_model(graph, variables["params"], variables["statistics"])
+
+    def predict(
+        self, inputs: Sequence[Folder], options: Mapping[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """Predicts for inputs as `python -m launch.predict` does.
+
+        Args:
+          inputs: texts, or paths of images, sounds or tables.
+          options: options of the decoding as for --set, such as {"model.decoding.beam_size": 1}.
+
+        Returns:
+          The JSON object of each input, see `tasks.task.Processor.decode`.
+
+        Raises:
+          UserError: an input cannot be read, or there is no checkpoint.
+        """
+        if isinstance(inputs, str | os.PathLike):
+            raise UserError(f"inputs: got {inputs!r}, expected a list of inputs; write [...]")
+        raw, predictor = [os.fspath(each) for each in inputs], self._predictor(options)
+        portions = (raw[first : first + _PORTION] for first in range(0, len(raw), _PORTION))
+        return [answer for portion in portions for answer in predictor(portion)]
+
+    def attention(self, x: Folder) -> dict[str, AttentionWeights]:
+        """Returns the attention weights of the model for one input, by name.
+
+        They are empty for a model that has no attention weights.
+
+        Args:
+          x: text, or the path of an image, sound or table. Of a large image that is cut into
+            windows, only the first counts.
+
+        Raises:
+          UserError: the input cannot be read, or there is no checkpoint.
+        """
+        weights, axes = self._predictor().attention(os.fspath(x))
+        return {name: AttentionWeights(array, axes[name]) for name, array in weights.items()}
+
+    def _predictor(self, options: Mapping[str, Any] | None = None) -> Predictor:
+        steps, variables, _ = self._loaded
+        if not options:
+            return Predictor(self._task, self.config, steps, variables)
+        settings = [f"{key}={value}" for key, value in options.items()]
+        changed = prediction_options.with_options(self.config, settings)
+        task = directory.restored_task(changed, self.folder)
+        return directory.load_predictor(task, changed, self.folder)
+
+    # ------------------------------------------------------------------ evaluation
+
+    def evaluate(self, file: Folder | None = None, split: str = "test") -> dict[str, float]:
+        """Evaluates the best parameters on a split, as `python -m launch.evaluate` does.
+
+        Args:
+          file: labeled file that replaces the test split, in the form of `config.data.test_file`;
+            for runs on user files of tasks with this key.
+          split: "train", "validation" or "test".
+
+        Returns:
+          The metrics, which are also in evaluation-<split>.json unless there is a file.
+
+        Raises:
+          UserError: the data cannot be read or differ from the run's data, or there is no
+            checkpoint.
+        """
+        _check_split(split)
+        self._set_up()
+        task = self._prepared
+        if file is not None:
+            if split != "test":
+                raise UserError(f"split: got {split!r} with a file, expected 'test'; leave it out")
+            task = with_test_file(task, str(Path(file).expanduser()), self.paths)
+        record = evaluate_run(self.config, self.folder, split, self.paths, task, write=file is None)
+        return record["metrics"]
+
+    def predictions(self, split: str = "test") -> list[dict[str, Any]]:
+        """Returns target, prediction and score of each example of a split.
+
+        Those of the test split are computed from the saved outputs of a finished run. Other splits
+        are evaluated first. `pandas.DataFrame(run.predictions())` makes a table.
+
+        Args:
+          split: "train", "validation" or "test".
+
+        Returns:
+          Records with id, input, target, prediction, confidence and score; see
+          `tasks.task.Task.predictions`. Values are None where a task has none.
+
+        Raises:
+          UserError: as for `evaluate`.
+        """
+        _check_split(split)
+        saved = self.folder / f"outputs-{split}.npz"
+        if split != "test" or not self.record or not saved.exists():
+            self.evaluate(split=split)
+        task = self._prepared
+        with np.load(saved) as arrays:
+            outputs = dict(arrays)
+        ids, scores = outputs.pop("example_ids", None), outputs.pop("example_scores")
+        return task.predictions(outputs, split, ids, scores)
+
+    # ------------------------------------------------------------------ display
+
+    def __repr__(self) -> str:
+        shown = "unfinished"
+        if self.metrics:
+            metric = self._metric
+            shown = f"{metric}={self.metrics[metric]:.4f}"
+        return f"<Run {self.folder}: {self.config.task}, {self.config.name}, {shown}>"
+
+    @property
+    def _metric(self) -> str:
+        return configs.task_class(self.config.task).primary_metric
+
+    def _repr_html_(self) -> str:
+        """Returns name, metrics with baselines, curves and a link to the report, for notebooks."""
+        metrics = configs.task_class(self.config.task).table_metrics
+        title = f"{self.config.task}: {self.config.data.name}, {self.config.name}"
+        parts = [f"<b>{html.escape(title)}</b>"]
+        if self.record:
+            gains = format_gains(self.record)
+            rows = {self.config.name: self.metrics}
+            rows |= {f"baseline {name}": values for name, values in self.baselines.items()}
+            head = ["model", *metrics, *["gain over baseline (95 %)"] * bool(gains)]
+            table = "".join(
+                _row(
+                    "td",
+                    [name, *(_number(values, metric) for metric in metrics)]
+                    + [gains.get(name.removeprefix("baseline "), "")] * bool(gains),
+                )
+                for name, values in rows.items()
+            )
+            parts.append(f"<table>{_row('th', head)}{table}</table>")
+        else:
+            parts.append("<p>This run is not finished.</p>")
+        if reports.log_file(self.folder).exists():
+            parts.append(reports.curves(self.folder, self._metric))
+        if self.report is not None:
+            link = Path(os.path.relpath(self.report)).as_posix()
+            parts.append(f'<p><a href="{html.escape(link)}">report.html</a></p>')
+        return "\n".join(parts)
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise UserError(
+            f"split: got {split!r}, expected {', '.join(SPLITS[:-1])} or {SPLITS[-1]}"
+            f"{configs.did_you_mean(str(split), SPLITS)}"
+        )
+
+
+def _row(tag: str, cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _number(values: Mapping[str, float], metric: str) -> str:
+    return f"{values[metric]:.4f}" if metric in values else ""
