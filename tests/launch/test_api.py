@@ -339,7 +339,7 @@ def test_answers_attention_and_model(run, command):
 
 
 def test_evaluation_on_a_split_and_on_a_file(run, tmp_path):
-    assert run.evaluate() == run.metrics
+    assert run.evaluate() == pytest.approx(run.metrics, rel=1e-5)
     written = (run.folder / "evaluation-test.json").read_text()
     new = write_csv(tmp_path / "new.csv", rows=30, seed=5)
     found = run.evaluate(file=new)
