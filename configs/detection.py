@@ -23,11 +23,11 @@ in the annotations are those of the rotated image.
 
 import re
 
+from launch.engine.arguments import check_argument, wrong_argument
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from tasks.common.backbones.resnet import ResNetConfig
 from tasks.common.data.user_files import cut_path
-from tasks.common.errors import UserError
 from tasks.detection.augmentation import AugmentationConfig
 from tasks.detection.data import DataConfig
 from tasks.detection.models.detr import DETRConfig
@@ -42,15 +42,16 @@ PATH = "path:"
 def get_config(argument: str = "nuclei"):
     """Returns the config of 'DATA', 'DATA,MODEL' or 'MODEL'."""
     data, model = cut_path(argument, PATH)
+    if not data.startswith(PATH):
+        check_argument(argument, {"DATA": DATA, "MODEL": ("mask_rcnn", "long", "detr")})
     if data not in DATA and not data.startswith(PATH):
         data, model = "nuclei", argument
     try:
         fields = _fields(data, model or "mask_rcnn")
     except ValueError as error:
-        raise UserError(
-            f"config: {error}; expected [DATA,]MODEL with DATA one of {', '.join(DATA)}, "
-            f"{PATH}FILE and MODEL mask_rcnn, long, detr or a map attention"
-        ) from None
+        models = "mask_rcnn, long, detr or a map attention"
+        names = {"DATA": (*DATA, f"{PATH}FILE"), "MODEL": models}
+        raise wrong_argument(error, argument, names) from None
     optimizer = OptimizerConfig(
         learning_rate=1e-3,
         warmup_steps=100,

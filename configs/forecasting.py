@@ -28,7 +28,7 @@ To report the error of the model and the baselines under Gaussian noise on the l
 
 import dataclasses
 
-from launch.engine.config import TrainingConfig, experiment
+from launch.engine.config import TrainingConfig, did_you_mean, experiment
 from launch.engine.optimizers import OptimizerConfig
 from tasks.common.errors import UserError
 from tasks.forecasting.data import DataConfig
@@ -69,8 +69,11 @@ def get_config(argument: str = ""):
     for word in filter(None, (word.strip() for word in argument.split(","))):
         kind = next((kind for kind, known in kinds.items() if word in known), None)
         if kind is None and not word.isdecimal():
-            known = ", ".join(name for names in kinds.values() for name in names)
-            raise UserError(f"config: got {word!r}, expected one of {known}, or a horizon")
+            known = [name for names in kinds.values() for name in names]
+            raise UserError(
+                f"config: got {word!r}{did_you_mean(word, known)}, expected one of "
+                f"{', '.join(known)}, or a horizon of at least 1"
+            )
         chosen[kind or "horizon"] = int(word) if kind is None else word
     try:
         data = DataConfig(

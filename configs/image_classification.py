@@ -27,9 +27,9 @@ missing split is a tenth of train, chosen by the hash of the files.
 
 import re
 
+from launch.engine.arguments import check_argument, wrong_argument
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
-from tasks.common.errors import UserError
 from tasks.common.images.augmentation import AugmentationConfig
 from tasks.image_classification.convnet import ConvNetConfig
 from tasks.image_classification.data import DataConfig
@@ -41,8 +41,10 @@ MODELS = ("vit", "convnet", "resnet")
 
 def get_config(argument: str = "digits"):
     """Returns the config of 'DATA,MODEL,ATTENTION', each of them optional."""
+    names = {"DATA": ("digits", "fashion_mnist"), "MODEL": MODELS}
+    check_argument(argument, names)
     data, _, rest = argument.partition(",")
-    if data not in ("digits", "fashion_mnist"):
+    if data not in names["DATA"]:
         data, rest = "digits", argument
     model, _, attention = rest.partition(",")
     if model not in MODELS:
@@ -50,7 +52,8 @@ def get_config(argument: str = "digits"):
     try:
         fields = {"digits": digits, "fashion_mnist": fashion_mnist}[data](model, attention)
     except ValueError as error:
-        raise UserError(f"config: {error}") from None
+        attention = {"ATTENTION": "a head of vit, or a map attention of other models"}
+        raise wrong_argument(error, argument, names | attention) from None
     words = re.findall(r"\w+(?:\.\w+)?", attention.removeprefix("none"))
     if model == "vit":
         words = [fields["model"].head]

@@ -29,6 +29,7 @@ and optimizer state (`--config.mesh.fsdp`), which then take 2 GB of a device:
 python -m launch.train --config=configs/language_modeling.py:path:my.txt,gpt_1b --workdir=runs/gpt
 """
 
+from launch.engine.arguments import check_argument
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from launch.engine.sharding import MeshConfig
@@ -37,6 +38,7 @@ from tasks.common.datasets.labelled_texts import DEFINITIONS
 from tasks.common.decoding.generate import DecodingConfig
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
+from tasks.language_modeling.corpora import CORPORA
 from tasks.language_modeling.data import DataConfig
 from tasks.language_modeling.model import LanguageModelConfig
 
@@ -65,11 +67,14 @@ BERT = {
 def get_config(argument: str = "tiny_shakespeare"):
     """Returns the config of 'DATA', 'DATA,MODEL' or 'path:FILE,MODEL'."""
     data, model = cut_path(argument, PATH)
-    model = model or ("masked" if data in DEFINITIONS else "causal")
     recipes = {"causal": causal, "modern": modern, "gpt_1b": gpt_1b} | {
         "masked": masked,
         "bert": bert,
     }
+    names = {"DATA": (*CORPORA, *DEFINITIONS), "MODEL": recipes}
+    if not data.startswith(PATH):
+        check_argument(argument, names, required=True, file_key="data.train_file")
+    model = model or ("masked" if data in DEFINITIONS else "causal")
     if model not in recipes:
         raise UserError(f"config: model: got {model!r}, expected one of {', '.join(recipes)}")
     source = {"train_file": data.removeprefix(PATH)} if data.startswith(PATH) else {"name": data}

@@ -30,7 +30,8 @@ python -m launch.predict --workdir=runs/mine --input=user:196
 python -m launch.predict --workdir=runs/mine --input="Toy Story (1995); Fargo (1996)"
 """
 
-from launch.engine.config import TrainingConfig, experiment
+from launch.engine.arguments import check_argument
+from launch.engine.config import TrainingConfig, did_you_mean, experiment
 from launch.engine.optimizers import OptimizerConfig
 from tasks.common.errors import UserError
 from tasks.recommendation.data import DataConfig
@@ -45,6 +46,7 @@ _QUICK = (*_COUNTED, "nais", "acf")
 
 def get_config(argument: str = "movielens_100k"):
     """Returns the config of 'DATA', 'MODEL' or 'DATA,MODEL'."""
+    check_argument(argument, {"DATA": DATA_SETS, "MODEL": MODEL_CONFIGS})
     words = [word.strip() for word in argument.split(",")]
     data = words.pop(0) if words[0] in DATA_SETS else "movielens_100k"
     model = words.pop(0) if words else "hybrid"
@@ -52,6 +54,7 @@ def get_config(argument: str = "movielens_100k"):
         raise UserError(
             f"config: got {argument!r}, expected [DATA,]MODEL with DATA one of "
             f"{', '.join(DATA_SETS)} and MODEL one of {', '.join(MODEL_CONFIGS)}"
+            f"{did_you_mean(words[0] if words else model, [*DATA_SETS, *MODEL_CONFIGS])}"
         )
     fields = {"movielens_100k": movielens_100k, "beauty": beauty}[data](model)
     return experiment(task="recommendation", name=model, **fields)

@@ -28,18 +28,20 @@ python -m launch.predict --workdir=runs/mine --input=new.jpg --figures=drawn
 
 import re
 
+from launch.engine.arguments import check_argument, wrong_argument
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
-from tasks.common.errors import UserError
 from tasks.common.images.augmentation import AugmentationConfig
 from tasks.segmentation.data import DataConfig
 from tasks.segmentation.datasets import DATA_SETS, LAND_SIDE
 from tasks.segmentation.losses import LossConfig
-from tasks.segmentation.unet import UNetConfig, match_parameter_count
+from tasks.segmentation.unet import GATES, UNetConfig, match_parameter_count
 
 
 def get_config(argument: str = "camvid"):
     """Returns the config of 'DATA', 'DATA,ATTENTION' or 'ATTENTION', optionally with ',long'."""
+    names = {"DATA": DATA_SETS, "ATTENTION": ("none", GATES), "long": ("long",)}
+    check_argument(argument, names)
     words = [word.strip() for word in argument.split(",")]
     long = words[-1] == "long"
     words = words[:-1] if long else words
@@ -53,7 +55,8 @@ def get_config(argument: str = "camvid"):
         if attention != "none":
             model = match_parameter_count(model, len(DATA_SETS[data].names))
     except ValueError as error:
-        raise UserError(f"config: {error}") from None
+        names = {"DATA": DATA_SETS, "ATTENTION": "none, gates or a map attention"}
+        raise wrong_argument(error, argument, names) from None
     name = "_".join(["unet", *options, *(["long"] if long else [])])
     return experiment(task="segmentation", name=name, model=model, **fields)
 

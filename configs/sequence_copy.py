@@ -10,15 +10,17 @@ needs twice the steps for 99.5 %: --config.training.steps=4200.
 
 import re
 
+from attention import registry
+from launch.engine.arguments import check_argument, wrong_argument
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
-from tasks.common.errors import UserError
 from tasks.sequence_copy.data import DATA_SETS, DataConfig
 from tasks.sequence_copy.model import EncoderDecoderConfig
 
 
 def get_config(argument: str = "dot"):
     """Returns the config of 'ALIGNMENT' or 'DATA,ALIGNMENT'."""
+    check_argument(argument, {"DATA": DATA_SETS, "ALIGNMENT": registry.names("alignment")})
     data, _, alignment = argument.partition(",")
     if data not in DATA_SETS:
         data, alignment = DATA_SETS[0], argument
@@ -26,7 +28,8 @@ def get_config(argument: str = "dot"):
     try:
         model = EncoderDecoderConfig(alignment=alignment, state_size=128, dropout_rate=0.1)
     except ValueError as error:
-        raise UserError(f"config: {error}") from None
+        names = {"DATA": DATA_SETS, "ALIGNMENT": "as above"}
+        raise wrong_argument(error, argument, names) from None
     return experiment(
         task="sequence_copy",
         name=re.sub(r"[^\w.-]+", "_", alignment).strip("_"),

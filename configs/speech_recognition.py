@@ -25,19 +25,23 @@ or by a column of the manifest: --config.data.split_by=speaker.
 
 import re
 
+from launch.engine.arguments import check_argument, wrong_argument
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from tasks.common.audio.augmentation import SoundAugmentation
 from tasks.common.backbones.transcriber import TranscriberConfig
-from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
 from tasks.speech_recognition.data import DataConfig
 from tasks.speech_recognition.datasets import NAMES
 from tasks.speech_recognition.model import ENCODERS, SpeechConfig
 
+DECODERS = ("joint", "ctc", "transformer_decoder")
+
 
 def get_config(argument: str = "spoken_digit_strings"):
     """Returns the config of 'DATA,ENCODER,DECODER', each of them optional."""
+    names = {"DATA": NAMES, "ENCODER": ENCODERS, "DECODER": DECODERS}
+    check_argument(argument, names)
     words = [word.strip() for word in argument.split(",", 2)]
     data = words.pop(0) if words and words[0] in NAMES else NAMES[1]
     encoder = words.pop(0) if words and words[0] in ENCODERS else "conformer"
@@ -49,10 +53,8 @@ def get_config(argument: str = "spoken_digit_strings"):
         transcriber = _transcriber(decoder, fields.pop("units"), aligned)
         model = SpeechConfig(encoder=encoder, transcriber=transcriber, **fields.pop("model"))
     except ValueError as error:
-        raise UserError(
-            f"config: {error}; expected DATA one of {', '.join(NAMES)}, ENCODER one of "
-            f"{', '.join(ENCODERS)}, DECODER joint, ctc, transformer_decoder or an alignment"
-        ) from None
+        decoders = f"{', '.join(DECODERS)} or an alignment"
+        raise wrong_argument(error, argument, names | {"DECODER": decoders}) from None
     name = "_".join([encoder, *re.findall(r"\w+(?:\.\w+)?", decoder)])
     return experiment(
         task="speech_recognition", name=name, data=DataConfig(name=data, **fields.pop("data")),

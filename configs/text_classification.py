@@ -27,9 +27,11 @@ python -m launch.train --config=configs/text_classification.py --workdir=runs/mi
 import dataclasses
 from pathlib import Path
 
+from launch.engine.arguments import check_argument
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from launch.runs.directory import saved_config
+from tasks.common.datasets.labelled_texts import DEFINITIONS
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
 from tasks.text_classification.data import DataConfig
@@ -49,6 +51,8 @@ def get_config(argument: str = "movie_reviews"):
         "bigru": bigru,
         "pretrained": pretrained,
     }
+    names = {"DATA": DEFINITIONS, "MODEL": recipes}
+    check_argument(argument, names, required=True, file_key="data.train_file")
     model = model or "transformer"
     if model.startswith(FROM):
         fields = fine_tuned(data, model.removeprefix(FROM))

@@ -22,7 +22,8 @@ python -m launch.train --config=configs/translation.py --workdir=runs/mine
 
 import re
 
-from launch.engine.config import TrainingConfig, experiment
+from launch.engine.arguments import check_argument
+from launch.engine.config import TrainingConfig, did_you_mean, experiment
 from launch.engine.optimizers import OptimizerConfig
 from tasks.common.decoding.generate import DecodingConfig
 from tasks.common.errors import UserError
@@ -36,6 +37,7 @@ _RECURRENT = re.compile(r"rnn(?:\((.*)\))?")
 
 def get_config(argument: str = "multi30k"):
     """Returns the config of 'DATA', 'DATA,MODEL' or 'MODEL'."""
+    check_argument(argument, {"DATA": LANGUAGES, "MODEL": ("transformer", "long", "rnn")})
     data, _, model = argument.partition(",")
     if data not in LANGUAGES:
         data, model = "multi30k", argument
@@ -45,6 +47,7 @@ def get_config(argument: str = "multi30k"):
         raise UserError(
             f"config: model: got {model!r}, expected MODEL or DATA,MODEL, where MODEL is "
             f"transformer, long, rnn or rnn(ALIGNMENT) and DATA is one of {', '.join(LANGUAGES)}"
+            f"{did_you_mean(argument.partition(',')[0], [*LANGUAGES, 'transformer'])}"
         )
     try:
         fields = (

@@ -1,7 +1,8 @@
-"""Runs a base experiment and declared changes to it (deltas) over seeds, and prints one table.
+"""Compares an experiment with changes to it, over several seeds.
 
 python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/text_pooling
 
+The ablation file declares a base experiment and changes to it (deltas). One table is printed.
 Finished runs are skipped, so the same command resumes an interrupted ablation.
 """
 

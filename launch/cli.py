@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import re
 import shlex
 import sys
@@ -27,10 +28,12 @@ class _Overrides:
 
     Attributes:
       allowed: whether the command accepts --config.key=value.
-      values: nested dict of the config file with its overrides; None before the flags are parsed.
+      original: nested dict of the config file; None before the flags are parsed.
+      values: the same with its overrides.
     """
 
     allowed: bool = False
+    original: dict[str, Any] | None = None
     values: dict[str, Any] | None = None
 
 
@@ -70,7 +73,7 @@ def define_config() -> None:
         "config",
         None,
         "Config file, for example configs/text_classification.py:sst2; "
-        "--config.model.num_layers=2 overrides a key.",
+        "--config.model.num_layers=2 overrides a key, and --help lists all keys of the config.",
     )
     _overrides.allowed = True
 
@@ -140,7 +143,9 @@ def required(name: str) -> str:
       UserError: the flag was not given.
     """
     if not FLAGS[name].value:
-        raise UserError(f"--{name} is missing; see --help")
+        # The first word of a flag's help names what it takes.
+        about = " ".join((FLAGS[name].help or "").split()).rstrip(".")
+        raise UserError(f"--{name} is missing; write --{name}=VALUE ({about}), see --help")
     return FLAGS[name].value
 
 
@@ -250,16 +255,79 @@ def _parse(argv: Sequence[str]) -> list[str]:
             ) from None
     try:
         words = FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+        # A flag of another command may explain an error in the config file, which is loaded next.
+        _expect_known(words)
         if _overrides.allowed:
             words = _without_overrides(words)
+        if _asks_for_help(words):
+            _show_help(words)
         rest = FLAGS(words)
     except flags.UnrecognizedFlagError as error:
         raise UserError(_unknown_flag(error.flagname)) from None
     except flags.Error as error:
         raise UserError(str(error)) from None
     if rest[1:]:
-        raise UserError(f"{rest[1]!r}: is not a flag; flags begin with --, see --help")
+        raise UserError(f"{rest[1]!r}: is not a flag; {_instead_of(rest[1])}")
     return rest
+
+
+def _instead_of(word: str) -> str:
+    """Returns a remedy for a word that is not a flag."""
+    given = FLAGS.get_flag_value("config", None)
+    if "config" in FLAGS and not given and word.partition(":")[0].endswith(".py"):
+        return f"write --config={word}"
+    if given and ":" not in given and re.fullmatch(r"[\w,:().=]+", word):
+        return f"for an argument of the config file write --config={given}:{word}"
+    return "flags begin with --, see --help"
+
+
+def _expect_known(words: Sequence[str]) -> None:
+    """Raises if a flag is unknown, except for overrides of a config.
+
+    Raises:
+      UnrecognizedFlagError: the first unknown flag.
+    """
+    remaining = iter(words[1:])
+    for word in remaining:
+        name, equals, _ = word.lstrip("-").partition("=")
+        if word == "--" or not word.startswith("-") or name.startswith("undefok"):
+            return
+        if name in FLAGS:
+            if not equals and not FLAGS[name].boolean:
+                next(remaining, None)
+            continue
+        overrides = _overrides.allowed and re.match(r"(no)?config\.", name)
+        negated = name.removeprefix("no")
+        boolean = negated != name and negated in FLAGS and FLAGS[negated].boolean
+        if overrides and not equals:
+            # The next word may be the value.
+            return
+        if not overrides and not boolean and name != "h":
+            raise flags.UnrecognizedFlagError(name, word)
+
+
+def _asks_for_help(words: Sequence[str]) -> bool:
+    before = itertools.takewhile(lambda word: word != "--", words[1:])
+    return any(re.fullmatch(r"-h|--?help(=true)?", word) for word in before)
+
+
+def _show_help(words: Sequence[str]) -> NoReturn:
+    """Prints the help page of the command or, with --config, that of the config; exits."""
+    given = _given_config(words) if "config" in FLAGS else None
+    page = ""
+    if given is None:
+        # absl exits with status 1 after its help page.
+        with contextlib.suppress(SystemExit):
+            FLAGS([*words[:1], "--help"])
+    else:
+        from launch.runs.help import help_page
+
+        page = help_page(given, _overrides.original, _overrides.values)
+    try:
+        print(page, end="", flush=True)
+    except BrokenPipeError:
+        output.discard_closed()
+    sys.exit(0)
 
 
 def _without_overrides(words: Sequence[str]) -> list[str]:
@@ -296,7 +364,7 @@ def _without_overrides(words: Sequence[str]) -> list[str]:
         # A tuple may be given by several flags, one item each.
         appends = isinstance(parsed, tuple) and isinstance(changes.get(key), tuple)
         changes[key] = changes[key] + parsed if appends else parsed
-    _overrides.values = configs.replaced(values, changes)
+    _overrides.original, _overrides.values = values, configs.replaced(values, changes)
     return [word for position, word in enumerate(words) if position not in taken]
 
 
@@ -330,8 +398,14 @@ def _unknown_flag(name: str) -> str:
     command = Path(sys.argv[0]).stem
     if name.startswith(("config.", "noconfig.")) and not _overrides.allowed:
         key = name.partition(".")[2]
-        remedy = f"; write --set={key}=VALUE" if "set" in FLAGS else ""
+        remedy = f"; write --set={key}=VALUE" if "set" in FLAGS else "; see --help"
         return f"--{name}: launch.{command} has no config to override{remedy}"
+    if _overrides.allowed:
+        keys = _keys_of_config()
+        last = [key for key in keys if name in (key, key.rpartition(".")[2])]
+        if last or name == "set":
+            key = last[0] if last else "KEY"
+            return f"--{name}: launch.{command} has no such flag; write --config.{key}=VALUE"
     names = {name, name.removeprefix("no")}
     others = [other for other, known in _flags_of_commands().items() if names & known]
     if others and command not in others:
@@ -344,12 +418,26 @@ def _unknown_flag(name: str) -> str:
     )
 
 
+def _keys_of_config() -> list[str]:
+    """Returns the keys of the config that the command line gives; [] if it cannot be loaded."""
+    from launch.engine import config as configs
+
+    given = _given_config(sys.argv)
+    if given is None:
+        return []
+    with contextlib.suppress(UserError):
+        return list(configs.flatten(configs.load_values(given)))
+    return []
+
+
 def _flags_of_commands() -> dict[str, set[str]]:
     """Returns the flags of each command, parsed from its source file without importing it."""
     shared = {"config": ["config"], "workdir": ["workdir"], "record": ["record", "results"]}
     found = {}
     for file in sorted(Path(__file__).parent.glob("*.py")):
         text = file.read_text(encoding="utf-8")
+        if "\n    cli.main(" not in text:
+            continue
         names = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', text))
         for kind in re.findall(r"cli\.define_(\w+)\(", text):
             names |= set(shared.get(kind, ()))

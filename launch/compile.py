@@ -1,4 +1,4 @@
-"""Compiles an experiment for GPUs or TPUs that need not be present, and prints what it needs.
+"""Compiles an experiment for GPUs or TPUs that may be absent.
 
 python -m launch.compile --config=configs/translation.py --topology=h100x8
 python -m launch.compile --config=configs/translation.py --topology=v5e:4x4 --config.mesh.fsdp=4

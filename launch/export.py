@@ -1,4 +1,4 @@
-"""Exports a trained model as a folder that predicts without this package and without flax.
+"""Exports a trained model that predicts without this package.
 
 python -m launch.export --workdir=runs/movie_reviews --output=exported
 

@@ -1,11 +1,12 @@
-"""Exports a masked language model as a BERT or DistilBERT directory for Hugging Face transformers.
+"""Exports a masked language model for Hugging Face transformers.
 
 python -m launch.export_weights --workdir=runs/bert --to=exported
 
-The run was trained with configs/language_modeling.py:DATA,bert or made by launch.import_weights.
-Tensors of an imported run are exported bit for bit and in their original order. A model with
-segment embeddings is exported as BERT, a model without them as DistilBERT. Tokenizers fitted by
-this project apply NFKC normalization first, which vocab.txt cannot express.
+The result is a BERT or DistilBERT directory. The run was trained with
+configs/language_modeling.py:DATA,bert or made by launch.import_weights. Tensors of an imported run
+are exported bit for bit and in their original order. A model with segment embeddings is exported as
+BERT, a model without them as DistilBERT. Tokenizers fitted by this project apply NFKC normalization
+first, which vocab.txt cannot express.
 """
 
 from __future__ import annotations

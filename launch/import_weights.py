@@ -1,11 +1,12 @@
-"""Creates a run directory from a BERT or DistilBERT directory of Hugging Face transformers.
+"""Creates a run directory from BERT or DistilBERT weights.
 
 python -m launch.import_weights --from=bert-base-uncased --workdir=runs/bert
 python -m launch.predict --workdir=runs/bert --input="The film was [MASK]."
 
-The source directory contains config.json, model.safetensors, and vocab.txt or tokenizer.json.
-Unsupported options of the model or the tokenizer raise an error, and so do contradictory files. The
-result is a run of language_modeling with the imported parameters: launch.predict reads it, and
+The source directory is one of Hugging Face transformers. It contains config.json,
+model.safetensors, and vocab.txt or tokenizer.json. Unsupported options of the model or the
+tokenizer raise an error, and so do contradictory files. The result is a run of language_modeling
+with the imported parameters: launch.predict reads it, and
 configs/text_classification.py:DATA,from:runs/bert fine-tunes it. launch.export_weights is the
 inverse.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +41,8 @@ def import_weights() -> None:
     source, folder = Path(cli.required("from")).expanduser(), cli.workdir()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--workdir={folder}: already exists; name a new directory")
+    if not source.is_dir():
+        raise UserError(_not_a_directory(cli.FLAGS["from"].value, source))
     from tasks.common.huggingface.files import read_folder
 
     saved = read_folder(source)
@@ -55,6 +59,20 @@ def import_weights() -> None:
     if saved.left_out:
         print(f"not imported: {', '.join(saved.left_out)}")
     print(f"run directory: {folder}")
+
+
+def _not_a_directory(name: str, source: Path) -> str:
+    """Returns the message for a source that is no directory, such as the name of a model."""
+    if source.exists():
+        return f"--from={name}: is a file; give its directory, --from={source.parent}"
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        return f"--from={name}: no such directory"
+    folder = name.rpartition("/")[2]
+    return (
+        f"--from={name}: no such directory; to download the model of this name from Hugging Face, "
+        f"run: pip install huggingface_hub; hf download {name} config.json model.safetensors "
+        f"vocab.txt --local-dir {folder}; then give --from={folder}"
+    )
 
 
 def _experiment(saved: LanguageModelFolder, source: Path) -> Experiment:

@@ -1,9 +1,11 @@
-"""Predicts for user inputs with the best checkpoint of a run directory; needs no data set.
+"""Predicts for user inputs with the model of a run directory.
 
 python -m launch.predict --workdir=runs/sst2 --input="a gripping, funny film"
 python -m launch.predict --workdir=runs/sst2 --input=- < lines.txt
 python -m launch.predict --workdir=runs/sst2 --input_file=lines.txt --format=json
 python -m launch.predict --workdir=runs/mine --input_file=new.csv > predicted.csv
+
+The best checkpoint is used, and no data set is needed.
 
 For a table, the inputs are in the column that the run was trained on. Its rows are printed as CSV
 with additional columns of predictions, or with --format=json as JSON lines with the key "row".

@@ -1,6 +1,8 @@
-"""Downloads and builds the data set of a config, and fits its tokenizer.
+"""Downloads and builds the data set of a config.
 
 python -m launch.prepare --config=configs/text_classification.py:sst2
+
+The tokenizer is fitted too, if the task has one.
 """
 
 from __future__ import annotations

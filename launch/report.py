@@ -1,7 +1,12 @@
-"""Writes the results tables from run files.
+"""Writes the results tables from run files or run directories.
 
 python -m launch.report --results=results --output=RESULTS.md --readme=README.md
     --pages=docs/applications
+
+--results is a directory of run files, which --record writes, or of run directories. The tables of
+run directories are printed unless --output is given.
+
+python -m launch.report --results=runs
 
 With --readme the summary table is also inserted into a file, between the lines <!-- results --> and
 <!-- /results -->. With --pages tables of models are inserted into the Markdown files of a folder,
@@ -16,7 +21,7 @@ from absl import flags
 
 from launch import cli
 
-flags.DEFINE_string("results", "results", "Directory of run files.")
+flags.DEFINE_string("results", "results", "Directory of run files or of run directories.")
 flags.DEFINE_string("output", "RESULTS.md", "Output file; - prints the tables.")
 flags.DEFINE_string("readme", None, "File to insert the summary table into.")
 flags.DEFINE_string("pages", None, "Directory of Markdown files to insert tables of models into.")
@@ -28,8 +33,14 @@ def report() -> None:
     from launch.reporting import results, tables
     from tasks.common.errors import UserError
 
-    records = results.load_records(Path(cli.required("results")))
+    folder = Path(cli.required("results")).expanduser()
+    records = results.load_records(folder)
     output = cli.required("output")
+    if cli.FLAGS["output"].using_default_value and results.run_directories(folder):
+        # RESULTS.md holds the recorded runs of the project.
+        output = "-"
+    if Path(output).is_dir():
+        raise UserError(f"--output={output}: is a directory, expected a file")
     if cli.FLAGS.readme is not None:
         readme = Path(cli.FLAGS.readme)
         if not readme.is_file():

@@ -1,10 +1,11 @@
-"""Serves exported models over HTTP; listens on the local host unless --host is given.
+"""Serves exported models over HTTP.
 
 python -m launch.serve --export=exported --port=8000
 python -m launch.serve --export=reviews=exported/one --export=exported/two --token=SECRET
 
-The name of a model is the name of its folder, or NAME in --export=NAME=FOLDER. The path / has a web
-page to try the models, /openapi.json a description of all endpoints:
+The server listens on the local host unless --host is given. The name of a model is the name of its
+folder, or NAME in --export=NAME=FOLDER. The path / has a web page to try the models, /openapi.json
+a description of all endpoints:
 
 curl localhost:8000/models/exported -H "Content-Type: application/json"
     -d '{"inputs": "a gripping, funny film"}'

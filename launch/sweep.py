@@ -1,9 +1,10 @@
-"""Runs a config for several seeds and values of its keys, and prints one table.
+"""Runs a config for several seeds and values of its keys.
 
 python -m launch.sweep --config=configs/text_classification.py:sst2 --workdir=runs/sweep
     --seeds=3 --set model.num_layers=1,2
 
-Several --set flags run every combination of values; each is compared with the first combination.
+One table is printed. Several --set flags run every combination of values; each is compared with the
+first combination.
 """
 
 from __future__ import annotations

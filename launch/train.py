@@ -1,8 +1,9 @@
-"""Trains one experiment and prints its test metrics and those of the baselines.
+"""Trains one experiment and prints its test metrics.
 
 python -m launch.train --config=configs/text_classification.py:sst2 --workdir=runs/sst2
 
-The same command resumes an interrupted run in the same directory, or verifies a finished run.
+The metrics of the baselines are printed too. The same command resumes an interrupted run in the
+same directory, or verifies a finished run.
 """
 
 from __future__ import annotations

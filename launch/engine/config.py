@@ -317,7 +317,20 @@ def replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
         if not isinstance(group, dict) or last not in group:
             raise UserError(f"config.{key}: no such key{did_you_mean(key, flatten(values))}")
         group[last] = value
+    if "model.name" in changes:
+        _expect_keys_of_model(values)
     return values
+
+
+def _expect_keys_of_model(values: Mapping[str, Any]) -> None:
+    """Raises if `model` has keys that the model named by model.name lacks."""
+    known = [field.name for field in dataclasses.fields(part_types(values)["model"])]
+    unknown = [key for key in values["model"] if key not in known]
+    if unknown:
+        raise UserError(
+            f"config.model.name: {values['model']['name']!r} has no key {unknown[0]!r} of the "
+            f"config file's model; select the model by the argument of the config file, see --help"
+        )
 
 
 def identity(config: Experiment) -> str:
@@ -365,8 +378,17 @@ def load_values(specification: str) -> dict[str, Any]:
     """
     path, _, argument = specification.partition(":")
     module = load_module(path)
+    if hasattr(module, "get_ablation") and not hasattr(module, "get_config"):
+        raise UserError(
+            f"--config={path}: is an ablation file, expected the config of one experiment; run it "
+            f"with python -m launch.ablate"
+        )
     if not hasattr(module, "get_config"):
-        raise UserError(f"{path}: has no get_config function")
+        raise UserError(
+            f"--config={path}: has no get_config function"
+            f"{did_you_mean('get_config', vars(module))}; define get_config(argument=...), which "
+            f"returns experiment(...)"
+        )
     with located_error(path):
         config = module.get_config(argument) if argument else module.get_config()
     if not hasattr(config, "to_dict"):
@@ -390,8 +412,13 @@ def load_module(path: str) -> types.ModuleType:
         if Path(path).is_dir():
             raise UserError(f"--config={path}: is a directory, expected a Python file")
         if Path(path).exists():
-            raise UserError(f"--config={path}: expected a Python file, whose name ends in .py")
-        raise UserError(f"{path}: no such config file{did_you_mean(path, others)}")
+            remedy = ""
+            if Path(path).name == "config.json":
+                remedy = f"; for this run directory write --workdir={folder}"
+            raise UserError(
+                f"--config={path}: expected a Python file, whose name ends in .py{remedy}"
+            )
+        raise UserError(f"--config={path}: no such config file; {_config_file(path, others)}")
     path = str(path)
     specification = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert specification is not None
@@ -400,6 +427,22 @@ def load_module(path: str) -> types.ModuleType:
     with located_error(path):
         specification.loader.exec_module(module)
     return module
+
+
+def _config_file(path: str, others: list[str]) -> str:
+    """Returns a remedy for the path of a config file that does not exist."""
+    first, _, rest = path.partition(",")
+    if rest and Path(first).is_file():
+        return f"write a colon before the argument: {first}:{rest}"
+    for known in (f"{path}.py", f"configs/{path}", f"configs/{path}.py"):
+        if Path(known).is_file():
+            return f"write --config={known}"
+    files = [*others, *(str(other) for other in sorted(Path("configs").glob("*.py")))]
+    near = difflib.get_close_matches(path, files, n=1, cutoff=0.8)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    names = ", ".join(dict.fromkeys(files))
+    return f"there are {names}" if names else "run the command in the folder of configs/"
 
 
 @contextlib.contextmanager

@@ -119,7 +119,8 @@ def _table_inputs(file: str, columns: InputColumns) -> Iterator[Input]:
     for line, row in _rows(table):
         where = f"{file}: line {line}"
         if column not in row:
-            raise no_column(where if table.delimiter is None else file, column, list(row))
+            error = no_column(where if table.delimiter is None else file, column, list(row))
+            raise UserError(f"{error}; rename the column with the inputs to {column}")
         text = text_value(row[column], where, column)
         yield Input(columns.table_input(text, Path(file).expanduser().parent), row)
 

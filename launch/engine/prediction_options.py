@@ -30,11 +30,15 @@ def with_options(config: Experiment, settings: Sequence[str]) -> Experiment:
     for setting in settings:
         key, equals, value = setting.partition("=")
         key = key.removeprefix("config.")
-        if not equals or key not in known:
+        if key not in known:
+            fixed = key in configs.flatten(values)
+            near = configs.did_you_mean(key, known)
+            reason = "is fixed by the training" if fixed else f"no such key{near}"
             there_are = ", ".join(known) or "none for this model"
             raise UserError(
-                f"--set={setting}: write key=value{configs.did_you_mean(key, known)}; keys that "
-                f"can be set here: {there_are}"
+                f"--set={setting}: {key}: {reason}; keys that can be set here: {there_are}"
             )
+        if not equals:
+            raise UserError(f"--set={setting}: has no value; write --set={key}=VALUE")
         changes[key] = typed.parse(values, key, value)
     return configs.override(config, changes) if changes else config

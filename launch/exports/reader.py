@@ -1897,7 +1897,11 @@ class Export:
             found = self.signature["format"]
             self.kind: str = self.signature["input"]
         except FileNotFoundError:
-            raise InputError(f"{self.folder}: holds no export (no signature.json)") from None
+            is_run = (self.folder / "config.json").exists()
+            remedy = "; export this run directory with launch.export" if is_run else ""
+            raise InputError(
+                f"{self.folder}: holds no export (no signature.json){remedy}"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: not the signature of an export ({error})") from None
         if found != FORMAT:

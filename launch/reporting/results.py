@@ -25,6 +25,10 @@ FIELDS = {
 }  # fmt: skip
 
 
+# File of a run directory with the record of the finished run.
+RESULT = "result.json"
+
+
 def make_record(
     config: Experiment,
     task: Any,
@@ -136,11 +140,19 @@ def load_result(path: Path) -> dict[str, Any]:
 def load_records(root: Path) -> list[dict[str, Any]]:
     """Reads all run files under a directory, sorted by path.
 
+    Of a run directory, or of a directory that contains some, the results of the finished runs are
+    read.
+
     Raises:
       UserError: the directory does not exist or is empty, or a file is not a run file.
     """
     if not root.is_dir():
         raise UserError(f"--results={root}: no such directory")
+    if runs := run_directories(root):
+        records = [load_result(run / RESULT) for run in runs if (run / RESULT).exists()]
+        if not records:
+            raise UserError(f"--results={root}: has no finished run; train until {RESULT} is there")
+        return records
     records = []
     for path in sorted(root.rglob("*.json")):
         try:
@@ -151,5 +163,13 @@ def load_records(root: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path}: is not a run file: {faults}; remove it from the directory")
         records.append(record)
     if not records:
-        raise UserError(f"--results={root}: contains no run files")
+        raise UserError(
+            f"--results={root}: contains no run files (written by --record) and no run directories"
+        )
     return records
+
+
+def run_directories(root: Path) -> list[Path]:
+    """Returns the run directories under a directory, which may be one itself."""
+    found = (path.parent for path in sorted(root.rglob("config.json")))
+    return [folder for folder in found if (folder / "metrics.jsonl").exists()]

@@ -99,7 +99,15 @@ def load_ablation(path: str) -> Ablation:
       UserError: the file does not exist, raises an exception, or has no `get_ablation` that returns
         an `Ablation`.
     """
-    module = configs.load_module(path)
+    file = path.partition(":")[0]
+    module = configs.load_module(path if Path(path).exists() else file)
+    if hasattr(module, "get_config") and not hasattr(module, "get_ablation"):
+        raise UserError(
+            f"--config={path}: is the config of one experiment, expected an ablation file such as "
+            f"configs/ablations/text_pooling.py; run it with launch.train or launch.sweep"
+        )
+    if file != path:
+        raise UserError(f"--config={path}: an ablation file takes no argument; write {file}")
     ablation = None
     if hasattr(module, "get_ablation"):
         with configs.located_error(path):

@@ -37,7 +37,9 @@ def saved_config(folder: Path, required: bool = True) -> Experiment | None:
     if not path.exists():
         if not required:
             return None
-        raise UserError(f"--workdir={folder}: contains no run (no config.json); train one first")
+        raise UserError(
+            f"--workdir={folder}: contains no run (no config.json); {_run_near(folder)}"
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -48,6 +50,17 @@ def saved_config(folder: Path, required: bool = True) -> Experiment | None:
         return configs.resolve(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _run_near(folder: Path) -> str:
+    """Returns a remedy for a directory without a run, with the runs that it contains, if any."""
+    if folder.is_file():
+        return "it is a file; name the run directory"
+    runs = sorted(path.parent for path in folder.glob("*/config.json")) if folder.is_dir() else []
+    if runs:
+        names = ", ".join(str(run) for run in runs[:3]) + (", ..." if runs[3:] else "")
+        return f"name one of the runs in it: {names}"
+    return "train one first"
 
 
 def load_variables(task: Task, config: Experiment, folder: Path) -> tuple[Any, Any, int]:

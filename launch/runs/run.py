@@ -212,6 +212,11 @@ def _check_folder(config: Experiment, folder: Path) -> None:
             )
         return
     if configs.identity(saved) != configs.identity(config):
+        if saved.task != config.task:
+            raise UserError(
+                f"--workdir={folder}: contains a run of {saved.task}, but this config is one of "
+                f"{config.task}; name another --workdir"
+            )
         differing = [
             key for key in configs.differences(saved, config) if not key.startswith("mesh.")
         ]

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import operator
+import types
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -57,23 +59,63 @@ class Check:
     expected: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """Names that the value of a field may have, for help pages; other code checks the value.
+
+    Attributes:
+      known: the names.
+      takes_options: whether a name may be followed by options in parentheses.
+    """
+
+    known: tuple[str, ...]
+    takes_options: bool = False
+
+
 @functools.cache
 def _checks(config: type) -> list[tuple[str, Check]]:
-    hints = typing.get_type_hints(config, include_extras=True)
-    found = []
-    for field in dataclasses.fields(config):
-        hint = hints[field.name]
-        optional = typing.get_origin(hint) is typing.Union
-        for kind in typing.get_args(hint) if optional else (hint,):
-            metadata = getattr(kind, "__metadata__", ())
-            found += [(field.name, item) for item in metadata if isinstance(item, Check)]
-    return found
+    return [
+        (field.name, item)
+        for field in dataclasses.fields(config)
+        for item in field_metadata(config, field.name)
+        if isinstance(item, Check)
+    ]
+
+
+def field_metadata(config: type, name: str) -> tuple[Any, ...]:
+    """Returns the `Check`s and `Names` of a field.
+
+    A subclass that declares the field again with a plain type keeps those of the base class.
+    """
+    for kind in config.__mro__:
+        if name not in inspect.get_annotations(kind):
+            continue
+        hint = typing.get_type_hints(kind, include_extras=True)[name]
+        optional = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        found = tuple(
+            item
+            for part in (typing.get_args(hint) if optional else (hint,))
+            for item in getattr(part, "__metadata__", ())
+        )
+        if found:
+            return found
+    return ()
 
 
 def one_of(*choices: Any) -> Any:
     """Returns a field type whose values are among `choices`."""
     check = Check(lambda value: value in choices, f"one of {', '.join(map(repr, choices))}")
     return Annotated[type(choices[0]), check]
+
+
+def known_names(*names: str) -> Any:
+    """Returns the type of a text field with these known values, which other code checks."""
+    return Annotated[str, Names(names)]
+
+
+def spec_of(*names: str) -> Any:
+    """Returns the type of a field for one of these mechanisms, which other code checks."""
+    return Annotated[str, Names(names, takes_options=True)]
 
 
 def within(interval: str, expected: str = "", kind: type = float) -> Any:

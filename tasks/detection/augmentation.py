@@ -33,7 +33,8 @@ class AugmentationConfig:
       flip_vertical: exchanges top and bottom with probability 1/2.
       transpose: exchanges rows and columns with probability 1/2; with both flips this gives all
         eight symmetries of a square.
-      brightness, contrast, saturation, hue: see `tasks.common.images.augmentation`.
+      brightness, contrast, saturation, hue: see
+        `tasks.common.images.augmentation.AugmentationConfig`.
     """
 
     scale_min: float = 1.0

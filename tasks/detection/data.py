@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.configs import Config, PositiveInt
+from tasks.common.configs import Config, PositiveInt, known_names
 from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
@@ -61,7 +61,7 @@ class DataConfig(Config):
       augmentation: config of the random augmentation in training.
     """
 
-    name: str = "nuclei"
+    name: known_names(*DATA_SETS) = "nuclei"
     path: str | None = None
     images: str | None = None
     image_size: PositiveInt | None = None

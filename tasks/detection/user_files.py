@@ -10,7 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.data.user_files import read_each, split_by_hash, split_names, warn_shared
+from tasks.common.data.user_files import (
+    expect_some_files,
+    read_each,
+    split_by_hash,
+    split_names,
+    warn_shared,
+)
 from tasks.common.errors import UserError, warn_once
 from tasks.common.images.files import read_image, read_oriented
 from tasks.common.images.orientation import AnnotationTurns, turned, turned_boxes, turned_size
@@ -82,6 +88,11 @@ def load(path: str, images: str | None, *, skip_broken: bool) -> UserDataset:
             )
     found, hashes, turns = {}, {}, AnnotationTurns()
     for split, (_, given, _) in read.items():
+        expect_some_files(
+            [image.path for image in given],
+            str(files[split]),
+            "set --config.data.images to the folder of the images",
+        )
         hashes[split], kept = read_each(
             given, lambda image: _pixel_hash(image, turns), skip_broken=skip_broken
         )

@@ -102,16 +102,23 @@ def _cell(name: str, line: int, column: str, value: Any) -> str:
     return text_value(value, f"{name}: line {line}", column).strip()
 
 
-def find_time_column(table: Cells, wanted: str) -> str | None:
+def find_time_column(table: Cells, wanted: str, trained: bool = False) -> str | None:
     if wanted == NO_TIMES:
         return None
     if wanted:
         if wanted not in table.header:
-            raise no_column(table.name, wanted, table.header)
+            # The config of a trained model cannot be changed.
+            key = None if trained else "config.data.time_column"
+            raise no_column(table.name, wanted, table.header, key)
         return wanted
     found = next((column for column in table.header if column.lower() in TIME_COLUMNS), None)
     if found is None and not table.header[0] and looks_like_times(table.column("")):
         return table.header[0]
+    if found is None and trained:
+        raise UserError(
+            f"{table.name}: no column is called {' or '.join(TIME_COLUMNS)}; the columns are: "
+            f"{join_names(table.header, 8)}; rename the one that has the times"
+        )
     if found is None:
         raise UserError(
             f"{table.name}: no column is called {' or '.join(TIME_COLUMNS)}; set "
@@ -135,7 +142,7 @@ def read_columns(
     for column in targets or [column for column in table.header if column and column != stamped]:
         if column not in table.header:
             known = [other for other in table.header if other != stamped]
-            raise no_column(table.name, column, known)
+            raise no_column(table.name, column, known, None if trained else "config.data.targets")
         cells = table.column(column)
         try:
             found[column] = read_numbers(cells, decimal, likely.decimals.get(column, ""))

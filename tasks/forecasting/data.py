@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tasks.common.configs import Config, PositiveInt, at_least, within
+from tasks.common.configs import Config, PositiveInt, at_least, known_names, within
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.sources import fetch
@@ -59,7 +59,7 @@ class DataConfig(Config):
         detect it from the column, which is an error if the column is ambiguous.
     """
 
-    name: str = "etth1"
+    name: known_names(*DATA_SETS) = "etth1"
     path: str | None = None
     time_column: str = ""
     targets: tuple[str, ...] = ()

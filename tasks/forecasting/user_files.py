@@ -82,7 +82,7 @@ def read_series(
         values.
     """
     table = read_cells(name, [*targets, *filter(None, [time_column])])
-    stamped = find_time_column(table, time_column)
+    stamped = find_time_column(table, time_column, trained)
     before = likely or Reading()
     values, names, decimals = read_columns(table, targets, stamped, decimal, before, trained)
     if stamped is None:

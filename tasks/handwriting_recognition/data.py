@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.configs import PositiveInt, at_least
+from tasks.common.configs import PositiveInt, at_least, known_names
 from tasks.common.data import builders
 from tasks.common.data.builders import DatasetDefinition, features_of
 from tasks.common.data.manifests import TranscribedConfig
@@ -67,7 +67,7 @@ class DataConfig(TranscribedConfig):
     """
 
     built_in, unit = NAMES, "lines"
-    name: str = NAMES[0]
+    name: known_names(*NAMES) = NAMES[0]
     lines: Lines = dataclasses.field(default_factory=Lines)
     train_lines: Lines | None = None
     long_lines: Lines = dataclasses.field(default_factory=lambda: Lines(9, 14))

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-from tasks.common.configs import Config, NonNegativeFloat, PositiveInt
+from tasks.common.configs import Config, NonNegativeFloat, PositiveInt, known_names
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary, check_splits, count_classes
@@ -39,7 +39,7 @@ class DataConfig(Config):
         mixup.
     """
 
-    name: str = "digits"
+    name: known_names(*DATA_SETS) = "digits"
     path: str | None = None
     image_size: PositiveInt | None = None
     skip_broken: bool = False

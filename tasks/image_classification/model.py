@@ -16,7 +16,7 @@ from attention import registry, shapes
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Encoder
 from tasks.common.backbones.transformer_layers import SmallEncoderConfig, maybe_dropout, split_keys
-from tasks.common.configs import PositiveInt, Rate
+from tasks.common.configs import PositiveInt, Rate, one_of
 from tasks.image_classification.convnet import ConvNetConfig
 from tasks.image_classification.resnet import ResNetClassifierConfig
 
@@ -38,12 +38,7 @@ class ViTConfig(SmallEncoderConfig):
     patch_size: PositiveInt = 2
     head_dropout_rate: Rate = 0.1
     dtype: str = "float32"
-    head: str = "multi_head"
-
-    def __post_init__(self):
-        super().__post_init__()
-        heads = ("cls", *registry.names("pool"))
-        self.expect("head", self.head in heads, f"one of {', '.join(heads)}")
+    head: one_of("cls", *registry.names("pool")) = "multi_head"
 
 
 MODEL_CONFIGS = {"vit": ViTConfig, "convnet": ConvNetConfig, "resnet": ResNetClassifierConfig}

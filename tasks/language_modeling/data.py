@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tasks.common.configs import at_least
+from tasks.common.configs import at_least, known_names
 from tasks.common.data import builders, digests
 from tasks.common.data.deduplication import near_duplicates
 from tasks.common.data.paths import Paths
@@ -39,7 +39,7 @@ class DataConfig(TextFilesConfig):
       text: config of the tokenizer; its max_length has no effect.
     """
 
-    name: str = "tiny_shakespeare"
+    name: known_names(*CORPORA, *DEFINITIONS) = "tiny_shakespeare"
     lines: bool = False
     length: at_least(4) = 64
     text: TextConfig = field(default_factory=_characters)

@@ -130,7 +130,7 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
         if column is None and role == TIME and wanted.time == NO_TIMES:
             continue
         if column is not None and column not in header:
-            raise no_column(name, column, header)
+            raise no_column(name, column, header, _KEYS.get(role))
         if column is None:
             found = _found(role, header)
             if len(found) > 1:
@@ -220,6 +220,21 @@ def ratings_for_times(name: str, column: str) -> UserError:
     """Returns the error for a column of ratings instead of times."""
     return _undecided(
         name, f"has no header, and column {column} seems to contain ratings, not times"
+    )
+
+
+def may_be_name(cell: Any) -> bool:
+    """Returns True for the name of a column: a text without digits."""
+    return isinstance(cell, str) and re.search(r"\d", cell) is None and bool(cell.strip())
+
+
+def unknown_header(name: str, first: Sequence[Any]) -> UserError:
+    """Returns the error for a file whose first line has no time, and may be a header."""
+    cells = [str(cell).strip() for cell in first]
+    keys = ", ".join(_KEYS[role] for role in (USER, ITEM, TIME))
+    return UserError(
+        f"{name}: line 1 is not user,item,timestamp; if it is a header, set {keys} to its columns: "
+        f"{join_names(cells)}; else correct the time {quote(cells[2])}"
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from tasks.common.configs import Config, FiniteFloat, PositiveInt
+from tasks.common.configs import Config, FiniteFloat, PositiveInt, known_names
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.sources import fetch
@@ -64,7 +64,7 @@ class DataConfig(Config):
         detect it from the column, which is an error if the column is ambiguous.
     """
 
-    name: str = "movielens_100k"
+    name: known_names(*DATA_SETS) = "movielens_100k"
     path: str | None = None
     max_length: PositiveInt = 50
     user_column: str = dataclasses.field(default="", metadata=LATER)

@@ -141,6 +141,8 @@ def _read(table: Table, layout: Layout, skipped: int, wanted: Wanted) -> Events:
             try:
                 times.add(row[time_index])
             except TimeError as error:
+                if layout.guessed and count == 1 and columns.may_be_name(row[time_index]):
+                    raise columns.unknown_header(name, row) from None
                 raise _no_time(name, line, names[TIME], row[time_index], error) from None
         user.append(users.number(row[user_index], line))
         number = items.number(row[item_index], line)
@@ -181,6 +183,8 @@ def _timed(
         found = column.read()
     except TimeError as error:
         line, cell = _cell(table, layout, skipped, wanted, error.index)
+        if layout.guessed and error.index == 0 and columns.may_be_name(cell):
+            raise columns.unknown_header(name, next(table.rows())[1]) from None
         raise _no_time(name, line, header, cell, error) from None
     unsure = layout.guessed and found.is_order
     if unsure and columns.looks_like_ratings(found.seconds, events.user):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.configs import Config, one_of, within
+from tasks.common.configs import Config, known_names, one_of, within
 from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
@@ -56,7 +56,7 @@ class DataConfig(Config):
       augmentation: config of the random augmentation in training.
     """
 
-    name: str = "camvid"
+    name: known_names(*DATA_SETS) = "camvid"
     path: str | None = None
     image_size: tuple[int, ...] = (180, 240)
     fit: one_of("resize", "tiles") = "resize"

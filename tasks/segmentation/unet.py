@@ -26,7 +26,7 @@ from tasks.common.backbones.convolutional import (
     run_stages,
 )
 from tasks.common.backbones.transformer_layers import maybe_dropout
-from tasks.common.configs import PositiveInt, PositiveInts, Rate
+from tasks.common.configs import PositiveInt, PositiveInts, Rate, spec_of
 from tasks.segmentation.losses import LossConfig
 
 Array = jax.Array
@@ -53,6 +53,7 @@ class UNetConfig(StagesConfig):
     """
 
     name: str = "unet"
+    attention: spec_of("none", GATES, *registry.names("map_attention")) = "none"
     channels: PositiveInts = (24, 48, 96, 192)
     patch_size: PositiveInt = 2
     dropout_rate: Rate = 0.1

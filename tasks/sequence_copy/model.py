@@ -19,7 +19,7 @@ from attention import registry, shapes
 from tasks.common.backbones.recurrent import GRU
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer_layers import maybe_dropout, split_keys
-from tasks.common.configs import Config, PositiveInt, Rate
+from tasks.common.configs import Config, PositiveInt, Rate, spec_of
 from tasks.common.decoding import generate
 from tasks.sequence_copy.data import END, PAD, START, VOCABULARY
 
@@ -42,7 +42,7 @@ class EncoderDecoderConfig(Config):
     name: str = "gru"
     embedding_size: PositiveInt = 32
     state_size: PositiveInt = 64
-    alignment: str = "dot"
+    alignment: spec_of(*registry.names("alignment")) = "dot"
     dropout_rate: Rate = 0.0
 
     def __post_init__(self):

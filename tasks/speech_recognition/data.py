@@ -21,7 +21,7 @@ import numpy as np
 from tasks.common.audio.augmentation import SoundAugmentation
 from tasks.common.audio.features import LogMelConfig
 from tasks.common.audio.files import read_audio, resample, to_pcm, trim_silence
-from tasks.common.configs import Rate, within
+from tasks.common.configs import Rate, known_names, within
 from tasks.common.data import builders
 from tasks.common.data.manifests import TranscribedConfig
 from tasks.common.data.paths import Paths
@@ -75,7 +75,7 @@ class DataConfig(TranscribedConfig):
     """
 
     built_in, unit = NAMES, "recordings"
-    name: str = "spoken_digit_strings"
+    name: known_names(*NAMES) = "spoken_digit_strings"
     held_out: str = SPEAKERS[0]
     strings: Strings = dataclasses.field(default_factory=Strings)
     long_strings: Strings = dataclasses.field(default_factory=lambda: Strings(8, 12))

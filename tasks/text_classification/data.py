@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tasks.common.configs import known_names
 from tasks.common.data import builders, catalog, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, alike, check_splits, count_classes
@@ -33,7 +34,7 @@ class DataConfig(TextFilesConfig):
       text: config of the tokenizer.
     """
 
-    name: str = "movie_reviews"
+    name: known_names(*DEFINITIONS, "tfds:NAME") = "movie_reviews"
     text_column: str = "text"
     label_column: str = "label"
     text: TextConfig = field(default_factory=TextConfig)

@@ -23,7 +23,8 @@ def read_labelled(
     """
     columns = (text_column, label_column)
     texts, labels, ids = [], [], []
-    for line, (text, label) in open_table(name, columns).select(columns):
+    keys = {text_column: "config.data.text_column", label_column: "config.data.label_column"}
+    for line, (text, label) in open_table(name, columns).select(columns, keys=keys):
         where = f"{name}: line {line}"
         texts.append(text_value(text, where, text_column))
         labels.append(label_value(label, where, label_column))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tasks.common.configs import Config
+from tasks.common.configs import Config, known_names
 from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary, check_splits
@@ -41,7 +41,7 @@ class DataConfig(Config):
         truncated in the other splits. With `lower_case`, outputs and references are in lower case.
     """
 
-    name: str = "multi30k"
+    name: known_names(*DATA_SETS) = "multi30k"
     source: str = "en"
     target: str = "de"
     path: str | None = None

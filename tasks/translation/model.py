@@ -21,11 +21,11 @@ from flax import nnx
 
 from attention import registry, shapes
 from tasks.common.backbones.embedding import TokenEmbedding
-from tasks.common.backbones.recurrent import Bidirectional, find_cell
+from tasks.common.backbones.recurrent import CELLS, Bidirectional, find_cell
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
 from tasks.common.backbones.transformer_layers import maybe_dropout, mixers_with, split_keys
-from tasks.common.configs import Config, NonNegativeInt, PositiveInt, Rate
+from tasks.common.configs import Config, NonNegativeInt, PositiveInt, Rate, known_names, spec_of
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.keys import example_keys
 from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN
@@ -33,6 +33,8 @@ from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN
 Array = jax.Array
 
 _NUM_ADDED_TOKENS = 2
+# Mixers that can decode step by step.
+_DECODER_MIXERS = [name for name in mixers_with("causal") if name in mixers_with("cache")]
 
 
 def max_target_length(source: Array | int) -> Array | int:
@@ -70,21 +72,20 @@ class TransformerConfig(EncoderConfig):
     attention_dropout_rate: float = 0.0
     activation: str = "relu"
     max_length: int = 256
-    decoder_mixer: str = "dot_product"
+    decoder_mixer: spec_of(*_DECODER_MIXERS) = "dot_product"
     label_smoothing: Rate = 0.1
     decoding: DecodingConfig = dataclasses.field(default_factory=_beam)
 
     def __post_init__(self):
         super().__post_init__()
-        able = [name for name in mixers_with("causal") if name in mixers_with("cache")]
         try:
             entry = self.decoder.entry
         except ValueError as error:
             raise ValueError(f"decoder_{error}") from None
-        if entry.name not in able:
+        if entry.name not in _DECODER_MIXERS:
             raise ValueError(
                 f"decoder_mixer: got {self.decoder_mixer!r}, which cannot decode step by step; "
-                f"expected one of {able}"
+                f"expected one of {_DECODER_MIXERS}"
             )
 
     @property
@@ -121,8 +122,8 @@ class RecurrentConfig(Config):
     embedding_size: PositiveInt = 256
     state_size: PositiveInt = 256
     num_layers: PositiveInt = 1
-    cell: str = "gru"
-    alignment: str = "additive"
+    cell: known_names(*CELLS) = "gru"
+    alignment: spec_of(*registry.names("alignment")) = "additive"
     temporal_attention: NonNegativeInt = 0
     dropout_rate: Rate = 0.3
     label_smoothing: Rate = 0.1

@@ -172,4 +172,7 @@ def test_predict_reads_the_column_of_a_table(run, command, tmp_path):
     table.write_text("id,text\n1,x\n")
     done = command("predict", f"--workdir={run[0]}", f"--input_file={table}")
     assert done.returncode == 2
-    assert done.stderr.strip() == f"error: {table}: no column 'review'; the columns are: id, text"
+    assert done.stderr.strip() == (
+        f"error: {table}: no column 'review'; the columns are: id, text; rename the column with "
+        f"the inputs to review"
+    )

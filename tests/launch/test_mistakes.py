@@ -164,3 +164,99 @@ def test_damaged_run_folder(command, tiny, tmp_path):
     done = command("predict", f"--workdir={tmp_path}", "--input=fine")
     assert done.returncode == 2
     assert "config.json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "words"),
+    [
+        ("train", ["--config=configs/ablations/text_pooling.py"],
+         ["is an ablation file", "python -m launch.ablate"]),
+        # The unknown flag is named, not the file, since the flag belongs to the right command.
+        ("train", ["--config=configs/ablations/text_pooling.py", "--seeds=2"],
+         ["--seeds: launch.train has no such flag", "launch.ablate"]),
+        ("ablate", [SST2], ["is the config of one experiment", "launch.train or launch.sweep"]),
+        ("ablate", ["--config=configs/ablations/text_pooling.py:sst2"], ["takes no argument"]),
+        ("train", ["--config", "configs/text_classification.py", "sst2"],
+         ["'sst2': is not a flag", "write --config=configs/text_classification.py:sst2"]),
+        ("train", ["configs/text_classification.py:sst2"],
+         ["write --config=configs/text_classification.py:sst2"]),
+        ("train", ["--config=configs/text_classification.py,sst2"],
+         ["a colon before the argument: configs/text_classification.py:sst2"]),
+        ("train", ["--config=text_classification:sst2"],
+         ["write --config=configs/text_classification.py"]),
+        ("train", ["--config=configs/none_such.py"], ["there are configs/detection.py"]),
+        ("train", [SST2, "--model.num_layers=2"], ["write --config.model.num_layers=VALUE"]),
+        ("train", [SST2, "--num_layers=2"], ["write --config.model.num_layers=VALUE"]),
+        ("train", [SST2, "--batch_size", "2"], ["write --config.training.batch_size=VALUE"]),
+        ("train", [SST2, "--set=model.num_layers=2"], ["write --config.KEY=VALUE"]),
+        ("train", [SST2, "--config.model.name=bigru"],
+         ["config.model.name: 'bigru' has no key", "by the argument of the config file"]),
+        ("train", ["--config=configs/translation.py", "--config.model.num_layers=-1"],
+         ["config.model.num_layers: got -1, expected at least 1"]),
+        ("train", ["--config=configs/recommendation.py:sasrec", "--config.model.num_heads=0"],
+         ["config.model.num_heads: got 0, expected at least 1"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) and value[0].startswith("--") else "",
+)  # fmt: skip
+def test_messages_name_culprit_and_remedy(refused, name, flags, words):
+    line = refused(name, *flags)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("bert-base-uncased",
+         ["--from=bert-base-uncased: no such directory", "hf download bert-base-uncased"]),
+        ("google-bert/bert-base-cased", ["hf download google-bert/bert-base-cased",
+                                         "--local-dir bert-base-cased"]),
+        ("/no/such/place", ["--from=/no/such/place: no such directory"]),
+        ("configs/translation.py", ["is a file; give its directory, --from=configs"]),
+    ],
+)  # fmt: skip
+def test_source_of_weights_that_is_no_directory(refused, source, words):
+    line = refused("import_weights", f"--from={source}")
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize("setting", ["model.decoding.beam=4", "model.decoding.beam"])
+def test_options_of_a_prediction(setting):
+    from launch.engine.config import load_file
+    from launch.engine.prediction_options import with_options
+    from tasks.common.errors import UserError
+
+    config = load_file("configs/language_modeling.py")
+    with pytest.raises(UserError, match=r"no such key \(did you mean 'model\.decoding\.beam_size"):
+        with_options(config, [setting])
+    with pytest.raises(UserError, match=r"model\.num_layers: is fixed by the training; keys that"):
+        with_options(config, ["model.num_layers=2"])
+    with pytest.raises(UserError, match=r"write --set=model\.decoding\.top_k=VALUE"):
+        with_options(config, ["model.decoding.top_k"])
+
+
+def test_folder_that_contains_runs(command, tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "config.json").write_text("{}")
+    done = command("evaluate", f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert f"name one of the runs in it: {tmp_path / 'first'}" in done.stderr
+    done = command("evaluate", f"--workdir={tmp_path / 'first' / 'config.json'}")
+    assert "it is a file; name the run directory" in done.stderr
+    done = command("predict", f"--export={tmp_path / 'first'}", "--input=x")
+    assert done.returncode == 2
+    assert "export this run directory with launch.export" in done.stderr
+
+
+def test_report_of_run_directories(command, tiny_run, tmp_path):
+    folder, _ = tiny_run
+    for results in (folder, folder.parent):
+        done = command("report", f"--results={results}")
+        assert done.returncode == 0, done.stderr
+        assert "## text_classification: own_reviews" in done.stdout
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text("")
+    done = command("report", f"--results={tmp_path}")
+    assert done.returncode == 2
+    assert "has no finished run" in done.stderr

@@ -20,7 +20,7 @@ from attention.image.batch_norm import BatchNorm
 from attention.image.maps import expect_positive, kernel_init
 from attention.kernels.convolution import convolve
 from attention.sharding import constrain
-from tasks.common.configs import Config, Dtype, PositiveInts, within
+from tasks.common.configs import Config, Dtype, PositiveInts, spec_of, within
 
 Array = jax.Array
 
@@ -96,7 +96,7 @@ class StagesConfig(Config):
     """
 
     channels: PositiveInts = (16, 32, 64, 128)
-    attention: str = "none"
+    attention: spec_of("none", *registry.names("map_attention")) = "none"
     momentum: within("(0, 1]") = 0.1
     dtype: Dtype = "float32"
 

@@ -23,10 +23,19 @@ from flax import nnx
 from attention import registry, shapes
 from attention.projection import Projection
 from tasks.common.backbones.embedding import TokenEmbedding
-from tasks.common.backbones.recurrent import LSTMState, find_cell
+from tasks.common.backbones.recurrent import CELLS, LSTMState, find_cell
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, EncoderConfig
-from tasks.common.configs import Config, Fraction, NonNegativeInt, PositiveInt, Rate, one_of
+from tasks.common.configs import (
+    Config,
+    Fraction,
+    NonNegativeInt,
+    PositiveInt,
+    Rate,
+    known_names,
+    one_of,
+    spec_of,
+)
 from tasks.common.decoding import ctc
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.losses import smoothed_cross_entropy
@@ -64,8 +73,8 @@ class TranscriberConfig(Config):
     decoder: one_of("recurrent", "transformer", "none") = "recurrent"
     ctc_weight: Fraction = 0.3
     decoding_ctc_weight: Fraction = 0.3
-    alignment: str = "location_aware"
-    cell: str = "gru"
+    alignment: spec_of(*registry.names("alignment")) = "location_aware"
+    cell: known_names(*CELLS) = "gru"
     state_size: PositiveInt = 128
     embedding_size: PositiveInt = 32
     num_layers: PositiveInt = 1

@@ -21,7 +21,7 @@ from attention.normalization import LayerNorm, RMSNorm
 from attention.positions import ADDED_POSITIONS, POSITIONS, build_added_positions
 from attention.projection import Projection
 from attention.sharding import constrain
-from tasks.common.configs import Config, Dtype, PositiveFloat, PositiveInt, Rate, one_of
+from tasks.common.configs import Config, Dtype, PositiveFloat, PositiveInt, Rate, one_of, spec_of
 
 Array = jax.Array
 
@@ -39,10 +39,10 @@ class EncoderConfig(Config):
     """Config of a Transformer encoder or decoder.
 
     Attributes:
-      model_size: D.
-      num_layers: L.
-      num_heads: N, divides D.
-      feedforward_size: F.
+      model_size: D, size of the vectors between the layers.
+      num_layers: L, number of layers.
+      num_heads: N, number of attention heads; divides D.
+      feedforward_size: F, hidden size of the feed-forward modules.
       dropout_rate: dropout rate after embeddings, attention and feed-forward.
       attention_dropout_rate: dropout rate of the attention weights, or of the values that take
         their place in mixers without weights.
@@ -84,9 +84,9 @@ class EncoderConfig(Config):
     attention_dropout_rate: Rate = 0.1
     norm: one_of("pre", "post") = "pre"
     activation: one_of(*_ACTIVATIONS) = "gelu"
-    positions: str = "sinusoidal"
+    positions: spec_of("none", *ADDED_POSITIONS, *POSITIONS) = "sinusoidal"
     max_length: PositiveInt = 512
-    mixer: str = "dot_product"
+    mixer: spec_of(*registry.names("mixer")) = "dot_product"
     dtype: Dtype = "float32"
     normalization: one_of("layer", "rms") = "layer"
     norm_epsilon: PositiveFloat = 1e-5

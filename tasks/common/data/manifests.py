@@ -325,10 +325,12 @@ def read_manifest(name: str, column: str | None = None) -> list[ManifestRow]:
     if missing and table.delimiter is not None:
         raise UserError(
             f"{name}: no column {' and '.join(missing)}; expected the columns path and text, got "
-            f"{table.column_names}"
+            f"{table.column_names}; rename them in the first line"
         )
     if column is not None and table.delimiter is not None and named[-1] not in table.header:
-        raise no_column(f"config.data.split_by: {name}", column, table.header)
+        raise no_column(
+            f"config.data.split_by: {name}", column, table.header, "config.data.split_by"
+        )
     folder, lines = Path(name).expanduser().parent, []
     for number, (file, text, *group) in table.select(named):
         lines.append(_line(f"{name}: line {number}", folder, file, text, column, *group))

@@ -18,7 +18,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -51,13 +51,17 @@ class Table:
     delimiter: str | None
 
     def select(
-        self, columns: Sequence[str], optional: Collection[str] = ()
+        self,
+        columns: Sequence[str],
+        optional: Collection[str] = (),
+        keys: Mapping[str, str] | None = None,
     ) -> Iterator[tuple[int, list[Any]]]:
         """Yields (line number, values of the selected columns) of each record.
 
         Args:
           columns: names of the columns.
           optional: columns that may be missing in JSON objects; their value is then None.
+          keys: config key that names each column, for messages.
 
         Yields:
           Strings for CSV and TSV, JSON values for JSON lines.
@@ -65,14 +69,16 @@ class Table:
         Raises:
           UserError: a record is malformed or lacks a column.
         """
+        keys = keys or {}
         if self.delimiter is None:
             for line, row in _objects(self.name):
                 for column in columns:
                     if column not in row and column not in optional:
-                        raise no_column(f"{self.name}: line {line}", column, list(row))
+                        where = f"{self.name}: line {line}"
+                        raise no_column(where, column, list(row), keys.get(column))
                 yield line, [row.get(column) for column in columns]
             return
-        self.expect(columns)
+        self.expect(columns, keys)
         indices = [self.header.index(column) for column in columns]
         for line, row in itertools.islice(_records(self.name, self.delimiter), 1, None):
             yield line, [row[index] for index in indices]
@@ -107,11 +113,11 @@ class Table:
             return self.header
         return tuple(dict.fromkeys(key for _, row in _objects(self.name) for key in row))
 
-    def expect(self, columns: Sequence[str]) -> None:
-        """Raises a UserError if the header lacks one of `columns`."""
+    def expect(self, columns: Sequence[str], keys: Mapping[str, str] | None = None) -> None:
+        """Raises a UserError if the header lacks one of `columns`; `keys` as for `select`."""
         for column in columns:
             if column not in self.header:
-                raise no_column(self.name, column, self.header)
+                raise no_column(self.name, column, self.header, (keys or {}).get(column))
 
     @property
     def column_names(self) -> str:
@@ -175,12 +181,22 @@ def open_table(
     return Table(name, header, delimiter)
 
 
-def no_column(where: str, column: str, known: Sequence[str]) -> UserError:
-    """Returns the error for a missing column, which suggests the most similar known column."""
+def no_column(where: str, column: str, known: Sequence[str], key: str | None = None) -> UserError:
+    """Returns the error for a missing column, which suggests the most similar known column.
+
+    Args:
+      where: file, for the message.
+      column: name of the missing column.
+      known: names of the columns that the file has.
+      key: config key that names the column; None if no key does.
+    """
     near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
     lower = [other for other in known if other.lower() == column.lower()]
     hint = f" (did you mean {(lower or near)[0]!r}?)" if lower or near else ""
-    return UserError(f"{where}: no column {column!r}{hint}; the columns are: {join_names(known)}")
+    remedy = f"; set --{key} to one of them" if key else ""
+    return UserError(
+        f"{where}: no column {column!r}{hint}; the columns are: {join_names(known)}{remedy}"
+    )
 
 
 def _objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -19,6 +19,8 @@ from tasks.common.data.deduplication import text_hash
 from tasks.common.errors import UserError, warn_once
 
 _T = TypeVar("_T")
+# Number of files that a message names.
+_SHOWN = 3
 
 # Metadata of config fields that older runs lack. If such a field has its default value, the hash of
 # the experiment is unchanged, see `launch.engine.config.identity`.
@@ -183,12 +185,12 @@ def read_each(
     Args:
       items: arguments for `read`, such as paths.
       read: function that reads an item, and raises UserError if it cannot.
-      skip_broken: whether to skip unreadable items and list them on standard error.
+      skip_broken: whether to skip unreadable items and report them on standard error.
 
     Raises:
       UserError: an item cannot be read; the message says how to skip it.
     """
-    arrays, numbers = [], []
+    arrays, numbers, skipped = [], [], []
     for number, item in enumerate(items):
         try:
             arrays.append(read(item))
@@ -198,10 +200,37 @@ def read_each(
                     f"{error}; repair or remove the file, or skip broken files with "
                     f"--config.data.skip_broken"
                 ) from None
-            print(f"skipped {error}", file=sys.stderr)
+            skipped.append(str(error))
         else:
             numbers.append(number)
+    _report_skipped(skipped, len(items))
     return arrays, numbers
+
+
+def _report_skipped(reasons: Sequence[str], count: int) -> None:
+    """Prints the skipped items: a line for each if they are few, else one line with the first."""
+    if len(reasons) > _SHOWN:
+        shown = "; ".join(reasons[:_SHOWN])
+        reasons = [f"{len(reasons)} of {count} files, such as {shown}"]
+    for reason in reasons:
+        print(f"skipped {reason}", file=sys.stderr)
+
+
+def expect_some_files(files: Sequence[Path], where: str, remedy: str) -> None:
+    """Raises if none of several files exists, as with a wrong folder.
+
+    Args:
+      files: files that a manifest or annotation file refers to.
+      where: that file, for the message.
+      remedy: advice for the message.
+
+    Raises:
+      UserError: there are files in the list, and none of them exists.
+    """
+    if len(files) > 1 and not any(os.path.isfile(file) for file in files):
+        shown = ", ".join(str(file) for file in files[:_SHOWN])
+        more = ", ..." if len(files) > _SHOWN else ""
+        raise UserError(f"{where}: none of its {len(files)} files exists: {shown}{more}; {remedy}")
 
 
 def split_names(names: Sequence[str], where: str) -> dict[str, str]:

@@ -73,6 +73,8 @@ class HybridConfig(Config):
         more than 2²³ entries.
       positions_per_step: T, number of positions sampled from each sequence; fewer if a training
         step would compute more than 2²³ logits.
+      model_size, num_layers, num_heads, feedforward_size, dropout_rate, max_length: see
+        `SASRecConfig`.
     """
 
     name: str = "hybrid"

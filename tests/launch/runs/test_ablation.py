@@ -84,7 +84,9 @@ def test_file_in_the_repository_resolves():
 
 
 def test_config_that_is_no_ablation_is_refused():
-    with pytest.raises(UserError, match="get_ablation"):
+    with pytest.raises(
+        UserError, match=r"is the config of one experiment, expected an ablation file"
+    ):
         load_ablation("configs/text_classification.py")
 
 

@@ -39,6 +39,13 @@ class Base(Config):
 
 
 @dataclasses.dataclass(frozen=True)
+class Redeclared(Base):
+    size: int = 8
+    kind: str = "b"
+    limit: int | None = 3
+
+
+@dataclasses.dataclass(frozen=True)
 class Inherited(Base):
     heads: PositiveInt = 2
     free: float = -1.0
@@ -48,7 +55,7 @@ class Inherited(Base):
         self.expect("heads", self.size % self.heads == 0, f"a divisor of size={self.size}")
 
 
-@pytest.mark.parametrize("config", [Base, Inherited])
+@pytest.mark.parametrize("config", [Base, Redeclared, Inherited])
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [

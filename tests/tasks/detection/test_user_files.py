@@ -224,6 +224,15 @@ def test_pictures_that_are_not_as_they_should_be_are_named_or_skipped(folder, ca
         own(folder(coco(3)) / "train.json")
 
 
+def test_a_wrong_folder_of_images_is_named_once(folder, tmp_path, capsys):
+    where = folder(coco(60, [annotation(n, n) for n in range(1, 61)]))
+    for skip_broken in (False, True):
+        with pytest.raises(UserError, match=r"none of its 60 files .*\.data\.images") as e:
+            own(where / "train.json", images=str(tmp_path / "x"), skip_broken=skip_broken)
+        assert str(e.value).count(".png") == 3
+        assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("crowd", "expected"),
     [(0, 0), ("0", 0), (0.0, 0), (False, 0), (None, 0), (1, 1), ("1", 1), (True, 1)],

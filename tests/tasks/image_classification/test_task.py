@@ -278,7 +278,7 @@ def test_configs():
     assert load("cls").name == "vit_cls"
     assert load("cls") == load("digits,vit,cls")
     assert load("convnet,cbam") == load("digits,convnet,cbam")
-    with pytest.raises(UserError, match=r"head: got .clss., expected one of cls"):
+    with pytest.raises(UserError, match=r"head: got .clss., expected one of 'cls'"):
         load("clss")
     found = load("fashion_mnist,resnet,se(reduction=4)")
     assert (found.name, found.data.name) == ("resnet_se_reduction_4", "fashion_mnist")

@@ -137,6 +137,11 @@ def test_columns_are_found(read, text, name, wanted, expected):
             "kunde,artikel,wann\nu,a,2021-01-01\n",
             "no column 'user'; the columns are: kunde, artikel",
         ),
+        (
+            "who,what,when\nann,milk,monday\nbob,milk,today\n",
+            r"line 1 is not user,item,timestamp; if it is a header, set config\.data\.user_column, "
+            r".*to its columns: who, what, when; else correct the time 'when'",
+        ),
         ("user_id,userId,item,time\nu,v,a,1\n", "'user_id' and 'userId' can both be the column"),
         ("1::1193::5::978300760\n", r"line 1: got 1 fields, .*instead of '::'"),
         ("u a 1609459200\n", r"line 1: got 1 fields, .*instead of ' '"),

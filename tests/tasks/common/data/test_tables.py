@@ -202,3 +202,19 @@ def test_names_that_are_no_files_are_refused_in_one_line(read, name):
     with pytest.raises(UserError) as refused:
         read(name)
     assert "\n" not in str(refused.value)
+
+
+def test_the_key_of_a_missing_column_is_named(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("review,stars\nfine,1\n")
+    keys = {"reviews": "config.data.text_column"}
+    message = (
+        r"no column 'reviews' \(did you mean 'review'\?\); the columns are: review, stars; set "
+        r"--config\.data\.text_column to one of them"
+    )
+    with pytest.raises(UserError, match=message):
+        list(open_table(path).select(["reviews"], keys=keys))
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"review": "fine", "stars": 1}\n')
+    with pytest.raises(UserError, match=message):
+        list(open_table(lines).select(["reviews"], keys=keys))

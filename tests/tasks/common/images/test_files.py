@@ -222,6 +222,15 @@ def test_what_is_broken_is_named_and_skipped_if_asked_for(tmp_path, capsys):
     assert line.startswith(f"skipped {paths[1]}: not an image")
 
 
+def test_many_broken_files_give_one_line(tmp_path, capsys):
+    paths = [tmp_path / f"{number}.png" for number in range(40)]
+    images, numbers = read_each(paths, read_image, skip_broken=True)
+    assert (images, numbers) == ([], [])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"skipped 40 of 40 files, such as {paths[0]}: no such file; {paths[1]}:")
+    assert "3.png" not in line
+
+
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     """Otherwise its images would be lost without a message."""
     for name in ("a.png", "closed/b.png", "open/c.PNG", "open/.hidden/d.png"):
