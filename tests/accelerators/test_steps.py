@@ -23,6 +23,10 @@ CONFIGS = sorted(path.stem for path in (records.ROOT / "configs").glob("*.py"))
 FAST = ("forecasting", "language_modeling", "text_classification")
 MACHINES = {"cuda": ("h100x1", "h100x8"), "tpu": ("v5e:1", "v5e:4x4")}
 LIMIT = 90.0
+# Largest ratio of the temporaries on one TPU to those on one GPU. On a TPU feature maps of 16 to 24
+# channels are padded to 128 lanes.
+RATIOS = {"detection": 4.0, "segmentation": 5.0}
+RATIO = 2.0
 FUSED = {"cudnn", "triton", "splash", "tokamax"}
 LONG = 512
 # A GPT of 1.3 billion parameters.
@@ -100,7 +104,8 @@ def test_default_config(config, machine, tmp_path):
     if machine == "v5e:1" and other is not None:
         for here, there in zip(written["steps"], other["steps"], strict=True):
             mine, theirs = (each["bytes_per_device"]["temporaries"] for each in (here, there))
-            assert mine <= 2 * theirs + 2**20, (here["step"], mine, theirs)
+            limit = RATIOS.get(config, RATIO)
+            assert mine <= limit * theirs + 2**20, (here["step"], mine, theirs)
 
 
 @pytest.mark.slow
