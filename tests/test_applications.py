@@ -40,6 +40,9 @@ SHORT = {
     "training.log_every": 2,
 }
 
+# Flags of every command, which launch/cli.py defines.
+SHARED_FLAGS = ("data_dir", "cache_dir", "data_mirror")
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -325,7 +328,7 @@ def test_flags_configs_and_keys_exist(name):
         for word in words[3:]:
             if word.startswith("--") and not word.startswith("--config."):
                 flag = word[2:].partition("=")[0]
-                assert flag in {*known[command], *known["cli"]}, word
+                assert flag in {*known[command], *SHARED_FLAGS}, word
         given = dict(word.split("=", 1) for word in words[3:] if re.match(r"--.+=", word))
         config = given.get("--config", "")
         if command in ("train", "sweep", "prepare"):

@@ -229,7 +229,10 @@ def test_any_file_has_an_answer(predict, tmp_path, capsys):
 
 
 def test_the_config_names_what_it_does_not_know():
-    with pytest.raises(UserError, match=r"got 'patchts', expected one of etth1, .*, or a horizon"):
+    with pytest.raises(
+        UserError,
+        match=r"got 'patchts' \(did you mean 'patchtst'\?\), expected one of etth1, .*, or a hor",
+    ):
         configs.load_file("configs/forecasting.py:patchts")
     config = configs.load_file("configs/forecasting.py:exchange_rate,192,lag,quantile")
     assert (config.name, config.data.horizon, config.data.name) == (

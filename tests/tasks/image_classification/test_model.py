@@ -89,7 +89,7 @@ def test_every_pool_of_the_registry_is_a_head():
     ("field", "value", "message"),
     [
         ("patch_size", 0, "patch_size: got 0, expected at least 1"),
-        ("head", "clss", "head: got .clss., expected one of cls, mean"),
+        ("head", "clss", "head: got .clss., expected one of 'cls', 'mean'"),
         ("head_dropout_rate", 1.0, "head_dropout_rate: got 1.0, expected a rate"),
         ("num_heads", 7, "num_heads"),
         ("num_layers", -1, "num_layers"),
