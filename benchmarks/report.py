@@ -268,17 +268,17 @@ def _accelerator_steps(section: Mapping[str, Any]) -> list[str]:
     table = []
     for row in section["rows"]:
         size = row["bytes_per_device"]
-        state = row["peak"] - sum(size.get(name, 0) for name in ("temporaries", "code", "batch"))
+        state = size.get("arguments", 0) + size.get("outputs", 0)
         mesh = " x ".join(f"{axis} {count}" for axis, count in row["mesh"].items())
         table.append(
             [
                 row["config"],
                 row["topology"] + (f" ({mesh})" if mesh else ""),
                 row["step"],
-                *(_megabytes(each) for each in (state, size.get("temporaries"), row["peak"])),
+                *(_human(each) for each in (state, size.get("temporaries"), row["peak"])),
                 f"{row['flops']:.3g}",
                 ", ".join(
-                    f"{number} {kind} {_megabytes(count)}"
+                    f"{number} {kind} {_human(count)}"
                     for kind, (number, count) in row["collectives"].items()
                 ),
                 ", ".join(f"{number} {name}" for name, number in row["kernels"].items()),
@@ -430,6 +430,10 @@ def _number(value: float | None) -> str:
 
 def _megabytes(value: int | None) -> str:
     return "" if value is None else f"{value / 1e6:,.0f} MB"
+
+
+def _human(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.3g} MB"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
