@@ -56,7 +56,7 @@ def test_attention_counts_two_products_for_each_pair():
 
 
 def test_shards_count_for_all_devices():
-    mesh = jax.sharding.AbstractMesh((4,), ("data",))
+    mesh = jax.sharding.AbstractMesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("data")
     mapped = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=spec, out_specs=spec)
     shape = jax.ShapeDtypeStruct((8, 16), jnp.float32)

@@ -64,7 +64,10 @@ def test_the_card_has_data_results_and_baselines(exported):
         (("--workdir={none}", "--output={none}"), "no run"),
         (("--workdir={run}", "--output={none}", "--batch_size=4"), "needs --format=onnx"),
         (("--workdir={run}", "--output={none}", "--format=onnx", "--batch_size=0"), "at least 1"),
-        (("--workdir={run}", "--output={none}", "--set=model.num_layers=2"), "is fixed by the training"),
+        (
+            ("--workdir={run}", "--output={none}", "--set=model.num_layers=2"),
+            "is fixed by the training",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(run, exported, command, tmp_path, flags, expected):
