@@ -40,8 +40,8 @@ class DeviceSpeed:
 SPEEDS: Mapping[str, DeviceSpeed] = {
     "B200": DeviceSpeed(2250e12, 1100e12, 8.0e12, 148, 180e9),
     "H200": DeviceSpeed(989e12, 494e12, 4.8e12, 132, 141e9),
-    "H100": DeviceSpeed(989e12, 494e12, 3.352e12, 132, 80e9),
-    "A100": DeviceSpeed(312e12, 156e12, 2.039e12, 108, 80e9),
+    "H100": DeviceSpeed(989e12, 494e12, 3.35232e12, 132, 80e9),
+    "A100": DeviceSpeed(312e12, 156e12, 2.03904e12, 108, 80e9),
     "L40S": DeviceSpeed(362e12, 183e12, 0.864e12, 142, 48e9),
     "L4": DeviceSpeed(121e12, 60e12, 0.3e12, 58, 24e9),
     "A10": DeviceSpeed(125e12, 62e12, 0.6e12, 72, 24e9),
@@ -88,20 +88,17 @@ class Call:
     backward: bool
     speed: DeviceSpeed
 
-    def operations(self, products: int, block: int = 1, width: int = 1, power: bool = False):
+    def operations(self, products: int, block: int = 1, width: int = 1) -> int:
         """Returns the operations of matrix products over all pairs of queries and keys.
 
         Args:
           products: number of products; half of them contract or yield H, half V.
           block: number that T and S are padded to a multiple of.
           width: number that H and V are padded to a multiple of.
-          power: whether H and V are padded to powers of 2.
         """
-        sizes = [padded(size, width) for size in (self.size, self.value_size)]
-        if power:
-            sizes = [1 << (size - 1).bit_length() for size in sizes]
+        sizes = padded(self.size, width) + padded(self.value_size, width)
         pairs = padded(self.queries, block) * padded(self.keys, block)
-        return self.batch * self.heads * pairs * products * sum(sizes)
+        return self.batch * self.heads * pairs * products * sizes
 
     def vectors(self, width: int = 1, block: int = 1) -> int:
         """Returns the bytes of queries, keys, values and results together, padded."""
@@ -133,8 +130,7 @@ class Cost:
       efficiency: fraction of the peak rate that its products reach.
       launches: number of kernels.
       grid_steps: steps of a sequential grid on a TPU.
-      memory: bytes of matrices [B, N, T, S].
-      fused: whether logits are never in memory as a matrix [B, N, T, S].
+      memory: bytes of matrices [B, N, T, S]; 0 for a kernel that never has one in memory.
     """
 
     operations: float
@@ -143,13 +139,12 @@ class Cost:
     launches: int
     grid_steps: int = 0
     memory: float = 0.0
-    fused: bool = True
 
 
 def seconds(call: Call, cost: Cost) -> float:
     """Returns the estimated seconds; infinite if matrices [B, N, T, S] take half of the memory."""
     speed = call.speed
-    if not cost.fused and cost.memory > speed.memory / 2:
+    if cost.memory > speed.memory / 2:
         return math.inf
     peak = speed.half if call.itemsize <= 2 else speed.single
     bound = max(cost.operations / (peak * cost.efficiency), cost.traffic / speed.bandwidth)

@@ -105,7 +105,7 @@ def is_portable() -> bool:
 _LEAST = {"cuda": ("gpu", "NVIDIA A100")}
 
 # Compute capabilities by part of the kind, for devices that are absent.
-_CAPABILITIES = {"A100": (8, 0), "H100": (9, 0), "H200": (9, 0)}
+CAPABILITIES = {"A100": (8, 0), "H100": (9, 0), "H200": (9, 0)}
 
 
 def _described(
@@ -128,7 +128,7 @@ def _capability_of(device: Any, kind: str | None) -> tuple[int, int] | None:
     if number is not None:
         major, _, minor = str(number).partition(".")
         return int(major), int(minor or 0)
-    return next((found for part, found in _CAPABILITIES.items() if part in (kind or "")), None)
+    return next((found for part, found in CAPABILITIES.items() if part in (kind or "")), None)
 
 
 def require_platform(platform: str, can_be_interpreted: bool = True) -> bool:

@@ -316,7 +316,7 @@ def estimates(
             continue
         module = sys.modules[registry.load("kernel", name).__module__]
         cost = module.cost(call) if hasattr(module, "cost") else None
-        if cost is not None and (cost.fused or call.queries * call.keys < LONG**2):
+        if cost is not None and (not cost.memory or call.queries * call.keys < LONG**2):
             found[name] = 1e3 * costs.seconds(call, cost)
     return found
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 from attention.kernels import devices
-from attention.sharding import BATCH, HEADS, SEQUENCE
+from attention.sharding import BATCH, HEADS, SEQUENCE, dividing
 
 Array = jax.Array
 
@@ -117,10 +117,7 @@ def _free_axes(mesh: Any) -> tuple[str, ...]:
 
 def _assign(mesh: Any, B: int, N: int, K: int) -> MeshSplit:
     sizes = {name: mesh.shape[name] for name in _free_axes(mesh) if mesh.shape[name] > 1}
-    batch: tuple[str, ...] = ()
-    for name in BATCH:
-        if name in sizes and B % math.prod(sizes[axis] for axis in (*batch, name)) == 0:
-            batch = (*batch, name)
+    batch = dividing(BATCH, B, sizes)
     heads = (HEADS,) if HEADS in sizes and N % sizes[HEADS] == K % sizes[HEADS] == 0 else ()
     return MeshSplit(mesh, batch, heads, SEQUENCE if SEQUENCE in sizes else None)
 

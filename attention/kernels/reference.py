@@ -100,5 +100,4 @@ def cost(call: costs.Call) -> costs.Cost:
         efficiency=0.5,
         launches=15 if call.backward else 5,
         memory=matrix * (3 if call.backward else 2),
-        fused=False,
     )

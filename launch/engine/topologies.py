@@ -15,36 +15,36 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from attention.kernels import costs, devices
 from launch.engine.sharding import MeshConfig, request_devices
 from tasks.common.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """Properties of a GPU that XLA compiles for; a multiprocessor is a core below.
+    """Properties of a GPU that XLA compiles for, besides those in `attention.kernels`.
 
     Attributes:
+      model: name in `attention.kernels.costs.SPEEDS` and `devices.CAPABILITIES`.
       kind: device kind as JAX reports it.
-      memory: bytes of memory; `bandwidth` is its bytes per second.
-      cores: number of multiprocessors; `clock` is their frequency in GHz.
-      shared_memory: bytes of shared memory of a core; a block can use 1 KB less.
+      memory: bytes of memory.
+      clock: frequency of the multiprocessors in GHz.
+      shared_memory: bytes of shared memory of a multiprocessor; a block can use 1 KB less.
       cache: bytes of the L2 cache.
-      capability: compute capability, major and minor.
     """
 
+    model: str
     kind: str
     memory: int
-    bandwidth: int
-    cores: int
     clock: float
     shared_memory: int
     cache: int
-    capability: tuple[int, int]
 
     @property
     def target(self) -> str:
         """The GPU as a text-format GpuTargetConfigProto of XLA."""
-        major, minor = self.capability
+        major, minor = devices.CAPABILITIES[self.model]
+        speed = costs.SPEEDS[self.model]
         return f"""
 gpu_device_info {{
   threads_per_block_limit: 1024
@@ -53,7 +53,7 @@ gpu_device_info {{
   shared_memory_per_core: {self.shared_memory}
   shared_memory_per_block_optin: {self.shared_memory - 1024}
   threads_per_core_limit: 2048
-  core_count: {self.cores}
+  core_count: {speed.cores}
   fpus_per_core: {128 if major >= 9 else 64}
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
@@ -61,7 +61,7 @@ gpu_device_info {{
   thread_dim_limit_x: 1024
   thread_dim_limit_y: 1024
   thread_dim_limit_z: 64
-  memory_bandwidth: {self.bandwidth}
+  memory_bandwidth: {speed.bandwidth:.0f}
   l2_cache_size: {self.cache}
   clock_rate_ghz: {self.clock}
   device_memory_size: {self.memory}
@@ -77,18 +77,13 @@ device_description_str: "{self.kind}"
 
 # NVIDIA A100 (2020), H100 and H200 (2022, 2023) datasheets and CUDA C++ Programming Guide.
 GPUS: Mapping[str, Gpu] = {
-    "a100": Gpu(
-        "NVIDIA A100-SXM4-80GB", 85_100_068_864, 2_039_040_000_000, 108, 1.41, 167_936, 41_943_040,
-        (8, 0),
-    ),
-    "h100": Gpu(
-        "NVIDIA H100 80GB HBM3", 84_978_434_048, 3_352_320_000_000, 132, 1.98, 233_472, 52_428_800,
-        (9, 0),
-    ),
-    "h200": Gpu(
-        "NVIDIA H200", 151_397_597_184, 4_800_000_000_000, 132, 1.98, 233_472, 52_428_800, (9, 0),
-    ),
-}  # fmt: skip
+    gpu.model.lower(): gpu
+    for gpu in (
+        Gpu("A100", "NVIDIA A100-SXM4-80GB", 85_100_068_864, 1.41, 167_936, 41_943_040),
+        Gpu("H100", "NVIDIA H100 80GB HBM3", 84_978_434_048, 1.98, 233_472, 52_428_800),
+        Gpu("H200", "NVIDIA H200", 151_397_597_184, 1.98, 233_472, 52_428_800),
+    )
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,10 +161,10 @@ def _cpu(name: str, count: int) -> Topology:
     import jax
 
     request_devices(MeshConfig(cpu_devices=count))
-    devices = tuple(jax.devices("cpu")[:count])
-    if len(devices) < count:
-        raise UserError(f"--topology={name}: this process already runs on {len(devices)} devices")
-    return Topology(name, "cpu", "cpu", devices, None)
+    found = tuple(jax.devices("cpu")[:count])
+    if len(found) < count:
+        raise UserError(f"--topology={name}: this process already runs on {len(found)} devices")
+    return Topology(name, "cpu", "cpu", found, None)
 
 
 def _gpu(name: str, kind: str, count: int) -> Topology:
@@ -207,8 +202,8 @@ def _tpu(name: str, kind: str, shape: tuple[int, ...]) -> Topology:
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     found = _described(name, "tpu", topology_name=f"{kind}:{'x'.join(map(str, full))}")
-    devices = tuple(found.devices)[: 1 if single else None]
-    return Topology(name, "tpu", devices[0].device_kind, devices, generation.memory)
+    chosen = tuple(found.devices)[: 1 if single else None]
+    return Topology(name, "tpu", chosen[0].device_kind, chosen, generation.memory)
 
 
 def _described(name: str, platform: str, **options: Any) -> Any:

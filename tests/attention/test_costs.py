@@ -112,8 +112,8 @@ def test_cost_is_that_of_one_device_of_the_mesh():
 def test_dense_weights_that_do_not_fit_are_not_selected():
     device = costs.speed_of(*V5E)
     call = costs.Call("tpu", 1, 1, 1, 16, 16, 8, 8, 2, 1.0, 0.0, False, device)
-    small = costs.Cost(1.0, 1.0, 0.5, 1, memory=device.memory / 4, fused=False)
-    large = costs.Cost(1.0, 1.0, 0.5, 1, memory=device.memory, fused=False)
+    small = costs.Cost(1.0, 1.0, 0.5, 1, memory=device.memory / 4)
+    large = costs.Cost(1.0, 1.0, 0.5, 1, memory=device.memory)
     assert costs.seconds(call, small) < math.inf == costs.seconds(call, large)
 
 

@@ -57,10 +57,7 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
     from attention.kernels.gpu import triton_kernels
 
     T, S = query.shape[1], key.shape[1]
-    # In the tensor cores, a float32 number is split into two TF32 numbers.
-    numbers = 2 if query.dtype == jnp.float32 else 1
-    width = triton_kernels.padded_width(width, query.dtype) * query.dtype.itemsize * numbers
-    query_block, key_block = block_sizes(T, S, width)
+    query_block, key_block = block_sizes(T, S, _vector_bytes(width, query.dtype.itemsize))
     numbers = options["scale"], options["logit_cap"]
     settings = triton_kernels.Settings(*numbers, T, S, query_block, key_block, interpret)
     mask = options["mask"]
@@ -70,6 +67,14 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
     result = cast(Array, _attend(settings, query, key, value, *others))
     chex.assert_shape(result, (*query.shape[:3], value.shape[-1]))
     return result
+
+
+def _vector_bytes(size: int, itemsize: int) -> int:
+    """Returns the bytes of a head's padded vector in fast memory."""
+    from attention.kernels.gpu.triton_kernels import padded_width
+
+    # In the tensor cores, a float32 number is split into two TF32 numbers.
+    return padded_width(size, itemsize) * itemsize * (2 if itemsize == 4 else 1)
 
 
 def block_sizes(T: int, S: int, width: int) -> tuple[int, int]:
@@ -132,7 +137,7 @@ def _attend_backward(settings, residuals, cotangent):
     sizes = settings.sizes
     delta = jnp.sum(out.astype(jnp.float32) * cotangent.astype(jnp.float32), axis=-1)
     delta = _grown(delta.transpose(0, 2, 1), {2: sizes.rows})
-    width = triton_kernels.padded_width(V, value.dtype)
+    width = triton_kernels.padded_width(V, value.dtype.itemsize)
     given = (_grown(cotangent, {1: sizes.rows, 3: width}), log_sum, delta)
     arrays = _padded(settings, query, key, value, bias)
     ready = None if mask is None else pallas.prepare_for_kernel(mask, sizes)
@@ -173,7 +178,7 @@ def _padded(settings, query, key, value, bias) -> tuple[Array, Array, Array, Arr
     from attention.kernels.gpu.triton_kernels import padded_width
 
     sizes = settings.sizes
-    H, V = (padded_width(array.shape[-1], array.dtype) for array in (query, value))
+    H, V = (padded_width(array.shape[-1], array.dtype.itemsize) for array in (query, value))
     return (
         _grown(query, {1: sizes.rows, 3: H}),
         _grown(key, {1: sizes.columns, 3: H}),
@@ -197,14 +202,14 @@ def _power(number: int) -> int:
 
 def cost(call: costs.Call) -> costs.Cost:
     """Returns the cost for the choice of a kernel: logits are computed again in both gradients."""
-    parts = 2 if call.itemsize == 4 else 1
-    width = _power(max(call.size, call.value_size)) * call.itemsize * parts
+    # Other dtypes are refused.
+    width = _vector_bytes(max(call.size, call.value_size), 2 if call.itemsize <= 2 else 4)
     block, key_block = block_sizes(call.queries, call.keys, width)
     # In float32 each product is three products of TF32 numbers.
     products = (9 if call.backward else 2) * (3 if call.itemsize == 4 else 1)
     programs = call.batch * call.heads * -(-call.queries // block)
     return costs.Cost(
-        operations=call.operations(products, max(block, key_block), 16, power=True) * call.visible,
+        operations=call.operations(products, max(block, key_block), 16) * call.visible,
         traffic=(call.vectors(16) + call.pairs() * call.array) * (4 if call.backward else 1),
         efficiency=0.4 * call.occupancy(programs),
         launches=5 if call.backward else 1,

@@ -55,13 +55,12 @@ class Settings:
 _PARTS = {2: 128, 4: 64}
 
 
-def parts(size: int, dtype: Any) -> tuple[tuple[int, int], ...]:
+def parts(size: int, itemsize: int) -> tuple[tuple[int, int], ...]:
     """Returns start and size of the parts of a head's vector: powers of 2, at least 16.
 
     In bfloat16 a head size of 80 has parts of 64 and 16, instead of padding to 128. In float32 the
     second part is 32: the warps would share the columns of a shorter one, and spill registers.
     """
-    itemsize = jnp.dtype(dtype).itemsize
     found, start, most = [], 0, _PARTS[itemsize]
     unit = 32 if itemsize == 4 and size > 16 else 16
     while start < size:
@@ -76,9 +75,9 @@ def parts(size: int, dtype: Any) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def padded_width(size: int, dtype: Any) -> int:
+def padded_width(size: int, itemsize: int) -> int:
     """Returns the sum of the sizes of the parts of a head's vector."""
-    return sum(parts(size, dtype)[-1])
+    return sum(parts(size, itemsize)[-1])
 
 
 def forward(
@@ -383,16 +382,16 @@ def _key_gradient(
 def _read(ref: Any, *leading: Any) -> list[Array]:
     """Reads the parts of vectors, [rows, size of the part] each."""
     leading = leading or (slice(None),)
-    return [ref[(*leading, pl.ds(*part))] for part in parts(ref.shape[-1], ref.dtype)]
+    return [ref[(*leading, pl.ds(*part))] for part in parts(ref.shape[-1], ref.dtype.itemsize)]
 
 
 def _write(ref: Any, arrays: list[Array]) -> None:
-    for part, array in zip(parts(ref.shape[-1], ref.dtype), arrays, strict=True):
+    for part, array in zip(parts(ref.shape[-1], ref.dtype.itemsize), arrays, strict=True):
         ref[:, pl.ds(*part)] = array.astype(ref.dtype)
 
 
 def _zeros_of(ref: Any) -> list[Array]:
-    sizes = (size for _, size in parts(ref.shape[-1], ref.dtype))
+    sizes = (size for _, size in parts(ref.shape[-1], ref.dtype.itemsize))
     return [jnp.zeros((ref.shape[0], size), jnp.float32) for size in sizes]
 
 

@@ -324,12 +324,12 @@ def test_blocks_get_smaller_as_heads_get_wider(dtype, size, block, monkeypatch):
     ],
 )
 def test_parts_of_heads_are_powers_of_two_with_little_padding(dtype, size, parts):
-    found = triton_kernels.parts(size, dtype)
+    found = triton_kernels.parts(size, jnp.dtype(dtype).itemsize)
     assert [width for _, width in found] == parts
     assert [start for start, _ in found] == [sum(parts[:n]) for n in range(len(parts))]
-    assert triton_kernels.padded_width(size, dtype) == sum(parts)
+    assert triton_kernels.padded_width(size, jnp.dtype(dtype).itemsize) == sum(parts)
     # The padded arrays have the same parts.
-    assert triton_kernels.parts(sum(parts), dtype) == found
+    assert triton_kernels.parts(sum(parts), jnp.dtype(dtype).itemsize) == found
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from attention.kernels import devices
 from launch.engine.topologies import GPUS, topology
 from tasks.common.errors import UserError
 
@@ -44,6 +45,6 @@ def test_target_of_a_gpu_has_its_properties(name):
     fields = dict(re.findall(r"(\w+): (\d+)\b", gpu.target))
     assert int(fields["device_memory_size"]) == gpu.memory
     assert int(fields["shared_memory_per_block_optin"]) < int(fields["shared_memory_per_core"])
-    major, minor = gpu.capability
+    major, minor = devices.CAPABILITIES[gpu.model]
     assert f"cuda_compute_capability {{ major: {major} minor: {minor} }}" in gpu.target
     assert gpu.target.count("{") == gpu.target.count("}")
