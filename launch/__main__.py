@@ -9,21 +9,18 @@ import sys
 import textwrap
 from pathlib import Path
 
-from launch.cli import fail
+from launch.cli import command_sources, fail
 from launch.engine import output
 
-_FOLDER = Path(__file__).parent
 _WIDTH = 80
 
 
 def commands() -> dict[str, str]:
     """Returns the first line of each command's docstring by name, without importing any."""
-    found = {}
-    for file in sorted(_FOLDER.glob("*.py")):
-        text = file.read_text(encoding="utf-8")
-        if file.stem != "__main__" and "\n    cli.main(" in text:
-            found[file.stem] = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
-    return found
+    return {
+        name: (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+        for name, text in command_sources().items()
+    }
 
 
 def page() -> str:
@@ -62,7 +59,7 @@ def main(words: list[str]) -> None:
 
         there_are = ", ".join(known)
         fail(f"{words[0]}: no such command{did_you_mean(name, known)}; there are {there_are}")
-    sys.argv = [str(_FOLDER / f"{name}.py"), *words[1:]]
+    sys.argv = [str(Path(__file__).with_name(f"{name}.py")), *words[1:]]
     runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
 
 

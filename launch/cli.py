@@ -434,12 +434,16 @@ def _flags_of_commands() -> dict[str, set[str]]:
     """Returns the flags of each command, parsed from its source file without importing it."""
     shared = {"config": ["config"], "workdir": ["workdir"], "record": ["record", "results"]}
     found = {}
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        text = file.read_text(encoding="utf-8")
-        if "\n    cli.main(" not in text:
-            continue
+    for name, text in command_sources().items():
         names = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', text))
         for kind in re.findall(r"cli\.define_(\w+)\(", text):
             names |= set(shared.get(kind, ()))
-        found[file.stem] = names
+        found[name] = names
     return found
+
+
+def command_sources() -> dict[str, str]:
+    """Returns the source text of each command by name: the modules that call `main`."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in files}
+    return {name: text for name, text in texts.items() if "\n    cli.main(" in text}

@@ -3,7 +3,6 @@
 Imports and the start of a compiler take longer than most cases, so a process compiles many of them.
 """
 
-import fcntl
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ import sys
 import tempfile
 import threading
 
+from tests import virtual_devices
 from tests.accelerators import records
 
 # Seconds after which a process is ended, with its case counted as failed.
@@ -100,11 +100,6 @@ def _run(module, portion, take):
 
 def compiled_once(tmp_path_factory, worker_id, kind, module, cases, **options):
     """Returns the records of `compile_all`, which runs once for all workers of pytest-xdist."""
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared if worker_id == "master" else shared.parent
-    with open(shared / f"{kind}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        file = shared / f"{kind}.json"
-        if not file.exists():
-            file.write_text(json.dumps(compile_all(module, cases, **options)))
-    return json.loads(file.read_text())
+    return virtual_devices.once(
+        tmp_path_factory, worker_id, kind, lambda: compile_all(module, cases, **options)
+    )

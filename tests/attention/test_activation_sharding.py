@@ -1,19 +1,12 @@
 """Rules of activations: shardings on eight virtual devices, and where they do nothing."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from attention.sharding import constrain, constrain_examples, dividing, over_examples
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.virtual_devices import printed
 
 SCRIPT = """
 import json
@@ -79,21 +72,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def found():
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return printed("-c", SCRIPT)[-1]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.attention import subjects
-from tests.attention.kernels.cases import on_eight_devices_once
+from tests.virtual_devices import on_eight_devices_once
 
 NAMES = {f"{s.entry.kind}-{s.label}": s for s in subjects.subjects() if s.first}
 # Mechanisms whose operations another one of their kind has as well; these are slow tests.

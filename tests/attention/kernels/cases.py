@@ -3,12 +3,6 @@ reference."""
 
 import contextlib
 import dataclasses
-import fcntl
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -134,30 +128,3 @@ def every_mask(T, S):
         "big_bird": patterns.big_bird(8, query_offset=offset) & masks.causal(offset),
     }
     return found
-
-
-def on_eight_devices(module, *arguments):
-    """Runs a module in a process with 8 virtual devices; returns its lines of JSON."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    result = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=pathlib.Path(__file__).parents[3],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
-def on_eight_devices_once(tmp_path_factory, worker_id, module, *arguments):
-    """Runs `on_eight_devices` in one process for all workers of pytest-xdist."""
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared if worker_id == "master" else shared.parent
-    with open(shared / f"{module}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        file = shared / f"{module}.json"
-        if not file.exists():
-            file.write_text(json.dumps(on_eight_devices(module, *arguments)))
-    return json.loads(file.read_text())

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from attention import attend, explain_choice, kernels, masks
 from attention.kernels import partition
-from tests.attention.kernels import cases
+from tests import virtual_devices
 from tests.attention.kernels.test_split import make_mesh
 from tests.attention.subjects import normal
 
@@ -220,7 +220,9 @@ def choices():
 def answers(tmp_path_factory, worker_id):
     """Returns the errors of each case, those within other transformations, and the choices."""
     given = tmp_path_factory, worker_id, MODULE
-    *found, others, chosen = cases.on_eight_devices_once(*given, *QUICK, "within", "choices")
+    *found, others, chosen = virtual_devices.on_eight_devices_once(
+        *given, *QUICK, "within", "choices"
+    )
     return found, others, chosen
 
 
@@ -239,7 +241,7 @@ def test_on_a_mesh_equals_one_device_with_gradients(answers):
 
 @pytest.mark.slow
 def test_other_cases_on_a_mesh():
-    assert_small(cases.on_eight_devices(MODULE, *SLOW), SLOW)
+    assert_small(virtual_devices.on_eight_devices(MODULE, *SLOW), SLOW)
 
 
 def test_the_output_stays_sharded(answers):

@@ -16,7 +16,7 @@ from attention import attend, explain_choice, masks
 from attention.kernels.blockwise import online_softmax, ring
 from attention.kernels.cpu import build
 from attention.masks import patterns
-from tests.attention.kernels import cases
+from tests import virtual_devices
 from tests.attention.subjects import normal
 
 MODULE = "tests.attention.kernels.test_split"
@@ -232,7 +232,9 @@ def balance():
 def answers(tmp_path_factory, worker_id):
     """Returns the errors of each case, the unsupported cases, and the balance of work."""
     given = tmp_path_factory, worker_id, MODULE
-    *found, refused, counts = cases.on_eight_devices_once(*given, *QUICK, "refusals", "balance")
+    *found, refused, counts = virtual_devices.on_eight_devices_once(
+        *given, *QUICK, "refusals", "balance"
+    )
     return found, refused, counts
 
 
@@ -249,7 +251,7 @@ def test_on_a_mesh_equals_one_device_with_gradients(answers):
 
 @pytest.mark.slow
 def test_other_cases_on_a_mesh():
-    assert_small(cases.on_eight_devices(MODULE, *SLOW), SLOW)
+    assert_small(virtual_devices.on_eight_devices(MODULE, *SLOW), SLOW)
 
 
 def test_what_cannot_be_split_is_refused_and_auto_goes_on(answers):

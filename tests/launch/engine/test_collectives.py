@@ -1,13 +1,10 @@
 """Collectives read from programs for CPU, GPU and TPU."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 
 from launch.engine.collectives import Collective, collectives
 from tests.launch.conftest import ROOT
+from tests.virtual_devices import printed
 
 # Excerpts of what XLA prints, shortened.
 GPU, TPU = (
@@ -96,20 +93,7 @@ print(json.dumps([dataclasses.asdict(each) for each in collectives(compiled.as_t
 
 @pytest.fixture(scope="module")
 def compiled():
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        cwd=ROOT,
-        env={
-            "PYTHONPATH": str(ROOT),
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return json.loads(done.stdout)
+    return printed("-c", SCRIPT)[-1]
 
 
 def test_program_of_three_layers_compiled_here(compiled):

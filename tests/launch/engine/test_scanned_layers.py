@@ -19,8 +19,8 @@ from tasks.common.backbones.transformer import SHARDING_RULES
 from tasks.common.data.pipeline import train_iterator
 from tasks.common.errors import UserError
 from tasks.language_modeling.model import LanguageModel
-from tests.attention.kernels.cases import on_eight_devices_once
 from tests.launch.engine.scanned_model import CASES, LOOP, make_task
+from tests.virtual_devices import on_eight_devices_once
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 4, "sequence": 1}
 SCAN = {"model.scan_layers": True, "model.dtype": "float32"}
