@@ -42,14 +42,15 @@ flags.DEFINE_string("json", None, "File to write, in addition to the printed lin
 
 def compile_() -> None:
     """Runs the command `launch.compile`."""
-    from launch.engine import topologies
+    from launch.engine import compilation, sharding, topologies
+    from launch.runs.directory import prepared_task
     from tasks.common.errors import UserError
 
     config, name = cli.experiment(), cli.required("topology")
     asked = list(dict.fromkeys(cli.FLAGS.steps))
     for step in asked or [""]:
-        if step not in ("train", "evaluate", "predict"):
-            raise UserError(f"--steps={step}: expected some of train, evaluate, predict")
+        if step not in compilation.STEPS:
+            raise UserError(f"--steps={step}: expected some of {', '.join(compilation.STEPS)}")
     target = None if cli.FLAGS.json is None else Path(cli.FLAGS.json).expanduser()
     if target is not None and not target.parent.is_dir():
         raise UserError(f"--json={target}: the directory {target.parent} does not exist")
@@ -64,9 +65,6 @@ def compile_() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     topology = topologies.topology(name)
     cli.set_up_jax()
-    from launch.engine import compilation, sharding
-    from launch.runs.directory import prepared_task
-
     sharding.make_mesh(config.mesh, topology.devices)
     task = prepared_task(config, cli.paths())
     found = compilation.compile_steps(task, config, topology, asked)

@@ -472,8 +472,8 @@ class Task(abc.ABC):
             {
                 "id": f"{int(number):016x}",
                 **row._asdict(),
-                "confidence": _seven_digits(row.confidence),
-                "score": _seven_digits(score),
+                "confidence": seven_digits(row.confidence),
+                "score": seven_digits(score),
             }
             for number, row, score in zip(ids, found, scores, strict=True)
         ]
@@ -533,7 +533,7 @@ class Task(abc.ABC):
         return {}
 
 
-def _seven_digits(value: float | None) -> float | None:
+def seven_digits(value: float | None) -> float | None:
     """Rounds a number to the precision of float32; None for a number that is not finite."""
     if value is None or not math.isfinite(value):
         return None

@@ -32,7 +32,7 @@ from tasks.forecasting.models.heads import HEADS, Head
 from tasks.forecasting.paths import forecast_autoregressively, quantiles_beyond
 from tasks.forecasting.processor import ForecastingProcessor
 from tasks.forecasting.rolling import fit_share
-from tasks.task import Arrays, Axes, Batch, ExamplePrediction, Task
+from tasks.task import Arrays, Axes, Batch, ExamplePrediction, Task, seven_digits
 
 Array = jax.Array
 
@@ -239,7 +239,9 @@ class Forecasting(Task):
                 point = np.asarray(self.head.point(outputs["forecast"][index])) * std + mean
                 true = series.series[ahead, -1] * std + mean
                 true = np.where(series.valid[ahead, -1], true, np.nan)
-                row = row._replace(target=_numbers(true), prediction=_numbers(point))
+                row = row._replace(
+                    target=[*map(seven_digits, true)], prediction=[*map(seven_digits, point)]
+                )
             found.append(row)
         return found
 
@@ -326,11 +328,6 @@ class Forecasting(Task):
                 )
             drawn.append(figures)
         return drawn
-
-
-def _numbers(values: np.ndarray) -> list[float | None]:
-    """Returns numbers as JSON values with seven digits; None for those that are not finite."""
-    return [float(f"{value:.7g}") if np.isfinite(value) else None for value in values]
 
 
 def _counted(batch: Batch) -> Array:
