@@ -41,6 +41,7 @@ __all__ = [
     "ProcessingSteps",
     "Processor",
     "Task",
+    "seven_digits",
 ]
 
 Arrays = Mapping[str, np.ndarray]
