@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import re
 import shlex
 import sys
@@ -13,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 
 from launch.engine import output
 from launch.engine.errors import Interrupted, keep_interrupts, signal_of, system_error
@@ -178,12 +180,13 @@ def set_up_jax(config=None) -> None:
 
 def main(command: Callable[[], None], usage: str) -> None:
     """Runs a command; user errors are printed as one line on stderr, with exit status 2."""
-    logging.set_verbosity(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.WARNING)
     if output.reopen_closed():
         fail("standard output is closed; send it to a file, a pipe or /dev/null")
     output.tolerate_narrow_encodings()
     threading.excepthook = _failed_thread
     sys.unraisablehook = _failed_callback
+    logging.getLogger("asyncio").addFilter(_is_no_system_error)
     sys.modules["__main__"].__doc__ = usage
     for name in ("config", "workdir", "data_dir", "cache_dir", "data_mirror"):
         if name in FLAGS:
@@ -235,6 +238,16 @@ def _failed_callback(failure: Any) -> None:
     """
     if "Event loop is closed" not in str(failure.exc_value):
         sys.__unraisablehook__(failure)
+
+
+def _is_no_system_error(record: logging.LogRecord) -> bool:
+    """Drops log records of system errors in asynchronous tasks, as `_failed_thread` does.
+
+    Arrays are written by one task each. If several fail, asyncio logs the errors that the save
+    operation did not raise.
+    """
+    failure = record.exc_info[1] if record.exc_info else None
+    return failure is None or system_error(failure) is None
 
 
 def fail(message: str) -> None:

@@ -1,7 +1,10 @@
 """Errors of the system: one line, exit status 2; a run works without caches."""
 
+import asyncio
 import errno
+import gc
 import json
+import logging
 import os
 import resource
 import shutil
@@ -99,6 +102,31 @@ def test_a_command_ends_with_one_line(error, capsys):
         cli._guarded(fails)
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: /data/x: No space left on device\n"
+
+
+@pytest.mark.parametrize(("error", "logged"), [(FULL, False), (ValueError("x"), True)])
+def test_errors_of_further_tasks_are_not_logged_beside_the_line(error, logged, caplog):
+    """Several arrays of a checkpoint fail at once; the save operation raises one of the errors."""
+
+    async def save():
+        await asyncio.gather(write(0.0), write(30.0))
+
+    async def write(seconds):
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            # The second one fails while the event loop is closed after the first error.
+            raise error
+
+    dropped = cli._is_no_system_error
+    logging.getLogger("asyncio").addFilter(dropped)
+    try:
+        with pytest.raises(type(error)):
+            asyncio.run(save())
+        gc.collect()
+    finally:
+        logging.getLogger("asyncio").removeFilter(dropped)
+    assert bool(caplog.records) == logged
 
 
 def test_a_fault_of_the_program_is_no_line():
