@@ -11,25 +11,12 @@ import numpy as np
 
 from launch.engine.evaluation import Evaluation
 from launch.engine.writers import read_lines, write_text
-from launch.reporting import figures
+from launch.reporting import figures, page
 from launch.reporting.tables import format_gains, format_seconds
 from tasks.figures import AttendedText
 from tasks.task import Task
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem;
-  color: #222; background: #fff; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; margin: .3rem; }
-.text { line-height: 2; } .text span { padding: .15rem .2rem; border-radius: .2rem; }
-code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; }
-</style></head><body>
-<h1>{{ title }}</h1>
-<p><code>{{ record.command }}</code></p>
+_BODY = """<p><code>{{ record.command }}</code></p>
 <p>{{ record.steps }} steps to the best {{ record.selected_by }}, {{ seconds }},
 {{ "{:,}".format(record.parameters) }} parameters, {{ record.device }}, seed {{ record.seed }}
 {%- if record.commit %}, commit {{ record.commit[:9] }}{{ "+dirty" if "dirty" in record.commit }}
@@ -51,7 +38,6 @@ code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; }
 {% if texts %}<h2>Attention over examples</h2>
 <p>Darker words have larger attention weights; point at a word to read its weight.</p>
 {{ texts }}{% endif %}
-</body></html>
 """
 
 
@@ -75,17 +61,16 @@ def write_report(
       evaluation: results on the test split.
       attention: attention weights of the first test examples, by name.
     """
-    import jinja2
     from markupsafe import Markup
 
     drawn = task.figures(evaluation.statistics, evaluation.outputs, "test", attention)
     texts = [figure for figure in drawn if isinstance(figure, AttendedText)]
     drawings = [figure for figure in drawn if not isinstance(figure, AttendedText)]
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_PAGE)
     shown = list(task.table_metrics)
     write_text(
         folder / "report.html",
         page.render(
+            _BODY,
             title=f"{record['task']}: {record['data']}, {record['experiment']}",
             record=record,
             metrics=shown,
