@@ -22,6 +22,7 @@ def train() -> None:
     """Runs the command `launch.train`."""
     from launch.engine.config import task_class
     from launch.reporting import tables
+    from launch.reporting.results import training_notes
     from launch.runs.run import run
 
     config, folder = cli.experiment(), cli.workdir()
@@ -29,6 +30,8 @@ def train() -> None:
     cli.set_up_jax(config)
     record = run(config, folder, cli.paths(), cli.command(), cli.FLAGS.baselines)
     tables.show(record, task_class(config.task).table_metrics)
+    for note in training_notes(record):
+        print(note)
     print(f"report: {folder / 'report.html'}")
     cli.record([record])
 

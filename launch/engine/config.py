@@ -95,6 +95,13 @@ class Experiment(Config):
         # Names of run directories consist of this name, seed and hash; file systems allow 255
         # bytes.
         self.expect("name", len(self.name) <= 230, "at most 230 letters")
+        last, steps = self.optimizer.last_step, self.training.steps
+        if last is not None and steps > last:
+            raise ValueError(
+                f"training.steps: got {steps}, expected at most {last}, the steps of the warm-up "
+                f"and the decay, after which the learning rate is 0; raise optimizer.decay_steps "
+                f"or optimizer.final_fraction"
+            )
 
 
 def task_names() -> list[str]:
@@ -338,13 +345,13 @@ def identity(config: Experiment) -> str:
 
     The mesh and the model's `_EXECUTION` fields are excluded because they affect only speed and
     memory. Hashes are stable across versions: renamed fields are hashed under their former names,
-    and newer fields of data and model are excluded if they have their default value.
+    and newer fields of data, model and optimizer are excluded if they have their default value.
     """
     values = _with_former_keys(config, to_dict(config))
     del values["mesh"]
     for name in _EXECUTION:
         values["model"].pop(name, None)
-    for group in ("data", "model"):
+    for group in ("data", "model", "optimizer"):
         part = getattr(config, group)
         for field in dataclasses.fields(part):
             if field.metadata.get("later") and getattr(part, field.name) == field.default:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import signal
 import time
@@ -13,10 +14,10 @@ import numpy as np
 
 from launch.engine import state as states
 from launch.engine.checkpoints import Checkpoints
-from launch.engine.config import Experiment
+from launch.engine.config import Experiment, TrainingConfig
 from launch.engine.errors import Interrupted
 from launch.engine.evaluation import Evaluation, evaluate
-from launch.engine.progress import Progress
+from launch.engine.progress import ESTIMATE_AFTER, Progress
 from launch.engine.steps import Steps, make_steps
 from launch.engine.writers import Writers, best_step, validation_curve
 from tasks.common.data.pipeline import train_iterator
@@ -79,13 +80,18 @@ def train(
                 progress.say(f"resuming from step {step}")
             clock = _Clock(step)
             window: list[Any] = []
-            over = _patience_over(folder, metric, sign, plan.patience)
+            first = step
+            over = early_stop(folder, task, plan)
             while step < last and not over:
                 with clock.waiting():
                     batch = next(batches)
                 state, metrics = steps.train(state, steps.place(batch))
                 window.append(metrics)
                 step += 1
+                if step - first in (1, ESTIMATE_AFTER):
+                    # Steps run asynchronously; the first one includes compilation.
+                    jax.block_until_ready(metrics)
+                    progress.timed(step, step % plan.log_every == 0 or step == last)
                 if step % plan.log_every and step < last:
                     continue
                 means = _means(window)
@@ -97,17 +103,20 @@ def train(
                         "checkpoints are kept"
                     )
                 writers.metrics(step, "train", means)
-                writers.timing(step, **clock.lap(step))
-                progress.trained(step, means["loss"])
-                if stop_after and (step % plan.evaluate_every == 0 or step == last):
+                timing = clock.lap(step)
+                writers.timing(step, **timing)
+                saves = step % plan.evaluate_every == 0 or step == last
+                wait = timing.get("data_wait_fraction", 0.0)
+                progress.trained(step, means["loss"], wait, validates=saves and not stop_after)
+                if saves and stop_after:
                     checkpoints.save(step, state, batches, step)
-                elif step % plan.evaluate_every == 0 or step == last:
+                elif saves:
                     clock.restart(step)
                     result = _validate(task, steps, state, plan.evaluation_batch_size)
                     writers.metrics(step, "validation", result.metrics)
                     checkpoints.save(step, state, batches, sign * result.metrics[metric])
                     progress.validated(step, result.metrics[metric])
-                    over = _patience_over(folder, metric, sign, plan.patience)
+                    over = early_stop(folder, task, plan)
                     writers.timing(step, **clock.lap(step, "evaluation_seconds"))
                 if stop.received is not None:
                     checkpoints.wait()
@@ -115,6 +124,8 @@ def train(
                         checkpoints.save(step, state, batches, UNRANKED)
                     checkpoints.wait()
                     raise Interrupted(step, stop.received)
+            if over:
+                progress.say(str(over))
         checkpoints.wait()
         best = stop_after or best_step(folder, metric, task.higher_is_better)
         if best != step:
@@ -129,11 +140,52 @@ def _validate(task: Task, steps: Steps, state: Any, batch_size: int) -> Evaluati
     return evaluate(task, steps, states.evaluation_variables(state), "validation", batch_size)
 
 
-def _patience_over(folder: Path, metric: str, sign: int, patience: int) -> bool:
-    if not patience:
-        return False
-    values = [sign * value for _, value in validation_curve(folder, metric)]
-    return len(values) - int(np.argmax(values)) > patience if values else False
+@dataclasses.dataclass(frozen=True)
+class EarlyStop:
+    """Training that ended because the validation metric did not improve.
+
+    Attributes:
+      step: last step.
+      best_step: step with the best validation metric.
+      patience: evaluations without improvement after which training stops.
+      steps: planned number of steps.
+      metric: name of the validation metric.
+    """
+
+    step: int
+    best_step: int
+    patience: int
+    steps: int
+    metric: str
+
+    def __str__(self) -> str:
+        return (
+            f"stopped early at step {self.step} of {self.steps}: validation {self.metric} was best "
+            f"at step {self.best_step}, and not better in the {self.patience} evaluations after it "
+            f"(config.training.patience={self.patience})"
+        )
+
+
+def early_stop(folder: Path, task: Any, plan: TrainingConfig) -> EarlyStop | None:
+    """Returns the end of a training whose patience is exhausted; None if it may continue.
+
+    Args:
+      folder: directory of the training, with metrics.jsonl.
+      task: task or its class, for the metric that selects the best step.
+      plan: config of the training.
+
+    Raises:
+      UserError: metrics.jsonl is damaged.
+    """
+    if not plan.patience:
+        return None
+    curve = list(validation_curve(folder, task.primary_metric))
+    sign = 1 if task.higher_is_better else -1
+    best = int(np.argmax([sign * value for _, value in curve])) if curve else 0
+    if len(curve) - best <= plan.patience or curve[-1][0] >= plan.steps:
+        return None
+    steps = curve[-1][0], curve[best][0]
+    return EarlyStop(*steps, plan.patience, plan.steps, task.primary_metric)
 
 
 def _means(window: list[dict[str, Any]]) -> dict[str, float]:

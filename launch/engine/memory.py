@@ -1,4 +1,4 @@
-"""Settings of glibc malloc that keep large buffers in the process between steps.
+"""Memory of devices and of the process, and settings of glibc malloc for training on a CPU.
 
 glibc returns every freed block above 32 MB to the system, and XLA allocates such blocks in each
 step on a CPU, which costs tens of thousands of page faults per step. With these settings freed
@@ -8,6 +8,8 @@ blocks stay in the heap (see mallopt(3)).
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import resource
 import sys
 
 # Parameters of mallopt in <malloc.h> and their values.
@@ -17,6 +19,47 @@ _OPTIONS = (
     (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: the heap is never returned
     (-2, 1 << 26),  # M_TOP_PAD: the heap grows by 64 MB
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class PeakMemory:
+    """Largest memory in use so far, in bytes.
+
+    Attributes:
+      process: memory of the process on the host.
+      device: memory of the local device that used most; None if the devices do not report it, as
+        CPUs.
+      limit: memory that JAX may use on that device; None if it is not reported.
+    """
+
+    process: int
+    device: int | None = None
+    limit: int | None = None
+
+    def __str__(self) -> str:
+        if self.device is None:
+            return f"process memory {_format(self.process)}"
+        of = f" of {_format(self.limit)}" if self.limit else ""
+        return f"device memory {_format(self.device)}{of}"
+
+
+def peak_memory() -> PeakMemory:
+    """Returns the peak memory of the process, and of the local devices that report it."""
+    import jax
+
+    # ru_maxrss is in kilobytes on Linux, in bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1 << 10
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    found = [device.memory_stats() or {} for device in jax.local_devices()]
+    reported = [stats for stats in found if "peak_bytes_in_use" in stats]
+    if not reported:
+        return PeakMemory(process)
+    most = max(reported, key=lambda stats: stats["peak_bytes_in_use"])
+    return PeakMemory(process, most["peak_bytes_in_use"], most.get("bytes_limit"))
+
+
+def _format(size: int) -> str:
+    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB"
 
 
 def keep_large_buffers() -> bool:

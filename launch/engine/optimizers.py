@@ -14,7 +14,11 @@ from tasks.common.configs import (
     Rate,
     one_of,
 )
+from tasks.common.data.user_files import LATER
 from tasks.common.errors import UserError
+
+# Schedules that decay within a number of steps.
+_DECAYING = ("linear", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +31,9 @@ class OptimizerConfig(Config):
       schedule: "constant", "linear", "cosine" or "inverse_sqrt"; linear and cosine decay to
         `final_fraction` of the rate.
       warmup_steps: steps of linear increase from 0.
+      decay_steps: steps of the linear or cosine decay after the warm-up; 0 for all remaining steps.
+        With a number of its own, the schedule does not depend on training.steps, so that a finished
+        run can be continued.
       final_fraction: final learning rate as a fraction of `learning_rate`.
       weight_decay: coefficient of decoupled weight decay for parameters that match
         `weight_decay_on`.
@@ -43,6 +50,7 @@ class OptimizerConfig(Config):
     learning_rate: PositiveFloat = 1e-3
     schedule: one_of("constant", "linear", "cosine", "inverse_sqrt") = "cosine"
     warmup_steps: NonNegativeInt = 0
+    decay_steps: NonNegativeInt = dataclasses.field(default=0, metadata=LATER)
     final_fraction: NonNegativeFloat = 0.0
     weight_decay: NonNegativeFloat = 0.0
     weight_decay_on: str = r"(kernel|embedding)$"
@@ -57,6 +65,20 @@ class OptimizerConfig(Config):
             re.compile(self.weight_decay_on)
         except re.error as error:
             self.expect("weight_decay_on", False, f"a regular expression ({error})")
+        decays = not self.decay_steps or self.schedule in _DECAYING
+        self.expect("decay_steps", decays, f"0 for the schedule {self.schedule}")
+
+    @property
+    def spans_all_steps(self) -> bool:
+        """True if the learning rate of a step depends on the number of all steps."""
+        return self.schedule in _DECAYING and not self.decay_steps
+
+    @property
+    def last_step(self) -> int | None:
+        """Number of steps after which the learning rate is 0; None if it stays above 0."""
+        if not self.decay_steps or self.final_fraction:
+            return None
+        return self.warmup_steps + self.decay_steps
 
 
 def make_schedule(config: OptimizerConfig, steps: int):
@@ -65,7 +87,7 @@ def make_schedule(config: OptimizerConfig, steps: int):
     import optax
 
     warmup, peak = config.warmup_steps, config.learning_rate
-    rest = max(steps - warmup, 1)
+    rest = config.decay_steps or max(steps - warmup, 1)
     if config.schedule == "inverse_sqrt":
         start = max(warmup, 1)
 

@@ -1,4 +1,8 @@
-"""Progress display: a bar in a terminal or a notebook, otherwise one line per evaluation."""
+"""Progress display: a bar in a terminal or a notebook, otherwise lines.
+
+Without a bar there is a line with an estimate of the time after the first ten steps, and one at
+each log step and each validation.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,13 @@ import sys
 import time
 from typing import Any
 
+from launch.engine.memory import peak_memory
+
 # Shortest time between two updates of the bar in a notebook, in seconds. Each update is a message
 # to the browser.
 _INTERVAL = 0.25
+# Number of steps after which the first estimate of the time is printed.
+ESTIMATE_AFTER = 10
 
 
 class Progress:
@@ -21,6 +29,7 @@ class Progress:
         self._steps, self._first, self._metric = steps, first_step, metric
         self._marks = [(first_step, time.monotonic())]
         self._loss = self._value = float("nan")
+        self._wait, self._logged = 0.0, False
         self._bar: _TerminalBar | _NotebookBar | None = None
 
     def __enter__(self) -> Progress:
@@ -34,21 +43,50 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def trained(self, step: int, loss: float) -> None:
-        """Updates the display with the training loss of a step."""
-        self._loss = loss
-        if self._bar:
-            self._bar.update(step, self._status(step), self._left(step))
+    def timed(self, step: int, logged: bool) -> None:
+        """Notes the time of a finished step, and prints the first estimate of the remaining time.
+
+        Args:
+          step: the first step of the process, up to which the time includes compilation, or step
+            `ESTIMATE_AFTER` after its start.
+          logged: whether a line for the same step follows.
+        """
+        if step == self._first + 1:
+            self._marks = [(step, time.monotonic())]
+        elif not (self._bar or logged or self._logged):
+            left = f"about {self._left(step)} left, evaluations not counted"
+            self._print(step, self._speed(step), left)
+
+    def trained(
+        self, step: int, loss: float, data_wait: float = 0.0, validates: bool = False
+    ) -> None:
+        """Updates the display with the training loss of a step.
+
+        Args:
+          step: number of finished steps.
+          loss: mean training loss since the last update.
+          data_wait: fraction of the time since then that was spent waiting for data.
+          validates: whether a call of `validated` for the same step follows.
+        """
+        self._loss, self._wait = loss, data_wait
+        self._update(step, f"{self._speed(step)}  loss {loss:.4f}", prints=not validates)
 
     def validated(self, step: int, value: float) -> None:
         """Updates the display with the validation metric of a step."""
         self._value = value
-        status, left = self._status(step), self._left(step)
+        self._update(step, self._status(step), prints=True)
+
+    def _update(self, step: int, line: str, prints: bool) -> None:
+        self._logged = True
         if self._bar:
-            self._bar.update(step, status, left)
-        else:
-            line = f"step {step}/{self._steps}  {status}  {left} left"
-            print(line, file=sys.stderr, flush=True)
+            self._bar.update(step, self._status(step), self._left(step))
+        elif prints:
+            self._print(step, line, f"data wait {self._wait:.0%}", str(peak_memory()),
+                        f"{self._left(step)} left")  # fmt: skip
+
+    def _print(self, step: int, *parts: str) -> None:
+        line = "  ".join((f"step {step}/{self._steps}", *parts))
+        print(line, file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
         """Prints a line above the progress bar."""
@@ -64,12 +102,17 @@ class Progress:
         (first, began), (last, ended) = self._marks[0], self._marks[-1]
         return (last - first) / max(ended - began, 1e-9)
 
+    def _speed(self, step: int) -> str:
+        rate = self._rate(step)
+        return f"{rate:.1f} steps/s" if rate else "? steps/s"
+
     def _left(self, step: int) -> str:
-        return _clock((self._steps - step) / max(self._rate(step), 1e-9))
+        rate = self._rate(step)
+        return _clock((self._steps - step) / rate) if rate else "?"
 
     def _status(self, step: int) -> str:
         return (
-            f"{self._rate(step):.1f} steps/s  loss {self._loss:.4f}  "
+            f"{self._speed(step)}  loss {self._loss:.4f}  "
             f"validation {self._metric} {self._value:.4f}"
         )
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.engine.memory import peak_memory
 from tasks.common.errors import UserError
 
 
@@ -155,10 +154,10 @@ class Writers:
 
     def timing(self, step: int, **values: float) -> None:
         """Writes one line to timing.jsonl: values that depend on the clock, and peak memory."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        # ru_maxrss is in kilobytes on Linux, in bytes on macOS.
-        megabytes = peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-        self._write(self._timing, {"step": step, **values, "peak_memory_mb": round(megabytes, 1)})
+        memory = peak_memory()
+        found = {"peak_memory_mb": memory.process, "peak_device_memory_mb": memory.device}
+        sizes = {name: round(x / 2**20, 1) for name, x in found.items() if x is not None}
+        self._write(self._timing, {"step": step, **values, **sizes})
 
     @staticmethod
     def _write(file: Any, record: Mapping[str, Any]) -> None:
@@ -208,7 +207,15 @@ def validation_curve(folder: Path, metric: str) -> Iterator[tuple[int, float]]:
             yield record["step"], record[metric]
 
 
-def best_step(folder: Path, metric: str, higher_is_better: bool) -> int:
-    """Returns the step with the best validation metric; the earliest such step if tied."""
+def best_step(folder: Path, metric: str, higher_is_better: bool, until: int | None = None) -> int:
+    """Returns the step with the best validation metric; the earliest such step if tied.
+
+    Args:
+      folder: run directory.
+      metric: name of the metric.
+      higher_is_better: direction of the metric.
+      until: last step that counts; None for all steps.
+    """
     sign = 1 if higher_is_better else -1
-    return max(validation_curve(folder, metric), key=lambda point: (sign * point[1], -point[0]))[0]
+    curve = (x for x in validation_curve(folder, metric) if until is None or x[0] <= until)
+    return max(curve, key=lambda point: (sign * point[1], -point[0]))[0]

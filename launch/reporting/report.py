@@ -12,6 +12,7 @@ import numpy as np
 from launch.engine.evaluation import Evaluation
 from launch.engine.writers import read_lines, write_text
 from launch.reporting import figures, page
+from launch.reporting.results import training_notes
 from launch.reporting.tables import format_gains, format_seconds
 from tasks.figures import AttendedText
 from tasks.task import Task
@@ -20,7 +21,8 @@ _BODY = """<p><code>{{ record.command }}</code></p>
 <p>{{ record.steps }} steps to the best {{ record.selected_by }}, {{ seconds }},
 {{ "{:,}".format(record.parameters) }} parameters, {{ record.device }}, seed {{ record.seed }}
 {%- if record.commit %}, commit {{ record.commit[:9] }}{{ "+dirty" if "dirty" in record.commit }}
-{%- endif %}.</p>
+{%- endif %}.
+{%- for note in notes %} {{ note }}{% endfor %}</p>
 <h2>Test split</h2>
 <table><tr><th>model</th>{% for name in metrics %}<th>{{ name }}</th>{% endfor %}
 {% if gains %}<th>gain over baseline (95 %)</th>{% endif %}</tr>
@@ -73,6 +75,7 @@ def write_report(
             _BODY,
             title=f"{record['task']}: {record['data']}, {record['experiment']}",
             record=record,
+            notes=training_notes(record),
             metrics=shown,
             others={name: value for name, value in record["metrics"].items() if name not in shown},
             gains=format_gains(record),

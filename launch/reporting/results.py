@@ -40,6 +40,7 @@ def make_record(
     seconds: float,
     parameters: int,
     command: str,
+    training: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Creates the record of a finished run, with the metrics on the test split."""
     return {
@@ -56,12 +57,36 @@ def make_record(
         "selected_by": f"validation {task.primary_metric}"
         + (", then refitted on train + validation" if config.training.refit else ""),
         "steps": steps_taken,
+        "training": dict(training),
         "seconds": round(seconds, 1),
         "device": device(),
         "command": command,
         "commit": commit(),
         "versions": versions(),
     }
+
+
+def training_notes(record: Mapping[str, Any]) -> list[str]:
+    """Returns sentences about early stopping and continuation; records of earlier runs have none.
+
+    Args:
+      record: record of a finished run.
+    """
+    facts, notes = record.get("training", {}), []
+    if facts.get("stopped_early"):
+        notes.append(
+            f"Stopped early at step {facts['last_step']} of {facts['planned_steps']}: no better "
+            f"{record['selected_by'].partition(',')[0]} in {facts['patience']} evaluations after "
+            f"step {record['steps']}."
+        )
+    elif "patience" in facts:
+        notes.append(
+            f"Not stopped early: the patience of {facts['patience']} evaluations was not exhausted "
+            f"in {facts['planned_steps']} steps."
+        )
+    if earlier := facts.get("continued_from"):
+        notes.append(f"Continued from a finished run of {' and '.join(map(str, earlier))} steps.")
+    return notes
 
 
 def check_recordable() -> None:

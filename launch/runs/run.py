@@ -19,11 +19,12 @@ from launch.engine.checkpoints import finished_steps
 from launch.engine.config import Experiment
 from launch.engine.environment import environment
 from launch.engine.evaluation import evaluate
-from launch.engine.loop import train
+from launch.engine.loop import early_stop, train
 from launch.engine.predictor import attention_of_first_examples
 from launch.engine.writers import check_logs, read_lines, validation_curve, write_json
 from launch.reporting import baselines, results
 from launch.reporting.report import SELECTION, write_report
+from launch.runs import continuing
 from launch.runs.directory import prepared_task, save_outputs, saved_config
 from launch.runs.provenance import Description
 from tasks.common.data.paths import Paths
@@ -44,7 +45,8 @@ def run(
 
     Args:
       config: the experiment.
-      folder: run directory. A new one is created; a run of the same config is resumed.
+      folder: run directory. A new one is created; a run of the same config is resumed. A run with
+        fewer steps is continued, see `launch.runs.continuing`.
       paths: directories of data sets and caches.
       command: command line to store in the record.
       with_baselines: whether to evaluate the task's baselines (cached).
@@ -59,11 +61,11 @@ def run(
         from the run's data, or the mesh does not fit; nothing is written in these cases. Also
         raised if training diverges.
     """
-    _check_folder(config, folder)
+    shorter = _check_folder(config, folder)
     if config.training.refit:
         _check_folder(_selecting(config), folder / SELECTION)
-    if (folder / "result.json").exists():
-        record = results.load_result(folder / "result.json")
+    if (folder / results.RESULT).exists() and shorter is None:
+        record = results.load_result(folder / results.RESULT)
         _verify_finished(config, folder, paths, {} if known is None else known)
         return record
     sharding.make_mesh(config.mesh)
@@ -78,10 +80,13 @@ def run(
             every = 0 if plan.refit and place == folder else plan.evaluate_every
             check_logs(place, whole, every, plan.steps)
             Description.of(given).check(place, "restore the data, or name another --workdir")
-    write_json(folder / "config.json", configs.to_dict(config))
+    if shorter is None:
+        write_json(folder / "config.json", configs.to_dict(config))
     for line in described:
         print(line, file=sys.stderr, flush=True)
     with alone(folder):
+        if shorter is not None:
+            continuing.begin(shorter, config, folder)
         selected = _select_step(config, task, folder / SELECTION) if config.training.refit else None
         return _finish(config, final, folder, paths, command, with_baselines, selected)
 
@@ -194,14 +199,36 @@ def _finish(
         seconds=seconds,
         parameters=states.parameter_count(variables),
         command=command,
+        training=_training_facts(config, task, folder),
     )
     write_report(folder, task, record, test, attention)
     # Written last, since this file marks the run as finished.
-    write_json(folder / "result.json", record)
+    write_json(folder / results.RESULT, record)
     return record
 
 
-def _check_folder(config: Experiment, folder: Path) -> None:
+def _training_facts(config: Experiment, task: Task, folder: Path) -> dict[str, Any]:
+    """Returns planned and last step, early stopping and continued runs, for the record."""
+    plan = config.training
+    log = (folder / SELECTION if plan.refit else folder) / "metrics.jsonl"
+    found: dict[str, Any] = {
+        "planned_steps": plan.steps,
+        "last_step": max(line["step"] for line in read_lines(log)),
+    }
+    if plan.patience:
+        stopped = early_stop(log.parent, task, plan)
+        found |= {"patience": plan.patience, "stopped_early": stopped is not None}
+    if earlier := continuing.earlier_steps(folder):
+        found["continued_from"] = earlier
+    return found
+
+
+def _check_folder(config: Experiment, folder: Path) -> Experiment | None:
+    """Returns the experiment of a run that `config` continues; None if there is none.
+
+    Raises:
+      UserError: the directory contains a run of another config.
+    """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--workdir={folder}: is a file; name a directory")
     saved = saved_config(folder, required=False)
@@ -210,7 +237,10 @@ def _check_folder(config: Experiment, folder: Path) -> None:
             raise UserError(
                 f"--workdir={folder}: has checkpoints but no config.json; name another --workdir"
             )
-        return
+        return None
+    if continuing.is_longer(saved, config):
+        continuing.check(saved, config, folder)
+        return saved
     if configs.identity(saved) != configs.identity(config):
         if saved.task != config.task:
             raise UserError(
@@ -224,3 +254,4 @@ def _check_folder(config: Experiment, folder: Path) -> None:
             f"--workdir={folder}: contains a run of another config, which differs in "
             f"{', '.join(differing)}; name another --workdir"
         )
+    return None
