@@ -190,8 +190,12 @@ def fine_tuned(data: str, folder: str):
             f"config: {FROM}{folder}: got a run of {saved.task}, expected a run of "
             f"language_modeling"
         )
-    # The first position of the language model is the classification token.
-    longest = min(_longest(data), saved.model.max_length - 1)
+    # BERT reads texts between [CLS] and [SEP]; others read the first position as [CLS].
+    is_bert = (saved.model.objective, saved.model.norm, saved.model.input_norm) == (
+        "masked", "post", True,
+    )  # fmt: skip
+    around = 2 if is_bert else 1
+    longest = min(_longest(data), saved.model.max_length - around)
     fields = pretrained(data)
     return {
         **fields,
@@ -199,7 +203,11 @@ def fine_tuned(data: str, folder: str):
             name=data, text=dataclasses.replace(saved.data.text, max_length=longest)
         ),
         "model": TransformerConfig.of(
-            saved.model, max_length=longest, head_dropout_rate=0.3, init_from=folder
+            saved.model,
+            max_length=longest + (around if is_bert else 0),
+            head_dropout_rate=0.3,
+            init_from=folder,
+            **({"pooling": "bert"} if is_bert else {}),
         ),
         # The learning rate of Devlin et al. 2019 is too small for a small encoder.
         "optimizer": dataclasses.replace(

@@ -1,12 +1,17 @@
-"""Exports a masked language model for Hugging Face transformers.
+"""Exports a masked language model or a text classifier for Hugging Face transformers.
 
 python -m launch.export_weights --workdir=runs/bert --to=exported
 
-The result is a BERT or DistilBERT directory. The run was trained with
+A masked language model becomes a BERT or DistilBERT directory. The run was trained with
 configs/language_modeling.py:DATA,bert or made by launch.import_weights. Tensors of an imported run
 are exported bit for bit and in their original order. A model with segment embeddings is exported as
 BERT, a model without them as DistilBERT. Tokenizers fitted by this project apply NFKC normalization
 first, which vocab.txt cannot express.
+
+A text classifier with config.model.pooling=bert, such as one of
+configs/text_classification.py:DATA,from:runs/bert, becomes a directory of
+BertForSequenceClassification with its labels and its tokenizer. Texts are truncated as here by
+`truncation=True`; special tokens in a text, such as "[SEP]", are plain text here and special there.
 """
 
 from __future__ import annotations
@@ -40,16 +45,24 @@ def export_weights() -> None:
 
 
 def check_exportable(config: Experiment, folder: Path, target: Path) -> None:
-    """Raises unless the run is a masked language model and the target does not exist.
+    """Raises unless transformers has the model, and the target does not exist.
 
     Raises:
       UserError: the run has another task or model, or the target exists.
     """
     from tasks.common.errors import UserError
 
-    if config.task != "language_modeling" or config.model.objective != "masked":
+    masked = config.task == "language_modeling" and config.model.objective == "masked"
+    classifier = _is_classifier(config)
+    if classifier and getattr(config.model, "pooling", "") != "bert":
         raise UserError(
-            f"--workdir={folder}: got a run of {config.task}, expected a masked language model"
+            f"--workdir={folder}: the classifier differs from that of BERT; train one with "
+            "--config=configs/text_classification.py:DATA,from:RUN --config.model.pooling=bert"
+        )
+    if not masked and not classifier:
+        raise UserError(
+            f"--workdir={folder}: got a run of {config.task}, expected a masked language model or "
+            "a text classifier"
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--to={target}: already exists; name a new directory")
@@ -57,35 +70,50 @@ def check_exportable(config: Experiment, folder: Path, target: Path) -> None:
 
 def export(config: Experiment, folder: Path, target: Path) -> None:
     """Writes the exported directory from a run directory; needs no data set."""
-    from tasks.common.huggingface.files import write_folder
+    from launch.runs import directory
+    from tasks.common.huggingface.files import write_classifier, write_folder
 
     check_exportable(config, folder, target)
-    write_folder(target, _saved(config, folder))
+    task = directory.restored_task(config, folder)
+    saved = _saved(task, config, folder)
+    if _is_classifier(config):
+        write_classifier(target, saved, task.labels, task.processor.tokenizer)
+    else:
+        write_folder(target, saved)
 
 
-def _saved(config: Experiment, folder: Path) -> LanguageModelFolder:
+def _is_classifier(config: Experiment) -> bool:
+    return config.task == "text_classification"
+
+
+def _saved(task: Any, config: Experiment, folder: Path) -> LanguageModelFolder:
     import dataclasses
 
+    from tasks.common.errors import UserError
+    from tasks.common.huggingface.weights import of_classifier, of_model
+
+    model = dataclasses.asdict(config.model)
+    try:
+        if _is_classifier(config):
+            return of_classifier(model, _params(task, config, folder), task.processor.tokenizer)
+        found = of_model(model, **_tokenizer(config, folder))
+    except ValueError as error:
+        raise UserError(f"--workdir={folder}: {error}") from None
+    return dataclasses.replace(found, params=_params(task, config, folder))
+
+
+def _params(task: Any, config: Experiment, folder: Path) -> dict[str, Any]:
+    """Returns the parameters of the run by path."""
     import jax
 
     from launch.engine import state as states
     from launch.runs import directory
     from tasks.common.backbones.stacking import separated
-    from tasks.common.errors import UserError
-    from tasks.common.huggingface.weights import of_model
 
-    try:
-        found = of_model(dataclasses.asdict(config.model), **_tokenizer(config, folder))
-    except ValueError as error:
-        raise UserError(f"--workdir={folder}: {error}") from None
-    _, variables, _ = directory.load_variables(
-        directory.restored_task(config, folder), config, folder
-    )
+    _, variables, _ = directory.load_variables(task, config, folder)
     params = separated(jax.device_get(variables["params"]))
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return dataclasses.replace(
-        found, params={states.path_name(path): leaf for path, leaf in leaves}
-    )
+    return {states.path_name(path): leaf for path, leaf in leaves}
 
 
 def _tokenizer(config: Experiment, folder: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 python -m launch.import_weights --from=bert-base-uncased --workdir=runs/bert
 python -m launch.predict --workdir=runs/bert --input="The film was [MASK]."
 
-The source directory is one of Hugging Face transformers. It contains config.json,
+The source is a directory of Hugging Face transformers, or the name of a model on the Hugging Face
+Hub, which is downloaded into the cache of huggingface_hub. The directory contains config.json,
 model.safetensors, and vocab.txt or tokenizer.json. Unsupported options of the model or the
 tokenizer raise an error, and so do contradictory files. The result is a run of language_modeling
 with the imported parameters: launch.predict reads it, and
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     from tasks.common.huggingface.weights import LanguageModelFolder
 
 cli.define_workdir()
-flags.DEFINE_string("from", None, "Directory with config.json, model.safetensors and vocab.txt.")
+flags.DEFINE_string(
+    "from",
+    None,
+    "Directory with config.json, model.safetensors and vocab.txt, or the name of a model on the "
+    "Hugging Face Hub, such as bert-base-uncased.",
+)
 
 # Input length for predictions: the usual pre-training length, and fast on a CPU.
 _LENGTH = 128
@@ -38,11 +43,10 @@ def import_weights() -> None:
     """Runs the command `launch.import_weights`."""
     from tasks.common.errors import UserError
 
-    source, folder = Path(cli.required("from")).expanduser(), cli.workdir()
+    given, folder = cli.required("from"), cli.workdir()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--workdir={folder}: already exists; name a new directory")
-    if not source.is_dir():
-        raise UserError(_not_a_directory(cli.FLAGS["from"].value, source))
+    source = _source(given)
     from tasks.common.huggingface.files import read_folder
 
     saved = read_folder(source)
@@ -61,18 +65,21 @@ def import_weights() -> None:
     print(f"run directory: {folder}")
 
 
-def _not_a_directory(name: str, source: Path) -> str:
-    """Returns the message for a source that is no directory, such as the name of a model."""
+def _source(given: str) -> Path:
+    """Returns the directory of a model, after downloading it if its name on the Hub is given."""
+    from tasks.common.errors import UserError
+    from tasks.common.huggingface import hub
+
+    source = Path(given).expanduser()
+    if source.is_dir():
+        return source
     if source.exists():
-        return f"--from={name}: is a file; give its directory, --from={source.parent}"
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        return f"--from={name}: no such directory"
-    folder = name.rpartition("/")[2]
-    return (
-        f"--from={name}: no such directory; to download the model of this name from Hugging Face, "
-        f"run: pip install huggingface_hub; hf download {name} config.json model.safetensors "
-        f"vocab.txt --local-dir {folder}; then give --from={folder}"
-    )
+        raise UserError(f"--from={given}: is a file; give its directory, --from={source.parent}")
+    if not hub.is_name(given):
+        raise UserError(f"--from={given}: no such directory")
+    found = hub.download(given)
+    print(f"Hugging Face {given}: {found}")
+    return found
 
 
 def _experiment(saved: LanguageModelFolder, source: Path) -> Experiment:

@@ -44,6 +44,8 @@ def accepted(flags, cache):
 
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Nothing is downloaded from the Hugging Face Hub, even if there is a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 # Set in the environment, so that subprocesses of tests inherit them.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache")

@@ -16,7 +16,7 @@ from flax import nnx
 from tasks.common.backbones.stacking import with_layout
 from tasks.common.backbones.transformer import EncoderConfig
 from tasks.common.errors import UserError
-from tasks.common.text.tokenizer import TextConfig, Tokenizer
+from tasks.common.text.tokenizer import LAST, TextConfig, Tokenizer
 from tasks.task import Pretrained
 
 # Config keys that may differ, because the values of parameters do not depend on them.
@@ -37,16 +37,21 @@ class InitialWeights:
     Attributes:
       table: token embeddings, [vocabulary, D].
       encoder: parameters of the encoder, nested dicts; layers are separate or stacked.
+      pooler: parameters of the pooler of next-sentence prediction, for pooling "bert"; None if the
+        language model has none, or for another pooling.
     """
 
     table: np.ndarray
     encoder: Mapping[str, Any]
+    pooler: Mapping[str, Any] | None = None
 
-    def assign_to(self, tokens: nnx.Module, encoder: nnx.Module) -> None:
-        """Assigns the embedding table and the parameters of the encoder."""
+    def assign_to(self, tokens: nnx.Module, encoder: nnx.Module, pool: nnx.Module | None) -> None:
+        """Assigns the embedding table and the parameters of encoder and pooler."""
         _put(tokens, {"embedding": self.table}, "tokens")
         like = nnx.to_pure_dict(nnx.state(encoder, nnx.Param))
         _put(encoder, with_layout(self.encoder, like), "encoder")
+        if self.pooler is not None:
+            _put(pool, self.pooler, "pool")
 
 
 def initial_weights_from(
@@ -80,7 +85,8 @@ def initial_weights_from(
     # A masked language model reads texts after a classification token; the classifier only if it
     # pools that token.
     began = pretrained.model.objective == "masked" or pretrained.assets["begin"] is None
-    skipped = int(began and model.pooling != "cls")
+    pools_first = model.pooling in ("cls", "bert")
+    skipped = int(began and not pools_first)
     if by_length and wanted + skipped > learned:
         differing.append(
             f"config.model.max_length is {wanted}, expected at most {learned - skipped}"
@@ -93,8 +99,11 @@ def initial_weights_from(
             "keys, or use another run"
         )
     params = pretrained.params
-    # Special tokens of the language model come last; all tokens are of the first segment.
-    table = np.asarray(params["embedding"]["embedding"])[: tokenizer.size]
+    # The tokens of the language model that come last are read with pooling "bert" only. All tokens
+    # are of the first segment.
+    is_bert = model.pooling == "bert"
+    rows = tokenizer.size + (len(LAST) if is_bert else 0)
+    table = np.asarray(params["embedding"]["embedding"])[:rows]
     if "segment_embedding" in params:
         table = table + np.asarray(params["segment_embedding"]["embedding"])[0]
     layers = dict(params["encoder"])
@@ -103,7 +112,8 @@ def initial_weights_from(
             name: np.asarray(rows)[skipped : skipped + wanted]
             for name, rows in layers["positions"].items()
         }
-    return InitialWeights(table, layers), tokenizer.with_max_length(text.max_length)
+    initial = InitialWeights(table, layers, params.get("pooler") if is_bert else None)
+    return initial, tokenizer.with_max_length(text.max_length)
 
 
 def _differing(path: str, mine: Any, theirs: Any, kind: type, free: tuple[str, ...]) -> list[str]:

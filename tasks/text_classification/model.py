@@ -23,14 +23,16 @@ from tasks.common.backbones.recurrent import Bidirectional
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
 from tasks.common.backbones.transformer_layers import maybe_dropout, split_keys, with_weights
 from tasks.common.configs import Config, PositiveFloat, PositiveInt, Rate, one_of
-from tasks.common.text.tokenizer import CLS
+from tasks.common.text.tokenizer import CLS, LAST
 from tasks.text_classification.finetuning import InitialWeights
 
 Array = jax.Array
 
 
 Pool = one_of(*registry.names("pool"))
-PoolOrCls = one_of(*registry.names("pool"), "cls")
+# Number of tokens around the text that each pooling reads.
+AROUND = {"cls": 1, "bert": 2}
+PoolOrCls = one_of(*registry.names("pool"), *AROUND)
 Prior = one_of("none", "naive_bayes")
 
 
@@ -79,7 +81,9 @@ class TransformerConfig(EmbeddingConfig, EncoderConfig):
     """Config of token embeddings, a Transformer encoder, a pool and a linear layer.
 
     Attributes:
-      pooling: a pool of `attention.registry`, or "cls" for the state of a token before the text.
+      pooling: a pool of `attention.registry`; "cls" for the state of a token before the text; or
+        "bert" for tanh(W h + b) with h the state of [CLS] in "[CLS] text [SEP]", as in BERT
+        (Devlin et al. 2019), whose classifiers launch.export_weights writes for transformers.
       token_dropout_rate: probability of dropping whole tokens at the input.
       head_dropout_rate: dropout rate of the pooled vector.
       init_from: run directory of a language model; its embeddings, encoder and tokenizer initialize
@@ -97,12 +101,12 @@ class TransformerConfig(EmbeddingConfig, EncoderConfig):
         super().__post_init__()
         free = not self.init_from or self.prior == "none"
         self.expect("prior", free, "'none' with init_from, which gives the embeddings")
-        reads = self.pooling != "cls" or "always_causal" not in self.entry.capabilities
+        reads = self.pooling not in AROUND or "always_causal" not in self.entry.capabilities
         self.expect(
             "pooling",
             reads,
-            f"a pool other than 'cls', because the first position of mixer {self.mixer!r} does not "
-            "attend to the text",
+            f"a pool other than {self.pooling!r}, because the first position of mixer "
+            f"{self.mixer!r} does not attend to the text",
         )
 
 
@@ -135,12 +139,17 @@ class Embedding(nnx.Module):
         shape = (vocabulary, embedding_size(config))
         table = jax.random.normal(rngs.params(), shape) * config.embedding_scale
         if prior is not None:
-            table = table.at[:, : prior.shape[1]].set(prior * config.prior_scale)
+            table = table.at[: len(prior), : prior.shape[1]].set(prior * config.prior_scale)
         self.embedding = nnx.Param(table)
 
     def __call__(self, tokens: Array) -> Array:
         table = constrain(self.embedding[...], "W D")
         return constrain(jnp.take(table, tokens, axis=0), "B T D")
+
+
+def tokens_around(config: Any) -> int:
+    """Returns the number of tokens that the model adds: [CLS] before a text, [SEP] after it."""
+    return AROUND.get(getattr(config, "pooling", ""), 0)
 
 
 def embedding_size(config: Any) -> int:
@@ -185,20 +194,28 @@ class TextClassifier(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        self.tokens = Embedding(config, vocabulary, prior, rngs=rngs)
+        # The rows after the vocabulary are of [MASK] and [SEP], as in a language model.
+        rows = vocabulary + len(LAST) if self._is_bert else vocabulary
+        self.tokens = Embedding(config, rows, prior, rngs=rngs)
         self.encoder, size = self._encoder(rngs)
-        if start is not None:
-            start.assign_to(self.tokens, self.encoder)
         self.pool = self._build_pool(size, rngs)
+        if start is not None:
+            start.assign_to(self.tokens, self.encoder, self.pool)
         self.classify = Projection((size,), (classes,), rngs=rngs)
 
     def _encoder(self, rngs: nnx.Rngs) -> tuple[nnx.Module | None, int]:
         """Returns the encoder, or None if there is none, and the size of the pooled states."""
         raise NotImplementedError
 
+    @property
+    def _is_bert(self) -> bool:
+        return self.config.pooling == "bert"
+
     def _build_pool(self, size: int, rngs: nnx.Rngs) -> nnx.Module | None:
         if self.config.pooling == "cls":
             return None
+        if self._is_bert:
+            return Projection((size,), (size,), rngs=rngs)
         options = {}
         if self.config.pooling == "attention" and hasattr(self.config, "attention_size"):
             options["hidden_size"] = self.config.attention_size
@@ -286,14 +303,17 @@ class TransformerClassifier(TextClassifier):
     def _pooled(
         self, tokens: Array, lengths: Array, keys: list[Array | None], return_weights: bool
     ) -> tuple[Array, dict[str, Array]]:
-        config = self.config
-        if self.pool is None:
-            first = jnp.full((tokens.shape[0], 1), CLS, tokens.dtype)
-            tokens = jnp.concatenate([first, tokens], axis=1)
-            lengths = jnp.where(lengths > 0, lengths + 1, 0)
+        config, around = self.config, tokens_around(self.config)
+        if around:
+            end = self.tokens.embedding.shape[0] - 1
+            tokens = jnp.pad(tokens, ((0, 0), (1, around - 1))).at[:, 0].set(CLS)
+            if self._is_bert:
+                after = jnp.arange(tokens.shape[1]) == lengths[:, None] + 1
+                tokens = jnp.where(after, end, tokens)
+            lengths = jnp.where(lengths > 0, lengths + around, 0)
         valid = positions_valid(tokens, lengths)
         visible = _without(valid, config.token_dropout_rate, keys[0])
-        if self.pool is None:
+        if around:
             visible = visible.at[:, 0].set(valid[:, 0])
         has_weights = return_weights and "weights" in config.entry.capabilities
         encode = with_weights(self.encoder, has_weights, valid=visible, dropout_key=keys[1])
@@ -301,6 +321,8 @@ class TransformerClassifier(TextClassifier):
         weights = {"encoder": jnp.swapaxes(layers, 0, 1)} if has_weights else {}
         if self.pool is None:
             return encoded[:, 0], weights
+        if self._is_bert:
+            return jnp.tanh(self.pool(encoded[:, 0])), weights
         pooled, pool_weights = self._pool(encoded, visible)
         return pooled, weights | pool_weights
 

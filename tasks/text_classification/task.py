@@ -16,7 +16,7 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError, check_max_length
-from tasks.common.text.tokenizer import CLS, PAD, SPECIAL, UNKNOWN, Tokenizer
+from tasks.common.text.tokenizer import CLS, LAST, PAD, SPECIAL, UNKNOWN, Tokenizer
 from tasks.figures import AttendedText, ConfusionMatrix, Figure
 from tasks.task import Arrays, ArraySpec, Axes, Batch, Pretrained, ProcessingSteps, Processor
 from tasks.text_classification import baselines
@@ -136,7 +136,7 @@ class TextClassification(ClassificationTask):
     def check(cls, data: DataConfig, model: Any) -> None:
         """Checks that the model has positions for the longest text."""
         longest = getattr(model, "max_length", None)
-        needed = data.text.max_length + (getattr(model, "pooling", "") == "cls")
+        needed = data.text.max_length + models.tokens_around(model)
         check_max_length(longest, needed, "which config.data.text.max_length requires")
 
     load = staticmethod(load)
@@ -251,8 +251,8 @@ class TextClassification(ClassificationTask):
     def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
         """Returns the tokens of the text as labels."""
         tokens = self.processor.tokenizer.tokens(raw)
-        has_cls = getattr(self.model, "pooling", "") == "cls"
-        encoded = [SPECIAL[CLS], *tokens] if has_cls else tokens
+        around = models.tokens_around(self.model)
+        encoded = [*[SPECIAL[CLS]] * (around > 0), *tokens, *[LAST[-1]] * (around > 1)]
         return {
             "pool": {"head": None, "token": tokens},
             "encoder": {"layer": None, "head": None, "query": encoded, "key": encoded},
@@ -286,7 +286,7 @@ class TextClassification(ClassificationTask):
     ) -> Iterator[tuple[str, Sequence[str], np.ndarray]]:
         """Yields a caption, words and weights of each text that has attention weights."""
         lengths = examples.lengths
-        has_cls = getattr(self.model, "pooling", "") == "cls"
+        has_cls = models.tokens_around(self.model) > 0
         for index, row in enumerate(token_weights(attention, has_cls=has_cls, lengths=lengths)):
             words, weights = self.processor.tokenizer.weights_per_word(
                 texts[index], row[: lengths[index]]

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from launch.runs import directory
 from tasks.common.errors import UserError
-from tasks.common.huggingface import files
+from tasks.common.huggingface import files, hub
 
 D, N, F, LENGTH = 8, 2, 12, 16
 PIECES = ["the", "film", "was", "good", "bad", "cafe", "##ly", ".", "a"]
@@ -284,3 +284,45 @@ def test_weights_of_stacked_layers_and_padded_rows_are_exported(tmp_path, comman
     table = params["embedding"]["embedding"]
     assert table.shape == (64, 8)
     np.testing.assert_array_equal(read.params["embedding/embedding"], table[: len(read.vocabulary)])
+
+
+def test_models_of_the_hub_are_downloaded_without_other_files(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert hub.download("google-bert/bert-base-cased") == tmp_path
+    ((name, patterns),) = asked
+    assert name == "google-bert/bert-base-cased"
+    assert {"config.json", "model.safetensors", "vocab.txt"} <= set(patterns)
+    assert not any("bin" in pattern or "*" in pattern for pattern in patterns)
+
+
+def test_a_download_that_fails_names_the_command(monkeypatch):
+    import huggingface_hub
+
+    def interrupted(*_, **__):
+        raise RuntimeError("peer closed connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", interrupted)
+    with pytest.raises(UserError, match=r"cannot be reached; .* hf download bert-base-cased conf"):
+        hub.download("bert-base-cased")
+
+
+def test_a_cached_model_needs_no_network(tmp_path, monkeypatch):
+    """The library's own cache layout: snapshots/REVISION, and refs/main with the revision."""
+    cache = tmp_path / "hub" / "models--mine--tiny"
+    write_folder = cache / "snapshots" / "abc"
+    write_folder.parent.mkdir(parents=True)
+    write(write_folder, BERT, bert_shapes() | HEAD)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    read = files.read_folder(hub.download("mine/tiny"))
+    assert list(read.vocabulary) == VOCABULARY

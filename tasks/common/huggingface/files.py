@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from tasks.common.huggingface.configs import expect_vocabulary, model_fields, mo
 from tasks.common.huggingface.tokenizers import (
     SPECIAL_TOKENS,
     TOKENIZER,
+    VOCABULARY,
     is_file,
     read_json,
     read_tokenizer,
@@ -31,7 +33,7 @@ from tasks.common.huggingface.weights import (
     our_order,
     to_tensors,
 )
-from tasks.common.text.tokenizer import SPECIAL
+from tasks.common.text.tokenizer import SPECIAL, Tokenizer
 
 _ARCHITECTURES = {
     "bert": ("BertModel", "BertForMaskedLM", "BertForPreTraining"),
@@ -113,8 +115,6 @@ def _fits(rows: int, pieces: int) -> bool:
 
 def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
     """Writes a folder for `read_folder` and for transformers' `from_pretrained`."""
-    from safetensors.numpy import save_file
-
     kind, model = saved.kind, saved.model
     tensors = to_tensors(kind, model["num_layers"], saved.params, our_order(saved.vocabulary))
     for name, theirs in (("embedding", _WORDS), ("bias", f"{NAMES[kind]['head']}.bias")):
@@ -129,13 +129,9 @@ def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
             name if name.startswith(head) else f"{kind}.{name}": tensor
             for name, tensor in tensors.items()
         }
-    fields = {theirs: model[ours] for ours, (theirs, _) in FIELDS[kind].items()}
     config = {
         "architectures": [_ARCHITECTURES[kind][has_head + pairs]],
-        "model_type": kind,
-        "vocab_size": rows,
-        "pad_token_id": list(saved.vocabulary).index(SPECIAL[0]),
-        **fields,
+        **_config(saved, rows),
     }
     tokenizer = {
         "tokenizer_class": "BertTokenizer" if kind == "bert" else "DistilBertTokenizer",
@@ -144,19 +140,82 @@ def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
         "tokenize_chinese_chars": saved.normalization.chinese_characters,
         "model_max_length": model["max_length"],
     }
+    _write(folder, config, tokenizer, tensors)
+    lines = "".join(f"{piece}\n" for piece in saved.vocabulary)
+    (folder / VOCABULARY).write_text(lines, encoding="utf-8")
+    _write_tokenizer(folder / TOKENIZER, saved)
+
+
+def write_classifier(
+    folder: Path, saved: LanguageModelFolder, labels: Sequence[str], tokenizer: Tokenizer
+) -> None:
+    """Writes a folder of BertForSequenceClassification.
+
+    tokenizer.json contains the tokenizer of the classifier as it is, between [CLS] and [SEP].
+
+    Args:
+      folder: new folder.
+      saved: see `tasks.common.huggingface.weights.of_classifier`.
+      labels: names of the classes.
+      tokenizer: tokenizer of the classifier.
+    """
+    tensors = to_tensors(
+        saved.kind, saved.model["num_layers"], saved.params, our_order(saved.vocabulary)
+    )
+    tensors = {
+        name if name.startswith("classifier.") else f"{saved.kind}.{name}": tensor
+        for name, tensor in tensors.items()
+    }
+    length = tokenizer.config.max_length + 2
+    config = {
+        "architectures": ["BertForSequenceClassification"],
+        **_config(saved, len(saved.vocabulary)),
+        "classifier_dropout": saved.model["head_dropout_rate"],
+        "problem_type": "single_label_classification",
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+    roles = dict(zip(("pad", "unk", "cls", "mask", "sep"), SPECIAL_TOKENS, strict=True))
+    options = {
+        # Other classes replace the normalizer by that of BERT.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": length,
+        **{f"{role}_token": token for role, token in roles.items()},
+    }
+    _write(folder, config, options, tensors)
+    _complete(tokenizer.subwords(), {p: i for i, p in enumerate(saved.vocabulary)}).save(
+        str(folder / TOKENIZER)
+    )
+
+
+def _config(saved: LanguageModelFolder, rows: int) -> dict[str, Any]:
+    """Returns the fields of config.json that all models of a kind have."""
+    return {
+        "model_type": saved.kind,
+        "vocab_size": rows,
+        "pad_token_id": list(saved.vocabulary).index(SPECIAL[0]),
+        **{theirs: saved.model[ours] for ours, (theirs, _) in FIELDS[saved.kind].items()},
+    }
+
+
+def _write(
+    folder: Path,
+    config: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+) -> None:
+    from safetensors.numpy import save_file
+
     folder.mkdir(parents=True, exist_ok=True)
     for name, values in (("config.json", config), ("tokenizer_config.json", tokenizer)):
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    lines = "".join(f"{piece}\n" for piece in saved.vocabulary)
-    (folder / "vocab.txt").write_text(lines, encoding="utf-8")
-    _write_tokenizer(folder / TOKENIZER, saved)
     whole = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _write_tokenizer(path: Path, saved: LanguageModelFolder) -> None:
     """Writes tokenizer.json if tokenizer_config.json cannot express the normalization."""
-    from tokenizers import decoders, processors
+    from tokenizers import decoders
 
     normal = saved.normalization
     if (normal.clean_text, normal.longest_word) == (
@@ -167,13 +226,20 @@ def _write_tokenizer(path: Path, saved: LanguageModelFolder) -> None:
     ids = {piece: number for number, piece in enumerate(saved.vocabulary)}
     tokenizer = normal.pipeline(ids)
     tokenizer.decoder = decoders.WordPiece()
+    _complete(tokenizer, ids).save(str(path))
+
+
+def _complete(tokenizer: Any, ids: Mapping[str, int]) -> Any:
+    """Adds the special tokens, and [CLS] and [SEP] around texts, to a `tokenizers.Tokenizer`."""
+    from tokenizers import processors
+
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")],
     )
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    tokenizer.save(str(path))
+    return tokenizer
 
 
 def _expect_shapes(

@@ -15,8 +15,8 @@ from typing import Any
 
 from tasks.common.data.cells import to_json
 from tasks.common.errors import UserError
-from tasks.common.huggingface.weights import LAST, Normalization
-from tasks.common.text.tokenizer import SPECIAL
+from tasks.common.huggingface.weights import Normalization
+from tasks.common.text.tokenizer import LAST, SPECIAL
 
 SPECIAL_TOKENS = (*SPECIAL, *LAST)
 PREFIX = "##"

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from tasks.common.text.subword_tokenizer import SubwordTokenizer
-from tasks.common.text.tokenizer import SPECIAL, TextConfig, Tokenizer
+from tasks.common.text.tokenizer import LAST, SPECIAL, TextConfig, Tokenizer
 
-LAST = ("[MASK]", "[SEP]")
 # `LanguageModelFolder.tokenizer` in the directory of a run with imported weights.
 IMPORTED = "imported.json"
 
@@ -43,6 +42,7 @@ NAMES = {
         "head": "cls.predictions",
         "pooler": "pooler.dense",
         "follows": "cls.seq_relationship",
+        "classify": "classifier",
     },
     "distilbert": {
         "embedding": "embeddings.word_embeddings",
@@ -251,8 +251,9 @@ def from_tensors(
 ) -> tuple[dict[str, Any], list[str]]:
     """Converts transformers tensors to our parameters; also returns the names of unused tensors.
 
-    This is the inverse of `to_tensors`. An incomplete head is left out. Modules for sentence pairs
-    are left out unless the model has next_sentence.
+    This is the inverse of `to_tensors`, except for the output layer of classifiers, which is left
+    out. An incomplete head is left out too, and so are modules for sentence pairs unless the model
+    has next_sentence.
 
     Raises:
       KeyError: a tensor of the encoder is missing.
@@ -261,7 +262,7 @@ def from_tensors(
     params, rest = {}, dict(tensors)
     modules = list(_modules(kind, model["num_layers"]))
     headless = any(f"{name}.bias" not in rest for ours, name in modules if _part(ours) == "head")
-    absent = {"head"} if headless else set()
+    absent = {"classify", "head"} if headless else {"classify"}
     if not model.get("next_sentence"):
         absent |= {"pooler", "follows"}
     for ours, name in modules:
@@ -353,6 +354,34 @@ def of_model(
     return LanguageModelFolder(kind, model, {}, vocabulary, normal, padding=rows)
 
 
+def of_classifier(
+    model: Mapping[str, Any], params: Mapping[str, Any], tokenizer: Tokenizer
+) -> LanguageModelFolder:
+    """Returns the BERT of a text classifier with pooling "bert".
+
+    The segment embeddings of BERT are zeros, because the classifier has added those of the first
+    segment to its token embeddings.
+
+    Args:
+      model: fields of `tasks.text_classification.model.TransformerConfig`.
+      params: parameters by path.
+      tokenizer: tokenizer of the classifier.
+
+    Raises:
+      ValueError: values are not supported (the message lists them).
+    """
+    if model["pooling"] != "bert":
+        raise ValueError(f"config.model.pooling: got {model['pooling']!r}, expected 'bert'")
+    found = of_model({**model, "objective": "masked", "segments": 2}, [*tokenizer.pieces(), *LAST])
+    begin = {"tokens": "embedding", "pool": "pooler"}
+    params = {
+        "/".join([begin.get(first, first), *rest]): value
+        for first, *rest, value in ((*path.split("/"), value) for path, value in params.items())
+    }
+    zeros = np.zeros((2, model["model_size"]), np.float32)
+    return replace(found, params={**params, "segment_embedding/embedding": zeros})
+
+
 def expected_shapes(kind: str, model: Mapping[str, Any], rows: int) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of all tensors of `from_tensors`, by name.
 
@@ -366,6 +395,8 @@ def expected_shapes(kind: str, model: Mapping[str, Any], rows: int) -> dict[str,
     sizes = {"up": (F, D), "down": (D, F), "follows": (2, D)}
     shapes: dict[str, tuple[int, ...]] = {}
     for ours, theirs in _modules(kind, model["num_layers"]):
+        if ours == "classify":
+            continue
         if ours == "head":
             shapes[f"{theirs}.bias"] = (rows,)
         elif ours in tables:

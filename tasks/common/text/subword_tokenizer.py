@@ -115,6 +115,12 @@ class SubwordTokenizer:
         pieces = [text[start:end].strip() or text[start:end] for start, end in offsets]
         return [(piece, index, index + 1) for index, piece in enumerate(pieces)]
 
+    def copy(self):
+        """Returns a new `tokenizers.Tokenizer` of the vocabulary."""
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(self._tokenizer.to_str())
+
     def to_dict(self) -> dict:
         return {"tokenizer": json.loads(self._tokenizer.to_str())}
 

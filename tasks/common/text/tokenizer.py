@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +23,9 @@ from tasks.common.text.character_tokenizer import CharacterTokenizer
 from tasks.common.text.config import TextConfig
 from tasks.common.text.subword_tokenizer import SubwordTokenizer
 from tasks.common.text.word_tokenizer import WordTokenizer
-from tasks.common.text.words import CLS, PAD, SPECIAL, UNKNOWN
+from tasks.common.text.words import CLS, LAST, PAD, SPECIAL, UNKNOWN
 
-__all__ = ["CLS", "PAD", "SPECIAL", "UNKNOWN", "TextConfig", "Tokenizer"]
+__all__ = ["CLS", "LAST", "PAD", "SPECIAL", "UNKNOWN", "TextConfig", "Tokenizer"]
 
 _VERSION = 1
 
@@ -134,9 +135,15 @@ class Tokenizer:
         Raises:
           ValueError: the tokenizer is not a subword tokenizer.
         """
-        if not isinstance(self._model, SubwordTokenizer):
-            raise ValueError(f"tokenizer: got {self.config.tokenizer!r}, expected bpe or wordpiece")
-        return self._model.pieces()
+        return self._subword_model().pieces()
+
+    def subwords(self) -> Any:
+        """Returns a new `tokenizers.Tokenizer` of the vocabulary, without special tokens.
+
+        Raises:
+          ValueError: the tokenizer is not a subword tokenizer.
+        """
+        return self._subword_model().copy()
 
     def tokens(self, text: str) -> list[str]:
         """Returns the part of the text at each position of `encode(text)`."""
@@ -193,6 +200,11 @@ class Tokenizer:
         fields["character_ngrams"] = tuple(fields["character_ngrams"])
         config = TextConfig(**fields)
         return cls(config, _model_class(config).from_dict(values, config))
+
+    def _subword_model(self) -> SubwordTokenizer:
+        if not isinstance(self._model, SubwordTokenizer):
+            raise ValueError(f"tokenizer: got {self.config.tokenizer!r}, expected bpe or wordpiece")
+        return self._model
 
     def _rows(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields the truncated ids of each text and their indices in `pieces_with_spans`."""

@@ -17,6 +17,8 @@ import numpy as np
 
 PAD, UNKNOWN, CLS = 0, 1, 2
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]")
+# Tokens that models add after the vocabulary of the tokenizer.
+LAST = ("[MASK]", "[SEP]")
 
 _PATTERN = r"[\w{marks}]+(?:['\u2019][\w{marks}]+)*|[^\w\s{marks}\x00-\x1f\x7f]"
 _ASCII = re.compile(_PATTERN.format(marks=""))

@@ -79,10 +79,10 @@ def equal(mine, theirs):
     assert jax.tree.structure(mine) == jax.tree.structure(theirs)
 
 
-@pytest.mark.parametrize(("pooling", "skipped"), [("mean", 1), ("cls", 0)])
+@pytest.mark.parametrize(("pooling", "skipped"), [("mean", 1), ("cls", 0), ("bert", 0)])
 @pytest.mark.slow
 def test_all_weights_are_those_that_were_learned(place, pooling, skipped):
-    config = classifier(place, pooling=pooling)
+    config = classifier(place, pooling=pooling, max_length=8 + (pooling == "bert"))
     task = directory.prepared_task(config, paths(place))
     params = make_steps(task, config).init()["params"]
     other, theirs = learned(place)
@@ -97,11 +97,14 @@ def test_all_weights_are_those_that_were_learned(place, pooling, skipped):
     equal(params["encoder"]["final_norm"], theirs["encoder"]["final_norm"])
     rows = np.asarray(theirs["encoder"]["positions"]["embedding"])
     # The texts began with the classification token there.
-    equal(params["encoder"]["positions"]["embedding"], rows[skipped : skipped + 8])
+    end = skipped + config.model.max_length
+    equal(params["encoder"]["positions"]["embedding"], rows[skipped:end])
     segment = np.asarray(theirs["segment_embedding"]["embedding"])[0]
     table = np.asarray(theirs["embedding"]["embedding"])
     assert len(table) == other.processor.tokenizer.size + 2
-    equal(params["tokens"]["embedding"], table[:-2] + segment)
+    # [MASK] and [SEP] come last.
+    read = table if pooling == "bert" else table[:-2]
+    equal(params["tokens"]["embedding"], read + segment)
 
 
 @pytest.mark.slow

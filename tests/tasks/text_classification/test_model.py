@@ -17,9 +17,12 @@ CONFIGS = [
     models.TransformerConfig(
         model_size=8, num_layers=1, num_heads=2, feedforward_size=16, pooling="cls"
     ),
+    models.TransformerConfig(
+        model_size=8, num_layers=1, num_heads=2, feedforward_size=16, pooling="bert"
+    ),
     models.BiGRUConfig(embedding_size=8, state_size=4),
 ]
-IDS = ["pool", "max", "transformer", "cls", "bigru"]
+IDS = ["pool", "max", "transformer", "cls", "bert", "bigru"]
 
 
 def build(config):
@@ -61,12 +64,15 @@ def test_dropout_follows_its_key(config):
 def test_weights_are_shares_of_the_real_tokens(config):
     tokens, lengths = batch(6)
     _, weights = build(config)(tokens, lengths, return_weights=True)
-    cls = getattr(config, "pooling", "") == "cls"
+    around = models.tokens_around(config)
+    cls = around > 0
     shares = token_weights(
         {name: np.asarray(value) for name, value in weights.items()}, has_cls=cls
     )
-    assert shares.shape == (3, 6)
-    for row, length in zip(shares, lengths, strict=True):
+    # With [SEP] after it, the text ends one token later.
+    after = max(around - 1, 0)
+    assert shares.shape == (3, 6 + after)
+    for row, length in zip(shares, lengths + after, strict=True):
         np.testing.assert_allclose(row[length:], 0, atol=1e-7)
         assert row[:length].min() >= 0
         # The classification token keeps a share for itself.
