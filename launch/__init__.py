@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     # Imports for editors and type checkers; a test compares them with _EXPORTS.
     from launch.api import AttentionWeights as AttentionWeights
+    from launch.api import Metrics as Metrics
     from launch.api import Run as Run
     from launch.api import config as config
     from launch.api import load as load
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "AttentionWeights": "launch.api",
     "Experiment": "launch.engine.config",
+    "Metrics": "launch.api",
     "Run": "launch.api",
     "UserError": "tasks.common.errors",
     "config": "launch.api",

@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from launch.engine import answers as answering
 from launch.engine import config as configs
 from launch.engine import devices, prediction_options
+from launch.engine import inputs as reading
 from launch.engine import state as states
 from launch.engine import values as typed
 from launch.engine.config import Experiment
@@ -33,7 +35,8 @@ from launch.reporting import results
 from launch.reporting.tables import format_gains
 from launch.runs import directory
 from launch.runs import run as runs
-from launch.runs.evaluation import evaluate_run, prepared_for_evaluation, with_test_file
+from launch.runs.evaluation import evaluate_file, evaluate_run, prepared_for_evaluation
+from tasks.answers import AnswerOptions
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 from tasks.task import SPLITS, Task
@@ -197,6 +200,25 @@ class AttentionWeights:
         return f"AttentionWeights({', '.join(f'{name} {size}' for name, size in sizes)})"
 
 
+class Metrics(dict[str, float]):
+    """Metrics by name, of an evaluation on a labeled file.
+
+    Attributes:
+      intervals: 95 % confidence intervals [low, high] of metrics by name.
+      examples: record of each example; see `Run.predictions`.
+    """
+
+    def __init__(
+        self,
+        metrics: Mapping[str, float],
+        intervals: Mapping[str, Sequence[float]],
+        examples: Sequence[Mapping[str, Any]],
+    ):
+        """Initializes the metrics and the attributes."""
+        super().__init__(metrics)
+        self.intervals, self.examples = dict(intervals), list(examples)
+
+
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Run:
     """A run directory: config, results, and predictions of the model with the best parameters.
@@ -280,25 +302,88 @@ class Run:
         return states.merge_model(graph, variables["params"], variables["statistics"])
 
     def predict(
-        self, inputs: Sequence[Folder], options: Mapping[str, Any] | None = None
+        self,
+        inputs: Sequence[Folder],
+        options: Mapping[str, Any] | None = None,
+        *,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        positive: str | None = None,
     ) -> list[dict[str, Any]]:
         """Predicts for inputs as `python -m launch.predict` does.
 
         Args:
-          inputs: texts, or paths of images, sounds or tables.
+          inputs: texts, or paths of images, sounds or tables; also folders and patterns of files.
           options: options of the decoding as for --set, such as {"model.decoding.beam_size": 1}.
+          top_k, threshold, positive: see `tasks.answers.AnswerOptions`.
 
         Returns:
           The JSON object of each input, see `tasks.task.Processor.decode`.
 
         Raises:
-          UserError: an input cannot be read, or there is no checkpoint.
+          UserError: an input cannot be read, an option does not apply, or there is no checkpoint.
         """
         if isinstance(inputs, str | os.PathLike):
-            raise UserError(f"inputs: got {inputs!r}, expected a list of inputs; write [...]")
-        raw, predictor = [os.fspath(each) for each in inputs], self._predictor(options)
-        portions = (raw[first : first + _PORTION] for first in range(0, len(raw), _PORTION))
-        return [answer for portion in portions for answer in predictor(portion)]
+            raise UserError(
+                f"inputs: got {inputs!r}, expected a list of inputs; write [...], or "
+                "run.predict_file for a table"
+            )
+        predictor = self._predictor(options, AnswerOptions(top_k, threshold, positive))
+        suffixes = self._task.processor.input_suffixes
+        given = (one for each in inputs for one in reading.expanded(os.fspath(each), suffixes))
+        return [answer for _, found in self._answered(given, predictor) for answer in found]
+
+    def predict_file(
+        self,
+        file: Folder,
+        output: Folder | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        positive: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """Predicts for the rows of a table, or for the lines of a text file.
+
+        Args:
+          file: table with the input column of the run, or text file with one input per line.
+          output: file to write, .csv, .tsv or .jsonl; the rows are then not returned, so that a
+            large table needs little memory.
+          options, top_k, threshold, positive: as for `predict`.
+
+        Returns:
+          The rows of the table with the additional columns predicted_<key>; [] with an output.
+
+        Raises:
+          UserError: the file cannot be read, an option does not apply, the output cannot be
+            written, or there is no checkpoint.
+        """
+        name, rows = os.fspath(file), type(self._task).rows
+        target = None if output is None else os.fspath(output)
+        form = "csv" if target is None else answering.format_of(target, None)
+        chosen = AnswerOptions(top_k, threshold, positive)
+        with answering.Destination(target, [name]) as destination:
+            summary = reading.check_file(name, self._task.processor)
+            predictor = self._predictor(options, chosen)
+            given = reading.read_inputs((), name, self._task.processor)
+            written = answering.Answers(form, destination, rows, summary.columns)
+            found: list[dict[str, Any]] = []
+            for portion, answers in self._answered(given, predictor):
+                if target is not None:
+                    written.write(portion, answers)
+                    continue
+                for one, answer in zip(portion, answers, strict=True):
+                    row = {"input": one.raw} if one.row is None else one.row
+                    found += answering.table_rows(row, rows(answer))
+        return found
+
+    def _answered(
+        self, given: Iterator[reading.Input], predictor: Predictor
+    ) -> Iterator[tuple[list[reading.Input], list[dict[str, Any]]]]:
+        skipped = reading.Skipped()
+        for portion in reading.in_portions(given, _PORTION):
+            yield skipped.answered(portion, predictor, predictor.check)
+        skipped.report()
 
     def attention(self, x: Folder) -> dict[str, AttentionWeights]:
         """Returns the attention weights of the model for one input, by name.
@@ -315,41 +400,62 @@ class Run:
         weights, axes = self._predictor().attention(os.fspath(x))
         return {name: AttentionWeights(array, axes[name]) for name, array in weights.items()}
 
-    def _predictor(self, options: Mapping[str, Any] | None = None) -> Predictor:
-        steps, variables, _ = self._loaded
-        if not options:
-            return Predictor(self._task, self.config, steps, variables)
-        settings = [f"{key}={value}" for key, value in options.items()]
+    def _predictor(
+        self, options: Mapping[str, Any] | None = None, chosen: AnswerOptions | None = None
+    ) -> Predictor:
+        settings = [f"{key}={value}" for key, value in (options or {}).items()]
         changed = prediction_options.with_options(self.config, settings)
-        task = directory.restored_task(changed, self.folder)
+        task = self._task
+        if settings:
+            task = directory.restored_task(changed, self.folder)
+        if chosen is not None:
+            task = task.with_options(chosen)
+        steps, variables, _ = self._loaded
+        if not settings and not task.compiles_options:
+            return Predictor(task, self.config, steps, variables)
         return directory.load_predictor(task, changed, self.folder)
 
     # ------------------------------------------------------------------ evaluation
 
-    def evaluate(self, file: Folder | None = None, split: str = "test") -> dict[str, float]:
-        """Evaluates the best parameters on a split, as `python -m launch.evaluate` does.
+    def evaluate(
+        self,
+        file: Folder | None = None,
+        split: str = "test",
+        *,
+        images: Folder | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        positive: str | None = None,
+    ) -> dict[str, float]:
+        """Evaluates the best parameters as `python -m launch.evaluate` does.
 
         Args:
-          file: labeled file that replaces the test split, in the form of `config.data.test_file`;
-            for runs on user files of tasks with this key.
+          file: labeled file or folder in the form of the user files of the task, instead of a
+            split. The data of the run are not needed, and nothing is written.
           split: "train", "validation" or "test".
+          images: folder of the images of an annotation file.
+          top_k, threshold, positive: see `tasks.answers.AnswerOptions`; they add metrics.
 
         Returns:
-          The metrics, which are also in evaluation-<split>.json unless there is a file.
+          The metrics, which are also in evaluation-<split>.json unless there is a file. With a
+          file, they are `Metrics`, which also have confidence intervals and example records.
 
         Raises:
-          UserError: the data cannot be read or differ from the run's data, or there is no
-            checkpoint.
+          UserError: the data cannot be read or differ from the run's data, an option does not
+            apply, or there is no checkpoint.
         """
         _check_split(split)
+        options = AnswerOptions(top_k, threshold, positive)
         self._set_up()
-        task = self._prepared
-        if file is not None:
-            if split != "test":
-                raise UserError(f"split: got {split!r} with a file, expected 'test'; leave it out")
-            task = with_test_file(task, str(Path(file).expanduser()), self.paths)
-        record = evaluate_run(self.config, self.folder, split, self.paths, task, write=file is None)
-        return record["metrics"]
+        if file is None:
+            task = self._prepared
+            record = evaluate_run(self.config, self.folder, split, self.paths, task, options)
+            return record["metrics"]
+        if split != "test":
+            raise UserError(f"split: got {split!r} with a file, expected 'test'; leave it out")
+        where = None if images is None else os.fspath(images)
+        found = evaluate_file(self.config, self.folder, os.fspath(file), options, where)
+        return Metrics(found.record["metrics"], found.record["intervals"], found.rows)
 
     def predictions(self, split: str = "test") -> list[dict[str, Any]]:
         """Returns target, prediction and score of each example of a split.

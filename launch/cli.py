@@ -87,6 +87,29 @@ def define_workdir() -> None:
         flags.DEFINE_string("workdir", None, "Run directory, for example runs/first.")
 
 
+def define_answers() -> None:
+    """Defines the options of predictions, see `tasks.answers.AnswerOptions`."""
+    flags.DEFINE_integer(
+        "top_k", None, "Number of classes, recommended items or words of a prediction."
+    )
+    flags.DEFINE_float(
+        "threshold",
+        None,
+        "Least probability of a label, or least score of an object; a text or image below it gets "
+        "no label. With --positive: probability from which that class is predicted (default 0.5).",
+    )
+    flags.DEFINE_string(
+        "positive", None, "Class that is predicted if its probability is at least --threshold."
+    )
+
+
+def answer_options():
+    """Returns the options of predictions from the flags."""
+    from tasks.answers import AnswerOptions
+
+    return AnswerOptions(FLAGS.top_k, FLAGS.threshold, FLAGS.positive)
+
+
 def define_record() -> None:
     """Defines --record and --results."""
     flags.DEFINE_bool(
@@ -445,7 +468,12 @@ def _keys_of_config() -> list[str]:
 
 def _flags_of_commands() -> dict[str, set[str]]:
     """Returns the flags of each command, parsed from its source file without importing it."""
-    shared = {"config": ["config"], "workdir": ["workdir"], "record": ["record", "results"]}
+    shared = {
+        "answers": ["top_k", "threshold", "positive"],
+        "config": ["config"],
+        "workdir": ["workdir"],
+        "record": ["record", "results"],
+    }
     found = {}
     for name, text in command_sources().items():
         names = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', text))

@@ -7,8 +7,22 @@ python -m launch.predict --workdir=runs/mine --input_file=new.csv > predicted.cs
 
 The best checkpoint is used, and no data set is needed.
 
-For a table, the inputs are in the column that the run was trained on. Its rows are printed as CSV
-with additional columns of predictions, or with --format=json as JSON lines with the key "row".
+For a table, the inputs are in the column that the run was trained on, or in the column path for
+files. Its rows are printed as CSV with additional columns of predictions, or with --format=json as
+JSON lines with the key "row". --output writes a file, whose extension gives the format:
+
+python -m launch.predict --workdir=runs/mine --input_file=new.csv --output=predicted.jsonl
+
+Tasks that read files accept folders and patterns:
+
+python -m launch.predict --workdir=runs/photos --input=holiday --input="more/*.jpg"
+    --output=labels.csv
+
+A classifier gives no label below --threshold or, with --positive, decides for that class from the
+threshold on:
+
+python -m launch.predict --workdir=runs/mine --input_file=new.csv --threshold=0.8 --top_k=3
+python -m launch.predict --workdir=runs/spam --input_file=new.csv --positive=spam --threshold=0.2
 
 Predictions are also drawn, with the attention weights of the input:
 
@@ -26,9 +40,10 @@ python -m launch.predict --workdir=runs/shakespeare --input="ROMEO:"
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,13 +52,20 @@ from absl import flags
 from launch import cli
 
 if TYPE_CHECKING:
-    from launch.engine.inputs import Input
+    from launch.engine.answers import Rows
+    from launch.engine.inputs import InputColumns
     from launch.engine.predictor import Predictor
+    from tasks.answers import AnswerOptions
     from tasks.figures import Figure
 
 cli.define_workdir()
 flags.DEFINE_string("export", None, "Directory of launch.export, instead of --workdir.")
-flags.DEFINE_multi_string("input", [], "One input; - reads one input per line from standard input.")
+flags.DEFINE_multi_string(
+    "input",
+    [],
+    "One input; - reads one input per line from standard input. For tasks that read files also a "
+    "folder, or a pattern such as 'photos/*.jpg'.",
+)
 flags.DEFINE_string(
     "input_file",
     None,
@@ -55,7 +77,25 @@ flags.DEFINE_multi_string(
 )
 flags.DEFINE_string("figures", None, "Directory for PNG figures of the predictions.")
 flags.DEFINE_string("pictures", None, "Former name of --figures.")
-flags.DEFINE_enum("format", "text", ["text", "json"], "Output format: plain text or JSON lines.")
+flags.DEFINE_enum(
+    "format",
+    None,
+    ["text", "json", "csv", "tsv", "jsonl"],
+    "Output format: plain text (the default), complete answers as JSON lines, or tables with the "
+    "input columns and the predictions as columns.",
+)
+flags.DEFINE_string(
+    "output",
+    None,
+    "File of the predictions instead of standard output; .csv, .tsv, .jsonl or .txt.",
+)
+cli.define_answers()
+flags.DEFINE_bool(
+    "probability_columns",
+    False,
+    "For classification: one column for the probability of each class in tables, instead of a "
+    "single JSON column.",
+)
 
 # Inputs per batch of predictions; bounds memory and prints predictions early.
 PORTION = 2048
@@ -65,14 +105,16 @@ DRAWN_PORTION = 16
 
 def predict() -> None:
     """Runs the command `launch.predict`."""
-    from launch.engine import inputs, prediction_options
+    from launch.engine import answers, prediction_options
     from launch.runs import directory
     from tasks.common.errors import UserError
 
     if not cli.FLAGS.input and not cli.FLAGS.input_file:
         raise UserError("--input is missing; give a text, or - for standard input")
+    form = answers.format_of(cli.FLAGS.output, cli.FLAGS.format)
+    options = cli.answer_options()
     if cli.FLAGS.export is not None:
-        predict_exported()
+        predict_exported(form, options)
         return
     folder = cli.workdir()
     config = directory.saved_config(folder)
@@ -83,23 +125,27 @@ def predict() -> None:
         raise UserError("--figures is empty, expected a directory")
     config = prediction_options.with_options(config, cli.FLAGS.set)
     cli.set_up_jax(config)
-    task = directory.restored_task(config, folder)
-    predictor = directory.load_predictor(task, config, folder)
-    given = inputs.read_inputs(cli.FLAGS.input, cli.FLAGS.input_file, task.processor)
-    written = inputs.Answers(cli.FLAGS.format)
-    for portion, answers in _answered(predictor, given):
-        written.write(portion, answers)
+    task = directory.restored_task(config, folder).with_options(options)
+    _write(
+        form,
+        task.processor,
+        _rows(type(task).rows),
+        lambda: _Model.of_run(directory.load_predictor(task, config, folder)),
+    )
 
 
-def predict_exported() -> None:
+def predict_exported(form: str, options: AnswerOptions) -> None:
     """Predicts with the exported model given by --export.
+
+    Args:
+      form: one of `launch.engine.answers.FORMATS`.
+      options: options of predictions.
 
     Raises:
       UserError: the folder holds no export, an input cannot be read, or a flag needs --workdir.
     """
-    from launch.engine import inputs
-    from launch.exports.reader import PORTION as portion_size
-    from launch.exports.reader import Export, InputError
+    from launch.engine import config as configs
+    from launch.exports.reader import PORTION, Export, InputError
     from tasks.common.errors import UserError
 
     for flag in ("workdir", "set", "figures", "pictures"):
@@ -108,42 +154,127 @@ def predict_exported() -> None:
     cli.set_up_jax()
     try:
         export = Export(Path(cli.required("export")).expanduser())
-        columns = _ExportedColumns(export.signature["column"], export.kind != "text")
-        given = inputs.read_inputs(cli.FLAGS.input, cli.FLAGS.input_file, columns)
-        written = inputs.Answers(cli.FLAGS.format)
-        for portion in _portions(given, portion_size):
-            written.write(portion, export([one.raw for one in portion]))
+        task = configs.task_class(export.signature["task"])
+        options.check(task.answer_options)
     except InputError as error:
         raise UserError(str(error)) from None
+
+    def answered(raw: list[str]) -> list[dict[str, Any]]:
+        try:
+            return [task.chosen(answer, options) for answer in export(raw)]
+        except InputError as error:
+            raise UserError(str(error)) from None
+
+    model = _Model(PORTION, answered, lambda raw: answered([raw]))
+    columns = _ExportedColumns(export.signature["column"], export.kind)
+    _write(form, columns, _rows(task.rows), lambda: model)
 
 
 class _ExportedColumns(NamedTuple):
     """Input column of an export; paths in its cells are relative to the folder of the table."""
 
     input_column: str | None
-    is_path: bool
+    kind: str
+
+    @property
+    def input_suffixes(self) -> Sequence[str]:
+        from tasks.common.audio import files as sounds
+        from tasks.common.data.tables import EXTENSIONS
+        from tasks.common.images import files as images
+
+        known = {"image": images.SUFFIXES, "sound": sounds.SUFFIXES, "table": EXTENSIONS}
+        return known.get(self.kind, ())
 
     def table_input(self, value: str, folder: Path) -> str:
-        return str(folder / Path(value).expanduser()) if self.is_path else value
+        from tasks.common.data.user_files import find_file
+
+        return str(find_file(folder, value.strip())) if self.input_suffixes else value
 
 
-def _answered(
-    predictor: Predictor, given: Iterator[Input]
-) -> Iterator[tuple[Sequence[Input], list[dict[str, Any]]]]:
-    """Yields batches of inputs and predictions, which contain the figure files with --figures."""
-    if cli.FLAGS.figures is None:
-        for portion in _portions(given, PORTION):
-            yield portion, predictor([one.raw for one in portion])
-        return
-    first = 1
-    for portion in _portions(given, DRAWN_PORTION):
-        raw = [one.raw for one in portion]
-        answers, drawn = predictor.with_figures(raw)
-        files = write_figures(Path(cli.FLAGS.figures), raw, drawn, first)
+class _Model(NamedTuple):
+    """Predictions of raw inputs.
+
+    Attributes:
+      portion: number of inputs per call, which bounds memory and prints predictions early.
+      answers: function that returns the predictions of raw inputs.
+      check: function that raises UserError if an input cannot be read.
+    """
+
+    portion: int
+    answers: Callable[[list[str]], list[dict[str, Any]]]
+    check: Callable[[str], Any]
+
+    @classmethod
+    def of_run(cls, predictor: Predictor) -> _Model:
+        """Returns the model of a run; with --figures, answers contain the files of figures."""
+        if cli.FLAGS.figures is None:
+            return cls(PORTION, predictor, predictor.check)
+        first = 1
         key = "figures" if cli.FLAGS.pictures is None else "pictures"
-        named = zip(answers, files, strict=True)
-        yield portion, [{**answer, key: names} for answer, names in named]
-        first += len(portion)
+
+        def drawn(raw: list[str]) -> list[dict[str, Any]]:
+            nonlocal first
+            answers, figures = predictor.with_figures(raw)
+            files = write_figures(Path(cli.FLAGS.figures), raw, figures, first)
+            first += len(raw)
+            return [{**answer, key: names} for answer, names in zip(answers, files, strict=True)]
+
+        return cls(DRAWN_PORTION, drawn, predictor.check)
+
+
+def _rows(rows: Rows) -> Rows:
+    """Returns the rows of a task, with --probability_columns a column for each class."""
+    from tasks.common.errors import UserError
+
+    def wide(answer: Any) -> Sequence[dict[str, Any]]:
+        if "probabilities" not in answer:
+            raise UserError("--probability_columns: this task has no classes; leave it out")
+        found = []
+        for row in rows(answer):
+            # The order of the classes must not depend on the input.
+            columns = {f"probability_{name}": row["probabilities"][name]
+                       for name in sorted(row["probabilities"])}  # fmt: skip
+            rest = {key: value for key, value in row.items() if key != "probabilities"}
+            found.append({**rest, **columns})
+        return found
+
+    if not cli.FLAGS.probability_columns:
+        return rows
+    if cli.FLAGS.top_k is not None:
+        raise UserError("--probability_columns: cannot be combined with --top_k; leave one out")
+    return wide
+
+
+def _write(form: str, columns: InputColumns, rows: Rows, load: Callable[[], _Model]) -> None:
+    """Predicts for all inputs, and writes the predictions.
+
+    Mistakes of flags and files are found before the model is loaded.
+
+    Args:
+      form: one of `launch.engine.answers.FORMATS`.
+      columns: processor of the task, or input column of an export.
+      rows: function that returns the table rows of a prediction.
+      load: function that loads the model.
+    """
+    from launch.engine import answers, inputs
+    from launch.engine.progress import PredictionProgress
+
+    given, file = cli.FLAGS.input, cli.FLAGS.input_file
+    read = [name for name in (file, *given * bool(columns.input_suffixes)) if name]
+    with answers.Destination(cli.FLAGS.output, read) as destination:
+        found = None
+        # A pipe can be read only once.
+        if file and os.path.isfile(os.path.expanduser(file)):
+            found = inputs.check_file(file, columns)
+        count = found.count if found is not None and not given else None
+        header = None if found is None or given else found.columns
+        model = load()
+        written = answers.Answers(form, destination, rows, header)
+        skipped, progress = inputs.Skipped(), PredictionProgress(count)
+        for portion in inputs.in_portions(inputs.read_inputs(given, file, columns), model.portion):
+            written.write(*skipped.answered(portion, model.answers, model.check))
+            progress.add(len(portion))
+        skipped.report()
 
 
 def write_figures(
@@ -183,17 +314,6 @@ def write_figures(
     except OSError as error:
         raise UserError(f"--figures={folder}: cannot be written ({error.strerror})") from None
     return found
-
-
-def _portions(inputs: Iterator[Input], size: int) -> Iterator[Sequence[Input]]:
-    portion: list[Input] = []
-    for one in inputs:
-        portion.append(one)
-        if len(portion) == size:
-            yield portion
-            portion = []
-    if portion:
-        yield portion
 
 
 if __name__ == "__main__":

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.answers import AnswerOptions
+from tasks.common.data.cells import join_names
+from tasks.common.errors import UserError
 from tasks.common.losses import cross_entropy
-from tasks.common.metrics.classification import classification_metrics
+from tasks.common.metrics.classification import (
+    classification_intervals,
+    classification_metrics,
+    wilson_interval,
+)
 from tasks.task import Arrays, Batch, ExamplePrediction, Task
 
 
@@ -24,6 +31,12 @@ class ClassificationTask(Task):
 
     primary_metric = "accuracy"
     table_metrics = ("accuracy", "macro_f1", "mcc")
+    answer_options = dict.fromkeys(("top_k", "threshold", "positive"))
+
+    def with_options(self, options: AnswerOptions) -> ClassificationTask:
+        """Checks also that the positive class is a class."""
+        _check_positive(options, self.labels)
+        return super().with_options(options)
 
     @property
     def labels(self) -> Sequence[str]:
@@ -93,6 +106,112 @@ class ClassificationTask(Task):
         """Returns `classification_metrics` of predicted classes, int [n], on a split."""
         return classification_metrics(self.dataset.splits[split].labels, predicted, self.labels)
 
+    def intervals(self, outputs: Arrays, split: str) -> dict[str, tuple[float, float]]:
+        """Returns `classification_intervals`, and Wilson intervals of fractions of `decided`."""
+        labels = self.dataset.splits[split].labels
+        found = classification_intervals(labels, predicted_classes(outputs), self.labels)
+        return found | {
+            name: wilson_interval(*counts)
+            for name, counts in self._decided_counts(outputs, split).items()
+            if counts[1]
+        }
+
+    def decided(self, outputs: Arrays, split: str) -> dict[str, float]:
+        """Returns metrics of the decisions under `options`.
+
+        With `top_k`: `top_<k>_accuracy`. With `threshold`: `coverage`, the fraction of examples
+        with a label, and `covered_accuracy`, the accuracy on these. With `positive` instead
+        `decided_accuracy`, and the `decided_precision`, `decided_recall` and `decided_f1` of the
+        positive class. Fractions of no example are 0.
+        """
+        counts = self._decided_counts(outputs, split)
+        found = {name: hits / max(total, 1) for name, (hits, total) in counts.items()}
+        if "decided_recall" in found:
+            hits, predicted = counts["decided_precision"]
+            found["decided_f1"] = 2 * hits / max(predicted + counts["decided_recall"][1], 1)
+        return found
+
+    def _decided_counts(self, outputs: Arrays, split: str) -> dict[str, tuple[int, int]]:
+        """Returns (number of hits, number of examples) of each fraction of `decided`."""
+        true = np.asarray(self.dataset.splits[split].labels)
+        options, found = self.options, {}
+        # Rounded as the probabilities of predictions, so that both give the same decisions.
+        probabilities = np.round(np.asarray(outputs["probabilities"], np.float64), 4)
+        order = np.argsort(-np.asarray(outputs["probabilities"]), axis=-1, kind="stable")
+        if options.top_k is not None:
+            hits = (order[:, : options.top_k] == true[:, None]).any(axis=-1)
+            found[f"top_{options.top_k}_accuracy"] = int(hits.sum()), len(true)
+        if options.positive is not None:
+            positive = list(self.labels).index(options.positive)
+            threshold = _DECIDED if options.threshold is None else options.threshold
+            yes = probabilities[:, positive] >= threshold
+            others = np.where(order[:, 0] == positive, order[:, 1], order[:, 0])
+            label = np.where(yes, positive, others)
+            both = int((yes & (true == positive)).sum())
+            found["decided_accuracy"] = int((label == true).sum()), len(true)
+            found["decided_precision"] = both, int(yes.sum())
+            found["decided_recall"] = both, int((true == positive).sum())
+        elif options.threshold is not None:
+            covered = probabilities.max(axis=-1) >= options.threshold
+            right = covered & (order[:, 0] == true)
+            found["coverage"] = int(covered.sum()), len(true)
+            found["covered_accuracy"] = int(right.sum()), int(covered.sum())
+        return found
+
+    @classmethod
+    def chosen(cls, answer: dict[str, Any], options: AnswerOptions) -> dict[str, Any]:
+        """Returns an answer with the label and the number of classes of the options.
+
+        The label is None below the threshold, without a positive class.
+        """
+        if not options.given:
+            return answer
+        ranked, best = answer["probabilities"], answer["label"]
+        _check_positive(options, list(ranked))
+        label, shown = best, answer["text"].removeprefix(best)
+        if options.positive is not None:
+            threshold = _DECIDED if options.threshold is None else options.threshold
+            if ranked[options.positive] >= threshold:
+                label = options.positive
+            elif best == options.positive:
+                label = [*ranked][1]
+        elif options.threshold is not None and ranked[best] < options.threshold:
+            label = None
+        if options.top_k is not None:
+            ranked = dict([*ranked.items()][: options.top_k])
+            shown = "  " + _ranked_line(ranked)
+        text = f"{_NO_LABEL if label is None else label}{shown}"
+        return {**answer, "label": label, "probabilities": ranked, "text": text}
+
+    @classmethod
+    def rows(cls, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Returns one row, with the probability of the label as `confidence`.
+
+        Without a label, it is that of the most probable class.
+        """
+        ranked, label = answer["probabilities"], answer["label"]
+        confidence = ranked.get(label, max(ranked.values())) if ranked else None
+        rest = {key: answer[key] for key in answer if key not in ("input", "text", "label")}
+        return [{"label": label, "confidence": confidence, **rest}]
+
+
+# Threshold of the positive class, unless one is given.
+_DECIDED = 0.5
+# Text printed for an input without a label.
+_NO_LABEL = "(uncertain)"
+
+
+def _check_positive(options: AnswerOptions, labels: Sequence[str]) -> None:
+    if options.positive is not None and options.positive not in labels:
+        raise UserError(
+            f"--positive: got {options.positive!r}, expected one of the classes "
+            f"{join_names(sorted(labels))}"
+        )
+
+
+def _ranked_line(ranked: dict[str, float], shown: int | None = None) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in list(ranked.items())[:shown])
+
 
 def predicted_classes(outputs: Arrays) -> np.ndarray:
     """Returns the most probable class of each example, int [n]."""
@@ -118,7 +237,6 @@ def classes_by_probability(
         order = np.argsort(-row, kind="stable")
         ranked = {labels[index]: round(float(row[index]), 4) for index in order}
         label = labels[order[0]]
-        line = "  ".join(f"{name} {value:.4f}" for name, value in list(ranked.items())[:shown])
         answer = {"input": source, "label": label, "probabilities": ranked}
-        answers.append({**answer, "text": f"{label}  {line}"})
+        answers.append({**answer, "text": f"{label}  {_ranked_line(ranked, shown)}"})
     return answers

@@ -14,6 +14,7 @@ are pure functions, and rows with `weight` 0 (padding of the last batch) do not 
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 import math
 import typing
@@ -23,10 +24,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from tasks.answers import AnswerOptions
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import Bucket, Examples
 from tasks.common.data.splits import SPLITS, SplitSummary
+from tasks.common.data.user_files import find_file
 from tasks.common.errors import UserError
 from tasks.figures import Figure
 
@@ -148,6 +151,14 @@ class Processor(abc.ABC):
         """Column of input tables that `launch.predict` reads; None if tables are unsupported."""
         return None
 
+    @property
+    def input_suffixes(self) -> Sequence[str]:
+        """Extensions of the files that raw inputs name; empty if raw inputs are texts.
+
+        For tasks that read files, an input may also be a folder or a glob pattern.
+        """
+        return ()
+
     def assets(self) -> dict[str, Any]:
         """Returns the fitted fields as JSON values."""
         found = {}
@@ -225,13 +236,13 @@ class Processor(abc.ABC):
         return found
 
     def table_input(self, value: str, folder: Path) -> str:
-        """Converts a cell of `input_column` to a raw input; by default it is the cell itself.
+        """Converts a cell of `input_column` to a raw input: a path if there are `input_suffixes`.
 
         Args:
           value: content of the cell.
           folder: folder of the table, which paths are relative to.
         """
-        return value
+        return str(find_file(folder, value.strip())) if self.input_suffixes else value
 
 
 class Task(abc.ABC):
@@ -254,12 +265,16 @@ class Task(abc.ABC):
         under teacher forcing, and evaluation also calls `predict`.
       overlap: number of consecutive examples with overlapping targets, such as the windows of a
         series.
+      answer_options: `tasks.answers.AnswerOptions` that apply, by name: None, or the reason why an
+        option does not apply. Options without an entry do not apply.
 
     Attributes:
       data, model: configs.
       processor: the fitted `Processor`.
       dataset: object with `splits`, `fingerprint`, `parts` (hash of each part) and `summary()`;
         None if the task is only used for predictions.
+      options: options of predictions.
+      file_names: name of the file of each example of `with_file`; None if they have none.
     """
 
     data_config: ClassVar[type]
@@ -272,8 +287,11 @@ class Task(abc.ABC):
     averaged_over: ClassVar[str] = ""
     sharding_rules: ClassVar[Sequence[tuple[str, tuple[str | None, ...]]]] = ()
     baseline_version: ClassVar[int] = 1
+    answer_options: ClassVar[Mapping[str, str | None]] = {}
     decodes: bool = False
     overlap: int = 1
+    options: AnswerOptions = AnswerOptions()
+    file_names: Sequence[str] | None = None
 
     def __init__(self, data: Any, model: Any, processor: Any, dataset: Any = None):
         """Initializes the attributes; use `prepare` or `restore` instead."""
@@ -328,6 +346,40 @@ class Task(abc.ABC):
     def fit(cls, dataset: Any, data: Any, model: Any, paths: Paths, **options: Any) -> Processor:
         """Builds the processor and fits its fields on the training split, if it has any."""
         return cls.processor_type(data, model)
+
+    def with_options(self, options: AnswerOptions) -> Task:
+        """Returns the task with options of predictions.
+
+        Raises:
+          UserError: an option does not apply, or its value is out of range.
+        """
+        options.check(self.answer_options)
+        chosen = copy.copy(self)
+        chosen.options = options
+        return chosen
+
+    def with_file(self, file: str, images: str | None = None) -> Task:
+        """Returns the task with the labeled examples of a user file as its only split, "test".
+
+        Classes, vocabulary and scales are those of the processor; training data are not needed.
+
+        Args:
+          file: path of the file or folder, in the form of the user files of the task.
+          images: folder of the images of an annotation file.
+
+        Raises:
+          UserError: the task reads no labeled files, the file cannot be read, or a label is not
+            known to the processor.
+        """
+        raise UserError(
+            "--file: does not apply, because this task generates its data; leave it out"
+        )
+
+    def _with_dataset(self, dataset: Any, names: Sequence[str] | None = None) -> Task:
+        """Returns the task on another data set, with the same processor and options."""
+        found = type(self)(self.data, self.model, self.processor, dataset)
+        found.options, found.file_names = self.options, names
+        return found
 
     def assets(self) -> dict[str, Any]:
         """Returns the assets that predictions need in addition to the parameters."""
@@ -423,6 +475,31 @@ class Task(abc.ABC):
 
     # ------------------------------------------------------------------ on the host
 
+    @property
+    def compiles_options(self) -> bool:
+        """True if the compiled functions depend on `options`."""
+        return False
+
+    def answers(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
+        """Returns `Processor.decode` of outputs of `predict`, according to `options`."""
+        answers = self.processor.decode(raw, outputs)
+        return [self.chosen(answer, self.options) for answer in answers]
+
+    @classmethod
+    def chosen(cls, answer: dict[str, Any], options: AnswerOptions) -> dict[str, Any]:
+        """Returns an answer of `Processor.decode`, or of an export, according to the options.
+
+        Raises:
+          UserError: an option has a value that the answer does not support.
+        """
+        return answer
+
+    @classmethod
+    def rows(cls, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Returns the table rows of an answer: by default one, without the input and the text."""
+        keys = [key for key in answer if key not in ("input", "text") or len(answer) <= 2]
+        return [{key: answer[key] for key in keys}]
+
     @abc.abstractmethod
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Computes the metrics of a split.
@@ -436,6 +513,14 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns per-example scores [n] whose mean is the primary metric, for paired tests."""
+
+    def intervals(self, outputs: Arrays, split: str) -> dict[str, tuple[float, float]]:
+        """Returns 95 % confidence intervals of metrics by name; the primary metric has its own."""
+        return {}
+
+    def decided(self, outputs: Arrays, split: str) -> dict[str, float]:
+        """Returns metrics of the predictions under `options`; empty without options."""
+        return {}
 
     def example_ids(self, split: str) -> np.ndarray:
         """Returns an id of each example, uint64 [n], in the order of `example_scores`.
@@ -469,6 +554,9 @@ class Task(abc.ABC):
         ids = self.example_ids(split) if ids is None else ids
         scores = self.example_scores(outputs, split) if scores is None else scores
         found = self.example_predictions(outputs, split)
+        if self.file_names is not None and len(self.file_names) == len(found):
+            pairs = zip(found, self.file_names, strict=True)
+            found = [row if row.input else row._replace(input=name) for row, name in pairs]
         return [
             {
                 "id": f"{int(number):016x}",

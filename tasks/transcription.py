@@ -9,7 +9,6 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -18,11 +17,15 @@ import numpy as np
 
 from tasks.common.backbones.transcriber import EncoderOutput, TranscriberConfig
 from tasks.common.data import digests
-from tasks.common.data.manifests import summarize
+from tasks.common.data.manifests import find_labeled, read_lines, summarize, warn_unknown
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
-from tasks.common.data.transcribed import TranscriptionExamples, transcription_fingerprints
+from tasks.common.data.transcribed import (
+    TranscriptionExamples,
+    encode_units,
+    transcription_fingerprints,
+)
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.errors import UserError, check_max_length
 from tasks.common.metrics.error_rates import text_errors, transcript_metrics
@@ -121,10 +124,6 @@ class TranscriptionProcessor(Processor):
             for path, text, score in rows
         ]
 
-    def table_input(self, value: str, folder: Path) -> str:
-        """Returns the path of the file, which in the table is relative to the table's folder."""
-        return str(folder / Path(value).expanduser())
-
     def hypotheses(self, outputs: Arrays) -> list[str]:
         """Returns the decoded transcripts."""
         size = self.tokenizer.size
@@ -184,6 +183,23 @@ class TranscriptionTask(Task):
             key = "config.model.transcriber.max_length"
             check_max_length(model.transcriber.max_length, longest, reason, key)
         return cls.processor_type(data, model, dataset.tokenizer, **fitted)
+
+    def with_file(self, file: str, images: str | None = None) -> Task:
+        """Reads a manifest with paths and texts, or a folder of files with a text file for each.
+
+        Units that the tokenizer does not know count as errors of the model.
+        """
+        lines = find_labeled(file)
+        texts, units = [line.text for line in lines], self.processor.tokenizer
+        longest = max(map(len, encode_units(units.with_max_length(2**31 - 1), texts)))
+        most = min(self.decoder_config.max_length, units.config.max_length)
+        if longest > most:
+            raise UserError(f"{file}: got a text of {longest} units, expected at most {most}")
+        arrays = read_lines(file, lines, lambda path: self.processor.read(str(path)))
+        warn_unknown(file, lines, units)
+        part = TranscriptionExamples.of_arrays(self.processor.field, arrays, units, texts)
+        names = [str(line.file) for line in lines]
+        return self._with_dataset(TranscriptionData({"test": part}, units), names)
 
     @property
     def buckets(self) -> Sequence[Mapping[str, int]] | None:

@@ -1,30 +1,37 @@
-"""Inputs of predictions, read from flags, lines of a stream or file, or rows of a table."""
+"""Inputs of predictions: flags, lines of a stream or file, rows of a table, files of a folder."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import glob
+import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from launch.engine.output import as_json
 from tasks.common.data.cells import text_value
+from tasks.common.data.splits import MISSING
 from tasks.common.data.tables import EXTENSIONS, Table, no_column, open_table
 from tasks.common.data.text_files import detect_encoding, split_lines
-from tasks.common.errors import UserError
+from tasks.common.data.user_files import expect_some_files, is_hidden
+from tasks.common.errors import UserError, warn_once
 
 STANDARD_INPUT = "-"
-PREFIX = "predicted_"
 
 
 class Input(NamedTuple):
-    """One input, and its table row as a dict of columns; the row is None without a table."""
+    """One input of a prediction.
+
+    Attributes:
+      raw: text, or path of a file.
+      row: table row as a dict of columns; None without a table.
+      group: folder or glob pattern that the file is from; None for a single input. Files of a group
+        that cannot be read are skipped.
+    """
 
     raw: str
     row: Mapping[str, Any] | None = None
+    group: str | None = None
 
 
 class InputColumns(Protocol):
@@ -32,6 +39,9 @@ class InputColumns(Protocol):
 
     @property
     def input_column(self) -> str | None: ...
+
+    @property
+    def input_suffixes(self) -> Sequence[str]: ...
 
     def table_input(self, value: str, folder: Path) -> str: ...
 
@@ -58,7 +68,7 @@ def read_inputs(given: Sequence[str], file: str | None, columns: InputColumns) -
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise UserError(f"--input={text!r}: got text that is not UTF-8") from None
-        yield Input(text)
+        yield from expanded(text, columns.input_suffixes)
     if file is None:
         return
     # `open_table` raises an error that describes the expected JSON format.
@@ -71,6 +81,179 @@ def read_inputs(given: Sequence[str], file: str | None, columns: InputColumns) -
                 yield Input(line)
     except OSError as error:
         raise UserError(f"--input_file={file}: cannot be read ({error.strerror})") from None
+
+
+def expanded(text: str, suffixes: Sequence[str]) -> Iterator[Input]:
+    """Yields the files of a folder or glob pattern, or the input itself.
+
+    Args:
+      text: an input.
+      suffixes: extensions of the files that the task reads; empty if it reads texts.
+
+    Raises:
+      UserError: a folder cannot be read, or there is no file.
+    """
+    path = os.path.expanduser(text)
+    if not suffixes or os.path.isfile(path):
+        yield Input(text)
+    elif os.path.isdir(path):
+        found, others = _files_of(path, suffixes)
+        if not found:
+            raise UserError(
+                f"--input={text}: has no file that ends in one of {', '.join(suffixes)}"
+            )
+        if others:
+            warn_once(
+                f"--input={text}: {len(others)} files are left out, such as {others[0]}; files are "
+                f"read if they end in one of {', '.join(suffixes)}"
+            )
+        yield from (Input(file, group=text) for file in found)
+    elif glob.has_magic(path):
+        found = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
+        if not found:
+            raise UserError(f"--input={text}: no file has such a name")
+        yield from (Input(file, group=text) for file in found)
+    else:
+        yield Input(text)
+
+
+def _files_of(folder: str, suffixes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the sorted files below a folder, those with the suffixes and the others."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+    found, others = [], []
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in sorted(files):
+            if not is_hidden(name):
+                used = os.path.splitext(name)[1].lower() in suffixes
+                (found if used else others).append(os.path.join(parent, name))
+    return found, others
+
+
+class FileSummary(NamedTuple):
+    """Number of the inputs of a file, and the columns of a table; None without a table."""
+
+    count: int
+    columns: tuple[str, ...] | None
+
+
+def check_file(file: str, columns: InputColumns) -> FileSummary:
+    """Reads a file of inputs once, so that its mistakes are found before anything is computed.
+
+    Warns about empty cells of the input column.
+
+    Args:
+      file: as for `read_inputs`.
+      columns: as for `read_inputs`.
+
+    Raises:
+      UserError: as for `read_inputs`; or the table names files, and one of them does not exist.
+    """
+    count, empty, missing, keys = 0, [], [], {}
+    paths: list[Path] = []
+    for count, one in enumerate(read_inputs((), file, columns), 1):
+        if one.row is None:
+            continue
+        keys |= dict.fromkeys(one.row)
+        value = str(one.row[str(columns.input_column)]).strip()
+        if not value or value in MISSING:
+            empty.append(count)
+        if columns.input_suffixes:
+            path = Path(one.raw)
+            if not path.is_file():
+                missing.append((count, path))
+            paths.append(path)
+    if missing:
+        expect_some_files(paths, file, "paths are relative to the table")
+        number, path = missing[0]
+        raise UserError(
+            f"{file}: {len(missing)} of {count} files do not exist, such as {path} in row {number}"
+        )
+    if empty:
+        warn_once(
+            f"{file}: {len(empty)} of {count} cells of {columns.input_column!r} are empty or NaN, "
+            f"the first is in row {empty[0]}; they are predicted as they are"
+        )
+    return FileSummary(count, tuple(keys) or None)
+
+
+def in_portions(inputs: Iterator[Input], size: int) -> Iterator[list[Input]]:
+    """Yields lists of at most `size` inputs."""
+    portion: list[Input] = []
+    for one in inputs:
+        portion.append(one)
+        if len(portion) == size:
+            yield portion
+            portion = []
+    if portion:
+        yield portion
+
+
+class Skipped:
+    """Files of folders that cannot be read, which are skipped and reported at the end."""
+
+    def __init__(self):
+        """Initializes an empty list."""
+        self._reasons: dict[str, list[str]] = {}
+        self._counts: dict[str, int] = {}
+
+    def answered(
+        self,
+        portion: list[Input],
+        predict: Callable[[list[str]], Any],
+        check: Callable[[str], Any],
+    ) -> tuple[list[Input], Any]:
+        """Returns the inputs that can be read, and their predictions.
+
+        Args:
+          portion: inputs.
+          predict: function that returns the predictions of raw inputs.
+          check: function that raises UserError if an input cannot be read.
+
+        Raises:
+          UserError: an input cannot be read that is not from a folder or pattern.
+        """
+        for one in portion:
+            if one.group is not None:
+                self._counts[one.group] = self._counts.get(one.group, 0) + 1
+        try:
+            return portion, predict([one.raw for one in portion])
+        except UserError:
+            kept = [one for one in portion if not self._is_broken(one, check)]
+            if len(kept) == len(portion):
+                raise
+        return kept, predict([one.raw for one in kept]) if kept else []
+
+    def _is_broken(self, one: Input, check: Callable[[str], Any]) -> bool:
+        if one.group is None:
+            return False
+        try:
+            check(one.raw)
+        except UserError as error:
+            self._reasons.setdefault(one.group, []).append(str(error))
+            return True
+        return False
+
+    def report(self) -> None:
+        """Prints a line for each folder or pattern with skipped files.
+
+        Raises:
+          UserError: no file of a folder or pattern can be read.
+        """
+        for group, reasons in self._reasons.items():
+            count = self._counts[group]
+            if len(reasons) == count:
+                raise UserError(
+                    f"--input={group}: none of its {count} files can be read, such as {reasons[0]}"
+                )
+            print(
+                f"--input={group}: {len(reasons)} of {count} files are skipped, such as "
+                f"{reasons[0]}",
+                file=sys.stderr,
+            )
 
 
 def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
@@ -140,68 +323,3 @@ def _unnamed(number: int, table: Table) -> str:
     while name in table.header:
         name += "_"
     return name
-
-
-class Answers:
-    """Printer of predictions, as text, as JSON lines, or with the rows of the input table.
-
-    For tables the text format is CSV: the columns of the table, then a column predicted_<key> for
-    each key of a prediction. JSON lines contain the table row under the key "row".
-    """
-
-    def __init__(self, form: str):
-        """Args: form: "text" or "json"."""
-        self._form = form
-        self._header: list[str] | None = None
-
-    def write(self, inputs: Iterable[Input], answers: Iterable[Mapping[str, Any]]) -> None:
-        """Prints one prediction for each input.
-
-        Raises:
-          UserError: a row already has a column predicted_<key>.
-        """
-        for given, answer in zip(inputs, answers, strict=True):
-            if self._form == "json":
-                row = {} if given.row is None else {"row": given.row}
-                print(as_json({**row, **answer}))
-            elif given.row is None:
-                print(answer["text"])
-            else:
-                self._write_row(given.row, answer)
-        sys.stdout.flush()
-
-    def _write_row(self, row: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
-        found = {
-            f"{PREFIX}{key}": cell(value)
-            for key, value in answer.items()
-            if key not in ("input", "text") or len(answer) <= 2
-        }
-        if both := [key for key in found if key in row]:
-            raise UserError(
-                f"--input_file: the table already has a column {both[0]!r}; rename it, or set "
-                "--format=json"
-            )
-        header = [*row, *found]
-        if self._header is None:
-            self._header = header
-            print(_line(header))
-        cells = {**{key: cell(value) for key, value in row.items()}, **found}
-        if strange := [key for key in cells if key not in self._header]:
-            raise UserError(
-                f"--input_file: a row has the key {strange[0]!r}, which the first row lacks; set "
-                "--format=json"
-            )
-        print(_line([cells.get(key, "") for key in self._header]))
-
-
-def cell(value: Any) -> str:
-    """Returns a cell of a table: None as "", a text as it is, and other values as JSON."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _line(cells: Sequence[str]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow(cells)
-    return buffer.getvalue()

@@ -29,9 +29,18 @@ class Predictor:
         self._model_name = config.model.name
 
     def __call__(self, raw: Sequence[str]) -> list[dict[str, Any]]:
-        """Returns a prediction for each input; see `Processor.decode`."""
-        processor = self._task.processor
-        return processor.decode(raw, self.outputs(processor.encode(raw)))
+        """Returns a prediction for each input; see `Task.answers`."""
+        return self._task.answers(raw, self.outputs(self._task.processor.encode(raw)))
+
+    def check(self, raw: str) -> None:
+        """Checks that an input can be read.
+
+        Raises:
+          UserError: the input cannot be read.
+        """
+        examples = self._task.processor.encode([raw])
+        for index in range(len(examples)):
+            examples[index]
 
     def outputs(self, examples: Any) -> dict[str, np.ndarray]:
         """Returns model outputs in the order of the examples; see `Task.predict`."""
@@ -56,7 +65,7 @@ class Predictor:
                 f"--figures: config.model.name={self._model_name} has no figures of "
                 f"predictions; leave out the flag"
             )
-        return self._task.processor.decode(raw, outputs), figures
+        return self._task.answers(raw, outputs), figures
 
     def attention(self, raw: str) -> tuple[dict[str, np.ndarray], dict[str, Axes]]:
         """Returns the attention weights of one input, and their axes, by name.

@@ -19,6 +19,8 @@ from launch.engine.memory import peak_memory
 _INTERVAL = 0.25
 # Number of steps after which the first estimate of the time is printed.
 ESTIMATE_AFTER = 10
+# Shortest time between two lines of `PredictionProgress`, in seconds.
+_PREDICTION_INTERVAL = 5.0
 
 
 class Progress:
@@ -115,6 +117,31 @@ class Progress:
             f"{self._speed(step)}  loss {self._loss:.4f}  "
             f"validation {self._metric} {self._value:.4f}"
         )
+
+
+class PredictionProgress:
+    """Lines on standard error with the number of predictions, one every few seconds."""
+
+    def __init__(self, count: int | None, what: str = "inputs"):
+        """Args: number of inputs; None if it is unknown; plural noun for them."""
+        self._count, self._what, self._done = count, what, 0
+        self._began = self._shown = time.monotonic()
+
+    def add(self, number: int) -> None:
+        """Counts predictions, and prints a line if the last one is long ago."""
+        self._done += number
+        now = time.monotonic()
+        if now - self._shown < _PREDICTION_INTERVAL:
+            return
+        self._shown = now
+        rate = self._done / max(now - self._began, 1e-9)
+        line = f"predicted {self._done:,}"
+        if self._count is not None:
+            left = _clock((self._count - self._done) / max(rate, 1e-9))
+            line += f" of {self._count:,} {self._what}  {rate:,.0f} per second  {left} left"
+        else:
+            line += f" {self._what}  {rate:,.0f} per second"
+        print(line, file=sys.stderr, flush=True)
 
 
 class _TerminalBar:

@@ -1729,7 +1729,8 @@ def recommend(options: Mapping[str, Any], folder: Path) -> Decoder:
 
     The outputs "top" and "top_scores" are the best items and their scores. Attributions are
     fractions of a score: "reason_items" over the latest `length` events, "reason_neighbours" over
-    the similar users "reason_neighbour_ids". Without a history, the `popular` items are returned.
+    the similar users "reason_neighbour_ids". Outputs "part_<name>" are terms of a score. Without a
+    history, the `popular` items are returned.
     """
     catalog = _catalog(folder / options["catalog"], folder / options["events"])
 
@@ -1738,16 +1739,26 @@ def recommend(options: Mapping[str, Any], folder: Path) -> Decoder:
 
     def reasons(out: Mapping[str, np.ndarray], rank: int, items: np.ndarray) -> list[dict]:
         if "reason_items" in out:
-            sources = [catalog.titles[item] for item in items[-options["length"] :]]
+            latest = items[-options["length"] :]
+            sources = [{"what": catalog.titles[n], "item": catalog.names[n]} for n in latest]
             weights = out["reason_items"][rank][: len(sources)]
         elif "reason_neighbours" in out:
-            sources = [f"user {catalog.users[n]}" for n in out["reason_neighbour_ids"].tolist()]
+            users = [catalog.users[n] for n in out["reason_neighbour_ids"].tolist()]
+            sources = [{"what": f"user {user}", "user": user} for user in users]
             weights = out["reason_neighbours"][rank]
         else:
             return []
         order = np.argsort(-weights, kind="stable")[: options["shown"]]
         pairs = [(sources[i], round(float(weights[i]), 3)) for i in order if weights[i]]
-        return [{"what": what, "share": share} for what, share in pairs]
+        return [{**source, "share": share} for source, share in pairs]
+
+    def parts(out: Mapping[str, np.ndarray], rank: int) -> dict[str, Any]:
+        found = {
+            name.removeprefix("part_"): round(float(values[rank]), 4)
+            for name, values in out.items()
+            if name.startswith("part_")
+        }
+        return {"parts": found} if found else {}
 
     def run(item: Item) -> None:
         row, out = item.rows[0], item.outputs[0]
@@ -1757,7 +1768,8 @@ def recommend(options: Mapping[str, Any], folder: Path) -> Decoder:
             if number >= 0:
                 score = round(float(out["top_scores"][rank]), 4)
                 because = reasons(out, rank, row["seen"])
-                listed.append({**named(number), "score": score, "because": because})
+                entry = {**named(number), "score": score, "because": because}
+                listed.append({**entry, **parts(out, rank)})
         if cold:
             listed = [named(number) for number in options["popular"]]
         item.answer |= {"cold": cold, "unknown": query["unknown"], "recommendations": listed}

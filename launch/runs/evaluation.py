@@ -1,4 +1,4 @@
-"""Evaluation of a run directory on a split, or on a labeled file."""
+"""Evaluation of a run directory on a split, or on a labeled file of the user."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from launch.engine import evaluation
 from launch.engine.config import Experiment
 from launch.engine.writers import write_json
+from launch.reporting.paired import mean_and_interval
 from launch.runs import directory
+from tasks.answers import AnswerOptions
 from tasks.common.data.paths import Paths
-from tasks.common.errors import UserError
-from tasks.task import Task
+from tasks.task import Task, seven_digits
 
 
 def prepared_for_evaluation(config: Experiment, folder: Path, paths: Paths) -> Task:
@@ -29,33 +32,64 @@ def prepared_for_evaluation(config: Experiment, folder: Path, paths: Paths) -> T
     return task
 
 
-def with_test_file(task: Task, file: str, paths: Paths) -> Task:
-    """Returns the task with the examples of a labeled file as test split.
+@dataclasses.dataclass(frozen=True)
+class FileEvaluation:
+    """Results on a labeled file of the user.
+
+    Attributes:
+      record: file, number of examples, step, metrics, and 95 % confidence intervals of metrics.
+      rows: record of each example, see `tasks.task.Task.predictions`.
+    """
+
+    record: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+def evaluate_file(
+    config: Experiment,
+    folder: Path,
+    file: str,
+    options: AnswerOptions,
+    images: str | None = None,
+) -> FileEvaluation:
+    """Evaluates the best checkpoint of a run directory on a labeled file.
+
+    The data of the run are not needed, and nothing is written to the run directory.
 
     Args:
-      task: prepared task.
-      file: file in the form of `config.data.test_file`.
-      paths: directories of data sets and caches.
+      config: experiment of the run.
+      folder: run directory.
+      file: labeled file, see `tasks.task.Task.with_file`.
+      options: options of predictions, which add metrics.
+      images: folder of the images of an annotation file.
 
     Raises:
-      UserError: the file cannot be read, has other classes, or the run has no user files.
+      UserError: the file cannot be used, an option does not apply, or there is no checkpoint.
     """
-    data = task.data
-    if getattr(data, "train_file", None) is None or not hasattr(data, "test_file"):
-        raise UserError(
-            "file: this run has no config.data.train_file, expected a run on user files of a task "
-            "with config.data.test_file; leave it out"
-        )
-    read = task.load(dataclasses.replace(data, test_file=file), paths)
-    known, names = (getattr(each, "label_names", ()) for each in (task.dataset, read))
-    if list(known) != list(names):
-        raise UserError(
-            f"{file}: got the classes {', '.join(names)}, expected those of the run: "
-            f"{', '.join(known)}"
-        )
-    splits = {**task.dataset.splits, "test": read.splits["test"]}
-    dataset = dataclasses.replace(task.dataset, splits=splits)
-    return type(task)(data, task.model, task.processor, dataset)
+    trained = directory.restored_task(config, folder).with_options(options)
+    task = trained.with_file(file, images)
+    steps, variables, best = directory.load_variables(trained, config, folder)
+    batch_size = config.training.evaluation_batch_size
+    found = evaluation.evaluate(task, steps, variables, "test", batch_size)
+    scores = task.example_scores(found.outputs, "test")
+    rows = task.predictions(found.outputs, "test", scores=scores)
+    metrics = {**found.metrics, **task.decided(found.outputs, "test")}
+    middle, half = mean_and_interval(scores.astype(np.float64), task.overlap)
+    # Equal scores say nothing about the spread.
+    primary = {task.primary_metric: (middle - half, middle + half)} if half else {}
+    intervals = {**primary, **task.intervals(found.outputs, "test")}
+    record = {
+        "file": file,
+        "examples": len(scores),
+        "step": best,
+        "metrics": metrics,
+        "intervals": {
+            name: [seven_digits(bound) for bound in intervals[name]]
+            for name in metrics
+            if name in intervals
+        },
+    }
+    return FileEvaluation(record, rows)
 
 
 def evaluate_run(
@@ -64,7 +98,7 @@ def evaluate_run(
     split: str,
     paths: Paths,
     task: Task | None = None,
-    write: bool = True,
+    options: AnswerOptions | None = None,
 ) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run directory and writes the metrics to that directory.
 
@@ -74,7 +108,7 @@ def evaluate_run(
       split: split to evaluate on.
       paths: directories of data sets and caches.
       task: task of `prepared_for_evaluation`; None to prepare it.
-      write: whether to write metrics, outputs and predictions.
+      options: options of predictions. Their metrics are returned, but not written.
 
     Returns:
       Split, step and metrics.
@@ -90,12 +124,12 @@ def evaluate_run(
         )
     if task is None:
         task = prepared_for_evaluation(config, folder, paths)
+    task = task if options is None else task.with_options(options)
     steps, variables, best = directory.load_variables(task, config, folder)
     result = evaluation.evaluate(
         task, steps, variables, split, config.training.evaluation_batch_size
     )
     record = {"split": split, "step": best, "metrics": result.metrics}
-    if write:
-        directory.save_outputs(folder, task, result, split)
-        write_json(folder / f"evaluation-{split}.json", record)
-    return record
+    directory.save_outputs(folder, task, result, split)
+    write_json(folder / f"evaluation-{split}.json", record)
+    return {**record, "metrics": {**result.metrics, **task.decided(result.outputs, split)}}

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from launch.engine.inputs import cell
+from launch.engine.answers import cell
 from tasks.task import ExamplePrediction
 
 COLUMNS = ("id", *ExamplePrediction._fields, "score")

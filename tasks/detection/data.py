@@ -282,22 +282,43 @@ def _truth(annotated: AnnotatedImage) -> Truth:
     return Truth(annotated.image.shape[:2], annotated.boxes, annotated.labels, masks)
 
 
+def read_labeled(
+    path: str, images: str | None, names: Sequence[str], has_masks: bool, side: int, most: int
+) -> DetectionDataset:
+    """Reads an annotation file as test split; see `user_files.load_labeled`.
+
+    Args:
+      path, images, names, has_masks: as for `user_files.load_labeled`.
+      side: side of the examples in pixels.
+      most: maximum number of objects of an example, for the loss.
+
+    Raises:
+      UserError: a file cannot be used.
+    """
+    user = user_files.load_labeled(path, images, names, has_masks)
+    most = max(min(user.max_objects, most), 1)
+    splits = {"test": _user_examples(user, "test", side, most)}
+    return DetectionDataset(path, splits, user.names, has_masks, side, most, {})
+
+
+def _user_examples(
+    user: user_files.UserDataset, split: str, side: int, most: int
+) -> DetectionExamples:
+    rows = user.splits[split]
+    return DetectionExamples(
+        [annotated.name for annotated in rows],
+        lambda index: AnnotatedImage(*user.image(rows[index])),
+        lambda index: rows[index].truth,
+        side,
+        most,
+        lambda index: rows[index].labels(),
+    )
+
+
 def _load_user_files(config: DataConfig) -> DetectionDataset:
     side = config.image_size or _USER_SIDE
     user = user_files.load(config.path, config.images, skip_broken=config.skip_broken)
     most = config.max_objects or max(1, user.max_objects)
-
-    def examples(split: str) -> DetectionExamples:
-        rows = user.splits[split]
-        return DetectionExamples(
-            [annotated.name for annotated in rows],
-            lambda index: AnnotatedImage(*user.image(rows[index])),
-            lambda index: rows[index].truth,
-            side,
-            most,
-            lambda index: rows[index].labels(),
-        )
-
     parts = {"class names": digests.of_rows(user.names)}
     for split, examples_of_split in user.splits.items():
         rows = ((annotated.name, annotated.truth) for annotated in examples_of_split)
@@ -306,7 +327,7 @@ def _load_user_files(config: DataConfig) -> DetectionDataset:
     parts["size of an example"] = digests.of_rows([side, most])
     data = DetectionDataset(
         config.name,
-        {split: examples(split) for split in SPLITS},
+        {split: _user_examples(user, split, side, most) for split in SPLITS},
         user.names,
         user.has_masks,
         side,

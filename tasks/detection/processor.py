@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.images.files import read_oriented
+from tasks.common.images.files import SUFFIXES, read_oriented
 from tasks.common.images.orientation import warn_displayed
 from tasks.detection.data import AnnotatedImage, fit, to_image_pixels
 from tasks.detection.metrics import Prediction
@@ -34,6 +34,9 @@ class DetectionProcessor(Processor):
     names: Sequence[str]
     has_masks: bool
     image_size: int
+
+    input_column = "path"
+    input_suffixes = SUFFIXES
 
     @property
     def predicts_masks(self) -> bool:
@@ -66,7 +69,8 @@ class DetectionProcessor(Processor):
                     row["mask"] = found.masks[number]
                 objects.append(row)
             answer = {"input": path, "height": size[0], "width": size[1], "objects": objects}
-            answers.append({**answer, "text": _lines(path, objects)})
+            shown = [row for row in objects if row["score"] >= SHOWN]
+            answers.append({**answer, "text": object_lines(path, shown)})
         return answers
 
     def prediction(
@@ -131,8 +135,8 @@ class UserImages:
         return {name: example[name] for name in ("image", "size", "original")}
 
 
-def _lines(path: str, objects: Sequence[Mapping[str, Any]]) -> str:
-    shown = [row for row in objects if row["score"] >= SHOWN]
+def object_lines(path: str, shown: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the printed text of an image: counts by label, and a line for each object."""
     counts: dict[str, int] = {}
     for row in shown:
         counts[row["label"]] = counts.get(row["label"], 0) + 1

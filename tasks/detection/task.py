@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tasks.answers import AnswerOptions
 from tasks.common.backbones import convolutional
 from tasks.common.backbones.convolutional import map_attention_entry, spatial_importance
 from tasks.common.data import digests
@@ -19,7 +20,13 @@ from tasks.common.errors import UserError
 from tasks.common.keys import example_keys
 from tasks.detection import baselines
 from tasks.detection.augmentation import augment
-from tasks.detection.data import DataConfig, DetectionDataset, load, to_image_pixels
+from tasks.detection.data import (
+    DataConfig,
+    DetectionDataset,
+    load,
+    read_labeled,
+    to_image_pixels,
+)
 from tasks.detection.metrics import (
     Prediction,
     Truth,
@@ -31,7 +38,7 @@ from tasks.detection.models import losses
 from tasks.detection.models.detr import DETR, DETRConfig
 from tasks.detection.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from tasks.detection.ops.pasting import THRESHOLD, paste
-from tasks.detection.processor import SHOWN, DetectionProcessor
+from tasks.detection.processor import SHOWN, DetectionProcessor, object_lines
 from tasks.figures import AttendedImage, DetectedImage, Figure
 from tasks.task import Arrays, Axes, Batch, ExamplePrediction, Task
 
@@ -39,6 +46,8 @@ Model = MaskRCNN | DETR
 Config = MaskRCNNConfig | DETRConfig
 MODEL_CONFIGS: dict[str, type] = {"mask_rcnn": MaskRCNNConfig, "detr": DETRConfig}
 
+# Most objects of an image of a user file that count in the loss of Mask R-CNN.
+MOST_OBJECTS = 1000
 # Number of images in a report.
 _IMAGES = 4
 
@@ -53,6 +62,10 @@ class Detection(Task):
     primary_metric = "box_ap50"
     table_metrics = ("box_ap50", "box_ap", "mask_ap50", "mask_ap", "dsb2018_score")
     sharding_rules = convolutional.SHARDING_RULES
+    answer_options: ClassVar[dict[str, str | None]] = {
+        "threshold": None,
+        "top_k": "every object above the threshold is listed",
+    }
 
     load = staticmethod(load)
 
@@ -73,6 +86,13 @@ class Detection(Task):
             )
         described = list(dataset.names), dataset.has_masks, dataset.image_size
         return DetectionProcessor(data, model, *described)
+
+    def with_file(self, file: str, images: str | None = None) -> Task:
+        """Reads an annotation file in COCO's format; categories are matched by name."""
+        processor = self.processor
+        most = self.model.queries if isinstance(self.model, DETRConfig) else MOST_OBJECTS
+        described = list(processor.names), processor.predicts_masks, processor.image_size
+        return self._with_dataset(read_labeled(file, images, *described, most))
 
     # ------------------------------------------------------------------ objective
 
@@ -125,6 +145,15 @@ class Detection(Task):
         and, if the model predicts masks, masks float16 [B, D, S, S]: probabilities over the box.
         """
         return {**self._detections(model, inputs), "original": inputs["original"]}
+
+    @classmethod
+    def chosen(cls, answer: dict[str, Any], options: AnswerOptions) -> dict[str, Any]:
+        """Returns an answer without the objects whose score is below the threshold."""
+        if options.threshold is None:
+            return answer
+        found = [row for row in answer["objects"] if row["score"] >= options.threshold]
+        text = object_lines(answer["input"], found)
+        return {**answer, "objects": found, "text": text}
 
     def _detections(self, model: Model, inputs: Batch) -> dict[str, jax.Array]:
         found, masks = model.detect(inputs["image"], inputs["size"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.common.data.splits import class_indices
 from tasks.common.data.user_files import (
     expect_some_files,
     read_each,
@@ -132,6 +133,56 @@ def load(path: str, images: str | None, *, skip_broken: bool) -> UserDataset:
         for array in hashes[split]:
             digest.update(array.tobytes())
     return UserDataset(found, names, masks == {True}, digest.hexdigest())
+
+
+def load_labeled(
+    path: str, images: str | None, names: Sequence[str], has_masks: bool
+) -> UserDataset:
+    """Reads an annotation file for an evaluation, as the split "test".
+
+    Args:
+      path: annotation file in COCO's format.
+      images: folder of the images; None for the folder of the annotations.
+      names: class names of the run. Categories are matched by name, not by id.
+      has_masks: whether the run was trained on masks.
+
+    Raises:
+      UserError: annotations or images cannot be used, an object has a category that the run does
+        not know, or there are no masks although the run predicts them.
+    """
+    if Path(path).expanduser().is_dir():
+        raise UserError(f"{path}: is a folder, expected an annotation file in COCO's format")
+    own, given, masks = read_annotations(Path(path).expanduser(), images)
+    remedy = "set --images to the folder of the images"
+    expect_some_files([image.path for image in given], path, remedy)
+    if has_masks and masks is False:
+        raise UserError(f"{path}: its objects have no segmentation, but the run predicts masks")
+    places = [(own[label], image.name) for image in given for label in image.truth.labels]
+    class_indices(path, [label for label, _ in places], [where for _, where in places], names)
+    number = np.array([names.index(name) if name in names else -1 for name in own], np.int32)
+    turns, broken = AnnotationTurns(), []
+    for image in given:
+        try:
+            _pixel_hash(image, turns)
+        except UserError as error:
+            broken.append(str(error))
+    if broken:
+        raise UserError(
+            f"{path}: {len(broken)} of {len(given)} images cannot be used, such as {broken[0]}"
+        )
+    if not any(len(image.truth.labels) for image in given):
+        raise UserError(f"{path}: has no objects; there is nothing to measure")
+    by_file, rows = turns.decide(path), []
+    for image in given:
+        truth = dataclasses.replace(
+            image.truth,
+            labels=number[image.truth.labels],
+            masks=image.truth.masks if has_masks else None,
+        )
+        image = dataclasses.replace(image, truth=truth)
+        turn = by_file.get(image.path)
+        rows.append(image if turn is None else _turned(image, turn))
+    return UserDataset({"test": rows}, tuple(names), has_masks, "")
 
 
 def _find(path: str) -> dict[str, Path]:

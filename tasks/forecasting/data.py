@@ -25,7 +25,7 @@ from tasks.forecasting import timestamps as clock
 from tasks.forecasting.datasets import DATA_SETS, SHARES
 from tasks.forecasting.numbers import DECIMALS
 from tasks.forecasting.timestamps import Step
-from tasks.forecasting.user_files import Reading, Series, read_series
+from tasks.forecasting.user_files import NO_TIMES, Reading, Series, read_series
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +259,47 @@ def load(config: DataConfig, paths: Paths) -> ForecastingData:
     if counts is None:
         counts = _split_sizes(len(series.values), config.split or SHARES)
     return _standardize(series, _bounds(counts, config), config.period or period, config)
+
+
+def read_labeled(
+    file: str, config: DataConfig, fitted: ForecastingData, reading: Reading
+) -> ForecastingData:
+    """Reads a series as test split, in the units of a training split.
+
+    Args:
+      file: file with the channels of the run.
+      config: config of the run.
+      fitted: data with the names, scales, step and period of the run; its series is not used.
+      reading: notation of numbers and times in the training file.
+
+    Raises:
+      UserError: the file cannot be read, or is too short for one window.
+    """
+    series = read_series(
+        file,
+        config.time_column or ("" if fitted.step else NO_TIMES),
+        fitted.names,
+        fitted.step,
+        trained=True,
+        decimal=config.decimal,
+        date_order=config.date_order,
+        likely=reading,
+    )
+    end, valid = len(series.values), ~np.isnan(series.values)
+    data = dataclasses.replace(
+        fitted,
+        series=np.where(valid, (series.values - fitted.mean) / fitted.std, 0).astype(np.float32),
+        valid=valid,
+        calendar=calendar_of(series.start, fitted.step, np.arange(end)),
+        start=series.start,
+        bounds={"train": (0, 0), "validation": (0, 0), "test": (0, end)},
+    )
+    if not len(data.origins("test")):
+        raise UserError(
+            f"{file}: has {end} time steps, expected at least {config.lookback + config.horizon} "
+            "with values, those of the look-back and of the horizon"
+        )
+    return data
 
 
 def _select_targets(series: Series, config: DataConfig) -> Series:

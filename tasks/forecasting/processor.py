@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.common.data.tables import EXTENSIONS
 from tasks.common.errors import UserError
 from tasks.forecasting import timestamps as clock
 from tasks.forecasting.data import calendar_of
@@ -104,6 +105,11 @@ class ForecastingProcessor(Processor):
     step: Step | None
     period: int
     reading: Reading = dataclasses.field(default_factory=Reading)
+
+    @property
+    def input_suffixes(self) -> Sequence[str]:
+        """Extensions of tables."""
+        return EXTENSIONS
 
     def assets(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from tasks.common.errors import UserError
 from tasks.figures import Curves, Figure
 from tasks.forecasting import baselines
 from tasks.forecasting import timestamps as clock
-from tasks.forecasting.data import DataConfig, ForecastingData, load
+from tasks.forecasting.data import DataConfig, ForecastingData, load, read_labeled
 from tasks.forecasting.figures import LEVELS, attention_figures, forecast_figure
 from tasks.forecasting.metrics import error_sums, forecast_metrics, noise_metric
 from tasks.forecasting.models import MODEL_CONFIGS, build
@@ -73,6 +73,29 @@ class Forecasting(Task):
             model = dataclasses.replace(model, share=fit_share(dataset, model))
         scales = (dataset.names, dataset.mean, dataset.std, dataset.step)
         return ForecastingProcessor(data, model, *scales, dataset.period, dataset.reading)
+
+    def with_file(self, file: str, images: str | None = None) -> Task:
+        """Reads a table with the channels of the run; forecasts are compared at every time step.
+
+        There is no MASE, whose divisor is an error on the training split.
+        """
+        processor = self.processor
+        none = np.zeros((0, len(processor.names)), np.float32)
+        fitted = ForecastingData(
+            none,
+            none.astype(bool),
+            none,
+            processor.names,
+            processor.mean,
+            processor.std,
+            None,
+            processor.step,
+            processor.period,
+            {},
+            self.data.lookback,
+            self.data.horizon,
+        )
+        return self._with_dataset(read_labeled(file, self.data, fitted, processor.reading))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -244,6 +267,20 @@ class Forecasting(Task):
                 )
             found.append(row)
         return found
+
+    @classmethod
+    def rows(cls, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Returns one row for each forecast time, with a column for each channel and bound."""
+        parts = {key: answer[key] for key in answer if key not in ("input", "text", "times")}
+        columns = {
+            name if key == "forecast" else f"{name}_{key.removeprefix('level_')}": values
+            for key, by_name in parts.items()
+            for name, values in by_name.items()
+        }
+        return [
+            {"time": time, **{name: values[step] for name, values in columns.items()}}
+            for step, time in enumerate(answer["times"])
+        ]
 
     def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
         """Returns channels and forecast times as labels."""

@@ -12,6 +12,7 @@ from flax import nnx
 
 from tasks.common.backbones import convolutional, recurrent
 from tasks.common.backbones.transcriber import EncoderOutput
+from tasks.common.images.files import SUFFIXES
 from tasks.handwriting_recognition.baselines import cut_and_classify
 from tasks.handwriting_recognition.data import DataConfig, load, read_line
 from tasks.handwriting_recognition.datasets.digit_lines import HEIGHT
@@ -31,6 +32,7 @@ class HandwritingProcessor(TranscriptionProcessor):
     field = "columns"
     input_spec = ArraySpec(("batch", "length", HEIGHT), "uint8", 0)
     input_kind = "the image of a line"
+    input_suffixes = SUFFIXES
 
     def read(self, path: str) -> np.ndarray:
         """Reads the columns of an image; see `read_line`."""

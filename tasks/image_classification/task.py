@@ -16,8 +16,10 @@ from tasks.classification import ClassificationTask, classes_by_probability, pre
 from tasks.common.backbones import convolutional, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
+from tasks.common.data.splits import class_indices
 from tasks.common.errors import UserError
 from tasks.common.images.augmentation import AugmentationConfig, augment, mixup, random_translation
+from tasks.common.images.files import SUFFIXES
 from tasks.common.keys import example_keys
 from tasks.common.losses import cross_entropy
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure
@@ -27,7 +29,7 @@ from tasks.image_classification.data import DataConfig, ImageData, load
 from tasks.image_classification.datasets import DATA_SETS, Images
 from tasks.image_classification.model import MODEL_CONFIGS, VisionTransformer, ViTConfig
 from tasks.image_classification.resnet import ResNetClassifier, ResNetClassifierConfig
-from tasks.task import Arrays, ArraySpec, Axes, Batch, ProcessingSteps, Processor
+from tasks.task import Arrays, ArraySpec, Axes, Batch, ProcessingSteps, Processor, Task
 
 Config = ViTConfig | ConvNetConfig | ResNetClassifierConfig
 Model = VisionTransformer | ConvNet | ResNetClassifier
@@ -45,6 +47,9 @@ class ImageProcessor(Processor):
     """
 
     labels: Sequence[str]
+
+    input_column = "path"
+    input_suffixes = SUFFIXES
 
     def encode(self, raw: Sequence[str]) -> Images:
         """Reads images from paths or lists of pixel values, see `user_files.read_inputs`."""
@@ -99,6 +104,14 @@ class ImageClassification(ClassificationTask):
     ) -> ImageProcessor:
         """Builds the processor with the data set's classes."""
         return ImageProcessor(data, model, list(dataset.labels))
+
+    def with_file(self, file: str, images: str | None = None) -> Task:
+        """Reads a folder with a folder for each class, or a table with paths and labels."""
+        paths, labels, places = user_files.labeled_paths(file)
+        numbers = class_indices(file, labels, places, self.labels)
+        read = user_files.read_labeled(file, paths, DATA_SETS.get(self.data.name), self.data.side)
+        split = Images(read.images, numbers, read.ids)
+        return self._with_dataset(ImageData(tuple(self.labels), {"test": split}), paths)
 
     # ------------------------------------------------------------------ objective
 

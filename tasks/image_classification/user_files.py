@@ -8,8 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.common.data.cells import label_value, text_value
+from tasks.common.data.tables import expect_columns, open_table
 from tasks.common.data.user_files import (
     SPLIT_NAMES,
+    expect_some_files,
+    find_file,
     read_each,
     split_by_hash,
     split_names,
@@ -24,6 +28,9 @@ from tasks.common.images.files import (
     warn_left_out,
 )
 from tasks.image_classification.datasets import SPLITS, DataSet, Images
+
+# Columns of a table of labeled images.
+PATH, LABEL = "path", "label"
 
 # ---------------------------------------------------------------------- folders
 
@@ -139,6 +146,69 @@ def _warn_conflicts(folder: Path, files: Sequence[tuple[str, str]], labels: Sequ
             f"{folder}: {len(conflicts)} images are in two classes, such as {file}, which "
             f"equals {other}"
         )
+
+
+# ---------------------------------------------------------------------- evaluate
+
+
+def labeled_paths(path: str) -> tuple[list[str], list[str], list[str]]:
+    """Returns path, label and place of each image of a labeled folder or table.
+
+    Args:
+      path: folder with a folder of images for each class; or a table with the columns path, which
+        is relative to the table, and label.
+
+    Raises:
+      UserError: the folder or table cannot be read, or a file is missing.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        return _listed(path)
+    folders = [each.name for each in root.iterdir() if each.is_dir()]
+    if names := split_names(folders, path):
+        shown = root / names.get("test", next(iter(names.values())))
+        raise UserError(f"{path}: has folders of splits; name the folder of one, such as {shown}")
+    files = [(str(file), name) for name, found in image_folder(root).items() for file in found]
+    paths, labels = (list(column) for column in zip(*files, strict=True))
+    return paths, labels, [str(Path(file).relative_to(root)) for file in paths]
+
+
+def _listed(path: str) -> tuple[list[str], list[str], list[str]]:
+    table = open_table(path, (PATH, LABEL))
+    expect_columns(table, (PATH, LABEL))
+    folder, paths, labels, places = Path(path).expanduser().parent, [], [], []
+    for line, (file, label) in table.select((PATH, LABEL)):
+        where = f"{path}: line {line}"
+        paths.append(str(find_file(folder, text_value(file, where, PATH).strip())))
+        labels.append(label_value(label, where, LABEL))
+        places.append(f"line {line}")
+    expect_some_files([Path(file) for file in paths], path, "paths are relative to the table")
+    return paths, labels, places
+
+
+def read_labeled(where: str, paths: Sequence[str], data_set: DataSet | None, side: int) -> Images:
+    """Reads labeled images as for predictions; their ids are hashes of the files.
+
+    Args:
+      where: folder or table of the images, for the message.
+      paths: paths of the images.
+      data_set, side: as for `read_inputs`.
+
+    Raises:
+      UserError: an image cannot be read; the message names the first of them and their number.
+    """
+    read, broken = [], []
+    for path in paths:
+        try:
+            read.append(read_inputs([path], data_set, side).images)
+        except UserError as error:
+            broken.append(str(error))
+    if broken:
+        raise UserError(
+            f"{where}: {len(broken)} of {len(paths)} images cannot be read, such as {broken[0]}"
+        )
+    ids = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
+    return Images(np.concatenate(read), ids=ids)
 
 
 # ---------------------------------------------------------------------- predict

@@ -103,6 +103,19 @@ def _texts(definition: builders.DatasetDefinition, paths: Paths) -> dict[str, li
     }
 
 
+def read_labeled(file: str, running: bool) -> list[str]:
+    """Reads the texts of a file for an evaluation: one running text, or a text for each line.
+
+    Raises:
+      UserError: the file cannot be read, or has no text.
+    """
+    text = read_text(file).replace("\r\n", "\n")
+    texts = [text] if running else [line for line in split_lines(text) if line.strip()]
+    if not text.strip():
+        raise UserError(f"{file}: the file has no text")
+    return texts
+
+
 def _user_data(config: DataConfig) -> Corpus:
     read, named = {}, {}
     for split in SPLITS:

@@ -180,8 +180,13 @@ def fill_mask(
             ranked.append([{"word": word, "probability": value} for word, value in pairs])
             full = full.replace(MASK, words[0], 1)
             row += 1
-        lines = [
-            "  ".join(f"{w['word']} {w['probability']:.4f}" for w in words) for words in ranked
-        ]
-        answers.append({"input": text, "blanks": ranked, "filled": full, "text": " | ".join(lines)})
+        line = blank_line(ranked)
+        answers.append({"input": text, "blanks": ranked, "filled": full, "text": line})
     return answers
+
+
+def blank_line(blanks: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """Returns the candidate words of all masks of a text, with probabilities, as one line."""
+    return " | ".join(
+        "  ".join(f"{w['word']} {w['probability']:.4f}" for w in words) for words in blanks
+    )

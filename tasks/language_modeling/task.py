@@ -8,12 +8,13 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.answers import AnswerOptions
 from tasks.common.backbones import transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
@@ -26,7 +27,7 @@ from tasks.common.text.tokenizer import CLS, SPECIAL, Tokenizer
 from tasks.figures import Alignment, Figure
 from tasks.language_modeling import baselines as counting
 from tasks.language_modeling import examples as sequences
-from tasks.language_modeling.data import Corpus, DataConfig, load
+from tasks.language_modeling.data import Corpus, DataConfig, load, read_labeled
 from tasks.language_modeling.examples import MASK
 from tasks.language_modeling.masking import mask_tokens
 from tasks.language_modeling.model import (
@@ -36,7 +37,7 @@ from tasks.language_modeling.model import (
     complete,
     decoding,
 )
-from tasks.language_modeling.processor import LanguageProcessor, token_text
+from tasks.language_modeling.processor import LanguageProcessor, blank_line, token_text
 from tasks.task import Arrays, Axes, Batch, ExamplePrediction, Task
 
 # Quantiles of the training lengths that become buckets.
@@ -48,6 +49,7 @@ _PAIR_SEED = 0
 _LOSSLESS = ("character", "bpe")
 _ORDER = 6
 _SHOWN = 5
+_GENERATED = "the model continues texts (for sampling write --set=model.decoding.top_k=K)"
 
 
 class LanguageModeling(Task):
@@ -63,6 +65,10 @@ class LanguageModeling(Task):
     higher_is_better = False
     table_metrics = ("loss", "perplexity", "bits_per_character", "accuracy")
     sharding_rules = transformer.SHARDING_RULES
+    answer_options: ClassVar[dict[str, str | None]] = {
+        "top_k": None,
+        "threshold": "all listed words have their probability",
+    }
 
     # ------------------------------------------------------------------ construction
 
@@ -118,6 +124,15 @@ class LanguageModeling(Task):
         made = [self.dataset.fingerprint, self.model.objective, self.data.length]
         made += [self.model.next_sentence, self.processor.tokenizer.to_json()]
         return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:32]
+
+    def with_file(self, file: str, images: str | None = None) -> Task:
+        """Reads a text file; for a run on separate texts, each line is a text."""
+        running = self.processor.begin is not None
+        corpus = Corpus(self.data.name, {"test": read_labeled(file, running)}, running)
+        task = self._with_dataset(corpus)
+        if not len(task.examples("test")):
+            raise UserError(f"{file}: the text is too short for one example; provide more text")
+        return task
 
     # ------------------------------------------------------------------ data
 
@@ -226,8 +241,8 @@ class LanguageModeling(Task):
         """Completes prompts, or predicts masked words.
 
         Returns:
-          `completion` int32 [B, max_new_tokens]; or for position `blank` the five most probable
-          tokens, `words` int32 [B, 5], and their `probabilities`.
+          `completion` int32 [B, max_new_tokens]; or for position `blank` the k most probable
+          tokens, `words` int32 [B, k], and their `probabilities`; k is 5 or `top_k`.
         """
         tokens, lengths = inputs["tokens"], inputs["length"]
         if self.processor.causal:
@@ -236,7 +251,8 @@ class LanguageModeling(Task):
         logits = model.logits(hidden[jnp.arange(hidden.shape[0]), inputs["blank"]])
         mask, ids = self.processor.mask_id, jnp.arange(logits.shape[-1])
         logits = jnp.where((ids < len(SPECIAL)) | (ids >= mask), -jnp.inf, logits)
-        best, words = jax.lax.top_k(jax.nn.softmax(logits), min(_SHOWN, mask - len(SPECIAL)))
+        count = min(self.options.top_k or _SHOWN, mask - len(SPECIAL))
+        best, words = jax.lax.top_k(jax.nn.softmax(logits), count)
         return {"words": words, "probabilities": best}
 
     def decoder(self, model: LanguageModel, inputs: Batch) -> TokenDecoder | None:
@@ -262,6 +278,36 @@ class LanguageModeling(Task):
         return {"encoder": jnp.swapaxes(weights, 0, 1)}
 
     # ------------------------------------------------------------------ on the host
+
+    @property
+    def compiles_options(self) -> bool:
+        """True if another number of words is listed."""
+        return self.options.top_k is not None
+
+    def with_options(self, options: AnswerOptions) -> Task:
+        """Checks also that a causal model gets no options."""
+        if self.processor.causal:
+            options.check({**self.answer_options, "top_k": _GENERATED})
+        return super().with_options(options)
+
+    def answers(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
+        """Returns `LanguageProcessor.decode`; the outputs have `top_k` words."""
+        return self.processor.decode(raw, outputs)
+
+    @classmethod
+    def chosen(cls, answer: dict[str, Any], options: AnswerOptions) -> dict[str, Any]:
+        """Returns an answer of an export with the first `top_k` words of each [MASK]."""
+        if options.top_k is None:
+            return answer
+        if "blanks" not in answer:
+            options.check({**cls.answer_options, "top_k": _GENERATED})
+        if options.top_k > _SHOWN:
+            raise UserError(
+                f"--top_k: got {options.top_k}, expected at most {_SHOWN}, the number of words of "
+                "an export; give --workdir instead"
+            )
+        blanks = [words[: options.top_k] for words in answer["blanks"]]
+        return {**answer, "blanks": blanks, "text": blank_line(blanks)}
 
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns the metrics of the targets.

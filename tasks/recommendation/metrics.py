@@ -18,7 +18,7 @@ _PORTION = 200_000
 
 
 def ranked(
-    scores: jax.Array, seen: jax.Array, target: jax.Array | None = None
+    scores: jax.Array, seen: jax.Array, target: jax.Array | None = None, count: int = TOP
 ) -> dict[str, jax.Array]:
     """Computes the ranks of the targets and the best unseen items.
 
@@ -30,9 +30,10 @@ def ranked(
       scores: float [B, I].
       seen: int [B, M], items that are not ranked, padded with -1.
       target: int [B], unseen items; None if there are no targets.
+      count: length of the lists.
 
     Returns:
-      `top` int32 [B, k], the k = min(10, I) unseen items of the largest scores, and `top_scores`
+      `top` int32 [B, k], the k = min(count, I) unseen items of the largest scores, and `top_scores`
       [B, k]; padded with -1 and -inf if there are fewer unseen items. With targets also `rank`
       float32 [B].
     """
@@ -42,7 +43,7 @@ def ranked(
     lowest = jnp.finfo(scores.dtype).min
     scores = jnp.where(jnp.isnan(scores), lowest, jnp.maximum(scores, lowest))
     scores = scores.at[jnp.arange(scores.shape[0])[:, None], indices].set(-jnp.inf, mode="drop")
-    best, top = jax.lax.top_k(scores, min(TOP, num_items))
+    best, top = jax.lax.top_k(scores, min(count, num_items))
     found = {"top": jnp.where(best < lowest, -1, top).astype(jnp.int32), "top_scores": best}
     if target is None:
         return found

@@ -8,6 +8,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from tasks.recommendation.metrics import TOP
 from tasks.task import ArraySpec, ProcessingSteps, Processor
 
 _USER = "user:"
+# Prefix of the outputs with terms of the scores.
+_PART = "part_"
 # Number of attributions shown per item.
 _SHOWN = 3
 # Least number of items that a query of an export may name.
@@ -183,9 +186,18 @@ class RecommendationProcessor(Processor):
         """Returns a size of `seen` for the history of every user and for queries of many items."""
         return [{"seen": min(max(self.events.longest, _NAMED), self.events.num_items)}]
 
-    def _popular(self) -> np.ndarray:
+    def _popular(self, count: int = TOP) -> np.ndarray:
         popularity = self.events.popularity(self.with_validation)
-        return np.argsort(-popularity, kind="stable")[:TOP]
+        return np.argsort(-popularity, kind="stable")[:count]
+
+    @property
+    def input_column(self) -> str:
+        """Column of the users."""
+        return self.data.user_column or "user"
+
+    def table_input(self, value: str, folder: Path) -> str:
+        """Returns the query of a user."""
+        return f"{_USER}{value}"
 
     @functools.cached_property
     def _parse(self) -> Any:
@@ -200,9 +212,20 @@ class RecommendationProcessor(Processor):
         """Parses queries, see `QueryParser`."""
         return UserQueries([self._parse(text) for text in raw], self.events, self.data)
 
-    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-        """Returns the ten best unseen items of each query with their attributions."""
-        popular = self._popular().tolist()
+    def decode(
+        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray], count: int = TOP
+    ) -> list[dict[str, Any]]:
+        """Returns the best unseen items of each query.
+
+        An item has a score, attributions ("because": item or user, and fraction of the score), and
+        "parts", the terms of the score, if the model has any.
+
+        Args:
+          raw: queries.
+          outputs: outputs of `Recommendation.predict`.
+          count: number of popular items for queries without a history.
+        """
+        popular = self._popular(count).tolist()
         answers = []
         for index, text in enumerate(raw):
             query = self._parse(text)
@@ -211,10 +234,8 @@ class RecommendationProcessor(Processor):
                 {
                     **self._item(item),
                     "score": round(float(own["top_scores"][rank]), 4),
-                    "because": [
-                        {"what": what, "share": share}
-                        for what, share in self.attributions(own, rank, query.history)
-                    ],
+                    "because": self._reasons(own, rank, query.history),
+                    **_parts(own, rank),
                 }
                 for rank, item in enumerate(own["top"].tolist())
                 if item >= 0
@@ -246,21 +267,39 @@ class RecommendationProcessor(Processor):
         Returns:
           Names of items or users with their fractions of the score, in descending order.
         """
+        reasons = self._reasons(outputs, rank, history)
+        return [(reason["what"], reason["share"]) for reason in reasons]
+
+    def _reasons(
+        self, outputs: Mapping[str, np.ndarray], rank: int, history: np.ndarray
+    ) -> list[dict[str, Any]]:
         if "reason_items" in outputs:
             latest = history[-self.data.max_length :]
-            sources = [self.events.titles[item] for item in latest]
             weights = outputs["reason_items"][rank][: len(latest)]
+            names, titles = self.events.names, self.events.titles
+            sources = [{"what": titles[item], "item": names[item]} for item in latest]
         elif "reason_neighbours" in outputs:
-            users = outputs["reason_neighbour_ids"].tolist()
-            sources = [f"user {self.events.users[user]}" for user in users]
+            users = [self.events.users[u] for u in outputs["reason_neighbour_ids"].tolist()]
             weights = outputs["reason_neighbours"][rank]
+            sources = [{"what": f"user {user}", "user": user} for user in users]
         else:
             return []
         order = np.argsort(-weights, kind="stable")[:_SHOWN]
-        return [(sources[i], round(float(weights[i]), 3)) for i in order if weights[i]]
+        shares = [(sources[i], round(float(weights[i]), 3)) for i in order if weights[i]]
+        return [{**source, "share": share} for source, share in shares]
 
     def _item(self, item: int) -> dict[str, str]:
         return {"item": self.events.names[item], "title": self.events.titles[item]}
+
+
+def _parts(outputs: Mapping[str, np.ndarray], rank: int) -> dict[str, dict[str, float]]:
+    """Returns the terms of the score of an item under the key "parts", if there are any."""
+    found = {
+        name.removeprefix(_PART): round(float(values[rank]), 4)
+        for name, values in outputs.items()
+        if name.startswith(_PART)
+    }
+    return {"parts": found} if found else {}
 
 
 def _line(query: UserQuery, listed: Sequence[Mapping[str, Any]], cold: bool) -> str:

@@ -5,8 +5,8 @@ B users of a batch, S positions of a history, R recommended items, k similar use
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from scipy.sparse import csr_matrix
 
+from tasks.answers import AnswerOptions
 from tasks.common.backbones.transformer import SHARDING_RULES
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
@@ -22,8 +23,8 @@ from tasks.common.errors import UserError, check_max_length
 from tasks.figures import Curves, Figure, Recommendations
 from tasks.recommendation import models
 from tasks.recommendation.baselines import Baselines
-from tasks.recommendation.data import DataConfig, RecommendationDataset, load
-from tasks.recommendation.metrics import list_metrics, ndcg, ranked, ranking_metrics
+from tasks.recommendation.data import DataConfig, FileDataset, RecommendationDataset, load
+from tasks.recommendation.metrics import TOP, list_metrics, ndcg, ranked, ranking_metrics
 from tasks.recommendation.models.base import Recommender
 from tasks.recommendation.processor import RecommendationProcessor
 from tasks.task import Arrays, Axes, Batch, ExamplePrediction, Task
@@ -49,6 +50,10 @@ class Recommendation(Task):
     table_metrics = ("ndcg_at_10", "hr_at_10", "mrr", "coverage", "diversity")
     sharding_rules = SHARDING_RULES
     baseline_version = 2
+    answer_options: ClassVar[dict[str, str | None]] = {
+        "top_k": None,
+        "threshold": "scores of items are no probabilities",
+    }
 
     # ------------------------------------------------------------------ construction
 
@@ -71,6 +76,12 @@ class Recommendation(Task):
     ) -> RecommendationProcessor:
         """Builds the processor with the events of all users."""
         return RecommendationProcessor(data, model, dataset.events, dataset.with_validation)
+
+    def with_file(self, file: str, images: str | None = None) -> Task:
+        """Reads a file of events, see `tasks.recommendation.data.FileUsers`."""
+        processor = self.processor
+        dataset = FileDataset(file, processor.events, self.data, processor.with_validation)
+        return self._with_dataset(dataset)
 
     def with_validation(self) -> Recommendation:
         """Returns the task with the validation events added to the training split."""
@@ -112,9 +123,13 @@ class Recommendation(Task):
         """Returns the best items with their scores (see `ranked`) and their attributions.
 
         Attributions are `reason_items` [B, R, S]; or `reason_neighbours` [B, R, k] and
-        `reason_neighbour_ids`; see `Recommender.attributions`.
+        `reason_neighbour_ids`; see `Recommender.attributions`. Terms of the scores are
+        `part_<name>` [B, R]; see `Recommender.score_parts`.
         """
-        found = ranked(model.scores(inputs), inputs["seen"])
+        found = ranked(model.scores(inputs), inputs["seen"], count=self.options.top_k or TOP)
+        items = jnp.maximum(found["top"], 0)
+        parts = model.score_parts(inputs, items)
+        found |= {f"part_{name}": value for name, value in parts.items()}
         return found | self._attributions(model, inputs, found["top"])
 
     def attention(self, model: Recommender, inputs: Batch) -> dict[str, jax.Array]:
@@ -129,6 +144,44 @@ class Recommendation(Task):
         return {f"reason_{name}": value for name, value in found.items()}
 
     # ------------------------------------------------------------------ on the host
+
+    @property
+    def compiles_options(self) -> bool:
+        """True if lists have another length."""
+        return self.options.top_k is not None
+
+    def answers(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
+        """Returns `RecommendationProcessor.decode` with lists of `top_k` items."""
+        return self.processor.decode(raw, outputs, self.options.top_k or TOP)
+
+    @classmethod
+    def chosen(cls, answer: dict[str, Any], options: AnswerOptions) -> dict[str, Any]:
+        """Returns an answer of an export with the first `top_k` items of its list."""
+        if options.top_k is None:
+            return answer
+        if options.top_k > TOP:
+            raise UserError(
+                f"--top_k: got {options.top_k}, expected at most {TOP}, the number of items of an "
+                "export; give --workdir instead"
+            )
+        listed = answer["recommendations"][: options.top_k]
+        shown = "; ".join(entry["title"] for entry in listed)
+        return {**answer, "recommendations": listed, "text": shown}
+
+    @classmethod
+    def rows(cls, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Returns one row for each item, best first, with its score, reasons and score terms.
+
+        Without a history the items are the most popular ones, and have no score.
+        """
+        found = []
+        for rank, entry in enumerate(answer["recommendations"], 1):
+            reasons = [f"{each['what']} {each['share']}" for each in entry.get("because", ())]
+            row = {"rank": rank, "item": entry["item"], "title": entry["title"]}
+            row |= {"score": entry.get("score"), "because": "; ".join(reasons)}
+            parts = {f"part_{name}": value for name, value in entry.get("parts", {}).items()}
+            found.append({**row, **parts})
+        return found
 
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns the metrics of `tasks.recommendation.metrics`, and `known_targets`.
@@ -154,8 +207,7 @@ class Recommendation(Task):
         if split == "train":
             return super().example_ids(split)
         part, events = self.examples(split), self.processor.events
-        users = [events.users[user] for user in part.users]
-        return digests.ids(users, [events.names[item] for item in part.target])
+        return digests.ids(part.names, [events.names[item] for item in part.target])
 
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns NDCG@10 of each user."""
@@ -164,10 +216,10 @@ class Recommendation(Task):
     def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
         """Returns user, title of the held-out item, and titles of the best items, best first."""
         part, events = self.examples(split), self.processor.events
-        rows = zip(part.users, part.target, outputs["top"].tolist(), strict=True)
+        rows = zip(part.names, part.target, outputs["top"].tolist(), strict=True)
         return [
             ExamplePrediction(
-                f"user:{events.users[user]}",
+                f"user:{user}",
                 events.titles[target],
                 [events.titles[item] for item in top if item >= 0],
             )

@@ -262,6 +262,37 @@ def _user_data(config: DataConfig) -> SegmentationData:
     return SegmentationData(splits, tuple(names))
 
 
+def read_labeled(
+    path: str, config: DataConfig, names: Sequence[str]
+) -> tuple[SegmentationData, list[str]]:
+    """Reads a folder of images and masks as test split; see `user_files.find_labeled`.
+
+    Args:
+      path: folder.
+      config: config of the run.
+      names: class names of the run.
+
+    Returns:
+      The split "test", and the names of the images.
+
+    Raises:
+      UserError: a file cannot be used, or no pixel has a class.
+    """
+    turns, read = AnnotationTurns(), []
+    pairs = user_files.find_labeled(path, names)
+    for pair in pairs:
+        read.append(user_files.read_pair(pair, config.void, names, config.mask_values, turns))
+    by_file = turns.decide(path)
+    read = [
+        (image, turned(labels, by_file.get(pair[0], 1)))
+        for pair, (image, labels) in zip(pairs, read, strict=True)
+    ]
+    examples = _fitted(read, config)
+    if np.all(examples.labels == VOID):
+        raise UserError(f"{path}: no pixel has a class; check the masks")
+    return SegmentationData({"test": examples}, tuple(names)), [str(pair[0]) for pair in pairs]
+
+
 def _fitted(
     pairs: Iterable[tuple[np.ndarray, np.ndarray]],
     config: DataConfig,

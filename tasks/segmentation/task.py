@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from tasks.common.backbones.convolutional import SHARDING_RULES, spatial_importa
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 from tasks.common.images.augmentation import augment
-from tasks.common.images.files import read_image, resize
+from tasks.common.images.files import SUFFIXES, read_image, resize
 from tasks.common.keys import example_keys
 from tasks.common.losses import cross_entropy
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure, SegmentedImage
@@ -29,6 +29,7 @@ from tasks.segmentation.data import (
     load,
     merge_windows,
     nearest,
+    read_labeled,
 )
 from tasks.segmentation.losses import total_loss
 from tasks.segmentation.metrics import (
@@ -65,6 +66,9 @@ class SegmentationProcessor(Processor):
     """
 
     names: Sequence[str]
+
+    input_column = "path"
+    input_suffixes = SUFFIXES
 
     def encode(self, raw: Sequence[str]) -> InferenceWindows:
         """Reads images of any size, see `tasks.common.images.files`."""
@@ -125,6 +129,10 @@ class Segmentation(Task):
     primary_metric = "mean_iou"
     table_metrics = ("mean_iou", "pixel_accuracy", "boundary_f1", "loss")
     sharding_rules = SHARDING_RULES
+    answer_options: ClassVar[dict[str, str | None]] = {
+        "threshold": "each pixel has its most probable class",
+        "positive": "each pixel has its most probable class",
+    }
 
     load = staticmethod(load)
 
@@ -142,6 +150,11 @@ class Segmentation(Task):
         except ValueError as error:
             raise UserError(f"config.model.loss.{error}") from None
         return SegmentationProcessor(data, model, list(dataset.names))
+
+    def with_file(self, file: str, images: str | None = None) -> Task:
+        """Reads a folder with images/ and masks/."""
+        dataset, files = read_labeled(file, self.data, self.names)
+        return self._with_dataset(dataset, files)
 
     @functools.cached_property
     def class_weights(self) -> np.ndarray:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.common.data.cells import join_names
 from tasks.common.data.text_files import read_text, split_lines
 from tasks.common.data.user_files import is_hidden, split_names
 from tasks.common.errors import UserError, warn_once
@@ -61,6 +62,31 @@ def find(path: str) -> dict[str, list[Pair]]:
     for name in splits.values():
         _say_unused(root / name, {IMAGES, MASKS})
     return {split: _pairs(root / name) for split, name in splits.items()}
+
+
+def find_labeled(path: str, names: Sequence[str]) -> list[Pair]:
+    """Finds the images and masks of a folder for an evaluation.
+
+    Args:
+      path: folder with images/ and masks/; or a folder with test/, which contains both.
+      names: class names of the run, with which a file classes.txt in the folder must agree.
+
+    Raises:
+      UserError: as for `find`, or the folder names other classes.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{path}: no such folder; give a folder with {IMAGES}/ and {MASKS}/")
+    found = class_names(path)
+    if found is not None and list(found) != list(names):
+        raise UserError(
+            f"{root / CLASSES}: got the classes {join_names(found)}, expected those of the run: "
+            f"{join_names(names)}"
+        )
+    if not (root / IMAGES).is_dir():
+        splits = split_names([each.name for each in root.iterdir() if each.is_dir()], path)
+        root = root / splits["test"] if "test" in splits else root
+    return _pairs(root)
 
 
 def _say_unused(folder: Path, used: set[str]) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks.common.audio.features import log_mel
+from tasks.common.audio.files import SUFFIXES
 from tasks.common.data.transcribed import TranscriptionExamples
 from tasks.speech_recognition.data import DataConfig, read_clip
 from tasks.task import ArraySpec, ProcessingSteps
@@ -38,6 +39,7 @@ class SpeechProcessor(TranscriptionProcessor):
     field = "samples"
     input_spec = ArraySpec(("batch", "length"), "int16", 0)
     input_kind = "a sound file"
+    input_suffixes = SUFFIXES
 
     def read(self, path: str) -> np.ndarray:
         """Reads the samples of an audio file; see `read_clip`."""

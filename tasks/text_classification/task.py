@@ -14,16 +14,26 @@ from tasks.common.backbones import recurrent, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
-from tasks.common.data.splits import SplitSummary
+from tasks.common.data.splits import SplitSummary, class_indices
 from tasks.common.errors import UserError, check_max_length
 from tasks.common.text.tokenizer import CLS, LAST, PAD, SPECIAL, UNKNOWN, Tokenizer
 from tasks.figures import AttendedText, ConfusionMatrix, Figure
-from tasks.task import Arrays, ArraySpec, Axes, Batch, Pretrained, ProcessingSteps, Processor
+from tasks.task import (
+    Arrays,
+    ArraySpec,
+    Axes,
+    Batch,
+    Pretrained,
+    ProcessingSteps,
+    Processor,
+    Task,
+)
 from tasks.text_classification import baselines
 from tasks.text_classification import model as models
-from tasks.text_classification.data import DataConfig, TextData, load
+from tasks.text_classification.data import DataConfig, Split, TextData, load
 from tasks.text_classification.figures import token_weights
 from tasks.text_classification.finetuning import InitialWeights, initial_weights_from
+from tasks.text_classification.user_files import read_labelled
 
 # Quantiles of the training lengths that define the padded lengths; each is compiled once.
 _BUCKET_QUANTILES = (0.5, 0.8, 0.95, 1.0)
@@ -170,6 +180,14 @@ class TextClassification(ClassificationTask):
             )
         buckets = bucket_lengths(train.lengths, _BUCKET_QUANTILES, 8, data.text.max_length)
         return TextProcessor(data, model, list(dataset.label_names), buckets, tokenizer)
+
+    def with_file(self, file: str, images: str | None = None) -> Task:
+        """Reads a table with the text and label columns of the run."""
+        columns = self.data.text_column, self.data.label_column
+        texts, labels, ids = read_labelled(file, *columns, trained=True)
+        places = [f"line {identity.rpartition(':')[2]}" for identity in ids]
+        split = Split(texts, class_indices(file, labels, places, self.labels), ids)
+        return self._with_dataset(TextData(self.data.name, {"test": split}, list(self.labels)))
 
     # ------------------------------------------------------------------ data
 

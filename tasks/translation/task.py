@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
-from tasks.common.errors import UserError, check_max_length
+from tasks.common.errors import UserError, check_max_length, warn_once
 from tasks.common.losses import cross_entropy, smoothed_cross_entropy
 from tasks.common.metrics.translation import bleu_contributions, bleu_signature, translation_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
@@ -27,6 +27,7 @@ from tasks.translation import baselines
 from tasks.translation import model as models
 from tasks.translation.data import DataConfig, PairExamples, Pairs, TranslationData, load
 from tasks.translation.processor import TranslationProcessor
+from tasks.translation.user_files import read_labeled
 
 # Quantiles of the lengths of the training split to which batches are padded.
 _BUCKET_QUANTILES = (0.5, 0.9, 0.99)
@@ -49,6 +50,9 @@ class Translation(Task):
     table_metrics = ("bleu4_lowercase_tokenized", "bleu", "chrf", "length_ratio", "loss")
     sharding_rules = transformer.SHARDING_RULES + recurrent.SHARDING_RULES
     decodes = True
+    answer_options: ClassVar[dict[str, str | None]] = {
+        "top_k": "several translations are set by --set=model.decoding.n_best=K",
+    }
 
     # ------------------------------------------------------------------ construction
 
@@ -73,6 +77,17 @@ class Translation(Task):
         longest = data.text.max_length + 1
         buckets = bucket_lengths(lengths, _BUCKET_QUANTILES, longest=longest)
         return dataclasses.replace(processor, buckets=buckets)
+
+    def with_file(self, file: str, images: str | None = None) -> Task:
+        """Reads sentence pairs, see `tasks.translation.user_files.read_labeled`."""
+        pairs = Pairs(*read_labeled(file, self.data.source, self.data.target))
+        task = self._with_dataset(TranslationData(self.data.name, {"test": pairs}))
+        if count := int(task._too_long("test").sum()):
+            warn_once(
+                f"{file}: {count:,} of {len(pairs):,} pairs over max_length="
+                f"{self.data.text.max_length} are truncated"
+            )
+        return task
 
     # ------------------------------------------------------------------ data
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tasks.common.data.cells import text_value
+from tasks.common.data.tables import EXTENSIONS, expect_columns, open_table
 from tasks.common.data.text_files import read_text, split_lines
 from tasks.common.data.user_files import SPLIT_NAMES, is_hidden, split_paths
 from tasks.common.errors import UserError, warn_once
@@ -59,6 +61,46 @@ def find(path: str, source: str, target: str) -> dict[str, Files]:
         raise UserError(f"{path}: has no train.{source} and train.{target}; add both files")
     _say_left_out(folder, {file for pair in found.values() for file in pair})
     return found
+
+
+def read_labeled(path: str, source: str, target: str) -> tuple[list[str], list[str], list[str]]:
+    """Reads the sentence pairs of one split for an evaluation; see `read_pairs`.
+
+    Args:
+      path: two files, separated by a comma; a folder with test.SOURCE and test.TARGET; or a table
+        with the columns SOURCE and TARGET.
+      source, target: languages of the run.
+
+    Raises:
+      UserError: as for `read_pairs`, or a column or file is missing.
+    """
+    names = split_paths(path)
+    if len(names) == 2 and all(names):
+        return read_pairs((Path(names[0]).expanduser(), Path(names[1]).expanduser()))
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return read_pairs((folder / f"test.{source}", folder / f"test.{target}"))
+    if len(names) > 1 or folder.suffix.lower() not in EXTENSIONS:
+        raise UserError(
+            f"{path}: got one file, expected two files, separated by a comma, a folder with "
+            f"test.{source} and test.{target}, or a table with the columns {source} and {target}"
+        )
+    table = open_table(path, (source, target))
+    expect_columns(table, (source, target))
+    sources, targets, ids = [], [], []
+    for line, cells in table.select((source, target)):
+        where = f"{path}: line {line}"
+        pair = [
+            " ".join(text_value(cell, where, column).split())
+            for cell, column in zip(cells, (source, target), strict=True)
+        ]
+        for cell, column in zip(pair, (source, target), strict=True):
+            if not cell:
+                raise UserError(f"{where}: {column!r} is empty")
+        sources.append(pair[0])
+        targets.append(pair[1])
+        ids.append(f"{folder.name}:{line}")
+    return sources, targets, ids
 
 
 def _say_left_out(folder: Path, used: set[Path]) -> None:

@@ -33,6 +33,7 @@ class Case:
       changes: new values by key; FOLDER in a value is the folder of the data.
       write: writes the data into a folder.
       change: changes the data so that a run learns something else.
+      labeled: labeled file of an evaluation, in the folder of the data.
       reorder: reorders the data; None if the reader sorts them.
       expected: words of the message after `change`.
       expected_order: words of the message after `reorder`.
@@ -45,6 +46,7 @@ class Case:
     change: Callable[[Path], None]
     expected: tuple[str, ...]
     inputs: Callable[[Path], list[str]]
+    labeled: str
     reorder: Callable[[Path], None] | None = None
     expected_order: tuple[str, ...] = ()
 
@@ -255,6 +257,7 @@ CASES = {
         reorder=reversed_lines("x.csv"),
         expected_order=("train texts (order)", "train labels (order)"),
         inputs=lambda folder: ["a lovely film"],
+        labeled="FOLDER/x.csv",
     ),
     "language_modeling": Case(
         config="configs/language_modeling.py:movie_reviews,bert",
@@ -276,6 +279,7 @@ CASES = {
         reorder=reversed_lines("x.txt", header=0),
         expected_order=("train texts (order)",),
         inputs=lambda folder: ["the [MASK] plot"],
+        labeled="FOLDER/x.txt",
     ),
     "translation": Case(
         config="configs/translation.py:multi30k,rnn",
@@ -294,6 +298,7 @@ CASES = {
         reorder=reversed_lines("train.en", "train.de", header=0),
         expected_order=("train sources (order)", "train targets (order)"),
         inputs=lambda folder: ["a lovely film"],
+        labeled="FOLDER/train.en,FOLDER/train.de",
     ),
     "image_classification": Case(
         config="configs/image_classification.py:digits,convnet",
@@ -304,6 +309,7 @@ CASES = {
         reorder=_rename_images,
         expected_order=("train images (order)",),
         inputs=lambda folder: _first(folder, "*.png"),
+        labeled="FOLDER",
     ),
     "segmentation": Case(
         config="configs/segmentation.py:camvid",
@@ -314,6 +320,7 @@ CASES = {
         reorder=_rename_masks,
         expected_order=("train images (order)", "train masks (order)"),
         inputs=lambda folder: _first(folder, "images/*.png"),
+        labeled="FOLDER",
     ),
     "detection": Case(
         config="configs/detection.py:nuclei,detr",
@@ -335,6 +342,7 @@ CASES = {
         reorder=_reorder_boxes,
         expected_order=("train objects (order)",),
         inputs=lambda folder: _first(folder, "*.png"),
+        labeled="FOLDER/x.json",
     ),
     "forecasting": Case(
         config="configs/forecasting.py:etth1,lag",
@@ -345,6 +353,7 @@ CASES = {
         # Rows are placed on the grid of their times, so their order has no effect.
         reorder=None,
         inputs=lambda folder: [str(folder / "x.csv")],
+        labeled="FOLDER/x.csv",
     ),
     "recommendation": Case(
         config="configs/recommendation.py:movielens_100k,sasrec",
@@ -363,6 +372,7 @@ CASES = {
         reorder=reversed_lines("x.csv"),
         expected_order=("users (order)",),
         inputs=lambda folder: ["i3, i4"],
+        labeled="FOLDER/x.csv",
     ),
     "speech_recognition": Case(
         config="configs/speech_recognition.py:spoken_digits,conformer,ctc",
@@ -385,6 +395,7 @@ CASES = {
         reorder=reversed_lines("x.csv"),
         expected_order=("train texts (order)", "train recordings (order)"),
         inputs=lambda folder: _first(folder, "*.wav"),
+        labeled="FOLDER/x.csv",
     ),
     "handwriting_recognition": Case(
         config="configs/handwriting_recognition.py",
@@ -404,5 +415,6 @@ CASES = {
         reorder=reversed_lines("x.csv"),
         expected_order=("train texts (order)", "train images (order)"),
         inputs=lambda folder: _first(folder, "*.png"),
+        labeled="FOLDER/x.csv",
     ),
 }

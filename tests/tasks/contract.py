@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from launch.engine import config as configs
 from launch.engine import evaluation
@@ -28,6 +29,7 @@ from launch.engine.steps import make_steps
 from launch.exports import reader, writer
 from launch.reporting import figures
 from launch.runs import predictions
+from tasks.answers import AnswerOptions
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
@@ -68,6 +70,7 @@ class Subject:
       paths: folders of data and caches.
       raw: valid raw inputs.
       task: prepared.
+      labeled: labeled file of an evaluation; None if the task reads none.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Subject:
     paths: Paths
     raw: list[str]
     task: Task
+    labeled: str | None = None
 
     @functools.cached_property
     def steps(self) -> Any:
@@ -134,13 +138,14 @@ def make_subject(name: str, folder: Path, argument: str | None = None, **changed
       **changed: fields of the model to change.
     """
     if name in GENERATED:
-        file, changes, raw = GENERATED[name]
+        (file, changes, raw), labeled = GENERATED[name], None
     else:
         case = CASES[name]
         (folder / "data").mkdir(parents=True)
         case.write(folder / "data")
         file, changes = case.config, case.overrides(folder / "data")
         raw = case.inputs(folder / "data") * 2
+        labeled = case.labeled.replace("FOLDER", str(folder / "data"))
     if argument is not None:
         file = f"{file.partition(':')[0]}:{argument}"
         changes = {key: value for key, value in changes.items() if key.startswith("data.")}
@@ -149,7 +154,7 @@ def make_subject(name: str, folder: Path, argument: str | None = None, **changed
     config = configs.override(configs.load_file(file), {**changes, **sizes})
     paths = Paths(folder / "prepared", folder / "cache", None)
     task = configs.task_class(config.task).prepare(config.data, config.model, paths)
-    return Subject(name, config, paths, raw, task)
+    return Subject(name, config, paths, raw, task, labeled)
 
 
 def _evaluated(subject: Subject, batch_size: int = BATCH, split: str = "validation") -> Any:
@@ -573,6 +578,64 @@ def check_declarations(subject: Subject) -> None:
     assert isinstance(task.processor, task.processor_type)
 
 
+# Tasks whose example ids depend on the place in the split.
+_OTHER_IDS = ("speech_recognition", "handwriting_recognition")
+
+
+def check_labeled_file(subject: Subject) -> None:
+    """Checks metrics, intervals and predictions on a labeled file, without the run's data."""
+    task = subject.task
+    restored = type(task).restore(task.data, task.model, json.loads(json.dumps(task.assets())))
+    if subject.labeled is None:
+        with pytest.raises(UserError, match="--file: does not apply"):
+            restored.with_file("x.csv")
+        return
+    read = restored.with_file(subject.labeled)
+    found = evaluate(read, subject.steps, subject.variables, "test", BATCH)
+    assert task.primary_metric in found.metrics
+    assert all(math.isfinite(value) for value in found.metrics.values()), found.metrics
+    # Forecasts have no MASE, whose divisor is of the training split.
+    assert set(_evaluated(subject, split="test").metrics) - set(found.metrics) <= {"mase"}
+    scores = read.example_scores(found.outputs, "test")
+    _assert_close(np.mean(scores), found.metrics[task.primary_metric], task.primary_metric)
+    rows = read.predictions(found.outputs, "test")
+    assert len(rows) == len(scores)
+    assert all(row["input"] for row in rows)
+    for name, (low, high) in read.intervals(found.outputs, "test").items():
+        assert low <= high, name
+    # Examples of the test split that the file contains have the same predictions.
+    known = {row["id"]: row["prediction"] for row in rows}
+    split = task.predictions(_evaluated(subject, split="test").outputs, "test")
+    shared = [row for row in split if row["id"] in known]
+    assert shared or subject.name in _OTHER_IDS
+    for row in shared:
+        assert json.dumps(row["prediction"]) == json.dumps(known[row["id"]])
+
+
+def check_answer_options(subject: Subject) -> None:
+    """Each option of predictions applies, or is one line that says why it does not."""
+    task = subject.task
+    outputs = subject.predictor.outputs(task.processor.encode(subject.raw))
+    whole = task.answers(subject.raw, outputs)
+    assert json.dumps(whole) == json.dumps(task.processor.decode(subject.raw, outputs))
+    for answer in whole:
+        rows = task.rows(answer)
+        assert rows
+        assert all(row.keys() == rows[0].keys() for row in rows)
+    labels = getattr(task, "labels", ["x"])
+    for options in ({"top_k": 1}, {"threshold": 1.0}, {"positive": labels[0]}):
+        (name,) = options
+        if task.answer_options.get(name, "no") is not None:
+            with pytest.raises(UserError, match=f"^--{name}: does not apply, because "):
+                task.with_options(AnswerOptions(**options))
+            continue
+        chosen = task.with_options(AnswerOptions(**options))
+        assert task.options == AnswerOptions(), "the task itself is unchanged"
+        for answer in chosen.answers(subject.raw, outputs):
+            assert answer["text"] is not None
+            json.dumps(answer)
+
+
 FAST = (
     check_declarations,
     check_restored,
@@ -583,6 +646,8 @@ FAST = (
     check_loss,
     check_added_rows,
     check_predictions,
+    check_labeled_file,
+    check_answer_options,
     check_example_predictions,
     check_attention_axes,
     check_odd_inputs,

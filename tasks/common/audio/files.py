@@ -22,6 +22,11 @@ _BLOCK, _UNKNOWN_FRAMES = 1 << 16, 1 << 60
 _CANCELLED = 1e-3
 _RATES = (1000, 1_000_000)
 _EXPECTED_RATE = f"{_RATES[0]} to {_RATES[1]}"
+# Extensions of audio files; case is ignored.
+SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
+    *(".aif", ".aiff", ".aifc", ".au", ".caf"),
+)
 _CONVERT = "convert it to WAV or FLAC, as by ffmpeg -i FILE out.wav"
 
 

@@ -305,6 +305,61 @@ def find(path: str, column: str | None = None) -> dict[str, list[ManifestRow]]:
     return found
 
 
+def find_labeled(path: str) -> list[ManifestRow]:
+    """Returns the rows of one manifest or folder, without splits; see `find`.
+
+    Raises:
+      UserError: as for `find`, or there are several manifests.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir() and len(split_paths(path)) > 1:
+        raise UserError(f"{path}: got several manifests, expected one, or a folder")
+    return _folder(folder) if folder.is_dir() else read_manifest(path)
+
+
+def read_lines(
+    path: str, lines: Sequence[ManifestRow], read: Callable[[Path], np.ndarray]
+) -> list[np.ndarray]:
+    """Returns the array of each file of a manifest.
+
+    Args:
+      path: manifest or folder, for the message.
+      lines: rows of the manifest.
+      read: function that reads a file, and raises UserError if it cannot be used.
+
+    Raises:
+      UserError: a file cannot be used; the message has the first of them and their number.
+    """
+    arrays, broken = [], []
+    for line in lines:
+        try:
+            arrays.append(read(line.file))
+        except UserError as error:
+            broken.append(f"{line.where}: {error}")
+    if broken:
+        raise UserError(
+            f"{path}: {len(broken)} of {len(lines)} files cannot be used, such as {broken[0]}"
+        )
+    return arrays
+
+
+def warn_unknown(path: str, lines: Sequence[ManifestRow], tokenizer: Tokenizer) -> None:
+    """Warns about texts with units that the tokenizer does not know.
+
+    Args:
+      path: manifest or folder, for the message.
+      lines: rows of the manifest.
+      tokenizer: tokenizer of a trained run.
+    """
+    units = encode_units(tokenizer, [line.text for line in lines])
+    unknown = [line for line, ids in zip(lines, units, strict=True) if UNKNOWN in ids]
+    if unknown:
+        warn_once(
+            f"{path}: {len(unknown)} of {len(lines)} texts have words or characters that the run "
+            f"does not know, such as {unknown[0].text!r} ({unknown[0].where}); they count as errors"
+        )
+
+
 def read_manifest(name: str, column: str | None = None) -> list[ManifestRow]:
     """Reads a manifest: a table or a JSON lines file with the columns path and text.
 

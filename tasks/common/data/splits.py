@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from tasks.common.data.cells import join_names
 from tasks.common.errors import UserError, warn_once
 
 SPLITS = ("train", "validation", "test")
 _SHOWN = 12
 # Notations of missing values in databases, spreadsheets and pandas.
-_MISSING = ("\\N", "NULL", "null", "NaN", "nan", "NA", "N/A", "#N/A", "<NA>", "None")
+MISSING = ("\\N", "NULL", "null", "NaN", "nan", "NA", "N/A", "#N/A", "<NA>", "None")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,13 +129,45 @@ def _name_doubtful(where: str, splits: Mapping[str, SplitSummary]) -> None:
                 f"count as different classes"
             )
             warn_once(f"{where}: {message}", key=message)
-    for label in _MISSING:
+    for label in MISSING:
         if counts.get(label):
             message = (
                 f"{counts[label]:,} labels are {label}, which counts as a class; remove these "
                 "examples if they have no label"
             )
             warn_once(f"{where}: {message}", key=message)
+
+
+def class_indices(
+    where: str, labels: Sequence[str], places: Sequence[str], names: Sequence[str]
+) -> np.ndarray:
+    """Returns the indices of class names, int32 [n].
+
+    Args:
+      where: file of the labels, for the message.
+      labels: class name of each example.
+      places: place of each example for the message, such as "line 3".
+      names: known class names by index.
+
+    Raises:
+      UserError: a label is not a known class; the message names all unknown labels.
+    """
+    number = {name: index for index, name in enumerate(names)}
+    unknown: dict[str, list[str]] = {}
+    for label, place in zip(labels, places, strict=True):
+        if label not in number:
+            unknown.setdefault(label, []).append(place)
+    if unknown:
+        shown = [
+            f"{label!r} ({len(found):,} examples, the first is {found[0]}){alike(label, names)}"
+            for label, found in [*unknown.items()][:_SHOWN]
+        ]
+        more = ", ..." * (len(unknown) > _SHOWN)
+        raise UserError(
+            f"{where}: got {len(unknown)} classes that the run does not know: {', '.join(shown)}"
+            f"{more}; expected its classes {join_names(names)}"
+        )
+    return np.array([number[label] for label in labels], np.int32)
 
 
 def alike(name: str, known: Iterable[str]) -> str:

@@ -199,6 +199,16 @@ def no_column(where: str, column: str, known: Sequence[str], key: str | None = N
     )
 
 
+def expect_columns(table: Table, columns: Sequence[str]) -> None:
+    """Raises a UserError if a table lacks a column of the data that a run was trained on."""
+    for column in columns:
+        if column not in table.header:
+            error = no_column(table.name, column, table.header)
+            raise UserError(
+                f"{error}; rename the column, because the run was trained on {column!r}"
+            )
+
+
 def _objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number, object) of each nonblank line."""
     with open_text(name) as file:

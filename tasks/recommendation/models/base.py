@@ -50,6 +50,18 @@ class Recommender(nnx.Module, abc.ABC):
           least 0 and sum to 1, or to 0 without a history.
         """
 
+    def score_parts(self, batch: Batch, items: Array) -> dict[str, Array]:
+        """Splits the scores of some items into terms whose sum is the score.
+
+        Args:
+          batch: examples.
+          items: int [B, R].
+
+        Returns:
+          Terms [B, R] by name; empty for a model whose scores are no sums.
+        """
+        return {}
+
     @abc.abstractmethod
     def loss(self, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         """Computes the mean loss of the next events; rows have the weights "weight".

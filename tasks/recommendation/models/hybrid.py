@@ -155,8 +155,11 @@ class Hybrid(Recommender):
         self.config, self.num_items = config, matrix.shape[1]
         half_life, top_k = config.half_life, config.top_k_entries
         counted: list[nnx.Module] = []
+        # Names of the terms from counts, for `score_parts`.
+        self.terms: tuple[str, ...] = ()
         if config.ridge:
             counted.append(Ease(matrix, config.ridge, half_life, config.ridge_items))
+            self.terms += ("similar_items",)
         for window, both_ways in (
             (config.transition_window, False),
             (config.cooccurrence_window, True),
@@ -164,8 +167,10 @@ class Hybrid(Recommender):
             if window:
                 counts = (window, config.decay, half_life, top_k, both_ways)
                 counted.append(MarkovChain(matrix, *counts))
+                self.terms += ("cooccurrence" if both_ways else "transitions",)
         if config.neighbours:
             counted.append(UserKnn(matrix, config.neighbours, half_life, top_k))
+            self.terms += ("similar_users",)
         self.counted = nnx.List(counted)
         self.sequence = (
             SASRec(config.transformer(), self.num_items, rngs=rngs) if config.sequence else None
@@ -178,16 +183,23 @@ class Hybrid(Recommender):
         self, history: History, weights: list[Array], dropout_key: Array | None = None
     ) -> Array:
         """Returns logits [B, T, I], given the weights [B, T, S] of each term from counts."""
+        return sum(self._parts(history, weights, dropout_key).values())
+
+    def _parts(
+        self, history: History, weights: list[Array], dropout_key: Array | None = None
+    ) -> dict[str, Array]:
+        """Returns the terms of the logits by name, [B, T, I] or [1, 1, I]."""
         prior = jnp.exp(PACE * self.popular[...]) * self.log_popularity[...] + self.bias[...]
-        logits = prior[None, None]
-        for part, own in zip(self.counted, weights, strict=True):
-            logits = logits + part(history, own)
+        found = {"popularity": prior[None, None]}
+        for name, part, own in zip(self.terms, self.counted, weights, strict=True):
+            found[name] = part(history, own)
         if self.sequence is None:
-            return logits
+            return found
         hidden = self.sequence.hidden(history.items, dropout_key=dropout_key)
         chosen = jnp.take_along_axis(hidden, history.positions[..., None], axis=1)
         some = is_event(history.items[:, :1])[..., None]
-        return logits + self.sequence.items.logits(jnp.where(some, chosen, 0))
+        found["sequence"] = self.sequence.items.logits(jnp.where(some, chosen, 0))
+        return found
 
     def _weights(self, history: History) -> list[Array]:
         return [part.attention(history) for part in self.counted]
@@ -195,6 +207,16 @@ class Hybrid(Recommender):
     def scores(self, batch: Batch) -> Array:
         history = _after_last(batch)
         return self._logits(history, self._weights(history))[:, 0]
+
+    def score_parts(self, batch: Batch, items: Array) -> dict[str, Array]:
+        """Returns popularity with bias, each term from counts, and the Transformer."""
+        history = _after_last(batch)
+        parts = self._parts(history, self._weights(history))
+        shape = (items.shape[0], self.num_items)
+        return {
+            name: jnp.take_along_axis(jnp.broadcast_to(part[:, 0], shape), items, axis=1)
+            for name, part in parts.items()
+        }
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
         """Returns the fractions of score contributions by similar user or by position.

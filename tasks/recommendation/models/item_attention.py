@@ -218,13 +218,17 @@ class AttentiveFiltering(Recommender):
         )
         self.attention = ItemAttention(D, content_size=content_size, hidden_size=A, rngs=rngs)
 
+    def _user(self, batch: Batch) -> Array:
+        """Returns the embeddings u [B, D] of the users; 0 for users who are not in the data."""
+        some = is_event(batch["user"])[:, None]
+        return jnp.where(some, self.users(safe_ids(batch["user"])), 0)
+
     def _profile(self, batch: Batch, positions: Array) -> tuple[Array, Array]:
         """Returns u + Σ_l α_l p_l [B, T, D] and α [B, T, S] for histories up to `positions`."""
         items, (B, T) = batch["items"], positions.shape
         S = items.shape[1]
         valid = is_event(items)[:, None] & (jnp.arange(S) <= positions[..., None])
-        some = is_event(batch["user"])[:, None]
-        user = jnp.where(some, self.users(safe_ids(batch["user"])), 0)
+        user = self._user(batch)
 
         def each(x: Array) -> Array:
             """Repeats each row T times, once for each position: [B, ...] -> [B T, ...]."""
@@ -250,6 +254,17 @@ class AttentiveFiltering(Recommender):
     def scores(self, batch: Batch) -> Array:
         whole, _ = self._profile(batch, last_positions(batch["items"])[:, None])
         return self.items.logits(whole[:, 0]) + self.bias[...]
+
+    def score_parts(self, batch: Batch, items: Array) -> dict[str, Array]:
+        """Returns the terms of the user, of the history, and the bias of the item."""
+        whole, _ = self._profile(batch, last_positions(batch["items"])[:, None])
+        user = self._user(batch)
+        chosen = self.items(items)
+        return {
+            "user": jnp.einsum("BD,BRD->BR", user, chosen),
+            "history": jnp.einsum("BD,BRD->BR", whole[:, 0] - user, chosen),
+            "popularity": self.bias[...][items],
+        }
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
         """Returns the contributions α_l p_l·v_i of positions l to items i, as fractions."""

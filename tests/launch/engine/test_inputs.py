@@ -8,10 +8,13 @@ import types
 
 import pytest
 
-from launch.engine.inputs import Answers, read_inputs, read_lines
+from launch.engine.answers import Answers
+from launch.engine.inputs import read_inputs, read_lines
 from tasks.common.errors import UserError
 
-PROCESSOR = types.SimpleNamespace(input_column="review", table_input=lambda value, folder: value)
+PROCESSOR = types.SimpleNamespace(
+    input_column="review", input_suffixes=(), table_input=lambda value, folder: value
+)
 
 
 @pytest.fixture
@@ -79,7 +82,7 @@ def test_what_cannot_be_read_is_refused(write, content, name, message):
 
 
 def test_a_table_is_refused_by_a_task_that_reads_none(write):
-    processor = types.SimpleNamespace(input_column=None)
+    processor = types.SimpleNamespace(input_column=None, input_suffixes=())
     with pytest.raises(UserError, match="reads one input per line"):
         list(read_inputs((), write("a,b\n1,2\n", "a.csv"), processor))
     with pytest.raises(UserError, match="cannot be read"):
