@@ -613,7 +613,7 @@ def check_labeled_file(subject: Subject) -> None:
 
 
 def check_answer_options(subject: Subject) -> None:
-    """Each option of predictions applies, or is one line that says why it does not."""
+    """Checks that each option of predictions applies, or that a line says why it does not."""
     task = subject.task
     outputs = subject.predictor.outputs(task.processor.encode(subject.raw))
     whole = task.answers(subject.raw, outputs)

@@ -9,7 +9,7 @@ import types
 import pytest
 
 from launch.engine.answers import Answers
-from launch.engine.inputs import read_inputs, read_lines
+from launch.engine.inputs import Input, Skipped, check_file, read_inputs, read_lines
 from tasks.common.errors import UserError
 
 PROCESSOR = types.SimpleNamespace(
@@ -114,3 +114,122 @@ def test_a_column_of_predictions_is_not_written_over(write):
     given = list(read_inputs((), write("review,predicted_label\nx,old\n", "a.csv"), PROCESSOR))
     with pytest.raises(UserError, match="already has a column 'predicted_label'"):
         Answers("text").write(given, [{"input": "x", "label": "new", "text": "new"}])
+
+
+FILES = types.SimpleNamespace(
+    input_column="path",
+    input_suffixes=(".png", ".jpg"),
+    table_input=lambda value, folder: str(folder / value),
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        ("", "a.csv", "the file is empty"),
+        ("\ufeff", "a.csv", "the file is empty"),
+        ("review,stars\r\n", "a.csv", "the file has a header and no rows"),
+        ('{"review": "x"}\n{"review": \n', "a.jsonl", "line 2 is not JSON"),
+        ('{"review": "x"}\n{"review": null}\n', "a.jsonl", "line 2: 'review' is null, expected"),
+        ('{"review": "x"}\n{"text": "y"}\n', "a.jsonl", "line 2: no column 'review'"),
+        ("text;stars\r\nx;1\r\n", "a.csv", "no column 'review'; the columns are: text, stars"),
+        ("", "a.jsonl", "the file is empty"),
+    ],
+)
+def test_a_file_is_checked_before_the_model_runs(write, content, name, message):
+    with pytest.raises(UserError) as error:
+        check_file(write(content, name), PROCESSOR)
+    assert message in str(error.value)
+
+
+def test_cells_without_a_value_are_reported(write, capsys):
+    path = write("\ufeffid;review\r\n1;a\r\n2;\r\n3;NaN\r\n".encode(), "ünï code.csv")
+    assert check_file(path, PROCESSOR) == (3, ("id", "review"))
+    assert "2 of 3 cells of 'review' are empty or NaN, the first is in row 2" in (
+        capsys.readouterr().err
+    )
+    path = write('{"review": "a"}\n{"review": "b", "n": 1}\n', "a.jsonl")
+    assert check_file(path, PROCESSOR) == (2, ("review", "n"))
+    assert check_file(write("a\nb", "a.txt"), PROCESSOR) == (2, None)
+    assert check_file(write("", "b.txt"), PROCESSOR) == (0, None)
+
+
+def test_missing_files_of_a_table_are_one_line(write, tmp_path):
+    (tmp_path / "a.png").touch()
+    path = write("path\na.png\nb.png\nc.png\n", "a.csv")
+    with pytest.raises(UserError, match=r"2 of 3 files do not exist, such as .*b\.png in row 2"):
+        check_file(path, FILES)
+    path = write("path\nx/a.png\nx/b.png\n", "b.csv")
+    with pytest.raises(UserError, match=r"none of its 2 files exists.*relative to the table"):
+        check_file(path, FILES)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "Fotos ü [1]"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("b.png", "a.JPG", "sub/ñ.jpg", "notes.txt", ".hidden.png"):
+        (folder / name).touch()
+    return folder
+
+
+def test_folders_and_patterns_are_files_in_order(photos, capsys):
+    def names(text):
+        found = list(read_inputs([text], None, FILES))
+        assert {one.group for one in found} == {text}
+        return [one.raw.removeprefix(f"{photos}/") for one in found]
+
+    assert names(str(photos)) == ["a.JPG", "b.png", "sub/ñ.jpg"]
+    assert "1 files are left out, such as" in capsys.readouterr().err
+    assert names(f"{photos.parent}/F*/*.png") == ["b.png"]
+    assert names(f"{photos.parent}/F*/**/*.jpg") == ["sub/ñ.jpg"]
+    # A file whose name has brackets is a file, and a missing one is left to the task.
+    odd = photos / "x[1].png"
+    odd.touch()
+    for text in (str(odd), "missing.png"):
+        assert list(read_inputs([text], None, FILES)) == [(text, None, None)]
+    # Texts are no patterns.
+    texts = ["really? *yes*", str(photos)]
+    assert [one.raw for one in read_inputs(texts, None, PROCESSOR)] == texts
+
+
+def test_folders_and_patterns_without_files_are_refused(photos):
+    with pytest.raises(UserError, match=r"no file has such a name"):
+        list(read_inputs([f"{photos.parent}/*.gif"], None, FILES))
+    (photos / "empty").mkdir()
+    with pytest.raises(UserError, match=r"has no file that ends in one of \.png, \.jpg"):
+        list(read_inputs([str(photos / "empty")], None, FILES))
+
+
+def test_broken_files_of_a_folder_are_one_line(capsys):
+    def check(raw):
+        if "bad" in raw:
+            raise UserError(f"{raw}: not an image")
+
+    def predict(raw):
+        for each in raw:
+            check(each)
+        return [each.upper() for each in raw]
+
+    skipped = Skipped()
+    given = [Input(f"{name}{n}", group="photos") for n in range(3) for name in ("good", "bad")]
+    kept, answers = skipped.answered(given, predict, check)
+    assert [one.raw for one in kept] == ["good0", "good1", "good2"]
+    assert answers == ["GOOD0", "GOOD1", "GOOD2"]
+    assert skipped.answered(given[1::2], predict, check) == ([], [])
+    skipped.report()
+    assert capsys.readouterr().err.splitlines() == [
+        "--input=photos: 6 of 9 files are skipped, such as bad0: not an image"
+    ]
+    skipped = Skipped()
+    skipped.answered(given[1::2], predict, check)
+    with pytest.raises(UserError, match="none of its 3 files can be read, such as bad0"):
+        skipped.report()
+    with pytest.raises(UserError, match="bad0: not an image"):
+        Skipped().answered([Input("bad0")], predict, check)
+    with pytest.raises(UserError, match="other"):
+        Skipped().answered([Input("good", group="x")], _fail, check)
+
+
+def _fail(raw):
+    raise UserError("other")

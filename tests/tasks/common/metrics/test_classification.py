@@ -2,8 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from tasks.common.metrics.classification import classification_metrics
+from tasks.common.metrics.classification import (
+    classification_intervals,
+    classification_metrics,
+    wilson_interval,
+)
 
 # true \ predicted   a  b  c
 #                a   3  1  0
@@ -71,3 +76,36 @@ def test_mistakes_are_named(labels, predictions, message):
 def test_probabilities_in_place_of_classes_are_refused():
     with pytest.raises(ValueError, match="predictions: got dtype float64"):
         classification_metrics(np.array([0, 1]), np.array([0.2, 0.8]), NAMES)
+
+
+def test_intervals_are_those_of_resampled_examples():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, 60)
+    predictions = np.where(rng.random(60) < 0.7, labels, rng.integers(0, 3, 60))
+    found = classification_intervals(labels, predictions, NAMES)
+    resampled = [
+        classification_metrics(labels[rows], predictions[rows], NAMES)
+        for rows in rng.integers(0, 60, (400, 60))
+    ]
+    metrics = classification_metrics(labels, predictions, NAMES)
+    assert found.keys() == metrics.keys()
+    for name in metrics:
+        low, high = found[name]
+        assert low < metrics[name] < high
+        if name == "accuracy":
+            continue
+        bounds = np.percentile([each[name] for each in resampled], (2.5, 97.5))
+        np.testing.assert_allclose((low, high), bounds, atol=0.05, err_msg=name)
+
+
+def test_a_perfect_classifier_has_an_interval_of_the_accuracy_alone():
+    labels = np.repeat([0, 1], 20)
+    found = classification_intervals(labels, labels, NAMES[:2])
+    # Of n right answers: n / (n + 1.96²).
+    assert found == {"accuracy": (pytest.approx(40 / (40 + 1.96**2)), 1.0)}
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 10), (7, 20), (81, 263), (5, 5), (1, 1)])
+def test_wilson_interval(hits, total):
+    expected = stats.binomtest(hits, total).proportion_ci(0.95, "wilson")
+    assert wilson_interval(hits, total) == pytest.approx(tuple(expected), abs=2e-5)
