@@ -1,4 +1,4 @@
-"""Evaluates the best checkpoint of a run on a split, or on a labeled file.
+"""Evaluates a trained model on a split, or on a labeled file.
 
 python -m launch.evaluate --workdir=runs/sst2 --split=test
 

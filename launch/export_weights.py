@@ -1,4 +1,4 @@
-"""Exports a masked language model or a text classifier for Hugging Face transformers.
+"""Exports text models for Hugging Face transformers.
 
 python -m launch.export_weights --workdir=runs/bert --to=exported
 
