@@ -40,7 +40,8 @@ def steps(folder: pathlib.Path) -> list[dict[str, Any]]:
                     "flops": step["flops"],
                     "collectives": _by_kind(step["collectives"]),
                     "kernels": _by_name(step["kernels"]),
-                    "seconds": round(sum(step["seconds"].values()), 1),
+                    # On a machine with other work the time of the clock says little.
+                    "seconds": round(min(sum(step["seconds"].values()), step["cpu_seconds"]), 1),
                 }
             )
     return found

@@ -54,6 +54,7 @@ class CompiledStep:
       collectives: collectives of the program.
       choices: kernels of `attend`, with the number of calls.
       seconds: seconds of tracing, lowering and compilation.
+      cpu_seconds: CPU seconds of all of these, over all threads.
       failure: message of the compiler if the program does not fit into the memory, else "".
     """
 
@@ -64,6 +65,7 @@ class CompiledStep:
     collectives: Sequence[Collective]
     choices: Sequence[tuple[RecordedChoice, int]]
     seconds: Mapping[str, float]
+    cpu_seconds: float
     failure: str = ""
 
     @property
@@ -125,7 +127,7 @@ def _compile(
         batch = prediction_inputs(task, batch)
     function = getattr(steps, name)
     seconds: dict[str, float] = {}
-    began = time.monotonic()
+    began, spent = time.monotonic(), time.process_time()
 
     def lap(name: str) -> None:
         nonlocal began
@@ -144,6 +146,7 @@ def _compile(
     except jax.errors.JaxRuntimeError as error:
         failure = _failure(error, topology)
     lap("compile")
+    spent = time.process_time() - spent
     parts = first if name == "train" else {**first, "parameters": first["params"]}
     size = {
         _KINDS.get(part, part): sum(map(_shard_bytes, jax.tree.leaves(parts[part])))
@@ -167,6 +170,7 @@ def _compile(
         collectives=[] if program is None else list(map(_relative, collectives(program.as_text()))),
         choices=_counted(found),
         seconds=seconds,
+        cpu_seconds=round(spent, 2),
         failure=failure,
     )
 
@@ -184,6 +188,8 @@ def compile_program(lowered: Any, platform: str) -> Any:
         return lowered.compile()
 
 
+# Attributes of steps in JSON files.
+_WRITTEN = ("step", "batch", "bytes_per_device", "flops", "seconds", "cpu_seconds", "failure")
 _KINDS = {"params": "parameters", "average": "average of parameters"}
 
 
@@ -305,10 +311,7 @@ def as_json(compilation: Compilation) -> dict[str, Any]:
         ],
         "steps": [
             {
-                **{
-                    name: getattr(one, name)
-                    for name in ("step", "batch", "bytes_per_device", "flops", "seconds", "failure")
-                },
+                **{name: getattr(one, name) for name in _WRITTEN},
                 "peak": one.peak,
                 "advice": advice(compilation, one),
                 "collectives": [dataclasses.asdict(each) for each in one.collectives],

@@ -7,7 +7,6 @@ benchmarks/README.md.
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 
@@ -22,7 +21,10 @@ CONFIGS = sorted(path.stem for path in (records.ROOT / "configs").glob("*.py"))
 # Without "slow": a few minutes on two cores.
 FAST = ("forecasting", "language_modeling", "text_classification")
 MACHINES = {"cuda": ("h100x1", "h100x8"), "tpu": ("v5e:1", "v5e:4x4")}
+# CPU seconds of the compilation of a step. Mask R-CNN has 50 convolutions of different shapes, on a
+# TPU with a code of 130 MB.
 LIMIT = 90.0
+LIMITS = {"detection": 240.0}
 # Largest ratio of the temporaries on one TPU to those on one GPU. On a TPU feature maps of 16 to 24
 # channels are padded to 128 lanes.
 RATIOS = {"detection": 4.0, "segmentation": 5.0}
@@ -51,19 +53,16 @@ def cases():
 
 
 def compiled(config, machine, folder, *flags):
-    """Runs launch.compile; returns what it wrote, and the CPU seconds of the process."""
+    """Runs launch.compile; returns what it wrote."""
     target = folder / "steps.json"
     words = [sys.executable, "-m", "launch.compile", f"--config=configs/{config}"]
     words += [f"--topology={machine}", f"--json={target}", *flags]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         words, cwd=records.ROOT, env=environment, capture_output=True, text=True, timeout=1500
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return json.loads(target.read_text(encoding="utf-8")), spent
+    return json.loads(target.read_text(encoding="utf-8"))
 
 
 def check(written):
@@ -92,14 +91,15 @@ def check_gradients(written):
 
 @pytest.mark.parametrize(("config", "machine"), cases())
 def test_default_config(config, machine, tmp_path):
-    written, spent = compiled(f"{config}.py", machine, tmp_path)
+    written = compiled(f"{config}.py", machine, tmp_path)
     name = f"{config}-{machine.replace(':', '_')}"
-    records.write("steps", name, written | {"config": config, "cpu_seconds": round(spent, 1)})
+    records.write("steps", name, written | {"config": config})
     check(written)
     check_gradients(written)
     for step in written["steps"]:
         # On a machine with other work the time of the clock says little.
-        assert min(sum(step["seconds"].values()), spent) <= LIMIT, step["seconds"]
+        spent = min(sum(step["seconds"].values()), step["cpu_seconds"])
+        assert spent <= LIMITS.get(config, LIMIT), step["seconds"]
     other = records.read("steps", f"{config}-h100x1")
     if machine == "v5e:1" and other is not None:
         for here, there in zip(written["steps"], other["steps"], strict=True):
@@ -114,9 +114,9 @@ def test_default_config(config, machine, tmp_path):
     [pytest.param(*each, id=each[1], marks=needs(each[0])) for each in LARGE.items()],
 )
 def test_large_model(platform, machine, tmp_path):
-    written, spent = compiled(GPT, machine, tmp_path)
+    written = compiled(GPT, machine, tmp_path)
     name = f"gpt_1b-{machine.replace(':', '_')}"
-    records.write("steps", name, written | {"config": "gpt_1b", "cpu_seconds": round(spent, 1)})
+    records.write("steps", name, written | {"config": "gpt_1b"})
     check(written)
     assert sum(math.prod(row["shape"]) for row in written["parameters"]) > 1.25e9
     # Parameters and optimizer state are sharded over the machine, but for vectors.

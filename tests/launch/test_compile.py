@@ -78,7 +78,7 @@ def test_gradients_are_summed_over_the_devices_and_named_by_source(compiled):
 def step(**changed):
     size = {"parameters": 4, "optimizer": 8, "arguments": 12, "outputs": 0, "temporaries": 2}
     size |= changed.pop("bytes_per_device", {})
-    return CompiledStep("train", {}, size, 0, [], [], {}, **changed)
+    return CompiledStep("train", {}, size, 0, [], [], {}, 0.0, **changed)
 
 
 @pytest.mark.parametrize(
