@@ -15,13 +15,13 @@ cli.define_config()
 def prepare() -> None:
     """Runs the command `launch.prepare`."""
     from launch.runs.directory import prepared_task
-    from launch.runs.run import described_splits
+    from launch.runs.run import described_data
 
     config = cli.experiment()
     cli.set_up_jax(config)
     task = prepared_task(config, cli.paths())
     print(f"{config.task}: {config.data.name} is ready")
-    for line in described_splits(task):
+    for line in described_data(task)[1]:
         print(line)
 
 

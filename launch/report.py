@@ -10,7 +10,8 @@ python -m launch.report --results=runs
 
 With --readme the summary table is also inserted into a file, between the lines <!-- results --> and
 <!-- /results -->. With --pages tables of models are inserted into the Markdown files of a folder,
-between lines such as <!-- models task=translation data=multi30k --> and <!-- /models -->.
+between lines such as <!-- models task=translation data=multi30k --> and <!-- /models -->, and
+tables of metrics between lines such as <!-- metrics translation --> and <!-- /metrics -->.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def report() -> None:
             raise UserError(f"--pages={folder}: has no Markdown file (.md)")
         for page in pages:
             try:
-                write_text(page, tables.insert_models(page.read_text(encoding="utf-8"), records))
+                text = tables.insert_metrics(page.read_text(encoding="utf-8"))
+                write_text(page, tables.insert_models(text, records))
             except ValueError as error:
                 raise UserError(f"{page}: {error}") from None
     text = tables.results_markdown(records)

@@ -15,6 +15,7 @@ from tasks.common.data.cells import join_names
 from tasks.common.errors import UserError
 from tasks.common.losses import cross_entropy
 from tasks.common.metrics.classification import (
+    CLASSIFICATION,
     classification_intervals,
     classification_metrics,
     wilson_interval,
@@ -31,6 +32,7 @@ class ClassificationTask(Task):
 
     primary_metric = "accuracy"
     table_metrics = ("accuracy", "macro_f1", "mcc")
+    metric_table = CLASSIFICATION
     answer_options = dict.fromkeys(("top_k", "threshold", "positive"))
 
     def with_options(self, options: AnswerOptions) -> ClassificationTask:

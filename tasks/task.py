@@ -29,8 +29,10 @@ from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import Bucket, Examples
 from tasks.common.data.splits import SPLITS, SplitSummary
+from tasks.common.data.summary import Columns
 from tasks.common.data.user_files import find_file
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, collected
+from tasks.common.metrics.descriptions import Metric, describe
 from tasks.figures import Figure
 
 __all__ = [
@@ -39,7 +41,9 @@ __all__ = [
     "Arrays",
     "Axes",
     "Batch",
+    "Columns",
     "ExamplePrediction",
+    "Metric",
     "Pretrained",
     "ProcessingSteps",
     "Processor",
@@ -255,6 +259,8 @@ class Task(abc.ABC):
       primary_metric: metric on the validation split that selects the best step.
       higher_is_better: direction of that metric.
       table_metrics: metrics that tables show, the primary one first.
+      metric_table: descriptions of all metrics that `loss`, `metrics` and baselines return, by name
+        or by a regular expression for names; see `describe_metric`.
       condition_metrics: regular expression for names of metrics under additional test conditions,
         which tables show in separate columns; empty for none.
       averaged_over: key of `settings`; tables also show the mean over its values. Empty for none.
@@ -275,6 +281,7 @@ class Task(abc.ABC):
         None if the task is only used for predictions.
       options: options of predictions.
       file_names: name of the file of each example of `with_file`; None if they have none.
+      notes: messages about the data that were printed while they were read.
     """
 
     data_config: ClassVar[type]
@@ -283,6 +290,7 @@ class Task(abc.ABC):
     primary_metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     table_metrics: ClassVar[Sequence[str]]
+    metric_table: ClassVar[Mapping[str, Metric]] = {}
     condition_metrics: ClassVar[str] = ""
     averaged_over: ClassVar[str] = ""
     sharding_rules: ClassVar[Sequence[tuple[str, tuple[str | None, ...]]]] = ()
@@ -292,6 +300,7 @@ class Task(abc.ABC):
     overlap: int = 1
     options: AnswerOptions = AnswerOptions()
     file_names: Sequence[str] | None = None
+    notes: Sequence[str] = ()
 
     def __init__(self, data: Any, model: Any, processor: Any, dataset: Any = None):
         """Initializes the attributes; use `prepare` or `restore` instead."""
@@ -316,8 +325,11 @@ class Task(abc.ABC):
           UserError: the configs are not compatible, or the data cannot be read.
         """
         cls.check(data, model)
-        dataset = cls.load(data, paths)
-        return cls(data, model, cls.fit(dataset, data, model, paths, **options), dataset)
+        with collected() as notes:
+            dataset = cls.load(data, paths)
+        task = cls(data, model, cls.fit(dataset, data, model, paths, **options), dataset)
+        task.notes = tuple(notes)
+        return task
 
     @classmethod
     def restore(cls, data: Any, model: Any, assets: Mapping[str, Any]) -> Task:
@@ -413,6 +425,40 @@ class Task(abc.ABC):
     def summary(self) -> dict[str, SplitSummary]:
         """Returns the counts of each split, which are printed before training."""
         return self.dataset.summary()
+
+    def columns(self, split: str) -> Columns:
+        """Returns the columns of a split that are summarized before training.
+
+        By default these are the examples: their input are the arrays of `Processor.signature`, and
+        their label are the other arrays. A task overrides this to compare raw data, such as texts,
+        or to describe sizes before truncation, unknown tokens and other facts.
+        """
+        examples = self.examples(split)
+        inputs = self.processor.signature()
+
+        def pair(index: int) -> tuple[Arrays, Arrays | None]:
+            example = examples[index]
+            label = {name: value for name, value in example.items() if name not in inputs}
+            return {name: example[name] for name in inputs if name in example}, label or None
+
+        lengths = examples.lengths
+        named = lengths if isinstance(lengths, Mapping) else {"positions": lengths}
+        sizes = {name: values for name, values in named.items() if values is not None}
+        return Columns(len(examples), pair, sizes=sizes, facts=self.fixed_sizes())
+
+    def fixed_sizes(self) -> dict[str, str]:
+        """Returns the sizes of the input arrays that do not vary, as a fact for `columns`."""
+        found = [
+            f"{name} {' x '.join(map(str, spec.shape[1:]))}"
+            for name, spec in self.processor.signature().items()
+            if len(spec.shape) > 2 and all(isinstance(size, int) for size in spec.shape[1:])
+        ]
+        return {"input": ", ".join(found)} if found else {}
+
+    @classmethod
+    def describe_metric(cls, name: str) -> Metric | None:
+        """Returns what a metric measures, its unit and its direction; None if it is unknown."""
+        return describe(cls.metric_table, name)
 
     def with_validation(self) -> Task:
         """Returns the task with the validation split added to the training split.

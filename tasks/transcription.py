@@ -21,6 +21,7 @@ from tasks.common.data.manifests import find_labeled, read_lines, summarize, war
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
+from tasks.common.data.summary import excerpt
 from tasks.common.data.transcribed import (
     TranscriptionExamples,
     encode_units,
@@ -28,10 +29,20 @@ from tasks.common.data.transcribed import (
 )
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.errors import UserError, check_max_length
-from tasks.common.metrics.error_rates import text_errors, transcript_metrics
+from tasks.common.metrics.error_rates import TRANSCRIPTS, text_errors, transcript_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Figure
-from tasks.task import Arrays, ArraySpec, Axes, Batch, ExamplePrediction, Processor, Task
+from tasks.task import (
+    Arrays,
+    ArraySpec,
+    Axes,
+    Batch,
+    Columns,
+    ExamplePrediction,
+    Metric,
+    Processor,
+    Task,
+)
 
 # Quantiles of the input lengths that define the padded lengths of batches.
 _BUCKET_QUANTILES = (0.25, 0.5, 0.8)
@@ -150,6 +161,7 @@ class TranscriptionTask(Task):
     """
 
     processor_type: ClassVar[type[TranscriptionProcessor]]
+    metric_table: ClassVar[Mapping[str, Metric]] = TRANSCRIPTS
     word_level: ClassVar[bool] = True
     length_multiple: ClassVar[int] = 8
     higher_is_better = False
@@ -216,6 +228,27 @@ class TranscriptionTask(Task):
             name: np.concatenate([part.lengths[name] for part in parts]) for name in multiples
         }
         return bucket_lengths(lengths, _BUCKET_QUANTILES, multiples)
+
+    # ------------------------------------------------------------------ data
+
+    @property
+    def input_unit(self) -> tuple[str, float]:
+        """Unit of the length of an input, and the length of one element of its array."""
+        return "columns", 1.0
+
+    def columns(self, split: str) -> Columns:
+        """Compares the inputs that have a text; their label is the text."""
+        part, (unit, element) = self.dataset.splits[split], self.input_unit
+        rows = np.flatnonzero(np.array([bool(text.strip()) for text in part.texts], bool))
+        lengths = {unit: part.lengths[part.field] * element, "units": part.lengths["target"]}
+        return Columns(
+            len(rows),
+            lambda index: (part[int(rows[index])][part.field], part.texts[rows[index]]),
+            unit=self.dataset.unit,
+            name=lambda index: f"that of {excerpt(part.texts[rows[index]])}",
+            sizes=lengths,
+            unknown={"units": part.unknown_units},
+        )
 
     # ------------------------------------------------------------------ objective
 

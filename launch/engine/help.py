@@ -83,7 +83,18 @@ def config_page(
         lines += ["", *_wrapped(f"{group.name or 'experiment'}: {group.summary}")]
         for key in group.keys:
             lines += _key_lines(key, before.get(key.name, key.value))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_metric_lines(configs.task_class(values["task"]))]) + "\n"
+
+
+def _metric_lines(task: Any) -> list[str]:
+    """Returns the metrics of tables with their units; the first selects the step on validation."""
+    lines = ["", "metrics: the first, on the validation split, selects the step."]
+    for name in task.table_metrics:
+        if metric := task.describe_metric(name):
+            lines += textwrap.wrap(
+                f"{name}: {metric}", WIDTH, initial_indent="  ", subsequent_indent="      "
+            )
+    return lines
 
 
 def groups(values: Mapping[str, Any]) -> Iterator[Group]:

@@ -14,6 +14,8 @@ from launch.engine.writers import read_lines, write_text
 from launch.reporting import figures, page
 from launch.reporting.results import training_notes
 from launch.reporting.tables import format_gains, format_seconds
+from tasks.common.data import summary
+from tasks.common.metrics.descriptions import Metric, pattern_of
 from tasks.figures import AttendedText
 from tasks.task import Task
 
@@ -32,9 +34,18 @@ _BODY = """<p><code>{{ record.command }}</code></p>
 {% for baseline, values in record.baselines.items() %}<tr><td>baseline {{ baseline }}</td>
 {% for name in metrics %}<td>{{ "%.4f" | format(values[name]) if name in values }}</td>{% endfor %}
 {% if gains %}<td>{{ gains[baseline] }}</td>{% endif %}</tr>{% endfor %}</table>
+<details><summary>What the metrics measure</summary><dl>
+{% for name, metric in described %}<dt><code>{{ name }}</code></dt><dd>{{ metric }}</dd>
+{% endfor %}</dl></details>
 {% if others %}<details><summary>All metrics</summary><table>
 {% for name, value in others.items() %}<tr><td>{{ name }}</td><td>{{ "%.4f" | format(value) }}</td>
 </tr>{% endfor %}</table></details>{% endif %}
+<h2>Data</h2>
+{% for warning in data.warnings %}<p><b>Warning:</b> {{ warning }}.</p>{% endfor %}
+<dl>{% for name, text in facts %}<dt>{{ name }}</dt><dd>{{ text }}</dd>
+{% endfor %}</dl>
+{% if data.notes %}<details><summary>Messages while the data were read ({{ data.notes | length }})
+</summary><ul>{% for note in data.notes %}<li>{{ note }}</li>{% endfor %}</ul></details>{% endif %}
 <h2>Training</h2>{{ curves }}
 {% if figures %}<h2>Figures</h2>{{ figures }}{% endif %}
 {% if texts %}<h2>Attention over examples</h2>
@@ -76,6 +87,9 @@ def write_report(
             title=f"{record['task']}: {record['data']}, {record['experiment']}",
             record=record,
             notes=training_notes(record),
+            data=record["data_summary"],
+            facts=summary.facts(record["data_summary"]),
+            described=_described(task, record),
             metrics=shown,
             others={name: value for name, value in record["metrics"].items() if name not in shown},
             gains=format_gains(record),
@@ -85,6 +99,17 @@ def write_report(
             texts=Markup("".join(figures.draw(figure) for figure in texts)),
         ),
     )
+
+
+def _described(task: Task, record: Mapping[str, Any]) -> list[tuple[str, Metric]]:
+    """Returns the metrics of a record with their descriptions; only the first of a pattern."""
+    found: dict[str, tuple[str, Metric]] = {}
+    for name in record["metrics"]:
+        metric = task.describe_metric(name)
+        pattern = pattern_of(task.metric_table, name)
+        if metric is not None and pattern is not None:
+            found.setdefault(pattern, (name, metric))
+    return list(found.values())
 
 
 def log_file(folder: Path) -> Path:

@@ -41,6 +41,7 @@ def make_record(
     parameters: int,
     command: str,
     training: Mapping[str, Any],
+    data_summary: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Creates the record of a finished run, with the metrics on the test split."""
     return {
@@ -58,6 +59,12 @@ def make_record(
         + (", then refitted on train + validation" if config.training.refit else ""),
         "steps": steps_taken,
         "training": dict(training),
+        "data_summary": dict(data_summary),
+        "metric_units": {
+            name: str(metric)
+            for name in dict.fromkeys([*task.table_metrics, "loss"])
+            if name in metrics and (metric := task.describe_metric(name))
+        },
         "seconds": round(seconds, 1),
         "device": device(),
         "command": command,

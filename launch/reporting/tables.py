@@ -17,6 +17,8 @@ Record = Mapping[str, Any]
 _MEAN = "all (mean)"
 # The first line of a table of models.
 _MODELS = re.compile(r"^<!-- models (.*) -->\n", re.M)
+# The first line of a table of metrics.
+_METRICS = re.compile(r"^<!-- metrics (\w+) -->\n", re.M)
 # Keys in the metrics of a baseline: the model's gain over it, and the half-width of its interval.
 _GAIN = ("gain", "gain_95")
 
@@ -141,6 +143,33 @@ def insert_models(text: str, records: Iterable[Record]) -> str:
         parts[index] = f"<!-- models {parts[index]} -->\n"
         parts[index + 1] = f"\n{table}\n\n{end}{after}"
     return "".join(parts)
+
+
+def insert_metrics(text: str) -> str:
+    """Inserts tables of metrics after the lines <!-- metrics TASK -->.
+
+    They replace the text before the lines <!-- /metrics -->.
+
+    Raises:
+      ValueError: a table has no end.
+    """
+    parts = _METRICS.split(text)
+    for index in range(1, len(parts), 2):
+        name = parts[index]
+        _, end, after = parts[index + 1].partition("<!-- /metrics -->\n")
+        if not end:
+            raise ValueError(f"<!-- metrics {name} -->: has no line <!-- /metrics -->")
+        table = "\n".join(_metrics(task_class(name)))
+        parts[index] = f"<!-- metrics {name} -->\n"
+        parts[index + 1] = f"\n{table}\n\n{end}{after}"
+    return "".join(parts)
+
+
+def _metrics(task: Any) -> list[str]:
+    """Returns a table of the metrics that tables show: what they measure, unit and direction."""
+    found = [(name, task.describe_metric(name)) for name in task.table_metrics]
+    rows = [[f"`{name}`", x.about, x.unit, x.direction] for name, x in found if x is not None]
+    return _markdown(["metric", "measures", "unit", "direction"], rows)
 
 
 def _models(selection: str, records: Sequence[Record]) -> list[str]:

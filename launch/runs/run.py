@@ -27,6 +27,7 @@ from launch.reporting.report import SELECTION, write_report
 from launch.runs import continuing
 from launch.runs.directory import prepared_task, save_outputs, saved_config
 from launch.runs.provenance import Description
+from tasks.common.data import summary
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import check_splits
 from tasks.common.errors import UserError
@@ -71,7 +72,7 @@ def run(
     sharding.make_mesh(config.mesh)
     task = prepared_task(config, paths)
     final = task.with_validation() if config.training.refit else task
-    described = described_splits(task)
+    described, lines = described_data(task)
     for place, given in ((folder, final), (folder / SELECTION, task)):
         # A run without a checkpoint starts from scratch, with the present data.
         if whole := finished_steps(place / "checkpoints"):
@@ -82,25 +83,31 @@ def run(
             Description.of(given).check(place, "restore the data, or name another --workdir")
     if shorter is None:
         write_json(folder / "config.json", configs.to_dict(config))
-    for line in described:
+    for line in lines:
         print(line, file=sys.stderr, flush=True)
     with alone(folder):
         if shorter is not None:
             continuing.begin(shorter, config, folder)
         selected = _select_step(config, task, folder / SELECTION) if config.training.refit else None
-        return _finish(config, final, folder, paths, command, with_baselines, selected)
+        return _finish(config, final, folder, paths, command, with_baselines, selected, described)
 
 
-def described_splits(task: Task) -> list[str]:
-    """Returns one line per split with its counts, see `tasks.common.data.splits.SplitSummary`.
+def described_data(task: Task) -> tuple[dict[str, Any], list[str]]:
+    """Returns the summary of the data, see `tasks.common.data.summary`, and its lines to print.
 
     Raises:
       UserError: a split cannot be used; see `tasks.common.data.splits.check_splits`.
     """
-    summary = task.summary()
-    check_splits("config.data", summary)
-    width = max(map(len, summary))
-    return [f"{split:{width}}  {counts}" for split, counts in summary.items()]
+    counts = task.summary()
+    check_splits("config.data", counts)
+    columns = {split: task.columns(split) for split in counts}
+    found = summary.summarize(counts, columns, task.notes)
+    pairs = summary.facts(found)
+    if metric := task.describe_metric(task.primary_metric):
+        pairs.append(("metric", f"{task.primary_metric}, {metric}"))
+    width = max(len(name) for name, _ in pairs)
+    lines = [f"{name:{width}}  {text}" for name, text in pairs]
+    return found, lines + [f"warning: {warning}" for warning in found["warnings"]]
 
 
 def _selecting(config: Experiment) -> Experiment:
@@ -171,6 +178,7 @@ def _finish(
     command: str,
     with_baselines: bool,
     selected: int | None,
+    described: dict[str, Any],
 ) -> dict[str, Any]:
     _write_environment(task, folder)
     steps, variables, best = train(task, config, folder, stop_after=selected)
@@ -200,6 +208,7 @@ def _finish(
         parameters=states.parameter_count(variables),
         command=command,
         training=_training_facts(config, task, folder),
+        data_summary=described,
     )
     write_report(folder, task, record, test, attention)
     # Written last, since this file marks the run as finished.

@@ -1,8 +1,14 @@
-"""The exception for user errors, and warnings on standard error."""
+"""The exception for user errors, and messages on standard error about data and settings."""
 
+import contextlib
+import contextvars
 import sys
+from collections.abc import Iterator
 
 _warned: set[str] = set()
+_collected: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
+    "collected", default=None
+)
 
 
 class UserError(Exception):
@@ -17,6 +23,32 @@ class UserError(Exception):
         return super().__str__().replace("\r", "\\r").replace("\n", "\\n")
 
 
+@contextlib.contextmanager
+def collected() -> Iterator[list[str]]:
+    """Returns a list of the messages of `say` and `warn_once` within the context, without repeats.
+
+    It also has warnings that were printed before, so that a summary of the data is complete.
+    """
+    found: list[str] = []
+    token = _collected.set(found)
+    try:
+        yield found
+    finally:
+        _collected.reset(token)
+
+
+def say(message: str) -> None:
+    """Prints a line on standard error."""
+    _note(message)
+    print(message, file=sys.stderr, flush=True)
+
+
+def _note(message: str) -> None:
+    found = _collected.get()
+    if found is not None and message not in found:
+        found.append(message)
+
+
 def warn_once(message: str, key: str | None = None) -> None:
     """Prints a line on standard error only once per process, as files are read several times.
 
@@ -24,6 +56,7 @@ def warn_once(message: str, key: str | None = None) -> None:
       message: the line.
       key: later messages with the same key are not printed; None for the message itself.
     """
+    _note(message)
     key = message if key is None else key
     if key not in _warned:
         _warned.add(key)

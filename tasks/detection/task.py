@@ -18,6 +18,7 @@ from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 from tasks.common.keys import example_keys
+from tasks.common.metrics.descriptions import fraction, lower
 from tasks.detection import baselines
 from tasks.detection.augmentation import augment
 from tasks.detection.data import (
@@ -40,7 +41,7 @@ from tasks.detection.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from tasks.detection.ops.pasting import THRESHOLD, paste
 from tasks.detection.processor import SHOWN, DetectionProcessor, object_lines
 from tasks.figures import AttendedImage, DetectedImage, Figure
-from tasks.task import Arrays, Axes, Batch, ExamplePrediction, Task
+from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task
 
 Model = MaskRCNN | DETR
 Config = MaskRCNNConfig | DETRConfig
@@ -61,6 +62,15 @@ class Detection(Task):
     # The primary metric is that of boxes, because not all data and models have masks.
     primary_metric = "box_ap50"
     table_metrics = ("box_ap50", "box_ap", "mask_ap50", "mask_ap", "dsb2018_score")
+    metric_table: ClassVar = {
+        "loss": lower("sum of all loss terms", "sum of terms"),
+        "(.+)_loss": lower("loss term {0}", "mean per counted anchor, region or object"),
+        "(box|mask)_ap": fraction("average precision of {0} matches, mean of IoU 0.50 to 0.95"),
+        "(box|mask)_ap50": fraction("average precision of {0} matches at an IoU of 0.50"),
+        "(box|mask)_ap75": fraction("average precision of {0} matches at an IoU of 0.75"),
+        "(box|mask)_ap_(.+)": fraction("average precision of {0} matches of the class {1}"),
+        "dsb2018_score": fraction("score of the nuclei contest: hits / (hits + misses + extra)"),
+    }
     sharding_rules = convolutional.SHARDING_RULES
     answer_options: ClassVar[dict[str, str | None]] = {
         "threshold": None,
@@ -93,6 +103,22 @@ class Detection(Task):
         most = self.model.queries if isinstance(self.model, DETRConfig) else MOST_OBJECTS
         described = list(processor.names), processor.predicts_masks, processor.image_size
         return self._with_dataset(read_labeled(file, images, *described, most))
+
+    def columns(self, split: str) -> Columns:
+        """Compares images at the size of the examples; their label are boxes and classes."""
+        examples = self.examples(split)
+
+        def pair(index: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+            example = examples[index]
+            return example["image"], (example["boxes"], example["labels"])
+
+        objects = np.array([len(examples.labels(index)[0]) for index in range(len(examples))])
+        sizes = {"objects": objects}
+        if self.data.path is not None:
+            sides = np.array([truth.size for truth in self._truths(split)]).reshape(-1, 2)
+            sizes |= {"pixels of height": sides[:, 0], "pixels of width": sides[:, 1]}
+        name = examples.ids.__getitem__
+        return Columns(len(examples), pair, name=name, sizes=sizes, facts=self.fixed_sizes())
 
     # ------------------------------------------------------------------ objective
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from tasks.common.data.timestamps import (
     Times,
     looks_like_times,
 )
-from tasks.common.errors import UserError, warn_once
+from tasks.common.errors import UserError, say, warn_once
 from tasks.forecasting import timestamps as clock
 from tasks.forecasting.numbers import (
     DECIMAL_KEY,
@@ -248,8 +247,3 @@ def clocked(
             f"{table.name}: {column}: {found.unit}{kept} (first: {clock.format_times(times[0])[0]})"
         )
     return times, on
-
-
-def say(line: str) -> None:
-    """Prints a line on standard error."""
-    print(line, file=sys.stderr)

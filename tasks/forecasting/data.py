@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,7 +19,7 @@ from tasks.common.data.sources import fetch
 from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.data.timestamps import DATE_ORDERS
 from tasks.common.data.user_files import LATER, expect_one_of, results_name
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, say
 from tasks.forecasting import timestamps as clock
 from tasks.forecasting.datasets import DATA_SETS, SHARES
 from tasks.forecasting.numbers import DECIMALS
@@ -353,10 +352,7 @@ def _standardize(
             )
         if empty:
             names = ", ".join(series.names[channel] for channel in empty)
-            print(
-                f"config.data: columns without a value in the {split} split: {names}",
-                file=sys.stderr,
-            )
+            say(f"config.data: columns without a value in the {split} split: {names}")
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = np.nanmean(values[train], axis=0), np.nanstd(values[train], axis=0)
     if (large := np.flatnonzero(~np.isfinite(mean + std))).size:
@@ -370,9 +366,7 @@ def _standardize(
     still = std <= 1e-9 * np.abs(mean)
     if still.any():
         names = ", ".join(np.array(series.names)[still])
-        print(
-            f"config.data: columns that are constant in the train split: {names}", file=sys.stderr
-        )
+        say(f"config.data: columns that are constant in the train split: {names}")
     std = np.where(still, 1.0, std)
     scaled = np.where(valid, (values - mean) / std, 0).astype(np.float32)
     data = ForecastingData(

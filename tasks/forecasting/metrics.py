@@ -10,6 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from tasks.common.metrics.descriptions import lower
+
+METRICS = {
+    "mse": lower("mean squared error", "squares of standardized values"),
+    "mae": lower("mean absolute error", "standardized values"),
+    "mase": lower("mean absolute error / that of the seasonal naive forecast", "ratio"),
+    "crps": lower("continuous ranked probability score", "standardized values"),
+    "loss": lower("loss of the output head", "per standardized value"),
+    "mse_noise_(.+)": lower(
+        "mean squared error with noise of {0} standard deviations in the look-back",
+        "squares of standardized values",
+    ),
+}
+"""Descriptions of the metrics. Values are standardized by mean and deviation in the train split."""
+
 
 def error_sums(forecast: Any, future: Any, valid: Any) -> dict[str, Any]:
     """Sums errors over the valid cells of NumPy or JAX arrays.

@@ -19,25 +19,28 @@ from flax import nnx
 from tasks.common.backbones.transformer import SHARDING_RULES
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
+from tasks.common.data.summary import row_codes, segment_codes
 from tasks.common.errors import UserError
 from tasks.figures import Curves, Figure
 from tasks.forecasting import baselines
 from tasks.forecasting import timestamps as clock
 from tasks.forecasting.data import DataConfig, ForecastingData, load, read_labeled
 from tasks.forecasting.figures import LEVELS, attention_figures, forecast_figure
-from tasks.forecasting.metrics import error_sums, forecast_metrics, noise_metric
+from tasks.forecasting.metrics import METRICS, error_sums, forecast_metrics, noise_metric
 from tasks.forecasting.models import MODEL_CONFIGS, build
 from tasks.forecasting.models.base import Forecaster, WindowSizes
 from tasks.forecasting.models.heads import HEADS, Head
 from tasks.forecasting.paths import forecast_autoregressively, quantiles_beyond
 from tasks.forecasting.processor import ForecastingProcessor
 from tasks.forecasting.rolling import fit_share
-from tasks.task import Arrays, Axes, Batch, ExamplePrediction, Task, seven_digits
+from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task, seven_digits
 
 Array = jax.Array
 
 # Numbers of windows and channels in figures, and their look-back in horizons.
 _DRAWN, _DRAWN_PAST = 4, 3
+# Channels whose deviation the data summary names.
+_UNITS = 8
 
 
 class Forecasting(Task):
@@ -53,6 +56,7 @@ class Forecasting(Task):
     primary_metric = "mse"
     higher_is_better = False
     table_metrics = ("mse", "mae", "mase", "crps")
+    metric_table = METRICS
     condition_metrics = noise_metric(None) + ".*"
     sharding_rules = SHARDING_RULES
     baseline_version = 2
@@ -115,6 +119,38 @@ class Forecasting(Task):
     def head(self) -> Head:
         """Output head of the model."""
         return HEADS[self.model.head]
+
+    def columns(self, split: str) -> Columns:
+        """Compares the values ahead of each window; windows without any change are omitted."""
+        series, origins, ahead = self.dataset, self.dataset.origins(split), self.data.horizon
+        codes = row_codes(series.series, series.valid)
+        changes = np.concatenate([[0, 0], np.cumsum(codes[1:] != codes[:-1])])
+        origins = origins[changes[origins + ahead] > changes[origins + 1]]
+        first, end = series.bounds[split]
+        units = [
+            f"{name} {seven_digits(std):.4g}"
+            for name, std in zip(series.names[:_UNITS], series.std, strict=False)
+        ]
+        more = f", ... {len(series.names) - _UNITS} more" * (len(series.names) > _UNITS)
+
+        def name(index: int) -> str:
+            at = origins[index : index + 1]
+            if series.step is None:
+                return f"the window at step {at[0]}"
+            (time,) = clock.format_times(clock.stamps(series.start, series.step, at))
+            return f"the window at {time}"
+
+        return Columns(
+            len(origins),
+            codes=(segment_codes(codes, origins, origins + ahead), None),
+            unit="windows",
+            name=name,
+            facts={
+                "time steps": f"{end - first:,}",
+                "missing": f"{1 - series.valid[first:end].mean():.1%} of the values",
+                "one unit": f"standard deviation in the train split: {', '.join(units)}{more}",
+            },
+        )
 
     # ------------------------------------------------------------------ objective
 

@@ -60,6 +60,7 @@ class RunningText:
     """Windows of one running text; every token but the first of the text is a target.
 
     Attributes:
+      texts: tokens of the text, as the only element.
       lengths: number of tokens of each window; only the last may have fewer than `length`.
     """
 
@@ -75,6 +76,7 @@ class RunningText:
             distance of `length` gives windows in which each target occurs once.
         """
         last = max(len(ids) - 1 - length, 0) if stride < length else max(len(ids) - 2, 0)
+        self.texts = [ids]
         self._ids, self._length = ids, length
         self._starts = np.arange(0, last + 1, stride)
         self.lengths = np.minimum(length, len(ids) - 1 - self._starts).astype(np.int32)

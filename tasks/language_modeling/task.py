@@ -20,10 +20,12 @@ from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import Examples, bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
+from tasks.common.data.summary import BYTES, excerpt
 from tasks.common.decoding.generate import TokenDecoder
 from tasks.common.errors import UserError, check_max_length
 from tasks.common.losses import cross_entropy
-from tasks.common.text.tokenizer import CLS, SPECIAL, Tokenizer
+from tasks.common.metrics.descriptions import fraction, lower
+from tasks.common.text.tokenizer import CLS, SPECIAL, UNKNOWN, Tokenizer
 from tasks.figures import Alignment, Figure
 from tasks.language_modeling import baselines as counting
 from tasks.language_modeling import examples as sequences
@@ -38,7 +40,7 @@ from tasks.language_modeling.model import (
     decoding,
 )
 from tasks.language_modeling.processor import LanguageProcessor, blank_line, token_text
-from tasks.task import Arrays, Axes, Batch, ExamplePrediction, Task
+from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task
 
 # Quantiles of the training lengths that become buckets.
 _BUCKET_QUANTILES = (0.5, 0.8)
@@ -50,6 +52,8 @@ _LOSSLESS = ("character", "bpe")
 _ORDER = 6
 _SHOWN = 5
 _GENERATED = "the model continues texts (for sampling write --set=model.decoding.top_k=K)"
+# Letters of the shortest line of a running text that the data summary compares.
+_LINE = 40
 
 
 class LanguageModeling(Task):
@@ -64,6 +68,14 @@ class LanguageModeling(Task):
     primary_metric = "loss"
     higher_is_better = False
     table_metrics = ("loss", "perplexity", "bits_per_character", "accuracy")
+    metric_table: ClassVar = {
+        "loss": lower("cross-entropy of the target tokens", "nats per token"),
+        "perplexity": lower("e to the power of the loss", "equally probable tokens"),
+        "bits_per_character": lower("total cross-entropy per character", "bits per character"),
+        "accuracy": fraction("target tokens that are the most probable"),
+        "next_sentence_accuracy": fraction("pairs of segments that are classified correctly"),
+        "next_sentence_loss": lower("cross-entropy of next-sentence prediction", "nats per pair"),
+    }
     sharding_rules = transformer.SHARDING_RULES
     answer_options: ClassVar[dict[str, str | None]] = {
         "top_k": None,
@@ -163,6 +175,27 @@ class LanguageModeling(Task):
     def summary(self) -> dict[str, SplitSummary]:
         """Returns the number of sequences of each split."""
         return {split: SplitSummary(len(self.examples(split))) for split in SPLITS}
+
+    def columns(self, split: str) -> Columns:
+        """Compares texts, or the longer lines of a running text; sizes are those of sequences."""
+        examples, texts, unit = self.examples(split), self.dataset.splits[split], "texts"
+        ids = examples.texts
+        known, total = sum(int(np.sum(x != UNKNOWN)) for x in ids), sum(map(len, ids))
+        sizes, facts = {"tokens": examples.lengths}, {"tokens": f"{total:,}"}
+        if self.dataset.running:
+            (text,), unit, sizes = texts, f"lines of {_LINE} or more letters", {}
+            if len(text) > BYTES:
+                text, unit = text[:BYTES], f"{unit} (in the first {BYTES:,} letters)"
+            texts = [line for line in text.split("\n") if len(line) >= _LINE]
+        return Columns(
+            len(texts),
+            lambda index: (texts[index], None),
+            unit=unit,
+            name=lambda index: excerpt(texts[index]),
+            sizes=sizes,
+            unknown={"tokens": 1 - known / max(total, 1)},
+            facts=facts,
+        )
 
     # ------------------------------------------------------------------ objective
 

@@ -15,7 +15,6 @@ import base64
 import dataclasses
 import functools
 import io
-import sys
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +29,7 @@ from tasks.common.data.sources import fetch
 from tasks.common.data.splits import SplitSummary
 from tasks.common.data.timestamps import DATE_ORDERS
 from tasks.common.data.user_files import LATER, expect_one_of, results_name
-from tasks.common.errors import UserError, warn_once
+from tasks.common.errors import UserError, say, warn_once
 from tasks.recommendation import user_files
 from tasks.recommendation.columns import Wanted
 from tasks.recommendation.datasets import DATA_SETS
@@ -211,12 +210,12 @@ def load(config: DataConfig, paths: Paths | None) -> RecommendationData:
         events = data_set.read(found)
     data, repeated = in_order(events)
     if config.path is not None:
-        _say(
+        say(
             f"{config.name}: {len(data.items):,} events of {data.num_users:,} users with "
             f"{data.num_items:,} items"
         )
     if repeated:
-        _say(
+        say(
             f"{config.name}: {repeated:,} events repeat an item of their user; only the first "
             f"is kept"
         )
@@ -227,15 +226,11 @@ def load(config: DataConfig, paths: Paths | None) -> RecommendationData:
             f"{LEAST} events or more, one for each split; provide longer histories"
         )
     if short:
-        _say(
+        say(
             f"{config.name}: {short:,} of {data.num_users:,} users have fewer than {LEAST} events "
             "and are for training only"
         )
     return data
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def in_order(events: user_files.Events) -> tuple[RecommendationData, int]:

@@ -19,7 +19,9 @@ from tasks.common.backbones.transformer import SHARDING_RULES
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import check_splits
+from tasks.common.data.summary import row_codes, segment_codes
 from tasks.common.errors import UserError, check_max_length
+from tasks.common.metrics.descriptions import fraction, lower
 from tasks.figures import Curves, Figure, Recommendations
 from tasks.recommendation import models
 from tasks.recommendation.baselines import Baselines
@@ -27,7 +29,7 @@ from tasks.recommendation.data import DataConfig, FileDataset, RecommendationDat
 from tasks.recommendation.metrics import TOP, list_metrics, ndcg, ranked, ranking_metrics
 from tasks.recommendation.models.base import Recommender
 from tasks.recommendation.processor import RecommendationProcessor
-from tasks.task import Arrays, Axes, Batch, ExamplePrediction, Task
+from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task
 
 # Users in the figures, and items of their history.
 _SHOWN, _PAST = 6, 8
@@ -48,6 +50,15 @@ class Recommendation(Task):
     processor_type = RecommendationProcessor
     primary_metric = "ndcg_at_10"
     table_metrics = ("ndcg_at_10", "hr_at_10", "mrr", "coverage", "diversity")
+    metric_table: ClassVar = {
+        "ndcg_at_10": fraction("1 / log2(1 + rank) of the next item, 0 beyond rank 10"),
+        "hr_at_10": fraction("users whose next item is among the first 10 of all unseen items"),
+        "mrr": fraction("1 / rank of the next item"),
+        "coverage": fraction("items that are in the first 10 of some user"),
+        "diversity": fraction("1 - cosine of the users of two items, mean of the pairs of a list"),
+        "known_targets": fraction("next items that occur in the train split", None),
+        "loss": lower("loss of the model's objective", "nats per event"),
+    }
     sharding_rules = SHARDING_RULES
     baseline_version = 2
     answer_options: ClassVar[dict[str, str | None]] = {
@@ -82,6 +93,32 @@ class Recommendation(Task):
         processor = self.processor
         dataset = FileDataset(file, processor.events, self.data, processor.with_validation)
         return self._with_dataset(dataset)
+
+    def columns(self, split: str) -> Columns:
+        """Compares the histories of users up to the last event of the split.
+
+        All splits have the same users, so histories of different splits are not compared.
+        """
+        events = self.dataset.events
+        ends, users = events.train_ends(self.dataset.with_validation), np.arange(events.num_users)
+        if split != "train":
+            users, ends = self.examples(split).users, self.examples(split).end + 1
+        else:
+            users = np.flatnonzero(ends - events.starts[:-1] > 1)
+            ends = ends[users]
+        starts = events.starts[users]
+        return Columns(
+            len(users),
+            codes=(segment_codes(row_codes(events.items), starts, ends), None),
+            unit="users",
+            name=lambda index: f"user {events.users[users[index]]}",
+            sizes={"events of a user": ends - starts},
+            facts={
+                "data": f"{len(events.items):,} events of {events.num_users:,} users with "
+                f"{events.num_items:,} items"
+            },
+            shares=False,
+        )
 
     def with_validation(self) -> Recommendation:
         """Returns the task with the validation events added to the training split."""

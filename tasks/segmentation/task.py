@@ -19,6 +19,7 @@ from tasks.common.images.augmentation import augment
 from tasks.common.images.files import SUFFIXES, read_image, resize
 from tasks.common.keys import example_keys
 from tasks.common.losses import cross_entropy
+from tasks.common.metrics.descriptions import fraction, lower
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure, SegmentedImage
 from tasks.segmentation import baselines
 from tasks.segmentation.data import (
@@ -44,6 +45,7 @@ from tasks.task import (
     Arrays,
     ArraySpec,
     Batch,
+    Columns,
     ExamplePrediction,
     ProcessingSteps,
     Processor,
@@ -128,6 +130,15 @@ class Segmentation(Task):
     processor_type = SegmentationProcessor
     primary_metric = "mean_iou"
     table_metrics = ("mean_iou", "pixel_accuracy", "boundary_f1", "loss")
+    metric_table: ClassVar = {
+        "mean_iou": fraction("intersection over union of pixels, mean of the classes"),
+        "pixel_accuracy": fraction("pixels with the true class"),
+        "boundary_f1": fraction("F1 of boundaries within some pixels, mean of the classes"),
+        "loss": lower("cross-entropy of the true class, without class weights", "nats per pixel"),
+        "iou_(.+)": fraction("intersection over union of the class {0}"),
+        "mean_iou_(.+)": fraction("mean intersection over union of the subset {0}"),
+        "pixel_accuracy_(.+)": fraction("pixels with the true class in the subset {0}"),
+    }
     sharding_rules = SHARDING_RULES
     answer_options: ClassVar[dict[str, str | None]] = {
         "threshold": "each pixel has its most probable class",
@@ -160,6 +171,16 @@ class Segmentation(Task):
     def class_weights(self) -> np.ndarray:
         """Weights of the classes in the loss, [K]."""
         return self.model.loss.weights(self.dataset.splits["train"].labels, len(self.names))
+
+    def columns(self, split: str) -> Columns:
+        """Compares images, or windows of images; their label is the mask."""
+        part = self.dataset.splits[split]
+        return Columns(
+            len(part),
+            lambda index: (part.images[index], part.labels[index]),
+            name="image {}".format,
+            facts=self.fixed_sizes(),
+        )
 
     @property
     def names(self) -> Sequence[str]:

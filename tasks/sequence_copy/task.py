@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,10 @@ from flax import nnx
 from tasks.common.backbones.recurrent import SHARDING_RULES
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
+from tasks.common.data.summary import excerpt
 from tasks.common.decoding.generate import TokenDecoder
 from tasks.common.losses import cross_entropy
+from tasks.common.metrics.descriptions import fraction, lower
 from tasks.figures import Alignment, Curves, Figure
 from tasks.sequence_copy import data as strings
 from tasks.sequence_copy.data import PAD, DataConfig, DigitData, DigitStrings
@@ -28,6 +30,7 @@ from tasks.task import (
     ArraySpec,
     Axes,
     Batch,
+    Columns,
     ExamplePrediction,
     ProcessingSteps,
     Processor,
@@ -95,6 +98,15 @@ class SequenceCopy(Task):
         "token_accuracy",
         "alignment_accuracy",
     )
+    metric_table: ClassVar = {
+        "exact_match": fraction("strings with all tokens right"),
+        r"exact_match_(\d+)_(\d+)": fraction("strings of {0} to {1} digits with all tokens right"),
+        r"exact_match_(\d+)": fraction("strings of {0} digits with all tokens right"),
+        "token_accuracy": fraction("right tokens of decoded strings"),
+        "alignment_accuracy": fraction("decoding steps that attend to the source digit or next"),
+        "forced_accuracy": fraction("right tokens under teacher forcing"),
+        "loss": lower("cross-entropy under teacher forcing", "nats per token"),
+    }
     sharding_rules = SHARDING_RULES
     decodes = True
 
@@ -102,6 +114,16 @@ class SequenceCopy(Task):
     def load(cls, data: DataConfig, paths: Paths) -> DigitData:
         """Generates the strings, which takes a second."""
         return DigitData(strings.generate(data))
+
+    def columns(self, split: str) -> Columns:
+        """Compares the strings; their label is the target string."""
+        part = self.examples(split)
+        return Columns(
+            len(part),
+            lambda index: (part.strings[index], strings.answer(part.strings[index], part.name)),
+            name=lambda index: excerpt(part.strings[index]),
+            sizes={"digits": part.lengths - 1},
+        )
 
     # ------------------------------------------------------------------ objective
 

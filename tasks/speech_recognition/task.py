@@ -65,6 +65,11 @@ class SpeechRecognition(TranscriptionTask):
         held_out = self.data.held_out
         return {"speakers": "in_train"} if held_out == OFFICIAL else {"held_out": held_out}
 
+    @property
+    def input_unit(self) -> tuple[str, float]:
+        """Seconds, and the duration of a sample."""
+        return "seconds", 1 / self.data.features.sample_rate
+
     # ------------------------------------------------------------------ objective
 
     def build_model(self, rngs: nnx.Rngs) -> SpeechRecognizer:

@@ -15,6 +15,7 @@ from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SplitSummary, class_indices
+from tasks.common.data.summary import Columns, excerpt
 from tasks.common.errors import UserError, check_max_length
 from tasks.common.text.tokenizer import CLS, LAST, PAD, SPECIAL, UNKNOWN, Tokenizer
 from tasks.figures import AttendedText, ConfusionMatrix, Figure
@@ -44,10 +45,22 @@ class TextExamples:
 
     padded = {"tokens": PAD}  # noqa: RUF012 - part of a protocol
 
-    def __init__(self, tokens: Sequence[np.ndarray], labels: np.ndarray | None):
-        """Initializes examples from token ids (at least one per text), and classes if known."""
+    def __init__(
+        self,
+        tokens: Sequence[np.ndarray],
+        labels: np.ndarray | None,
+        whole: np.ndarray | None = None,
+    ):
+        """Initializes examples.
+
+        Args:
+          tokens: token ids of each text, at least one.
+          labels: class of each text, if known.
+          whole: number of tokens of each text before truncation; None for those of `tokens`.
+        """
         self._tokens, self._labels = tokens, labels
         self.lengths = np.array([len(ids) for ids in tokens], np.int32)
+        self.whole = self.lengths if whole is None else whole
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -57,6 +70,11 @@ class TextExamples:
         """Indices of the texts without a known token, int [n]."""
         known = [np.any((ids != UNKNOWN) & (ids != CLS)) for ids in self._tokens]
         return np.flatnonzero(~np.array(known, bool))
+
+    @property
+    def unknown_tokens(self) -> float:
+        """Fraction of the tokens that the tokenizer does not know."""
+        return float(np.mean(np.concatenate(self._tokens) == UNKNOWN))
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         row = {"tokens": self._tokens[index], "length": self.lengths[index]}
@@ -195,18 +213,29 @@ class TextClassification(ClassificationTask):
     def examples(self, split: str) -> TextExamples:
         """Returns the encoded texts of a split."""
         part = self.dataset.splits[split]
-        return TextExamples(self.processor.tokenizer.encode_batch(part.texts), part.labels)
+        tokens, whole = self.processor.tokenizer.encode_counted(part.texts)
+        return TextExamples(tokens, part.labels, whole)
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Counts texts by class, truncated texts and texts without known tokens."""
+        """Counts texts by class, and texts without known tokens."""
         found = {}
         for split, counts in self.dataset.summary().items():
-            examples, limit = self.examples(split), self.data.text.max_length
-            unknown, cut = len(examples.unknown), int((examples.lengths >= limit).sum())
-            notes = [f"{unknown:,} texts without a known token"] * bool(unknown)
-            notes += [f"{cut:,} texts are truncated to max_length={limit}"] * bool(cut)
-            found[split] = dataclasses.replace(counts, note="; ".join(notes))
+            unknown = len(self.examples(split).unknown)
+            note = f"{unknown:,} texts without a known token" if unknown else ""
+            found[split] = dataclasses.replace(counts, note=note)
         return found
+
+    def columns(self, split: str) -> Columns:
+        """Compares the texts as read; their sizes are tokens."""
+        part, examples = self.dataset.splits[split], self.examples(split)
+        return Columns(
+            len(part),
+            lambda index: (part.texts[index], int(part.labels[index])),
+            name=lambda index: excerpt(part.texts[index]),
+            sizes={"tokens": examples.whole},
+            limits={"tokens": self.data.text.max_length},
+            unknown={"tokens": examples.unknown_tokens},
+        )
 
     def example_ids(self, split: str) -> np.ndarray:
         """Returns hashes of texts and class names."""

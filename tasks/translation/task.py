@@ -16,13 +16,19 @@ from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
+from tasks.common.data.summary import excerpt
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.errors import UserError, check_max_length, warn_once
 from tasks.common.losses import cross_entropy, smoothed_cross_entropy
-from tasks.common.metrics.translation import bleu_contributions, bleu_signature, translation_metrics
-from tasks.common.text.tokenizer import PAD, Tokenizer
+from tasks.common.metrics.translation import (
+    TRANSLATION,
+    bleu_contributions,
+    bleu_signature,
+    translation_metrics,
+)
+from tasks.common.text.tokenizer import PAD, UNKNOWN, Tokenizer
 from tasks.figures import Alignment, Curves, Figure
-from tasks.task import Arrays, Axes, Batch, ExamplePrediction, Task
+from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task
 from tasks.translation import baselines
 from tasks.translation import model as models
 from tasks.translation.data import DataConfig, PairExamples, Pairs, TranslationData, load
@@ -48,6 +54,7 @@ class Translation(Task):
     processor_type = TranslationProcessor
     primary_metric = "bleu4_lowercase_tokenized"
     table_metrics = ("bleu4_lowercase_tokenized", "bleu", "chrf", "length_ratio", "loss")
+    metric_table = TRANSLATION
     sharding_rules = transformer.SHARDING_RULES + recurrent.SHARDING_RULES
     decodes = True
     answer_options: ClassVar[dict[str, str | None]] = {
@@ -129,6 +136,22 @@ class Translation(Task):
             note = f"{count:,} pairs over max_length={self.data.text.max_length} are {done}"
             found[split] = SplitSummary(len(self.examples(split)), note=note if count else "")
         return found
+
+    def columns(self, split: str) -> Columns:
+        """Compares source sentences; their label is the target sentence."""
+        part = self.dataset.splits[split]
+        encoded = dict(zip(("source tokens", "target tokens"), self._encoded(split), strict=True))
+        units = {name: np.concatenate(ids) for name, ids in encoded.items()}
+        return Columns(
+            len(part),
+            lambda index: (part.sources[index], part.targets[index]),
+            unit="sources",
+            name=lambda index: excerpt(part.sources[index]),
+            sizes={name: np.array(list(map(len, ids))) for name, ids in encoded.items()},
+            limits=dict.fromkeys(encoded, self.data.text.max_length),
+            cut="left out" if split == "train" else "truncated",
+            unknown={name: float(np.mean(ids == UNKNOWN)) for name, ids in units.items()},
+        )
 
     # ------------------------------------------------------------------ objective
 

@@ -9,7 +9,7 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,7 +29,9 @@ from launch.engine.steps import make_steps
 from launch.exports import reader, writer
 from launch.reporting import figures
 from launch.runs import predictions
+from launch.runs.run import described_data
 from tasks.answers import AnswerOptions
+from tasks.common.data import summary
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
@@ -128,13 +130,20 @@ class Subject:
         return self.task.build_model(nnx.Rngs(0))
 
 
-def make_subject(name: str, folder: Path, argument: str | None = None, **changed: Any) -> Subject:
+def make_subject(
+    name: str,
+    folder: Path,
+    argument: str | None = None,
+    plant: Callable[[Path], None] | None = None,
+    **changed: Any,
+) -> Subject:
     """Writes the data of a task, and prepares it.
 
     Args:
       name: of the task.
       folder: folder for the data.
       argument: of the config file; the model then has the sizes of that config.
+      plant: changes the data before they are read.
       **changed: fields of the model to change.
     """
     if name in GENERATED:
@@ -143,6 +152,8 @@ def make_subject(name: str, folder: Path, argument: str | None = None, **changed
         case = CASES[name]
         (folder / "data").mkdir(parents=True)
         case.write(folder / "data")
+        if plant is not None:
+            plant(folder / "data")
         file, changes = case.config, case.overrides(folder / "data")
         raw = case.inputs(folder / "data") * 2
         labeled = case.labeled.replace("FOLDER", str(folder / "data"))
@@ -507,6 +518,55 @@ def check_summary(subject: Subject) -> None:
         assert "\n" not in str(counts)
 
 
+def check_columns(subject: Subject) -> None:
+    """Checks the summary of the data that is printed before training, and kept in the record.
+
+    If the test split is the train split, all its inputs are shared, and none has another label.
+    """
+    task = subject.task
+    found, lines = described_data(task)
+    assert list(found["splits"]) == list(SPLITS)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    # Inputs and labels do not depend on the number of reads.
+    assert described_data(task)[0] == found
+    assert 4 <= len(lines) <= 12
+    assert not any("\n" in line for line in lines)
+    for split, row in found["splits"].items():
+        column = task.columns(split)
+        assert row["compared"]["rows"] == column.count > 0
+        assert row.get("sizes") or row.get("facts"), split
+        for unit, sizes in column.sizes.items():
+            assert row["sizes"][unit]["max"] == pytest.approx(np.max(sizes), rel=1e-3)
+    train = task.columns("train")
+    counts = {split: task.summary()["train"] for split in ("train", "test")}
+    leaked = summary.summarize(counts, {"train": train, "test": train})["splits"]["test"]
+    if train.shares:
+        assert leaked["compared"]["shared"] == {"train": train.count}
+        assert leaked["compared"]["shared_example"]
+    alone = summary.summarize(counts, {"train": train})["splits"]["train"]
+    assert leaked["compared"]["duplicates"] == alone["compared"]["duplicates"]
+    assert leaked["compared"].get("conflicts", 0) == alone["compared"].get("conflicts", 0)
+    # Most examples of the made-up data are distinct.
+    assert alone["compared"]["duplicates"] < train.count / 2
+
+
+def check_descriptions(subject: Subject) -> None:
+    """Checks that all metrics have a description with unit and direction, and a direction that
+    agrees with that of the task."""
+    task = subject.task
+    first = task.describe_metric(task.primary_metric)
+    assert first is not None
+    assert first.higher_is_better is task.higher_is_better
+    names = {name for split in SPLITS[1:] for name in _evaluated(subject, split=split).metrics}
+    _, shapes = jax.eval_shape(subject.task.loss, subject.model, subject.batch(), jax.random.key(0))
+    for name in {*names, *shapes, *task.table_metrics}:
+        metric = task.describe_metric(name)
+        assert metric is not None, f"{name}: has no description"
+        assert metric.about, name
+        assert metric.unit, name
+        assert "{" not in metric.about
+
+
 def check_steps(subject: Subject) -> None:
     """Checks that the declared steps give the arrays of `encode` and the answers of `decode`.
 
@@ -565,7 +625,10 @@ def _assert_padded_close(actual: Any, expected: Any, padding: Any, name: str) ->
 def check_baselines(subject: Subject) -> None:
     """Baselines run on the data of the subject and return the primary metric."""
     for name, fit in subject.task.baselines().items():
-        assert math.isfinite(fit()[subject.task.primary_metric]), name
+        found = fit()
+        assert math.isfinite(found[subject.task.primary_metric]), name
+        for metric in found.keys() - {"example_scores"}:
+            assert subject.task.describe_metric(metric), metric
 
 
 def check_declarations(subject: Subject) -> None:
@@ -655,6 +718,8 @@ FAST = (
     check_input_figures,
     check_fingerprint,
     check_summary,
+    check_columns,
+    check_descriptions,
     check_steps,
 )
 SLOW = (check_batch_size, check_every_parameter_is_trained, check_overfits, check_baselines)

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch.runs.run import described_data
 from tasks.text_classification.task import TextClassification, TextProcessor
 from tests.tasks import contract
+from tests.tasks.planted import PLANTED
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,26 @@ def test_contract(subjects, name, check):
 @pytest.mark.parametrize("name", contract.TASKS)
 def test_contract_slow(subjects, name, check):
     check(subjects(name))
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_duplicates_are_found(subjects, name, tmp_path):
+    plant, repeated, conflicting = PLANTED[name]
+    found = []
+    for subject in (subjects(name), contract.make_subject(name, tmp_path, plant=plant)):
+        rows = [split["compared"] for split in described_data(subject.task)[0]["splits"].values()]
+        duplicates = sum(row["duplicates"] for row in rows)
+        shared = sum(max(row.get("shared", {}).values(), default=0) for row in rows)
+        found.append((duplicates + shared, sum(row.get("conflicts", 0) for row in rows)))
+    (before, none), (after, conflicts) = found
+    assert none == 0
+    # A duplicated user has a duplicated history in each split.
+    splits = 3 if name == "recommendation" else 1
+    assert after - before == splits * repeated
+    assert conflicts == conflicting
+    lines = described_data(subject.task)[1]
+    assert any(" such as " in line for line in lines if line.startswith("duplicates"))
+    assert any(line.startswith("conflicts") for line in lines) == bool(conflicting)
 
 
 # ---------------------------------------------------------------- planted faults
@@ -139,6 +161,28 @@ def _other_tokens(self):
     return dataclasses.replace(steps, encode=[*steps.encode, append])
 
 
+class ComparesIndices(TextClassification):
+    def columns(self, split):
+        calls = iter(range(10**9))
+        return dataclasses.replace(
+            super().columns(split), pair=lambda index: (f"text {next(calls)}", 0)
+        )
+
+
+class ComparesNothing(TextClassification):
+    def columns(self, split):
+        return dataclasses.replace(super().columns(split), pair=lambda index: ("text", 0))
+
+
+class HasNoDescription(TextClassification):
+    def metrics(self, statistics, outputs, split):
+        return {**super().metrics(statistics, outputs, split), "share": 0.5}
+
+
+class OtherDirection(TextClassification):
+    higher_is_better = False
+
+
 def _process_hash(self):
     return f"{TextClassification.fingerprint.fget(self)}{id(self)}"
 
@@ -153,6 +197,10 @@ FAULTS = {
     "a metric is NaN": (NotANumber, "metrics"),
     "assets lose the labels": (_processor(assets=_lose_labels), "restored"),
     "the summary miscounts examples": (MiscountsExamples, "summary"),
+    "the summary compares no inputs": (ComparesIndices, "columns"),
+    "the summary takes all inputs as equal": (ComparesNothing, "columns"),
+    "a metric has no description": (HasNoDescription, "descriptions"),
+    "the direction of the metric is another": (OtherDirection, "descriptions"),
     "an answer has no text": (_processor(decode=_no_text), "predictions"),
     "an odd input crashes": (_processor(encode=_crash), "odd_inputs"),
     "the signature names another dtype": (_processor(signature=_other_dtype), "signature"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tasks.common.data import digests
-from tasks.common.text.tokenizer import PAD, Tokenizer
+from tasks.common.text.tokenizer import PAD, UNKNOWN, Tokenizer
 
 
 class TranscriptionExamples:
@@ -63,6 +63,12 @@ class TranscriptionExamples:
 
     def __len__(self) -> int:
         return len(self.lengths[self.field])
+
+    @property
+    def unknown_units(self) -> float:
+        """Fraction of the units of the transcripts that the tokenizer does not know."""
+        units = np.concatenate([np.zeros(0, np.int32), *(self._targets or ())])
+        return float(np.mean(units == UNKNOWN)) if len(units) else 0.0
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         given = self._read(index)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import sys
 import unicodedata
 import urllib.parse
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 
 from tasks.common.configs import Config
 from tasks.common.data.deduplication import text_hash
-from tasks.common.errors import UserError, warn_once
+from tasks.common.errors import UserError, say, warn_once
 
 _T = TypeVar("_T")
 # Number of files that a message names.
@@ -213,7 +212,7 @@ def _report_skipped(reasons: Sequence[str], count: int) -> None:
         shown = "; ".join(reasons[:_SHOWN])
         reasons = [f"{len(reasons)} of {count} files, such as {shown}"]
     for reason in reasons:
-        print(f"skipped {reason}", file=sys.stderr)
+        say(f"skipped {reason}")
 
 
 def expect_some_files(files: Sequence[Path], where: str, remedy: str) -> None:

@@ -7,8 +7,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tasks.common.metrics.descriptions import Metric, fraction, lower
+
 # Number of bootstrap samples, and number that are drawn at a time.
 _SAMPLES, _PORTION = 1000, 50
+
+CLASSIFICATION = {
+    "accuracy": fraction("correctly classified examples"),
+    "macro_f1": fraction("mean of the F1 of all classes, each with the same weight"),
+    "macro_precision": fraction("mean of the precision of all classes"),
+    "macro_recall": fraction("mean of the recall of all classes"),
+    "mcc": Metric("Matthews correlation of true and predicted classes", "from -1 to 1", True),
+    "loss": lower("cross-entropy of the true class", "nats per example"),
+    "precision_(.+)": fraction("precision of the class {0}: correct of those predicted"),
+    "recall_(.+)": fraction("recall of the class {0}: found of those that are true"),
+    "f1_(.+)": fraction("F1 of the class {0}"),
+}
+"""Descriptions of the metrics of `classification_metrics`, and of the loss."""
 
 
 def classification_metrics(

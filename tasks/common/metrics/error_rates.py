@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from tasks.common.metrics.descriptions import Metric, fraction, lower
+
+
+def _with_conditions(table: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Returns descriptions of metrics, and of the same metrics on other test conditions."""
+    conditions = {
+        f"{name}_(?!accuracy)(.+)": dataclasses.replace(x, about=f"{x.about}, condition {{0}}")
+        for name, x in table.items()
+    }
+    return {**table, **conditions}
+
+
+TRANSCRIPTS = {
+    "loss": lower("loss of the model's objective, without label smoothing", "nats per unit"),
+    "decoder_loss": lower("cross-entropy of the attention decoder", "nats per unit"),
+    "ctc_loss": lower("CTC loss", "nats per unit"),
+    "ctc_infeasible": lower("texts that are too long for a CTC path", "texts"),
+    "hallucination_rate": fraction("inputs without a text that get one", False),
+    **_with_conditions(
+        {
+            "wer": lower("word error rate: wrong, missing and extra words", "per reference word"),
+            "cer": lower("character error rate", "per reference character"),
+            "exact_match": fraction("texts without an error"),
+            "repeats": fraction("texts with repeated words or characters", False),
+            "skips": fraction("texts with skipped words or characters", False),
+            "early_stops": fraction("texts that end too early", False),
+        }
+    ),
+}
+"""Descriptions of the metrics of transcription."""
 
 
 def transcript_metrics(

@@ -6,6 +6,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tasks.common.metrics.descriptions import Metric, fraction, lower
+
+TRANSLATION = {
+    "bleu": Metric("BLEU of sacrebleu, tokenizer 13a", "from 0 to 100", True),
+    "bleu4_lowercase_tokenized": Metric("BLEU on lower case", "from 0 to 100", True),
+    "chrf": Metric("chrF: F-score of character n-grams", "from 0 to 100", True),
+    "length_ratio": Metric("length of the translations; 1 is best", "per reference token", None),
+    "forced_accuracy": fraction("right tokens under teacher forcing"),
+    "loss": lower("cross-entropy under teacher forcing", "nats per token"),
+    "cross_entropy": lower("cross-entropy without label smoothing", "nats per token"),
+}
+"""Descriptions of the metrics of translation."""
+
 
 def translation_metrics(
     outputs: Sequence[str], references: Sequence[str], lower_case: bool

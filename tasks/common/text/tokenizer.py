@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,14 @@ _VERSION = 1
 def replace_surrogates(text: str) -> str:
     """Replaces unpaired surrogates, which result from bytes that are not UTF-8, by "?"."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+class _Row(NamedTuple):
+    """An encoded text: truncated ids, their indices in `pieces_with_spans`, and number of ids."""
+
+    ids: np.ndarray
+    positions: np.ndarray
+    whole: int
 
 
 class Tokenizer:
@@ -93,7 +101,12 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of many texts, much faster than separate calls of `encode`."""
-        return [ids for ids, _ in self._rows(texts)]
+        return [row.ids for row in self._rows(texts)]
+
+    def encode_counted(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
+        """Returns the ids of many texts, and their numbers of ids before truncation, int [n]."""
+        rows = list(self._rows(texts))
+        return [row.ids for row in rows], np.array([row.whole for row in rows], np.int64)
 
     def with_max_length(self, max_length: int) -> Tokenizer:
         """Returns a tokenizer with the same vocabulary and another maximum length."""
@@ -147,7 +160,7 @@ class Tokenizer:
 
     def tokens(self, text: str) -> list[str]:
         """Returns the part of the text at each position of `encode(text)`."""
-        _, positions = next(self._rows([text]))
+        positions = next(self._rows([text])).positions
         if not len(positions):
             return [SPECIAL[UNKNOWN]]
         spelled = self._model.pieces_with_spans(replace_surrogates(text))
@@ -166,7 +179,7 @@ class Tokenizer:
         Returns:
           The words in order, and a weight for each; the sum of the weights is unchanged.
         """
-        _, positions = next(self._rows([text]))
+        positions = next(self._rows([text])).positions
         if not len(positions):
             return [SPECIAL[UNKNOWN]], np.asarray(weights, float)[:1]
         spelled = self._model.pieces_with_spans(replace_surrogates(text))
@@ -206,9 +219,8 @@ class Tokenizer:
             raise ValueError(f"tokenizer: got {self.config.tokenizer!r}, expected bpe or wordpiece")
         return self._model
 
-    def _rows(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields the truncated ids of each text and their indices in `pieces_with_spans`."""
-        nothing = np.array([UNKNOWN], np.int32), np.zeros(0, np.int64)
+    def _rows(self, texts: Sequence[str]) -> Iterator[_Row]:
+        nothing = _Row(np.array([UNKNOWN], np.int32), np.zeros(0, np.int64), 1)
         for ids in self._model.encode([replace_surrogates(text) for text in texts]):
             positions = None
             if self.config.unique:
@@ -221,7 +233,8 @@ class Tokenizer:
             if positions is None:
                 positions = np.arange(len(ids))
             limit = self.config.max_length
-            yield ids[:limit].astype(np.int32, copy=False), positions[:limit]
+            cut = ids[:limit].astype(np.int32, copy=False)
+            yield _Row(cut, positions[:limit], len(ids))
 
 
 def _model_class(
