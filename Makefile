@@ -26,7 +26,7 @@ endif
 endif
 endif
 
-.PHONY: train test test-slow test-oracles test-accelerators lint format docs bench tune results clean
+.PHONY: train test test-slow test-oracles test-accelerators test-trackers lint format docs bench tune results clean
 
 train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -48,6 +48,10 @@ test-accelerators: $(VENV)-cuda/.made $(VENV)-tpu/.made
 	  -m "$(SELECT_$(PART))" tests/accelerators
 	FULL_COMPILATION=1 $(VENV)-tpu/bin/python -m pytest -n $(WORKERS) --dist=worksteal \
 	  -m "$(SELECT_$(PART))" tests/accelerators
+
+# Local stores of MLflow and Weights & Biases.
+test-trackers: $(VENV)-tracking/.made
+	$(VENV)-tracking/bin/python -m pytest tests/launch/engine/test_trackers.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -84,7 +88,7 @@ results: $(VENV)/.run
 	  --pages=docs/applications
 
 clean:
-	rm -rf $(VENV) $(VENV)-cuda $(VENV)-tpu .jax_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-cuda $(VENV)-tpu $(VENV)-tracking .jax_cache .pytest_cache .ruff_cache
 
 # ---------------------------------------------------------------- environments
 

@@ -19,6 +19,7 @@ PAGES = {
     "docs/ADDING_A_TASK.md": "ADDING_A_TASK.md",
     "docs/DEPLOYING.md": "DEPLOYING.md",
     "docs/PYTHON.md": "PYTHON.md",
+    "docs/TRACKERS.md": "TRACKERS.md",
     "docs/STYLE.md": "STYLE.md",
     **{
         f"docs/applications/{path.name}": f"applications/{path.name}"

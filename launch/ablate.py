@@ -16,6 +16,7 @@ from launch import cli
 
 cli.define_workdir()
 cli.define_record()
+cli.define_track()
 flags.DEFINE_string("config", None, "Ablation file, for example configs/ablations/text_pooling.py.")
 flags.DEFINE_integer(
     "seeds", None, "Number of seeds; overrides the number in the ablation file.", lower_bound=1

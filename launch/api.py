@@ -32,7 +32,7 @@ from launch.engine.steps import Steps
 from launch.engine.writers import read_lines
 from launch.reporting import report as reports
 from launch.reporting import results
-from launch.reporting.tables import format_gains
+from launch.reporting.tables import DIFFERENCE, format_differences, measured
 from launch.runs import directory
 from launch.runs import run as runs
 from launch.runs.evaluation import evaluate_file, evaluate_run, prepared_for_evaluation
@@ -108,6 +108,7 @@ def train(
     workdir: Folder,
     *,
     baselines: bool = True,
+    track: Sequence[str] = (),
     data_dir: Folder | None = None,
     cache_dir: Folder | None = None,
     data_mirror: Folder | None = None,
@@ -122,6 +123,7 @@ def train(
       config: experiment, or anything that `launch.config` accepts.
       workdir: run directory.
       baselines: whether to evaluate the task's baselines (cached).
+      track: trackers that also receive metrics, test results and figures: "mlflow", "wandb".
       data_dir: directory of prepared data sets.
       cache_dir: directory of downloads, tokenizers and baselines.
       data_mirror: directory with copies of downloads.
@@ -134,11 +136,12 @@ def train(
       KeyboardInterrupt: training was interrupted; the same call resumes it.
     """
     experiment, folder = _experiment(config), _folder(workdir)
+    names = [track] if isinstance(track, str) else list(track)
     paths = Paths.default(data_dir, cache_dir, data_mirror)
     devices.set_up_jax(paths.cache_dir, experiment)
     command = f"launch.train(config, {str(workdir)!r})"
     try:
-        runs.run(experiment, folder, paths, command, baselines)
+        runs.run(experiment, folder, paths, command, baselines, track=names)
     except Interrupted as stopped:
         if stopped.signal_number == signal.SIGTERM:
             # The program's own handler, which training had replaced; by default the process ends.
@@ -498,14 +501,14 @@ class Run:
 
     def _repr_html_(self) -> str:
         """Returns name, metrics with baselines, curves and a link to the report, for notebooks."""
-        metrics = configs.task_class(self.config.task).table_metrics
         title = f"{self.config.task}: {self.config.data.name}, {self.config.name}"
         parts = [f"<b>{html.escape(title)}</b>"]
         if self.record:
-            gains = format_gains(self.record)
+            metrics = measured(self.record, configs.task_class(self.config.task).table_metrics)
+            gains = format_differences(self.record)
             rows = {self.config.name: self.metrics}
             rows |= {f"baseline {name}": values for name, values in self.baselines.items()}
-            head = ["model", *metrics, *["gain over baseline (95 %)"] * bool(gains)]
+            head = ["model", *metrics, *[DIFFERENCE] * bool(gains)]
             table = "".join(
                 _row(
                     "td",
@@ -518,7 +521,10 @@ class Run:
         else:
             parts.append("<p>This run is not finished.</p>")
         if reports.log_file(self.folder).exists():
-            parts.append(reports.curves(self.folder, self._metric))
+            drawn = reports.curves(self.folder, self._metric, self.record.get("steps"))
+            # Drawings follow the scheme of the browser, which may differ from that of the notebook.
+            look = "background: Canvas; color-scheme: light dark; display: flex; flex-wrap: wrap"
+            parts.append(f'<div style="{look}">{drawn}</div>')
         if self.report is not None:
             link = Path(os.path.relpath(self.report)).as_posix()
             parts.append(f'<p><a href="{html.escape(link)}">report.html</a></p>')

@@ -110,6 +110,25 @@ def answer_options():
     return AnswerOptions(FLAGS.top_k, FLAGS.threshold, FLAGS.positive)
 
 
+def define_track() -> None:
+    """Defines --track."""
+    flags.DEFINE_multi_string(
+        "track",
+        [],
+        "Also send metrics, test results and figures to this tracker, mlflow or wandb; repeatable. "
+        "TensorBoard files are always written.",
+    )
+
+
+def tracked() -> list[str]:
+    """Returns the trackers given by --track, after checking that they are installed."""
+    from launch.engine import trackers
+
+    names = [name for word in FLAGS.track for name in word.split(",")]
+    trackers.check(names)
+    return list(dict.fromkeys(names))
+
+
 def define_record() -> None:
     """Defines --record and --results."""
     flags.DEFINE_bool(
@@ -146,6 +165,7 @@ def run_all(experiments: Mapping[str, Any], seeds: int, title: str) -> NoReturn:
     from launch.runs import ablation
 
     check_recordable()
+    track = tracked()
     set_up_jax(next(iter(experiments.values())))
     folder = workdir()
     outcomes, stopped = ablation.run_all(
@@ -155,6 +175,7 @@ def run_all(experiments: Mapping[str, Any], seeds: int, title: str) -> NoReturn:
         paths(),
         command(),
         lambda line: print(line, file=sys.stderr, flush=True),
+        track,
     )
     if not stopped:
         record(record for outcome in outcomes.values() for record in outcome.records.values())
@@ -473,6 +494,7 @@ def _flags_of_commands() -> dict[str, set[str]]:
         "config": ["config"],
         "workdir": ["workdir"],
         "record": ["record", "results"],
+        "track": ["track"],
     }
     found = {}
     for name, text in command_sources().items():

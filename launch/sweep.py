@@ -20,6 +20,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_multi_string("set", [], "key=a,b,c")
 cli.define_record()
+cli.define_track()
 
 
 def sweep() -> None:

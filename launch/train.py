@@ -15,6 +15,7 @@ from launch import cli
 cli.define_config()
 cli.define_workdir()
 cli.define_record()
+cli.define_track()
 flags.DEFINE_bool("baselines", True, "Fit the task's baselines (cached) and show their metrics.")
 
 
@@ -27,8 +28,9 @@ def train() -> None:
 
     config, folder = cli.experiment(), cli.workdir()
     cli.check_recordable()
+    track = cli.tracked()
     cli.set_up_jax(config)
-    record = run(config, folder, cli.paths(), cli.command(), cli.FLAGS.baselines)
+    record = run(config, folder, cli.paths(), cli.command(), cli.FLAGS.baselines, track=track)
     tables.show(record, task_class(config.task).table_metrics)
     for note in training_notes(record):
         print(note)

@@ -104,6 +104,11 @@ class ClassificationTask(Task):
             for text, true, predicted, probability in rows
         ]
 
+    def baseline_metrics(self, predicted: np.ndarray) -> dict[str, Any]:
+        """Returns the metrics and "example_scores" of classes that a baseline predicts for test."""
+        correct = predicted == self.dataset.splits["test"].labels
+        return {**self.scores(predicted, "test"), "example_scores": correct.astype(np.float32)}
+
     def scores(self, predicted: np.ndarray, split: str) -> dict[str, float]:
         """Returns `classification_metrics` of predicted classes, int [n], on a split."""
         return classification_metrics(self.dataset.splits[split].labels, predicted, self.labels)

@@ -4,8 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+
+
+class Shown(NamedTuple):
+    """An example of a split that a report shows.
+
+    Attributes:
+      index: index of the example in the split.
+      kind: reason for the choice, such as "wrong"; may be empty.
+      id: id of the example in predictions-<split>.csv; may be empty.
+    """
+
+    index: int
+    kind: str = ""
+    id: str = ""
+
+    def caption(self, split: str, name: str = "") -> str:
+        """Returns the beginning of a caption, such as "wrong: test example 7 (id 00ff)".
+
+        Args:
+          split: name of the split.
+          name: name of the example, if it has any other than its index.
+        """
+        shown = f"{self.kind}: " if self.kind else ""
+        shown += name or f"{split} example {self.index}"
+        return f"{shown} (id {self.id})" if self.id else shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +45,12 @@ class ConfusionMatrix:
 
 @dataclasses.dataclass(frozen=True)
 class AttendedText:
-    """A text with a weight for each token; darker tokens have larger weights.
+    """A text with a weight for each token; tokens with larger weights have a stronger background.
 
     Attributes:
       caption: prediction and true label.
       tokens: parts of the text, in order.
-      weights: nonnegative weight of each token, [tokens].
+      weights: nonnegative weight of each token, [tokens]; zeros for a model without attention.
     """
 
     caption: str
@@ -34,11 +60,11 @@ class AttendedText:
 
 @dataclasses.dataclass(frozen=True)
 class AttendedImage:
-    """An image [Y, X] or [Y, X, C] with a weight map [y, x] over it."""
+    """An image [Y, X] or [Y, X, C], with a weight map [y, x] over it if the model has attention."""
 
     caption: str
     image: np.ndarray
-    weights: np.ndarray
+    weights: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +143,12 @@ class Forecast:
 
     Attributes:
       caption: description of the figure.
-      x_label: label of the time axis, on which step 1 is the first forecast.
+      x_label: label of the axis of steps if there are no `times`; step 1 is the first forecast.
       past: values up to step 0, [T]; NaN for missing values.
       forecast: forecast values from step 1, [F].
       intervals: lower and upper bounds [F] by coverage.
       truth: true values, [F]; NaN for missing values.
+      times: times of past and forecast, datetime64 [T + F]; None if they are unknown.
     """
 
     caption: str
@@ -132,6 +159,36 @@ class Forecast:
         default_factory=dict
     )
     truth: np.ndarray | None = None
+    times: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript:
+    """A transcript or translation of one input, next to its reference if known.
+
+    Attributes:
+      caption: description of the figure.
+      hypothesis: text of the model.
+      reference: true text.
+      source: input as text; empty for inputs that are no text.
+      image: image of the input from left to right, [rows, columns].
+      words: whether differences are marked by word instead of by character.
+    """
+
+    caption: str
+    hypothesis: str
+    reference: str | None = None
+    source: str = ""
+    image: np.ndarray | None = None
+    words: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class FigureGroup:
+    """Figures of one kind under one caption and legend, such as the channels of a series."""
+
+    caption: str
+    figures: Sequence[Forecast]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,5 +220,7 @@ Figure = (
     | Alignment
     | Curves
     | Forecast
+    | Transcript
+    | FigureGroup
     | Recommendations
 )

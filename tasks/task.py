@@ -33,7 +33,7 @@ from tasks.common.data.summary import Columns
 from tasks.common.data.user_files import find_file
 from tasks.common.errors import UserError, collected
 from tasks.common.metrics.descriptions import Metric, describe
-from tasks.figures import Figure
+from tasks.figures import Figure, Shown, Transcript
 
 __all__ = [
     "SPLITS",
@@ -273,6 +273,8 @@ class Task(abc.ABC):
         series.
       answer_options: `tasks.answers.AnswerOptions` that apply, by name: None, or the reason why an
         option does not apply. Options without an entry do not apply.
+      drawn_examples: number of test examples in a report.
+      draws_predictions: whether `figures` needs the outputs of `predict` for these examples.
 
     Attributes:
       data, model: configs.
@@ -301,6 +303,8 @@ class Task(abc.ABC):
     options: AnswerOptions = AnswerOptions()
     file_names: Sequence[str] | None = None
     notes: Sequence[str] = ()
+    drawn_examples: ClassVar[int] = 8
+    draws_predictions: ClassVar[bool] = False
 
     def __init__(self, data: Any, model: Any, processor: Any, dataset: Any = None):
         """Initializes the attributes; use `prepare` or `restore` instead."""
@@ -568,6 +572,10 @@ class Task(abc.ABC):
         """Returns metrics of the predictions under `options`; empty without options."""
         return {}
 
+    def scored_examples(self, split: str) -> np.ndarray:
+        """Returns the index in `examples` of each of the `example_scores`, int [n]."""
+        return np.arange(len(self.examples(split)))
+
     def example_ids(self, split: str) -> np.ndarray:
         """Returns an id of each example, uint64 [n], in the order of `example_scores`.
 
@@ -635,17 +643,49 @@ class Task(abc.ABC):
         return {}
 
     def figures(
-        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
+        self,
+        statistics: Arrays,
+        outputs: Arrays,
+        split: str,
+        attention: Arrays,
+        shown: Sequence[Shown] | None = None,
+        predicted: Arrays | None = None,
     ) -> list[Figure]:
         """Returns the figures for the report of a run.
+
+        By default these are target and prediction of the shown examples, if the task has
+        `example_predictions`.
 
         Args:
           statistics: statistics summed over the split.
           outputs: outputs of the complete split, in the order of ids.
           split: name of the split.
-          attention: attention weights of the first few examples of the split, in the order of ids.
+          attention: attention weights of the shown examples, in their order.
+          shown: examples to draw; None for the first ones, as many as have attention weights.
+          predicted: outputs of `predict` for the shown examples, if `draws_predictions` is set.
         """
-        return []
+        drawn: list[Figure] = []
+        if shown:
+            rows = dict(
+                zip(
+                    self.scored_examples(split).tolist(),
+                    self.example_predictions(outputs, split),
+                    strict=True,
+                )
+            )
+            for example in shown:
+                row = rows[example.index]
+                if row.prediction is not None:
+                    texts = str(row.prediction), str(row.target), row.input or ""
+                    drawn.append(Transcript(example.caption(split), *texts))
+        return drawn
+
+    @staticmethod
+    def shown(attention: Arrays, shown: Sequence[Shown] | None) -> Sequence[Shown]:
+        """Returns the examples to draw; see `figures`."""
+        if shown is not None:
+            return shown
+        return [Shown(index) for index in range(min(map(len, attention.values()), default=0))]
 
     def input_figures(
         self, raw: Sequence[str], outputs: Arrays, attention: Arrays

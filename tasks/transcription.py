@@ -31,7 +31,7 @@ from tasks.common.decoding.generate import DecodingConfig, DecodingResult, Token
 from tasks.common.errors import UserError, check_max_length
 from tasks.common.metrics.error_rates import TRANSCRIPTS, text_errors, transcript_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
-from tasks.figures import Alignment, Figure
+from tasks.figures import Alignment, Figure, Shown, Transcript
 from tasks.task import (
     Arrays,
     ArraySpec,
@@ -330,6 +330,10 @@ class TranscriptionTask(Task):
             metrics |= {f"{key}_{name}" if name and not alone else key: found[key] for key in found}
         return metrics
 
+    def scored_examples(self, split: str) -> np.ndarray:
+        """Returns the indices of the examples of the first condition."""
+        return np.flatnonzero(self.dataset.splits[split].groups == 0)
+
     def example_ids(self, split: str) -> np.ndarray:
         """Returns, for each example of the first condition, a hash of settings, index and text.
 
@@ -375,7 +379,7 @@ class TranscriptionTask(Task):
 
     def _alignments(
         self,
-        examples: TranscriptionExamples,
+        examples: TranscriptionExamples | Sequence[Arrays],
         captions: Sequence[str],
         outputs: Arrays,
         attention: Arrays,
@@ -390,12 +394,34 @@ class TranscriptionTask(Task):
         return drawn
 
     def figures(
-        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
+        self,
+        statistics: Arrays,
+        outputs: Arrays,
+        split: str,
+        attention: Arrays,
+        shown: Sequence[Shown] | None = None,
+        predicted: Arrays | None = None,
     ) -> list[Figure]:
-        """Returns alignment figures of the first transcripts."""
+        """Returns transcripts, and alignments of models that have them, of the shown examples."""
         part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
-        captions = [f"{said}\n{wrote}" for said, wrote in zip(part.texts, hypotheses, strict=True)]
-        return self._alignments(part, captions, outputs, attention)
+        rows = self.shown(attention, shown)
+        chosen = [example.index for example in rows]
+        own = {"tokens": outputs["tokens"][chosen]}
+        captions = [f"{part.texts[index]}\n{hypotheses[index]}" for index in chosen]
+        if shown is not None:
+            # The texts are in the figure of the transcript.
+            captions = [f"attention of {split} example {index}" for index in chosen]
+        examples = [part[index] for index in chosen]
+        alignments = self._alignments(examples, captions, own, attention)
+        if shown is None:
+            return alignments
+        drawn: list[Figure] = []
+        for row, (index, example) in enumerate(zip(chosen, rows, strict=True)):
+            aligned = alignments[row : row + 1]
+            image = None if aligned else self._input_image(examples[row])[0]
+            texts = hypotheses[index], part.texts[index], "", image, self.word_level
+            drawn += [Transcript(example.caption(split), *texts), *aligned]
+        return drawn
 
     def input_figures(
         self, raw: Sequence[str], outputs: Arrays, attention: Arrays

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from launch.engine.errors import Interrupted
 from launch.engine.evaluation import Evaluation, evaluate
 from launch.engine.progress import ESTIMATE_AFTER, Progress
 from launch.engine.steps import Steps, make_steps
+from launch.engine.trackers import FINISHED, TensorBoard, Tracker
 from launch.engine.writers import Writers, best_step, validation_curve
 from tasks.common.data.pipeline import train_iterator
 from tasks.common.errors import UserError
@@ -29,7 +31,11 @@ UNRANKED = -1e30
 
 
 def train(
-    task: Task, config: Experiment, folder: Path, stop_after: int | None = None
+    task: Task,
+    config: Experiment,
+    folder: Path,
+    stop_after: int | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> tuple[Steps, Any, int]:
     """Trains, or resumes training, until the last step or until patience is exhausted.
 
@@ -42,6 +48,7 @@ def train(
       folder: run directory.
       stop_after: last step of a run that also trains on the validation split, which disables
         validation; learning rate schedules still span all steps.
+      trackers: receivers of the metrics besides TensorBoard.
 
     Returns:
       The compiled functions, the variables at the step with the best validation metric (or at
@@ -68,7 +75,8 @@ def train(
     notes: list[str] = []
     step, state = checkpoints.restore_newest(steps.abstract_state, batches, notes.append)
     checkpoints.delete_after(step)
-    writers = Writers(folder, step)
+    events = TensorBoard(folder, config, after=step)
+    writers = Writers(folder, step, [events, *trackers])
     if state is None:
         state = steps.init()
     stop = _Signals()
@@ -133,6 +141,7 @@ def train(
         return steps, states.evaluation_variables(state), best
     finally:
         writers.close()
+        events.close(FINISHED)
         checkpoints.close()
 
 

@@ -15,9 +15,6 @@ from tasks.common.errors import UserError
 from tasks.figures import Figure
 from tasks.task import Axes, Task
 
-# Number of examples whose attention weights are shown.
-_SHOWN = 8
-
 
 class Predictor:
     """Predictor that encodes raw inputs, runs the model, and decodes the outputs."""
@@ -107,21 +104,29 @@ class Predictor:
                 yield np.where(batch["id"] < 0, -1, chosen[batch["id"]]), batch
 
 
-def attention_of_first_examples(
-    task: Task, steps: Steps, variables: Any, split: str
-) -> dict[str, np.ndarray]:
-    """Returns the attention weights of the first examples of a split, by name."""
+def outputs_of_examples(
+    task: Task, steps: Steps, variables: Any, split: str, indices: Sequence[int]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns the attention weights of some examples of a split by name, in the order of `indices`.
+
+    If `Task.draws_predictions` is set, their predictions are returned too.
+    """
     import jax
 
-    examples = task.examples(split)
-    examples = Subset(examples, range(min(_SHOWN, len(examples))))
+    examples = Subset(task.examples(split), indices)
     longest = None if task.buckets is None else [task.buckets[-1]]
     for batch in evaluation_batches(
-        examples, batch_size=_SHOWN, buckets=longest, multiple=steps.batch_shards
+        examples, batch_size=max(len(examples), 1), buckets=longest, multiple=steps.batch_shards
     ):
         inputs = prediction_inputs(task, steps.place(batch))
-        weights = jax.device_get(steps.attention(variables, inputs))
+        found = [jax.device_get(steps.attention(variables, inputs)), {}]
+        if task.draws_predictions:
+            found[1] = jax.device_get(steps.predict(variables, inputs))
         real = batch["id"] >= 0
         order = np.argsort(batch["id"][real])
-        return {name: np.asarray(value)[real][order] for name, value in weights.items()}
-    return {}
+        attention, predicted = (
+            {name: np.asarray(value)[real][order] for name, value in arrays.items()}
+            for arrays in found
+        )
+        return attention, predicted
+    return {}, {}

@@ -1,4 +1,4 @@
-"""Logs of a run: metrics.jsonl, timing.jsonl and TensorBoard events.
+"""Logs of a run: metrics.jsonl and timing.jsonl.
 
 metrics.jsonl does not depend on the clock. The same command writes the same bytes even if it was
 killed and resumed, because lines after the restored step are removed first.
@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from launch.engine.memory import peak_memory
 from tasks.common.errors import UserError
@@ -130,27 +130,34 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+class Receiver(Protocol):
+    """Receiver of the metrics in metrics.jsonl, such as `launch.engine.trackers.Tracker`."""
+
+    def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:
+        """Receives metrics of a split at a step."""
+
+
 class Writers:
-    """Writers of the three logs of a run."""
+    """Writers of metrics.jsonl and timing.jsonl of a run."""
 
-    def __init__(self, folder: Path, step: int):
-        """Opens the logs, and removes lines after `step` from metrics.jsonl and timing.jsonl."""
-        import logging
+    def __init__(self, folder: Path, step: int, trackers: Sequence[Receiver] = ()):
+        """Opens the logs, and removes lines after `step` from metrics.jsonl and timing.jsonl.
 
-        from tensorboardX import SummaryWriter
-
-        # The training loop itself raises an error if the loss is not finite.
-        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
+        Args:
+          folder: run directory.
+          step: step that the run goes on from.
+          trackers: receivers of the same metrics; they are not closed with the logs.
+        """
         self._metrics = _cut_back(folder / "metrics.jsonl", step)
         self._timing = _cut_back(folder / "timing.jsonl", step)
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._trackers = trackers
 
     def metrics(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Writes one line to metrics.jsonl, and the same values as TensorBoard scalars."""
+        """Writes one line to metrics.jsonl, and gives the same values to the trackers."""
         values = {name: float(value) for name, value in metrics.items()}
         self._write(self._metrics, {"step": step, "split": split, **values})
-        for name, value in values.items():
-            self._events.add_scalar(f"{split}/{name}", value, step)
+        for tracker in self._trackers:
+            tracker.scalars(split, step, values)
 
     def timing(self, step: int, **values: float) -> None:
         """Writes one line to timing.jsonl: values that depend on the clock, and peak memory."""
@@ -168,21 +175,11 @@ class Writers:
             raise UserError(f"{file.name}: cannot be written ({error.strerror})") from None
 
     def close(self) -> None:
-        """Closes the logs.
-
-        Raises:
-          UserError: the TensorBoard events cannot be written.
-        """
+        """Closes the logs."""
         for log in (self._metrics, self._timing):
             # Every line was already flushed, or its error was reported.
             with contextlib.suppress(OSError):
                 log.close()
-        try:
-            self._events.close()
-        except OSError as error:
-            raise UserError(
-                f"{self._events.logdir}: cannot be written ({error.strerror})"
-            ) from None
 
 
 def _cut_back(path: Path, step: int) -> Any:

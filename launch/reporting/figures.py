@@ -1,56 +1,64 @@
-"""Drawing of the figures of `tasks.figures` and of training curves as self-contained HTML."""
+"""Rendering of the figures of `tasks.figures` and of training curves as HTML and PNG."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
+import difflib
 import html
 import io
 import re
 import textwrap
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from launch.reporting import overlays
+from launch.reporting import drawings
+from launch.reporting.drawings import Entry, Panel
+from launch.reporting.page import scrolling, with_modes
 from tasks.figures import (
-    Alignment,
-    AttendedImage,
     AttendedText,
-    ConfusionMatrix,
-    Curves,
     DetectedImage,
     Figure,
-    Forecast,
     Recommendations,
-    SegmentedImage,
+    Transcript,
 )
 
 # Characters that can be neither drawn nor written in XML: control characters and unpaired
 # surrogates, which occur in file names that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-# Characters of a line of words in a PNG file.
-_LINE = 90
+# Pixels of an inch in HTML, and largest side of small images after enlarging them.
+_PIXELS = 96
+_SMALL = 168
+# Number of tokens whose weights are listed below a text.
+_LISTED = 8
 
 
 def draw(figure: Figure) -> str:
-    """Renders one figure as HTML.
+    """Renders one figure as HTML, with a text alternative of each drawing.
 
     Raises:
       TypeError: the class of the figure is unknown.
     """
-    figure = _printable(figure)
+    figure = printable(figure)
     if isinstance(figure, AttendedText):
-        return _attended_text(figure)
+        return _captioned(figure.caption, _attended_text(figure))
     if isinstance(figure, Recommendations):
-        return _recommendations(figure)
-    if isinstance(figure, Curves):
-        return curves(figure.title, figure.series, figure.x_label)
-    title = figure.title if isinstance(figure, ConfusionMatrix) else getattr(figure, "caption", "")
-    return _svg(_drawn(figure), title)
+        return _captioned(figure.caption, _recommendations(figure))
+    if isinstance(figure, Transcript):
+        return _captioned(figure.caption, _transcript(figure))
+    with drawings.style():
+        drawn = drawings.panels(figure)
+        body = _panels(drawn, titled=len(drawn) > 1)
+        body += _legend(drawings.legend(figure))
+    kind = ""
+    if len(drawn) == 1 and drawn[0].width <= drawings.WIDTH + 0.5:
+        pixels = drawn[0].pixels
+        kind = "tile" if pixels is not None and max(pixels.shape) <= _SMALL else "narrow"
+    if isinstance(figure, DetectedImage):
+        body += _objects(figure)
+    return _captioned(drawings.caption(figure), body, kind)
 
 
 def png(figure: Figure) -> bytes:
@@ -59,296 +67,264 @@ def png(figure: Figure) -> bytes:
     Raises:
       TypeError: the figure consists of text.
     """
-    buffer = io.BytesIO()
-    with _plain_text():
-        _drawn(_printable(figure)).savefig(buffer, format="png", dpi=150)
+    figure, buffer = printable(figure), io.BytesIO()
+    with drawings.style():
+        if isinstance(figure, DetectedImage):
+            drawn = drawings.unnumbered(figure)
+        else:
+            drawn = drawings.panels(figure)
+        columns = min(len(drawn), 3)
+        rows = [drawn[first : first + columns] for first in range(0, len(drawn), columns)]
+        width = max(sum(panel.width for panel in row) for row in rows)
+        heights = [max(panel.height for panel in row) + 0.25 * (columns > 1) for row in rows]
+        # A character of the caption is about 0.07 inches wide.
+        lines = [
+            piece
+            for line in drawings.caption(figure).split("\n")
+            for piece in textwrap.wrap(line, int(width / 0.07))
+        ]
+        entries = drawings.legend(figure)
+        extra = 0.16 * len(lines) + 0.25 * bool(entries)
+        canvas = drawings.canvas(width, sum(heights) + extra)
+        canvas.suptitle("\n".join(lines), fontsize=9)
+        parts = canvas.subfigures(len(rows), columns, height_ratios=heights, squeeze=False)
+        for row, places in zip(rows, parts, strict=True):
+            for panel, place in zip(row, places, strict=False):
+                panel.draw(place)
+                if len(drawn) > 1:
+                    place.suptitle(panel.title, fontsize=9)
+        if entries:
+            handles = [_handle(entry) for entry in entries]
+            columns = min(len(entries), max(int(width / 1.2), 1))
+            canvas.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8)
+        canvas.savefig(buffer, format="png", dpi=150, facecolor="white")
     return buffer.getvalue()
 
 
-def _drawn(figure: Figure):
-    """Draws a figure and returns its matplotlib canvas."""
-    kinds = {
-        ConfusionMatrix: _confusion_matrix,
-        AttendedText: _attended_words,
-        AttendedImage: _attended_image,
-        SegmentedImage: _segmented_image,
-        DetectedImage: _detected_image,
-        Alignment: _alignment,
-        Forecast: _forecast,
-    }
-    if type(figure) not in kinds:
-        raise TypeError(f"no drawing for {type(figure).__name__}")
-    with _plain_text():
-        return kinds[type(figure)](figure)
+def files(drawn: Sequence[Figure]) -> Iterator[tuple[str, bytes | None, str]]:
+    """Yields a file name without suffix, a PNG file or None, and a text for each figure."""
+    for number, figure in enumerate(drawn, 1):
+        caption = drawings.caption(figure)
+        name = re.sub(r"[^\w.-]+", "_", caption).strip("_")[:60]
+        try:
+            yield f"{number:02d}-{name}", png(figure), caption
+        except TypeError:
+            yield f"{number:02d}-{name}", None, text(figure)
 
 
-def _printable(value: Any) -> Any:
-    """Replaces characters that cannot be drawn by escapes, in a figure or in one of its fields."""
-    if isinstance(value, str):
-        return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], value)
-    if dataclasses.is_dataclass(value):
-        fields = dataclasses.fields(value)
-        parts = {field.name: _printable(getattr(value, field.name)) for field in fields}
-        return dataclasses.replace(value, **parts)
-    if isinstance(value, list | tuple):
-        return type(value)(map(_printable, value))
-    return value
-
-
-@contextlib.contextmanager
-def _plain_text() -> Iterator[None]:
-    """Makes matplotlib draw texts literally: without math mode, and as text elements in SVG.
-
-    Browsers then choose a font for any script. PNG files show a box for missing glyphs.
-    """
-    import matplotlib
-
-    changed = {"text.parse_math": False, "svg.fonttype": "none"}
-    with matplotlib.rc_context(changed), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        yield
+def text(figure: Figure) -> str:
+    """Returns a figure that consists of text as plain lines."""
+    figure = printable(figure)
+    lines = [figure.caption]
+    if isinstance(figure, Transcript):
+        facts = {"source": figure.source or None, "reference": figure.reference}
+        lines += [f"{key}: {value}" for key, value in facts.items() if value is not None]
+        lines.append(f"output: {figure.hypothesis}")
+    if isinstance(figure, Recommendations):
+        lines.append(f"history, latest first: {'; '.join(figure.history)}")
+        if figure.truth is not None:
+            lines.append(f"true next item: {figure.truth}")
+        lines += [f"{rank}. {title}" for rank, title in enumerate(figure.titles, 1)]
+    return "\n".join(lines)
 
 
 def curves(
-    title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str = "step"
+    title: str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str = "step",
+    mark: tuple[str, float] | None = None,
 ) -> str:
-    """Draws line plots of name -> (steps, values), over steps or the quantity `x_label`."""
-    title, x_label = _printable(title), _printable(x_label)
-    with _plain_text():
-        canvas, axes = _canvas(4.3, 2.8)
-        for name, (steps, values) in series.items():
-            marker = "." if len(values) < 30 else None
-            axes.plot(steps, values, label=_printable(name), marker=marker)
-        axes.set_xlabel(x_label)
-        axes.set_title(title)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    return _svg(canvas, title)
+    """Draws line plots as an HTML panel; see `launch.reporting.drawings.curves`."""
+    series = {printable(name): values for name, values in series.items()}
+    with drawings.style():
+        return _panel(drawings.curves(printable(title), series, printable(x_label), mark), False)
 
 
-def _confusion_matrix(figure: ConfusionMatrix):
-    matrix, count = np.asarray(figure.matrix), len(figure.labels)
-    fraction = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = min(max(3.2, 1.6 + 0.42 * count), 11)
-    canvas, axes = _canvas(side + 0.6, side)
-    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(count), figure.labels, rotation=60, ha="right")
-    axes.set_yticks(range(count), figure.labels)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(figure.title)
-    if count <= 25:
-        for (row, column), value in np.ndenumerate(matrix):
-            if value:
-                color = "white" if fraction[row, column] > 0.5 else "black"
-                axes.text(
-                    column, row, str(value), ha="center", va="center", color=color, fontsize=7
-                )
-    return canvas
+def printable(value: Any) -> Any:
+    """Replaces characters that cannot be drawn by escapes, in a figure or in one of its fields."""
+    if isinstance(value, str):
+        return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        parts = {field.name: printable(getattr(value, field.name)) for field in fields}
+        return dataclasses.replace(value, **parts)
+    if isinstance(value, list | tuple):
+        return type(value)(map(printable, value))
+    if isinstance(value, Mapping):
+        return {printable(key): printable(each) for key, each in value.items()}
+    return value
+
+
+# ---------------------------------------------------------------- drawings
+
+
+def _captioned(caption: str, body: str, kind: str = "") -> str:
+    opening = f'<figure class="{kind}">' if kind else "<figure>"
+    return f"{opening}<figcaption dir='auto'>{html.escape(caption)}</figcaption>{body}</figure>\n"
+
+
+def _panels(drawn: Sequence[Panel], titled: bool) -> str:
+    return f'<div class="panels">{"".join(_panel(panel, titled) for panel in drawn)}</div>'
+
+
+def _panel(panel: Panel, titled: bool) -> str:
+    title = f"<p>{html.escape(panel.title)}</p>" if titled and panel.title else ""
+    image = _pixels(panel) if panel.pixels is not None else _svg(panel)
+    if panel.width > drawings.WIDTH + 0.5:
+        image = scrolling(image, panel.alternative[:80])
+    return f'<div class="panel">{title}{image}</div>'
+
+
+def _svg(panel: Panel) -> str:
+    canvas, buffer = drawings.canvas(panel.width, panel.height), io.StringIO()
+    panel.draw(canvas)
+    # The date and random identifiers would make reports of equal runs differ.
+    canvas.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
+    data = base64.b64encode(with_modes(buffer.getvalue()).encode()).decode()
+    return (
+        f'<img alt="{html.escape(panel.alternative)}" width="{round(_PIXELS * panel.width)}" '
+        f'src="data:image/svg+xml;base64,{data}">'
+    )
+
+
+def _pixels(panel: Panel) -> str:
+    from PIL import Image
+
+    assert panel.pixels is not None
+    Y, X = panel.pixels.shape[:2]
+    larger = max(1, _SMALL // max(X, Y))
+    width = min(larger * X, round(_PIXELS * panel.width))
+    buffer = io.BytesIO()
+    Image.fromarray(panel.pixels).save(buffer, format="PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    kind = ' class="pixels"' if larger > 1 else ""
+    return (
+        f'<img{kind} alt="{html.escape(panel.alternative)}" width="{width}" '
+        f'src="data:image/png;base64,{data}">'
+    )
+
+
+def _legend(entries: Sequence[Entry]) -> str:
+    if not entries:
+        return ""
+    shown = []
+    for entry in entries:
+        color = with_modes(f"<svg>{entry.color}").rpartition(">")[2]
+        look = f"background: {color}; opacity: {entry.alpha:g}"
+        if entry.style in ("line", "dotted"):
+            kind = "solid" if entry.style == "line" else "dotted"
+            look = f"height: 0; width: 1.4em; border-top: 2px {kind} {color}; vertical-align: .25em"
+        shown.append(
+            f'<li><span class="swatch" style="{look}"></span>{html.escape(entry.label)}</li>'
+        )
+    return f'<ul class="legend">{"".join(shown)}</ul>'
+
+
+def _handle(entry: Entry) -> Any:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    if entry.style in ("line", "dotted"):
+        kind = "solid" if entry.style == "line" else "dotted"
+        return Line2D([], [], color=entry.color, linestyle=kind, label=entry.label)
+    return Patch(color=entry.color, alpha=entry.alpha, label=entry.label)
+
+
+# ---------------------------------------------------------------- texts
 
 
 def _attended_text(figure: AttendedText) -> str:
     weights = np.asarray(figure.weights, float)
     strongest = max(float(weights.max(initial=0.0)), 1e-12)
     words = "".join(
-        f'<span style="background: rgba(235, 110, 20, {weight / strongest:.2f})" '
-        f'title="{weight:.3f}">{html.escape(token)}</span> '
+        f'<span style="--weight: {weight / strongest:.2f}" title="{weight:.3f}">'
+        f"{html.escape(token)}</span> "
         for token, weight in zip(figure.tokens, weights, strict=True)
     )
-    return f"<p><b>{html.escape(figure.caption)}</b></p><p class='text' dir='auto'>{words}</p>"
+    largest = [n for n in np.argsort(-weights, kind="stable")[:_LISTED] if weights[n] > 0]
+    listed = ", ".join(f"{html.escape(figure.tokens[n])} {weights[n]:.3f}" for n in largest)
+    if listed:
+        listed = f"<p class='note' dir='auto'>Largest weights: {listed}</p>"
+    return f"<p class='text' dir='auto'>{words}</p>{listed}"
 
 
-def _attended_words(figure: AttendedText):
-    """Draws the words in lines of a fixed width, on backgrounds by weight."""
-    lines: list[list[tuple[int, str, float]]] = [[]]
-    weights = np.asarray(figure.weights, float)
-    relative = weights / max(float(weights.max(initial=0.0)), 1e-12)
-    column = 0
-    for token, weight in zip(figure.tokens, relative, strict=True):
-        if column and column + len(token) > _LINE:
-            lines.append([])
-            column = 0
-        lines[-1].append((column, token, float(weight)))
-        column += len(token) + 2
-    canvas, axes = _canvas(0.085 * _LINE, 0.6 + 0.26 * len(lines))
-    axes.set(xlim=(0, _LINE), ylim=(len(lines) - 0.5, -0.5))
-    axes.axis("off")
-    for row, words in enumerate(lines):
-        for column, token, weight in words:
-            box = {"facecolor": (0.92, 0.43, 0.08, weight), "edgecolor": "none", "pad": 1.5}
-            axes.text(column, row, token, fontsize=9, family="monospace", va="center", bbox=box)
-    canvas.suptitle(figure.caption, fontsize=9)
-    return canvas
+def _objects(figure: DetectedImage) -> str:
+    """Lists the detected objects in the order of their numbers in the drawing."""
+    if not len(figure.boxes):
+        return ""
+    from matplotlib.colors import to_hex
+
+    rows = []
+    shades = drawings.detected_colors(figure)
+    for number, (box, shade) in enumerate(zip(figure.boxes, shades, strict=True)):
+        corners = ", ".join(f"{corner:.0f}" for corner in box)
+        score = "" if figure.scores is None else f"{figure.scores[number]:.2f}"
+        swatch = f'<span class="swatch" style="background: {to_hex(shade / 255)}"></span>'
+        name = html.escape(figure.labels[number])
+        rows.append(
+            f"<tr><td>{number + 1}</td><td class='left'>{swatch}{name}</td><td>{score}</td>"
+            f"<td>{corners}</td></tr>"
+        )
+    table = (
+        "<table><tr><th scope='col'>number</th><th scope='col' class='left'>class</th>"
+        "<th scope='col'>score</th><th scope='col'>left, top, right, bottom</th></tr>"
+        f"{''.join(rows)}</table>"
+    )
+    count = f"{len(rows)} detected object{'s' * (len(rows) > 1)}"
+    return f"<details><summary>{count}</summary>{scrolling(table, count)}</details>"
 
 
 def _recommendations(figure: Recommendations) -> str:
+    explained = any(figure.reasons)
     rows = []
     for rank, (title, reasons) in enumerate(zip(figure.titles, figure.reasons, strict=True), 1):
         because = "; ".join(f"{html.escape(name)} {share:.2f}" for name, share in reasons)
         shown = html.escape(title)
-        shown = f"<b>{shown} ✓</b>" if title == figure.truth else shown
-        rows.append(
-            f"<tr><td>{rank}</td><td style='text-align: left'>{shown}</td>"
-            f"<td style='text-align: left'>{because}</td></tr>"
-        )
-    truth = "" if figure.truth is None else f"; true next item: <b>{html.escape(figure.truth)}</b>"
-    return (
-        f"<p dir='auto'><b>{html.escape(figure.caption)}</b>. History, latest first: "
-        f"{html.escape('; '.join(figure.history)) or 'nothing'}{truth}</p>"
-        "<table><tr><th></th><th style='text-align: left'>recommended</th>"
-        f"<th style='text-align: left'>attributed to, fraction</th></tr>{''.join(rows)}</table>"
-    )
-
-
-def _attended_image(figure: AttendedImage):
-    canvas, (left, right) = _canvas(4.2, 2.2, ncols=2)
-    left.imshow(figure.image, cmap="gray")
-    right.imshow(figure.image, cmap="gray")
-    height, width = np.shape(figure.image)[:2]
-    right.imshow(
-        figure.weights, cmap="inferno", alpha=0.65, extent=(-0.5, width - 0.5, height - 0.5, -0.5)
-    )
-    for axes in (left, right):
-        axes.set_axis_off()
-    canvas.suptitle(figure.caption, fontsize=9)
-    return canvas
-
-
-def _segmented_image(figure: SegmentedImage):
-    """Draws the image, the true labels if known, the prediction, and a color legend."""
-    from matplotlib.patches import Patch
-
-    shown = {"image": overlays.to_rgb(figure.image)}
+        shown = f"<b>{shown} ✓ true</b>" if title == figure.truth else shown
+        cells = f"<td>{rank}</td><td class='left' dir='auto'>{shown}</td>"
+        rows.append(f"<tr>{cells}" + f"<td class='left'>{because}</td>" * explained + "</tr>")
+    head = "<th scope='col'>rank</th><th scope='col' class='left'>recommended</th>"
+    head += "<th scope='col' class='left'>attributed to, fraction</th>" * explained
+    facts = {"history, latest first": "; ".join(figure.history) or "nothing"}
     if figure.truth is not None:
-        shown["true"] = overlays.overlay_classes(figure.image, figure.truth, len(figure.names))
-    shown["predicted"] = overlays.overlay_classes(figure.image, figure.labels, len(figure.names))
-    height, width = np.shape(figure.image)[:2]
-    high = min(max(3.0 * height / width, 1.0), 6.0) + 0.9
-    canvas, columns = _canvas(3.0 * len(shown), high, ncols=len(shown), squeeze=False)
-    for axes, (title, image) in zip(columns[0], shown.items(), strict=True):
-        axes.imshow(image, interpolation="nearest")
-        axes.set_title(title, fontsize=9)
-        axes.set_axis_off()
-    occurring = [labels for labels in (figure.labels, figure.truth) if labels is not None]
-    present = np.intersect1d(np.concatenate([np.ravel(x) for x in occurring]), range(1 << 16))
-    palette = overlays.palette(len(figure.names))
-    patches = [
-        Patch(color=palette[number] / 255, label=figure.names[number])
-        for number in present
-        if number < len(figure.names)
-    ]
-    if patches:
-        columns = int(min(len(patches), 2 * len(shown)))
-        canvas.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=7)
-    canvas.suptitle(figure.caption, fontsize=9)
-    return canvas
+        rank = figure.titles.index(figure.truth) + 1 if figure.truth in figure.titles else None
+        where = f"rank {rank}" if rank else f"not among the first {len(figure.titles)}"
+        facts["true next item"] = f"{figure.truth} ({where})"
+    table = scrolling(f"<table><tr>{head}</tr>{''.join(rows)}</table>", figure.caption)
+    return _facts({key: html.escape(value) for key, value in facts.items()}) + table
 
 
-def _detected_image(figure: DetectedImage):
-    """Draws the image with dashed true boxes, then with predicted masks, boxes and scores."""
-    height, width = np.shape(figure.image)[:2]
-    high = min(max(3.9 * height / width, 1.0), 8.0) + 0.3
-    canvas, (left, right) = _canvas(8.0, high, ncols=2)
-    image = overlays.to_rgb(figure.image)
-    left.imshow(image, interpolation="nearest")
-    names = sorted(set(figure.labels))
-    # With a single class, each object gets its own color to separate touching objects.
-    chosen = [names.index(name) for name in figure.labels]
-    if len(names) == 1:
-        chosen = list(range(len(figure.labels)))
-    palette = overlays.palette(max(chosen, default=0) + 1)
-    drawn = [palette[number] for number in chosen]
-    if figure.masks is not None:
-        image = overlays.overlay_masks(image, figure.masks, drawn)
-    right.imshow(image, interpolation="nearest")
-    for number, (box, color) in enumerate(zip(figure.boxes, drawn, strict=True)):
-        _box(right, box, color / 255, "solid")
-        name = figure.labels[number] if len(names) > 1 else ""
-        score = "" if figure.scores is None else f"{figure.scores[number]:.2f}"
-        if text := f"{name} {score}".strip():
-            spare = {"fontsize": 5, "color": "white", "va": "bottom"}
-            under = {"facecolor": color / 255, "edgecolor": "none", "pad": 0.5, "alpha": 0.7}
-            right.text(box[0] - 0.5, box[1] - 0.5, text, bbox=under, clip_on=True, **spare)
-    if figure.truth_boxes is not None:
-        for box in figure.truth_boxes:
-            _box(left, box, "white", "dashed")
-    for axes, title in ((left, "image"), (right, "predicted")):
-        dashed = axes is left and figure.truth_boxes is not None
-        axes.set_title("image, true boxes" if dashed else title, fontsize=9)
-        axes.set_axis_off()
-    canvas.suptitle(figure.caption, fontsize=9)
-    return canvas
+def _transcript(figure: Transcript) -> str:
+    drawn = ""
+    if figure.image is not None:
+        with drawings.style():
+            drawn = _panels(drawings.panels(figure), titled=False)
+    facts = {"source": html.escape(figure.source)} if figure.source else {}
+    if figure.reference is None:
+        return drawn + _facts({**facts, "output": html.escape(figure.hypothesis)})
+    reference, hypothesis = _differences(figure)
+    return drawn + _facts({**facts, "reference": reference, "output": hypothesis})
 
 
-def _box(axes, box: np.ndarray, color, line: str) -> None:
-    """Draws a box (x1, y1, x2, y2) whose coordinates are 0 at the left or top edge of pixel 0."""
-    from matplotlib.patches import Rectangle
-
-    x1, y1, x2, y2 = (float(side) for side in box)
-    edge = {"fill": False, "edgecolor": color, "linestyle": line, "linewidth": 0.8}
-    axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, **edge))
+def _facts(facts: Mapping[str, str]) -> str:
+    """Returns names with values in HTML."""
+    rows = "".join(f"<dt>{name}</dt><dd dir='auto'>{value}</dd>" for name, value in facts.items())
+    return f"<dl>{rows}</dl>"
 
 
-def _alignment(figure: Alignment):
-    # A character of the caption is about 0.07 inches wide.
-    each = 0.26 if figure.over is None else 0.06
-    width = max(3.0, 1.4 + each * len(figure.inputs))
-    rows = [
-        row for line in figure.caption.split("\n") for row in textwrap.wrap(line, int(width / 0.07))
-    ]
-    height = max(1.6, 1.0 + 0.15 * len(rows) + 0.26 * len(figure.outputs))
-    if figure.over is None:
-        canvas, axes = _canvas(width, height)
-    else:
-        canvas, (above, axes) = _canvas(
-            width, height + 0.9, nrows=2, height_ratios=(0.9, height - 0.6), sharex=True
-        )
-        extent = (-0.5, len(figure.inputs) - 0.5, len(figure.over) - 0.5, -0.5)
-        above.imshow(figure.over, cmap="gray", aspect="auto", extent=extent)
-        above.set_yticks([])
-        above.tick_params(bottom=False)
-    axes.imshow(figure.weights, cmap="magma", vmin=0, vmax=1, aspect="auto")
-    rotated = (
-        {"rotation": 60, "ha": "right"} if any(len(name) > 3 for name in figure.inputs) else {}
-    )
-    named = [index for index, name in enumerate(figure.inputs) if name]
-    axes.set_xticks(named, [figure.inputs[index] for index in named], **rotated)
-    axes.set_yticks(range(len(figure.outputs)), figure.outputs)
-    axes.set_xlabel("input")
-    axes.set_ylabel("output")
-    canvas.suptitle("\n".join(rows), fontsize=9)
-    return canvas
-
-
-def _forecast(figure: Forecast):
-    canvas, axes = _canvas(6.4, 2.8)
-    before, after = 1 + np.arange(-len(figure.past), 0), 1 + np.arange(len(figure.forecast))
-    axes.plot(before, figure.past, color="0.25", linewidth=1, label="past")
-    if figure.truth is not None:
-        axes.plot(after, figure.truth, color="0.25", linewidth=1, linestyle="dotted", label="true")
-    axes.plot(after, figure.forecast, color="tab:blue", linewidth=1.2, label="forecast")
-    for share, (low, high) in sorted(figure.intervals.items(), reverse=True):
-        label = f"{share:.0%} interval"
-        look = {"color": "tab:blue", "alpha": 0.45 - 0.35 * share, "linewidth": 0}
-        axes.fill_between(after, low, high, label=label, **look)
-    axes.axvline(0.5, color="0.6", linewidth=0.8)
-    axes.set_xlabel(figure.x_label)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="best")
-    canvas.suptitle(figure.caption, fontsize=9)
-    return canvas
-
-
-def _canvas(width: float, height: float, **grid: Any):
-    import matplotlib.figure
-
-    canvas = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-    return canvas, canvas.subplots(**grid)
-
-
-def _svg(canvas, alternative: str) -> str:
-    buffer = io.BytesIO()
-    with _plain_text():
-        canvas.savefig(buffer, format="svg")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(alternative)}" src="data:image/svg+xml;base64,{data}">'
+def _differences(figure: Transcript) -> tuple[str, str]:
+    """Returns reference and hypothesis in HTML; deleted and inserted parts are marked."""
+    texts = figure.reference or "", figure.hypothesis
+    first, second = (text.split() if figure.words else list(text) for text in texts)
+    space = " " if figure.words else ""
+    matcher = difflib.SequenceMatcher(None, first, second, autojunk=False)
+    sides: tuple[list[str], list[str]] = ([], [])
+    for kind, *bounds in matcher.get_opcodes():
+        for side, units, (start, stop), tag in (
+            (sides[0], first, bounds[:2], "del"),
+            (sides[1], second, bounds[2:], "ins"),
+        ):
+            text = html.escape(space.join(units[start:stop]))
+            if text:
+                side.append(text if kind == "equal" else f"<{tag}>{text}</{tag}>")
+    return space.join(sides[0]) or "(empty)", space.join(sides[1]) or "(empty)"

@@ -16,6 +16,8 @@ _FIRST = (
     "ffbb78 98df8a ff9896 c5b0d5 c49c94 f7b6d2 9edae5 dbdb8d"
 )
 _GOLDEN = 0.618034
+# Names of classes that are shown without a color.
+_BACKGROUND = ("background", "no object", "other")
 
 
 def palette(count: int) -> np.ndarray:
@@ -43,8 +45,17 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     return np.array(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
+def background(names: Sequence[str]) -> tuple[int, ...]:
+    """Returns the numbers of the classes that are the background of the others, by their name."""
+    return tuple(n for n, name in enumerate(names) if name.strip().lower() in _BACKGROUND)
+
+
 def overlay_classes(
-    image: np.ndarray, labels: np.ndarray, classes: int, opacity: float = 0.6
+    image: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    opacity: float = 0.6,
+    plain: Sequence[int] = (),
 ) -> np.ndarray:
     """Blends the colors of pixel classes into an image.
 
@@ -53,6 +64,7 @@ def overlay_classes(
       labels: int [Y, X]; pixels with labels outside [0, classes) are darkened.
       classes: number of classes.
       opacity: opacity of the colors.
+      plain: classes whose pixels stay as they are, such as the background.
 
     Returns:
       uint8 [Y, X, 3].
@@ -66,7 +78,8 @@ def overlay_classes(
     known = (labels >= 0) & (labels < classes)
     table = np.concatenate([palette(classes), np.zeros((1, 3), np.uint8)])
     above = table[np.where(known, labels, classes)]
-    return _mixed(below, above, opacity)
+    untinted = np.isin(labels, np.asarray(plain, int))[..., None]
+    return np.where(untinted, below, _mixed(below, above, opacity))
 
 
 def overlay_masks(
@@ -93,6 +106,33 @@ def overlay_masks(
     for mask, shade in zip(masks, shades, strict=True):
         result[mask] = _mixed(result[mask], np.asarray(shade), opacity)
     return result
+
+
+def overlay_weights(image: np.ndarray, weights: np.ndarray, opacity: float = 0.8) -> np.ndarray:
+    """Blends attention weights into an image, which stays as it is where they are 0.
+
+    Args:
+      image: image in one of the formats of `to_rgb`.
+      weights: nonnegative weights [y, x] of a grid over the image.
+      opacity: opacity of the largest weight; that of others is proportional.
+
+    Returns:
+      uint8 [Y, X, 3]; images below 64 pixels are enlarged, so that a finer grid is visible.
+    """
+    import matplotlib
+
+    below, weights = to_rgb(image), np.asarray(weights, np.float32)
+    enlarged = -(-64 // max(below.shape[:2]))
+    below = below.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
+    relative = np.maximum(weights, 0) / max(float(weights.max(initial=0.0)), 1e-12)
+    rows, columns = (
+        np.arange(length) * cells // length
+        for length, cells in zip(below.shape[:2], weights.shape, strict=True)
+    )
+    relative = relative[rows][:, columns]
+    # The colors of small weights are too dark for dark images.
+    above = 255 * matplotlib.colormaps["inferno"](0.45 + 0.45 * relative)[..., :3]
+    return np.round(below + opacity * relative[..., None] * (above - below)).astype(np.uint8)
 
 
 def _mixed(below: np.ndarray, above: np.ndarray, opacity: float) -> np.ndarray:

@@ -117,6 +117,11 @@ def mean_and_interval(difference: np.ndarray, overlap: int = 1) -> tuple[float, 
     return mean, 1.96 * math.sqrt(max(variance, 0.0) / n)
 
 
+def format_interval(mean: float, half: float) -> str:
+    """Formats a difference with the bounds of its interval: '+0.0120 [+0.0089, +0.0151]'."""
+    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
+
+
 def format_difference(mean: float, half: float) -> str:
     """Formats a difference and the half-width of its interval, such as '+0.0120 ± 0.0031'."""
     return f"{mean:+.4f} ± {half:.4f}"

@@ -2,55 +2,69 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from launch.engine.evaluation import Evaluation
 from launch.engine.writers import read_lines, write_text
-from launch.reporting import figures, page
+from launch.reporting import figures, page, tables
 from launch.reporting.results import training_notes
-from launch.reporting.tables import format_gains, format_seconds
 from tasks.common.data import summary
 from tasks.common.metrics.descriptions import Metric, pattern_of
-from tasks.figures import AttendedText
+from tasks.figures import AttendedText, ConfusionMatrix, Curves, Figure
 from tasks.task import Task
 
-_BODY = """<p><code>{{ record.command }}</code></p>
-<p>{{ record.steps }} steps to the best {{ record.selected_by }}, {{ seconds }},
+_BODY = """<p>{{ record.steps }} steps to the best {{ record.selected_by }}, {{ seconds }},
 {{ "{:,}".format(record.parameters) }} parameters, {{ record.device }}, seed {{ record.seed }}
 {%- if record.commit %}, commit {{ record.commit[:9] }}{{ "+dirty" if "dirty" in record.commit }}
 {%- endif %}.
 {%- for note in notes %} {{ note }}{% endfor %}</p>
+<p><code class="command">{{ record.command }}</code></p>
 <h2>Test split</h2>
-<table><tr><th>model</th>{% for name in metrics %}<th>{{ name }}</th>{% endfor %}
-{% if gains %}<th>gain over baseline (95 %)</th>{% endif %}</tr>
-<tr><td><b>{{ record.experiment }}</b></td>
-{% for name in metrics %}<td>{{ "%.4f" | format(record.metrics[name]) if name in record.metrics }}
-</td>{% endfor %}</tr>
+<p>{{ "{:,}".format(examples) }} example{{ "s" if examples != 1 }}, evaluated once at the best step.
+{{ primary }}: {{ "higher" if higher_is_better else "lower" }} is better.</p>
+{% filter scrolling("metrics on the test split") -%}
+<table><thead><tr><th scope="col">model</th>
+{%- for name in metrics %}<th scope="col">{{ name }}</th>
+{%- if loop.first and differences %}<th scope="col">{{ heading }}</th>{% endif %}{% endfor -%}
+</tr></thead><tbody>
+<tr class="own"><td>{{ record.experiment }}</td>
+{%- for name in metrics %}<td>{{ "%.4f" | format(record.metrics[name]) if name in record.metrics }}
+</td>{% if loop.first and differences %}<td></td>{% endif %}{% endfor %}</tr>
 {% for baseline, values in record.baselines.items() %}<tr><td>baseline {{ baseline }}</td>
-{% for name in metrics %}<td>{{ "%.4f" | format(values[name]) if name in values }}</td>{% endfor %}
-{% if gains %}<td>{{ gains[baseline] }}</td>{% endif %}</tr>{% endfor %}</table>
+{%- for name in metrics %}<td>{{ "%.4f" | format(values[name]) if name in values }}</td>
+{%- if loop.first and differences %}<td class="whole">{{ differences[baseline] }}
+{%- if baseline in verdicts %}<br><span class="note">{{ verdicts[baseline] }}</span>{% endif %}</td>
+{%- endif %}{% endfor %}</tr>
+{% endfor %}</tbody></table>
+{%- endfilter %}
+{% if differences %}<p class="note">Differences of {{ primary }} are paired over the same test
+examples. If the interval contains 0, the examples do not tell which is better.</p>{% endif %}
 <details><summary>What the metrics measure</summary><dl>
 {% for name, metric in described %}<dt><code>{{ name }}</code></dt><dd>{{ metric }}</dd>
 {% endfor %}</dl></details>
-{% if others %}<details><summary>All metrics</summary><table>
+{% if others %}<details><summary>{{ others | length }} further metric
+{{- "s" if others | length > 1 }}</summary>
+{%- filter scrolling("further metrics") %}<table><thead><tr><th scope="col">metric</th>
+<th scope="col">value</th></tr></thead><tbody>
 {% for name, value in others.items() %}<tr><td>{{ name }}</td><td>{{ "%.4f" | format(value) }}</td>
-</tr>{% endfor %}</table></details>{% endif %}
+</tr>
+{% endfor %}</tbody></table>{% endfilter %}</details>{% endif %}
 <h2>Data</h2>
 {% for warning in data.warnings %}<p><b>Warning:</b> {{ warning }}.</p>{% endfor %}
 <dl>{% for name, text in facts %}<dt>{{ name }}</dt><dd>{{ text }}</dd>
 {% endfor %}</dl>
 {% if data.notes %}<details><summary>Messages while the data were read ({{ data.notes | length }})
 </summary><ul>{% for note in data.notes %}<li>{{ note }}</li>{% endfor %}</ul></details>{% endif %}
-<h2>Training</h2>{{ curves }}
-{% if figures %}<h2>Figures</h2>{{ figures }}{% endif %}
-{% if texts %}<h2>Attention over examples</h2>
-<p>Darker words have larger attention weights; point at a word to read its weight.</p>
-{{ texts }}{% endif %}
+<h2>Training</h2>
+<div class="panels">{{ curves }}</div>
+{% if overviews %}<h2>Figures of the test split</h2>
+<div class="figures">{{ overviews }}</div>{% endif %}
+{% if drawn %}<h2>Examples</h2>
+<p>{{ note }}</p>
+{% if attended %}<p class="note">Words with a stronger background have larger attention weights.</p>
+{% endif %}
+<div class="figures">{{ drawn }}</div>{% endif %}
 """
 
 
@@ -62,8 +76,9 @@ def write_report(
     folder: Path,
     task: Task,
     record: Mapping[str, Any],
-    evaluation: Evaluation,
-    attention: Mapping[str, np.ndarray],
+    examples: int,
+    drawn: Sequence[Figure],
+    note: str = "",
 ) -> None:
     """Writes the file report.html of a run.
 
@@ -71,15 +86,16 @@ def write_report(
       folder: run directory.
       task: task that the run was trained on.
       record: result record of the run.
-      evaluation: results on the test split.
-      attention: attention weights of the first test examples, by name.
+      examples: number of examples of the test split.
+      drawn: figures of `Task.figures`.
+      note: sentence that says which examples are drawn.
     """
     from markupsafe import Markup
 
-    drawn = task.figures(evaluation.statistics, evaluation.outputs, "test", attention)
-    texts = [figure for figure in drawn if isinstance(figure, AttendedText)]
-    drawings = [figure for figure in drawn if not isinstance(figure, AttendedText)]
-    shown = list(task.table_metrics)
+    overviews = [figure for figure in drawn if isinstance(figure, ConfusionMatrix | Curves)]
+    others = [figure for figure in drawn if not isinstance(figure, ConfusionMatrix | Curves)]
+    metrics = tables.measured(record, task.table_metrics)
+    further = {name: value for name, value in record["metrics"].items() if name not in metrics}
     write_text(
         folder / "report.html",
         page.render(
@@ -90,13 +106,20 @@ def write_report(
             data=record["data_summary"],
             facts=summary.facts(record["data_summary"]),
             described=_described(task, record),
-            metrics=shown,
-            others={name: value for name, value in record["metrics"].items() if name not in shown},
-            gains=format_gains(record),
-            seconds=format_seconds(record["seconds"]),
-            curves=Markup(curves(folder, task.primary_metric)),
-            figures=Markup("".join(figures.draw(figure) for figure in drawings)),
-            texts=Markup("".join(figures.draw(figure) for figure in texts)),
+            examples=examples,
+            primary=task.primary_metric,
+            higher_is_better=task.higher_is_better,
+            metrics=metrics,
+            others=further,
+            differences=tables.format_differences(record),
+            verdicts=tables.verdicts(record),
+            heading=tables.DIFFERENCE,
+            seconds=tables.format_seconds(record["seconds"]),
+            curves=Markup(curves(folder, task.primary_metric, record["steps"])),
+            overviews=Markup("".join(figures.draw(figure) for figure in overviews)),
+            drawn=Markup("".join(figures.draw(figure) for figure in others)),
+            note=note,
+            attended=any(isinstance(f, AttendedText) and any(f.weights) for f in others),
         ),
     )
 
@@ -121,8 +144,14 @@ def log_file(folder: Path) -> Path:
     return (selection if selection.is_dir() else folder) / "metrics.jsonl"
 
 
-def curves(folder: Path, metric: str) -> str:
-    """Draws the loss and a metric of a run on training and validation split, as HTML."""
+def curves(folder: Path, metric: str, best: int | None = None) -> str:
+    """Draws the loss and a metric of a run on training and validation split, as HTML.
+
+    Args:
+      folder: run directory.
+      metric: name of the metric.
+      best: step to mark as the best; None to mark none.
+    """
     lines = read_lines(log_file(folder))
 
     def series(split: str, metric: str):
@@ -133,10 +162,15 @@ def curves(folder: Path, metric: str) -> str:
         ]
         return [point[0] for point in points], [point[1] for point in points]
 
-    losses = {split: series(split, "loss") for split in ("train", "validation")}
-    drawn = figures.curves("loss", {name: line for name, line in losses.items() if line[0]})
-    primary = {f"{split} {metric}": series(split, metric) for split in ("train", "validation")}
-    drawn += figures.curves(
-        html.escape(metric), {name: line for name, line in primary.items() if line[0]}
-    )
+    mark = None if best is None else ("best step", best)
+    drawn, shown = "", None
+    for name in dict.fromkeys(["loss", metric]):
+        found = {split: series(split, name) for split in ("train", "validation")}
+        if name == metric and found == shown:
+            # The metric is the loss.
+            continue
+        shown = found
+        drawn += figures.curves(
+            name, {key: line for key, line in found.items() if line[0]}, "step", mark
+        )
     return drawn

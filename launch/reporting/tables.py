@@ -49,13 +49,39 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def format_gains(record: Record) -> dict[str, str]:
-    """Formats the model's gain over each baseline that has per-example scores."""
+DIFFERENCE = "this model minus baseline (95 % CI)"
+"""Heading of the column of `format_differences`."""
+
+
+def format_differences(record: Record) -> dict[str, str]:
+    """Formats the primary metric of the model minus that of each baseline, with its interval.
+
+    The differences are paired over the examples of the test split. Baselines without per-example
+    scores are left out.
+    """
+    sign = 1 if task_class(record["task"]).higher_is_better else -1
     return {
-        name: paired.format_difference(*(values[key] for key in _GAIN))
+        name: paired.format_interval(sign * values[_GAIN[0]], values[_GAIN[1]])
         for name, values in record["baselines"].items()
         if _GAIN[0] in values
     }
+
+
+def verdicts(record: Record) -> dict[str, str]:
+    """Returns "better", "worse" or "no clear difference" for each of `format_differences`."""
+    found = {}
+    for name, values in record["baselines"].items():
+        if _GAIN[0] in values:
+            gain, half = (values[key] for key in _GAIN)
+            clear = "better" if gain > 0 else "worse"
+            found[name] = clear if abs(gain) > half else "no clear difference"
+    return found
+
+
+def measured(record: Record, metrics: Iterable[str]) -> list[str]:
+    """Returns the metrics that the model or one of its baselines has."""
+    rows = [record["metrics"], *record["baselines"].values()]
+    return [name for name in metrics if any(name in row for row in rows)]
 
 
 class _Row(NamedTuple):
@@ -418,6 +444,10 @@ def _commands(models: Sequence[_Row], runs: Mapping[_Row, Sequence[Record]]) -> 
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns a table in Markdown, without the columns that are empty in all rows."""
+    rows = list(rows)
+    kept = [n for n in range(len(header)) if not n or any(row[n] for row in rows)]
+    header, rows = [header[n] for n in kept], [[row[n] for n in kept] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
     return [lines[0], f"|{'---|' * len(header)}", *lines[1:]]
 
@@ -429,11 +459,13 @@ def show(record: Mapping[str, Any], metrics: Sequence[str]) -> None:
 
     table = Table(title=f"{record['task']}: {record['data']}, test split")
     table.add_column("model", no_wrap=True)
+    metrics = measured(record, metrics)
     for metric in metrics:
         table.add_column(metric, justify="right", overflow="fold")
-    gains = format_gains(record)
+    gains = format_differences(record)
     if gains:
-        table.add_column("gain (95 %)", justify="right", no_wrap=True)
+        # Its numbers are narrower than the heading.
+        table.add_column(DIFFERENCE, justify="right", min_width=26)
     table.add_column("seed", justify="right")
     table.add_column("time", justify="right")
     table.add_row(

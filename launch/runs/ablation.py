@@ -238,6 +238,7 @@ def run_all(
     paths: Paths,
     command: str,
     say: Any,
+    track: Sequence[str] = (),
 ) -> tuple[dict[str, Outcome], int]:
     """Runs every experiment with every seed, except runs that have finished.
 
@@ -248,6 +249,7 @@ def run_all(
       paths: directories of data sets and caches.
       command: command line to store in the records.
       say: called with a status line about each run.
+      track: trackers of each run, see `launch.runs.run.run`.
 
     Returns:
       Outcomes by name, and the number of the signal that stopped the runs, or 0.
@@ -271,7 +273,9 @@ def run_all(
                 say(f"{name}, seed {seed}: {'finished already' if finished else run_folder}")
                 outcome.folders[seed] = run_folder
                 try:
-                    outcome.records[seed] = run(config, run_folder, paths, command, known=known)
+                    outcome.records[seed] = run(
+                        config, run_folder, paths, command, known=known, track=track
+                    )
                 except (BrokenPipeError, Interrupted):
                     raise
                 except UserError as error:

@@ -6,23 +6,25 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from launch.engine import config as configs
-from launch.engine import sharding
+from launch.engine import sharding, trackers
 from launch.engine import state as states
 from launch.engine.checkpoints import finished_steps
 from launch.engine.config import Experiment
 from launch.engine.environment import environment
 from launch.engine.evaluation import evaluate
 from launch.engine.loop import early_stop, train
-from launch.engine.predictor import attention_of_first_examples
+from launch.engine.predictor import outputs_of_examples
+from launch.engine.trackers import Tracker
 from launch.engine.writers import check_logs, read_lines, validation_curve, write_json
-from launch.reporting import baselines, results
+from launch.reporting import baselines, figures, results
+from launch.reporting.examples import choose
 from launch.reporting.report import SELECTION, write_report
 from launch.runs import continuing
 from launch.runs.directory import prepared_task, save_outputs, saved_config
@@ -41,6 +43,7 @@ def run(
     command: str,
     with_baselines: bool = True,
     known: dict[str, Any] | None = None,
+    track: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains and tests one experiment and writes its report; verifies a finished run.
 
@@ -53,6 +56,7 @@ def run(
       with_baselines: whether to evaluate the task's baselines (cached).
       known: cache of data descriptions, so that data shared by several finished runs are read only
         once.
+      track: trackers of `launch.engine.trackers.NAMES` that receive metrics and results.
 
     Returns:
       The result record, which is also written to result.json.
@@ -62,6 +66,7 @@ def run(
         from the run's data, or the mesh does not fit; nothing is written in these cases. Also
         raised if training diverges.
     """
+    trackers.check(track)
     shorter = _check_folder(config, folder)
     if config.training.refit:
         _check_folder(_selecting(config), folder / SELECTION)
@@ -88,8 +93,21 @@ def run(
     with alone(folder):
         if shorter is not None:
             continuing.begin(shorter, config, folder)
-        selected = _select_step(config, task, folder / SELECTION) if config.training.refit else None
-        return _finish(config, final, folder, paths, command, with_baselines, selected, described)
+        with trackers.tracking(track, folder, config, command) as receivers:
+            selected = None
+            if config.training.refit:
+                selected = _select_step(config, task, folder / SELECTION, receivers)
+            return _finish(
+                config,
+                final,
+                folder,
+                paths,
+                command,
+                with_baselines,
+                selected,
+                described,
+                receivers,
+            )
 
 
 def described_data(task: Task) -> tuple[dict[str, Any], list[str]]:
@@ -135,12 +153,13 @@ def _verify_finished(config: Experiment, folder: Path, paths: Paths, known: dict
     known[key].check(folder, f"restore the data, or name another --workdir; {kept}")
 
 
-def _select_step(config: Experiment, task: Task, folder: Path) -> int:
+def _select_step(config: Experiment, task: Task, folder: Path, receivers: Sequence[Tracker]) -> int:
     """Trains on the training split alone and returns the best step on validation."""
     config = _selecting(config)
     write_json(folder / "config.json", configs.to_dict(config))
     _write_environment(task, folder)
-    best = train(task, config, folder)[2]
+    prefixed = [trackers.Prefixed(tracker, f"{SELECTION}/") for tracker in receivers]
+    best = train(task, config, folder, trackers=prefixed)[2]
     print(f"step {best} is best on validation; training again for {best} steps on train and "
           "validation",
           file=sys.stderr, flush=True)  # fmt: skip
@@ -179,9 +198,10 @@ def _finish(
     with_baselines: bool,
     selected: int | None,
     described: dict[str, Any],
+    receivers: Sequence[Tracker],
 ) -> dict[str, Any]:
     _write_environment(task, folder)
-    steps, variables, best = train(task, config, folder, stop_after=selected)
+    steps, variables, best = train(task, config, folder, selected, receivers)
     seconds = sum(
         line.get("seconds", 0) + line.get("evaluation_seconds", 0)
         for place in (folder / SELECTION, folder)
@@ -196,7 +216,10 @@ def _finish(
         validation = {task.primary_metric: dict(curve)[selected]}
     test = evaluate(task, steps, variables, "test", size)
     save_outputs(folder, task, test, "test")
-    attention = attention_of_first_examples(task, steps, variables, "test")
+    shown, note = choose(task, test, "test", config.seed)
+    indices = [example.index for example in shown]
+    attention, predicted = outputs_of_examples(task, steps, variables, "test", indices)
+    drawn = task.figures(test.statistics, test.outputs, "test", attention, shown, predicted)
     record = results.make_record(
         config,
         task,
@@ -210,10 +233,26 @@ def _finish(
         training=_training_facts(config, task, folder),
         data_summary=described,
     )
-    write_report(folder, task, record, test, attention)
+    write_report(folder, task, record, len(task.scored_examples("test")), drawn, note)
+    _publish(config, folder, trackers.Result(
+        best,
+        test.metrics,
+        [trackers.Drawing(*each) for each in figures.files(drawn)],
+        [folder / "report.html", folder / "predictions-test.csv"],
+    ), receivers)  # fmt: skip
     # Written last, since this file marks the run as finished.
     write_json(folder / results.RESULT, record)
     return record
+
+
+def _publish(
+    config: Experiment, folder: Path, result: trackers.Result, receivers: Sequence[Tracker]
+) -> None:
+    """Gives the results to TensorBoard and to other trackers."""
+    events = trackers.TensorBoard(folder, config)
+    for tracker in (events, *receivers):
+        tracker.result(result)
+    events.close(trackers.FINISHED)
 
 
 def _training_facts(config: Experiment, task: Task, folder: Path) -> dict[str, Any]:

@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 
-from tasks.detection.metrics import Prediction, Truth, detection_metrics, dsb2018_scores
+from tasks.detection.metrics import (
+    Prediction,
+    Truth,
+    ap50_contributions,
+    detection_metrics,
+    dsb2018_scores,
+)
 from tasks.detection.ops.masks import masks_to_boxes
 from tasks.detection.ops.pasting import to_rle
 
@@ -25,9 +31,7 @@ SIZES = (12, 30)
 _SELECTION = 60
 
 
-def otsu_discs(
-    splits: Mapping[str, Any], names: Sequence[str], has_masks: bool
-) -> dict[str, float]:
+def otsu_discs(splits: Mapping[str, Any], names: Sequence[str], has_masks: bool) -> dict[str, Any]:
     """Evaluates segmentation by Otsu's threshold, with touching objects split by `split_touching`.
 
     Objects are brighter than the threshold, or darker if the border of the image is bright. All
@@ -40,12 +44,12 @@ def otsu_discs(
       has_masks: whether masks are predicted.
 
     Returns:
-      Metrics on test.
+      Metrics on test, and the contribution of each image to AP50 of boxes.
     """
     label = _most_frequent(splits["train"], len(names))
     chosen = range(min(_SELECTION, len(splits["validation"])))
 
-    def metrics(split: str, numbers: Sequence[int], setting: tuple) -> dict[str, float]:
+    def metrics(split: str, numbers: Sequence[int], setting: tuple) -> dict[str, Any]:
         examples = splits[split]
         truths = [examples.truth(index) for index in numbers]
         predictions = [
@@ -55,6 +59,8 @@ def otsu_discs(
         found = detection_metrics(truths, predictions, names)
         if has_masks and len(names) == 1:
             found["dsb2018_score"] = float(dsb2018_scores(truths, predictions, 0.0).mean())
+        if split == "test":
+            found["example_scores"] = ap50_contributions(truths, predictions, names, "box")
         return found
 
     key = "mask_ap50" if has_masks else "box_ap50"

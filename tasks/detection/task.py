@@ -40,7 +40,7 @@ from tasks.detection.models.detr import DETR, DETRConfig
 from tasks.detection.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from tasks.detection.ops.pasting import THRESHOLD, paste
 from tasks.detection.processor import SHOWN, DetectionProcessor, object_lines
-from tasks.figures import AttendedImage, DetectedImage, Figure
+from tasks.figures import AttendedImage, DetectedImage, Figure, Shown
 from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task
 
 Model = MaskRCNN | DETR
@@ -49,8 +49,6 @@ MODEL_CONFIGS: dict[str, type] = {"mask_rcnn": MaskRCNNConfig, "detr": DETRConfi
 
 # Most objects of an image of a user file that count in the loss of Mask R-CNN.
 MOST_OBJECTS = 1000
-# Number of images in a report.
-_IMAGES = 4
 
 
 class Detection(Task):
@@ -71,6 +69,8 @@ class Detection(Task):
         "(box|mask)_ap_(.+)": fraction("average precision of {0} matches of the class {1}"),
         "dsb2018_score": fraction("score of the nuclei contest: hits / (hits + misses + extra)"),
     }
+    baseline_version = 2
+    drawn_examples = 6
     sharding_rules = convolutional.SHARDING_RULES
     answer_options: ClassVar[dict[str, str | None]] = {
         "threshold": None,
@@ -259,13 +259,21 @@ class Detection(Task):
         return {"objects": {"object": None, "cell": None}}
 
     def figures(
-        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
+        self,
+        statistics: Arrays,
+        outputs: Arrays,
+        split: str,
+        attention: Arrays,
+        shown: Sequence[Shown] | None = None,
+        predicted: Arrays | None = None,
     ) -> list[Figure]:
-        """Draws detections and attention weights of the first images of the split."""
+        """Draws detections and attention weights of the shown images, by default the first."""
         examples, drawn = self.examples(split), []
-        for index in range(min(_IMAGES, len(examples))):
-            name, example = examples.ids[index], examples[index]
-            drawn += self._drawn(name, example, outputs, attention, index)
+        first = range(min(self.drawn_examples, len(examples)))
+        for row, each in enumerate(map(Shown, first) if shown is None else shown):
+            index, weights = each.index, {name: array[row] for name, array in attention.items()}
+            name = each.caption(split, examples.ids[index])
+            drawn += self._drawn(name, examples[index], outputs, weights, index)
         return drawn
 
     def input_figures(
@@ -274,14 +282,23 @@ class Detection(Task):
         """Draws detections and attention weights of each image."""
         examples = self.processor.encode(raw)
         return [
-            self._drawn(path, examples[index], outputs, attention, index)
+            self._drawn(
+                path,
+                examples[index],
+                outputs,
+                {name: array[index] for name, array in attention.items()},
+                index,
+            )
             for index, path in enumerate(raw)
         ]
 
     def _drawn(
         self, name: str, example: Arrays, outputs: Arrays, attention: Arrays, index: int
     ) -> list[Figure]:
-        """Draws one image as the model receives it, with true boxes if known."""
+        """Draws one image as the model receives it, with true boxes if known.
+
+        The attention weights are those of the image, without a dimension of rows.
+        """
         height, width = example["size"]
         image = example["image"][:height, :width]
         shown = outputs["valid"][index] & (outputs["scores"][index] >= SHOWN)
@@ -295,7 +312,7 @@ class Detection(Task):
         labels = [self.processor.names[label] for label in outputs["labels"][index][shown]]
         scores = outputs["scores"][index][shown]
         drawn: list[Figure] = [DetectedImage(caption, image, boxes, labels, scores, masks, true)]
-        for where, weights in self._attended(attention, index):
+        for where, weights in self._attended(attention):
             # The attention weights cover the padded square.
             rows, columns = (
                 -(-length * cells // self.processor.image_size)
@@ -304,20 +321,20 @@ class Detection(Task):
             drawn.append(AttendedImage(f"{name} ({where})", image, weights[:rows, :columns]))
         return drawn
 
-    def _attended(self, attention: Arrays, index: int) -> Iterator[tuple[str, np.ndarray]]:
+    def _attended(self, attention: Arrays) -> Iterator[tuple[str, np.ndarray]]:
         """Yields (layer name for captions, map [y, x]) of attention weights."""
         backbone, side = self.model.backbone, self.processor.image_size
         grids = backbone.sides(side, side)
         for stage, grid in enumerate(grids, 1):
             if f"stage_{stage}" in attention:
                 gate = "gate" in map_attention_entry(backbone.attention).capabilities
-                weights = spatial_importance(attention[f"stage_{stage}"][index], grid, gate)
+                weights = spatial_importance(attention[f"stage_{stage}"], grid, gate)
                 if weights is not None:
                     yield f"stage {stage}", weights
         if "objects" in attention:
-            yield "most confident object", attention["objects"][index][0].reshape(grids[-1])
+            yield "most confident object", attention["objects"][0].reshape(grids[-1])
 
-    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
+    def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """Returns the baseline: Otsu's threshold with touching objects split by inscribed discs."""
         return {
             "otsu_discs": lambda: baselines.otsu_discs(

@@ -29,6 +29,7 @@ def forecast_figure(
     caption: str,
     x_label: str,
     quantiles: np.ndarray | None = None,
+    times: np.ndarray | None = None,
 ) -> Forecast:
     """Returns a figure of the forecast of one channel in the units of the data.
 
@@ -41,6 +42,7 @@ def forecast_figure(
       caption, x_label: caption and axis label of the figure.
       quantiles: standardized quantiles at the Q `LEVELS`, [F, Q]; None to compute them from
         `parameters`.
+      times: times of past and forecast, datetime64 [T + F]; None without time stamps.
     """
     intervals = {}
     if head.probabilistic:
@@ -50,7 +52,7 @@ def forecast_figure(
             low, high = (quantiles[..., LEVELS.index(level)] * std + mean for level in levels)
             intervals[coverage] = (low, high)
     point = np.asarray(head.point(parameters)) * std + mean
-    return Forecast(caption, x_label, past, point, intervals, truth)
+    return Forecast(caption, x_label, past, point, intervals, truth, times)
 
 
 def attention_figures(

@@ -21,7 +21,7 @@ from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.summary import row_codes, segment_codes
 from tasks.common.errors import UserError
-from tasks.figures import Curves, Figure
+from tasks.figures import Curves, Figure, FigureGroup, Forecast, Shown
 from tasks.forecasting import baselines
 from tasks.forecasting import timestamps as clock
 from tasks.forecasting.data import DataConfig, ForecastingData, load, read_labeled
@@ -37,8 +37,8 @@ from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task, se
 
 Array = jax.Array
 
-# Numbers of windows and channels in figures, and their look-back in horizons.
-_DRAWN, _DRAWN_PAST = 4, 3
+# Number of channels in figures of a report, and look-back in figures in horizons.
+_CHANNELS, _DRAWN_PAST = 12, 3
 # Channels whose deviation the data summary names.
 _UNITS = 8
 
@@ -60,6 +60,8 @@ class Forecasting(Task):
     condition_metrics = noise_metric(None) + ".*"
     sharding_rules = SHARDING_RULES
     baseline_version = 2
+    drawn_examples = 3
+    draws_predictions = True
 
     # ------------------------------------------------------------------ construction
 
@@ -338,39 +340,77 @@ class Forecasting(Task):
         return found
 
     def figures(
-        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
+        self,
+        statistics: Arrays,
+        outputs: Arrays,
+        split: str,
+        attention: Arrays,
+        shown: Sequence[Shown] | None = None,
+        predicted: Arrays | None = None,
     ) -> list[Figure]:
-        """Returns figures of forecasts (last channel), error by step ahead, and attention."""
-        series, head = self.dataset, self.head
-        mean, std, name = series.mean[-1], series.std[-1], series.names[-1]
-        own = np.where(series.valid[:, -1], series.series[:, -1] * std + mean, np.nan)
-        origins, shown = series.origins(split), min(_DRAWN_PAST * series.horizon, series.lookback)
-        drawn: list[Figure] = []
-        for index in np.unique(np.linspace(0, len(origins) - 1, _DRAWN).astype(int)):
-            origin = int(origins[index])
-            x_label = "steps"
+        """Returns figures of forecasts, of the error by step ahead, and of attention weights.
+
+        With `predicted`, windows are drawn with all channels; of more than 12, those with the
+        largest errors. Without, only the last channel is drawn.
+        """
+        series = self.dataset
+        origins, drawn = series.origins(split), []
+        if shown is None:
+            spread = np.linspace(0, len(origins) - 1, self.drawn_examples).astype(int)
+            shown = [Shown(int(index)) for index in np.unique(spread)]
+        errors = statistics["squared"] / np.maximum(statistics["cells"], 1)
+        channels = list(range(len(series.names)))
+        if len(channels) > _CHANNELS:
+            channels = sorted(np.argsort(-errors, kind="stable")[:_CHANNELS].tolist())
+        for row, example in enumerate(shown):
+            index, origin = example.index, int(origins[example.index])
+            where = ""
             if series.step is not None:
-                last = clock.format_times(
-                    clock.stamps(series.start, series.step, np.array([origin - 1]))
+                (first,) = clock.format_times(
+                    clock.stamps(series.start, series.step, np.array([origin]))
                 )
-                x_label = f"steps of {series.step} after {last[0]}"
-            drawn.append(
-                forecast_figure(
-                    head,
-                    outputs["forecast"][index],
-                    own[origin - shown : origin],
-                    own[origin : origin + series.horizon],
-                    mean,
-                    std,
-                    f"{split} window {index}, {name}: mse {outputs['mse'][index]:.3f}",
-                    x_label,
+                where = f" from {first}"
+            mse = f"mse {outputs['mse'][index]:.3f} of standardized values"
+            caption = f"{example.caption(split)}{where}: {mse}"
+            if not predicted:
+                parameters = outputs["forecast"][index]
+                channel = len(series.names) - 1
+                caption += f", {series.names[-1]}"
+                drawn.append(self._window(origin, channel, parameters, caption))
+                continue
+            if len(channels) < len(series.names):
+                caption += f"; the {_CHANNELS} channels of {len(series.names)} with the largest mse"
+            panels = [
+                self._window(
+                    origin,
+                    channel,
+                    predicted["parameters"][row][: series.horizon, channel],
+                    f"{series.names[channel]} (mse of the split {errors[channel]:.3f})",
                 )
-            )
+                for channel in channels
+            ]
+            drawn.append(FigureGroup(caption, panels))
         error = statistics["step_squared"] / np.maximum(statistics["step_cells"], 1)
         line = {f"{split} mse": (range(1, len(error) + 1), error)}
         drawn.append(Curves("error by step ahead", "steps ahead", line))
         calendar = clock.calendar_size(series.step)
         return drawn + attention_figures(attention, series.names, calendar)
+
+    def _window(self, origin: int, channel: int, parameters: np.ndarray, caption: str) -> Forecast:
+        """Draws the forecast [F, P] of one channel from the time `origin` of the series."""
+        series = self.dataset
+        mean, std = series.mean[channel], series.std[channel]
+        first = origin - min(_DRAWN_PAST * series.horizon, series.lookback)
+        span = slice(first, origin + series.horizon)
+        own = series.series[span, channel] * std + mean
+        own = np.where(series.valid[span, channel], own, np.nan)
+        times = None
+        if series.step is not None:
+            times = clock.stamps(series.start, series.step, np.arange(span.start, span.stop))
+        past, future = np.split(own, [origin - first])
+        return forecast_figure(
+            self.head, parameters, past, future, mean, std, caption, "steps", times=times
+        )
 
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """Returns the naive, seasonal naive and linear baselines."""
@@ -379,24 +419,28 @@ class Forecasting(Task):
     def input_figures(
         self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
-        """Returns figures of the forecasts of each file, for its last four channels."""
+        """Returns a figure of the forecast of each channel of each file."""
         drawn, series = [], self.processor
         for text, parameters, quantiles in series.forecasts(raw, outputs):
             given, figures = series.input(text), []
-            first = given.times_ahead(series.step)[0]
-            channels = range(len(series.names))[-_DRAWN:]
-            for channel in channels:
+            past = given.past[-_DRAWN_PAST * given.steps :]
+            times = None
+            if series.step is not None:
+                indices = given.length + np.arange(-len(past), given.steps)
+                times = clock.stamps(given.start, series.step, indices)
+            for channel in range(len(series.names)):
                 figures.append(
                     forecast_figure(
                         self.head,
                         parameters[:, channel],
-                        given.past[-_DRAWN_PAST * given.steps :, channel],
+                        past[:, channel],
                         None,
                         series.mean[channel],
                         series.std[channel],
                         f"{text}: {series.names[channel]}",
-                        f"steps, 1 is {first}" if series.step else "steps",
+                        "steps",
                         None if quantiles is None else quantiles[:, channel],
+                        times,
                     )
                 )
             drawn.append(figures)

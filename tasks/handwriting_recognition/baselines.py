@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from tasks.common.data.transcribed import TranscriptionExamples
-from tasks.common.metrics.error_rates import transcript_metrics
+from tasks.common.metrics.error_rates import text_errors, transcript_metrics
 from tasks.handwriting_recognition.data import HandwritingData
 
 _SIDE, _INK = 16, 110
@@ -13,7 +15,7 @@ _SIDE, _INK = 16, 110
 _LINES = 3000
 
 
-def cut_and_classify(lines: HandwritingData) -> dict[str, float]:
+def cut_and_classify(lines: HandwritingData) -> dict[str, Any]:
     """Evaluates an SVM that classifies each run of adjacent columns with ink as one digit.
 
     The SVM is fitted on the training lines that have as many runs as digits.
@@ -30,10 +32,10 @@ def cut_and_classify(lines: HandwritingData) -> dict[str, float]:
     model = SVC(C=10.0).fit(np.stack(pieces), labels)
     test = lines.splits["test"]
     chosen = np.flatnonzero(test.groups == 0)
-    metrics = transcript_metrics(
-        [test.texts[i] for i in chosen], [_read(test, i, model) for i in chosen], words=False
-    )
-    return {name: metrics[name] for name in ("cer", "exact_match")}
+    pair = [test.texts[i] for i in chosen], [_read(test, i, model) for i in chosen]
+    metrics = transcript_metrics(*pair, words=False)
+    found = {name: metrics[name] for name in ("cer", "exact_match")}
+    return {**found, "example_scores": text_errors(*pair, words=False)}
 
 
 def _read(test: TranscriptionExamples, index: int, model) -> str:

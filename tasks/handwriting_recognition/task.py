@@ -69,6 +69,7 @@ class HandwritingRecognition(TranscriptionTask):
     model_configs = MODEL_CONFIGS
     processor_type = HandwritingProcessor
     primary_metric = "cer"
+    baseline_version = 2
     table_metrics = ("cer", "exact_match", "loss")
     condition_metrics = rf"(cer|exact_match)_long|{FAILURES}"
     sharding_rules = (*recurrent.SHARDING_RULES, *convolutional.SHARDING_RULES)
@@ -91,7 +92,7 @@ class HandwritingRecognition(TranscriptionTask):
         columns = example["columns"]
         return 255 - columns.T, [""] * self.model.frames(len(columns))
 
-    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
+    def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """Returns the baseline `cut_and_classify`, or none for user files."""
         if self.data.path is not None:
             return {}

@@ -22,7 +22,7 @@ from tasks.common.images.augmentation import AugmentationConfig, augment, mixup,
 from tasks.common.images.files import SUFFIXES
 from tasks.common.keys import example_keys
 from tasks.common.losses import cross_entropy
-from tasks.figures import AttendedImage, ConfusionMatrix, Figure
+from tasks.figures import AttendedImage, ConfusionMatrix, Figure, Shown
 from tasks.image_classification import baselines, user_files
 from tasks.image_classification.convnet import ConvNet, ConvNetConfig
 from tasks.image_classification.data import DataConfig, ImageData, load
@@ -85,6 +85,7 @@ class ImageClassification(ClassificationTask):
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
     processor_type = ImageProcessor
+    baseline_version = 2
     sharding_rules = (*transformer.SHARDING_RULES, *convolutional.SHARDING_RULES)
 
     @classmethod
@@ -206,17 +207,35 @@ class ImageClassification(ClassificationTask):
         return found
 
     def figures(
-        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
+        self,
+        statistics: Arrays,
+        outputs: Arrays,
+        split: str,
+        attention: Arrays,
+        shown: Sequence[Shown] | None = None,
+        predicted: Arrays | None = None,
     ) -> list[Figure]:
-        """Draws the confusion matrix, and attention weights over the first images of the split."""
+        """Draws the confusion matrix, and attention weights over the shown images.
+
+        For a model without attention weights, the images are shown alone.
+        """
         drawn: list[Figure] = [
-            ConfusionMatrix(f"{split} split", statistics["confusion"], self.labels)
+            ConfusionMatrix("confusion matrix", statistics["confusion"], self.labels)
         ]
-        examples, predicted = self.dataset.splits[split], predicted_classes(outputs)
-        for index, where, weights in self._attended(attention):
-            true = self.labels[examples.labels[index]]
-            caption = f"predicted {self.labels[predicted[index]]}, true {true}{where}"
-            drawn.append(AttendedImage(caption, _drawable(examples.images[index]), weights))
+        examples, rows = self.dataset.splits[split], self.shown(attention, shown)
+        maps: dict[int, list[tuple[str, Any]]] = {}
+        for row, where, weights in self._attended(attention):
+            maps.setdefault(row, []).append((where, weights))
+        for row, example in enumerate(rows):
+            probabilities = outputs["probabilities"][example.index]
+            best, true = int(np.argmax(probabilities)), examples.labels[example.index]
+            caption = f"predicted {self.labels[best]}"
+            if shown is not None:
+                caption = f"{example.caption(split)}: {caption} ({probabilities[best]:.2f})"
+            caption += f", true {self.labels[true]}"
+            image = _drawable(examples.images[example.index])
+            for where, weights in maps.get(row, [("", None)] if shown is not None else []):
+                drawn.append(AttendedImage(caption + where, image, weights))
         return drawn
 
     def input_figures(
@@ -246,7 +265,7 @@ class ImageClassification(ClassificationTask):
                 if found is not None:
                     yield index, f" ({name.replace('_', ' ')})", found
 
-    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
+    def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """Returns the baselines: softmax regression on pixels, and an SVM.
 
         The features of the SVM are the pixels for digits, which are small images, and oriented
@@ -258,7 +277,7 @@ class ImageClassification(ClassificationTask):
         else:
             fits["hog_linear_svc"] = baselines.hog_linear_svc
         return {
-            name: lambda fit=fit: self.scores(fit(self.dataset.splits), "test")
+            name: lambda fit=fit: self.baseline_metrics(fit(self.dataset.splits))
             for name, fit in fits.items()
         }
 

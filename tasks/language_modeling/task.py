@@ -26,7 +26,7 @@ from tasks.common.errors import UserError, check_max_length
 from tasks.common.losses import cross_entropy
 from tasks.common.metrics.descriptions import fraction, lower
 from tasks.common.text.tokenizer import CLS, SPECIAL, UNKNOWN, Tokenizer
-from tasks.figures import Alignment, Figure
+from tasks.figures import Alignment, AttendedText, Figure, Shown
 from tasks.language_modeling import baselines as counting
 from tasks.language_modeling import examples as sequences
 from tasks.language_modeling.data import Corpus, DataConfig, load, read_labeled
@@ -54,6 +54,8 @@ _SHOWN = 5
 _GENERATED = "the model continues texts (for sampling write --set=model.decoding.top_k=K)"
 # Letters of the shortest line of a running text that the data summary compares.
 _LINE = 40
+# Number of tokens of an example in a report.
+_TOKENS = 48
 
 
 class LanguageModeling(Task):
@@ -76,6 +78,7 @@ class LanguageModeling(Task):
         "next_sentence_accuracy": fraction("pairs of segments that are classified correctly"),
         "next_sentence_loss": lower("cross-entropy of next-sentence prediction", "nats per pair"),
     }
+    drawn_examples = 2
     sharding_rules = transformer.SHARDING_RULES
     answer_options: ClassVar[dict[str, str | None]] = {
         "top_k": None,
@@ -404,14 +407,34 @@ class LanguageModeling(Task):
         return {"encoder": {"layer": None, "head": None, "query": shown, "key": shown}}
 
     def figures(
-        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
+        self,
+        statistics: Arrays,
+        outputs: Arrays,
+        split: str,
+        attention: Arrays,
+        shown: Sequence[Shown] | None = None,
+        predicted: Arrays | None = None,
     ) -> list[Figure]:
-        """Returns figures of the last layer's attention, averaged over heads, for two examples."""
+        """Returns figures of the last layer's attention, averaged over heads, or else texts.
+
+        Long texts are drawn up to a limit of tokens.
+        """
         drawn: list[Figure] = []
-        for index, weights in enumerate(attention.get("encoder", ())[:2]):
+        layers = attention.get("encoder")
+        for row, example in enumerate(self.shown(attention, shown)[: self.drawn_examples]):
+            index, tokens = example.index, self.examples(split)[example.index]["tokens"]
             loss = outputs["loss"][index] / max(outputs["tokens"][index], 1)
-            tokens = self.examples(split)[index]["tokens"]
-            drawn.append(self._attended(tokens, weights, f"{loss:.2f} nats per token"))
+            caption = f"{loss:.2f} nats per token"
+            if shown is not None:
+                caption = f"{example.caption(split)}, {caption}"
+            if len(tokens) > _TOKENS:
+                caption += f"; the first {_TOKENS} of {len(tokens)} tokens"
+            tokens = tokens[:_TOKENS]
+            if layers is not None:
+                drawn.append(self._attended(tokens, layers[row], caption))
+            else:
+                words = [token_text(self.processor.tokenizer, number) for number in tokens]
+                drawn.append(AttendedText(caption, words, np.zeros(len(words))))
         return drawn
 
     def input_figures(
@@ -433,7 +456,7 @@ class LanguageModeling(Task):
         """Draws the last layer of attention weights [L, N, T, T], averaged over heads."""
         shown = [token_text(self.processor.tokenizer, number) for number in tokens]
         size = len(shown)
-        caption = f"last layer, mean of the heads; {caption}"
+        caption = f"{caption}; last layer, mean of the heads"
         return Alignment(caption, weights[-1].mean(axis=0)[:size, :size], shown, shown)
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:

@@ -22,7 +22,7 @@ from tasks.common.data.splits import check_splits
 from tasks.common.data.summary import row_codes, segment_codes
 from tasks.common.errors import UserError, check_max_length
 from tasks.common.metrics.descriptions import fraction, lower
-from tasks.figures import Curves, Figure, Recommendations
+from tasks.figures import Curves, Figure, Recommendations, Shown
 from tasks.recommendation import models
 from tasks.recommendation.baselines import Baselines
 from tasks.recommendation.data import DataConfig, FileDataset, RecommendationDataset, load
@@ -31,8 +31,8 @@ from tasks.recommendation.models.base import Recommender
 from tasks.recommendation.processor import RecommendationProcessor
 from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task
 
-# Users in the figures, and items of their history.
-_SHOWN, _PAST = 6, 8
+# Number of items of the history in figures.
+_PAST = 8
 # List lengths of the hit-rate curve.
 _LENGTHS = (1, 2, 5, 10, 20, 50, 100)
 
@@ -49,6 +49,7 @@ class Recommendation(Task):
     model_configs = models.MODEL_CONFIGS
     processor_type = RecommendationProcessor
     primary_metric = "ndcg_at_10"
+    drawn_examples = 6
     table_metrics = ("ndcg_at_10", "hr_at_10", "mrr", "coverage", "diversity")
     metric_table: ClassVar = {
         "ndcg_at_10": fraction("1 / log2(1 + rank) of the next item, 0 beyond rank 10"),
@@ -277,7 +278,13 @@ class Recommendation(Task):
         }
 
     def figures(
-        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
+        self,
+        statistics: Arrays,
+        outputs: Arrays,
+        split: str,
+        attention: Arrays,
+        shown: Sequence[Shown] | None = None,
+        predicted: Arrays | None = None,
     ) -> list[Figure]:
         """Returns figures of the hit rate by list length, and of recommendations for some users."""
         ranks, events = outputs["rank"], self.processor.events
@@ -288,13 +295,14 @@ class Recommendation(Task):
                    {split: (lengths, rates)})
         ]  # fmt: skip
         held, titles = self.examples(split), events.titles
-        for index in range(min(_SHOWN, len(held))):
-            history = held.history(index)
+        first = range(min(self.drawn_examples, len(held)))
+        for row, example in enumerate(map(Shown, first) if shown is None else shown):
+            index, history = example.index, held.history(example.index)
             top = [item for item in outputs["top"][index].tolist() if item >= 0]
-            own = {name: value[index] for name, value in attention.items() if len(value) > index}
+            own = {name: value[row] for name, value in attention.items() if len(value) > row}
             drawn.append(
                 Recommendations(
-                    f"user {events.users[held.users[index]]}",
+                    example.caption(split, f"user {events.users[held.users[index]]}"),
                     [titles[item] for item in history[::-1][:_PAST]],
                     [titles[item] for item in top],
                     [self.processor.attributions(own, rank, history) for rank in range(len(top))],

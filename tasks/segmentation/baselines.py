@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from tasks.segmentation.data import SegmentationExamples
-from tasks.segmentation.metrics import VOID, confusion_matrices, segmentation_metrics
+from tasks.segmentation.metrics import (
+    VOID,
+    confusion_matrices,
+    iou_contributions,
+    segmentation_metrics,
+)
 
 # Training pixels, trees and minimum leaf size of the forest, which takes a few seconds.
 _PIXELS, _TREES, _LEAF = 200_000, 20, 20
@@ -17,7 +23,7 @@ _PORTION = 16
 
 def location_prior(
     splits: Mapping[str, SegmentationExamples], names: Sequence[str]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Predicts, at each position, the class that is most frequent there in the training split."""
     labels = splits["train"].labels
     counts = np.stack([np.sum(labels == k, axis=0) for k in range(len(names))], axis=-1)
@@ -29,7 +35,7 @@ def location_prior(
 
 def random_forest(
     splits: Mapping[str, SegmentationExamples], names: Sequence[str]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Fits a random forest (Breiman 2001) on color and position of single pixels."""
     from sklearn.ensemble import RandomForestClassifier
 
@@ -57,6 +63,8 @@ def _features(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.column_stack([colors, row / np.float32(Y), column / np.float32(X)])
 
 
-def _metrics(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    confusion = confusion_matrices(truth, predicted, len(names)).sum(axis=0)
-    return segmentation_metrics(confusion, names)
+def _metrics(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Returns the metrics, and the contribution of each image to the mean IoU."""
+    confusions = confusion_matrices(truth, predicted, len(names))
+    metrics = segmentation_metrics(confusions.sum(axis=0), names)
+    return {**metrics, "example_scores": iou_contributions(confusions).astype(np.float32)}

@@ -20,7 +20,7 @@ from tasks.common.images.files import SUFFIXES, read_image, resize
 from tasks.common.keys import example_keys
 from tasks.common.losses import cross_entropy
 from tasks.common.metrics.descriptions import fraction, lower
-from tasks.figures import AttendedImage, ConfusionMatrix, Figure, SegmentedImage
+from tasks.figures import AttendedImage, ConfusionMatrix, Figure, SegmentedImage, Shown
 from tasks.segmentation import baselines
 from tasks.segmentation.data import (
     OVERLAP,
@@ -139,6 +139,8 @@ class Segmentation(Task):
         "mean_iou_(.+)": fraction("mean intersection over union of the subset {0}"),
         "pixel_accuracy_(.+)": fraction("pixels with the true class in the subset {0}"),
     }
+    baseline_version = 2
+    drawn_examples = 6
     sharding_rules = SHARDING_RULES
     answer_options: ClassVar[dict[str, str | None]] = {
         "threshold": "each pixel has its most probable class",
@@ -298,24 +300,39 @@ class Segmentation(Task):
         return {name: round(count / total, 4) for name, count in pairs if count}
 
     def figures(
-        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
+        self,
+        statistics: Arrays,
+        outputs: Arrays,
+        split: str,
+        attention: Arrays,
+        shown: Sequence[Shown] | None = None,
+        predicted: Arrays | None = None,
     ) -> list[Figure]:
         """Draws the confusion matrix, and true and predicted classes and attention over images."""
         drawn: list[Figure] = [
-            ConfusionMatrix(f"{split} split", statistics["confusion"], self.names)
+            ConfusionMatrix(
+                "confusion matrix of pixels",
+                statistics["confusion"],
+                self.names,
+            )
         ]
-        examples = self.dataset.splits[split]
-        # Spread evenly over the split, because adjacent images are often similar.
-        for index in np.unique(np.linspace(0, len(examples) - 1, 6).astype(int)):
+        examples, rows = self.dataset.splits[split], shown
+        if rows is None:
+            # Spread evenly over the split, because adjacent images are often similar.
+            spread = np.unique(np.linspace(0, len(examples) - 1, self.drawn_examples).astype(int))
+            rows = [Shown(int(index)) for index in spread]
+        for example in rows:
+            index = example.index
             truth, found = examples.labels[index], outputs["labels"][index]
             confusion = confusion_matrices(truth[None], found[None], len(self.names))[0]
             accuracy = segmentation_metrics(confusion, self.names)["pixel_accuracy"]
-            caption = f"{split} image {index}: pixel accuracy {accuracy:.3f}"
+            caption = f"{example.caption(split)}: pixel accuracy {accuracy:.3f}"
             image = examples.images[index]
             drawn.append(SegmentedImage(caption, image, found, self.names, truth))
-        for index, name, weights in self._attended(attention, _ATTENDED):
-            caption = f"{split} image {index}, {name.replace('_', ' ')}"
-            drawn.append(AttendedImage(caption, examples.images[index], weights))
+        attended = self.shown(attention, shown)
+        for row, name, weights in self._attended(attention, _ATTENDED):
+            caption = f"{attended[row].caption(split)}, {name.replace('_', ' ')}"
+            drawn.append(AttendedImage(caption, examples.images[attended[row].index], weights))
         return drawn
 
     def input_figures(
@@ -344,7 +361,7 @@ class Segmentation(Task):
                 if found is not None:
                     yield index, name, found
 
-    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
+    def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """Returns the most frequent class at each position, and a random forest on pixels."""
         fits = {
             "location_prior": baselines.location_prior,

@@ -21,7 +21,7 @@ from tasks.common.data.summary import excerpt
 from tasks.common.decoding.generate import TokenDecoder
 from tasks.common.losses import cross_entropy
 from tasks.common.metrics.descriptions import fraction, lower
-from tasks.figures import Alignment, Curves, Figure
+from tasks.figures import Alignment, Curves, Figure, Shown, Transcript
 from tasks.sequence_copy import data as strings
 from tasks.sequence_copy.data import PAD, DataConfig, DigitData, DigitStrings
 from tasks.sequence_copy.model import MODEL_CONFIGS, EncoderDecoder
@@ -87,6 +87,7 @@ class SequenceCopy(Task):
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
     processor_type = DigitProcessor
+    baseline_version = 2
     primary_metric = "exact_match"
     table_metrics = (
         "exact_match",
@@ -221,15 +222,29 @@ class SequenceCopy(Task):
         return {"alignment": {"output": output, **heads, "source": source}}
 
     def figures(
-        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
+        self,
+        statistics: Arrays,
+        outputs: Arrays,
+        split: str,
+        attention: Arrays,
+        shown: Sequence[Shown] | None = None,
+        predicted: Arrays | None = None,
     ) -> list[Figure]:
-        """Returns figures of exact match by length, and of the first alignments by head."""
+        """Returns figures of exact match by length, and of strings with alignments by head."""
         examples = self.examples(split)
         drawn: list[Figure] = [_by_length(outputs["tokens"], examples)]
-        for index, weights in enumerate(attention.get("alignment", ())):
+        alignments = attention.get("alignment")
+        for row, example in enumerate(self.shown(attention, shown)):
+            index = example.index
             source, answer = examples.strings[index], examples.answers[index]
             tokens = outputs["tokens"][index]
             written = strings.decode(tokens)
+            lead = f"{example.caption(split)}: " if shown is not None else ""
+            if alignments is None:
+                title = f"{lead}{source} -> {written}"
+                drawn.append(Transcript(title, written, answer, source, words=False))
+                continue
+            weights = alignments[row]
             # Up to the step of the end token.
             steps = int(np.sum(tokens != PAD))
             verdict = "right" if written == answer else "wrong"
@@ -238,7 +253,7 @@ class SequenceCopy(Task):
                 where = f", head {n}" if weights.ndim == 3 else ""
                 drawn.append(
                     Alignment(
-                        f"{source} -> {written} ({verdict}){where}",
+                        f"{lead}{source} -> {written} ({verdict}){where}",
                         head[:steps, : len(source)],
                         [*written, *["end"] * (steps - len(written))],
                         list(source),
@@ -246,7 +261,7 @@ class SequenceCopy(Task):
                 )
         return drawn
 
-    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
+    def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """Returns the baselines.
 
         One returns the string in the wrong order. The other repeats the most common digit as often
@@ -254,19 +269,21 @@ class SequenceCopy(Task):
         wrong_way = "unreversed" if self.data.name == "reversed_digits" else "reversed"
         return {wrong_way: self._wrong_way, "commonest_digit": self._commonest_digit}
 
-    def _wrong_way(self) -> dict[str, float]:
+    def _wrong_way(self) -> dict[str, Any]:
         reverses = self.data.name == "reversed_digits"
         return self._score(lambda string: string if reverses else string[::-1])
 
-    def _commonest_digit(self) -> dict[str, float]:
+    def _commonest_digit(self) -> dict[str, Any]:
         digits = Counter("".join(self.examples("train").strings))
         commonest = min(digits, key=lambda digit: (-digits[digit], digit))
         return self._score(lambda string: commonest * len(string))
 
-    def _score(self, answer: Callable[[str], str]) -> dict[str, float]:
+    def _score(self, answer: Callable[[str], str]) -> dict[str, Any]:
         test = self.examples("test")
         answers = [answer(string) for string in test.strings]
-        return sequence_metrics(strings.tokens_of(answers, int(test.lengths.max())), test)
+        tokens = strings.tokens_of(answers, int(test.lengths.max()))
+        scores = _exact(tokens, test).astype(np.float32)
+        return {**sequence_metrics(tokens, test), "example_scores": scores}
 
 
 def sequence_metrics(tokens: np.ndarray, examples: DigitStrings) -> dict[str, float]:

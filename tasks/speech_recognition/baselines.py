@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from tasks.common.audio.features import LogMelConfig, log_mel
 from tasks.common.audio.files import resample, to_pcm
 from tasks.common.data.transcribed import TranscriptionExamples
-from tasks.common.metrics.error_rates import transcript_metrics
+from tasks.common.metrics.error_rates import text_errors, transcript_metrics
 from tasks.speech_recognition.data import SpeechData
 
 _COEFFICIENTS, _PARTS = 20, 10
@@ -23,7 +24,7 @@ _SILENCES, _GAP, _WORD, _STRINGS = (15.0, 20.0, 25.0, 30.0, 35.0, 40.0), 4, 8, 1
 _SPHINX_RATE = 16000
 
 
-def mfcc_svm(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
+def mfcc_svm(speech: SpeechData, config: LogMelConfig) -> dict[str, Any]:
     """Evaluates an SVM with a radial kernel on the cepstra of trimmed clips.
 
     Each clip is divided into ten segments, and the inputs are the mean cepstra of each segment. C
@@ -51,7 +52,7 @@ def mfcc_svm(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
     return _scored(test.texts, written)
 
 
-def cut_and_classify(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
+def cut_and_classify(speech: SpeechData, config: LogMelConfig) -> dict[str, Any]:
     """Evaluates an SVM that classifies each segment between silences as one word.
 
     A training recording is used only if it has as many segments as words. The threshold below which
@@ -85,7 +86,7 @@ def cut_and_classify(speech: SpeechData, config: LogMelConfig) -> dict[str, floa
     return _scored([test.texts[index] for index in chosen], written)
 
 
-def pocketsphinx(speech: SpeechData, rate: int) -> dict[str, float]:
+def pocketsphinx(speech: SpeechData, rate: int) -> dict[str, Any]:
     """Evaluates PocketSphinx (Huggins-Daines et al. 2006) with its pretrained English model.
 
     The hidden Markov models and trigrams of PocketSphinx are not fitted to the data.
@@ -109,9 +110,11 @@ def pocketsphinx(speech: SpeechData, rate: int) -> dict[str, float]:
     return _scored([test.texts[index] for index in spoken], written)
 
 
-def _scored(said: Sequence[str], written: Sequence[str]) -> dict[str, float]:
+def _scored(said: Sequence[str], written: Sequence[str]) -> dict[str, Any]:
+    """Returns error rates, and the errors of each transcript as "example_scores"."""
     metrics = transcript_metrics(said, written)
-    return {name: metrics[name] for name in ("wer", "cer", "exact_match")}
+    found = {name: metrics[name] for name in ("wer", "cer", "exact_match")}
+    return {**found, "example_scores": text_errors(said, written)}
 
 
 def _features(

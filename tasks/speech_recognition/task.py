@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from tasks.common.backbones.transcriber import EncoderOutput
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 from tasks.common.keys import example_keys
-from tasks.figures import Curves, Figure
+from tasks.figures import Curves, Figure, Shown
 from tasks.speech_recognition import baselines
 from tasks.speech_recognition.data import NOISES, OFFICIAL, DataConfig, SpeechData, load
 from tasks.speech_recognition.model import MODEL_CONFIGS, SpeechConfig, SpeechRecognizer
@@ -32,6 +32,7 @@ class SpeechRecognition(TranscriptionTask):
     model_configs = MODEL_CONFIGS
     processor_type = SpeechProcessor
     primary_metric = "wer"
+    baseline_version = 2
     table_metrics = ("wer", "cer", "exact_match", "loss")
     condition_metrics = rf"wer_(long|snr_\d+)|{FAILURES}"
     averaged_over = "held_out"
@@ -95,7 +96,13 @@ class SpeechRecognition(TranscriptionTask):
     # ------------------------------------------------------------------ on the host
 
     def figures(
-        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
+        self,
+        statistics: Arrays,
+        outputs: Arrays,
+        split: str,
+        attention: Arrays,
+        shown: Sequence[Shown] | None = None,
+        predicted: Arrays | None = None,
     ) -> list[Figure]:
         """Returns figures of WER by noise level, if measured, and of the first alignments."""
         drawn: list[Figure] = []
@@ -105,7 +112,7 @@ class SpeechRecognition(TranscriptionTask):
             drawn.append(
                 Curves("WER against noise", "signal-to-noise ratio, dB", {"WER": (NOISES, rates)})
             )
-        return drawn + super().figures(statistics, outputs, split, attention)
+        return drawn + super().figures(statistics, outputs, split, attention, shown, predicted)
 
     def _input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:
         """Returns log-mel features, high frequencies on top, and labels of the encoded frames."""

@@ -18,7 +18,7 @@ from tasks.common.data.splits import SplitSummary, class_indices
 from tasks.common.data.summary import Columns, excerpt
 from tasks.common.errors import UserError, check_max_length
 from tasks.common.text.tokenizer import CLS, LAST, PAD, SPECIAL, UNKNOWN, Tokenizer
-from tasks.figures import AttendedText, ConfusionMatrix, Figure
+from tasks.figures import AttendedText, ConfusionMatrix, Figure, Shown
 from tasks.task import (
     Arrays,
     ArraySpec,
@@ -138,7 +138,7 @@ class TextClassification(ClassificationTask):
     data_config = DataConfig
     model_configs = models.MODEL_CONFIGS
     processor_type = TextProcessor
-    baseline_version = 2
+    baseline_version = 3
     sharding_rules = transformer.SHARDING_RULES + recurrent.SHARDING_RULES
     # Initial parameters; None if random or replaced by those of a checkpoint.
     _initial: InitialWeights | None = None
@@ -306,48 +306,66 @@ class TextClassification(ClassificationTask):
         }
 
     def figures(
-        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
+        self,
+        statistics: Arrays,
+        outputs: Arrays,
+        split: str,
+        attention: Arrays,
+        shown: Sequence[Shown] | None = None,
+        predicted: Arrays | None = None,
     ) -> list[Figure]:
-        """Returns figures of the confusion matrix and of the attention over the first texts."""
-        part = self.dataset.splits[split]
+        """Returns figures of the confusion matrix and of the attention over the shown texts.
+
+        For a model without attention weights, the texts are shown without weights.
+        """
+        part, examples = self.dataset.splits[split], self.shown(attention, shown)
         drawn: list[Figure] = [
             ConfusionMatrix("confusion matrix", statistics["confusion"], self.labels)
         ]
-        attended = self._attended(part.texts, self.examples(split), outputs, attention)
-        for label, (caption, words, weights) in zip(part.labels, attended, strict=False):
-            drawn.append(AttendedText(f"{caption}, true {self.labels[label]}", words, weights))
+        chosen = [example.index for example in examples]
+        texts = [part.texts[index] for index in chosen]
+        lengths = self.examples(split).lengths[chosen]
+        probabilities = outputs["probabilities"][chosen]
+        attended = self._attended(texts, lengths, probabilities, attention)
+        for example, (caption, words, weights) in zip(examples, attended, strict=True):
+            lead = f"{example.caption(split)}: " if shown is not None else ""
+            caption = f"{lead}{caption}, true {self.labels[part.labels[example.index]]}"
+            drawn.append(AttendedText(caption, words, weights))
         return drawn
 
     def input_figures(
         self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
         """Returns the attention over the words of each text; none if the model has no weights."""
-        drawn: list[list[Figure]] = [[] for _ in raw]
-        attended = self._attended(raw, self.processor.encode(raw), outputs, attention)
-        for index, found in enumerate(attended):
-            drawn[index].append(AttendedText(*found))
-        return drawn
+        if not {"pool", "encoder"} & set(attention):
+            return [[] for _ in raw]
+        lengths = self.processor.encode(raw).lengths
+        attended = self._attended(raw, lengths, outputs["probabilities"], attention)
+        return [[AttendedText(*found)] for found in attended]
 
     def _attended(
-        self, texts: Sequence[str], examples: TextExamples, outputs: Arrays, attention: Arrays
+        self,
+        texts: Sequence[str],
+        lengths: np.ndarray,
+        probabilities: np.ndarray,
+        attention: Arrays,
     ) -> Iterator[tuple[str, Sequence[str], np.ndarray]]:
-        """Yields a caption, words and weights of each text that has attention weights."""
-        lengths = examples.lengths
+        """Yields a caption, words and weights of each text; zeros without attention weights."""
         has_cls = models.tokens_around(self.model) > 0
-        for index, row in enumerate(token_weights(attention, has_cls=has_cls, lengths=lengths)):
-            words, weights = self.processor.tokenizer.weights_per_word(
-                texts[index], row[: lengths[index]]
-            )
-            probabilities = outputs["probabilities"][index]
-            best = int(np.argmax(probabilities))
-            yield f"predicted {self.labels[best]} ({probabilities[best]:.2f})", words, weights
+        rows = token_weights(attention, has_cls=has_cls, lengths=lengths)
+        for index, (text, row) in enumerate(zip(texts, probabilities, strict=True)):
+            length = lengths[index]
+            weights = rows[index][:length] if len(rows) else np.zeros(length, np.float32)
+            words, weights = self.processor.tokenizer.weights_per_word(text, weights)
+            best = int(np.argmax(row))
+            yield f"predicted {self.labels[best]} ({row[best]:.2f})", words, weights
 
-    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
+    def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """Returns the baselines: TF-IDF with a linear SVM, and NB-SVM."""
         train, test = (self.dataset.splits[split] for split in ("train", "test"))
         fits = {"tfidf_linear_svc": baselines.tfidf_linear_svc, "nb_svm": baselines.nb_svm}
         return {
-            name: lambda fit=fit: self.scores(fit(train.texts, train.labels)(test.texts), "test")
+            name: lambda fit=fit: self.baseline_metrics(fit(train.texts, train.labels)(test.texts))
             for name, fit in fits.items()
         }
 

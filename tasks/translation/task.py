@@ -27,7 +27,7 @@ from tasks.common.metrics.translation import (
     translation_metrics,
 )
 from tasks.common.text.tokenizer import PAD, UNKNOWN, Tokenizer
-from tasks.figures import Alignment, Curves, Figure
+from tasks.figures import Alignment, Curves, Figure, Shown, Transcript
 from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task
 from tasks.translation import baselines
 from tasks.translation import model as models
@@ -60,6 +60,7 @@ class Translation(Task):
     answer_options: ClassVar[dict[str, str | None]] = {
         "top_k": "several translations are set by --set=model.decoding.n_best=K",
     }
+    baseline_version = 2
 
     # ------------------------------------------------------------------ construction
 
@@ -270,12 +271,31 @@ class Translation(Task):
         return steps, [*found, "end"]
 
     def figures(
-        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
+        self,
+        statistics: Arrays,
+        outputs: Arrays,
+        split: str,
+        attention: Arrays,
+        shown: Sequence[Shown] | None = None,
+        predicted: Arrays | None = None,
     ) -> list[Figure]:
-        """Returns figures of BLEU by source length, and of the first translations' alignments."""
+        """Returns figures of BLEU by source length, and of translations with their alignments."""
         part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
         drawn: list[Figure] = [_by_length(part, hypotheses, self.data.text.lower_case)]
-        return drawn + self._alignments(part.sources, outputs, attention)
+        rows = self.shown(attention, shown)
+        chosen = [example.index for example in rows]
+        own = {"tokens": outputs["tokens"][chosen]}
+        # With transcripts, which have the texts.
+        names = [f"attention of {split} example {index}" for index in chosen] if shown else None
+        sources = [part.sources[index] for index in chosen]
+        alignments = self._alignments(sources, own, attention, names)
+        if shown is None:
+            return drawn + alignments
+        for row, (index, example) in enumerate(zip(chosen, rows, strict=True)):
+            texts = hypotheses[index], part.targets[index], part.sources[index]
+            drawn.append(Transcript(example.caption(split), *texts))
+            drawn += alignments[row : row + 1]
+        return drawn
 
     def input_figures(
         self, raw: Sequence[str], outputs: Arrays, attention: Arrays
@@ -284,17 +304,25 @@ class Translation(Task):
         return [[figure] for figure in self._alignments(raw, outputs, attention)]
 
     def _alignments(
-        self, sources: Sequence[str], outputs: Arrays, attention: Arrays
+        self,
+        sources: Sequence[str],
+        outputs: Arrays,
+        attention: Arrays,
+        names: Sequence[str] | None = None,
     ) -> list[Figure]:
-        """Returns the alignments of the first sources, as many as have attention weights."""
+        """Returns the alignments of the first sources, as many as have attention weights.
+
+        Their captions are the texts, or the `names`.
+        """
         processor, drawn = self.processor, []
         for index, weights in enumerate(attention.get("alignment", ())):
             weights, origin = _one_map(weights)
             steps, tokens = self._labels(sources[index], outputs["tokens"][index, 0])
             hypothesis = processor.tokenizer.decode(outputs["tokens"][index, 0])
+            caption = f"{sources[index]}\n{hypothesis}" if names is None else names[index]
             drawn.append(
                 Alignment(
-                    f"{sources[index]}\n{hypothesis}{origin}",
+                    f"{caption}{origin}",
                     weights[: len(steps), : len(tokens)],
                     steps,
                     tokens,
@@ -302,7 +330,7 @@ class Translation(Task):
             )
         return drawn
 
-    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
+    def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """Returns the baselines: the copied source, and word-by-word translation by a lexicon."""
         return {
             "copy": lambda: self._baseline(lambda train: list),
@@ -311,9 +339,11 @@ class Translation(Task):
             ),
         }
 
-    def _baseline(self, fit: Callable[[Pairs], Callable]) -> dict[str, float]:
-        translate = fit(self.dataset.splits["train"])
-        return self._score(translate(self.dataset.splits["test"].sources), "test")
+    def _baseline(self, fit: Callable[[Pairs], Callable]) -> dict[str, Any]:
+        test = self.dataset.splits["test"]
+        found = fit(self.dataset.splits["train"])(test.sources)
+        scores = bleu_contributions(found, test.targets, True).astype(np.float32)
+        return {**self._score(found, "test"), "example_scores": scores}
 
     def _score(self, hypotheses: Sequence[str], split: str) -> dict[str, float]:
         references = self.dataset.splits[split].targets

@@ -24,10 +24,10 @@ from launch.engine import config as configs
 from launch.engine import evaluation
 from launch.engine import state as states
 from launch.engine.evaluation import Subset, evaluate, gather, prediction_inputs
-from launch.engine.predictor import Predictor, attention_of_first_examples
+from launch.engine.predictor import Predictor, outputs_of_examples
 from launch.engine.steps import make_steps
 from launch.exports import reader, writer
-from launch.reporting import figures
+from launch.reporting import examples, figures
 from launch.runs import predictions
 from launch.runs.run import described_data
 from tasks.answers import AnswerOptions
@@ -473,10 +473,21 @@ def check_odd_inputs(subject: Subject) -> None:
 def check_figures(subject: Subject) -> None:
     """Checks that the figures of a report can be drawn as HTML."""
     found = _evaluated(subject, split="test")
-    weights = attention_of_first_examples(subject.task, subject.steps, subject.variables, "test")
-    drawn = subject.task.figures(found.statistics, found.outputs, "test", weights)
-    for figure in drawn:
-        assert figures.draw(figure)
+    task, steps, variables = subject.task, subject.steps, subject.variables
+    chosen = examples.choose(task, found, "test", seed=0)
+    indices = [example.index for example in chosen.shown]
+    assert len(set(indices)) == min(task.drawn_examples, len(task.scored_examples("test")))
+    outputs = outputs_of_examples(task, steps, variables, "test", indices)
+    arguments = (found.statistics, found.outputs, "test")
+    drawn = task.figures(*arguments, outputs[0], chosen.shown, outputs[1])
+    # Every example is drawn, and has its id.
+    pages = [figures.draw(figure) for figure in drawn]
+    for example in chosen.shown:
+        assert any(f"(id {example.id})" in page for page in pages), example
+    for page in pages:
+        assert page.count("<img") == page.count('alt="')
+        assert 'alt=""' not in page
+    assert all(map(figures.draw, task.figures(*arguments, outputs[0], None, outputs[1])))
 
 
 def check_input_figures(subject: Subject) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import xml.etree.ElementTree
 
 import jax
@@ -221,9 +222,9 @@ def test_text_figure_escapes_what_a_text_holds():
     assert "<script>" not in drawn
     assert "&lt;script&gt;" in drawn
     # The shade is relative to the largest value.
-    assert "0.00)" in drawn
-    assert "1.00)" in drawn
-    assert "0.50)" in drawn
+    assert "--weight: 0.00" in drawn
+    assert "--weight: 1.00" in drawn
+    assert "--weight: 0.50" in drawn
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_text_figure_escapes_what_a_text_holds():
     ],
 )
 def test_pictures_are_inline(figure):
-    assert 'src="data:image/svg+xml;base64,' in figures.draw(figure)
+    assert re.search(r'src="data:image/(svg\+xml|png);base64,', figures.draw(figure))
 
 
 def test_labels_of_any_script_are_text_in_the_picture():
@@ -283,8 +284,10 @@ def test_names_are_drawn_as_they_are(name, shown):
         Alignment(name, np.eye(2), [name, "x"], ["y", name]),
         Curves(name, name, {name: ([4, 5], [1.0, 0.5])}),
     ):
-        drawn = base64.b64decode(figures.draw(figure).split("base64,")[1].split('"')[0])
+        page = figures.draw(figure)
+        drawn = base64.b64decode(page.split("base64,")[1].split('"')[0])
         texts = [each.text for each in xml.etree.ElementTree.fromstring(drawn).iter() if each.text]
-        assert texts.count(shown) == 3
+        assert texts.count(shown) == 2
+        assert f"<figcaption dir='auto'>{shown}</figcaption>" in page
         if not isinstance(figure, Curves):
             assert figures.png(figure).startswith(b"\x89PNG")

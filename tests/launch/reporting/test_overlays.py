@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -21,9 +22,10 @@ from tasks.figures import (
 GREY = np.full((4, 6), 100, np.uint8)
 
 
-def svg(figure):
-    drawn = figures.draw(figure)
-    return base64.b64decode(drawn.split("base64,")[1].split('"')[0]).decode("utf-8")
+def svgs(figure):
+    """Returns the SVG drawings of a figure."""
+    found = re.findall(r"data:image/svg\+xml;base64,([^\"]*)", figures.draw(figure))
+    return [base64.b64decode(each).decode("utf-8") for each in found]
 
 
 def test_colours_are_apart_and_keep_their_numbers():
@@ -68,12 +70,38 @@ def test_masks_are_mixed_in_their_order():
 def test_segmentation_names_the_classes_that_occur(known):
     labels = np.array([[0, 0, 2, 2, 255, 255]] * 4)
     truth = np.full((4, 6), 1) if known else None
-    picture = svg(SegmentedImage("cost $5 & $6", GREY, labels, ["sky", "road", "tree"], truth))
-    assert "cost $5 &amp; $6" in picture
-    assert picture.count("data:image/png;base64,") == 2 + known
-    assert "sky" in picture
-    assert "tree" in picture
-    assert ("road" in picture) == known
+    names = ["sky", "road", "tree"]
+    drawn = figures.draw(SegmentedImage("cost $5 & $6", GREY, labels, names, truth))
+    assert "cost $5 &amp; $6" in drawn
+    assert drawn.count("data:image/png;base64,") == 2 + known
+    legend = drawn.partition('<ul class="legend">')[2]
+    assert [name in legend for name in names] == [True, known, True]
+    assert "no class (dark)" in legend
+    # Readers who do not see the colors have the fractions.
+    assert "sky 33%, tree 33%" in drawn
+
+
+def test_pixels_of_the_background_are_not_tinted():
+    labels = np.array([[0, 0, 0, 1, 1, 1]] * 4)
+    names = ["Background", "cell"]
+    plain = overlays.background(names)
+    drawn = overlays.overlay_classes(GREY, labels, 2, plain=plain)
+    np.testing.assert_array_equal(drawn[:, :3], np.full((4, 3, 3), 100))
+    assert (drawn[:, 3:] != 100).any(axis=-1).all()
+    assert "Background (not colored)" in figures.draw(SegmentedImage("", GREY, labels, names))
+
+
+def test_attention_tints_images_by_weight_alone():
+    weights = np.zeros((2, 3))
+    weights[1, 2] = 0.3
+    large = np.full((64, 96, 3), 100, np.uint8)
+    drawn = overlays.overlay_weights(large, weights)
+    untinted = np.ones((64, 96), bool)
+    untinted[32:, 64:] = False
+    np.testing.assert_array_equal(drawn[untinted], 100)
+    assert (np.abs(drawn[~untinted].astype(int) - 100).max(axis=-1) > 50).all()
+    # Small images are enlarged by a whole factor.
+    assert overlays.overlay_weights(GREY, weights).shape == (44, 66, 3)
 
 
 def test_detection_shows_boxes_names_and_scores():
@@ -82,14 +110,32 @@ def test_detection_shows_boxes_names_and_scores():
     figure = DetectedImage(
         "found", GREY, boxes, ["cat", "dog"], np.array([0.91, 0.5]), masks, boxes[:1]
     )
-    picture = svg(figure)
-    for text in ("cat 0.91", "dog 0.50", "image, true boxes"):
-        assert text in picture
+    _, found = svgs(figure)
+    drawn = figures.draw(figure)
+    for text in ("cat 0.91", "dog 0.50"):
+        assert text in found
+        assert text in drawn
+    assert "image, true boxes" in drawn
+
+
+def test_many_objects_are_numbered_and_listed():
+    boxes = np.array([[n, 0, n + 1, 4] for n in range(20)], np.float32)
+    names = ["cat", "dog"] * 10
+    image = np.full((4, 20), 100, np.uint8)
+    figure = DetectedImage("found", image, boxes, names, np.linspace(0.9, 0.5, 20))
+    _, found = svgs(figure)
+    assert "cat 0.90" not in found
+    assert ">20<" in found
+    listed = figures.draw(figure).partition("20 detected objects</summary>")[2]
+    assert listed.count("<tr>") == 21
+    assert "<td>20</td>" in listed
+    assert "0, 0, 1, 4" in listed
 
 
 def test_nothing_detected_is_a_picture_too():
     figure = DetectedImage("nothing", GREY, np.zeros((0, 4)), [], np.zeros(0), np.zeros((0, 4, 6)))
-    assert "nothing" in svg(figure)
+    assert "nothing" in figures.draw(figure)
+    assert len(svgs(figure)) == 2
 
 
 def test_predictions_are_written_as_png_files(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.engine.config import task_class
-from launch.reporting import results
+from launch.reporting import results, tables
 from launch.reporting.results import load_records, save_record
 from launch.reporting.tables import (
     insert_models,
@@ -77,7 +77,35 @@ def test_gains_over_baselines_that_tell_of_each_example(tmp_path, capsys):
     assert "| gain over | majority | naive_bayes |" in text
     assert "| attention_pooling | +0.3000 ± 0.1000 | +0.0200 ± 0.0200 |" in text
     show(record, ["accuracy"])
-    assert "+0.0300 ± 0.0200" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "+0.0300 [+0.0100, +0.0500]" in shown
+    assert "this model minus baseline" in shown
+
+
+def test_differences_have_the_sign_of_the_metric():
+    record = seeded(0, 0.8)
+    record["baselines"] = {
+        "repeat": {"mse": 0.5, "gain": 0.1, "gain_95": 0.02},
+        "ridge": {"mse": 0.3, "gain": -0.1, "gain_95": 0.02},
+        "nlinear": {"mse": 0.39, "gain": -0.01, "gain_95": 0.02},
+        "other": {"mse": 0.4},
+    }
+    # A gain is positive if the model is better, so the error of the model is then smaller.
+    assert tables.format_differences({**record, "task": "forecasting"}) == {
+        "repeat": "-0.1000 [-0.1200, -0.0800]",
+        "ridge": "+0.1000 [+0.0800, +0.1200]",
+        "nlinear": "+0.0100 [-0.0100, +0.0300]",
+    }
+    verdicts = {"repeat": "better", "ridge": "worse", "nlinear": "no clear difference"}
+    assert tables.verdicts(record) == verdicts
+
+
+def test_empty_columns_are_left_out():
+    record = seeded(0, 0.8)
+    assert tables.measured(record, ["accuracy", "mask_ap"]) == ["accuracy"]
+    text = results_markdown([{**record, "baselines": {}}])
+    assert all(all(row.strip("| ").split(" | ")) for row in text.splitlines() if "|" in row)
+    assert "| seeds |" in text
 
 
 def test_the_files_here_are_those_of_the_run_files():

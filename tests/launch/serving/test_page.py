@@ -1,7 +1,6 @@
 """The page in a headless browser: no console errors, narrow screens, the keyboard, dark mode."""
 
 import contextlib
-import shutil
 import threading
 
 import pytest
@@ -11,15 +10,11 @@ from launch.serving import server as servers
 from launch.serving.app import Application
 from launch.serving.models import Model
 from launch.serving.options import Options
+from tests.launch.browser import launched, needs_browser
 from tests.launch.serving.conftest import NAME
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
-]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+pytestmark = [pytest.mark.slow, needs_browser]
 
 
 @contextlib.contextmanager
@@ -44,8 +39,8 @@ def address(export):
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with launched() as found:
+        yield found
 
 
 @pytest.fixture(params=["light", "dark"])

@@ -9,6 +9,7 @@ import pytest
 
 from launch.engine import config as configs
 from launch.engine.evaluation import evaluate, gather
+from launch.engine.predictor import outputs_of_examples
 from launch.engine.state import evaluation_variables
 from launch.engine.steps import make_steps
 from launch.reporting import baselines as engine_baselines
@@ -17,8 +18,9 @@ from launch.runs.ablation import load_ablation, resolve_ablation
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import evaluation_batches, train_iterator
 from tasks.common.errors import UserError
-from tasks.figures import Alignment, Curves, Forecast
+from tasks.figures import Alignment, Curves, FigureGroup, Forecast, Shown
 from tasks.forecasting import baselines
+from tasks.forecasting import timestamps as clock
 from tasks.forecasting.figures import attention_figures
 from tasks.forecasting.task import TASK, Forecasting
 
@@ -110,7 +112,7 @@ def test_report_shows_forecasts_errors_and_lags(residual, evaluated):
     batch = next(iter(evaluation_batches(task.examples("test"), batch_size=100)))
     attention = jax.device_get(steps.attention(variables, steps.place(batch)))
     drawn = task.figures(evaluated.statistics, evaluated.outputs, "test", attention)
-    assert [type(figure) for figure in drawn] == [*[Forecast] * 4, Curves, Curves]
+    assert [type(figure) for figure in drawn] == [*[Forecast] * 3, Curves, Curves]
     first = drawn[0]
     data = task.dataset
     origin = data.origins("test")[0]
@@ -120,9 +122,32 @@ def test_report_shows_forecasts_errors_and_lags(residual, evaluated):
     assert len(first.past) == L
     for low, high in first.intervals.values():
         assert np.all((low < first.forecast) & (first.forecast < high))
-    assert "after 2024-" in first.x_label
+    times = clock.stamps(data.start, data.step, np.arange(origin - L, origin + F))
+    np.testing.assert_array_equal(first.times, times)
     assert list(drawn[-1].series) == ["1 ahead", "12 ahead", "24 ahead"]
-    assert drawing.draw(first).startswith("<img")
+    assert "data:image/svg+xml" in drawing.draw(first)
+
+
+def test_report_shows_every_channel(residual, evaluated):
+    task, steps, variables = residual
+    shown = [Shown(index, "best quarter", f"{index:016x}") for index in (5, 2)]
+    indices = [example.index for example in shown]
+    attention, predicted = outputs_of_examples(task, steps, variables, "test", indices)
+    outputs = evaluated.outputs
+    drawn = task.figures(evaluated.statistics, outputs, "test", attention, shown, predicted)
+    assert [type(figure) for figure in drawn] == [*[FigureGroup] * 2, Curves, Curves]
+    data = task.dataset
+    for figure, index in zip(drawn, indices, strict=False):
+        origin = data.origins("test")[index]
+        assert figure.caption.startswith(f"best quarter: test example {index} (id 0000")
+        assert f"mse {outputs['mse'][index]:.3f}" in figure.caption
+        assert [channel.caption.split()[0] for channel in figure.figures] == list(data.names)
+        for number, channel in enumerate(figure.figures):
+            true = data.series[origin : origin + F, number] * data.std[number] + data.mean[number]
+            np.testing.assert_allclose(channel.truth, true, rtol=1e-5)
+        # The last channel is the one that the outputs of the split hold.
+        point = task.head.point(outputs["forecast"][index]) * data.std[-1] + data.mean[-1]
+        np.testing.assert_allclose(figure.figures[-1].forecast, point, rtol=1e-4)
 
 
 def test_weights_of_other_models_are_drawn():

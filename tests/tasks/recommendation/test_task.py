@@ -131,7 +131,7 @@ def test_report_shows_reasons(trained, evaluated):
         assert [share for _, share in reasons] == sorted((s for _, s in reasons), reverse=True)
     shown = figures.draw(dataclasses.replace(page, caption="<u>", truth=page.titles[0]))
     assert "&lt;u&gt;" in shown
-    assert f"<b>{page.titles[0]} ✓</b>" in shown
+    assert f"<b>{page.titles[0]} ✓ true</b>" in shown
     # A model that names users, and one that names nothing.
     neighbours = {
         "reason_neighbours": np.array([[[0.2, 0.8]] * 10]),

@@ -1,0 +1,109 @@
+"""Choice of the test examples that a report shows: correct, wrong and uncertain ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from launch.engine.evaluation import Evaluation
+from tasks.figures import Shown
+from tasks.task import Task
+
+_UNCERTAIN = "uncertain"
+# Reasons for a choice, as the note says them.
+_KINDS: Mapping[str, str] = {
+    "correct": "correct",
+    "wrong": "wrong",
+    "best quarter": "of the best quarter by score",
+    "worst quarter": "of the worst quarter by score",
+    "middle half": "of the middle half by score",
+    _UNCERTAIN: "with the lowest confidence",
+}
+
+
+class Choice(NamedTuple):
+    """Chosen examples, and a sentence that says how they were chosen."""
+
+    shown: Sequence[Shown]
+    note: str
+
+
+def choose(task: Task, evaluation: Evaluation, split: str, seed: int) -> Choice:
+    """Chooses the examples of a report.
+
+    A quarter are those with the lowest confidence, if the task has confidences. The others are
+    drawn at random in equal numbers among correct and wrong examples. If scores are neither, such
+    as squared errors, they are drawn among the best quarter, the middle half and the worst quarter.
+
+    Args:
+      task: task with its data.
+      evaluation: results on the split.
+      split: name of the split.
+      seed: seed of the random choice; the same seed chooses the same examples.
+    """
+    scores = task.example_scores(evaluation.outputs, split)
+    rows = task.predictions(evaluation.outputs, split, scores=scores)
+    confidence = np.array(
+        [math.nan if row["confidence"] is None else row["confidence"] for row in rows], float
+    )
+    groups = _groups(scores, confidence, task.higher_is_better, task.drawn_examples // 4)
+    chosen = _draw(groups, task.drawn_examples, np.random.default_rng(seed))
+    indices = task.scored_examples(split)
+    shown = [
+        Shown(int(indices[row]), kind, rows[row]["id"])
+        for kind, members in chosen.items()
+        for row in members
+    ]
+    counts = [f"{len(members)} {_KINDS[kind]}" for kind, members in chosen.items() if members]
+    listed = ", ".join(counts[:-1]) + " and " * (len(counts) > 1) + "".join(counts[-1:])
+    graded = not {"correct", "wrong"} & set(groups)
+    score = f" The score is the contribution to {task.primary_metric}." if graded else ""
+    note = (
+        f"Of the {len(scores):,} examples of the {split} split: {listed}; drawn at random with "
+        f"seed {seed}.{score} The ids are those of predictions-{split}.csv."
+    )
+    return Choice(shown, note)
+
+
+def _groups(
+    scores: np.ndarray, confidence: np.ndarray, higher_is_better: bool, uncertain: int
+) -> dict[str, list[int]]:
+    """Returns the candidates of each kind; `uncertain` examples with the lowest confidence."""
+    found: dict[str, list[int]] = {}
+    # An error rate of 0 is a correct answer, as a score of 1 is among scores of 0 and 1.
+    perfect = scores == (1 if higher_is_better else 0)
+    if perfect.any() and (not higher_is_better or np.isin(scores, (0, 1)).all()):
+        found = {"correct": np.flatnonzero(perfect), "wrong": np.flatnonzero(~perfect)}
+    elif higher_is_better and not scores.any():
+        found = {"wrong": np.arange(len(scores))}
+    else:
+        order = np.argsort(-scores if higher_is_better else scores, kind="stable")
+        quarter = -(-len(order) // 4)
+        found = {
+            "best quarter": order[:quarter],
+            "worst quarter": order[max(len(order) - quarter, quarter) :],
+            "middle half": order[quarter : len(order) - quarter],
+        }
+    known = np.flatnonzero(np.isfinite(confidence))
+    least = known[np.argsort(confidence[known], kind="stable")[:uncertain]]
+    found = {kind: [i for i in rows if i not in set(least)] for kind, rows in found.items()}
+    return {**found, **({_UNCERTAIN: list(least)} if len(least) else {})}
+
+
+def _draw(
+    groups: Mapping[str, Sequence[int]], count: int, rng: np.random.Generator
+) -> dict[str, list[int]]:
+    """Draws up to `count` examples, as equally among the kinds as their numbers allow."""
+    waiting = {
+        kind: list(rows) if kind == _UNCERTAIN else rng.permutation(rows).astype(int).tolist()
+        for kind, rows in groups.items()
+    }
+    found: dict[str, list[int]] = {kind: [] for kind in groups}
+    while any(waiting.values()) and sum(map(len, found.values())) < count:
+        for kind, rows in waiting.items():
+            if rows and sum(map(len, found.values())) < count:
+                found[kind].append(rows.pop(0))
+    return found
