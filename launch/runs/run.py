@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.splits import check_splits
 from tasks.common.errors import UserError
 from tasks.task import Task
+
+# Lines about data that were printed in this process, such as by earlier runs of an ablation.
+_printed: set[tuple[str, ...]] = set()
 
 
 def run(
@@ -88,8 +91,7 @@ def run(
             Description.of(given).check(place, "restore the data, or name another --workdir")
     if shorter is None:
         write_json(folder / "config.json", configs.to_dict(config))
-    for line in lines:
-        print(line, file=sys.stderr, flush=True)
+    _print_once(described, lines)
     with alone(folder):
         if shorter is not None:
             continuing.begin(shorter, config, folder)
@@ -126,6 +128,14 @@ def described_data(task: Task) -> tuple[dict[str, Any], list[str]]:
     width = max(len(name) for name, _ in pairs)
     lines = [f"{name:{width}}  {text}" for name, text in pairs]
     return found, lines + [f"warning: {warning}" for warning in found["warnings"]]
+
+
+def _print_once(described: Mapping[str, Any], lines: Sequence[str]) -> None:
+    """Prints the lines about the data; if an earlier run had the same data, only the counts."""
+    shown = lines[: len(described["splits"])] if tuple(lines) in _printed else lines
+    _printed.add(tuple(lines))
+    for line in shown:
+        print(line, file=sys.stderr, flush=True)
 
 
 def _selecting(config: Experiment) -> Experiment:

@@ -186,7 +186,7 @@ class LanguageModeling(Task):
         known, total = sum(int(np.sum(x != UNKNOWN)) for x in ids), sum(map(len, ids))
         sizes, facts = {"tokens": examples.lengths}, {"tokens": f"{total:,}"}
         if self.dataset.running:
-            (text,), unit, sizes = texts, f"lines of {_LINE} or more letters", {}
+            text, unit, sizes = texts[0], f"lines of {_LINE} or more letters", {}
             if len(text) > BYTES:
                 text, unit = text[:BYTES], f"{unit} (in the first {BYTES:,} letters)"
             texts = [line for line in text.split("\n") if len(line) >= _LINE]

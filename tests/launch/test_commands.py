@@ -1,10 +1,13 @@
 """The commands end to end on a user file: train, evaluate, predict, ablate, resume."""
 
 import csv
+import html
 import io
 import json
 
 import pytest
+
+from tasks.common.data import summary
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,25 @@ def test_predictions_of_the_test_split_are_a_table(run):
     assert sum(right) / len(rows) == pytest.approx(result["metrics"]["accuracy"])
     assert {row["target"] for row in rows} == {"good", "bad"}
     assert all(row["input"].split() for row in rows)
+
+
+def test_the_summary_of_the_data_is_printed_recorded_and_reported(run):
+    folder, done = run
+    result = json.loads((folder / "result.json").read_text())
+    page = html.unescape((folder / "report.html").read_text(encoding="utf-8"))
+    facts = summary.facts(result["data_summary"])
+    assert {"train", "validation", "test", "sizes", "duplicates"} <= dict(facts).keys()
+    for name, text in facts:
+        assert f"{name:11} {text}" in done.stderr.splitlines()
+        assert f"<dt>{name}</dt><dd>{text}</dd>" in page
+    examples = {x: y["examples"] for x, y in result["data_summary"]["splits"].items()}
+    assert sum(examples.values()) == 240
+    # The lines come before the first step, and the metric has its unit.
+    accuracy = "correctly classified examples; fraction from 0 to 1; higher is better"
+    assert f"accuracy, {accuracy}" in done.stderr.partition("step ")[0]
+    assert result["metric_units"]["accuracy"] == accuracy
+    assert f"<dt><code>accuracy</code></dt><dd>{accuracy}</dd>" in page
+    assert "F1 of the class bad" in page
 
 
 def test_separable_words_are_learned(run):

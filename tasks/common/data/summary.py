@@ -151,6 +151,8 @@ def summarize(
             for key, value in dataclasses.asdict(counts[split]).items()
             if key != "least_classes" and (value or key == "examples")
         }
+        if not counts[split].ignored:
+            del found["ignored_as"]
         found |= {
             "sizes": {
                 unit: _sizes(np.asarray(sizes), column.limits.get(unit), column.cut)

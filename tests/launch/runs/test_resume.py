@@ -37,12 +37,13 @@ def saving(folder):
     return "20" in names and any("tmp" in name and not name.startswith("20.") for name in names)
 
 
-def lines_written(count):
-    def reached(folder):
-        path = folder / "metrics.jsonl"
-        return path.exists() and path.read_bytes().count(b"\n") >= count
+def lines_in(folder):
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
-    return reached
+
+def lines_written(count):
+    return lambda folder: lines_in(folder) >= count
 
 
 def kill_when(reached, flags, cache, folder):
@@ -57,6 +58,25 @@ def kill_when(reached, flags, cache, folder):
         time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+@pytest.mark.slow
+def test_killed_continuation_ends_as_an_uninterrupted_run(flags, command, cache, tmp_path):
+    flags = [*flags, "--config.optimizer.schedule=constant"]
+    whole, folder = tmp_path / "whole", tmp_path / "continued"
+    short = [*flags, "--config.training.steps=40"]
+    for place, given in ((whole, flags), (folder, short)):
+        done = command("train", *given, f"--workdir={place}")
+        assert done.returncode == 0, done.stderr[-2000:]
+    before = lines_in(folder)
+    kill_when(lines_written(before + 1), flags, cache, folder)
+    done = command("train", *flags, f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (folder / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    results = [json.loads((run / "result.json").read_text()) for run in (folder, whole)]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["training"]["continued_from"] == [40]
+    assert json.loads((folder / "result-40.json").read_text())["training"]["planned_steps"] == 40
 
 
 @pytest.mark.parametrize(
