@@ -63,6 +63,29 @@ def test_planted_duplicates_are_found(subjects, name, tmp_path):
     assert any(line.startswith("conflicts") for line in lines) == bool(conflicting)
 
 
+def test_what_readers_skip_is_in_the_summary(tmp_path):
+    def plant(folder):
+        path = folder / "x.csv"
+        path.write_text(path.read_text().replace("\n", "\n\n", 3))
+
+    def break_image(folder):
+        (folder / "cat" / "07.png").write_bytes(b"broken")
+
+    subject = contract.make_subject("text_classification", tmp_path / "texts", plant=plant)
+    (note,) = described_data(subject.task)[0]["notes"]
+    assert note.endswith("x.csv: 3 empty lines are ignored; the first is line 2")
+    # Also if the reader has said so before.
+    again = type(subject.task).prepare(subject.config.data, subject.config.model, subject.paths)
+    assert list(again.notes) == [note]
+    images = contract.make_subject("image_classification", tmp_path / "images")
+    data = dataclasses.replace(images.config.data, skip_broken=True)
+    break_image(tmp_path / "images" / "data")
+    task = type(images.task).prepare(data, images.config.model, images.paths)
+    (note,) = described_data(task)[0]["notes"]
+    assert note.startswith("skipped ")
+    assert "07.png" in note
+
+
 # ---------------------------------------------------------------- planted faults
 
 
