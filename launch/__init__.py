@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     # Imports for editors and type checkers; a test compares them with _EXPORTS.
     from launch.api import AttentionWeights as AttentionWeights
+    from launch.api import Compared as Compared
     from launch.api import Metrics as Metrics
     from launch.api import Run as Run
+    from launch.api import compare as compare
     from launch.api import config as config
     from launch.api import load as load
     from launch.api import train as train
@@ -30,10 +32,12 @@ if TYPE_CHECKING:
 # name -> module, imported on first use, so that `import launch` does not import JAX.
 _EXPORTS = {
     "AttentionWeights": "launch.api",
+    "Compared": "launch.api",
     "Experiment": "launch.engine.config",
     "Metrics": "launch.api",
     "Run": "launch.api",
     "UserError": "tasks.common.errors",
+    "compare": "launch.api",
     "config": "launch.api",
     "load": "launch.api",
     "train": "launch.api",

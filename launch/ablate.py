@@ -3,7 +3,16 @@
 python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/text_pooling
 
 The ablation file declares a base experiment and changes to it (deltas). One table is printed.
-Finished runs are skipped, so the same command resumes an interrupted ablation.
+The table has validation and test metrics, and differences from the base with 95 % confidence
+intervals, paired by test example. The files table.md, table.csv, table.json and report.html in
+--workdir have it too. Finished runs are skipped, so the same command resumes an interrupted
+ablation.
+
+--match=parameters adjusts one dimension of each model so that all have as many parameters as the
+base:
+
+python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/matched
+    --match=parameters
 """
 
 from __future__ import annotations
@@ -15,6 +24,7 @@ from absl import flags
 from launch import cli
 
 cli.define_workdir()
+cli.define_match()
 cli.define_record()
 cli.define_track()
 flags.DEFINE_string("config", None, "Ablation file, for example configs/ablations/text_pooling.py.")

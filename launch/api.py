@@ -30,10 +30,12 @@ from launch.engine.errors import Interrupted
 from launch.engine.predictor import Predictor
 from launch.engine.steps import Steps
 from launch.engine.writers import read_lines
+from launch.reporting import comparison as comparisons
+from launch.reporting import comparison_files, results
 from launch.reporting import report as reports
-from launch.reporting import results
+from launch.reporting.comparison import Comparison
 from launch.reporting.tables import DIFFERENCE, format_differences, measured
-from launch.runs import directory
+from launch.runs import collection, directory
 from launch.runs import run as runs
 from launch.runs.evaluation import evaluate_file, evaluate_run, prepared_for_evaluation
 from tasks.answers import AnswerOptions
@@ -181,6 +183,56 @@ def load(
     experiment = directory.saved_config(folder)
     assert experiment is not None
     return Run(folder, experiment, Paths.default(data_dir, cache_dir, data_mirror))
+
+
+def compare(runs: Sequence[Folder | Run], against: Folder | Run = "best") -> Compared:
+    """Compares finished runs, as `python -m launch.compare` does.
+
+    Args:
+      runs: runs, run directories, or directories that contain some.
+      against: what the differences are from: "best" on validation, "first", or one of the runs.
+
+    Returns:
+      The tables; unfinished and damaged runs are named in `left_out`.
+
+    Raises:
+      UserError: none of the runs is finished, or `against` is none of them.
+    """
+    if isinstance(runs, str | os.PathLike | Run):
+        raise UserError(f"runs: got {runs!r}, expected a list of runs; write [...]")
+    folders = [each.folder if isinstance(each, Run) else Path(each).expanduser() for each in runs]
+    reference = str(against.folder) if isinstance(against, Run) else os.fspath(against)
+    found, messages = collection.collect(folders)
+    if not found:
+        raise UserError("; ".join(["runs: none is finished", *messages]))
+    return Compared(collection.compare_runs(found, reference), messages)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Compared:
+    """Comparison of runs: a table for each task and test data, the best on validation first.
+
+    Notebooks show the tables with their figures.
+
+    Attributes:
+      tables: the tables, see `launch.reporting.comparison.Comparison`.
+      left_out: messages about unfinished and damaged runs.
+    """
+
+    tables: Sequence[Comparison]
+    left_out: Sequence[str]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Records of the rows of all tables, see `launch.reporting.comparison.records`."""
+        return [record for table in self.tables for record in comparisons.records(table)]
+
+    def __repr__(self) -> str:
+        tables = [comparison_files.markdown(table) for table in self.tables]
+        return "\n".join([*tables, *(f"- {line}" for line in self.left_out)])
+
+    def _repr_html_(self) -> str:
+        return comparison_files.sections(self.tables, self.left_out)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,15 +26,19 @@ FLAGS = flags.FLAGS
 
 @dataclasses.dataclass
 class _Overrides:
-    """State of the --config.key=value flags of one command line.
+    """State of the --config.key=value flags and the arguments of one command line.
 
     Attributes:
       allowed: whether the command accepts --config.key=value.
+      arguments: whether it accepts arguments that are no flags.
+      rest: these arguments.
       original: nested dict of the config file; None before the flags are parsed.
       values: the same with its overrides.
     """
 
     allowed: bool = False
+    arguments: bool = False
+    rest: Sequence[str] = ()
     original: dict[str, Any] | None = None
     values: dict[str, Any] | None = None
 
@@ -129,6 +133,35 @@ def tracked() -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def define_arguments() -> None:
+    """Makes the command accept arguments that are no flags; `arguments` returns them."""
+    _overrides.arguments = True
+    FLAGS.set_gnu_getopt(True)
+
+
+def arguments() -> Sequence[str]:
+    """Returns the words of the command line that are no flags."""
+    return _overrides.rest
+
+
+def define_match() -> None:
+    """Defines --match and --match_key."""
+    flags.DEFINE_enum(
+        "match",
+        None,
+        ["parameters"],
+        "Adjust one dimension of each compared model so that all have the parameter count of the "
+        "first, within 2 %.",
+    )
+    flags.DEFINE_multi_string(
+        "match_key",
+        [],
+        "Config key that --match may adjust, such as model.model_size; by default the first of "
+        "feedforward_size, hidden_size, state_size, pyramid_channels, channels, embedding_size and "
+        "model_size that gives the parameter count.",
+    )
+
+
 def define_record() -> None:
     """Defines --record and --results."""
     flags.DEFINE_bool(
@@ -157,29 +190,51 @@ def record(records: Iterable[Mapping[str, Any]]) -> None:
 def run_all(experiments: Mapping[str, Any], seeds: int, title: str) -> NoReturn:
     """Runs experiments over seeds, prints their table, records the runs and exits.
 
+    With --match=parameters, the experiments are adjusted first.
+
     Args:
       experiments: experiments by name; the first one is the base.
       seeds: number of seeds.
       title: title of the table.
     """
-    from launch.runs import ablation
+    from launch.runs import experiments as runs
 
     check_recordable()
     track = tracked()
+    if FLAGS.match_key and not FLAGS.match:
+        raise UserError("--match_key: needs --match=parameters")
     set_up_jax(next(iter(experiments.values())))
-    folder = workdir()
-    outcomes, stopped = ablation.run_all(
-        experiments,
-        seeds,
-        folder,
-        paths(),
-        command(),
-        lambda line: print(line, file=sys.stderr, flush=True),
-        track,
-    )
+    notes = []
+    if FLAGS.match:
+        from launch.runs import matching
+
+        found = matching.match_parameters(experiments, paths(), FLAGS.match_key, status)
+        experiments = {name: match.experiment for name, match in found.items()}
+        notes = matching.notes(found)
+    options = runs.Options(workdir(), paths(), command(), status, track)
+    outcomes, stopped = runs.run_all(experiments, seeds, options)
+    finish_runs(outcomes, stopped, title, notes=notes)
+
+
+def finish_runs(outcomes: Mapping[str, Any], stopped: int, title: str, **options: Any) -> NoReturn:
+    """Records the runs of experiments, prints their table and exits.
+
+    Args:
+      outcomes: outcomes by name.
+      stopped: number of the signal that stopped the runs, or 0.
+      title: title of the table.
+      **options: of `launch.runs.experiments.finish`.
+    """
+    from launch.runs import experiments as runs
+
     if not stopped:
         record(record for outcome in outcomes.values() for record in outcome.records.values())
-    sys.exit(ablation.finish(folder, title, outcomes, stopped))
+    sys.exit(runs.finish(workdir(), title, outcomes, stopped, **options))
+
+
+def status(line: str) -> None:
+    """Prints a line about the progress of a command on standard error."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def required(name: str) -> str:
@@ -232,7 +287,9 @@ def main(command: Callable[[], None], usage: str) -> None:
     sys.unraisablehook = _failed_callback
     logging.getLogger("asyncio").addFilter(_is_no_system_error)
     sys.modules["__main__"].__doc__ = usage
-    for name in ("config", "workdir", "data_dir", "cache_dir", "data_mirror"):
+    shared = ("config", "workdir", "data_dir", "cache_dir", "data_mirror", "record", "results",
+              "track", "match", "match_key")  # fmt: skip
+    for name in shared:
         if name in FLAGS:
             # --help shows only key flags of the main module.
             FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
@@ -323,7 +380,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         raise UserError(_unknown_flag(error.flagname)) from None
     except flags.Error as error:
         raise UserError(str(error)) from None
-    if rest[1:]:
+    if _overrides.arguments:
+        _overrides.rest = rest[1:]
+    elif rest[1:]:
         raise UserError(f"{rest[1]!r}: is not a flag; {_instead_of(rest[1])}")
     return rest
 
@@ -495,6 +554,7 @@ def _flags_of_commands() -> dict[str, set[str]]:
         "workdir": ["workdir"],
         "record": ["record", "results"],
         "track": ["track"],
+        "match": ["match", "match_key"],
     }
     found = {}
     for name, text in command_sources().items():

@@ -3,11 +3,28 @@
 python -m launch.sweep --config=configs/text_classification.py:sst2 --workdir=runs/sweep
     --seeds=3 --set model.num_layers=1,2
 
-One table is printed. Several --set flags run every combination of values; each is compared with the
-first combination.
+One table is printed: validation and test metrics, and differences from the first combination with
+95 % confidence intervals, paired by test example. The files table.md, table.csv, table.json and
+report.html in --workdir have it too. The same command resumes an interrupted sweep.
+
+Several --set flags run every combination of values. Values are a list, or 7 numbers with equal
+ratios, log(1e-5,1e-2,7), or with equal distances, linear(0,0.5,7):
+
+python -m launch.sweep --config=configs/text_classification.py:sst2 --workdir=runs/rates
+    --set "optimizer.learning_rate=log(1e-4,1e-2,5)" --set "model.dropout_rate=linear(0,0.4,3)"
+
+--search=optuna runs --trials combinations, each chosen by the validation metrics of the earlier
+ones (pip install -r requirements-optuna.txt). A range without a number of values is then searched
+as a whole. The same command with a larger --trials continues the search:
+
+python -m launch.sweep --config=configs/text_classification.py:sst2 --workdir=runs/search
+    --set "optimizer.learning_rate=log(1e-4,1e-2)" --set "model.num_layers=linear(1,4)"
+    --search=optuna --trials=20
 """
 
 from __future__ import annotations
+
+import sys
 
 from absl import flags
 
@@ -18,19 +35,69 @@ cli.define_workdir()
 flags.DEFINE_integer(
     "seeds", 1, "Number of seeds, starting at the seed of the config.", lower_bound=1
 )
-flags.DEFINE_multi_string("set", [], "key=a,b,c")
+flags.DEFINE_multi_string(
+    "set", [], "key=a,b,c, key=log(FIRST,LAST,COUNT) or key=linear(FIRST,LAST,COUNT)"
+)
+flags.DEFINE_enum("search", None, ["optuna"], "Choose the combinations by a search, with Optuna.")
+flags.DEFINE_integer(
+    "trials", 20, "Number of combinations of --search, with those of earlier commands.",
+    lower_bound=1,
+)  # fmt: skip
+cli.define_match()
 cli.define_record()
 cli.define_track()
 
 
 def sweep() -> None:
     """Runs the command `launch.sweep`."""
-    from launch.runs import ablation as ablations
+    from launch.runs import sweeps
+    from tasks.common.errors import UserError
 
     config = cli.experiment()
     cli.workdir()  # before the experiments are resolved
-    experiments = ablations.resolve_sweep(config, cli.FLAGS.set)
-    cli.run_all(experiments, cli.FLAGS.seeds, f"{config.task}: {config.data.name}")
+    title = f"{config.task}: {config.data.name}"
+    if cli.FLAGS.search:
+        search(config, title)
+    if not cli.FLAGS["trials"].using_default_value:
+        raise UserError("--trials: needs --search=optuna; --set alone runs every combination")
+    cli.run_all(sweeps.resolve_sweep(config, cli.FLAGS.set), cli.FLAGS.seeds, title)
+
+
+def search(config, title: str) -> None:
+    """Runs the trials of --search, prints their table and exits.
+
+    Args:
+      config: experiment of the config file.
+      title: title of the table.
+
+    Raises:
+      UserError: a flag cannot be combined with --search.
+    """
+    from launch.engine.config import task_class
+    from launch.runs import experiments as runs
+    from launch.runs import search as searches
+    from tasks.common.errors import UserError
+
+    if cli.FLAGS.match:
+        raise UserError("--match: cannot be combined with --search; leave out one of them")
+    searches.check_installed()
+    cli.check_recordable()
+    cli.set_up_jax(config)
+    options = runs.Options(cli.workdir(), cli.paths(), cli.command(), cli.status, cli.tracked())
+    outcomes, stopped, trials = searches.run_search(
+        config,
+        cli.FLAGS.set,
+        cli.FLAGS.trials,
+        cli.FLAGS.seeds,
+        options,
+    )
+    if not outcomes:
+        sys.exit(128 + stopped)
+    note = (
+        f"{trials} trials of {len(outcomes)} combinations, chosen by Optuna (TPE) by "
+        f"{task_class(config.task).primary_metric} on validation; a larger --trials continues"
+    )
+    cli.finish_runs(outcomes, stopped, title, against_best=True, notes=[note])
 
 
 if __name__ == "__main__":

@@ -211,6 +211,24 @@ class Recommendations:
     truth: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """Values with intervals, in one panel for each quantity; every name is a row of all panels.
+
+    Attributes:
+      title: title of the figure.
+      names: names of the rows.
+      panels: label of the quantity -> name of the series -> values and half-widths of their
+        intervals, each [names]; a value of NaN is left out.
+      zero: labels of the quantities that are differences, whose 0 is marked.
+    """
+
+    title: str
+    names: Sequence[str]
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]
+    zero: Sequence[str] = ()
+
+
 Figure = (
     ConfusionMatrix
     | AttendedText
@@ -222,5 +240,6 @@ Figure = (
     | Forecast
     | Transcript
     | FigureGroup
+    | Intervals
     | Recommendations
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import pathlib
 import re
 import shlex
@@ -91,13 +92,19 @@ class Shell:
         more = self._added(words)
         if name and name not in _WITHOUT_DATA:
             more = [*more, *self._data]
-        given = words[2:] if name else words[1:]
+        given = [path for word in words[2 if name else 1 :] for path in self._matching(word)]
         done = self._server.run([*given, *more], folder=self.folder)
         line = " ".join([*words, *more])
         assert done.returncode == 0, f"{line}\n{done.stdout[-500:]}\n{done.stderr[-1500:]}"
         assert done.stdout, line
         if output is not None:
             (self.folder / output).write_text(done.stdout, encoding="utf-8")
+
+    def _matching(self, word: str) -> list[str]:
+        """Returns the files that a word such as runs/* matches, as a shell does, or the word."""
+        if word.startswith("-"):
+            return [word]
+        return sorted(glob.glob(word, root_dir=self.folder)) or [word]
 
     @contextlib.contextmanager
     def _served(self, words: list[str]) -> Iterator[str]:

@@ -50,7 +50,7 @@ def test_commands_run_as_they_stand(server, tmp_path):
         shell = Shell(server, folder, paths, added)
         shell.run(commands(README))
     expected = {"prepare", "train", "evaluate", "predict", "ablate", "sweep", "report", "export"}
-    expected.add("compile")
+    expected |= {"compile", "compare"}
     assert set(shell.ran) == {*expected, "serve", "import_weights", "export_weights"}
 
 

@@ -27,6 +27,7 @@ from tasks.figures import (
     Figure,
     FigureGroup,
     Forecast,
+    Intervals,
     SegmentedImage,
     Transcript,
 )
@@ -95,7 +96,9 @@ def legend(figure: Figure) -> list[Entry]:
 
 def caption(figure: Figure) -> str:
     """Returns the caption or title of a figure."""
-    return figure.title if isinstance(figure, ConfusionMatrix | Curves) else figure.caption
+    return (
+        figure.title if isinstance(figure, ConfusionMatrix | Curves | Intervals) else figure.caption
+    )
 
 
 def canvas(width: float, height: float) -> Any:
@@ -194,6 +197,44 @@ def _legend_below(figure: Any, axes: Any) -> None:
 
 def _curves(figure: Curves) -> list[Panel]:
     return [curves(figure.title, figure.series, figure.x_label)]
+
+
+def _intervals(figure: Intervals) -> list[Panel]:
+    return [_interval_panel(figure, label) for label in figure.panels]
+
+
+def _interval_panel(figure: Intervals, label: str) -> Panel:
+    names, series = figure.names, figure.panels[label]
+    rows = np.arange(len(names), dtype=float)
+
+    def draw(canvas: Any) -> None:
+        axes = canvas.subplots()
+        if label in figure.zero:
+            axes.axvline(0, color=INK, linewidth=0.8)
+        # The series of a row are drawn above each other.
+        shifts = 0.2 * (np.arange(len(series)) - (len(series) - 1) / 2)
+        for shift, (name, (values, halves)) in zip(shifts, series.items(), strict=True):
+            look = {"fmt": "o", "markersize": 4, "capsize": 3, "label": name}
+            axes.errorbar(values, rows + shift, xerr=halves, **look)
+        shown = [name if len(name) <= 24 else f"{name[:12]}...{name[-9:]}" for name in names]
+        axes.set_yticks(rows, shown, fontsize=8)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlabel(label)
+        axes.grid(axis="x", alpha=0.6)
+        if len(series) > 1:
+            _legend_below(canvas, axes)
+
+    found = []
+    for index, row in enumerate(names):
+        known = {name: (x[index], y[index]) for name, (x, y) in series.items()}
+        found += [
+            f"{row} {name} {value:.4g} plus or minus {half:.2g}"
+            for name, (value, half) in known.items()
+            if np.isfinite(value)
+        ]
+    text = f"{label}: {'; '.join(found[:40])}"
+    height = 0.75 + 0.26 * len(names) + 0.25 * (len(series) > 1)
+    return Panel(text, WIDTH, max(height, 1.6), draw)
 
 
 def _confusion_matrix(figure: ConfusionMatrix) -> list[Panel]:
@@ -551,6 +592,7 @@ _PANELS: Mapping[type, Callable[[Any], list[Panel]]] = {
     DetectedImage: _detected_image,
     FigureGroup: _group,
     Forecast: _forecast,
+    Intervals: _intervals,
     SegmentedImage: _segmented_image,
     Transcript: _transcript,
 }

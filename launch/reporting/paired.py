@@ -122,6 +122,21 @@ def format_interval(mean: float, half: float) -> str:
     return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
 
 
+def mean_and_t_interval(values: np.ndarray) -> tuple[float, float]:
+    """Computes the mean of independent values and the half-width of its 95 % confidence interval.
+
+    The interval is based on Student's t distribution, since there are few values.
+
+    Args:
+      values: values [n], such as differences of a metric by seed; n >= 2.
+    """
+    from scipy import stats
+
+    n = len(values)
+    quantile = float(stats.t.ppf(0.975, n - 1))
+    return float(values.mean()), quantile * float(values.std(ddof=1)) / math.sqrt(n)
+
+
 def format_difference(mean: float, half: float) -> str:
     """Formats a difference and the half-width of its interval, such as '+0.0120 ± 0.0031'."""
     return f"{mean:+.4f} ± {half:.4f}"

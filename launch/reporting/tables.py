@@ -195,7 +195,7 @@ def _metrics(task: Any) -> list[str]:
     """Returns a table of the metrics that tables show: what they measure, unit and direction."""
     found = [(name, task.describe_metric(name)) for name in task.table_metrics]
     rows = [[f"`{name}`", x.about, x.unit, x.direction] for name, x in found if x is not None]
-    return _markdown(["metric", "measures", "unit", "direction"], rows)
+    return markdown_table(["metric", "measures", "unit", "direction"], rows)
 
 
 def _models(selection: str, records: Sequence[Record]) -> list[str]:
@@ -231,7 +231,7 @@ def _models(selection: str, records: Sequence[Record]) -> list[str]:
     metric = f"{task.primary_metric} on test{better}"
     devices = sorted({record["device"] for group in groups.values() for record in group})
     time = f"time on {', '.join(devices)}"
-    return _markdown(["data", "model", "parameters", metric, time], rows)
+    return markdown_table(["data", "model", "parameters", metric, time], rows)
 
 
 def _unselected(row: _Row, wanted: Mapping[str, str]) -> tuple[tuple[str, Any], ...]:
@@ -321,7 +321,9 @@ def _summary_table(groups: Mapping[tuple[str, str], Sequence[Record]]) -> list[s
         figure = f"{mean:.3f} ± {spread:.3f}" if len(runs[best]) > 1 else f"{mean:.3f}"
         better = "" if task.higher_is_better else " (lower is better)"
         rows.append([name, data, f"{primary}{better}", f"{best.name} {figure}", baseline])
-    return _markdown(["task", "data", "metric on test", "best on validation", "baseline"], rows)
+    return markdown_table(
+        ["task", "data", "metric on test", "best on validation", "baseline"], rows
+    )
 
 
 def _section(task: Any, group: Sequence[Record]) -> list[str]:
@@ -365,7 +367,7 @@ def _main_table(
                 ", ".join(sorted({run["commit"][:9] for run in own})),
             ]
         )
-    return _markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def _conditions(
@@ -400,7 +402,7 @@ def _conditions(
         for row in order
         if named[row]
     ]
-    return _markdown(["model", *columns], rows) if rows else []
+    return markdown_table(["model", *columns], rows) if rows else []
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
@@ -430,7 +432,7 @@ def _gains(models: Sequence[_Row], runs: Mapping[_Row, Sequence[Record]]) -> lis
             for name in names
         ]
         rows.append([row.label, *cells])
-    return _markdown(["gain over", *names], rows) if rows else []
+    return markdown_table(["gain over", *names], rows) if rows else []
 
 
 def _commands(models: Sequence[_Row], runs: Mapping[_Row, Sequence[Record]]) -> list[str]:
@@ -443,13 +445,20 @@ def _commands(models: Sequence[_Row], runs: Mapping[_Row, Sequence[Record]]) -> 
     return lines
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Returns a table in Markdown, without the columns that are empty in all rows."""
-    rows = list(rows)
-    kept = [n for n in range(len(header)) if not n or any(row[n] for row in rows)]
-    header, rows = [header[n] for n in kept], [[row[n] for n in kept] for row in rows]
+    header, rows = without_empty_columns(header, list(rows))
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
     return [lines[0], f"|{'---|' * len(header)}", *lines[1:]]
+
+
+def without_empty_columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Returns a table without the columns, after the first, that are empty in all rows."""
+    kept = [n for n in range(len(header)) if not n or any(row[n] for row in rows)]
+    return [header[n] for n in kept], [[row[n] for n in kept] for row in rows]
 
 
 def show(record: Mapping[str, Any], metrics: Sequence[str]) -> None:

@@ -67,6 +67,8 @@ def test_help_without_a_config(command):
         assert "--workdir: Run directory" in done.stdout
         assert "--help lists all keys of" in done.stdout
     assert "--[no]with_attention" in command("export", "--help").stdout
+    page = command("sweep", "--help").stdout
+    assert all(f"--{flag}" in page for flag in ("[no]record", "match", "match_key", "trials"))
 
 
 def test_help_with_a_wrong_config(command):

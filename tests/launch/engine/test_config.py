@@ -11,6 +11,7 @@ from launch.engine import config as configs
 from launch.engine import keys
 from launch.engine.config import TrainingConfig, load_file, override, resolve, to_dict
 from launch.runs import ablation as ablations
+from launch.runs import sweeps
 from launch.runs.directory import saved_config
 from tasks.common.errors import UserError
 
@@ -227,7 +228,7 @@ def test_former_keys_of_flags_and_config_files(renamed, tmp_path, capsys, monkey
 
 def test_former_keys_in_sweeps_and_ablations(renamed, monkeypatch, capsys):
     _, new = renamed
-    found = ablations.resolve_sweep(new, ["model.width=1,2"])
+    found = sweeps.resolve_sweep(new, ["model.width=1,2"])
     assert [one.model.kernel_size for one in found.values()] == [1, 2]
     monkeypatch.setattr(configs, "load_file", lambda _: new)
     delta = ablations.Delta(["model.group.candidates"], {"model.group.candidates": 4})

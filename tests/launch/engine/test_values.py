@@ -8,7 +8,8 @@ from absl import flags
 from launch import cli
 from launch.engine import config as configs
 from launch.engine import values
-from launch.runs.ablation import load_ablation, resolve_sweep, with_overrides
+from launch.runs.ablation import load_ablation, with_overrides
+from launch.runs.sweeps import resolve_sweep
 from tasks.common.errors import UserError
 
 BASE = "configs/text_classification.py:movie_reviews,attention_pooling"

@@ -9,15 +9,9 @@ import pytest
 
 from launch.engine.config import load_file
 from launch.engine.errors import keep_interrupts
-from launch.runs.ablation import (
-    Ablation,
-    Delta,
-    Outcome,
-    load_ablation,
-    paired_difference,
-    resolve_ablation,
-    resolve_sweep,
-)
+from launch.reporting.comparison import Outcome, paired_difference
+from launch.runs.ablation import Ablation, Delta, load_ablation, resolve_ablation
+from launch.runs.sweeps import resolve_sweep
 from tasks.common.errors import UserError
 
 BASE = "configs/text_classification.py:movie_reviews,attention_pooling"

@@ -1,0 +1,96 @@
+"""Compares finished runs on validation and test.
+
+python -m launch.compare runs/*
+python -m launch.compare runs/first runs/second --against=runs/first --csv=runs.csv --html=runs.html
+
+The arguments are run directories, or directories that contain some. Runs that differ in seed only
+share a row. For each task and test data there is one table, the best run on validation first: the
+config keys that differ, validation and test metrics, parameters, time, and the difference of the
+test metric from that of the best run with its 95 % confidence interval. Differences are paired by
+test example or, if the examples cannot be paired, by seed. Unfinished and damaged runs are named.
+
+--csv, --json and --html write the tables to files; - prints one of them instead of the tables.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+
+from launch import cli
+
+cli.define_arguments()
+flags.DEFINE_string(
+    "against", "best", "Run that the differences are from: best (on validation), first, or a run "
+    "directory.",
+)  # fmt: skip
+flags.DEFINE_string("csv", None, "CSV file to write, one row for each row of the tables.")
+flags.DEFINE_string("json", None, "JSON file to write.")
+flags.DEFINE_string("html", None, "HTML page to write, with figures.")
+
+
+def compare() -> None:
+    """Runs the command `launch.compare`."""
+    from launch.reporting import comparison_files
+    from launch.runs import collection
+    from tasks.common.errors import UserError
+
+    if not cli.arguments():
+        raise UserError("run directories are missing; write python -m launch.compare runs/*")
+    targets = {name: cli.FLAGS[name].value for name in ("csv", "json", "html")}
+    _check(targets)
+    runs, messages = collection.collect([Path(word).expanduser() for word in cli.arguments()])
+    for message in messages:
+        print(message, file=sys.stderr, flush=True)
+    if not runs:
+        raise UserError("none of the directories is a finished run; nothing to compare")
+    found = collection.compare_runs(runs, cli.FLAGS.against)
+    if "-" not in targets.values():
+        for number, one in enumerate(found):
+            print("\n" * bool(number), end="")
+            comparison_files.show(one)
+    title = found[0].title if len(found) == 1 else "Comparison of runs"
+    made: dict[str, Callable[[], str]] = {
+        "csv": lambda: comparison_files.as_csv(found),
+        "json": lambda: json.dumps(comparison_files.as_json(found, messages), indent=1) + "\n",
+        "html": lambda: comparison_files.as_html(title, found, messages),
+    }
+    for name, target in targets.items():
+        if target is not None:
+            _write(target, made[name]())
+
+
+def _check(targets: dict[str, str | None]) -> None:
+    """Raises if a file cannot be written.
+
+    Args:
+      targets: values of the flags by name.
+    """
+    from tasks.common.errors import UserError
+
+    for name, target in targets.items():
+        if target == "":
+            raise UserError(f"--{name} is empty; name a file, or - for standard output")
+        if target is not None and Path(target).expanduser().is_dir():
+            raise UserError(f"--{name}={target}: is a directory; name a file")
+    if list(targets.values()).count("-") > 1:
+        raise UserError("only one of --csv, --json and --html can be -; name files for the others")
+
+
+def _write(target: str, text: str) -> None:
+    from launch.engine.writers import write_text
+
+    if target == "-":
+        print(text, end="")
+        return
+    write_text(Path(target).expanduser(), text)
+    # Not on standard output, which may be redirected.
+    print(f"written: {target}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.main(compare, __doc__)
