@@ -134,8 +134,10 @@ class Translation(Task):
         for split in SPLITS:
             count = int(self._too_long(split).sum())
             done = "left out" if split == "train" else "truncated"
-            note = f"{count:,} pairs over max_length={self.data.text.max_length} are {done}"
-            found[split] = SplitSummary(len(self.examples(split)), note=note if count else "")
+            limit = self.data.text.max_length
+            notes = [f"{count:,} pairs over max_length={limit} are {done}"] * bool(count)
+            notes += self._lost_case(split)
+            found[split] = SplitSummary(len(self.examples(split)), note="; ".join(notes))
         return found
 
     def columns(self, split: str) -> Columns:
@@ -153,6 +155,17 @@ class Translation(Task):
             cut="left out" if split == "train" else "truncated",
             unknown={name: float(np.mean(ids == UNKNOWN)) for name, ids in units.items()},
         )
+
+    def _lost_case(self, split: str) -> list[str]:
+        """Returns a note on the target words whose capitals the tokenizer folds, if it does."""
+        words = [word for text in self.dataset.splits[split].targets for word in text.split()]
+        lost = sum(word != word.lower() for word in words)
+        if not (self.data.text.lower_case and lost):
+            return []
+        return [
+            f"{lost / len(words):.0%} of the target words lose their capitals "
+            "(config.data.text.lower_case)"
+        ]
 
     # ------------------------------------------------------------------ objective
 

@@ -40,6 +40,8 @@ def translation_metrics(
         -a, which keeps hyphens. The most similar tokenizer of sacrebleu is 13a, that of NIST's
         mteval. The two differ at apostrophes and at full stops of abbreviations, which changes BLEU
         by 0.02 on the German test_2016_flickr (splitting hyphens, -a, would add 0.3).
+      `cased_bleu`, only with `lower_case`: BLEU of the outputs as they are, which counts every
+        capital that they lack.
       `length_ratio`: number of tokens in the outputs divided by that in the references,
         tokenizer 13a.
 
@@ -51,12 +53,14 @@ def translation_metrics(
     _check_texts(outputs, references)
     outputs, references = list(outputs), [list(references)]
     folded = _bleu(True).corpus_score(outputs, references)
-    plain = folded if lower_case else _bleu(False).corpus_score(outputs, references)
+    cased = _bleu(False).corpus_score(outputs, references)
+    plain = folded if lower_case else cased
     chrf = CHRF(lowercase=lower_case).corpus_score(outputs, references)
     return {
         "bleu": float(plain.score),
         "chrf": float(chrf.score),
         "bleu4_lowercase_tokenized": float(folded.score),
+        **({"cased_bleu": float(cased.score)} if lower_case else {}),
         "length_ratio": folded.sys_len / max(folded.ref_len, 1),
     }
 

@@ -93,8 +93,13 @@ def found(request):
         model = merge_model(graph, params, kept)
         scores = jax.lax.map(model.scores, asked)
         first = jax.tree.map(lambda x: x[0], asked)
-        reasons = model.attributions(first, TOP)
-        return {"losses": values, "gradients": gradients, "scores": scores, "reasons": reasons}
+        return {
+            "losses": values,
+            "gradients": gradients,
+            "scores": scores,
+            "reasons": model.attributions(first, TOP),
+            "parts": model.score_parts(first, TOP),
+        }
 
     # With a row of weight 0, and with another content of that row.
     heavy = {**TRAIN, "weight": np.array([*[1.0] * (USERS - 1), 0.0], np.float32)}
@@ -118,6 +123,22 @@ def test_scores_are_of_the_history(found):
     assert np.isfinite(answers["losses"]).all()
     assert np.abs(scores[0] - changed[0]).max() > 1e-6
     np.testing.assert_allclose(scores[1:], changed[1:], rtol=1e-5, atol=1e-6)
+
+
+PARTS = {
+    "hybrid": {"popularity", "similar_items", "sequence"},
+    "user_neighbours": {"popularity", "similar_users"},
+    "acf": {"popularity", "user", "history"},
+}
+
+
+def test_terms_sum_to_the_scores(found):
+    name, answers = found
+    parts, scores = answers["parts"], np.asarray(answers["scores"])[0]
+    assert parts.keys() == PARTS.get(name, set())
+    if parts:
+        expected = np.take_along_axis(scores, TOP, axis=1)
+        np.testing.assert_allclose(sum(parts.values()), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_padding_rows_count_for_nothing(found):

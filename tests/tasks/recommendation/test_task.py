@@ -10,10 +10,12 @@ from flax import nnx
 
 from launch.engine import config as configs
 from launch.engine.evaluation import evaluate, gather
+from launch.engine.predictor import Predictor
 from launch.engine.state import evaluation_variables
 from launch.engine.steps import make_steps
 from launch.reporting import figures
 from launch.runs.ablation import load_ablation, resolve_ablation
+from tasks.answers import AnswerOptions
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
 from tasks.figures import Curves, Recommendations
@@ -140,6 +142,83 @@ def test_report_shows_reasons(trained, evaluated):
     others = task.figures(evaluated.statistics, evaluated.outputs, "test", neighbours)
     assert others[1].reasons[0] == [("user u4", 0.8), ("user u3", 0.2)]
     assert task.figures(evaluated.statistics, evaluated.outputs, "test", {})[1].reasons[0] == []
+
+
+def test_lists_are_as_long_as_wanted(trained):
+    task, _, variables, _ = trained
+    raw, found = ["e; f", "user:u1", ""], {}
+    for count in (None, 3, 12):
+        chosen = task.with_options(AnswerOptions(top_k=count))
+        assert chosen.compiles_options == (count is not None)
+        steps = make_steps(chosen, experiment())
+        found[count] = Predictor(chosen, experiment(), steps, variables)(raw)
+    sizes = {
+        count: [len(answer["recommendations"]) for answer in answers]
+        for count, answers in found.items()
+    }
+    # Of 14 items 12 are left, 6 for a user with 8 events, and all for no history.
+    assert sizes == {None: [10, 6, 10], 3: [3, 3, 3], 12: [12, 6, 12]}
+    for count, answers in found.items():
+        for answer, longest in zip(answers, found[12], strict=True):
+            ids = [entry["item"] for entry in answer["recommendations"]]
+            assert ids == [e["item"] for e in longest["recommendations"]][: count or 10]
+    rows = TASK.rows(found[3][0])
+    assert [row["rank"] for row in rows] == [1, 2, 3]
+    assert rows[0]["title"] == "g"
+    (first, *_) = found[3][0]["recommendations"]
+    assert rows[0]["item"] == first["item"] == "n6"
+    assert {reason["item"] for reason in first["because"]} <= {"n4", "n5"}
+    assert rows[0]["because"].startswith(f"{first['because'][0]['what']} 0.")
+    assert TASK.rows(found[3][2])[0]["score"] is None
+    # An export has lists of ten.
+    short = TASK.chosen(found[None][0], AnswerOptions(top_k=2))
+    assert short["recommendations"] == found[None][0]["recommendations"][:2]
+    with pytest.raises(UserError, match="--top_k: got 11, expected at most 10"):
+        TASK.chosen(found[None][0], AnswerOptions(top_k=11))
+
+
+def test_a_file_of_events_is_evaluated_with_the_items_of_the_run(trained, tmp_path, capsys):
+    task, steps, variables, _ = trained
+    path = tmp_path / "new.csv"
+    lines = [
+        ("new", "n4", 1), ("new", "n5", 2), ("new", "n6", 3),
+        # The history has an unknown item; the last item is unknown; there is no history.
+        ("odd", "other", 1), ("odd", "n7", 2), ("odd", "n8", 3),
+        ("lost", "n1", 1), ("lost", "other", 2),
+        ("alone", "n1", 1),
+        # Known to the run, whose events of the user are the history.
+        ("u1", _unseen(task, "u1"), 9),
+    ]  # fmt: skip
+    text = "".join(f"{user},{item},{1_700_000_000 + time}\n" for user, item, time in lines)
+    path.write_text(f"user,item,timestamp\n{text}")
+    read = task.with_file(str(path))
+    part = read.examples("test")
+    names = task.processor.events.names
+    assert part.names == ["new", "odd", "u1"]
+    assert [names[item] for item in part.target] == ["n6", "n8", lines[-1][1]]
+    assert [names[item] for item in part.history(0)] == ["n4", "n5"]
+    assert [names[item] for item in part.history(1)] == ["n7"]
+    assert len(part.history(2)) == 8
+    assert [int(part[index]["user"]) for index in range(3)] == [-1, -1, 1]
+    found = evaluate(read, steps, variables, "test", BATCH)
+    assert found.outputs["rank"][:2].tolist() == [1, 1], "the next item of the cycle"
+    err = capsys.readouterr().err
+    assert (
+        "1 of 5 users are left out, because the run does not know their last item, such as" in err
+    )
+    assert "1 of 5 users are left out, because the run knows none of their earlier items" in err
+    assert "are also in the data of the run" not in err
+    path.write_text("user,item,timestamp\na,x,1700000000\na,y,1700000001\n")
+    with pytest.raises(UserError, match="no user has two events with items that the run knows"):
+        task.with_file(str(path))
+
+
+def _unseen(task, user):
+    """Returns an item that a user has not had."""
+    events = task.processor.events
+    number = events.users.index(user)
+    seen = set(events.items[events.starts[number] : events.starts[number + 1]].tolist())
+    return next(name for item, name in enumerate(events.names) if item not in seen)
 
 
 def test_anybody_has_an_answer(trained):

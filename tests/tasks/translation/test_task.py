@@ -111,10 +111,10 @@ def test_long_pairs_are_left_out_of_train_and_cut_elsewhere(task, data):
     lengths = task.examples("train").lengths
     fits = (lengths["source"] <= 5) & (lengths["target"] <= 5)
     assert 0 < len(cut.examples("train")) == fits.sum() < 60
-    summary = cut.summary()
-    assert summary["train"].note == f"{60 - fits.sum()} pairs over max_length=4 are left out"
-    assert summary["test"].note.endswith("pairs over max_length=4 are truncated")
-    assert [task.summary()[split].note for split in summary] == [""] * 3
+    summary = {split: counts.note.split("; ")[0] for split, counts in cut.summary().items()}
+    assert summary["train"] == f"{60 - fits.sum()} pairs over max_length=4 are left out"
+    assert summary["test"].endswith("pairs over max_length=4 are truncated")
+    assert not any("max_length" in task.summary()[split].note for split in summary)
     for split, n in (("validation", 9), ("test", 20)):
         assert len(cut.examples(split)) == n
         for name, values in task.examples(split).lengths.items():
@@ -331,3 +331,42 @@ def test_a_config_survives_its_json():
     config["model"]["decoding"]["beam_size"] = 0
     with pytest.raises(UserError, match=r"config\.model\.decoding\.beam_size: got 0"):
         resolve(config)
+
+
+def test_lost_capitals_are_counted(task, data):
+    _, targets = sentences(20, 2)
+    words = " ".join(targets).split()
+    share = sum(word[0].isupper() for word in words) / len(words)
+    note = f"{share:.0%} of the target words lose their capitals (config.data.text.lower_case)"
+    assert note in task.summary()["test"].note
+    found = task._score([text.lower() for text in targets], "test")
+    assert found["bleu"] == pytest.approx(100)
+    assert found["cased_bleu"] < 100
+    assert task._score(targets, "test")["cased_bleu"] == pytest.approx(100)
+    text = dataclasses.replace(TEXT, lower_case=False)
+    cased = TASK.prepare(dataclasses.replace(data, text=text), MODEL, Paths(*[data.path] * 3))
+    assert cased.summary()["test"].note == ""
+    assert "cased_bleu" not in cased._score(targets, "test")
+    assert (
+        cased.processor.tokenizer.decode(cased.processor.tokenizer.encode_batch([targets[0]])[0])
+        == targets[0]
+    )
+
+
+@pytest.mark.parametrize("form", ["two files", "folder", "table"])
+def test_labeled_pairs_are_two_files_a_folder_or_a_table(task, tmp_path, form):
+    sources, targets = sentences(7, 9)
+    given = str(tmp_path)
+    if form == "table":
+        given = str(tmp_path / "pairs.csv")
+        rows = "".join(f'"{x}";"{y}"\n' for x, y in zip(sources, targets, strict=True))
+        (tmp_path / "pairs.csv").write_text(f"en;ne\n{rows}")
+    else:
+        for language, lines in (("en", sources), ("ne", targets)):
+            (tmp_path / f"test.{language}").write_text("\n".join(lines) + "\n")
+    if form == "two files":
+        given = f"{tmp_path}/test.en,{tmp_path}/test.ne"
+    part = task.with_file(given).dataset.splits["test"]
+    assert (part.sources, part.targets) == (sources, targets)
+    with pytest.raises(UserError, match="two files, separated by a comma"):
+        task.with_file(f"{tmp_path}/test.en" if form != "table" else f"{tmp_path}/x.txt")

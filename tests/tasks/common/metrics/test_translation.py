@@ -28,6 +28,8 @@ def test_case():
     found = translation_metrics(OUTPUTS, REFERENCES, False)
     folded = translation_metrics(OUTPUTS, REFERENCES, True)
     assert found["bleu"] < found["bleu4_lowercase_tokenized"] == folded["bleu"]
+    assert folded["cased_bleu"] == found["bleu"]
+    assert "cased_bleu" not in found
     assert found["chrf"] < folded["chrf"]
     same = translation_metrics(REFERENCES, REFERENCES, False)
     assert same == pytest.approx(
@@ -49,7 +51,8 @@ def test_punctuation_is_split_off_and_hyphens_are_not():
 
 def test_nothing_is_written():
     found = translation_metrics(["", ""], REFERENCES[:2], True)
-    assert found == {"bleu": 0, "chrf": 0, "bleu4_lowercase_tokenized": 0, "length_ratio": 0}
+    names = ("bleu", "chrf", "bleu4_lowercase_tokenized", "cased_bleu", "length_ratio")
+    assert found == dict.fromkeys(names, 0)
     assert bleu_contributions(["", ""], REFERENCES[:2], True).tolist() == [0, 0]
 
 
