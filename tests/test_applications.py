@@ -68,6 +68,7 @@ def _own(task: str, folder: pathlib.Path) -> None:
 def _write_reviews(folder: pathlib.Path) -> None:
     write_csv(folder / "reviews.csv")
     write_csv(folder / "new.csv", rows=9, seed=1)
+    write_csv(folder / "labeled.csv", rows=20, seed=2)
 
 
 def _write_masked(folder: pathlib.Path) -> None:
@@ -115,6 +116,7 @@ def _write_events(folder: pathlib.Path) -> None:
     for old, new in {"u0,": "ann,", "i3,": "Soap,", "i4,": "Comb,"}.items():
         text = text.replace(old, new)
     (folder / "events.csv").write_text(text)
+    (folder / "users.csv").write_text("user\nann\nu1\n")
 
 
 def _write_series(folder: pathlib.Path) -> None:
@@ -364,4 +366,5 @@ def test_tables_of_models_are_those_of_the_run_files():
 
 def test_pages_are_short():
     for name in NAMES:
+        assert 60 <= len(text_of(name).splitlines()) <= 130, name
         assert 60 <= len(text_of(name).splitlines()) <= 125, name

@@ -45,6 +45,7 @@ def test_commands_run_as_they_stand(server, tmp_path):
         prepare_small(name, paths)
     write_csv(folder / "my.csv", rows=120)
     write_csv(folder / "new.csv", rows=9, seed=1)
+    write_csv(folder / "labeled.csv", rows=20, seed=2)
     bert.write(folder / "bert-base-uncased", bert.BERT, bert.bert_shapes() | bert.HEAD)
     with chdir(folder):
         shell = Shell(server, folder, paths, added)

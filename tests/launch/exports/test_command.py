@@ -104,10 +104,14 @@ def test_the_commands_of_the_page_work(run, cache, tmp_path):
     # The server and curl have tests of their own.
     started = [w for w in commands if w[0] == "python" and "launch.serve" not in w]
     assert len(started) >= 3
+    table = tmp_path / "new.csv"
+    table.write_text("review\na lovely film\n")
     for words in started:
         words = [
             re.sub(r"(^|=)(runs/movie_reviews|exported)\b", rf"\g<1>{tmp_path}/\2", word)
             .replace(f"{tmp_path}/runs/movie_reviews", str(run))
+            .replace("=new.csv", f"={table}")
+            .replace("=predicted.csv", f"={tmp_path}/predicted.csv")
             for word in words[1:]
         ]  # fmt: skip
         if words[0] == "-m":
