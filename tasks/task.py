@@ -271,6 +271,7 @@ class Task(abc.ABC):
         under teacher forcing, and evaluation also calls `predict`.
       overlap: number of consecutive examples with overlapping targets, such as the windows of a
         series.
+      separate_images: whether labeled files refer to a folder of images.
       answer_options: `tasks.answers.AnswerOptions` that apply, by name: None, or the reason why an
         option does not apply. Options without an entry do not apply.
       drawn_examples: number of test examples in a report.
@@ -297,6 +298,7 @@ class Task(abc.ABC):
     averaged_over: ClassVar[str] = ""
     sharding_rules: ClassVar[Sequence[tuple[str, tuple[str | None, ...]]]] = ()
     baseline_version: ClassVar[int] = 1
+    separate_images: ClassVar[bool] = False
     answer_options: ClassVar[Mapping[str, str | None]] = {}
     decodes: bool = False
     overlap: int = 1

@@ -9,6 +9,7 @@ import dataclasses
 import pathlib
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import chdir
 from typing import Any
@@ -127,6 +128,13 @@ def _write_series(folder: pathlib.Path) -> None:
 def _write_clips(folder: pathlib.Path) -> None:
     _own("speech_recognition", folder / "clips")
     shutil.copy(folder / "clips" / "00.wav", folder / "said.wav")
+    for number in range(48):
+        # Eight commands, two words, of each of six speakers.
+        target = folder / "commands" / ("go", "stop")[number % 2] / f"s{number // 8}_{number}.wav"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "clips" / f"{number:02d}.wav", target)
+    (script,) = re.findall(r"```sh\n(echo path.*?done)\n", text_of("speech_recognition"), re.S)
+    subprocess.run(["sh", "-c", script], cwd=folder, check=True)
     _write_manifests(folder, "clips")
 
 

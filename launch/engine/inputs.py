@@ -166,6 +166,8 @@ def check_file(file: str, columns: InputColumns) -> FileSummary:
             if not path.is_file():
                 missing.append((count, path))
             paths.append(path)
+    if not count:
+        raise UserError(f"--input_file={file}: the file is empty")
     if missing:
         expect_some_files(paths, file, "paths are relative to the table")
         number, path = missing[0]

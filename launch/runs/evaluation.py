@@ -16,6 +16,7 @@ from launch.reporting.paired import mean_and_interval
 from launch.runs import directory
 from tasks.answers import AnswerOptions
 from tasks.common.data.paths import Paths
+from tasks.common.errors import UserError
 from tasks.task import Task, seven_digits
 
 
@@ -67,6 +68,11 @@ def evaluate_file(
       UserError: the file cannot be used, an option does not apply, or there is no checkpoint.
     """
     trained = directory.restored_task(config, folder).with_options(options)
+    _expect_metrics(trained, options)
+    if images is not None and not trained.separate_images:
+        raise UserError(
+            "--images: does not apply, because this task reads no annotation file; leave it out"
+        )
     task = trained.with_file(file, images)
     steps, variables, best = directory.load_variables(trained, config, folder)
     batch_size = config.training.evaluation_batch_size
@@ -90,6 +96,20 @@ def evaluate_file(
         },
     }
     return FileEvaluation(record, rows)
+
+
+def _expect_metrics(task: Task, options: AnswerOptions) -> None:
+    """Raises if an option of predictions adds no metric.
+
+    Raises:
+      UserError: the task has no metrics of its options.
+    """
+    options.check(task.answer_options)
+    if options.given and type(task).decided is Task.decided:
+        name = next(iter(options.given))
+        raise UserError(
+            f"--{name}: is for predictions, and adds no metric of this task; leave it out"
+        )
 
 
 def evaluate_run(
@@ -124,7 +144,9 @@ def evaluate_run(
         )
     if task is None:
         task = prepared_for_evaluation(config, folder, paths)
-    task = task if options is None else task.with_options(options)
+    if options is not None:
+        _expect_metrics(task, options)
+        task = task.with_options(options)
     steps, variables, best = directory.load_variables(task, config, folder)
     result = evaluation.evaluate(
         task, steps, variables, split, config.training.evaluation_batch_size

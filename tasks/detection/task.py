@@ -72,6 +72,7 @@ class Detection(Task):
     baseline_version = 2
     drawn_examples = 6
     sharding_rules = convolutional.SHARDING_RULES
+    separate_images = True
     answer_options: ClassVar[dict[str, str | None]] = {
         "threshold": None,
         "top_k": "every object above the threshold is listed",

@@ -119,6 +119,27 @@ def test_a_labeled_file_has_metrics_with_intervals(tiny_run, command, tmp_path):
     assert records(tiny_run[0]) == before
 
 
+def test_options_add_metrics_that_are_not_recorded(tiny_run, command):
+    workdir = f"--workdir={tiny_run[0]}"
+    done = command("evaluate", workdir, "--split=validation", "--threshold=1", "--top_k=2")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)["metrics"]
+    assert metrics["coverage"] < 1
+    assert metrics["top_2_accuracy"] == 1, "of two classes"
+    saved = json.loads((tiny_run[0] / "evaluation-validation.json").read_text())["metrics"]
+    assert saved.keys() == metrics.keys() - {"coverage", "covered_accuracy", "top_2_accuracy"}
+    for flags, message in (
+        (["--split=test", "--file=x.csv"], "--split: cannot be combined with --file"),
+        (["--output=x.csv"], "--output: is only used with --file"),
+        (["--file=x.csv", "--images=x"], "--images: does not apply, because this task reads no"),
+        (["--file=x.csv", "--output=x.txt"], "--output=x.txt: expected a .csv, .tsv or .jsonl"),
+        (["--file=none.csv"], "none.csv: cannot be read"),
+    ):
+        done = command("evaluate", workdir, *flags)
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
 def test_labels_that_the_run_does_not_know_are_named(tiny_run, tmp_path):
     run, table = launch.load(tiny_run[0]), tmp_path / "new.csv"
     table.write_text("review,stars\na,good\nb,great\nc,Good\nd,great\n")

@@ -134,6 +134,7 @@ FILES = types.SimpleNamespace(
         ('{"review": "x"}\n{"text": "y"}\n', "a.jsonl", "line 2: no column 'review'"),
         ("text;stars\r\nx;1\r\n", "a.csv", "no column 'review'; the columns are: text, stars"),
         ("", "a.jsonl", "the file is empty"),
+        ("", "a.txt", "the file is empty"),
     ],
 )
 def test_a_file_is_checked_before_the_model_runs(write, content, name, message):
@@ -151,7 +152,6 @@ def test_cells_without_a_value_are_reported(write, capsys):
     path = write('{"review": "a"}\n{"review": "b", "n": 1}\n', "a.jsonl")
     assert check_file(path, PROCESSOR) == (2, ("review", "n"))
     assert check_file(write("a\nb", "a.txt"), PROCESSOR) == (2, None)
-    assert check_file(write("", "b.txt"), PROCESSOR) == (0, None)
 
 
 def test_missing_files_of_a_table_are_one_line(write, tmp_path):
