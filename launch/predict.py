@@ -270,11 +270,15 @@ def _write(form: str, columns: InputColumns, rows: Rows, load: Callable[[], _Mod
         header = None if found is None or given else found.columns
         model = load()
         written = answers.Answers(form, destination, rows, header)
-        skipped, progress = inputs.Skipped(), PredictionProgress(count)
+        skipped, progress, done = inputs.Skipped(), PredictionProgress(count), 0
         for portion in inputs.in_portions(inputs.read_inputs(given, file, columns), model.portion):
-            written.write(*skipped.answered(portion, model.answers, model.check))
+            kept, found_answers = skipped.answered(portion, model.answers, model.check)
+            written.write(kept, found_answers)
+            done += len(kept)
             progress.add(len(portion))
         skipped.report()
+    if destination.path is not None and destination.path.is_file():
+        print(f"{destination.path}: predictions of {done:,} inputs")
 
 
 def write_figures(

@@ -33,7 +33,7 @@ def test_tables_in_and_out(tiny_run, command, tmp_path):
     done = command("predict", workdir, f"--input_file={table}", f"--output={output}",
                    "--probability_columns")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
+    assert done.stdout == f"{output}: predictions of 3 inputs\n"
     assert "1 of 3 cells of 'review' are empty or NaN, the first is in row 3" in done.stderr
     rows = read(output)
     assert [row["id"] for row in rows] == ["1", "2", "3"]

@@ -88,6 +88,7 @@ def test_a_positive_class_is_decided_from_the_threshold_on(classifier):
     for name in ("precision", "recall", "f1"):
         assert found[f"decided_{name}"] == pytest.approx(expected[f"{name}_spam"])
     assert found["decided_accuracy"] == pytest.approx(expected["accuracy"])
+    assert all(task.describe_metric(name) for name in (*found, "coverage", "top_3_accuracy"))
     # Without a threshold it is one half, and another class is predicted below.
     task = classifier.with_options(AnswerOptions(positive="ham"))
     answers = task.answers("abcde", outputs)

@@ -11,6 +11,7 @@ from tasks.common.metrics.descriptions import Metric, fraction, lower
 TRANSLATION = {
     "bleu": Metric("BLEU of sacrebleu, tokenizer 13a", "from 0 to 100", True),
     "bleu4_lowercase_tokenized": Metric("BLEU on lower case", "from 0 to 100", True),
+    "cased_bleu": Metric("BLEU of lower-case output on cased references", "from 0 to 100", True),
     "chrf": Metric("chrF: F-score of character n-grams", "from 0 to 100", True),
     "length_ratio": Metric("length of the translations; 1 is best", "per reference token", None),
     "forced_accuracy": fraction("right tokens under teacher forcing"),
