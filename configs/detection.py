@@ -2,8 +2,8 @@
 
 python -m launch.train --config=configs/detection.py:DATA,MODEL --workdir=runs/NAME
 
-DATA is nuclei (the default), clothes_on_satellite (composed images), trees (boxes only) or
-path:FILE. MODEL is mask_rcnn (the default), long (a larger mask_rcnn, for an accelerator), detr
+DATA is nuclei (the default), clothes_on_satellite (composed images), trees (boxes only) or own.
+MODEL is mask_rcnn (the default), long (a larger mask_rcnn, for an accelerator), detr
 (boxes only), or a map attention of `attention.registry` with its options, which is added after each
 stage of the backbone of Mask R-CNN: "nuclei,cbam", "clothes_on_satellite,se(reduction=4)".
 
@@ -12,10 +12,10 @@ Test results of mask_rcnn with seed 0 on 2 cores: nuclei has mask AP50 0.860, ma
 clothes_on_satellite has box AP50 0.798 and mask AP50 0.797 in 20 minutes, trees box AP50 0.245 in
 ten. The default config of detr has no recorded run; detr needs far more steps.
 
-User images with annotations in COCO format, for objects of a tenth to half of the image width:
+Your own images with annotations in COCO format, for objects of a tenth to half of the image width:
 
-python -m launch.train --config=configs/detection.py:path:mine.json --workdir=runs/mine
-    --config.data.images=FOLDER
+python -m launch.train --config=configs/detection.py:own --data=mine.json
+    --config.data.images=FOLDER --workdir=runs/mine
 
 Boxes and masks of an image with an EXIF orientation refer to the stored pixels, unless the sizes
 in the annotations are those of the rotated image.
@@ -27,7 +27,7 @@ from launch.engine.arguments import check_argument, wrong_argument
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from tasks.common.backbones.resnet import ResNetConfig
-from tasks.common.data.user_files import cut_path
+from tasks.common.data.user_files import OWN, UNSET, cut_path
 from tasks.detection.augmentation import AugmentationConfig
 from tasks.detection.data import DataConfig
 from tasks.detection.models.detr import DETRConfig
@@ -35,7 +35,7 @@ from tasks.detection.models.heads import HeadsConfig
 from tasks.detection.models.mask_rcnn import MaskRCNNConfig
 from tasks.detection.models.rpn import RPNConfig
 
-DATA = ("nuclei", "clothes_on_satellite", "trees")
+DATA = ("nuclei", "clothes_on_satellite", "trees", OWN)
 PATH = "path:"
 
 
@@ -81,6 +81,8 @@ def _data(name: str):
         changed = {"scale_min": 0.7, "scale_max": 1.4, "brightness": 0.1, "contrast": 0.2}
         changed |= {"transpose": True, "flip_vertical": True} if name == "trees" else {}
     source = {"path": name.removeprefix(PATH)} if name.startswith(PATH) else {"name": name}
+    if name == OWN:
+        source["path"] = UNSET
     return DataConfig(**source, augmentation=AugmentationConfig(flip=True, **changed))
 
 

@@ -2,21 +2,23 @@
 
 python -m launch.train --config=configs/forecasting.py:DATA,MODEL,HORIZON,HEAD --workdir=runs/NAME
 
-DATA is etth1 (the default), exchange_rate, appliance_energy or trend. MODEL is ridge_seasonal (the
-default) or another of `tasks.forecasting.models`. HORIZON is a number of steps (96 by default).
+DATA is etth1 (the default), exchange_rate, appliance_energy, trend or own. MODEL is ridge_seasonal
+(the default) or another of `tasks.forecasting.models`. HORIZON is a number of steps (96 by default,
+24 for own).
 HEAD is point (the default), median, quantile or student_t. Each part is optional:
 `configs/forecasting.py:etth1,patchtst`, `configs/forecasting.py:192`.
 
-A user file (CSV, TSV or JSON lines) has a header, a time column and numeric columns:
+Your own series (CSV, TSV or JSON lines) has a header, a column of times and numeric columns;
+--label selects some of them:
 
-python -m launch.train --config=configs/forecasting.py:lag,24 --workdir=runs/mine
-    --config.data.path=mine.csv --config.data.lookback=168
+python -m launch.train --config=configs/forecasting.py:own,lag,24 --data=mine.csv --time=hour
+    --label=load,price --config.data.lookback=168 --workdir=runs/mine
 
 Decimal commas and dates such as 31.12.2024 are detected if the column is unambiguous. Otherwise set
 the format:
 
-python -m launch.train --config=configs/forecasting.py:lag,24 --workdir=runs/mine
-    --config.data.path=mine.csv --config.data.decimal="," --config.data.date_order=dmy
+python -m launch.train --config=configs/forecasting.py:own,lag,24 --data=mine.csv
+    --config.data.decimal="," --config.data.date_order=dmy --workdir=runs/mine
 
 Forecasts that continue a file, over the horizon or longer, as CSV or JSON, with figures:
 
@@ -30,6 +32,7 @@ import dataclasses
 
 from launch.engine.config import TrainingConfig, did_you_mean, experiment
 from launch.engine.optimizers import OptimizerConfig
+from tasks.common.data.user_files import OWN, UNSET
 from tasks.common.errors import UserError
 from tasks.forecasting.data import DataConfig
 from tasks.forecasting.datasets import DATA_SETS
@@ -38,7 +41,7 @@ from tasks.forecasting.models.heads import HEADS
 
 # Three weeks of hours (best for ridge on the validation split), a year of working days, five days
 # of ten-minute steps, four days of hours.
-LOOKBACKS = {"etth1": 512, "exchange_rate": 336, "appliance_energy": 720, "trend": 96}
+LOOKBACKS = {"etth1": 512, "exchange_rate": 336, "appliance_energy": 720, "trend": 96, OWN: 96}
 # The values of the papers. Each time step is a token; longer lookbacks increased the error.
 SHORT_LOOKBACKS = {"transformer": 96, "informer": 96}
 
@@ -64,8 +67,8 @@ STEPS = {
 
 def get_config(argument: str = ""):
     """Returns the config of 'DATA,MODEL,HORIZON,HEAD', each of them optional."""
-    chosen = {"data": "etth1", "model": "ridge_seasonal", "horizon": 96, "head": "point"}
-    kinds = {"data": DATA_SETS, "model": MODEL_CONFIGS, "head": HEADS}
+    chosen = {"data": "etth1", "model": "ridge_seasonal", "head": "point"}
+    kinds = {"data": (*DATA_SETS, OWN), "model": MODEL_CONFIGS, "head": HEADS}
     for word in filter(None, (word.strip() for word in argument.split(","))):
         kind = next((kind for kind, known in kinds.items() if word in known), None)
         if kind is None and not word.isdecimal():
@@ -75,9 +78,11 @@ def get_config(argument: str = ""):
                 f"{', '.join(known)}, or a horizon of at least 1"
             )
         chosen[kind or "horizon"] = int(word) if kind is None else word
+    chosen.setdefault("horizon", 24 if chosen["data"] == OWN else 96)
     try:
         data = DataConfig(
             name=chosen["data"],
+            path=UNSET if chosen["data"] == OWN else None,
             lookback=SHORT_LOOKBACKS.get(chosen["model"], LOOKBACKS[chosen["data"]]),
             horizon=chosen["horizon"],
         )

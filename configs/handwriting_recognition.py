@@ -1,22 +1,22 @@
 """Handwriting recognition of lines of digits.
 
-python -m launch.train --config=configs/handwriting_recognition.py:DECODER --workdir=runs/NAME
+python -m launch.train --config=configs/handwriting_recognition.py:DATA,DECODER --workdir=runs/NAME
 
-Lines are composed of three to eight MNIST digits with random slant, thickness, spacing and noise.
+DATA is digit_strings (the default, which may be left out) or own. Lines of digit_strings are
+composed of three to eight MNIST digits with random slant, thickness, spacing and noise.
 No digit image occurs in two splits. DECODER is location_aware (the default) or another alignment of
 `attention.registry` with its options: "additive", "multi_head(num_heads=4)", or "none", the control
 with one fixed context vector. "temporal" is the additive alignment, with attention to earlier
 decoder states. "ctc" has no decoder; "joint" combines CTC and location-aware attention. RESULTS.md
 has the results.
 
-User lines, from a manifest with the columns path and text, or a folder of images with a text file
-beside each:
+Your own lines: a manifest with columns of paths and texts, or a folder of images with a text file
+beside each. With --group, no writer is in two splits:
 
-python -m launch.train --config=configs/handwriting_recognition.py --workdir=runs/mine
-    --config.data.path=FOLDER
+python -m launch.train --config=configs/handwriting_recognition.py:own,ctc --data=lines.csv
+    --image=path --text=text --group=writer --workdir=runs/mine
 
-If there are few distinct texts, split by file with --config.data.split_by=file, or by a column of
-the manifest: --config.data.split_by=writer.
+If there are few distinct texts and no writers, split by file with --config.data.split_by=file.
 """
 
 import re
@@ -24,24 +24,32 @@ import re
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from tasks.common.backbones.transcriber import TranscriberConfig
+from tasks.common.data.user_files import OWN, UNSET
 from tasks.common.errors import UserError
-from tasks.handwriting_recognition.data import DataConfig
+from tasks.handwriting_recognition.data import NAMES, DataConfig
 from tasks.handwriting_recognition.datasets.digit_lines import Lines
 from tasks.handwriting_recognition.model import LineConfig
 
-_UNITS = 20
+# Largest number of units of a line of digits, and of a line of the user.
+_UNITS, _LONGEST = 20, 120
 
 
 def get_config(argument: str = "location_aware"):
-    """Returns the config of a decoder."""
+    """Returns the config of 'DATA,DECODER', each of them optional."""
+    data, _, rest = argument.partition(",")
+    if data.strip() not in (*NAMES, OWN):
+        data, rest = NAMES[0], argument
+    is_own, name = data.strip() == OWN, rest.strip() or "location_aware"
     try:
-        decoder = _transcriber(argument.strip())
+        decoder = _transcriber(name, _LONGEST if is_own else _UNITS)
     except ValueError as error:
         raise UserError(f"config: {error}; expected joint, ctc, temporal or an alignment") from None
     return experiment(
         task="handwriting_recognition",
-        name="_".join(re.findall(r"\w+(?:\.\w+)?", argument)),
+        name="_".join(re.findall(r"\w+(?:\.\w+)?", name)),
         data=DataConfig(
+            name=data.strip(),
+            path=UNSET if is_own else None,
             train_size=60_000,
             # Without augmentation the model memorizes the 8,000 digits.
             train_lines=Lines(slant=0.5, scale=0.25, thickness=0.7, wobble=0.15),
@@ -60,14 +68,14 @@ def get_config(argument: str = "location_aware"):
     )
 
 
-def _transcriber(name: str) -> TranscriberConfig:
+def _transcriber(name: str, units: int) -> TranscriberConfig:
     if name == "ctc":
         return TranscriberConfig(
-            decoder="none", ctc_weight=1.0, decoding_ctc_weight=0.0, max_length=_UNITS
+            decoder="none", ctc_weight=1.0, decoding_ctc_weight=0.0, max_length=units
         )
     if name == "joint":
-        return TranscriberConfig(alignment="location_aware", max_length=_UNITS)
-    attention_only = {"ctc_weight": 0.0, "decoding_ctc_weight": 0.0, "max_length": _UNITS}
+        return TranscriberConfig(alignment="location_aware", max_length=units)
+    attention_only = {"ctc_weight": 0.0, "decoding_ctc_weight": 0.0, "max_length": units}
     if name == "temporal":
         return TranscriberConfig(alignment="additive", temporal_attention=4, **attention_only)
     return TranscriberConfig(alignment=name, **attention_only)

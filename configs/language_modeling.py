@@ -16,24 +16,28 @@ A masked model of the training texts of a labeled data set (movie_reviews, sst2,
 reuters_r8, spam_assassin), which configs/text_classification.py:sst2,pretrained fine-tunes. Texts
 close to a held-out text of another data set of the same origin are excluded. Training takes a
 quarter of an hour on 2 cores. The test loss per masked token is 5.28 on sst2 and 4.91 on
-movie_reviews (unigrams: 6.97 and 6.83). `:sst2,bert` is a BERT of the same size. For a user text
-file, and for one with a text per line:
+movie_reviews (unigrams: 6.97 and 6.83). `:sst2,bert` is a BERT of the same size.
 
-python -m launch.train --config=configs/language_modeling.py:path:my.txt --workdir=runs/mine
-python -m launch.train --config=configs/language_modeling.py:path:my.txt,masked --workdir=runs/mine
-    --config.data.lines=True
+Your own running text, a file with a text per line, and a table with a column of texts:
+
+python -m launch.train --config=configs/language_modeling.py:own --data=my.txt --workdir=runs/mine
+python -m launch.train --config=configs/language_modeling.py:own,masked --data=my.txt
+    --config.data.lines=True --workdir=runs/mine
+python -m launch.train --config=configs/language_modeling.py:own,masked --data=my.csv --text=review
+    --workdir=runs/mine
 
 A GPT of 1.3 billion parameters, for 64 H100s or 256 TPU v5e. Groups of 8 devices share parameters
 and optimizer state (`--config.mesh.fsdp`), which then take 2 GB of a device:
 
-python -m launch.train --config=configs/language_modeling.py:path:my.txt,gpt_1b --workdir=runs/gpt
+python -m launch.train --config=configs/language_modeling.py:own,gpt_1b --data=my.txt
+    --workdir=runs/gpt
 """
 
 from launch.engine.arguments import check_argument
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from launch.engine.sharding import MeshConfig
-from tasks.common.data.user_files import cut_path
+from tasks.common.data.user_files import OWN, UNSET, cut_path
 from tasks.common.datasets.labelled_texts import DEFINITIONS
 from tasks.common.decoding.generate import DecodingConfig
 from tasks.common.errors import UserError
@@ -65,19 +69,21 @@ BERT = {
 
 
 def get_config(argument: str = "tiny_shakespeare"):
-    """Returns the config of 'DATA', 'DATA,MODEL' or 'path:FILE,MODEL'."""
+    """Returns the config of 'DATA', 'DATA,MODEL' or 'path:FILE,MODEL'; DATA may be "own"."""
     data, model = cut_path(argument, PATH)
     recipes = {"causal": causal, "modern": modern, "gpt_1b": gpt_1b} | {
         "masked": masked,
         "bert": bert,
     }
-    names = {"DATA": (*CORPORA, *DEFINITIONS), "MODEL": recipes}
+    names = {"DATA": (*CORPORA, *DEFINITIONS, OWN), "MODEL": recipes}
     if not data.startswith(PATH):
-        check_argument(argument, names, required=True, file_key="data.train_file")
+        check_argument(argument, names, required=True)
     model = model or ("masked" if data in DEFINITIONS else "causal")
     if model not in recipes:
         raise UserError(f"config: model: got {model!r}, expected one of {', '.join(recipes)}")
     source = {"train_file": data.removeprefix(PATH)} if data.startswith(PATH) else {"name": data}
+    if data == OWN:
+        source["train_file"] = UNSET
     return experiment(task="language_modeling", name=model, **recipes[model](source))
 
 

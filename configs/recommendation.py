@@ -2,27 +2,26 @@
 
 python -m launch.train --config=configs/recommendation.py:DATA,MODEL --workdir=runs/NAME
 
-DATA is movielens_100k (the default) or beauty. MODEL is hybrid (the default), user_neighbours,
+DATA is movielens_100k (the default), beauty or own. MODEL is hybrid (the default), user_neighbours,
 nais, acf, sasrec or bert4rec. The best step is selected on the validation split; the model is then
 trained again up to this step on the training and validation splits, and tested.
 
-User files of events (CSV, TSV or JSON lines) have a header, or lines of user,item,timestamp[,title]
-or user,item,rating,timestamp:
+Your own events (CSV, TSV or JSON lines) have a header, or lines of user,item,timestamp[,title] or
+user,item,rating,timestamp:
 
-python -m launch.train --config=configs/recommendation.py:hybrid --workdir=runs/mine
-    --config.data.path=mine.csv
+python -m launch.train --config=configs/recommendation.py:own,hybrid --data=mine.csv
+    --workdir=runs/mine
 
 Set the columns by name, or by number if there is no header. Set the time column to none if the
 lines are in order. With min_rating, events with lower ratings are dropped:
 
-python -m launch.train --config=configs/recommendation.py:hybrid --workdir=runs/mine
-    --config.data.path=mine.csv --config.data.user_column=buyer --config.data.item_column=article
-    --config.data.time_column=bought --config.data.min_rating=4
+python -m launch.train --config=configs/recommendation.py:own,hybrid --data=mine.csv --user=buyer
+    --item=article --time=bought --config.data.min_rating=4 --workdir=runs/mine
 
 For tens of thousands of items use the settings of beauty:
 
-python -m launch.train --config=configs/recommendation.py:beauty,hybrid --workdir=runs/mine
-    --config.data.path=mine.csv
+python -m launch.train --config=configs/recommendation.py:beauty,hybrid --data=mine.csv
+    --workdir=runs/mine
 
 Predictions for a user of the data, and for a list of items:
 
@@ -30,9 +29,12 @@ python -m launch.predict --workdir=runs/mine --input=user:196
 python -m launch.predict --workdir=runs/mine --input="Toy Story (1995); Fargo (1996)"
 """
 
+import dataclasses
+
 from launch.engine.arguments import check_argument
 from launch.engine.config import TrainingConfig, did_you_mean, experiment
 from launch.engine.optimizers import OptimizerConfig
+from tasks.common.data.user_files import OWN, UNSET
 from tasks.common.errors import UserError
 from tasks.recommendation.data import DataConfig
 from tasks.recommendation.datasets import DATA_SETS
@@ -46,17 +48,18 @@ _QUICK = (*_COUNTED, "nais", "acf")
 
 def get_config(argument: str = "movielens_100k"):
     """Returns the config of 'DATA', 'MODEL' or 'DATA,MODEL'."""
-    check_argument(argument, {"DATA": DATA_SETS, "MODEL": MODEL_CONFIGS})
+    known = (*DATA_SETS, OWN)
+    check_argument(argument, {"DATA": known, "MODEL": MODEL_CONFIGS})
     words = [word.strip() for word in argument.split(",")]
-    data = words.pop(0) if words[0] in DATA_SETS else "movielens_100k"
+    data = words.pop(0) if words[0] in known else "movielens_100k"
     model = words.pop(0) if words else "hybrid"
     if words or model not in MODEL_CONFIGS:
         raise UserError(
             f"config: got {argument!r}, expected [DATA,]MODEL with DATA one of "
-            f"{', '.join(DATA_SETS)} and MODEL one of {', '.join(MODEL_CONFIGS)}"
-            f"{did_you_mean(words[0] if words else model, [*DATA_SETS, *MODEL_CONFIGS])}"
+            f"{', '.join(known)} and MODEL one of {', '.join(MODEL_CONFIGS)}"
+            f"{did_you_mean(words[0] if words else model, [*known, *MODEL_CONFIGS])}"
         )
-    fields = {"movielens_100k": movielens_100k, "beauty": beauty}[data](model)
+    fields = {"movielens_100k": movielens_100k, "beauty": beauty, OWN: own}[data](model)
     return experiment(task="recommendation", name=model, **fields)
 
 
@@ -114,3 +117,9 @@ def beauty(model: str):
         # An evaluation scores all articles for all users and takes as long as many steps.
         "training": _training(steps, 64 if counted else 256, 128, evaluations=3, lines=30),
     }
+
+
+def own(model: str):
+    """Returns the fields of `movielens_100k` for user data."""
+    fields = movielens_100k(model)
+    return {**fields, "data": dataclasses.replace(fields["data"], name=OWN, path=UNSET)}

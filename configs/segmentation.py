@@ -2,7 +2,7 @@
 
 python -m launch.train --config=configs/segmentation.py:DATA,ATTENTION --workdir=runs/NAME
 
-DATA is camvid (the default) or land_water. ATTENTION is none (the default), gates, or a map
+DATA is camvid (the default), land_water or own. ATTENTION is none (the default), gates, or a map
 attention of `attention.registry` after every stage, with its options: "scse", "cbam(reduction=4)".
 With an attention the network has fewer channels, so that the number of parameters is within 2 % of
 that without. `,long` at the end selects a larger network and more steps, for an accelerator.
@@ -12,11 +12,14 @@ test mean IoU is 0.426 and its pixel accuracy 0.823 in eleven minutes on 2 cores
 0.253 and 0.692); with gates 0.403 and 0.809, one seed each. land_water has mean IoU 0.949 in three
 minutes (random forest on its colors: 0.952).
 
-User images: mine/images/a.jpg, mine/masks/a.png with the class index of each pixel, and
-mine/classes.txt with one name per line, from class 0:
+Your own images: mine/images/a.jpg, mine/masks/a.png with the class index of each pixel, and
+mine/classes.txt with one name per line, from class 0; or a table with the paths of images and
+masks, and the group of each image, such as its patient:
 
-python -m launch.train --config=configs/segmentation.py:none --workdir=runs/mine
-    --config.data.path=mine --config.data.image_size="(240, 320)"
+python -m launch.train --config=configs/segmentation.py:own --data=mine
+    --config.data.image_size="(240, 320)" --workdir=runs/mine
+python -m launch.train --config=configs/segmentation.py:own --data=scans.csv --image=scan
+    --label=mask --group=patient --workdir=runs/mine
 
 Black-and-white masks need --config.data.mask_values="(0, 255)"; otherwise pixels of value 255 are
 void. With --config.data.fit=tiles, large images such as micrographs or aerial photographs are cut
@@ -26,11 +29,13 @@ image of any size:
 python -m launch.predict --workdir=runs/mine --input=new.jpg --figures=drawn
 """
 
+import dataclasses
 import re
 
 from launch.engine.arguments import check_argument, wrong_argument
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
+from tasks.common.data.user_files import OWN, UNSET
 from tasks.common.images.augmentation import AugmentationConfig
 from tasks.segmentation.data import DataConfig
 from tasks.segmentation.datasets import DATA_SETS, LAND_SIDE
@@ -40,22 +45,25 @@ from tasks.segmentation.unet import GATES, UNetConfig, match_parameter_count
 
 def get_config(argument: str = "camvid"):
     """Returns the config of 'DATA', 'DATA,ATTENTION' or 'ATTENTION', optionally with ',long'."""
-    names = {"DATA": DATA_SETS, "ATTENTION": ("none", GATES), "long": ("long",)}
+    known = (*DATA_SETS, OWN)
+    names = {"DATA": known, "ATTENTION": ("none", GATES), "long": ("long",)}
     check_argument(argument, names)
     words = [word.strip() for word in argument.split(",")]
     long = words[-1] == "long"
     words = words[:-1] if long else words
-    data = words.pop(0) if words and words[0] in DATA_SETS else "camvid"
+    data = words.pop(0) if words and words[0] in known else "camvid"
     # Options of an attention may contain commas.
     attention = ",".join(words) or "none"
     options = re.findall(r"\w+(?:\.\w+)?", attention.removeprefix("none"))
     try:
-        fields = {"camvid": camvid, "land_water": land_water}[data](long)
+        fields = {"camvid": camvid, "land_water": land_water, OWN: own}[data](long)
         model = UNetConfig(**fields.pop("model"), attention=attention)
         if attention != "none":
-            model = match_parameter_count(model, len(DATA_SETS[data].names))
+            # The number of classes of user data, which hardly matters, is not known.
+            of_data = "camvid" if data == OWN else data
+            model = match_parameter_count(model, len(DATA_SETS[of_data].names))
     except ValueError as error:
-        names = {"DATA": DATA_SETS, "ATTENTION": "none, gates or a map attention"}
+        names = {"DATA": known, "ATTENTION": "none, gates or a map attention"}
         raise wrong_argument(error, argument, names) from None
     name = "_".join(["unet", *options, *(["long"] if long else [])])
     return experiment(task="segmentation", name=name, model=model, **fields)
@@ -111,3 +119,10 @@ def land_water(long: bool):
             log_every=25,
         ),
     }
+
+
+def own(long: bool):
+    """Returns the fields of `camvid` for user images."""
+    fields = camvid(long)
+    data = dataclasses.replace(fields["data"], name=OWN, path=UNSET)
+    return {**fields, "data": data}

@@ -14,6 +14,8 @@ from attention import registry
 from launch.engine.arguments import check_argument, wrong_argument
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
+from tasks.common.data.user_files import OWN
+from tasks.common.errors import UserError
 from tasks.sequence_copy.data import DATA_SETS, DataConfig
 from tasks.sequence_copy.model import EncoderDecoderConfig
 
@@ -22,6 +24,11 @@ def get_config(argument: str = "dot"):
     """Returns the config of 'ALIGNMENT' or 'DATA,ALIGNMENT'."""
     check_argument(argument, {"DATA": DATA_SETS, "ALIGNMENT": registry.names("alignment")})
     data, _, alignment = argument.partition(",")
+    if data.strip() == OWN:
+        raise UserError(
+            f"config: sequence_copy takes no data of yours, because its strings of digits are "
+            f"generated; expected one of {', '.join(DATA_SETS)}"
+        )
     if data not in DATA_SETS:
         data, alignment = DATA_SETS[0], argument
     alignment = alignment or "dot"

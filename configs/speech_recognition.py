@@ -4,23 +4,24 @@ python -m launch.train --config=configs/speech_recognition.py:DATA,ENCODER,DECOD
     --workdir=runs/NAME
 
 DATA is spoken_digit_strings (the default: three to seven digits, joined from recordings of single
-digits, tested on a held-out speaker), spoken_digits, prompts_en, prompts_es or prompts_fr. ENCODER
-is conformer (the default), transformer or pyramid (GRUs, as in Listen, Attend and Spell). DECODER
-is joint (the default), which combines CTC and location-aware attention; ctc; transformer_decoder;
-or an alignment of `attention.registry` with its options: "additive", "location_aware",
-"multi_head(num_heads=4)", or "none", the control with one fixed context vector. For digit strings
-"location_aware" has wider filters than its default. RESULTS.md has the results.
+digits, tested on a held-out speaker), spoken_digits, prompts_en, prompts_es, prompts_fr or own.
+ENCODER is conformer (the default), transformer or pyramid (GRUs, as in Listen, Attend and Spell).
+DECODER is joint (the default), which combines CTC and location-aware attention; ctc;
+transformer_decoder; or an alignment of `attention.registry` with its options: "additive",
+"location_aware", "multi_head(num_heads=4)", or "none", the control with one fixed context vector.
+For digit strings "location_aware" has wider filters than its default. RESULTS.md has the results.
 
 The test speaker is --config.data.held_out. "official", for spoken_digits, is the split of the
 authors of the data set, whose test speakers are all in the training split.
 
-User recordings, with a manifest of the columns path and text:
+Your own recordings: a manifest with columns of paths and texts, or a folder of recordings with a
+text file beside each. With --speaker, no speaker is in two splits:
 
-python -m launch.train --config=configs/speech_recognition.py:prompts_en --workdir=runs/mine
-    --config.data.path=mine/train.csv
+python -m launch.train --config=configs/speech_recognition.py:own,conformer,ctc --data=clips.csv
+    --audio=path --text=sentence --speaker=client --workdir=runs/mine
 
-If there are few distinct texts, such as commands, split by file with --config.data.split_by=file,
-or by a column of the manifest: --config.data.split_by=speaker.
+If there are few distinct texts, such as commands, and no speakers, split by file with
+--config.data.split_by=file.
 """
 
 import re
@@ -30,6 +31,7 @@ from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from tasks.common.audio.augmentation import SoundAugmentation
 from tasks.common.backbones.transcriber import TranscriberConfig
+from tasks.common.data.user_files import OWN, UNSET
 from tasks.common.text.tokenizer import TextConfig
 from tasks.speech_recognition.data import DataConfig
 from tasks.speech_recognition.datasets import NAMES
@@ -40,10 +42,11 @@ DECODERS = ("joint", "ctc", "transformer_decoder")
 
 def get_config(argument: str = "spoken_digit_strings"):
     """Returns the config of 'DATA,ENCODER,DECODER', each of them optional."""
-    names = {"DATA": NAMES, "ENCODER": ENCODERS, "DECODER": DECODERS}
+    known = (*NAMES, OWN)
+    names = {"DATA": known, "ENCODER": ENCODERS, "DECODER": DECODERS}
     check_argument(argument, names)
     words = [word.strip() for word in argument.split(",", 2)]
-    data = words.pop(0) if words and words[0] in NAMES else NAMES[1]
+    data = words.pop(0) if words and words[0] in known else NAMES[1]
     encoder = words.pop(0) if words and words[0] in ENCODERS else "conformer"
     # Options of an alignment may contain commas.
     decoder = ",".join(words) or "joint"
@@ -57,9 +60,16 @@ def get_config(argument: str = "spoken_digit_strings"):
         raise wrong_argument(error, argument, names | {"DECODER": decoders}) from None
     name = "_".join([encoder, *re.findall(r"\w+(?:\.\w+)?", decoder)])
     return experiment(
-        task="speech_recognition", name=name, data=DataConfig(name=data, **fields.pop("data")),
-        model=model, **fields,
-    )  # fmt: skip
+        task="speech_recognition",
+        name=name,
+        data=DataConfig(**_source(data), **fields.pop("data")),
+        model=model,
+        **fields,
+    )
+
+
+def _source(data: str) -> dict:
+    return {"name": data, "path": UNSET if data == OWN else None}
 
 
 def _transcriber(name: str, units: int, aligned: str) -> TranscriberConfig:

@@ -2,7 +2,7 @@
 
 python -m launch.train --config=configs/text_classification.py:DATA,MODEL --workdir=runs/NAME
 
-DATA is movie_reviews, sst2, newsgroups20, reuters_r8, spam_assassin or tfds:NAME. MODEL is
+DATA is movie_reviews, sst2, newsgroups20, reuters_r8, spam_assassin, tfds:NAME or own. MODEL is
 transformer (the default), attention_pooling, bigru, pretrained or from:RUN. RESULTS.md has the
 results. `pretrained` starts from runs/DATA_masked, a masked language model of the training texts
 only. `from:RUN` starts from any run of language_modeling and takes its sizes:
@@ -17,11 +17,15 @@ python -m launch.import_weights --from=bert-base-uncased --workdir=runs/bert
 python -m launch.train --config=configs/text_classification.py:DATA,from:runs/bert
     --workdir=runs/NAME
 
-A user file, with its columns:
+Your own texts: a table, or three of them for train, validation and test, and the names of their
+columns:
 
-python -m launch.train --config=configs/text_classification.py --workdir=runs/mine
-    --config.data.train_file=my.csv
-    --config.data.text_column=review --config.data.label_column=stars
+python -m launch.train --config=configs/text_classification.py:own,attention_pooling
+    --data=my.csv --text=review --label=stars --workdir=runs/mine
+
+Each class has the same fraction of examples in validation and test as in the file. --group=COLUMN
+keeps all rows of a group, such as a document, in one split. For rare classes:
+--config.model.class_weights=balanced.
 """
 
 import dataclasses
@@ -31,6 +35,7 @@ from launch.engine.arguments import check_argument
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from launch.runs.directory import saved_config
+from tasks.common.data.user_files import OWN, UNSET
 from tasks.common.datasets.labelled_texts import DEFINITIONS
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
@@ -51,8 +56,8 @@ def get_config(argument: str = "movie_reviews"):
         "bigru": bigru,
         "pretrained": pretrained,
     }
-    names = {"DATA": DEFINITIONS, "MODEL": recipes}
-    check_argument(argument, names, required=True, file_key="data.train_file")
+    names = {"DATA": (*DEFINITIONS, OWN), "MODEL": recipes}
+    check_argument(argument, names, required=True)
     model = model or "transformer"
     if model.startswith(FROM):
         fields = fine_tuned(data, model.removeprefix(FROM))
@@ -63,12 +68,18 @@ def get_config(argument: str = "movie_reviews"):
     return experiment(task="text_classification", name=model, **recipes[model](data))
 
 
+def _source(data: str) -> dict:
+    if data == OWN:
+        return {"name": OWN, "train_file": UNSET, "stratify": True}
+    return {"name": data}
+
+
 def attention_pooling(data: str):
     """Returns the fields of attention pooling over word and, in short texts, character n-grams."""
     if data not in LONG:
         return {
             "data": DataConfig(
-                name=data,
+                **_source(data),
                 text=TextConfig(
                     ngrams=2,
                     character_ngrams=(3, 5),
@@ -91,7 +102,7 @@ def attention_pooling(data: str):
     }[data]
     reuters = data == "reuters_r8"
     return {
-        "data": DataConfig(name=data, text=TextConfig(ngrams=2, unique=True, **sizes)),
+        "data": DataConfig(**_source(data), text=TextConfig(ngrams=2, unique=True, **sizes)),
         "model": AttentionPoolingConfig(
             embedding_size=32 if reuters else 64,
             token_dropout_rate=0.3 if reuters else 0.5,
@@ -114,7 +125,7 @@ def attention_pooling(data: str):
 
 
 def _longest(data: str) -> int:
-    return 256 if data in LONG else 64
+    return 256 if data in (*LONG, OWN) else 64
 
 
 def _words(data: str) -> TextConfig:
@@ -124,7 +135,7 @@ def _words(data: str) -> TextConfig:
 def transformer(data: str):
     """Returns the fields of a small pre-norm Transformer encoder over words."""
     return {
-        "data": DataConfig(name=data, text=_words(data)),
+        "data": DataConfig(**_source(data), text=_words(data)),
         "model": TransformerConfig(
             model_size=64,
             num_layers=1,
@@ -145,7 +156,7 @@ def transformer(data: str):
 def bigru(data: str):
     """Returns the fields of a bidirectional GRU over words with attention over its states."""
     return {
-        "data": DataConfig(name=data, text=_words(data)),
+        "data": DataConfig(**_source(data), text=_words(data)),
         "model": BiGRUConfig(prior="naive_bayes"),
         "optimizer": OptimizerConfig(learning_rate=2e-3, warmup_steps=50, average_decay=0.99),
         "training": TrainingConfig(steps=800, evaluate_every=100, log_every=25),
@@ -159,7 +170,8 @@ def pretrained(data: str):
     """
     return {
         "data": DataConfig(
-            name=data, text=TextConfig(tokenizer="wordpiece", vocabulary_size=8000, max_length=64)
+            **_source(data),
+            text=TextConfig(tokenizer="wordpiece", vocabulary_size=8000, max_length=64),
         ),
         "model": TransformerConfig(
             model_size=128,
@@ -200,7 +212,7 @@ def fine_tuned(data: str, folder: str):
     return {
         **fields,
         "data": DataConfig(
-            name=data, text=dataclasses.replace(saved.data.text, max_length=longest)
+            **_source(data), text=dataclasses.replace(saved.data.text, max_length=longest)
         ),
         "model": TransformerConfig.of(
             saved.model,

@@ -2,7 +2,7 @@
 
 python -m launch.train --config=configs/translation.py:DATA,MODEL --workdir=runs/NAME
 
-DATA is multi30k (the default) or bible_en_es. MODEL is transformer (the default), long (the
+DATA is multi30k (the default), bible_en_es or own. MODEL is transformer (the default), long (the
 published recipe, for an accelerator), rnn, or rnn(ALIGNMENT) with an alignment of
 `attention.registry`: "rnn(location_aware(width=5))". "rnn(none)" is the control with one fixed
 context vector. Further options of rnn are --config.model.cell=lstm and
@@ -14,10 +14,15 @@ reverse direction:
 python -m launch.train --config=configs/translation.py --workdir=runs/german
     --config.data.source=de --config.data.target=en
 
-Pairs of user files, mine/train.en and mine/train.fr:
+Your own pairs: mine/train.en and mine/train.fr, two aligned files, or a table with a column for
+each language:
 
-python -m launch.train --config=configs/translation.py --workdir=runs/mine
-    --config.data.path=mine --config.data.source=en --config.data.target=fr
+python -m launch.train --config=configs/translation.py:own --data=mine --text=en --label=fr
+    --workdir=runs/mine
+python -m launch.train --config=configs/translation.py:own --data=corpus.en,corpus.fr
+    --workdir=runs/mine
+python -m launch.train --config=configs/translation.py:own --data=pairs.csv --text=english
+    --label=french --workdir=runs/mine
 """
 
 import re
@@ -25,13 +30,14 @@ import re
 from launch.engine.arguments import check_argument
 from launch.engine.config import TrainingConfig, did_you_mean, experiment
 from launch.engine.optimizers import OptimizerConfig
+from tasks.common.data.user_files import OWN, UNSET
 from tasks.common.decoding.generate import DecodingConfig
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
 from tasks.translation.data import DataConfig
 from tasks.translation.model import RecurrentConfig, TransformerConfig
 
-LANGUAGES = {"multi30k": ("en", "de"), "bible_en_es": ("en", "es")}
+LANGUAGES = {"multi30k": ("en", "de"), "bible_en_es": ("en", "es"), OWN: ("en", "de")}
 _RECURRENT = re.compile(r"rnn(?:\((.*)\))?")
 
 
@@ -64,9 +70,10 @@ def get_config(argument: str = "multi30k"):
 
 def _data(name: str, vocabulary: int):
     source, target = LANGUAGES[name]
-    longest = {"multi30k": 64, "bible_en_es": 96}[name]
+    longest = {"multi30k": 64, "bible_en_es": 96, OWN: 96}[name]
     text = TextConfig(tokenizer="bpe", vocabulary_size=vocabulary, max_length=longest)
-    return DataConfig(name=name, source=source, target=target, text=text)
+    path = UNSET if name == OWN else None
+    return DataConfig(name=name, path=path, source=source, target=target, text=text)
 
 
 def _inverse_sqrt(learning_rate: float, warmup_steps: int, average_decay: float):

@@ -27,6 +27,7 @@ from launch.engine import values as typed
 from launch.engine.config import Experiment
 from launch.engine.environment import ROOT
 from launch.engine.errors import Interrupted
+from launch.engine.own_data import Data, check_columns, with_own_data
 from launch.engine.predictor import Predictor
 from launch.engine.steps import Steps
 from launch.engine.writers import read_lines
@@ -49,8 +50,16 @@ Folder = str | os.PathLike[str]
 _PORTION = 2048
 
 
-def config(source: Any, changes: Mapping[str, Any] | None = None) -> Experiment:
+def config(
+    source: Any,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    data: Data | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Experiment:
     """Returns an experiment, with changed values that are checked as flags are.
+
+        launch.config("text_classification:own", data="my.csv", columns={"text": "review"})
 
     Args:
       source: config file with its argument, such as "configs/text_classification.py:sst2" or, for
@@ -59,6 +68,10 @@ def config(source: Any, changes: Mapping[str, Any] | None = None) -> Experiment:
         such file, to the repository.
       changes: new values by dotted key, such as {"model.num_layers": 2}. A text is parsed as the
         value of a flag. A mapping changes some keys of a group; a dataclass replaces the group.
+      data: your own data, as the flag --data: a file, a folder or a glob pattern, or a sequence of
+        train, validation and test. Relative paths are relative to the working directory.
+      columns: names of columns of `data`, by the flags of the commands: text, label, user, item,
+        time, image, audio, speaker, group.
 
     Raises:
       UserError: the file, a key or a value is invalid.
@@ -71,6 +84,7 @@ def config(source: Any, changes: Mapping[str, Any] | None = None) -> Experiment:
         values = configs.with_current_keys(getattr(source, "to_dict", lambda: dict(source))())
     else:
         raise UserError(f"config: got {source!r}, expected a config file, Experiment or mapping")
+    values = with_own_data(values, data, columns)
     found = {}
     for given, value in _leaves(changes or {}):
         key = configs.current_key(values, given.removeprefix("config."))
@@ -81,7 +95,9 @@ def config(source: Any, changes: Mapping[str, Any] | None = None) -> Experiment:
         elif isinstance(value, np.generic):
             value = value.item()
         found[key] = value
-    return configs.resolve(configs.replaced(values, found))
+    values = configs.replaced(values, found)
+    check_columns(values, columns or {})
+    return configs.resolve(values)
 
 
 def _leaves(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -109,6 +125,8 @@ def train(
     config: Any,
     workdir: Folder,
     *,
+    data: Data | None = None,
+    columns: Mapping[str, str] | None = None,
     baselines: bool = True,
     track: Sequence[str] = (),
     data_dir: Folder | None = None,
@@ -124,6 +142,7 @@ def train(
     Args:
       config: experiment, or anything that `launch.config` accepts.
       workdir: run directory.
+      data, columns: your own data, as for `launch.config`.
       baselines: whether to evaluate the task's baselines (cached).
       track: trackers that also receive metrics, test results and figures: "mlflow", "wandb".
       data_dir: directory of prepared data sets.
@@ -137,7 +156,7 @@ def train(
       UserError: the config, the data, the devices or the directory cannot be used.
       KeyboardInterrupt: training was interrupted; the same call resumes it.
     """
-    experiment, folder = _experiment(config), _folder(workdir)
+    experiment, folder = _experiment(config, data, columns), _folder(workdir)
     names = [track] if isinstance(track, str) else list(track)
     paths = Paths.default(data_dir, cache_dir, data_mirror)
     devices.set_up_jax(paths.cache_dir, experiment)
@@ -152,9 +171,9 @@ def train(
     return Run(folder, experiment, paths)
 
 
-def _experiment(given: Any) -> Experiment:
+def _experiment(given: Any, data: Data | None, columns: Mapping[str, str] | None) -> Experiment:
     # `config` is also the name of an argument.
-    return config(given)
+    return config(given, data=data, columns=columns)
 
 
 def _folder(workdir: Folder) -> Path:

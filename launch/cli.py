@@ -19,6 +19,7 @@ from absl import logging as absl_logging
 
 from launch.engine import output
 from launch.engine.errors import Interrupted, keep_interrupts, signal_of, system_error
+from tasks.common.data.own import COLUMNS
 from tasks.common.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -81,6 +82,15 @@ def define_config() -> None:
         "Config file, for example configs/text_classification.py:sst2; "
         "--config.model.num_layers=2 overrides a key, and --help lists all keys of the config.",
     )
+    flags.DEFINE_string(
+        "data",
+        None,
+        "Your own data, for configs/TASK.py:own: a file, a folder or a pattern such as "
+        "'clips/*.csv', from which validation and test are split off; or three of them, "
+        "TRAIN,VALIDATION,TEST.",
+    )
+    for name, content in COLUMNS.items():
+        flags.DEFINE_string(name, None, f"Column of --data with the {content}.")
     _overrides.allowed = True
 
 
@@ -287,8 +297,8 @@ def main(command: Callable[[], None], usage: str) -> None:
     sys.unraisablehook = _failed_callback
     logging.getLogger("asyncio").addFilter(_is_no_system_error)
     sys.modules["__main__"].__doc__ = usage
-    shared = ("config", "workdir", "data_dir", "cache_dir", "data_mirror", "record", "results",
-              "track", "match", "match_key")  # fmt: skip
+    shared = ("config", "data", *COLUMNS, "workdir", "data_dir", "cache_dir", "data_mirror", "record",
+              "results", "track", "match", "match_key")  # fmt: skip
     for name in shared:
         if name in FLAGS:
             # --help shows only key flags of the main module.
@@ -449,6 +459,7 @@ def _show_help(words: Sequence[str]) -> NoReturn:
 def _without_overrides(words: Sequence[str]) -> list[str]:
     """Reads --config and its overrides; returns the command line without the overrides."""
     from launch.engine import config as configs
+    from launch.engine import own_data
     from launch.engine import values as typed
 
     given = _given_config(words)
@@ -459,7 +470,9 @@ def _without_overrides(words: Sequence[str]) -> list[str]:
                 "--config is missing; --config.key=value overrides a key of --config=FILE"
             )
         return list(words)
-    values = configs.load_values(given)
+    original = configs.load_values(given)
+    columns = {name: value for name in COLUMNS if (value := _given(words, name)) is not None}
+    values = own_data.with_own_data(original, _given(words, "data"), columns)
     changes: dict[str, Any] = {}
     taken: set[int] = set()
     for position, negated, key, value in found:
@@ -480,7 +493,8 @@ def _without_overrides(words: Sequence[str]) -> list[str]:
         # A tuple may be given by several flags, one item each.
         appends = isinstance(parsed, tuple) and isinstance(changes.get(key), tuple)
         changes[key] = changes[key] + parsed if appends else parsed
-    _overrides.original, _overrides.values = values, configs.replaced(values, changes)
+    _overrides.original, _overrides.values = original, configs.replaced(values, changes)
+    own_data.check_columns(_overrides.values, columns)
     return [word for position, word in enumerate(words) if position not in taken]
 
 
@@ -497,12 +511,17 @@ def _override_words(words: Sequence[str]) -> list[tuple[int, bool, str, str | No
 
 def _given_config(words: Sequence[str]) -> str | None:
     """Returns the value of the last --config flag, or None."""
+    return _given(words, "config")
+
+
+def _given(words: Sequence[str], flag: str) -> str | None:
+    """Returns the value of the last occurrence of a flag, or None."""
     given = None
     for position, word in enumerate(words[1:], 1):
         name, equals, value = word.partition("=")
         if word == "--":
             break
-        if name in ("--config", "-config"):
+        if name in (f"--{flag}", f"-{flag}"):
             given = value if equals else next(iter(words[position + 1 : position + 2]), "")
     return given
 
@@ -548,9 +567,10 @@ def _keys_of_config() -> list[str]:
 
 def _flags_of_commands() -> dict[str, set[str]]:
     """Returns the flags of each command, parsed from its source file without importing it."""
+    config = ["config", "data", *COLUMNS]
     shared = {
         "answers": ["top_k", "threshold", "positive"],
-        "config": ["config"],
+        "config": config,
         "workdir": ["workdir"],
         "record": ["record", "results"],
         "track": ["track"],

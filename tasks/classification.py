@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks.answers import AnswerOptions
+from tasks.common.class_weights import NONE, ClassWeightsConfig
 from tasks.common.data.cells import join_names
 from tasks.common.errors import UserError
 from tasks.common.losses import cross_entropy
@@ -45,6 +47,20 @@ class ClassificationTask(Task):
         """Names of the classes."""
         return self.processor.labels
 
+    @functools.cached_property
+    def class_weights(self) -> np.ndarray | None:
+        """Weights of the classes in the training loss, [C]; None if all are equal."""
+        if self.model.class_weights == NONE:
+            return None
+        return self.model.weights(self.dataset.splits["train"].labels, self.labels)
+
+    def weighted_cross_entropy(self, logits: Any, labels: Any) -> Any:
+        """Returns the cross-entropy of each example [B], times the weight of its class."""
+        losses = cross_entropy(logits, labels)
+        if self.class_weights is None:
+            return losses
+        return losses * jnp.asarray(self.class_weights)[labels]
+
     @abc.abstractmethod
     def logits(self, model: Any, batch: Batch, dropout_key: Any = None) -> Any:
         """Returns logits [B, classes]; if a random key is given, with dropout as in training."""
@@ -54,7 +70,7 @@ class ClassificationTask(Task):
         logits, weight = self.logits(model, batch, dropout_key), batch["weight"]
         total = jnp.maximum(jnp.sum(weight), 1.0)
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
-        losses = cross_entropy(logits, batch["label"])
+        losses = self.weighted_cross_entropy(logits, batch["label"])
         accuracy = jnp.sum(correct * weight) / total
         return jnp.sum(losses * weight) / total, {"accuracy": accuracy}
 
@@ -218,6 +234,25 @@ def _check_positive(options: AnswerOptions, labels: Sequence[str]) -> None:
 
 def _ranked_line(ranked: dict[str, float], shown: int | None = None) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in list(ranked.items())[:shown])
+
+
+def check_class_weights(
+    model: ClassWeightsConfig, labels: np.ndarray, names: Sequence[str]
+) -> None:
+    """Checks that the class weights of a model are those of the classes of the data.
+
+    Args:
+      model: config of the model.
+      labels: int [n], classes of the training examples.
+      names: names of the classes.
+
+    Raises:
+      UserError: a weight is missing, or a name is not that of a class.
+    """
+    try:
+        model.weights(labels, names)
+    except ValueError as error:
+        raise UserError(f"config.model.{error}") from None
 
 
 def predicted_classes(outputs: Arrays) -> np.ndarray:

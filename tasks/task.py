@@ -26,6 +26,7 @@ import numpy as np
 
 from tasks.answers import AnswerOptions
 from tasks.common.data import digests
+from tasks.common.data.own import OwnData
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import Bucket, Examples
 from tasks.common.data.splits import SPLITS, SplitSummary
@@ -276,6 +277,8 @@ class Task(abc.ABC):
         option does not apply. Options without an entry do not apply.
       drawn_examples: number of test examples in a report.
       draws_predictions: whether `figures` needs the outputs of `predict` for these examples.
+      own_data: files and columns that --data and the flags of columns give; or, for a task without
+        user data, the reason.
 
     Attributes:
       data, model: configs.
@@ -307,6 +310,7 @@ class Task(abc.ABC):
     notes: Sequence[str] = ()
     drawn_examples: ClassVar[int] = 8
     draws_predictions: ClassVar[bool] = False
+    own_data: ClassVar[OwnData | str] = "all of its data sets are built in"
 
     def __init__(self, data: Any, model: Any, processor: Any, dataset: Any = None):
         """Initializes the attributes; use `prepare` or `restore` instead."""

@@ -17,7 +17,8 @@ import numpy as np
 
 from tasks.common.backbones.transcriber import EncoderOutput, TranscriberConfig
 from tasks.common.data import digests
-from tasks.common.data.manifests import find_labeled, read_lines, summarize, warn_unknown
+from tasks.common.data.manifest_rows import ManifestColumns, find_labeled
+from tasks.common.data.manifests import read_lines, summarize, warn_unknown
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
@@ -102,7 +103,11 @@ class TranscriptionProcessor(Processor):
     field: ClassVar[str]
     input_spec: ClassVar[ArraySpec]
     input_kind: ClassVar[str]
-    input_column = "path"
+
+    @property
+    def input_column(self) -> str:
+        """Column of the paths of files."""
+        return self.data.path_column
 
     @abc.abstractmethod
     def read(self, path: str) -> np.ndarray:
@@ -201,7 +206,7 @@ class TranscriptionTask(Task):
 
         Units that the tokenizer does not know count as errors of the model.
         """
-        lines = find_labeled(file)
+        lines = find_labeled(file, ManifestColumns(self.data.path_column, self.data.text_column))
         texts, units = [line.text for line in lines], self.processor.tokenizer
         longest = max(map(len, encode_units(units.with_max_length(2**31 - 1), texts)))
         most = min(self.decoder_config.max_length, units.config.max_length)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 
 from launch.engine.config import did_you_mean
 from launch.engine.values import split
+from tasks.common.data.user_files import OWN
 from tasks.common.errors import UserError
 
 
@@ -15,7 +16,6 @@ def check_argument(
     kinds: Mapping[str, Collection[str]],
     *,
     required: bool = False,
-    file_key: str = "data.path",
 ) -> None:
     """Checks the order of the words of a config file's argument, as far as they are known names.
 
@@ -25,7 +25,6 @@ def check_argument(
       argument: words separated by commas, such as "sst2,transformer".
       kinds: known names of each part, in the order of the parts. The first part is the data set.
       required: whether the first part cannot be left out.
-      file_key: config key for a file of the user, for a word that is the path of one.
 
     Raises:
       UserError: the words are in another order, a part is given twice, or a word is a file.
@@ -55,8 +54,8 @@ def check_argument(
     is_path = "/" in words[0] or os.path.isfile(words[0])
     if found[0] is None and is_path and ":" not in words[0]:
         raise UserError(
-            f"config: {words[0]!r} is a path, expected {form}; for your own files set "
-            f"--config.{file_key}={words[0]}"
+            f"config: {words[0]!r} is a path, expected {form}; for your own files write "
+            f"{OWN} instead of it, and --data={words[0]}"
         )
 
 

@@ -28,6 +28,7 @@ from launch.engine import keys
 from launch.engine.optimizers import OptimizerConfig
 from launch.engine.sharding import MeshConfig
 from tasks.common.configs import Config, NonNegativeInt, PositiveInt, within
+from tasks.common.data.user_files import UNSET
 from tasks.common.errors import UserError
 
 # Fields of models that change how results are computed, but not the results.
@@ -157,10 +158,15 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
       config: ConfigDict of a config file with its overrides, or the dict of a run's config.json.
 
     Raises:
-      UserError: a key is unknown (the message suggests the closest), or a value is invalid.
+      UserError: a key is unknown (the message suggests the closest), a value is invalid, or the
+        files of the data set "own" are not given.
     """
     values: dict[str, Any] = getattr(config, "to_dict", lambda: dict(config))()
-    return _build(Experiment, with_current_keys(values), "config", part_types(values))
+    built = _build(Experiment, with_current_keys(values), "config", part_types(values))
+    own = task_class(built.task).own_data
+    if not isinstance(own, str) and getattr(built.data, own.path, None) == UNSET:
+        raise own.missing()
+    return built
 
 
 def with_current_keys(values: Mapping[str, Any]) -> dict[str, Any]:

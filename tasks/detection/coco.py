@@ -7,13 +7,15 @@ encoding, compressed or not. Integers may be written as floats, as some tools do
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tasks.common.data.tables import unique_keys
+from tasks.common.data.cells import label_value
+from tasks.common.data.tables import no_column, unique_keys
 from tasks.common.data.text_files import read_text
 from tasks.common.data.user_files import find_file
 from tasks.common.errors import UserError, warn_once
@@ -39,11 +41,13 @@ class Annotated:
       name: file name in the annotations.
       path: path of the image.
       truth: true objects and crowd regions.
+      group: value of the key that groups the images, such as a patient; "" without one.
     """
 
     name: str
     path: Path
     truth: Truth
+    group: str = ""
 
     def labels(self) -> tuple[np.ndarray, int]:
         """Classes of the objects, and number of crowd regions."""
@@ -51,13 +55,15 @@ class Annotated:
 
 
 def read_annotations(
-    file: Path, images: str | None
+    file: Path, images: str | None, group_key: str = ""
 ) -> tuple[tuple[str, ...], list[Annotated], bool | None]:
     """Reads a file of annotations.
 
     Args:
       file: file of the annotations.
-      images: folder of the images; None for the folder of `file`.
+      images: folder of the images; None for the folder of `file`, or a folder images/ in it or
+        beside it that has the images.
+      group_key: key of the entries of images that groups them; "" for none.
 
     Returns:
       Names of the classes in the order of their ids, the images in the order of the file, and
@@ -79,18 +85,19 @@ def read_annotations(
                 f"{file}: has no list {section!r}; files in COCO's format have "
                 f"{', '.join(sections)}"
             )
-    reader = _Reader(file, content["images"], content["categories"])
+    reader = _Reader(file, content["images"], content["categories"], group_key)
     for number, annotation in enumerate(content["annotations"]):
         reader.take(annotation, number)
-    folder = file.parent if images is None else Path(images).expanduser()
+    folder = reader.folder() if images is None else Path(images).expanduser()
     return reader.names, reader.annotated(folder), reader.has_masks
 
 
 class _Reader:
     """Checks annotations one by one, and collects them by image."""
 
-    def __init__(self, file: Path, images: list[Any], categories: list[Any]):
+    def __init__(self, file: Path, images: list[Any], categories: list[Any], group_key: str):
         self._file = file
+        self._groups: dict[Any, str] = {}
         self._images: dict[Any, tuple[str, tuple[int, int]]] = {}
         self._rows: dict[Any, list[tuple]] = {}
         self.has_masks: bool | None = None
@@ -125,6 +132,11 @@ class _Reader:
             names.add(name)
             self._images[identity] = name, (height, width)
             self._rows[identity] = []
+            if group_key:
+                where = f"{file}: image {name!r}"
+                if group_key not in image:
+                    raise no_column(where, group_key, list(image), "group")
+                self._groups[identity] = label_value(image[group_key], where, group_key)
         if not categories:
             raise UserError(f"{file}: has no categories; add at least one entry to categories")
         ids: dict[int | str, str] = {}
@@ -188,6 +200,15 @@ class _Reader:
             raise UserError(f"{self._file}: {where} has iscrowd {_shown(crowd)}, expected 0 or 1")
         self._rows[image].append((box, self._label[category], mask, _CROWD[crowd]))
 
+    def folder(self) -> Path:
+        """Returns the folder that has the images: that of the annotations, or images/ near it."""
+        near = self._file.parent
+        names = [name for name, _ in self._images.values()]
+        for folder in (near, near / "images", near.parent / "images"):
+            if any(os.path.isfile(find_file(folder, name)) for name in names):
+                return folder
+        return near
+
     def annotated(self, folder: Path) -> list[Annotated]:
         if self._without_pixels:
             warn_once(
@@ -214,6 +235,7 @@ class _Reader:
                         list(masks) if self.has_masks else None,
                         np.array(crowd, bool),
                     ),
+                    self._groups.get(identity, ""),
                 )
             )
         return result

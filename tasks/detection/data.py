@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.configs import Config, PositiveInt, known_names
+from tasks.common.configs import PositiveInt, known_names
 from tasks.common.data import builders, digests
+from tasks.common.data.held_out import HeldOutConfig
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
 from tasks.common.data.user_files import results_name
@@ -41,7 +42,7 @@ _KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class DataConfig(Config):
+class DataConfig(HeldOutConfig):
     """Config of the data set.
 
     Attributes:
@@ -49,16 +50,19 @@ class DataConfig(Config):
         own_<file> by default.
       path: user annotations in COCO's format. A single file is split by the hash of the image
         pixels, with a tenth each for validation and test. A folder contains train.json and
-        optionally validation.json (or valid, val, dev) and test.json. Each split must have an
-        object that is not a crowd region (iscrowd 1). For images with an EXIF orientation see
-        `tasks.common.images.orientation`.
-      images: folder of the images; None for the folder of the annotations.
+        optionally validation.json (or valid, val, dev) and test.json; or three files are separated
+        by commas. Each split must have an object that is not a crowd region (iscrowd 1). For images
+        with an EXIF orientation see `tasks.common.images.orientation`.
+      images: folder of the images; None for the folder of the annotations, or a folder images in it
+        or beside it.
       image_size: side of the examples in pixels; None for the default of the data set, which is 256
         for user files.
       max_objects: maximum number of objects of an example; None for the maximum over the data. If
         an image has more objects, the largest are kept.
       skip_broken: whether to skip user images that are missing or cannot be read, with a message.
       augmentation: config of the random augmentation in training.
+      For the other attributes see `HeldOutConfig`; `group_column` is a key of the entries of
+      images, and `stratify` has no effect.
     """
 
     name: known_names(*DATA_SETS) = "nuclei"
@@ -317,7 +321,9 @@ def _user_examples(
 
 def _load_user_files(config: DataConfig) -> DetectionDataset:
     side = config.image_size or _USER_SIDE
-    user = user_files.load(config.path, config.images, skip_broken=config.skip_broken)
+    user = user_files.load(
+        config.path, config.images, skip_broken=config.skip_broken, held_out=config
+    )
     most = config.max_objects or max(1, user.max_objects)
     parts = {"class names": digests.of_rows(user.names)}
     for split, examples_of_split in user.splits.items():

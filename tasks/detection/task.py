@@ -40,6 +40,7 @@ from tasks.detection.models.detr import DETR, DETRConfig
 from tasks.detection.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from tasks.detection.ops.pasting import THRESHOLD, paste
 from tasks.detection.processor import SHOWN, DetectionProcessor, object_lines
+from tasks.detection.user_files import OWN_DATA
 from tasks.figures import AttendedImage, DetectedImage, Figure, Shown
 from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task
 
@@ -57,6 +58,7 @@ class Detection(Task):
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
     processor_type = DetectionProcessor
+    own_data = OWN_DATA
     # The primary metric is that of boxes, because not all data and models have masks.
     primary_metric = "box_ap50"
     table_metrics = ("box_ap50", "box_ap", "mask_ap50", "mask_ap", "dsb2018_score")

@@ -10,14 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.common.data.held_out import HeldOutConfig, expect_groups_apart
+from tasks.common.data.own import OwnData, one_file, split_files
 from tasks.common.data.splits import class_indices
-from tasks.common.data.user_files import (
-    expect_some_files,
-    read_each,
-    split_by_hash,
-    split_names,
-    warn_shared,
-)
+from tasks.common.data.user_files import expect_some_files, read_each, split_names, warn_shared
 from tasks.common.errors import UserError, warn_once
 from tasks.common.images.files import read_image, read_oriented
 from tasks.common.images.orientation import AnnotationTurns, turned, turned_boxes, turned_size
@@ -25,7 +21,13 @@ from tasks.detection.coco import Annotated, read_annotations, run_lengths
 from tasks.detection.ops.masks import rle_to_instance_map
 from tasks.detection.ops.pasting import RunLength, to_rle
 
-__all__ = ["Annotated", "UserDataset", "load", "run_lengths"]
+__all__ = ["OWN_DATA", "Annotated", "UserDataset", "load", "run_lengths"]
+
+OWN_DATA = OwnData(
+    "a JSON file of annotations in COCO's format, or a folder with train.json; images are in its "
+    "folder or in images/ beside it",
+    {"group": "group_column"},
+)
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,23 @@ class UserDataset:
         return read_image(annotated.path), truth.boxes[kept], truth.labels[kept], instances
 
 
-def load(path: str, images: str | None, *, skip_broken: bool) -> UserDataset:
+def load(
+    path: str,
+    images: str | None,
+    *,
+    skip_broken: bool,
+    held_out: HeldOutConfig | None = None,
+) -> UserDataset:
     """Reads annotations, and checks all images.
 
     Args:
       path: annotation file; or a folder with train.json and optionally validation.json and
-        test.json.
-      images: folder of the images; None for the folder of the annotations.
+        test.json, possibly in annotations/; or three files for train, validation and test,
+        separated by commas.
+      images: folder of the images; None for the folder of the annotations, or images/ near it.
       skip_broken: whether to skip images that are missing or cannot be read, with a message.
+      held_out: config of the held-out splits; its `group_column` is a key of the entries of images.
+        None for a split by hash.
 
     Returns:
       The data set. A missing split is a tenth of the training split, chosen by the hash of the
@@ -78,8 +89,9 @@ def load(path: str, images: str | None, *, skip_broken: bool) -> UserDataset:
     Raises:
       UserError: annotations or images cannot be used; the message names file and entry.
     """
-    files = _find(path)
-    read = {split: read_annotations(file, images) for split, file in files.items()}
+    files, held_out = _find(path), held_out or HeldOutConfig()
+    key = held_out.group_column
+    read = {split: read_annotations(file, images, key) for split, file in files.items()}
     names = read["train"][0]
     for split, (others, _, _) in read.items():
         if others != names:
@@ -117,10 +129,19 @@ def load(path: str, images: str | None, *, skip_broken: bool) -> UserDataset:
         },
         "images",
     )
-    remedy = "give files for all splits"
-    held_out = split_by_hash(codes["train"], list(files), str(files["train"]), remedy, "images")
+    groups = {split: [image.group for image in given] for split, given in found.items()}
+    if key:
+        expect_groups_apart(path, groups)
     train = found["train"]
-    found |= {split: [train[i] for i in chosen] for split, chosen in held_out.items()}
+    parts = held_out.hold_out(
+        codes["train"],
+        list(files),
+        str(files["train"]),
+        "give --data=TRAIN,VALIDATION,TEST",
+        "images",
+        groups=groups["train"] if key else None,
+    )
+    found |= {split: [train[i] for i in chosen] for split, chosen in parts.items()}
     masks = {has_masks for _, _, has_masks in read.values() if has_masks is not None}
     if len(masks) > 1:
         raise UserError(
@@ -188,7 +209,11 @@ def load_labeled(
 def _find(path: str) -> dict[str, Path]:
     root = Path(path).expanduser()
     if not root.is_dir():
-        return {"train": root}
+        reason = "because the annotations of a split are in one file"
+        given = {split: one_file(name, reason) for split, name in split_files(path).items()}
+        return {split: Path(name).expanduser() for split, name in given.items()}
+    if not any(root.glob("*.json")) and (root / "annotations").is_dir():
+        root /= "annotations"
     stems = {
         file.stem: file
         for file in sorted(root.iterdir())
@@ -197,8 +222,7 @@ def _find(path: str) -> dict[str, Path]:
     found = {split: stems.pop(stem) for split, stem in split_names(list(stems), path).items()}
     if "train" not in found:
         raise UserError(
-            f"{path}: has no train.json; add the file, or set config.data.path to "
-            f"an annotation file"
+            f"{path}: has no train.json; add the file, or set --data to an annotation file"
         )
     if stems:
         first = next(iter(stems.values())).name

@@ -107,7 +107,7 @@ def find_time_column(table: Cells, wanted: str, trained: bool = False) -> str | 
     if wanted:
         if wanted not in table.header:
             # The config of a trained model cannot be changed.
-            key = None if trained else "config.data.time_column"
+            key = None if trained else "time"
             raise no_column(table.name, wanted, table.header, key)
         return wanted
     found = next((column for column in table.header if column.lower() in TIME_COLUMNS), None)
@@ -121,7 +121,7 @@ def find_time_column(table: Cells, wanted: str, trained: bool = False) -> str | 
     if found is None:
         raise UserError(
             f"{table.name}: no column is called {' or '.join(TIME_COLUMNS)}; set "
-            f"config.data.time_column to the column that has the times, one of "
+            f"--time to the column that has the times, one of "
             f"{join_names(table.header, 8)}, or to {NO_TIMES!r} if rows are one step apart"
         )
     return found
@@ -141,7 +141,7 @@ def read_columns(
     for column in targets or [column for column in table.header if column and column != stamped]:
         if column not in table.header:
             known = [other for other in table.header if other != stamped]
-            raise no_column(table.name, column, known, None if trained else "config.data.targets")
+            raise no_column(table.name, column, known, None if trained else "label")
         cells = table.column(column)
         try:
             found[column] = read_numbers(cells, decimal, likely.decimals.get(column, ""))
@@ -157,7 +157,7 @@ def read_columns(
             note = f" ({error})" if str(error) else ""
             raise UserError(
                 f"{where} {quote(cells[error.index])}, expected a number or nothing{note}; correct "
-                "it, or set config.data.targets to the columns to forecast"
+                "it, or set --label to the columns to forecast"
             ) from None
     decimals = _conventions(table, found, decimal, likely)
     if texts:
@@ -193,7 +193,7 @@ def _conventions(
             raise UserError(
                 f"{table.name}: line {table.lines[index]}: {quote(name)} is {quote(cells[index])}, "
                 f"and {quote(commas[0])} has decimal commas, so the point may separate "
-                f"thousands; set {DECIMAL_KEY} to ',' if it does, or set config.data.targets to "
+                f"thousands; set {DECIMAL_KEY} to ',' if it does, or set --label to "
                 "the columns to forecast"
             )
     for convention, names in named.items():
@@ -219,7 +219,7 @@ def read_times(table: Cells, column: str, date_order: str, likely: str, trained:
         note += f"; {remedy}" if remedy else ""
         raise _no_time(table, column, index, note) from None
     if times.is_order:
-        note = f"; set config.data.time_column to {NO_TIMES!r} if rows are one step apart"
+        note = f"; set --time to {NO_TIMES!r} if rows are one step apart"
         raise _no_time(table, column, 0, note)
     return times
 

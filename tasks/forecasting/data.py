@@ -24,7 +24,7 @@ from tasks.forecasting import timestamps as clock
 from tasks.forecasting.datasets import DATA_SETS, SHARES
 from tasks.forecasting.numbers import DECIMALS
 from tasks.forecasting.timestamps import Step
-from tasks.forecasting.user_files import NO_TIMES, Reading, Series, read_series
+from tasks.forecasting.user_files import NO_TIMES, Reading, Series, read_series, read_splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,11 @@ class DataConfig(Config):
       name: name of a built-in data set. With `path`, name under which results are stored,
         own_<file> by default.
       path: user file with a header, a column of times and columns of numbers: CSV separated by
-        commas, semicolons or tabs, or JSON lines (.jsonl). Times may be written as
-        2024-05-31T13:00+02:00, 31.05.2024 13:00, 05/31/2024, "May 31, 2024", 2024-05, 2024-Q2 or
-        2024-W22, or be numbers since 1970 (seconds to nanoseconds) or as 20240531. Times with a UTC
-        offset are read in local time if the step is a day or more.
+        commas, semicolons or tabs, or JSON lines (.jsonl). A folder or glob pattern of files of
+        consecutive times; or three for train, validation and test, separated by commas. Times may
+        be written as 2024-05-31T13:00+02:00, 31.05.2024 13:00, 05/31/2024, "May 31, 2024", 2024-05,
+        2024-Q2 or 2024-W22, or be numbers since 1970 (seconds to nanoseconds) or as 20240531. Times
+        with a UTC offset are read in local time if the step is a day or more.
       time_column: time column of the user file. "" means the first column named date, time,
         timestamp, datetime or ds; if there is none, the first column of the file, if it has no
         name. "none" means that the file has no times and that its rows are one step apart.
@@ -241,7 +242,7 @@ def load(config: DataConfig, paths: Paths) -> ForecastingData:
     """
     if config.path is not None:
         step = Step(seconds=config.step) if config.step else None
-        series = read_series(
+        series, counts = read_splits(
             config.path,
             config.time_column,
             config.targets,
@@ -249,7 +250,12 @@ def load(config: DataConfig, paths: Paths) -> ForecastingData:
             decimal=config.decimal,
             date_order=config.date_order,
         )
-        counts, period = None, series.step.period if series.step else 1
+        if counts is not None and config.split:
+            raise UserError(
+                f"config.data.split: got {config.split}, but --data has a file for each split; "
+                f"remove the setting"
+            )
+        period = series.step.period if series.step else 1
     else:
         builtin = DATA_SETS[config.name]
         series = builtin.read(fetch(builtin.source, paths) if builtin.source else None)
@@ -348,7 +354,7 @@ def _standardize(
         if empty and split == "train":
             raise UserError(
                 f"config.data: {series.names[empty[0]]!r} has no value in the train split; "
-                f"exclude it with config.data.targets"
+                f"exclude it with --label"
             )
         if empty:
             names = ", ".join(series.names[channel] for channel in empty)

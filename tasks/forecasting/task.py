@@ -33,6 +33,7 @@ from tasks.forecasting.models.heads import HEADS, Head
 from tasks.forecasting.paths import forecast_autoregressively, quantiles_beyond
 from tasks.forecasting.processor import ForecastingProcessor
 from tasks.forecasting.rolling import fit_share
+from tasks.forecasting.user_files import OWN_DATA
 from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task, seven_digits
 
 Array = jax.Array
@@ -53,6 +54,7 @@ class Forecasting(Task):
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
     processor_type = ForecastingProcessor
+    own_data = OWN_DATA
     primary_metric = "mse"
     higher_is_better = False
     table_metrics = ("mse", "mae", "mase", "crps")

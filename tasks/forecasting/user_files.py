@@ -9,10 +9,13 @@ omitted data are printed on standard error.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from tasks.common.data.own import OwnData, files_of, split_files
+from tasks.common.data.splits import SPLITS
 from tasks.common.errors import UserError
 from tasks.forecasting import timestamps as clock
 from tasks.forecasting.cells import (
@@ -53,6 +56,84 @@ class Series:
     start: np.datetime64 | None = None
     step: Step | None = None
     reading: Reading = dataclasses.field(default_factory=Reading)
+
+
+OWN_DATA = OwnData(
+    "a table with a column of times and columns of numbers (CSV, TSV or JSON lines), a folder of "
+    "tables of consecutive times or a pattern",
+    {"time": "time_column", "label": "targets"},
+    several=("label",),
+)
+
+
+def read_splits(path: str, *given: Any, **options: Any) -> tuple[Series, tuple[int, ...] | None]:
+    """Reads the series of one or more files, and the sizes of splits that have their own files.
+
+    Args:
+      path: file, folder or glob pattern, whose files are joined in the order of time; or three of
+        them for train, validation and test.
+      *given: further arguments of `read_series`.
+      **options: options of `read_series`.
+
+    Returns:
+      The series, and the numbers of times of train, validation and test; None if the splits have no
+      files of their own. Times between the files of two splits belong to the former.
+
+    Raises:
+      UserError: as for `read_series`; or the files have different columns or steps or overlap.
+    """
+    files = split_files(path)
+    parts: dict[str, Series] = {}
+    for split, name in files.items():
+        mine = {file: read_series(file, *given, **options) for file in files_of(name)}
+        by_time = sorted(mine.items(), key=lambda part: _start(part[1]))
+        parts[split] = _joined(dict(by_time))[0] if len(mine) > 1 else by_time[0][1]
+    if len(parts) == 1:
+        return parts["train"], None
+    if len(parts) != len(SPLITS):
+        raise UserError(f"--data: got files of {' and '.join(parts)}, expected all three splits")
+    series, starts = _joined({files[split]: part for split, part in parts.items()})
+    return series, tuple(np.diff([*starts, len(series.values)]).tolist())
+
+
+def _start(series: Series) -> float:
+    return 0.0 if series.start is None else float(series.start.astype("datetime64[us]").astype(int))
+
+
+def _joined(parts: Mapping[str, Series]) -> tuple[Series, list[int]]:
+    """Joins consecutive series; returns the index of the first time of each.
+
+    Args:
+      parts: series by file, in the order of time.
+    """
+    (first, base), *others = parts.items()
+    values, starts, names = [base.values], [0], base.names
+    for name, series in others:
+        length = sum(map(len, values))
+        if set(series.names) != set(names):
+            raise UserError(
+                f"--data: {name} has the columns {', '.join(series.names)}, expected "
+                f"{', '.join(names)} as in {first}"
+            )
+        if series.step != base.step:
+            raise UserError(
+                f"--data: {name} has the step {series.step}, expected {base.step} as in {first}; "
+                f"set config.data.step to the step in seconds"
+            )
+        begin = length
+        if base.start is not None and base.step is not None and series.start is not None:
+            begin = int(clock.grid_index(np.array([series.start]), base.start, base.step)[0])
+        if begin < length:
+            raise UserError(
+                f"--data: {name} begins before the files before it end; give files of consecutive "
+                f"times, or one file"
+            )
+        if begin > length:
+            say(f"{name}: {begin - length} times before it have no row; they are masked")
+        values.append(np.full((begin - length, len(names)), np.nan))
+        values.append(series.values[:, [series.names.index(column) for column in names]])
+        starts.append(begin)
+    return dataclasses.replace(base, values=np.concatenate(values)), starts
 
 
 def read_series(

@@ -12,6 +12,7 @@ from flax import nnx
 
 from tasks.common.backbones import convolutional, recurrent
 from tasks.common.backbones.transcriber import EncoderOutput
+from tasks.common.data.manifests import own_transcribed
 from tasks.common.images.files import SUFFIXES
 from tasks.handwriting_recognition.baselines import cut_and_classify
 from tasks.handwriting_recognition.data import DataConfig, load, read_line
@@ -68,6 +69,7 @@ class HandwritingRecognition(TranscriptionTask):
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
     processor_type = HandwritingProcessor
+    own_data = own_transcribed("image", "group", "images")
     primary_metric = "cer"
     baseline_version = 2
     table_metrics = ("cer", "exact_match", "loss")

@@ -18,13 +18,14 @@ from attention.image.maps import global_average
 from attention.projection import Projection
 from tasks.common.backbones.convolutional import ImageModel, Stage, StagesConfig, run_stages
 from tasks.common.backbones.transformer_layers import maybe_dropout
+from tasks.common.class_weights import ClassWeightsConfig
 from tasks.common.configs import PositiveInts, Rate
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvNetConfig(StagesConfig):
+class ConvNetConfig(ClassWeightsConfig, StagesConfig):
     """Config of a convolutional network; for the other fields see `StagesConfig`.
 
     Attributes:

@@ -6,12 +6,13 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-from tasks.common.configs import Config, NonNegativeFloat, PositiveInt, known_names
+from tasks.common.configs import NonNegativeFloat, PositiveInt, known_names
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary, check_splits, count_classes
 from tasks.common.data.user_files import results_name
 from tasks.common.images.augmentation import AugmentationConfig
+from tasks.common.images.tables import ImageTableConfig
 from tasks.image_classification import user_files
 from tasks.image_classification.datasets import DATA_SETS, Images
 
@@ -19,7 +20,7 @@ USER_SIDE = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig(Config):
+class DataConfig(ImageTableConfig):
     """Config of the data set.
 
     Attributes:
@@ -27,9 +28,11 @@ class DataConfig(Config):
         own_<folder> by default.
       path: user folder. It contains either one folder of images for each class, or the folders
         train/ and optionally validation/ (or valid, val, dev) and test/, which contain one folder
-        for each class. A missing split is a tenth of the training split, selected by the hash of
-        the image file, so that splits do not depend on image_size and equal files are in the same
-        split. Images are kept in memory.
+        for each class. Also a table of image paths and classes, a glob pattern of images in class
+        folders, or three paths for train, validation and test, separated by commas. A missing split
+        is a tenth of the training split, see `stratify`, selected by the hash of the image file, so
+        that splits do not depend on image_size and equal files are in the same split. Images are
+        kept in memory.
       image_size: side in pixels to which user images are scaled after a central square crop; None
         for 64.
       skip_broken: whether to skip user images that cannot be read, with a message.
@@ -37,6 +40,7 @@ class DataConfig(Config):
       augmentation: config of the other random augmentation in training.
       mixup: α of mixup in training: two images are mixed with a weight from Beta(α, α); 0 for no
         mixup.
+      For the other attributes see `ImageTableConfig`.
     """
 
     name: known_names(*DATA_SETS) = "digits"
@@ -121,6 +125,6 @@ def load(config: DataConfig, paths: Paths | None) -> ImageData:
     if config.path is None:
         data_set = DATA_SETS[config.name]
         return ImageData(data_set.labels, data_set.load(paths))
-    data = ImageData(*user_files.read_folder(config.path, config.side, config.skip_broken))
+    data = ImageData(*user_files.read_images(config.path, config.side, config.skip_broken, config))
     check_splits(config.path, data.summary())
     return data

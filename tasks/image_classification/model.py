@@ -16,6 +16,7 @@ from attention import registry, shapes
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Encoder
 from tasks.common.backbones.transformer_layers import SmallEncoderConfig, maybe_dropout, split_keys
+from tasks.common.class_weights import ClassWeightsConfig
 from tasks.common.configs import PositiveInt, Rate, one_of
 from tasks.image_classification.convnet import ConvNetConfig
 from tasks.image_classification.resnet import ResNetClassifierConfig
@@ -24,7 +25,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class ViTConfig(SmallEncoderConfig):
+class ViTConfig(ClassWeightsConfig, SmallEncoderConfig):
     """Config of a Transformer encoder over patches; for other fields see `EncoderConfig`.
 
     Attributes:

@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 
 from tasks.common.backbones.resnet import ResNet, ResNetConfig
+from tasks.common.class_weights import ClassWeightsConfig
 from tasks.common.configs import Rate
 from tasks.image_classification.convnet import ConvolutionalClassifier
 
@@ -19,7 +20,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetClassifierConfig(ResNetConfig):
+class ResNetClassifierConfig(ClassWeightsConfig, ResNetConfig):
     """Config of a residual network with a classifier; for other fields see `ResNetConfig`.
 
     Attributes:

@@ -12,7 +12,12 @@ import numpy as np
 from flax import nnx
 
 from attention import registry
-from tasks.classification import ClassificationTask, classes_by_probability, predicted_classes
+from tasks.classification import (
+    ClassificationTask,
+    check_class_weights,
+    classes_by_probability,
+    predicted_classes,
+)
 from tasks.common.backbones import convolutional, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
@@ -21,12 +26,12 @@ from tasks.common.errors import UserError
 from tasks.common.images.augmentation import AugmentationConfig, augment, mixup, random_translation
 from tasks.common.images.files import SUFFIXES
 from tasks.common.keys import example_keys
-from tasks.common.losses import cross_entropy
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure, Shown
 from tasks.image_classification import baselines, user_files
 from tasks.image_classification.convnet import ConvNet, ConvNetConfig
 from tasks.image_classification.data import DataConfig, ImageData, load
 from tasks.image_classification.datasets import DATA_SETS, Images
+from tasks.image_classification.labeled_files import OWN_DATA
 from tasks.image_classification.model import MODEL_CONFIGS, VisionTransformer, ViTConfig
 from tasks.image_classification.resnet import ResNetClassifier, ResNetClassifierConfig
 from tasks.task import Arrays, ArraySpec, Axes, Batch, ProcessingSteps, Processor, Task
@@ -48,8 +53,12 @@ class ImageProcessor(Processor):
 
     labels: Sequence[str]
 
-    input_column = "path"
     input_suffixes = SUFFIXES
+
+    @property
+    def input_column(self) -> str:
+        """Column of the paths of images."""
+        return self.data.image_column
 
     def encode(self, raw: Sequence[str]) -> Images:
         """Reads images from paths or lists of pixel values, see `user_files.read_inputs`."""
@@ -85,6 +94,7 @@ class ImageClassification(ClassificationTask):
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
     processor_type = ImageProcessor
+    own_data = OWN_DATA
     baseline_version = 2
     sharding_rules = (*transformer.SHARDING_RULES, *convolutional.SHARDING_RULES)
 
@@ -104,11 +114,12 @@ class ImageClassification(ClassificationTask):
         cls, dataset: ImageData, data: DataConfig, model: Config, paths: Paths
     ) -> ImageProcessor:
         """Builds the processor with the data set's classes."""
+        check_class_weights(model, dataset.splits["train"].labels, dataset.labels)
         return ImageProcessor(data, model, list(dataset.labels))
 
     def with_file(self, file: str, images: str | None = None) -> Task:
         """Reads a folder with a folder for each class, or a table with paths and labels."""
-        paths, labels, places = user_files.labeled_paths(file)
+        paths, labels, places = user_files.labeled_paths(file, self.data)
         numbers = class_indices(file, labels, places, self.labels)
         read = user_files.read_labeled(file, paths, DATA_SETS.get(self.data.name), self.data.side)
         split = Images(read.images, numbers, read.ids)
@@ -140,10 +151,10 @@ class ImageClassification(ClassificationTask):
         images, mixed = self._augmented(batch, dropout_key)
         key = jax.random.split(dropout_key)[1]
         logits = self.logits(model, {**batch, "image": images}, key)
-        losses = cross_entropy(logits, batch["label"])
+        losses = self.weighted_cross_entropy(logits, batch["label"])
         if mixed is not None:
             partner, share = mixed
-            other = cross_entropy(logits, batch["label"][partner])
+            other = self.weighted_cross_entropy(logits, batch["label"][partner])
             losses = share * losses + (1 - share) * other
         weight = batch["weight"]
         rows = jnp.maximum(jnp.sum(weight), 1)

@@ -1,83 +1,89 @@
-"""Reading of user images: class folders for training, and single images for prediction."""
+"""Reading of user images: class folders and tables for training, single images for prediction."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tasks.common.data.cells import label_value, text_value
+from tasks.common.data.cells import label_value
+from tasks.common.data.held_out import expect_groups_apart
 from tasks.common.data.tables import expect_columns, open_table
 from tasks.common.data.user_files import (
-    SPLIT_NAMES,
     expect_some_files,
-    find_file,
     read_each,
-    split_by_hash,
     split_names,
     warn_shared,
 )
 from tasks.common.errors import UserError, warn_once
-from tasks.common.images.files import (
-    center_crop_square,
-    image_folder,
-    read_image,
-    resize,
-    warn_left_out,
-)
+from tasks.common.images.files import center_crop_square, image_folder, read_image, resize
+from tasks.common.images.tables import ImageTableConfig, image_rows
 from tasks.image_classification.datasets import SPLITS, DataSet, Images
+from tasks.image_classification.labeled_files import Files, find
 
-# Columns of a table of labeled images.
-PATH, LABEL = "path", "label"
-
-# ---------------------------------------------------------------------- folders
+# ---------------------------------------------------------------------- folders and tables
 
 
-def read_folder(
-    path: str, side: int, skip_broken: bool
+def read_images(
+    path: str, side: int, skip_broken: bool, config: ImageTableConfig
 ) -> tuple[tuple[str, ...], dict[str, Images]]:
-    """Reads all images of a folder.
+    """Reads all user images.
 
     Args:
       path: see `DataConfig.path`.
       side: side length in pixels to which images are scaled.
       skip_broken: whether to skip images that cannot be read, with a message.
+      config: columns of tables, and settings of the held-out splits.
 
     Returns:
       Names of the classes, sorted, and the three splits, uint8 [n, side, side, 3].
 
     Raises:
-      UserError: a folder is missing or empty, an image cannot be read, there is only one class, a
-        split has a class that the training split lacks, or there are too few images to hold out
-        validation and test splits.
+      UserError: a folder or table is missing or empty, an image cannot be read, there is only one
+        class, a split has a class that the training split lacks, or there are too few images to
+        hold out validation and test splits.
     """
-    folders = split_folders(path)
-    found = {split: image_folder(folder) for split, folder in folders.items()}
-    labels = tuple(found["train"])
+    found = find(path, config, skip_broken)
+    names = dict.fromkeys(found["train"].labels)
+    labels = tuple(names if Path(found["train"].where).expanduser().is_dir() else sorted(names))
     if len(labels) < 2:
         raise UserError(
-            f"{folders['train']}: got the single class {labels[0]!r}, expected at least two "
+            f"{found['train'].where}: got the single class {labels[0]!r}, expected at least two "
             f"class folders"
         )
-    splits, hashes = {}, {}
-    for split, classes in found.items():
-        for name in classes:
-            if name not in labels:
+    splits: dict[str, Images] = {}
+    for split, files in found.items():
+        for label, origin in zip(files.labels, files.origins, strict=True):
+            if label not in labels:
                 raise UserError(
-                    f"{folders[split] / name}: the train split has no class {name!r}, expected "
+                    f"{origin}: the train split has no class {label!r}, expected "
                     f"one of its classes {', '.join(labels[:20])}"
                 )
-        splits[split], hashes[split] = _read_classes(classes, labels, side, skip_broken)
-        if not len(splits[split]):
-            raise UserError(f"{folders[split]}: has no image that can be read; add images")
-        _warn_conflicts(folders[split], hashes[split], splits[split].labels)
-    warn_shared(path, {split: dict(given) for split, given in hashes.items()}, "images")
-    train = splits["train"]
-    remedy = "give folders train, validation and test"
-    digests = [digest for digest, _ in hashes["train"]]
-    parts = split_by_hash(digests, list(splits), path, remedy, "images")
+        splits[split], kept = _read_files(files, labels, side, skip_broken)
+        if not kept:
+            raise UserError(f"{files.where}: has no image that can be read; add images")
+        found[split] = files.only(kept)
+        _warn_conflicts(found[split], splits[split])
+    named = {
+        split: dict(zip(splits[split].ids or (), map(str, files.paths), strict=True))
+        for split, files in found.items()
+    }
+    warn_shared(path, named, "images")
+    if config.group_column:
+        expect_groups_apart(path, {split: files.groups for split, files in found.items()})
+    train, files = splits["train"], found["train"]
+    parts = config.hold_out(
+        train.ids or (),
+        list(splits),
+        path,
+        "add images, or give --data=TRAIN,VALIDATION,TEST",
+        "images",
+        labels=files.labels,
+        groups=files.groups or None,
+    )
     held_out = {
         split: Images(train.images[rows], train.labels[rows], [train.ids[row] for row in rows])
         for split, rows in parts.items()
@@ -86,64 +92,37 @@ def read_folder(
     return labels, {split: splits[split] for split in SPLITS}
 
 
-def split_folders(path: str) -> dict[str, Path]:
-    """Returns the folder of each split; without train/CLASS/ folders, `path` is the training split.
-
-    Raises:
-      UserError: the folder does not exist, or two folders denote the same split.
-    """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise UserError(f"{path}: no such folder; set config.data.path to a folder of images")
-    folders = [each for each in root.iterdir() if each.is_dir()]
-    divided = [
-        folder.name
-        for folder in folders
-        if folder.name.lower() in SPLIT_NAMES["train"]
-        and any(each.is_dir() for each in folder.iterdir())
-    ]
-    if not divided:
-        return {"train": root}
-    names = split_names([folder.name for folder in folders], path)
-    found = {split: root / name for split, name in names.items()}
-    warn_left_out(root, found.values())
-    return found
-
-
-def _read_classes(
-    classes: Mapping[str, Sequence[Path]], labels: Sequence[str], side: int, skip_broken: bool
-) -> tuple[Images, list[tuple[str, str]]]:
-    """Reads the images of a split, and returns them with the hash and path of each file."""
-    files = [path for paths in classes.values() for path in paths]
-    numbers = [labels.index(name) for name, paths in classes.items() for _ in paths]
+def _read_files(
+    files: Files, labels: Sequence[str], side: int, skip_broken: bool
+) -> tuple[Images, list[int]]:
+    """Reads the images of a split, with the hashes of their files; returns the indices of those
+    that could be read."""
+    number = {label: index for index, label in enumerate(labels)}
 
     def read(path: Path) -> np.ndarray:
         return resize(center_crop_square(read_image(path)), (side, side))
 
-    images, kept = read_each(files, read, skip_broken=skip_broken)
+    images, kept = read_each(files.paths, read, skip_broken=skip_broken)
     shape = (-1, side, side, 3)
     stacked = np.stack(images).reshape(shape) if images else np.empty((0, *shape[1:]), np.uint8)
     # The hash is that of the file, because the scaled image depends on `side`.
-    hashes = [
-        (hashlib.sha256(files[number].read_bytes()).hexdigest(), str(files[number]))
-        for number in kept
-    ]
-    ids = [digest for digest, _ in hashes]
-    return Images(stacked, np.array(numbers, np.int32)[kept], ids), hashes
+    ids = [hashlib.sha256(files.paths[index].read_bytes()).hexdigest() for index in kept]
+    classes = np.array([number[files.labels[index]] for index in kept], np.int32)
+    return Images(stacked, classes, ids), kept
 
 
-def _warn_conflicts(folder: Path, files: Sequence[tuple[str, str]], labels: Sequence[int]) -> None:
-    """Warns about equal image files in the folders of two classes."""
-    before: dict[str, tuple[str, int]] = {}
+def _warn_conflicts(files: Files, images: Images) -> None:
+    """Warns about equal image files that have two classes."""
+    before: dict[str, tuple[Path, str]] = {}
     conflicts = []
-    for (digest, file), label in zip(files, labels, strict=True):
+    for digest, file, label in zip(images.ids or (), files.paths, files.labels, strict=True):
         other, first = before.setdefault(digest, (file, label))
         if first != label:
             conflicts.append((file, other))
     if conflicts:
         file, other = conflicts[0]
         warn_once(
-            f"{folder}: {len(conflicts)} images are in two classes, such as {file}, which "
+            f"{files.where}: {len(conflicts)} images are in two classes, such as {file}, which "
             f"equals {other}"
         )
 
@@ -151,19 +130,20 @@ def _warn_conflicts(folder: Path, files: Sequence[tuple[str, str]], labels: Sequ
 # ---------------------------------------------------------------------- evaluate
 
 
-def labeled_paths(path: str) -> tuple[list[str], list[str], list[str]]:
+def labeled_paths(path: str, config: ImageTableConfig) -> tuple[list[str], list[str], list[str]]:
     """Returns path, label and place of each image of a labeled folder or table.
 
     Args:
-      path: folder with a folder of images for each class; or a table with the columns path, which
-        is relative to the table, and label.
+      path: folder with a folder of images for each class; or a table with the columns of `config`,
+        whose paths are relative to the table.
+      config: columns of the run.
 
     Raises:
       UserError: the folder or table cannot be read, or a file is missing.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
-        return _listed(path)
+        return _listed(path, config)
     folders = [each.name for each in root.iterdir() if each.is_dir()]
     if names := split_names(folders, path):
         shown = root / names.get("test", next(iter(names.values())))
@@ -173,15 +153,14 @@ def labeled_paths(path: str) -> tuple[list[str], list[str], list[str]]:
     return paths, labels, [str(Path(file).relative_to(root)) for file in paths]
 
 
-def _listed(path: str) -> tuple[list[str], list[str], list[str]]:
-    table = open_table(path, (PATH, LABEL))
-    expect_columns(table, (PATH, LABEL))
-    folder, paths, labels, places = Path(path).expanduser().parent, [], [], []
-    for line, (file, label) in table.select((PATH, LABEL)):
-        where = f"{path}: line {line}"
-        paths.append(str(find_file(folder, text_value(file, where, PATH).strip())))
-        labels.append(label_value(label, where, LABEL))
-        places.append(f"line {line}")
+def _listed(path: str, config: ImageTableConfig) -> tuple[list[str], list[str], list[str]]:
+    columns = config.image_column, config.label_column
+    expect_columns(open_table(path, columns), columns)
+    paths, labels, places = [], [], []
+    for row in image_rows(path, dataclasses.replace(config, group_column="")):
+        paths.append(str(row.image))
+        labels.append(label_value(row.label, row.where, config.label_column))
+        places.append(row.where.removeprefix(f"{path}: "))
     expect_some_files([Path(file) for file in paths], path, "paths are relative to the table")
     return paths, labels, places
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from tasks.common.configs import at_least, known_names
 from tasks.common.data import builders, digests
 from tasks.common.data.deduplication import near_duplicates
+from tasks.common.data.held_out import HeldOutConfig, expect_groups_apart
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS
 from tasks.common.data.text_files import read_text, split_lines
-from tasks.common.data.user_files import TextFilesConfig, split_by_hash, warn_shared
+from tasks.common.data.user_files import LATER, TextFilesConfig, warn_shared
 from tasks.common.datasets.labelled_texts import DEFINITIONS, shared_with
-from tasks.common.errors import UserError, warn_once
+from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
 from tasks.language_modeling.corpora import CORPORA
+from tasks.language_modeling.user_files import read_lines, read_rows, texts_of
 
 
 def _characters() -> TextConfig:
@@ -24,31 +26,42 @@ def _characters() -> TextConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig(TextFilesConfig):
+class DataConfig(HeldOutConfig, TextFilesConfig):
     """Config of the texts and their conversion to token sequences.
 
     Attributes:
       name: "tiny_shakespeare" or "janeausten", which are running texts, or a built-in labeled data
         set of separate texts; see `TextFilesConfig`.
-      train_file, validation_file, test_file: text in UTF-8. A missing split is a tenth of the
-        training text. In running text, missing validation and test splits are its last tenths, in
-        this order. Separate lines are split by hash.
+      train_file, validation_file, test_file: text in UTF-8, a folder of texts or a glob pattern;
+        or, with `text_column`, tables. A missing split is a tenth of the training text. In running
+        text, missing validation and test splits are its last tenths, in this order. Separate texts
+        are split by hash.
       lines: whether each line of the user files is a separate text.
+      text_column: column of the texts in user files that are tables, whose rows are separate texts;
+        empty for plain text.
       length: number of tokens of an example, including reserved tokens. Longer texts continue in
         the next example.
       text: config of the tokenizer; its max_length has no effect.
+      For the other attributes see `HeldOutConfig`; there are no classes.
     """
 
     name: known_names(*CORPORA, *DEFINITIONS) = "tiny_shakespeare"
     lines: bool = False
     length: at_least(4) = 64
     text: TextConfig = field(default_factory=_characters)
+    text_column: str = field(default="", metadata=LATER)
 
     def __post_init__(self):
         super().__post_init__()
         self.set_results_name((*CORPORA, *DEFINITIONS), "; train_file takes user files")
         separable = self.train_file is not None or not self.lines
         self.expect("train_file", separable, "a file with lines")
+        tables = self.train_file is not None or not self.text_column
+        self.expect("train_file", tables, "a table with text_column")
+        self.expect("lines", not (self.lines and self.text_column), "False with text_column")
+        grouped = bool(self.text_column) or not self.group_column
+        self.expect("group_column", grouped, "no column unless text_column is set")
+        self.expect("stratify", not self.stratify, "False, because texts have no classes")
         names = ("ngrams", "character_ngrams", "unique", "max_length")
         self.text.expect_defaults(names, "because texts are complete and ordered")
 
@@ -103,12 +116,19 @@ def _texts(definition: builders.DatasetDefinition, paths: Paths) -> dict[str, li
     }
 
 
-def read_labeled(file: str, running: bool) -> list[str]:
+def read_labeled(file: str, running: bool, text_column: str = "") -> list[str]:
     """Reads the texts of a file for an evaluation: one running text, or a text for each line.
+
+    Args:
+      file: text file; a table if `text_column` is given.
+      running: whether the texts of the run are running text.
+      text_column: column of the texts of the run; "" for plain text.
 
     Raises:
       UserError: the file cannot be read, or has no text.
     """
+    if text_column:
+        return read_rows(file, text_column)[0]
     text = read_text(file).replace("\r\n", "\n")
     texts = [text] if running else [line for line in split_lines(text) if line.strip()]
     if not text.strip():
@@ -117,24 +137,31 @@ def read_labeled(file: str, running: bool) -> list[str]:
 
 
 def _user_data(config: DataConfig) -> Corpus:
-    read, named = {}, {}
+    remedy = "give --data=TRAIN,VALIDATION,TEST"
+    read: dict[str, list[str]] = {}
+    named: dict[str, dict[str, str]] = {}
+    groups: dict[str, list[str]] = {}
     for split in SPLITS:
-        if (file := getattr(config, f"{split}_file")) is not None:
-            text = read_text(file).replace("\r\n", "\n")
-            read[split] = [text]
-            if config.lines:
-                lines = split_lines(text)
-                read[split] = [line for line in lines if line.strip()]
-                named[split] = {
-                    line: f"line {n}" for n, line in enumerate(lines, 1) if line.strip()
-                }
-                if blank := len(lines) - len(read[split]):
-                    warn_once(f"{file}: {blank} of {len(lines)} lines are blank; they are skipped")
-    remedy = "give validation_file and test_file"
-    if config.lines:
-        warn_shared(config.train_file, named, "lines")
+        if (name := getattr(config, f"{split}_file")) is None:
+            continue
+        if config.text_column:
+            read[split], named[split], groups[split] = read_rows(
+                name, config.text_column, config.group_column
+            )
+        elif config.lines:
+            read[split], named[split] = read_lines(name)
+        else:
+            texts = [read_text(file).replace("\r\n", "\n") for file in texts_of(name)]
+            read[split] = ["\n".join(texts)]
+    if config.lines or config.text_column:
+        kind = "texts" if config.text_column else "lines"
+        warn_shared(config.train_file, named, kind)
+        grouped = bool(config.group_column)
+        if grouped:
+            expect_groups_apart(config.train_file, groups)
         train = read["train"]
-        parts = split_by_hash(train, list(read), config.train_file, remedy, "lines")
+        of_rows = groups["train"] if grouped else None
+        parts = config.hold_out(train, list(read), config.train_file, remedy, kind, groups=of_rows)
         read |= {split: [train[i] for i in chosen] for split, chosen in parts.items()}
         return Corpus(config.name, read, running=False)
     read |= _from_the_end(read["train"], [split for split in SPLITS if split not in read])

@@ -40,6 +40,7 @@ from tasks.language_modeling.model import (
     decoding,
 )
 from tasks.language_modeling.processor import LanguageProcessor, blank_line, token_text
+from tasks.language_modeling.user_files import OWN_DATA
 from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task
 
 # Quantiles of the training lengths that become buckets.
@@ -67,6 +68,7 @@ class LanguageModeling(Task):
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
     processor_type = LanguageProcessor
+    own_data = OWN_DATA
     primary_metric = "loss"
     higher_is_better = False
     table_metrics = ("loss", "perplexity", "bits_per_character", "accuracy")
@@ -143,7 +145,8 @@ class LanguageModeling(Task):
     def with_file(self, file: str, images: str | None = None) -> Task:
         """Reads a text file; for a run on separate texts, each line is a text."""
         running = self.processor.begin is not None
-        corpus = Corpus(self.data.name, {"test": read_labeled(file, running)}, running)
+        texts = read_labeled(file, running, self.data.text_column)
+        corpus = Corpus(self.data.name, {"test": texts}, running)
         task = self._with_dataset(corpus)
         if not len(task.examples("test")):
             raise UserError(f"{file}: the text is too short for one example; provide more text")

@@ -24,10 +24,8 @@ EXPECTED = "expected user,item,timestamp[,title] in each line"
 _SHOWN = 8
 # Value of time_column for files whose lines are in the order of time.
 NO_TIMES = "none"
-_KEYS = {
-    role: f"config.data.{field}_column"
-    for role, field in ((USER, "user"), (ITEM, "item"), (TIME, "time"), (RATING, "rating"))
-}
+# Flags that set the columns.
+_FLAGS = {USER: "user", ITEM: "item", TIME: "time", RATING: "config.data.rating_column"}
 # Normalized column names of each role; if a header has several, the first in this list is used.
 _NAMES = {
     USER: (
@@ -130,7 +128,7 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
         if column is None and role == TIME and wanted.time == NO_TIMES:
             continue
         if column is not None and column not in header:
-            raise no_column(name, column, header, _KEYS.get(role))
+            raise no_column(name, column, header, _FLAGS.get(role))
         if column is None:
             found = _found(role, header)
             if len(found) > 1:
@@ -147,7 +145,7 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
             order = order if role == TIME else ""
             raise UserError(
                 f"{name}: no column {role!r}; the columns are: {join_names(header)}; set "
-                f"{_KEYS[role]} to the column of the {role}{order}"
+                f"--{_FLAGS[role]} to the column of the {role}{order}"
             )
     _expect_apart(name, indices, names)
     notes = []
@@ -231,10 +229,10 @@ def may_be_name(cell: Any) -> bool:
 def unknown_header(name: str, first: Sequence[Any]) -> UserError:
     """Returns the error for a file whose first line has no time, and may be a header."""
     cells = [str(cell).strip() for cell in first]
-    keys = ", ".join(_KEYS[role] for role in (USER, ITEM, TIME))
+    flags = _flags(USER, ITEM, TIME)
     return UserError(
-        f"{name}: line 1 is not user,item,timestamp; if it is a header, set {keys} to its columns: "
-        f"{join_names(cells)}; else correct the time {quote(cells[2])}"
+        f"{name}: line 1 is not user,item,timestamp; if it is a header, set {flags} to its "
+        f"columns: {join_names(cells)}; else correct the time {quote(cells[2])}"
     )
 
 
@@ -245,25 +243,25 @@ def _numbered(name: str, width: int, wanted: Wanted) -> Layout:
     for role, column in wanted.named.items():
         if not column.isdecimal() or not 1 <= int(column) <= width:
             raise UserError(
-                f"{name}: {_KEYS.get(role, role)}: got {column!r}, expected a number from 1 to "
+                f"{name}: --{_FLAGS.get(role, role)}: got {column!r}, expected a number from 1 to "
                 f"{width}, because the file has no header"
             )
         indices[role] = int(column) - 1
     names = {role: str(index + 1) for role, index in indices.items()}
     _expect_apart(name, indices, names)
     if max(indices.values()) >= width:
-        keys = ", ".join(_KEYS[role] for role in indices if role not in wanted.named)
+        flags = _flags(*(role for role in indices if role not in wanted.named))
         raise UserError(
-            f"{name}: has {width} columns, expected {max(indices.values()) + 1}; set {keys} to the "
-            "number of a column"
+            f"{name}: has {width} columns, expected {max(indices.values()) + 1}; set {flags} to "
+            "the number of a column"
         )
     return Layout(indices, names)
 
 
 def _choose(role: str) -> str:
-    if role not in _KEYS:
+    if role not in _FLAGS:
         return "remove one of them"
-    return f"remove one of them, or set {_KEYS[role]} to one of them"
+    return f"remove one of them, or set --{_FLAGS[role]} to one of them"
 
 
 def _guessed(indices: Mapping[str, int], *notes: str) -> Layout:
@@ -272,9 +270,9 @@ def _guessed(indices: Mapping[str, int], *notes: str) -> Layout:
 
 
 def _undecided(name: str, what: str) -> UserError:
-    keys = ", ".join(_KEYS[role] for role in (USER, ITEM, TIME))
+    flags = _flags(USER, ITEM, TIME)
     return UserError(
-        f"{name}: {what}; set {keys} to the numbers of the columns from 1 (the last one to "
+        f"{name}: {what}; set {flags} to the numbers of the columns from 1 (the last one to "
         f"{NO_TIMES!r} if lines are in the order of time)"
     )
 
@@ -287,6 +285,10 @@ def _expect_apart(name: str, indices: Mapping[str, int], names: Mapping[str, str
                     f"{name}: column {names[role]!r} is set for both {role} and {other}; set "
                     "different columns"
                 )
+
+
+def _flags(*roles: str) -> str:
+    return ", ".join(f"--{_FLAGS[role]}" for role in roles)
 
 
 def _found(role: str, header: Sequence[str]) -> list[str]:

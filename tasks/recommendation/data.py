@@ -48,11 +48,11 @@ class DataConfig(Config):
     Attributes:
       name: name of a built-in data set. With `path`, name under which results are stored,
         own_<file> by default.
-      path: user file of events, CSV or JSON lines: user,item,timestamp[,title] or
-        user,item,rating,timestamp, or columns in any order under a header. Times are seconds,
-        milliseconds, microseconds or nanoseconds since 1970, dates such as 2024-05-31T13:00+02:00,
-        31.05.2024, 05/31/2024 or 20240531, or years. Smaller numbers define only the order of
-        events. See `tasks.recommendation.user_files.read_events`.
+      path: user file of events, a folder of files or a glob pattern, CSV or JSON lines:
+        user,item,timestamp[,title] or user,item,rating,timestamp, or columns in any order under a
+        header. Times are seconds, milliseconds, microseconds or nanoseconds since 1970, dates such
+        as 2024-05-31T13:00+02:00, 31.05.2024, 05/31/2024 or 20240531, or years. Smaller numbers
+        define only the order of events. See `tasks.recommendation.user_files.read_events`.
       max_length: S, number of events of a sequence. Evaluation uses the latest S events of longer
         histories; training splits them into several sequences.
       user_column, item_column, time_column, rating_column: names of columns of the user file, or
@@ -203,7 +203,7 @@ def load(config: DataConfig, paths: Paths | None) -> RecommendationData:
       UserError: a source or user file cannot be read, or no user has enough events.
     """
     if config.path is not None:
-        events = user_files.read_events(config.path, config.wanted)
+        events = user_files.read_all_events(config.path, config.wanted)
     else:
         data_set = DATA_SETS[config.name]
         found = {source.name: fetch(source, paths) for source in data_set.sources}

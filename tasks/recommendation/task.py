@@ -29,6 +29,7 @@ from tasks.recommendation.data import DataConfig, FileDataset, RecommendationDat
 from tasks.recommendation.metrics import TOP, list_metrics, ndcg, ranked, ranking_metrics
 from tasks.recommendation.models.base import Recommender
 from tasks.recommendation.processor import RecommendationProcessor
+from tasks.recommendation.user_files import OWN_DATA
 from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task
 
 # Number of items of the history in figures.
@@ -48,6 +49,7 @@ class Recommendation(Task):
     data_config = DataConfig
     model_configs = models.MODEL_CONFIGS
     processor_type = RecommendationProcessor
+    own_data = OWN_DATA
     primary_metric = "ndcg_at_10"
     drawn_examples = 6
     table_metrics = ("ndcg_at_10", "hr_at_10", "mrr", "coverage", "diversity")

@@ -11,12 +11,13 @@ import itertools
 import math
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tasks.common.data.cells import label_value, text_value
+from tasks.common.data.own import OwnData, files_of, split_files
 from tasks.common.data.tables import Table, open_table
 from tasks.common.data.timestamps import TimeColumn, TimeError, Times
 from tasks.common.errors import UserError, warn_once
@@ -55,6 +56,72 @@ class Events:
     titles: Sequence[str] | None = None
     features: np.ndarray | None = None
     order: np.ndarray | None = None
+
+
+OWN_DATA = OwnData(
+    "a table of events (CSV, TSV or JSON lines), a folder of tables or a pattern",
+    {"user": "user_column", "item": "item_column", "time": "time_column"},
+)
+
+
+def read_all_events(path: str, wanted: Wanted) -> Events:
+    """Reads the events of a file, of the files of a folder, or of those of a glob pattern.
+
+    Args:
+      path: see `tasks.common.data.own.files_of`.
+      wanted: settings, as for `read_events`.
+
+    Raises:
+      UserError: as for `read_events`; or there is a file for each split, or the times of the files
+        are not comparable.
+    """
+    if len(split_files(path)) > 1:
+        raise UserError(
+            f"--data: got files of train, validation and test in {path!r}, expected one table; the "
+            f"last two events of each user are held out"
+        )
+    parts = {name: read_events(name, wanted) for name in files_of(path)}
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return _merged(path, parts)
+
+
+def _merged(path: str, parts: Mapping[str, Events]) -> Events:
+    """Returns the events of several files, with common indices of users and items."""
+    first, *others = parts
+    users: dict[str, int] = {}
+    items: dict[str, int] = {}
+    titles: dict[int, str] = {}
+    user, item = [], []
+    kinds = {name: (x.seconds is None, x.order is None) for name, x in parts.items()}
+    if other := next((name for name in others if kinds[name] != kinds[first]), None):
+        raise UserError(
+            f"--data: times of {first} and {other} of {path} are not comparable; write them in one "
+            f"notation"
+        )
+    for name, events in parts.items():
+        of_user = [users.setdefault(x, len(users)) for x in events.users]
+        of_item = [items.setdefault(x, len(items)) for x in events.names]
+        for index, title in zip(of_item, events.titles or events.names, strict=True):
+            titles.setdefault(index, title)
+        user.append(np.array(of_user, np.int32)[events.user])
+        item.append(np.array(of_item, np.int32)[events.item])
+        warn_once(f"{name}: {len(events.user):,} events")
+    joined = {
+        column: None if values[0] is None else np.concatenate(values)
+        for column in ("seconds", "order")
+        if (values := [getattr(events, column) for events in parts.values()])
+    }
+    named = any(events.titles is not None for events in parts.values())
+    return Events(
+        np.concatenate(user),
+        np.concatenate(item),
+        joined["seconds"],
+        tuple(users),
+        tuple(items),
+        tuple(titles[index] for index in range(len(items))) if named else None,
+        order=joined["order"],
+    )
 
 
 def read_events(name: str, wanted: Wanted | None = None) -> Events:

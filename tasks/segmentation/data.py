@@ -14,15 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.configs import Config, known_names, one_of, within
+from tasks.common.configs import known_names, one_of, within
 from tasks.common.data import builders, digests
+from tasks.common.data.held_out import expect_groups_apart
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
-from tasks.common.data.user_files import LATER, read_each, results_name, split_by_hash, warn_shared
+from tasks.common.data.user_files import LATER, read_each, results_name, warn_shared
 from tasks.common.errors import UserError, warn_once
 from tasks.common.images.augmentation import AugmentationConfig
 from tasks.common.images.files import nearest, read_oriented, resize
 from tasks.common.images.orientation import AnnotationTurns, turned, warn_displayed
+from tasks.common.images.tables import ImageTableConfig
 from tasks.segmentation import tiles, user_files
 from tasks.segmentation.datasets import DATA_SETS
 from tasks.segmentation.metrics import VOID
@@ -32,7 +34,7 @@ OVERLAP = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig(Config):
+class DataConfig(ImageTableConfig):
     """Config of the data set.
 
     Attributes:
@@ -40,11 +42,12 @@ class DataConfig(Config):
         own_<folder> by default.
       path: folder of user files. It contains either images/ and masks/, in which an image and its
         mask have the same name, or the folders train/ and optionally validation/ and test/, which
-        each contain images/ and masks/. A missing split is a tenth of the training split, selected
-        by the hash of the pixels. A mask contains the class index of each pixel, in grayscale or
-        with a palette. An optional file classes.txt lists the class names, one per line, from class
-        0. The training split must have pixels of at least two classes. For images with an EXIF
-        orientation see `tasks.common.images.orientation`.
+        each contain images/ and masks/. Also a table with the paths of images and masks, or three
+        paths for train, validation and test, separated by commas. A missing split is a tenth of the
+        training split, selected by the hash of the pixels. A mask contains the class index of each
+        pixel, in grayscale or with a palette. An optional file classes.txt lists the class names,
+        one per line, from class 0. The training split must have pixels of at least two classes. For
+        images with an EXIF orientation see `tasks.common.images.orientation`.
       image_size: height and width of the model's input.
       fit: method for images of other sizes: "resize" scales the complete image; "tiles" cuts it
         into windows at its original scale and blends the predictions for the windows.
@@ -54,6 +57,9 @@ class DataConfig(Config):
         class indices.
       skip_broken: whether to skip user images that cannot be read, with a message.
       augmentation: config of the random augmentation in training.
+      label_column: column of user tables with the path of each mask.
+      For the other attributes see `ImageTableConfig`; `stratify` has no effect, because images have
+      no single class.
     """
 
     name: known_names(*DATA_SETS) = "camvid"
@@ -64,6 +70,7 @@ class DataConfig(Config):
     mask_values: tuple[int, ...] = dataclasses.field(default=(), metadata=LATER)
     skip_broken: bool = False
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
+    label_column: str = dataclasses.field(default="mask", metadata=LATER)
 
     def __post_init__(self):
         super().__post_init__()
@@ -169,7 +176,7 @@ def load(config: DataConfig, paths: Paths) -> SegmentationData:
     for split, examples in data.splits.items():
         if np.all(examples.labels == VOID):
             raise UserError(
-                f"config.data.path: no pixel of the {split} split has a class; check its masks, "
+                f"--data: no pixel of the {split} split has a class; check its masks, "
                 "config.data.void and config.data.mask_values"
             )
     summary = data.summary()
@@ -212,7 +219,8 @@ def _user_data(config: DataConfig) -> SegmentationData:
     read: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     kept: dict[str, list[user_files.Pair]] = {}
     turns = AnnotationTurns()
-    for split, pairs in user_files.find(config.path).items():
+    found, group_of = user_files.find_all(config.path, config)
+    for split, pairs in found.items():
         read[split], numbers = read_each(
             pairs,
             lambda pair: user_files.read_pair(pair, config.void, names, values, turns),
@@ -221,7 +229,7 @@ def _user_data(config: DataConfig) -> SegmentationData:
         kept[split] = [pairs[number] for number in numbers]
         if not read[split]:
             raise UserError(
-                f"config.data.path: no image of the {split} split of {config.path} can be read; "
+                f"--data: no image of the {split} split of {config.path} can be read; "
                 "add images to the split"
             )
     by_file = turns.decide(config.path)
@@ -244,9 +252,16 @@ def _user_data(config: DataConfig) -> SegmentationData:
         for split in read
     }
     warn_shared(config.path, shown, "images")
+    groups = None
+    if config.group_column:
+        of_split = {split: [group_of[pair[0]] for pair in kept[split]] for split in read}
+        expect_groups_apart(config.path, of_split)
+        groups = of_split["train"]
     train = read["train"]
-    remedy = "give more images, or folders for validation and test"
-    parts = split_by_hash(hashes["train"], list(read), config.path, remedy, "images")
+    remedy = "give more images, or --data=TRAIN,VALIDATION,TEST"
+    parts = config.hold_out(
+        hashes["train"], list(read), config.path, remedy, "images", groups=groups
+    )
     read |= {split: [train[i] for i in chosen] for split, chosen in parts.items()}
     splits = {split: _fitted(read[split], config) for split in SPLITS}
     before, after = (
@@ -265,10 +280,10 @@ def _user_data(config: DataConfig) -> SegmentationData:
 def read_labeled(
     path: str, config: DataConfig, names: Sequence[str]
 ) -> tuple[SegmentationData, list[str]]:
-    """Reads a folder of images and masks as test split; see `user_files.find_labeled`.
+    """Reads images and masks as test split; see `user_files.find_labeled`.
 
     Args:
-      path: folder.
+      path: folder or table.
       config: config of the run.
       names: class names of the run.
 
@@ -279,7 +294,7 @@ def read_labeled(
       UserError: a file cannot be used, or no pixel has a class.
     """
     turns, read = AnnotationTurns(), []
-    pairs = user_files.find_labeled(path, names)
+    pairs = user_files.find_labeled(path, names, config)
     for pair in pairs:
         read.append(user_files.read_pair(pair, config.void, names, config.mask_values, turns))
     by_file = turns.decide(path)

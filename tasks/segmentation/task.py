@@ -41,6 +41,7 @@ from tasks.segmentation.metrics import (
     segmentation_metrics,
 )
 from tasks.segmentation.unet import MODEL_CONFIGS, UNet, UNetConfig
+from tasks.segmentation.user_files import OWN_DATA
 from tasks.task import (
     Arrays,
     ArraySpec,
@@ -69,8 +70,12 @@ class SegmentationProcessor(Processor):
 
     names: Sequence[str]
 
-    input_column = "path"
     input_suffixes = SUFFIXES
+
+    @property
+    def input_column(self) -> str:
+        """Column of the paths of images."""
+        return self.data.image_column
 
     def encode(self, raw: Sequence[str]) -> InferenceWindows:
         """Reads images of any size, see `tasks.common.images.files`."""
@@ -128,6 +133,7 @@ class Segmentation(Task):
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
     processor_type = SegmentationProcessor
+    own_data = OWN_DATA
     primary_metric = "mean_iou"
     table_metrics = ("mean_iou", "pixel_accuracy", "boundary_f1", "loss")
     metric_table: ClassVar = {
@@ -165,7 +171,7 @@ class Segmentation(Task):
         return SegmentationProcessor(data, model, list(dataset.names))
 
     def with_file(self, file: str, images: str | None = None) -> Task:
-        """Reads a folder with images/ and masks/."""
+        """Reads a folder with images/ and masks/, or a table with the columns of the run."""
         dataset, files = read_labeled(file, self.data, self.names)
         return self._with_dataset(dataset, files)
 

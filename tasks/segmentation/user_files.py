@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tasks.common.data.cells import join_names
+from tasks.common.data.own import OwnData, files_of, is_pattern, split_files
+from tasks.common.data.tables import expect_columns, open_table
 from tasks.common.data.text_files import read_text, split_lines
-from tasks.common.data.user_files import is_hidden, split_names
+from tasks.common.data.user_files import is_hidden, split_names, split_paths
 from tasks.common.errors import UserError, warn_once
 from tasks.common.images.files import (
     image_paths,
@@ -19,6 +22,13 @@ from tasks.common.images.files import (
     warn_left_out,
 )
 from tasks.common.images.orientation import UPRIGHT, AnnotationTurns
+from tasks.common.images.tables import (
+    ImageTableConfig,
+    expect_no_group,
+    image_file,
+    image_rows,
+    is_table,
+)
 from tasks.segmentation.metrics import VOID
 
 IMAGES, MASKS, CLASSES = "images", "masks", "classes.txt"
@@ -27,6 +37,50 @@ _EXACT = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 MOST_CLASSES = 255
 
 Pair = tuple[Path, Path]
+
+OWN_DATA = OwnData(
+    f"a folder with {IMAGES}/ and {MASKS}/, or a table with the paths of images and masks",
+    {"image": "image_column", "label": "label_column", "group": "group_column"},
+)
+
+
+def find_all(path: str, config: ImageTableConfig) -> tuple[dict[str, list[Pair]], dict[Path, str]]:
+    """Finds images and their masks by split, and the group of each image.
+
+    Args:
+      path: a folder as for `find`, a table, a pattern of tables, or three of them for train,
+        validation and test.
+      config: columns of tables; `label_column` has the paths of masks.
+
+    Raises:
+      UserError: as for `find`, or a table cannot be read, lacks a column or names missing files.
+    """
+    found: dict[str, list[Pair]] = {}
+    groups: dict[Path, str] = {}
+    given = split_files(path)
+    for split, name in given.items():
+        if is_pattern(name) or is_table(name):
+            found[split] = [
+                pair for file in files_of(name) for pair in _table(file, config, groups)
+            ]
+            if twice := len(found[split]) - len({image for image, _ in found[split]}):
+                warn_once(f"{name}: {twice} images are listed twice")
+            continue
+        expect_no_group(config, name)
+        found |= find(name) if len(given) == 1 else {split: _pairs(Path(name).expanduser())}
+    return found, groups
+
+
+def _table(name: str, config: ImageTableConfig, groups: dict[Path, str]) -> Iterator[Pair]:
+    """Yields image and mask of each row of a table, and adds its group to `groups`."""
+    column = config.label_column
+    for row in image_rows(name, config):
+        pair = row.image, image_file(name, row.label, row.where, column)
+        for file in pair:
+            if not file.is_file():
+                raise UserError(f"{row.where}: no such file: {file}")
+        groups[row.image] = row.group
+        yield pair
 
 
 def find(path: str) -> dict[str, list[Pair]]:
@@ -43,7 +97,7 @@ def find(path: str) -> dict[str, list[Pair]]:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(
-            f"config.data.path: {path} is not a folder; give a folder with {IMAGES}/ and {MASKS}/"
+            f"--data: {path} is not a folder; give a folder with {IMAGES}/ and {MASKS}/, or a table"
         )
     folders = [folder.name for folder in root.iterdir() if folder.is_dir()]
     splits = split_names(folders, path)
@@ -52,11 +106,11 @@ def find(path: str) -> dict[str, list[Pair]]:
     if IMAGES in folders or MASKS in folders:
         if splits:
             both = f"{IMAGES if IMAGES in folders else MASKS}/ and {next(iter(splits.values()))}/"
-            raise UserError(f"config.data.path: {path} has both {both}; remove one of them")
+            raise UserError(f"--data: {path} has both {both}; remove one of them")
         return {"train": _pairs(root)}
     if "train" not in splits:
         raise UserError(
-            f"config.data.path: {path} has neither {IMAGES}/ and {MASKS}/ nor train/; give a "
+            f"--data: {path} has neither {IMAGES}/ and {MASKS}/ nor train/; give a "
             f"folder that contains {IMAGES}/ and {MASKS}/, or train/"
         )
     for name in splits.values():
@@ -64,18 +118,23 @@ def find(path: str) -> dict[str, list[Pair]]:
     return {split: _pairs(root / name) for split, name in splits.items()}
 
 
-def find_labeled(path: str, names: Sequence[str]) -> list[Pair]:
-    """Finds the images and masks of a folder for an evaluation.
+def find_labeled(path: str, names: Sequence[str], config: ImageTableConfig) -> list[Pair]:
+    """Finds the images and masks of a folder or table for an evaluation.
 
     Args:
-      path: folder with images/ and masks/; or a folder with test/, which contains both.
+      path: folder with images/ and masks/; a folder with test/, which contains both; or a table.
       names: class names of the run, with which a file classes.txt in the folder must agree.
+      config: columns of tables of the run.
 
     Raises:
       UserError: as for `find`, or the folder names other classes.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
+        if is_table(path):
+            columns = config.image_column, config.label_column
+            expect_columns(open_table(path, columns), columns)
+            return [*_table(path, dataclasses.replace(config, group_column=""), {})]
         raise UserError(f"{path}: no such folder; give a folder with {IMAGES}/ and {MASKS}/")
     found = class_names(path)
     if found is not None and list(found) != list(names):
@@ -129,13 +188,16 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 def class_names(path: str) -> list[str] | None:
-    """Reads classes.txt in the folder; returns None if it is missing.
+    """Reads classes.txt in the folder, or beside the first file; returns None if it is missing.
 
     Raises:
       UserError: the file cannot be read, a name occurs twice, or there are too few or too many
         names.
     """
-    file = Path(path).expanduser() / CLASSES
+    first = Path(split_paths(path)[0]).expanduser()
+    several = len(split_paths(path)) > 1
+    folder = first if first.is_dir() and not several else first.parent
+    file = folder / CLASSES
     if file.is_dir():
         raise UserError(f"{file}: is a folder, expected a file with one class name per line")
     if not file.is_file():

@@ -87,6 +87,7 @@ class SequenceCopy(Task):
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
     processor_type = DigitProcessor
+    own_data = "its strings of digits are generated"
     baseline_version = 2
     primary_metric = "exact_match"
     table_metrics = (

@@ -13,6 +13,7 @@ from flax import nnx
 from tasks.common.audio.augmentation import augment_samples, perturb_bands, spec_augment
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.backbones.transcriber import EncoderOutput
+from tasks.common.data.manifests import own_transcribed
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 from tasks.common.keys import example_keys
@@ -31,6 +32,7 @@ class SpeechRecognition(TranscriptionTask):
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
     processor_type = SpeechProcessor
+    own_data = own_transcribed("audio", "speaker", "recordings")
     primary_metric = "wer"
     baseline_version = 2
     table_metrics = ("wer", "cer", "exact_match", "loss")

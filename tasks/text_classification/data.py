@@ -11,9 +11,10 @@ import numpy as np
 
 from tasks.common.configs import known_names
 from tasks.common.data import builders, catalog, digests
+from tasks.common.data.held_out import HeldOutConfig, expect_groups_apart
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, alike, check_splits, count_classes
-from tasks.common.data.user_files import TextFilesConfig, split_by_hash, warn_shared
+from tasks.common.data.user_files import TextFilesConfig, warn_shared
 from tasks.common.datasets.labelled_texts import DEFINITIONS
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
@@ -21,17 +22,19 @@ from tasks.text_classification.user_files import read_labelled
 
 
 @dataclass(frozen=True)
-class DataConfig(TextFilesConfig):
+class DataConfig(HeldOutConfig, TextFilesConfig):
     """Config of the texts and their tokenizer.
 
     Attributes:
       name: name of a built-in data set, or tfds:NAME for a data set of the TFDS catalog; see
         `TextFilesConfig`.
-      train_file, validation_file, test_file: CSV, TSV or JSONL files. A missing split is a tenth of
-        the training split, selected by the hash of the text.
+      train_file, validation_file, test_file: CSV, TSV or JSONL files; each is a file, a folder of
+        files or a glob pattern. A missing split is a tenth of the training split, see `stratify`;
+        texts that differ only in case or punctuation are in the same split.
       text_column: column (CSV, TSV), key (JSONL) or feature (TFDS) that contains the text.
       label_column: column, key or feature that contains the class.
       text: config of the tokenizer.
+      For the other attributes see `HeldOutConfig`.
     """
 
     name: known_names(*DEFINITIONS, "tfds:NAME") = "movie_reviews"
@@ -46,6 +49,13 @@ class DataConfig(TextFilesConfig):
         self.set_results_name(known, rest)
         for column in ("text_column", "label_column"):
             self.expect(column, bool(getattr(self, column)), "the name of a column")
+        apart = self.group_column != self.text_column
+        self.expect("group_column", apart, "a column other than text_column")
+        self.expect(
+            "group_column",
+            not self.group_column or self.train_file is not None,
+            "no column unless train_file is set",
+        )
         distinct = self.text_column != self.label_column
         self.expect("label_column", distinct, "a column other than text_column")
 
@@ -141,14 +151,18 @@ def _user_data(config: DataConfig) -> TextData:
         "validation": config.validation_file,
         "test": config.test_file,
     }
+    columns = (config.text_column, config.label_column, config.group_column)
     read = {
-        split: _Rows(*read_labelled(file, config.text_column, config.label_column))
+        split: _Rows(*read_labelled(file, *columns))
         for split, file in files.items()
         if file is not None
     }
     named = {split: dict(zip(rows.texts, rows.ids, strict=True)) for split, rows in read.items()}
     warn_shared(config.train_file, named, "texts")
-    return _assemble(config.name, read, where=files)
+    if config.group_column:
+        groups = {split: rows.groups for split, rows in read.items()}
+        expect_groups_apart(config.train_file, groups)
+    return _assemble(config, read, where=files)
 
 
 def _catalog(config: DataConfig, paths: Paths) -> TextData:
@@ -176,7 +190,7 @@ def _catalog(config: DataConfig, paths: Paths) -> TextData:
             [_as_label(config, given, row[config.label_column], names) for row in rows],
             [f"{given}:{index}" for index in range(len(rows))],
         )
-    return _assemble(config.name, read, where=dict.fromkeys(SPLITS, config.name))
+    return _assemble(config, read, where=dict.fromkeys(SPLITS, config.name))
 
 
 def _as_text(config: DataConfig, value: object) -> str:
@@ -211,17 +225,21 @@ class _Rows:
     texts: list[str]
     labels: list[str]
     ids: list[str]
+    groups: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def only(self, chosen: Sequence[int]) -> _Rows:
-        return _Rows(*([column[i] for i in chosen] for column in dataclasses.astuple(self)))
+        columns = (column for column in dataclasses.astuple(self) if column)
+        return _Rows(*([column[i] for i in chosen] for column in columns))
 
 
-def _assemble(name: str, read: dict[str, _Rows], where: Mapping[str, str | None]) -> TextData:
+def _assemble(
+    config: DataConfig, read: dict[str, _Rows], where: Mapping[str, str | None]
+) -> TextData:
     """Creates missing splits from the training split, and converts labels to class indices."""
-    read = _with_all_splits(read, where["train"])
+    read = _with_all_splits(config, read, where["train"])
     names = sorted(set(read["train"].labels))
     number = {label: index for index, label in enumerate(names)}
     splits = {}
@@ -236,13 +254,22 @@ def _assemble(name: str, read: dict[str, _Rows], where: Mapping[str, str | None]
                 )
         labels = np.array([number[label] for label in rows.labels], np.int32)
         splits[split] = Split(rows.texts, labels, rows.ids)
-    data = TextData(name, splits, names)
+    data = TextData(config.name, splits, names)
     check_splits(str(where["train"]), data.summary())
     return data
 
 
-def _with_all_splits(read: dict[str, _Rows], train_name: str) -> dict[str, _Rows]:
+def _with_all_splits(
+    config: DataConfig, read: dict[str, _Rows], train_name: str
+) -> dict[str, _Rows]:
     train = read["train"]
-    remedy = "give validation_file and test_file"
-    parts = split_by_hash(train.texts, list(read), train_name, remedy)
+    remedy = "add examples, or give --data=TRAIN,VALIDATION,TEST"
+    parts = config.hold_out(
+        train.texts,
+        list(read),
+        train_name,
+        remedy,
+        labels=train.labels,
+        groups=train.groups or None,
+    )
     return read | {split: train.only(chosen) for split, chosen in parts.items()}

@@ -22,7 +22,8 @@ from attention.sharding import constrain
 from tasks.common.backbones.recurrent import Bidirectional
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
 from tasks.common.backbones.transformer_layers import maybe_dropout, split_keys, with_weights
-from tasks.common.configs import Config, PositiveFloat, PositiveInt, Rate, one_of
+from tasks.common.class_weights import ClassWeightsConfig
+from tasks.common.configs import PositiveFloat, PositiveInt, Rate, one_of
 from tasks.common.text.tokenizer import CLS, LAST
 from tasks.text_classification.finetuning import InitialWeights
 
@@ -37,14 +38,15 @@ Prior = one_of("none", "naive_bayes")
 
 
 @dataclasses.dataclass(frozen=True)
-class EmbeddingConfig(Config):
-    """Config of the initial values of the token embeddings.
+class EmbeddingConfig(ClassWeightsConfig):
+    """Config of the initial values of the token embeddings, and of the class weights.
 
     Attributes:
       embedding_scale: standard deviation of the initial embeddings.
       prior: "naive_bayes" initializes the first coordinates of the embeddings by the log-count
         ratios of the training split (Wang & Manning 2012); "none" initializes all at random.
       prior_scale: factor of the log-count ratios.
+      For the other attributes see `ClassWeightsConfig`.
     """
 
     embedding_scale: PositiveFloat = 0.1

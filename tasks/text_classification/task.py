@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.classification import ClassificationTask, classes_by_probability
+from tasks.classification import ClassificationTask, check_class_weights, classes_by_probability
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
@@ -34,7 +34,7 @@ from tasks.text_classification import model as models
 from tasks.text_classification.data import DataConfig, Split, TextData, load
 from tasks.text_classification.figures import token_weights
 from tasks.text_classification.finetuning import InitialWeights, initial_weights_from
-from tasks.text_classification.user_files import read_labelled
+from tasks.text_classification.user_files import OWN_DATA, read_labelled
 
 # Quantiles of the training lengths that define the padded lengths; each is compiled once.
 _BUCKET_QUANTILES = (0.5, 0.8, 0.95, 1.0)
@@ -138,6 +138,7 @@ class TextClassification(ClassificationTask):
     data_config = DataConfig
     model_configs = models.MODEL_CONFIGS
     processor_type = TextProcessor
+    own_data = OWN_DATA
     baseline_version = 3
     sharding_rules = transformer.SHARDING_RULES + recurrent.SHARDING_RULES
     # Initial parameters; None if random or replaced by those of a checkpoint.
@@ -184,6 +185,7 @@ class TextClassification(ClassificationTask):
         Raises:
           UserError: no training text has a known token.
         """
+        check_class_weights(model, dataset.splits["train"].labels, dataset.label_names)
         texts = dataset.splits["train"].texts
         if assets is not None:
             tokenizer = Tokenizer.from_json(assets["tokenizer"])
@@ -202,7 +204,7 @@ class TextClassification(ClassificationTask):
     def with_file(self, file: str, images: str | None = None) -> Task:
         """Reads a table with the text and label columns of the run."""
         columns = self.data.text_column, self.data.label_column
-        texts, labels, ids = read_labelled(file, *columns, trained=True)
+        texts, labels, ids, _ = read_labelled(file, *columns, trained=True)
         places = [f"line {identity.rpartition(':')[2]}" for identity in ids]
         split = Split(texts, class_indices(file, labels, places, self.labels), ids)
         return self._with_dataset(TextData(self.data.name, {"test": split}, list(self.labels)))

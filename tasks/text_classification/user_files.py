@@ -5,32 +5,44 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.common.data.cells import label_value, text_value
+from tasks.common.data.own import OwnData, files_of
 from tasks.common.data.tables import expect_columns, open_table
+
+OWN_DATA = OwnData(
+    "a table of texts and classes (CSV, TSV or JSON lines), a folder of tables or a pattern",
+    {"text": "text_column", "label": "label_column", "group": "group_column"},
+    path="train_file",
+    held_out=("validation_file", "test_file"),
+)
 
 
 def read_labelled(
-    name: str, text_column: str, label_column: str, trained: bool = False
-) -> tuple[list[str], list[str], list[str]]:
-    """Reads texts, labels and ids (file name and line) of a file.
+    name: str, text_column: str, label_column: str, group_column: str = "", trained: bool = False
+) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Reads texts, labels, ids (file name and line) and groups of a file.
 
     Args:
-      name: path of the file.
+      name: path of the file; or a folder or glob pattern of files, see
+        `tasks.common.data.own.files_of`.
       text_column, label_column: names of two columns, or keys of JSON objects.
-      trained: whether the columns are those of a trained run, which no config key can change.
+      group_column: name of a third column; empty for no groups.
+      trained: whether the columns are those of a trained run, which no flag can change.
 
     Raises:
-      UserError: the file cannot be read, is malformed or lacks a column, or a row lacks text or
-        label; the message names the line.
+      UserError: a file cannot be read, is malformed or lacks a column, or a row lacks text, label
+        or group; the message names the line.
     """
-    columns = (text_column, label_column)
-    texts, labels, ids = [], [], []
-    keys = {text_column: "config.data.text_column", label_column: "config.data.label_column"}
-    table = open_table(name, columns)
-    if trained:
-        expect_columns(table, columns)
-    for line, (text, label) in table.select(columns, keys=keys):
-        where = f"{name}: line {line}"
-        texts.append(text_value(text, where, text_column))
-        labels.append(label_value(label, where, label_column))
-        ids.append(f"{Path(name).name}:{line}")
-    return texts, labels, ids
+    columns = [text_column, label_column, *[group_column] * bool(group_column)]
+    texts, labels, ids, groups = [], [], [], []
+    keys = {text_column: "text", label_column: "label", group_column: "group"}
+    for file in files_of(name):
+        table = open_table(file, columns)
+        if trained:
+            expect_columns(table, columns)
+        for line, (text, label, *group) in table.select(columns, keys=keys):
+            where = f"{file}: line {line}"
+            texts.append(text_value(text, where, text_column))
+            labels.append(label_value(label, where, label_column))
+            groups += [label_value(each, where, group_column) for each in group]
+            ids.append(f"{Path(file).name}:{line}")
+    return texts, labels, ids, groups

@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tasks.common.configs import Config, known_names
+from tasks.common.configs import known_names
 from tasks.common.data import builders, digests
+from tasks.common.data.held_out import HeldOutConfig, expect_groups_apart
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary, check_splits
-from tasks.common.data.user_files import results_name, split_by_hash, split_paths, warn_shared
+from tasks.common.data.user_files import results_name, split_paths, warn_shared
 from tasks.common.text.config import LOSSY
 from tasks.common.text.tokenizer import PAD, TextConfig, Tokenizer
 from tasks.translation.datasets import DATA_SETS
-from tasks.translation.user_files import find, read_pairs
+from tasks.translation.user_files import find, read_parallel
 
 
 def _subwords() -> TextConfig:
@@ -25,20 +26,24 @@ def _subwords() -> TextConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig(Config):
+class DataConfig(HeldOutConfig):
     """Config of the data set, the languages and the tokenizer.
 
     Attributes:
       name: name of a built-in data set. With `path`, name under which results are stored,
         own_<path> by default.
-      source: language of the source, as a two-letter code or, for user files, the file extension.
+      source: language of the source, as a two-letter code or, for user files, the extension of the
+        files or the column of tables.
       target: language of the target.
       path: user files: a folder with train.SOURCE and train.TARGET, and optionally validation (or
-        valid, val, dev) and test; or two files, separated by a comma. A missing split is a tenth of
-        the training split, selected by the hash of the source sentence.
+        valid, val, dev) and test; two files, separated by a comma; or tables with the columns
+        SOURCE and TARGET. A missing split is a tenth of the training split, selected by the hash of
+        the source sentence.
       text: config of the tokenizer, which is fitted on both languages. `max_length` applies to
         source and target separately: longer pairs are omitted from the training split, and
         truncated in the other splits. With `lower_case`, outputs and references are in lower case.
+      For the other attributes see `HeldOutConfig`; `group_column` is a column of tables, and there
+      are no classes.
     """
 
     name: known_names(*DATA_SETS) = "multi30k"
@@ -123,15 +128,21 @@ def load(config: DataConfig, paths: Paths) -> TranslationData:
       UserError: a file or source cannot be used.
     """
     if config.path is not None:
-        files = find(config.path, config.source, config.target)
-        read = {split: Pairs(*read_pairs(pair)) for split, pair in files.items()}
+        languages = config.source, config.target
+        files = find(config.path, *languages)
+        read, groups = {}, {}
+        for split, pair in files.items():
+            *columns, groups[split] = read_parallel(pair, *languages, config.group_column)
+            read[split] = Pairs(*columns)
+        if config.group_column:
+            expect_groups_apart(config.path, groups)
         named = {
             split: dict(zip(pairs.joined(), pairs.ids, strict=True))
             for split, pairs in read.items()
         }
         warn_shared(config.path, named, "pairs")
         name = str(files["train"][0])
-        splits = _with_all_splits(read, name)
+        splits = _with_all_splits(config, read, groups["train"], name)
         check_splits(name, {split: SplitSummary(len(pairs)) for split, pairs in splits.items()})
         return TranslationData(config.name, splits)
     definition = DATA_SETS[config.name].definition
@@ -144,11 +155,15 @@ def load(config: DataConfig, paths: Paths) -> TranslationData:
     return TranslationData(config.name, splits)
 
 
-def _with_all_splits(read: dict[str, Pairs], name: str) -> dict[str, Pairs]:
-    """Creates missing splits from training pairs, selected by the hash of the source sentence."""
+def _with_all_splits(
+    config: DataConfig, read: dict[str, Pairs], groups: Sequence[str], name: str
+) -> dict[str, Pairs]:
+    """Creates missing splits from training pairs; pairs of equal sources are in the same split."""
     train = read["train"]
-    remedy = "give files for validation and test"
-    parts = split_by_hash(train.sources, list(read), name, remedy, "sources")
+    remedy = "give --data=TRAIN,VALIDATION,TEST"
+    parts = config.hold_out(
+        train.sources, list(read), name, remedy, "sources", groups=groups or None
+    )
     return read | {split: train.only(chosen) for split, chosen in parts.items()}
 
 

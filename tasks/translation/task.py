@@ -33,7 +33,7 @@ from tasks.translation import baselines
 from tasks.translation import model as models
 from tasks.translation.data import DataConfig, PairExamples, Pairs, TranslationData, load
 from tasks.translation.processor import TranslationProcessor
-from tasks.translation.user_files import read_labeled
+from tasks.translation.user_files import OWN_DATA, read_labeled
 
 # Quantiles of the lengths of the training split to which batches are padded.
 _BUCKET_QUANTILES = (0.5, 0.9, 0.99)
@@ -52,6 +52,7 @@ class Translation(Task):
     data_config = DataConfig
     model_configs = models.MODEL_CONFIGS
     processor_type = TranslationProcessor
+    own_data = OWN_DATA
     primary_metric = "bleu4_lowercase_tokenized"
     table_metrics = ("bleu4_lowercase_tokenized", "bleu", "chrf", "length_ratio", "loss")
     metric_table = TRANSLATION

@@ -4,51 +4,48 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
 from tasks.common.configs import Config, NonNegativeInt, at_least
-from tasks.common.data.cells import label_value, text_value
+from tasks.common.data.held_out import expect_groups_apart
+from tasks.common.data.manifest_rows import COLUMNS, ManifestColumns, ManifestRow, find
+from tasks.common.data.own import OwnData
 from tasks.common.data.splits import SplitSummary, check_splits
-from tasks.common.data.tables import no_column, open_table
-from tasks.common.data.text_files import decode_text
 from tasks.common.data.transcribed import TranscriptionExamples, encode_units
 from tasks.common.data.user_files import (
     HELD_OUT,
     LATER,
-    SPLIT_NAMES,
-    find_file,
-    is_hidden,
     read_each,
     results_name,
     split_by_group,
     split_by_hash,
-    split_paths,
     warn_shared,
 )
 from tasks.common.errors import UserError, warn_once
 from tasks.common.text.tokenizer import UNKNOWN, TextConfig, Tokenizer
 from tasks.task import SPLITS
 
-COLUMNS = ("path", "text")
 # Values of `split_by` that are not columns.
 BY_TEXT, BY_FILE = "text", "file"
 
 
-class ManifestRow(NamedTuple):
-    """One file of a manifest: its location in the manifest, its path, its transcript and its group.
+def own_transcribed(flag: str, group: str, kind: str) -> OwnData:
+    """Returns the declaration of user data of files with texts.
 
-    The group is the value in the column that defines splits; '' without such a column.
+    Args:
+      flag: flag of the column of paths, "audio" or "image".
+      group: flag of the column of groups.
+      kind: plural noun for the files in messages.
     """
-
-    where: str
-    file: Path
-    text: str
-    group: str = ""
+    return OwnData(
+        f"a manifest of {kind} and texts (CSV, TSV or JSON lines), a folder of {kind} with a text "
+        f"file beside each, or a pattern",
+        {flag: "path_column", "text": "text_column"} | dict.fromkeys((group, "group"), "split_by"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +58,10 @@ class TranscribedConfig(Config):
 
     Attributes:
       name: built-in data set; or, with `path`, name for the results, own_<name of path> by default.
-      path: user files: a manifest with the columns path and text (CSV or TSV) or JSON objects with
-        these keys (.jsonl); or a folder of files, each with a text file of the same name; or three
-        manifests named train, validation and test, separated by commas. A missing split is a tenth
-        of the training split, see `split_by`.
+      path: user files: a manifest with the columns `path_column` and `text_column` (CSV or TSV) or
+        JSON objects with these keys (.jsonl); or a folder or glob pattern of files, each with a
+        text file of the same name; or manifests of train, validation and test, separated by commas.
+        A missing split is a tenth of the training split, see `split_by`.
       train_size, validation_size, test_size: number of examples of each split of a built-in data
         set, whose strings or lines are composed at random. Each further test condition has a
         quarter of test_size.
@@ -73,6 +70,8 @@ class TranscribedConfig(Config):
       split_by: property that keeps user files in the same split when missing splits are created:
         "text" (equal texts), "file" (equal files), or a column of the manifest, such as speaker.
         For a column, the largest group is in the training split. "text" needs many distinct texts.
+      path_column, text_column: columns of manifests with the paths of files, relative to the
+        manifest, and with their texts.
       skip_broken: whether to skip user files that cannot be used, with a warning.
     """
 
@@ -87,6 +86,8 @@ class TranscribedConfig(Config):
     seed: NonNegativeInt = 0
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     split_by: str = dataclasses.field(default=BY_TEXT, metadata=LATER)
+    path_column: str = dataclasses.field(default=COLUMNS[0], metadata=LATER)
+    text_column: str = dataclasses.field(default=COLUMNS[1], metadata=LATER)
     skip_broken: bool = False
 
     def __post_init__(self):
@@ -95,6 +96,10 @@ class TranscribedConfig(Config):
         object.__setattr__(self, "name", results_name(self.name, self.built_in, self.path, rest))
         named = bool(self.split_by.strip())
         self.expect("split_by", named, "text, file or the name of a column")
+        for column in ("path_column", "text_column"):
+            self.expect(column, bool(getattr(self, column).strip()), "the name of a column")
+        apart = self.path_column != self.text_column
+        self.expect("text_column", apart, "a column other than path_column")
         by_text = self.path is not None or self.split_by == BY_TEXT
         self.expect("split_by", by_text, f"{BY_TEXT!r} without path")
 
@@ -102,8 +107,13 @@ class TranscribedConfig(Config):
         self, read: Callable[[Path], np.ndarray], field: str
     ) -> tuple[dict[str, TranscriptionExamples], Tokenizer]:
         """Returns the splits of the user files and their tokenizer; see `user_examples`."""
+        columns = ManifestColumns(self.path_column, self.text_column, *self._flags())
         given = (self.path, read, self.text, field, self.skip_broken, self.split_by, self.unit)
-        return user_examples(*given)
+        return user_examples(*given, columns)
+
+    def _flags(self) -> tuple[str, str]:
+        """Returns the flags of the columns of files and of groups, for messages."""
+        return ("audio", "speaker") if self.unit == "recordings" else ("image", "group")
 
 
 def user_examples(
@@ -114,6 +124,7 @@ def user_examples(
     skip_broken: bool,
     split_by: str = BY_TEXT,
     unit: str = "files",
+    columns: ManifestColumns | None = None,
 ) -> tuple[dict[str, TranscriptionExamples], Tokenizer]:
     """Reads user files with transcripts in three splits, and fits a tokenizer on training texts.
 
@@ -127,20 +138,24 @@ def user_examples(
         equal files; otherwise files with equal values in this column of the manifest, such as
         speaker.
       unit: plural noun for the examples in messages.
+      columns: columns of the manifests; None for path and text.
 
     Raises:
       UserError: a file or text cannot be used; the message names file and line.
     """
-    column = None if split_by in (BY_TEXT, BY_FILE) else split_by
-    lines = find(path, column)
+    group = None if split_by in (BY_TEXT, BY_FILE) else split_by
+    lines = find(path, dataclasses.replace(columns or ManifestColumns(), group=group))
     _name_repeated(path, lines)
     if len(lines) < len(SPLITS):
         rest = _held_out(path, lines, split_by)
         lines |= {split: [lines["train"][i] for i in rows] for split, rows in rest.items()}
-    elif split_by != BY_TEXT:
+    elif group is None and split_by != BY_TEXT:
         raise UserError(
             f"config.data.split_by: got {split_by!r}, but {path} has all splits; remove the setting"
         )
+    if group is not None:
+        groups = {split: [line.group for line in given] for split, given in lines.items()}
+        expect_groups_apart(path, groups)
 
     def named(line: ManifestRow) -> np.ndarray:
         try:
@@ -194,8 +209,8 @@ def _held_out(
     path: str, lines: Mapping[str, Sequence[ManifestRow]], split_by: str
 ) -> Mapping[str, list[int]]:
     train, given = lines["train"], list(lines)
-    manifests = "give validation and test manifests"
-    other = "set config.data.split_by to file, or to a column of the manifest such as speaker"
+    manifests = "give --data=TRAIN,VALIDATION,TEST"
+    other = "set config.data.split_by to file, or --speaker or --group to a column of the manifest"
     if split_by == BY_TEXT:
         remedy = f"{manifests}, or {other}"
         return split_by_hash([line.text for line in train], given, path, remedy)
@@ -262,61 +277,6 @@ def _expect_known(lines: Sequence[ManifestRow], tokenizer: Tokenizer, train: Seq
             )
 
 
-def find(path: str, column: str | None = None) -> dict[str, list[ManifestRow]]:
-    """Returns the manifest rows of each split.
-
-    Args:
-      path: manifest of the training split; or a folder in which each file has a text file of the
-        same name, such as a.png and a.txt; or several manifests separated by commas and named after
-        their splits, such as train.csv.
-      column: column of the training manifest that groups its rows, or None.
-
-    Raises:
-      UserError: a manifest is missing, empty or malformed; a file, a column or the train split is
-        missing.
-    """
-    names = split_paths(path)
-    if len(names) == 1:
-        folder = Path(names[0]).expanduser()
-        if not folder.is_dir():
-            return {"train": read_manifest(names[0], column)}
-        if column is not None:
-            raise UserError(
-                f"config.data.split_by: got {column!r}, but {path} is a folder without columns; "
-                f"expected {BY_TEXT} or {BY_FILE}"
-            )
-        return {"train": _folder(folder)}
-    found: dict[str, list[ManifestRow]] = {}
-    for name in names:
-        stem = Path(name).stem.lower()
-        split = next((split for split, words in SPLIT_NAMES.items() if stem in words), None)
-        if split is None:
-            raise UserError(
-                f"path: {name}: is not the name of a split; rename the file to train, "
-                f"validation or test"
-            )
-        if split in found:
-            raise UserError(
-                f"path: {name}: is a second file for the {split} split; keep one of them"
-            )
-        found[split] = read_manifest(name, column if split == "train" else None)
-    if "train" not in found:
-        raise UserError(f"path: {path}: has no training split")
-    return found
-
-
-def find_labeled(path: str) -> list[ManifestRow]:
-    """Returns the rows of one manifest or folder, without splits; see `find`.
-
-    Raises:
-      UserError: as for `find`, or there are several manifests.
-    """
-    folder = Path(path).expanduser()
-    if not folder.is_dir() and len(split_paths(path)) > 1:
-        raise UserError(f"{path}: got several manifests, expected one, or a folder")
-    return _folder(folder) if folder.is_dir() else read_manifest(path)
-
-
 def read_lines(
     path: str, lines: Sequence[ManifestRow], read: Callable[[Path], np.ndarray]
 ) -> list[np.ndarray]:
@@ -358,93 +318,3 @@ def warn_unknown(path: str, lines: Sequence[ManifestRow], tokenizer: Tokenizer) 
             f"{path}: {len(unknown)} of {len(lines)} texts have words or characters that the run "
             f"does not know, such as {unknown[0].text!r} ({unknown[0].where}); they count as errors"
         )
-
-
-def read_manifest(name: str, column: str | None = None) -> list[ManifestRow]:
-    """Reads a manifest: a table or a JSON lines file with the columns path and text.
-
-    Paths are relative to the folder of the manifest. Case is ignored in column names.
-
-    Args:
-      name: path of the manifest: JSON lines if it ends in .jsonl or .ndjson, else CSV or TSV.
-      column: column that contains the groups, or None.
-
-    Raises:
-      UserError: the manifest is malformed, a column or a file is missing, or a value is invalid;
-        the message names the line.
-    """
-    wanted = [*COLUMNS, *([] if column is None else [column])]
-    table = open_table(name, wanted, extensions=None, may_be_empty=True)
-    named = [_spelled(each, table.header) for each in wanted]
-    missing = [each for each in COLUMNS if _spelled(each, table.header) not in table.header]
-    if missing and table.delimiter is not None:
-        raise UserError(
-            f"{name}: no column {' and '.join(missing)}; expected the columns path and text, got "
-            f"{table.column_names}; rename them in the first line"
-        )
-    if column is not None and table.delimiter is not None and named[-1] not in table.header:
-        raise no_column(
-            f"config.data.split_by: {name}", column, table.header, "config.data.split_by"
-        )
-    folder, lines = Path(name).expanduser().parent, []
-    for number, (file, text, *group) in table.select(named):
-        lines.append(_line(f"{name}: line {number}", folder, file, text, column, *group))
-    if not lines:
-        raise UserError(f"{name}: lists no files")
-    return lines
-
-
-def _line(
-    where: str, folder: Path, file: Any, text: Any, column: str | None, group: Any = None
-) -> ManifestRow:
-    file = text_value(file, where, "path").strip()
-    if not file:
-        raise UserError(f"{where}: has no path")
-    found = find_file(folder, file)
-    if not os.path.isfile(found):  # False if the name is too long
-        raise UserError(f"{where}: no such file: {found}")
-    text = " ".join(text_value(text, where, "text").split())
-    return ManifestRow(
-        where, found, text, "" if column is None else label_value(group, where, column)
-    )
-
-
-def _spelled(column: str, header: Sequence[str]) -> str:
-    """Returns the column as spelled in the header, if exactly one column matches up to case."""
-    alike = [name for name in header if name.lower() == column.lower()]
-    return alike[0] if column not in header and len(alike) == 1 else column
-
-
-def _folder(folder: Path) -> list[ManifestRow]:
-    texts: dict[str, Path] = {}
-    files, others = [], []
-    for file in sorted(folder.iterdir()):
-        if is_hidden(file.name) or not file.is_file():
-            others.append(file)
-        elif file.suffix.lower() == ".txt":
-            texts[file.stem] = file
-        else:
-            files.append(file)
-    lines = []
-    for file in files:
-        text = texts.get(file.stem)
-        if text is None:
-            raise UserError(f"{file}: has no text file, expected {file.with_suffix('.txt')}")
-        lines.append(ManifestRow(str(file), file, " ".join(_text(text).split())))
-    if not lines:
-        raise UserError(f"path: {folder}: has no files")
-    used = {file.stem for file in files}
-    others += [text for stem, text in texts.items() if stem not in used]
-    if others:
-        warn_once(
-            f"{folder}: {len(others)} entries are left out, such as {others[0].name}: texts "
-            f"without a file of the same name, folders and hidden files"
-        )
-    return lines
-
-
-def _text(file: Path) -> str:
-    try:
-        return decode_text(file.read_bytes(), str(file))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import glob
 import os
 import unicodedata
 import urllib.parse
@@ -24,6 +25,12 @@ _SHOWN = 3
 # Metadata of config fields that older runs lack. If such a field has its default value, the hash of
 # the experiment is unchanged, see `launch.engine.config.identity`.
 LATER = {"later": True}
+
+OWN = "own"
+"""Data set of config files whose files are given by --data, see `tasks.common.data.own`."""
+
+UNSET = "--data"
+"""Value of the config key of user files until --data is given."""
 
 HELD_OUT = ("test", "validation")
 # Accepted names for the files or the folder of each split.
@@ -47,7 +54,8 @@ def results_name(
       field: config field that contains `path`.
 
     Returns:
-      `name`; or own_<name of file or folder> if there is a path and `name` is a built-in data set.
+      `name`; or own_<name of file or folder> if there is a path and `name` is a built-in data set
+      or "own".
 
     Raises:
       ValueError: the name is unknown and there is no path (the message suggests the most similar
@@ -55,9 +63,17 @@ def results_name(
     """
     if path is not None and not path.strip():
         raise ValueError(f"{field}: is empty, expected the name of a file or folder")
+    if path == UNSET:
+        return name
     if path is not None:
+        if name == OWN:
+            path = split_paths(path)[0]
+        if name not in (OWN, *known):
+            return name
         file = Path(path).expanduser().resolve()
-        return f"own_{file.name if file.is_dir() else file.stem}" if name in known else name
+        if glob.has_magic(path) and not _exists(path):
+            file = next((each for each in file.parents if not glob.has_magic(str(each))), file)
+        return f"own_{file.name if file.is_dir() else file.stem}"
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f" (did you mean {near[0]!r}?)" if near else ""

@@ -86,7 +86,7 @@ def test_what_is_wrong_with_a_file_is_named(write):
     refused("date,a,a\n2024-01-01,1,2\n", "column 'a' is in the header twice")
     refused("date,a\n2024-01-01,1,2\n", "line 2 has 3 fields, expected 2 as in the header")
     refused('date,a\n2024-01-01,"1\n', "line 2 is malformed")
-    refused("day,a\n2024-01-01,1\n", r"config.data.time_column to .* one of day, a, or to 'none'")
+    refused("day,a\n2024-01-01,1\n", r"--time to .* one of day, a, or to 'none'")
     refused("date,a\n" + days, r"no column 'dat' \(did you mean 'date'\?\)", "dat")
     refused("date,load\n" + days, r"no column 'lod' \(did you mean 'load'\?\)", "", ["lod"])
     refused("date,a\n2024-01-01,1\n2024-01-02,x\n2024-01-03,2\n", "line 3: 'a' is 'x', expected")
@@ -192,7 +192,7 @@ def test_times_with_two_readings_or_units_are_refused(write):
     for times, message in (
         (["01/02/2024", "02/02/2024"], "line 2: 'date' is '01/02/2024', .*config.data.date_order"),
         (["45000", "45001"], "spreadsheet's number of days; format the column"),
-        (["1", "2"], "line 2: 'date' is '1', .*set config.data.time_column to 'none'"),
+        (["1", "2"], "line 2: 'date' is '1', .*set --time to 'none'"),
         (["1609459200", "1609462800000"], "line 3: .*milliseconds since 1970 among seconds"),
     ):
         with pytest.raises(UserError, match=message):

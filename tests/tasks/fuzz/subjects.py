@@ -393,9 +393,10 @@ def _classes(rng: random.Random | None, folder: Path) -> Case:
 
 
 def _read_classes(path: Path) -> Counter:
-    from tasks.image_classification.user_files import read_folder
+    from tasks.common.images.tables import ImageTableConfig
+    from tasks.image_classification.user_files import read_images
 
-    labels, splits = read_folder(str(path), 8, False)
+    labels, splits = read_images(str(path), 8, False, ImageTableConfig())
     return Counter(
         (split, image.tobytes(), labels[label])
         for split, part in splits.items()

@@ -13,11 +13,16 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.user_files import split_by_hash
 from tasks.common.errors import UserError
 from tasks.common.images.augmentation import AugmentationConfig
+from tasks.common.images.tables import ImageTableConfig
 from tasks.image_classification.data import DataConfig, ImageData, load
 from tasks.image_classification.datasets import DATA_SETS, FASHION_MNIST, Images
-from tasks.image_classification.user_files import read_folder, read_gray, read_inputs
+from tasks.image_classification.user_files import read_gray, read_images, read_inputs
 
 DIGITS, FASHION = DATA_SETS["digits"], DATA_SETS["fashion_mnist"]
+
+
+def read_folder(path, side, skip_broken):
+    return read_images(path, side, skip_broken, ImageTableConfig())
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +262,7 @@ def test_a_broken_picture_is_named_or_skipped(tmp_path, capsys):
 
 
 def test_folders_that_cannot_be_learned_from(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: no such folder; set config\.data\.path"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; set --data"):
         read_folder(str(tmp_path / "nowhere"), 4, False)
     folder(tmp_path / "one", ["a"])
     with pytest.raises(UserError, match="got the single class 'a', expected at least two"):

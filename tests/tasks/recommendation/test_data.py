@@ -130,7 +130,7 @@ def test_bad_files_are_named_by_line(tmp_path, text, message):
 
 
 def test_what_cannot_be_read_is_said(tmp_path):
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match=r"the folder .* has no file that ends in one of .csv"):
         load(DataConfig(path=str(tmp_path)), None)
     with pytest.raises(UserError, match="cannot be read"):
         load(DataConfig(path=str(tmp_path / "none.csv")), None)

@@ -125,27 +125,27 @@ def test_columns_are_found(read, text, name, wanted, expected):
     [
         (
             "u,a,5\nu,b,4\nu,c,5\n",
-            "column 3 seems to contain ratings, not times; set config.data.user_column",
+            "column 3 seems to contain ratings, not times; set --user",
         ),
         ("u,a,3.5\nv,b,4\n", "column 3 seems to contain ratings"),
         (
             "user,item,rating\nu,a,5\n",
-            r"no column 'timestamp'; .*time_column to the column of the timestamp, or to 'none'",
+            r"no column 'timestamp'; .*set --time to the column of the timestamp, or to 'none'",
         ),
-        ("1609459200,u,a\n", "times seem to be in column 1; set config.data.user"),
+        ("1609459200,u,a\n", "times seem to be in column 1; set --user"),
         (
             "kunde,artikel,wann\nu,a,2021-01-01\n",
             "no column 'user'; the columns are: kunde, artikel",
         ),
         (
             "who,what,when\nann,milk,monday\nbob,milk,today\n",
-            r"line 1 is not user,item,timestamp; if it is a header, set config\.data\.user_column, "
+            r"line 1 is not user,item,timestamp; if it is a header, set --user, "
             r".*to its columns: who, what, when; else correct the time 'when'",
         ),
         ("user_id,userId,item,time\nu,v,a,1\n", "'user_id' and 'userId' can both be the column"),
         ("1::1193::5::978300760\n", r"line 1: got 1 fields, .*instead of '::'"),
         ("u a 1609459200\n", r"line 1: got 1 fields, .*instead of ' '"),
-        ("u,a,1,t,x\n", "has 5 columns and no header; set config.data.user"),
+        ("u,a,1,t,x\n", "has 5 columns and no header; set --user"),
         ("u,a,1609459200\nu,b\n", "line 2 has 2 fields"),
         (
             "u,a,1609459200\nu,b,1609459200000\n",

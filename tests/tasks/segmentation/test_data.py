@@ -144,7 +144,7 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
         (root / name).rename(root / f"old_{name}")
     refused(r"validation/masks/00.png: has class 2, but the train split has only classes 0 to 1; ")
     for path in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(UserError, match="path: "):
+        with pytest.raises(UserError, match="--data: "):
             prepared(path)
 
 

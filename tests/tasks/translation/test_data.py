@@ -99,9 +99,9 @@ def test_mistakes_with_folders(folder, files, message):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("nowhere", "path: got 'nowhere', expected a folder with train.en and train.de"),
-        ("a,b,c", "got 3 files in"),
-        ("a,", "got 2 files in"),
+        ("nowhere", "--data: got 'nowhere', expected a table, a folder with train.en and train.de"),
+        ("a,b,c", "--data: got 'a', expected a table"),
+        ("a,", "--data: got 2 paths in 'a,', expected one path, or three: TRAIN,VALIDATION,TEST"),
         ("nowhere,nowhere", r"nowhere: cannot be read \(No such file"),
     ],
 )

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from tasks.common.data.manifests import find, read_manifest, user_examples
+from tasks.common.data.manifest_rows import find, read_manifest
+from tasks.common.data.manifests import user_examples
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
 
@@ -65,8 +66,16 @@ def test_json_lines(folder):
         ),
         ("m.csv", 'path,text\na.wav,"half\n', "line 2 is malformed"),
         ("m.csv", "path,text,text\na.wav,b,c\n", "column 'text' is in the header twice"),
-        ("m.csv", "a.wav,yes\n", "no column path and text; expected the columns path and text"),
-        ("m.csv", "path,words\na.wav,yes\n", "no column text; expected the columns path and text"),
+        (
+            "m.csv",
+            "a.wav,yes\n",
+            "no column 'path' and 'text'; .* are: a.wav, yes; set --audio and --text",
+        ),
+        (
+            "m.csv",
+            "path,words\na.wav,yes\n",
+            "no column 'text'; the columns are: path, words; set --text to one",
+        ),
         ("m.csv", "path,text\n,yes\n", "line 2: has no path"),
         ("m.csv", "path,text\n.,yes\n", "line 2: no such file"),
         ("m.csv", "path,text\n" + "n" * 300 + ",yes\n", "line 2: no such file"),

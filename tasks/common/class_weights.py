@@ -1,0 +1,86 @@
+"""Weights of classes in the training loss, for data whose classes have different frequencies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from tasks.common.configs import Config
+from tasks.common.data.user_files import LATER
+
+NONE, BALANCED = "none", "balanced"
+_EXPECTED = (
+    f"{NONE!r}, {BALANCED!r}, numbers above 0 in the order of the classes such as '1,5', or "
+    f"CLASS=NUMBER such as 'spam=5'"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassWeightsConfig(Config):
+    """Config of the class weights of a classifier.
+
+    Attributes:
+      class_weights: weights of the classes in the training loss: "none"; "balanced", inversely
+        proportional to the number of training examples of the class; numbers in the order of the
+        classes, such as "1,5"; or CLASS=NUMBER for some classes, such as "spam=5", where others
+        have weight 1. Their mean over the training examples is scaled to 1. Metrics have no
+        weights.
+    """
+
+    class_weights: str = dataclasses.field(default=NONE, metadata=LATER)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.class_weights not in (NONE, BALANCED):
+            self.expect("class_weights", self._given() is not None, _EXPECTED)
+
+    def _given(self) -> list[tuple[str, float]] | None:
+        """Returns (class name or "", number) of each comma-separated weight; None if malformed."""
+        found = []
+        for part in self.class_weights.split(","):
+            name, equals, text = part.rpartition("=")
+            try:
+                number = float(text)
+            except ValueError:
+                return None
+            if not 0 < number < float("inf") or (equals and not name.strip()):
+                return None
+            found.append((name.strip(), number))
+        names = [name for name, _ in found]
+        return found if all(names) or not any(names) else None
+
+    def weights(self, labels: np.ndarray, names: Sequence[str]) -> np.ndarray | None:
+        """Returns the weights of the classes, float32 [C]; None if all are equal.
+
+        Args:
+          labels: int [n], classes of the training examples.
+          names: names of the classes.
+
+        Raises:
+          ValueError: the number of weights differs from C, or a name is not that of a class.
+        """
+        if self.class_weights == NONE:
+            return None
+        counts = np.bincount(labels, minlength=len(names)).astype(np.float64)
+        given = [] if self.class_weights == BALANCED else self._given() or []
+        if self.class_weights == BALANCED:
+            found = 1 / np.maximum(counts, 1)
+        elif all(name for name, _ in given):
+            found = np.ones(len(names))
+            for name, number in given:
+                if name not in names:
+                    raise ValueError(
+                        f"class_weights: got the class {name!r}, expected one of "
+                        f"{', '.join(names[:20])}"
+                    )
+                found[list(names).index(name)] = number
+        elif len(given) != len(names):
+            raise ValueError(
+                f"class_weights: got {len(given)} numbers, expected {len(names)}, one for each of "
+                f"the classes {', '.join(names[:20])}"
+            )
+        else:
+            found = np.array([number for _, number in given])
+        return (found * counts.sum() / (found * counts).sum()).astype(np.float32)
