@@ -31,6 +31,8 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 # Pixels of an inch in HTML, and largest side of small images after enlarging them.
 _PIXELS = 96
 _SMALL = 168
+# Characters of texts that are shown side by side.
+_SHORT = 40
 # Number of tokens whose weights are listed below a text.
 _LISTED = 8
 
@@ -47,7 +49,11 @@ def draw(figure: Figure) -> str:
     if isinstance(figure, Recommendations):
         return _captioned(figure.caption, _recommendations(figure))
     if isinstance(figure, Transcript):
-        return _captioned(figure.caption, _transcript(figure))
+        texts = (figure.hypothesis, figure.reference or "", figure.source)
+        wide = max(map(len, texts)) > _SHORT
+        if figure.image is not None:
+            wide |= drawings.panels(figure)[0].width > drawings.WIDTH
+        return _captioned(figure.caption, _transcript(figure), "" if wide else "narrow")
     with drawings.style():
         drawn = drawings.panels(figure)
         body = _panels(drawn, titled=len(drawn) > 1)

@@ -109,22 +109,22 @@ def overlay_masks(
 
 
 def overlay_weights(image: np.ndarray, weights: np.ndarray, opacity: float = 0.8) -> np.ndarray:
-    """Blends attention weights into an image, which stays as it is where they are 0.
+    """Blends attention weights into an image, which stays as it is where they are smallest.
 
     Args:
       image: image in one of the formats of `to_rgb`.
       weights: nonnegative weights [y, x] of a grid over the image.
-      opacity: opacity of the largest weight; that of others is proportional.
+      opacity: opacity of the largest weight if the smallest is 0. In general the opacity is
+        proportional to the weight above the smallest, so equal weights tint nothing.
 
     Returns:
-      uint8 [Y, X, 3]; images below 64 pixels are enlarged, so that a finer grid is visible.
+      uint8 [Y, X, 3].
     """
     import matplotlib
 
     below, weights = to_rgb(image), np.asarray(weights, np.float32)
-    enlarged = -(-64 // max(below.shape[:2]))
-    below = below.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
-    relative = np.maximum(weights, 0) / max(float(weights.max(initial=0.0)), 1e-12)
+    weights = np.maximum(weights, 0)
+    relative = (weights - weights.min()) / max(float(weights.max()), 1e-12)
     rows, columns = (
         np.arange(length) * cells // length
         for length, cells in zip(below.shape[:2], weights.shape, strict=True)

@@ -78,7 +78,8 @@ img { max-width: 100%; height: auto; vertical-align: top; }
   background: rgb(var(--heat) / var(--weight, 0)); }
 del, ins { text-decoration: none; border-radius: .2rem; padding: 0 .15rem; }
 del { background: #d1242f33; text-decoration: line-through; } ins { background: #1a7f3740; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .8rem; margin: .4rem 0; }
+dl { display: grid; grid-template-columns: fit-content(45%) minmax(0, 1fr);
+  gap: .15rem .8rem; margin: .4rem 0; }
 dt { color: var(--soft); } dd { margin: 0; }
 summary { cursor: pointer; } details { margin: .4rem 0; }
 @media (max-width: 40rem) { main { padding: .8rem; } th, td { padding: .25rem .4rem; }
@@ -128,7 +129,7 @@ def scrolling(content: str, label: str) -> str:
       label: name of the box for screen readers.
     """
     name = html.escape(label)
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{name}">{content}</div>'
+    return f'<div class="scroll" role="group" tabindex="0" aria-label="{name}">{content}</div>'
 
 
 def with_modes(svg: str) -> str:

@@ -33,8 +33,10 @@ _BODY = """<p>{{ record.steps }} steps to the best {{ record.selected_by }}, {{ 
 </td>{% if loop.first and differences %}<td></td>{% endif %}{% endfor %}</tr>
 {% for baseline, values in record.baselines.items() %}<tr><td>baseline {{ baseline }}</td>
 {%- for name in metrics %}<td>{{ "%.4f" | format(values[name]) if name in values }}</td>
-{%- if loop.first and differences %}<td class="whole">{{ differences[baseline] }}
-{%- if baseline in verdicts %}<br><span class="note">{{ verdicts[baseline] }}</span>{% endif %}</td>
+{%- if loop.first and differences %}<td>
+{%- if baseline in differences %}{% set parts = differences[baseline].partition(" ") -%}
+<span class="whole">{{ parts[0] }}</span> <span class="whole">{{ parts[2] }}</span><br>
+<span class="note">{{ verdicts[baseline] }}</span>{% endif %}</td>
 {%- endif %}{% endfor %}</tr>
 {% endfor %}</tbody></table>
 {%- endfilter %}

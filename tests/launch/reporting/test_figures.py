@@ -84,7 +84,7 @@ def test_alignment_says_the_largest_weights():
     assert "un: two 0.90; deux: one 0.70" in text
     # A long alignment scrolls in a box that the keyboard reaches.
     wide = figures.draw(Alignment("", np.full((2, 90), 1 / 90), ["a", "b"], ["word"] * 90))
-    assert 'class="scroll" role="region" tabindex="0" aria-label=' in wide
+    assert 'class="scroll" role="group" tabindex="0" aria-label=' in wide
     assert "scroll" not in drawn
 
 

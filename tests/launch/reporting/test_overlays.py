@@ -100,8 +100,8 @@ def test_attention_tints_images_by_weight_alone():
     untinted[32:, 64:] = False
     np.testing.assert_array_equal(drawn[untinted], 100)
     assert (np.abs(drawn[~untinted].astype(int) - 100).max(axis=-1) > 50).all()
-    # Small images are enlarged by a whole factor.
-    assert overlays.overlay_weights(GREY, weights).shape == (44, 66, 3)
+    np.testing.assert_array_equal(overlays.overlay_weights(large, np.full((4, 4), 0.1)), large)
+    assert overlays.overlay_weights(GREY, weights).shape == (4, 6, 3)
 
 
 def test_detection_shows_boxes_names_and_scores():
