@@ -82,8 +82,8 @@ dl { display: grid; grid-template-columns: fit-content(45%) minmax(0, 1fr);
   gap: .15rem .8rem; margin: .4rem 0; }
 dt { color: var(--soft); } dd { margin: 0; }
 summary { cursor: pointer; } details { margin: .4rem 0; }
-@media (max-width: 40rem) { main { padding: .8rem; } th, td { padding: .25rem .4rem; }
-  table { font-size: .87rem; }  h1 { font-size: 1.35rem; } }
+@media (max-width: 40rem) { main { padding: .8rem; } th, td { padding: .25rem .3rem; }
+  table { font-size: .8rem; }  h1 { font-size: 1.35rem; } }
 @media print { figure, tr { break-inside: avoid; } }
 """
 )

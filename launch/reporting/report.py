@@ -26,14 +26,15 @@ _BODY = """<p>{{ record.steps }} steps to the best {{ record.selected_by }}, {{ 
 {% filter scrolling("metrics on the test split") -%}
 <table><thead><tr><th scope="col">model</th>
 {%- for name in metrics %}<th scope="col">{{ name }}</th>
-{%- if loop.first and differences %}<th scope="col">{{ heading }}</th>{% endif %}{% endfor -%}
+{%- if loop.first and differences %}<th scope="col" class="left">{{ heading }}</th>{% endif -%}
+{% endfor -%}
 </tr></thead><tbody>
 <tr class="own"><td>{{ record.experiment }}</td>
 {%- for name in metrics %}<td>{{ "%.4f" | format(record.metrics[name]) if name in record.metrics }}
 </td>{% if loop.first and differences %}<td></td>{% endif %}{% endfor %}</tr>
 {% for baseline, values in record.baselines.items() %}<tr><td>baseline {{ baseline }}</td>
 {%- for name in metrics %}<td>{{ "%.4f" | format(values[name]) if name in values }}</td>
-{%- if loop.first and differences %}<td>
+{%- if loop.first and differences %}<td class="left">
 {%- if baseline in differences %}{% set parts = differences[baseline].partition(" ") -%}
 <span class="whole">{{ parts[0] }}</span> <span class="whole">{{ parts[2] }}</span><br>
 <span class="note">{{ verdicts[baseline] }}</span>{% endif %}</td>
