@@ -258,7 +258,7 @@ def _confusion_matrix(figure: ConfusionMatrix) -> list[Panel]:
             size = min(10.0, 90 * cells / max(count, 1) / max(digits, 2))
             for (row, column), value in np.ndenumerate(matrix):
                 if value:
-                    color = "white" if fraction[row, column] > 0.5 else INK
+                    color = "white" if fraction[row, column] > 0.8 else INK
                     place = {"ha": "center", "va": "center", "fontsize": size}
                     axes.text(column, row, str(value), color=color, **place)
 
