@@ -297,8 +297,8 @@ def main(command: Callable[[], None], usage: str) -> None:
     sys.unraisablehook = _failed_callback
     logging.getLogger("asyncio").addFilter(_is_no_system_error)
     sys.modules["__main__"].__doc__ = usage
-    shared = ("config", "data", *COLUMNS, "workdir", "data_dir", "cache_dir", "data_mirror", "record",
-              "results", "track", "match", "match_key")  # fmt: skip
+    shared = ("config", "data", *COLUMNS, "workdir", "data_dir", "cache_dir", "data_mirror",
+              "record", "results", "track", "match", "match_key")  # fmt: skip
     for name in shared:
         if name in FLAGS:
             # --help shows only key flags of the main module.
