@@ -149,14 +149,15 @@ def _list(lines: Iterable[str]) -> str:
 def _directories(comparison: Comparison) -> str:
     """Lists the run directories of each experiment."""
     rows = "".join(
-        f"<dt>{html.escape(row.name)}</dt><dd>"
-        + "<br>".join(
-            f"<code>{html.escape(str(folder))}</code>" for folder in row.outcome.folders.values()
+        f"<li>{html.escape(row.name)}"
+        + "".join(
+            f"<br><code>{html.escape(str(folder))}</code>"
+            for folder in row.outcome.folders.values()
         )
-        + "</dd>"
+        + "</li>"
         for row in comparison.rows
     )
-    return f"<details><summary>Run directories</summary><dl>{rows}</dl></details>"
+    return f"<details><summary>Run directories</summary><ul>{rows}</ul></details>"
 
 
 def write_files(folder: Path, comparison: Comparison) -> list[Path]:

@@ -395,7 +395,7 @@ def test_examples_of_the_page_run(server, tmp_path):
     """Runs the code of docs/PYTHON.md in order, with a small data set and few steps."""
     page = (ROOT / "docs" / "PYTHON.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     short = '"model.num_layers": 2, "training": {"steps": 4, "evaluate_every": 4, "log_every": 4}'
     assert '"model.num_layers": 2' in blocks[0]
     code = "\n".join(blocks).replace('"model.num_layers": 2', short, 1)
@@ -405,6 +405,7 @@ def test_examples_of_the_page_run(server, tmp_path):
     (tmp_path / "labeled.csv").write_text("text,label\na film,positive\na plot,negative\n")
     program = tmp_path / "program.py"
     check = "assert len(rows) == 6 and answers[0]['label'] in ('positive', 'negative')\n"
+    check += "assert len(best) == len(compared.tables) == 2 and not compared.left_out\n"
     check += "assert config.training.steps == 40 and run.config.training.steps == 4\n"
     check += "assert [row['id'] for row in table] == ['1', '2'] and len(found.examples) == 2\n"
     program.write_text(f"import os\nos.environ |= {paths}\n{code}\n{check}", encoding="utf-8")

@@ -15,6 +15,8 @@ from launch.reporting import comparison_files
 from launch.runs import collection
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
+from tests.launch import browser
+from tests.launch.browser import needs_browser
 from tests.launch.conftest import ROOT
 from tests.launch.made_runs import make_run
 from tests.pages import Shell, commands, launched
@@ -199,6 +201,25 @@ def test_lower_is_better_is_said_and_sorted(runs, monkeypatch):
     assert made.best == "attention_pooling"
     assert [row.name for row in made.rows] == ["attention_pooling", "b"]
     assert made.notes[0].endswith("; lower is better")
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_the_page_of_a_comparison_in_a_browser(runs, tmp_path, mode):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    other = make_run(tmp_path / "sst2", [1, 1], 0.9, ids=[9, 10], changes={"data.name": "sst2"})
+    found, _ = compared([*runs, other])
+    file = tmp_path / "page.html"
+    file.write_text(comparison_files.as_html("Comparison", found, ["x: is unfinished"]), "utf-8")
+    with browser.launched() as chromium:
+        viewport = {"width": 390, "height": 844}
+        page = chromium.new_context(viewport=viewport, color_scheme=mode).new_page()
+        page.goto(file.as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        violations = axe.Axe().run(page).response["violations"]
+    assert [each["id"] for each in violations if each["impact"] in ("serious", "critical")] == []
 
 
 @pytest.mark.slow
