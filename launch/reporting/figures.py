@@ -248,7 +248,10 @@ def _attended_text(figure: AttendedText) -> str:
         for token, weight in zip(figure.tokens, weights, strict=True)
     )
     largest = [n for n in np.argsort(-weights, kind="stable")[:_LISTED] if weights[n] > 0]
-    listed = ", ".join(f"{html.escape(figure.tokens[n])} {weights[n]:.3f}" for n in largest)
+    names = {n: figure.tokens[n] for n in largest}
+    # A comma between numbers would not be read as a token.
+    names = {n: name if re.search(r"\w", name) else f'"{name}"' for n, name in names.items()}
+    listed = ", ".join(f"{html.escape(name)} {weights[n]:.3f}" for n, name in names.items())
     if listed:
         listed = f"<p class='note' dir='auto'>Largest weights: {listed}</p>"
     return f"<p class='text' dir='auto'>{words}</p>{listed}"

@@ -48,7 +48,7 @@ CSS = (
     + """:root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0; color: var(--ink);
   background: var(--paper); }
-main { max-width: 64rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
+main { max-width: 70rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { margin: 2.2rem 0 .6rem; font-size: 1.25rem; }
 h3 { margin: 1.6rem 0 .4rem; font-size: 1.05rem; }
 a { color: var(--link); }

@@ -134,6 +134,8 @@ def test_words_have_their_weights_as_text():
     drawn = figures.draw(AttendedText("t", ["a", "<b>", "c"], np.array([0.25, 0.75, 0.0])))
     assert '--weight: 0.33" title="0.250">a</span>' in drawn
     assert "Largest weights: &lt;b&gt; 0.750, a 0.250<" in drawn
+    comma = figures.draw(AttendedText("t", ["a", ","], np.array([0.25, 0.75])))
+    assert "Largest weights: &quot;,&quot; 0.750, a 0.250<" in comma
     without = figures.draw(AttendedText("t", ["a"], np.zeros(1)))
     assert "Largest" not in without
 
