@@ -26,7 +26,7 @@ endif
 endif
 endif
 
-.PHONY: train test test-slow test-oracles test-accelerators test-trackers lint format docs bench tune results clean
+.PHONY: train test test-slow test-oracles test-accelerators test-trackers lint format docs notebooks bench tune results clean
 
 train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -66,6 +66,10 @@ format: $(VENV)/.dev
 # The site: build/site/index.html. Warnings are errors; no link outside is fetched.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+# Executes docs/notebooks and saves the outputs.
+notebooks: $(VENV)/.dev
+	$(BIN)/python -m tests.notebooks
 
 # Up to the report, results go to benchmarks/results/, README.md and attention.png; the others print.
 bench: $(VENV)/.oracles

@@ -564,7 +564,9 @@ class Run:
         if self.metrics:
             metric = self._metric
             shown = f"{metric}={self.metrics[metric]:.4f}"
-        return f"<Run {self.folder}: {self.config.task}, {self.config.name}, {shown}>"
+        relative = Path(os.path.relpath(self.folder)).as_posix()
+        folder = min(relative, str(self.folder), key=len)
+        return f"<Run {folder}: {self.config.task}, {self.config.name}, {shown}>"
 
     @property
     def _metric(self) -> str:
