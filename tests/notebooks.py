@@ -31,9 +31,7 @@ def executed(path: pathlib.Path, folder: pathlib.Path = FOLDER) -> Any:
 
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(folder)}}
-    NotebookClient(
-        notebook, timeout=_TIMEOUT, kernel_name="python3", resources=resources
-    ).execute()
+    NotebookClient(notebook, timeout=_TIMEOUT, kernel_name="python3", resources=resources).execute()
     for cell in notebook.cells:
         # Times of execution differ in every run.
         cell.metadata.pop("execution", None)

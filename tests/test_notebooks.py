@@ -1,4 +1,4 @@
-"""The notebooks in docs/notebooks: all cells run, and the saved outputs are those of a whole run."""
+"""The notebooks in docs/notebooks: all cells run, and saved outputs are those of a whole run."""
 
 import json
 import re
