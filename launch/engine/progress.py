@@ -20,7 +20,7 @@ _INTERVAL = 0.25
 # Number of steps after which the first estimate of the time is printed.
 ESTIMATE_AFTER = 10
 # Shortest time between two lines of `PredictionProgress`, in seconds.
-_PREDICTION_INTERVAL = 5.0
+_PREDICTION_INTERVAL = 10.0
 
 
 class Progress:

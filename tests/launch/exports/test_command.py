@@ -44,6 +44,28 @@ def test_the_export_predicts_as_the_run(run, exported, command, tmp_path):
 
 
 @pytest.mark.slow
+def test_options_and_files_are_those_of_runs(run, exported, command, tmp_path):
+    table = tmp_path / "new.csv"
+    table.write_text("id,review\n1,a lovely film\n2,the plot\n3,dull\n")
+    given = (f"--input_file={table}", "--threshold=0.9", "--top_k=1")
+    files = []
+    for source in (f"--workdir={run}", f"--export={exported}"):
+        files.append(tmp_path / f"{len(files)}.jsonl")
+        done = command("predict", source, *given, f"--output={files[-1]}")
+        assert done.returncode == 0, done.stderr
+    assert files[0].read_text() == files[1].read_text()
+    lines = [json.loads(line) for line in files[1].read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["1", "2", "3"]
+    assert all(len(line["predicted_probabilities"]) == 1 for line in lines)
+    for line in lines:
+        (best,) = line["predicted_probabilities"].items()
+        assert line["predicted_label"] == (best[0] if best[1] >= 0.9 else None)
+    done = command("predict", f"--export={exported}", *given[:1], "--positive=other")
+    assert done.returncode == 2
+    assert "--positive: got 'other', expected one of the classes bad, good" in done.stderr
+
+
+@pytest.mark.slow
 def test_the_card_has_data_results_and_baselines(exported):
     text = (exported / "README.md").read_text(encoding="utf-8")
     assert "model-index" in text
