@@ -218,7 +218,7 @@ def _write_corpus(folder: Folder) -> None:
 
 TEXT = {"training.steps": 60, "training.evaluate_every": 30, "training.log_every": 30}
 TRANSCRIBER = {
-    "model.channels": (4,),
+    "model.channels": 4,
     "model.transcriber.state_size": 8,
     "model.transcriber.embedding_size": 8,
     "model.transcriber.decoding.method": "greedy",
