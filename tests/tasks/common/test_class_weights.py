@@ -40,3 +40,33 @@ def test_weights_of_other_classes_are_refused():
         weights("1,2")
     with pytest.raises(ValueError, match="got the class 'Spam', expected one of ham, news, spam"):
         weights("Spam=2")
+
+
+def test_the_loss_of_a_classifier_is_weighted():
+    """The loss of a batch is the mean over its examples of weight times cross-entropy."""
+    import types
+
+    import jax
+    import jax.numpy as jnp
+
+    from tasks.classification import ClassificationTask
+
+    class Task(ClassificationTask):
+        labels = NAMES
+        build_model = load = None
+
+        def logits(self, model, batch, dropout_key=None):
+            return batch["logits"]
+
+    splits = {"train": types.SimpleNamespace(labels=LABELS)}
+    logits = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    labels = np.array([0, 1, 2, 2, 0, 1])
+    batch = {"logits": jnp.asarray(logits), "label": labels, "weight": np.ones(6, np.float32)}
+    each = -np.asarray(jax.nn.log_softmax(logits))[np.arange(6), labels]
+    for text, factors in (("none", np.ones(3)), ("balanced", weights("balanced"))):
+        task = object.__new__(Task)
+        task.model = ClassWeightsConfig(class_weights=text)
+        task.dataset = types.SimpleNamespace(splits=splits)
+        loss, metrics = task.loss(None, batch, None)
+        assert float(loss) == pytest.approx((each * factors[labels]).mean(), rel=1e-5)
+        assert float(metrics["accuracy"]) == pytest.approx((logits.argmax(1) == labels).mean())
