@@ -40,9 +40,11 @@ def with_own_data(
     flag = "data" if data is not None else next(iter(columns))
     if isinstance(own, str):
         raise UserError(f"--{flag}: {task} takes no data of yours, because {own}; remove the flag")
-    if data is not None and not isinstance(data, str | os.PathLike):
-        data = ",".join(map(os.fspath, data))
-    text = None if data is None else os.fspath(data)
+    text: str | None = None
+    if isinstance(data, str | os.PathLike):
+        text = os.fspath(data)
+    elif data is not None:
+        text = ",".join(os.fspath(path) for path in data)
     changes = own.changes(task, text, columns)
     return configs.replaced(values, {f"data.{key}": value for key, value in changes.items()})
 
