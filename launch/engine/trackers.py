@@ -223,7 +223,7 @@ class _WandB(Tracker):
             resume="allow",
             dir=str(folder),
             config={**_plain(config), "command": command},
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+            settings=wandb.Settings(silent=True, console="off"),
         )
         # The steps of a resumed run may repeat, which its own counter of steps does not allow.
         self._run.define_metric("*", step_metric="step")

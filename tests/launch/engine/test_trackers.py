@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import struct
+import time
 from typing import ClassVar
 
 import numpy as np
@@ -167,6 +168,8 @@ def _track(name, folder, config, result):
     with interrupted(name, folder, config) as tracker:
         tracker.scalars("train", 10, {"loss": 0.5})
         tracker.scalars("train", 20, {"loss": 0.4})
+    # Directories of Weights & Biases are named by the second.
+    time.sleep(1.1)
     with trackers.tracking([name], folder, config, "cmd") as (tracker,):
         tracker.scalars("train", 20, {"loss": 0.3})
         tracker.scalars("validation", 20, {"accuracy": 0.8})
