@@ -49,8 +49,11 @@ class ClassificationTask(Task):
 
     @functools.cached_property
     def class_weights(self) -> np.ndarray | None:
-        """Weights of the classes in the training loss, [C]; None if all are equal."""
-        if self.model.class_weights == NONE:
+        """Weights of the classes in the training loss, [C]; None if all are equal.
+
+        The model config may be a `ClassWeightsConfig`; others have equal weights.
+        """
+        if not isinstance(self.model, ClassWeightsConfig) or self.model.class_weights == NONE:
             return None
         return self.model.weights(self.dataset.splits["train"].labels, self.labels)
 
