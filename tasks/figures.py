@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,36 @@ class Shown(NamedTuple):
         shown = f"{self.kind}: " if self.kind else ""
         shown += name or f"{split} example {self.index}"
         return f"{shown} (id {self.id})" if self.id else shown
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitResults:
+    """Results on a split, from which the figures of a report are drawn.
+
+    Attributes:
+      statistics: statistics summed over the split.
+      outputs: outputs of the complete split, in the order of ids.
+      split: name of the split.
+      shown: examples to draw.
+      attention: attention weights of the shown examples, in their order.
+      predicted: outputs of `predict` for the shown examples, if the task sets `draws_predictions`.
+    """
+
+    statistics: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    split: str
+    shown: Sequence[Shown] = ()
+    attention: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    predicted: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def indices(self) -> list[int]:
+        """Indices of the shown examples in the split."""
+        return [example.index for example in self.shown]
+
+    def caption(self, example: Shown, name: str = "") -> str:
+        """Returns the beginning of the caption of an example; see `Shown.caption`."""
+        return example.caption(self.split, name)
 
 
 @dataclasses.dataclass(frozen=True)

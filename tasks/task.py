@@ -34,7 +34,7 @@ from tasks.common.data.summary import Columns
 from tasks.common.data.user_files import find_file
 from tasks.common.errors import UserError, collected
 from tasks.common.metrics.descriptions import Metric, describe
-from tasks.figures import Figure, Shown, Transcript
+from tasks.figures import Figure, SplitResults, Transcript
 
 __all__ = [
     "SPLITS",
@@ -648,50 +648,22 @@ class Task(abc.ABC):
         """
         return {}
 
-    def figures(
-        self,
-        statistics: Arrays,
-        outputs: Arrays,
-        split: str,
-        attention: Arrays,
-        shown: Sequence[Shown] | None = None,
-        predicted: Arrays | None = None,
-    ) -> list[Figure]:
+    def figures(self, results: SplitResults) -> list[Figure]:
         """Returns the figures for the report of a run.
 
         By default these are target and prediction of the shown examples, if the task has
         `example_predictions`.
-
-        Args:
-          statistics: statistics summed over the split.
-          outputs: outputs of the complete split, in the order of ids.
-          split: name of the split.
-          attention: attention weights of the shown examples, in their order.
-          shown: examples to draw; None for the first ones, as many as have attention weights.
-          predicted: outputs of `predict` for the shown examples, if `draws_predictions` is set.
         """
         drawn: list[Figure] = []
-        if shown:
-            rows = dict(
-                zip(
-                    self.scored_examples(split).tolist(),
-                    self.example_predictions(outputs, split),
-                    strict=True,
-                )
-            )
-            for example in shown:
-                row = rows[example.index]
-                if row.prediction is not None:
-                    texts = str(row.prediction), str(row.target), row.input or ""
-                    drawn.append(Transcript(example.caption(split), *texts))
+        scored = self.scored_examples(results.split).tolist()
+        predictions = self.example_predictions(results.outputs, results.split)
+        rows = dict(zip(scored, predictions, strict=True))
+        for example in results.shown:
+            row = rows[example.index]
+            if row.prediction is not None:
+                texts = str(row.prediction), str(row.target), row.input or ""
+                drawn.append(Transcript(results.caption(example), *texts))
         return drawn
-
-    @staticmethod
-    def shown(attention: Arrays, shown: Sequence[Shown] | None) -> Sequence[Shown]:
-        """Returns the examples to draw; see `figures`."""
-        if shown is not None:
-            return shown
-        return [Shown(index) for index in range(min(map(len, attention.values()), default=0))]
 
     def input_figures(
         self, raw: Sequence[str], outputs: Arrays, attention: Arrays

@@ -32,7 +32,7 @@ from tasks.common.decoding.generate import DecodingConfig, DecodingResult, Token
 from tasks.common.errors import UserError, check_max_length
 from tasks.common.metrics.error_rates import TRANSCRIPTS, text_errors, transcript_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
-from tasks.figures import Alignment, Figure, Shown, Transcript
+from tasks.figures import Alignment, Figure, SplitResults, Transcript
 from tasks.task import (
     Arrays,
     ArraySpec,
@@ -398,34 +398,22 @@ class TranscriptionTask(Task):
             drawn.append(Alignment(captions[index], shown, steps, labels, over=image))
         return drawn
 
-    def figures(
-        self,
-        statistics: Arrays,
-        outputs: Arrays,
-        split: str,
-        attention: Arrays,
-        shown: Sequence[Shown] | None = None,
-        predicted: Arrays | None = None,
-    ) -> list[Figure]:
+    def figures(self, results: SplitResults) -> list[Figure]:
         """Returns transcripts, and alignments of models that have them, of the shown examples."""
+        split, outputs, chosen = results.split, results.outputs, results.indices
         part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
-        rows = self.shown(attention, shown)
-        chosen = [example.index for example in rows]
         own = {"tokens": outputs["tokens"][chosen]}
-        captions = [f"{part.texts[index]}\n{hypotheses[index]}" for index in chosen]
-        if shown is not None:
-            # The texts are in the figure of the transcript.
-            captions = [f"attention of {split} example {index}" for index in chosen]
+        # The texts are in the figures of the transcripts.
+        captions = [f"attention of {split} example {index}" for index in chosen]
         examples = [part[index] for index in chosen]
-        alignments = self._alignments(examples, captions, own, attention)
-        if shown is None:
-            return alignments
+        alignments = self._alignments(examples, captions, own, results.attention)
         drawn: list[Figure] = []
-        for row, (index, example) in enumerate(zip(chosen, rows, strict=True)):
+        for row, example in enumerate(results.shown):
             aligned = alignments[row : row + 1]
             image = None if aligned else self._input_image(examples[row])[0]
+            index = example.index
             texts = hypotheses[index], part.texts[index], "", image, self.word_level
-            drawn += [Transcript(example.caption(split), *texts), *aligned]
+            drawn += [Transcript(results.caption(example), *texts), *aligned]
         return drawn
 
     def input_figures(

@@ -33,6 +33,7 @@ from tasks.common.data import summary
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import check_splits
 from tasks.common.errors import UserError
+from tasks.figures import SplitResults
 from tasks.task import Task
 
 # Lines about data that were printed in this process, such as by earlier runs of an ablation.
@@ -229,7 +230,9 @@ def _finish(
     shown, note = choose(task, test, "test", config.seed)
     indices = [example.index for example in shown]
     attention, predicted = outputs_of_examples(task, steps, variables, "test", indices)
-    drawn = task.figures(test.statistics, test.outputs, "test", attention, shown, predicted)
+    drawn = task.figures(
+        SplitResults(test.statistics, test.outputs, "test", shown, attention, predicted)
+    )
     record = results.make_record(
         config,
         task,

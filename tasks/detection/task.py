@@ -41,7 +41,7 @@ from tasks.detection.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from tasks.detection.ops.pasting import THRESHOLD, paste
 from tasks.detection.processor import SHOWN, DetectionProcessor, object_lines
 from tasks.detection.user_files import OWN_DATA
-from tasks.figures import AttendedImage, DetectedImage, Figure, Shown
+from tasks.figures import AttendedImage, DetectedImage, Figure, SplitResults
 from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task
 
 Model = MaskRCNN | DETR
@@ -261,22 +261,14 @@ class Detection(Task):
         """Names the axes of DETR's detections and of the cells of the last map."""
         return {"objects": {"object": None, "cell": None}}
 
-    def figures(
-        self,
-        statistics: Arrays,
-        outputs: Arrays,
-        split: str,
-        attention: Arrays,
-        shown: Sequence[Shown] | None = None,
-        predicted: Arrays | None = None,
-    ) -> list[Figure]:
-        """Draws detections and attention weights of the shown images, by default the first."""
-        examples, drawn = self.examples(split), []
-        first = range(min(self.drawn_examples, len(examples)))
-        for row, each in enumerate(map(Shown, first) if shown is None else shown):
-            index, weights = each.index, {name: array[row] for name, array in attention.items()}
-            name = each.caption(split, examples.ids[index])
-            drawn += self._drawn(name, examples[index], outputs, weights, index)
+    def figures(self, results: SplitResults) -> list[Figure]:
+        """Draws detections and attention weights of the shown images."""
+        examples, drawn = self.examples(results.split), []
+        for row, each in enumerate(results.shown):
+            index = each.index
+            weights = {name: array[row] for name, array in results.attention.items()}
+            name = results.caption(each, examples.ids[index])
+            drawn += self._drawn(name, examples[index], results.outputs, weights, index)
         return drawn
 
     def input_figures(

@@ -21,7 +21,7 @@ from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.summary import row_codes, segment_codes
 from tasks.common.errors import UserError
-from tasks.figures import Curves, Figure, FigureGroup, Forecast, Shown
+from tasks.figures import Curves, Figure, FigureGroup, Forecast, SplitResults
 from tasks.forecasting import baselines
 from tasks.forecasting import timestamps as clock
 from tasks.forecasting.data import DataConfig, ForecastingData, load, read_labeled
@@ -341,30 +341,18 @@ class Forecasting(Task):
             found["decoder"] = {**stacked, "ahead": ahead, "time": None}
         return found
 
-    def figures(
-        self,
-        statistics: Arrays,
-        outputs: Arrays,
-        split: str,
-        attention: Arrays,
-        shown: Sequence[Shown] | None = None,
-        predicted: Arrays | None = None,
-    ) -> list[Figure]:
+    def figures(self, results: SplitResults) -> list[Figure]:
         """Returns figures of forecasts, of the error by step ahead, and of attention weights.
 
-        With `predicted`, windows are drawn with all channels; of more than 12, those with the
-        largest errors. Without, only the last channel is drawn.
+        Windows are drawn with all channels; of more than 12, those with the largest errors.
         """
-        series = self.dataset
+        series, split, statistics = self.dataset, results.split, results.statistics
         origins, drawn = series.origins(split), []
-        if shown is None:
-            spread = np.linspace(0, len(origins) - 1, self.drawn_examples).astype(int)
-            shown = [Shown(int(index)) for index in np.unique(spread)]
         errors = statistics["squared"] / np.maximum(statistics["cells"], 1)
         channels = list(range(len(series.names)))
         if len(channels) > _CHANNELS:
             channels = sorted(np.argsort(-errors, kind="stable")[:_CHANNELS].tolist())
-        for row, example in enumerate(shown):
+        for row, example in enumerate(results.shown):
             index, origin = example.index, int(origins[example.index])
             where = ""
             if series.step is not None:
@@ -372,21 +360,15 @@ class Forecasting(Task):
                     clock.stamps(series.start, series.step, np.array([origin]))
                 )
                 where = f" from {first}"
-            mse = f"mse {outputs['mse'][index]:.3f} of standardized values"
-            caption = f"{example.caption(split)}{where}: {mse}"
-            if not predicted:
-                parameters = outputs["forecast"][index]
-                channel = len(series.names) - 1
-                caption += f", {series.names[-1]}"
-                drawn.append(self._window(origin, channel, parameters, caption))
-                continue
+            mse = f"mse {results.outputs['mse'][index]:.3f} of standardized values"
+            caption = f"{results.caption(example)}{where}: {mse}"
             if len(channels) < len(series.names):
                 caption += f"; the {_CHANNELS} channels of {len(series.names)} with the largest mse"
             panels = [
                 self._window(
                     origin,
                     channel,
-                    predicted["parameters"][row][: series.horizon, channel],
+                    results.predicted["parameters"][row][: series.horizon, channel],
                     f"{series.names[channel]} (mse of the split {errors[channel]:.3f})",
                 )
                 for channel in channels
@@ -396,7 +378,7 @@ class Forecasting(Task):
         line = {f"{split} mse": (range(1, len(error) + 1), error)}
         drawn.append(Curves("error by step ahead", "steps ahead", line))
         calendar = clock.calendar_size(series.step)
-        return drawn + attention_figures(attention, series.names, calendar)
+        return drawn + attention_figures(results.attention, series.names, calendar)
 
     def _window(self, origin: int, channel: int, parameters: np.ndarray, caption: str) -> Forecast:
         """Draws the forecast [F, P] of one channel from the time `origin` of the series."""

@@ -26,7 +26,7 @@ from tasks.common.errors import UserError
 from tasks.common.images.augmentation import AugmentationConfig, augment, mixup, random_translation
 from tasks.common.images.files import SUFFIXES
 from tasks.common.keys import example_keys
-from tasks.figures import AttendedImage, ConfusionMatrix, Figure, Shown
+from tasks.figures import AttendedImage, ConfusionMatrix, Figure, SplitResults
 from tasks.image_classification import baselines, user_files
 from tasks.image_classification.convnet import ConvNet, ConvNetConfig
 from tasks.image_classification.data import DataConfig, ImageData, load
@@ -217,35 +217,27 @@ class ImageClassification(ClassificationTask):
             found["encoder"] = {"layer": None, "head": None, "query": tokens, "key": tokens}
         return found
 
-    def figures(
-        self,
-        statistics: Arrays,
-        outputs: Arrays,
-        split: str,
-        attention: Arrays,
-        shown: Sequence[Shown] | None = None,
-        predicted: Arrays | None = None,
-    ) -> list[Figure]:
+    def figures(self, results: SplitResults) -> list[Figure]:
         """Draws the confusion matrix, and attention weights over the shown images.
 
         For a model without attention weights, the images are shown alone.
         """
         drawn: list[Figure] = [
-            ConfusionMatrix("confusion matrix", statistics["confusion"], self.labels)
+            ConfusionMatrix("confusion matrix", results.statistics["confusion"], self.labels)
         ]
-        examples, rows = self.dataset.splits[split], self.shown(attention, shown)
+        examples = self.dataset.splits[results.split]
         maps: dict[int, list[tuple[str, Any]]] = {}
-        for row, where, weights in self._attended(attention):
+        for row, where, weights in self._attended(results.attention):
             maps.setdefault(row, []).append((where, weights))
-        for row, example in enumerate(rows):
-            probabilities = outputs["probabilities"][example.index]
+        for row, example in enumerate(results.shown):
+            probabilities = results.outputs["probabilities"][example.index]
             best, true = int(np.argmax(probabilities)), examples.labels[example.index]
-            caption = f"predicted {self.labels[best]}"
-            if shown is not None:
-                caption = f"{example.caption(split)}: {caption} ({probabilities[best]:.2f})"
-            caption += f", true {self.labels[true]}"
+            caption = (
+                f"{results.caption(example)}: predicted {self.labels[best]} "
+                f"({probabilities[best]:.2f}), true {self.labels[true]}"
+            )
             image = _drawable(examples.images[example.index])
-            for where, weights in maps.get(row, [("", None)] if shown is not None else []):
+            for where, weights in maps.get(row, [("", None)]):
                 drawn.append(AttendedImage(caption + where, image, weights))
         return drawn
 

@@ -26,7 +26,7 @@ from tasks.common.errors import UserError, check_max_length
 from tasks.common.losses import cross_entropy
 from tasks.common.metrics.descriptions import fraction, lower
 from tasks.common.text.tokenizer import CLS, SPECIAL, UNKNOWN, Tokenizer
-from tasks.figures import Alignment, AttendedText, Figure, Shown
+from tasks.figures import Alignment, AttendedText, Figure, SplitResults
 from tasks.language_modeling import baselines as counting
 from tasks.language_modeling import examples as sequences
 from tasks.language_modeling.data import Corpus, DataConfig, load, read_labeled
@@ -409,27 +409,17 @@ class LanguageModeling(Task):
         shown = [token_text(self.processor.tokenizer, number) for number in tokens]
         return {"encoder": {"layer": None, "head": None, "query": shown, "key": shown}}
 
-    def figures(
-        self,
-        statistics: Arrays,
-        outputs: Arrays,
-        split: str,
-        attention: Arrays,
-        shown: Sequence[Shown] | None = None,
-        predicted: Arrays | None = None,
-    ) -> list[Figure]:
+    def figures(self, results: SplitResults) -> list[Figure]:
         """Returns figures of the last layer's attention, averaged over heads, or else texts.
 
         Long texts are drawn up to a limit of tokens.
         """
         drawn: list[Figure] = []
-        layers = attention.get("encoder")
-        for row, example in enumerate(self.shown(attention, shown)[: self.drawn_examples]):
-            index, tokens = example.index, self.examples(split)[example.index]["tokens"]
+        layers, outputs = results.attention.get("encoder"), results.outputs
+        for row, example in enumerate(results.shown):
+            index, tokens = example.index, self.examples(results.split)[example.index]["tokens"]
             loss = outputs["loss"][index] / max(outputs["tokens"][index], 1)
-            caption = f"{loss:.2f} nats per token"
-            if shown is not None:
-                caption = f"{example.caption(split)}, {caption}"
+            caption = f"{results.caption(example)}, {loss:.2f} nats per token"
             if len(tokens) > _TOKENS:
                 caption += f"; the first {_TOKENS} of {len(tokens)} tokens"
             tokens = tokens[:_TOKENS]

@@ -22,7 +22,7 @@ from tasks.common.data.splits import check_splits
 from tasks.common.data.summary import row_codes, segment_codes
 from tasks.common.errors import UserError, check_max_length
 from tasks.common.metrics.descriptions import fraction, lower
-from tasks.figures import Curves, Figure, Recommendations, Shown
+from tasks.figures import Curves, Figure, Recommendations, SplitResults
 from tasks.recommendation import models
 from tasks.recommendation.baselines import Baselines
 from tasks.recommendation.data import DataConfig, FileDataset, RecommendationDataset, load
@@ -279,16 +279,9 @@ class Recommendation(Task):
             "reason_neighbour_ids": {"user": names},
         }
 
-    def figures(
-        self,
-        statistics: Arrays,
-        outputs: Arrays,
-        split: str,
-        attention: Arrays,
-        shown: Sequence[Shown] | None = None,
-        predicted: Arrays | None = None,
-    ) -> list[Figure]:
+    def figures(self, results: SplitResults) -> list[Figure]:
         """Returns figures of the hit rate by list length, and of recommendations for some users."""
+        split, outputs = results.split, results.outputs
         ranks, events = outputs["rank"], self.processor.events
         lengths = [length for length in _LENGTHS if length <= events.num_items]
         rates = [float(np.mean(ranks <= length)) for length in lengths]
@@ -297,14 +290,13 @@ class Recommendation(Task):
                    {split: (lengths, rates)})
         ]  # fmt: skip
         held, titles = self.examples(split), events.titles
-        first = range(min(self.drawn_examples, len(held)))
-        for row, example in enumerate(map(Shown, first) if shown is None else shown):
+        for row, example in enumerate(results.shown):
             index, history = example.index, held.history(example.index)
             top = [item for item in outputs["top"][index].tolist() if item >= 0]
-            own = {name: value[row] for name, value in attention.items() if len(value) > row}
+            own = {name: value[row] for name, value in results.attention.items()}
             drawn.append(
                 Recommendations(
-                    example.caption(split, f"user {events.users[held.users[index]]}"),
+                    results.caption(example, f"user {events.users[held.users[index]]}"),
                     [titles[item] for item in history[::-1][:_PAST]],
                     [titles[item] for item in top],
                     [self.processor.attributions(own, rank, history) for rank in range(len(top))],

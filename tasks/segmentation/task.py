@@ -20,7 +20,7 @@ from tasks.common.images.files import SUFFIXES, read_image, resize
 from tasks.common.keys import example_keys
 from tasks.common.losses import cross_entropy
 from tasks.common.metrics.descriptions import fraction, lower
-from tasks.figures import AttendedImage, ConfusionMatrix, Figure, SegmentedImage, Shown
+from tasks.figures import AttendedImage, ConfusionMatrix, Figure, SegmentedImage, SplitResults
 from tasks.segmentation import baselines
 from tasks.segmentation.data import (
     OVERLAP,
@@ -305,40 +305,27 @@ class Segmentation(Task):
         pairs = zip(self.names, counts.tolist(), strict=True)
         return {name: round(count / total, 4) for name, count in pairs if count}
 
-    def figures(
-        self,
-        statistics: Arrays,
-        outputs: Arrays,
-        split: str,
-        attention: Arrays,
-        shown: Sequence[Shown] | None = None,
-        predicted: Arrays | None = None,
-    ) -> list[Figure]:
+    def figures(self, results: SplitResults) -> list[Figure]:
         """Draws the confusion matrix, and true and predicted classes and attention over images."""
         drawn: list[Figure] = [
             ConfusionMatrix(
                 "confusion matrix of pixels",
-                statistics["confusion"],
+                results.statistics["confusion"],
                 self.names,
             )
         ]
-        examples, rows = self.dataset.splits[split], shown
-        if rows is None:
-            # Spread evenly over the split, because adjacent images are often similar.
-            spread = np.unique(np.linspace(0, len(examples) - 1, self.drawn_examples).astype(int))
-            rows = [Shown(int(index)) for index in spread]
-        for example in rows:
+        examples, shown = self.dataset.splits[results.split], results.shown
+        for example in shown:
             index = example.index
-            truth, found = examples.labels[index], outputs["labels"][index]
+            truth, found = examples.labels[index], results.outputs["labels"][index]
             confusion = confusion_matrices(truth[None], found[None], len(self.names))[0]
             accuracy = segmentation_metrics(confusion, self.names)["pixel_accuracy"]
-            caption = f"{example.caption(split)}: pixel accuracy {accuracy:.3f}"
+            caption = f"{results.caption(example)}: pixel accuracy {accuracy:.3f}"
             image = examples.images[index]
             drawn.append(SegmentedImage(caption, image, found, self.names, truth))
-        attended = self.shown(attention, shown)
-        for row, name, weights in self._attended(attention, _ATTENDED):
-            caption = f"{attended[row].caption(split)}, {name.replace('_', ' ')}"
-            drawn.append(AttendedImage(caption, examples.images[attended[row].index], weights))
+        for row, name, weights in self._attended(results.attention, _ATTENDED):
+            caption = f"{results.caption(shown[row])}, {name.replace('_', ' ')}"
+            drawn.append(AttendedImage(caption, examples.images[shown[row].index], weights))
         return drawn
 
     def input_figures(

@@ -21,7 +21,7 @@ from tasks.common.data.summary import excerpt
 from tasks.common.decoding.generate import TokenDecoder
 from tasks.common.losses import cross_entropy
 from tasks.common.metrics.descriptions import fraction, lower
-from tasks.figures import Alignment, Curves, Figure, Shown, Transcript
+from tasks.figures import Alignment, Curves, Figure, SplitResults, Transcript
 from tasks.sequence_copy import data as strings
 from tasks.sequence_copy.data import PAD, DataConfig, DigitData, DigitStrings
 from tasks.sequence_copy.model import MODEL_CONFIGS, EncoderDecoder
@@ -222,25 +222,17 @@ class SequenceCopy(Task):
         heads = {"head": None} if np.ndim(attention.get("alignment", source)) == 3 else {}
         return {"alignment": {"output": output, **heads, "source": source}}
 
-    def figures(
-        self,
-        statistics: Arrays,
-        outputs: Arrays,
-        split: str,
-        attention: Arrays,
-        shown: Sequence[Shown] | None = None,
-        predicted: Arrays | None = None,
-    ) -> list[Figure]:
+    def figures(self, results: SplitResults) -> list[Figure]:
         """Returns figures of exact match by length, and of strings with alignments by head."""
-        examples = self.examples(split)
+        examples, outputs = self.examples(results.split), results.outputs
         drawn: list[Figure] = [_by_length(outputs["tokens"], examples)]
-        alignments = attention.get("alignment")
-        for row, example in enumerate(self.shown(attention, shown)):
+        alignments = results.attention.get("alignment")
+        for row, example in enumerate(results.shown):
             index = example.index
             source, answer = examples.strings[index], examples.answers[index]
             tokens = outputs["tokens"][index]
             written = strings.decode(tokens)
-            lead = f"{example.caption(split)}: " if shown is not None else ""
+            lead = f"{results.caption(example)}: "
             if alignments is None:
                 title = f"{lead}{source} -> {written}"
                 drawn.append(Transcript(title, written, answer, source, words=False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from tasks.common.data.manifests import own_transcribed
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 from tasks.common.keys import example_keys
-from tasks.figures import Curves, Figure, Shown
+from tasks.figures import Curves, Figure, SplitResults
 from tasks.speech_recognition import baselines
 from tasks.speech_recognition.data import NOISES, OFFICIAL, DataConfig, SpeechData, load
 from tasks.speech_recognition.model import MODEL_CONFIGS, SpeechConfig, SpeechRecognizer
@@ -97,24 +97,16 @@ class SpeechRecognition(TranscriptionTask):
 
     # ------------------------------------------------------------------ on the host
 
-    def figures(
-        self,
-        statistics: Arrays,
-        outputs: Arrays,
-        split: str,
-        attention: Arrays,
-        shown: Sequence[Shown] | None = None,
-        predicted: Arrays | None = None,
-    ) -> list[Figure]:
+    def figures(self, results: SplitResults) -> list[Figure]:
         """Returns figures of WER by noise level, if measured, and of the first alignments."""
         drawn: list[Figure] = []
-        metrics = self.metrics(statistics, outputs, split)
+        metrics = self.metrics(results.statistics, results.outputs, results.split)
         if f"wer_snr_{NOISES[0]}" in metrics:
             rates = [metrics[f"wer_snr_{noise}"] for noise in NOISES]
             drawn.append(
                 Curves("WER against noise", "signal-to-noise ratio, dB", {"WER": (NOISES, rates)})
             )
-        return drawn + super().figures(statistics, outputs, split, attention, shown, predicted)
+        return drawn + super().figures(results)
 
     def _input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:
         """Returns log-mel features, high frequencies on top, and labels of the encoded frames."""

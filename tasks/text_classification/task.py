@@ -18,7 +18,7 @@ from tasks.common.data.splits import SplitSummary, class_indices
 from tasks.common.data.summary import Columns, excerpt
 from tasks.common.errors import UserError, check_max_length
 from tasks.common.text.tokenizer import CLS, LAST, PAD, SPECIAL, UNKNOWN, Tokenizer
-from tasks.figures import AttendedText, ConfusionMatrix, Figure, Shown
+from tasks.figures import AttendedText, ConfusionMatrix, Figure, SplitResults
 from tasks.task import (
     Arrays,
     ArraySpec,
@@ -307,31 +307,22 @@ class TextClassification(ClassificationTask):
             "encoder": {"layer": None, "head": None, "query": encoded, "key": encoded},
         }
 
-    def figures(
-        self,
-        statistics: Arrays,
-        outputs: Arrays,
-        split: str,
-        attention: Arrays,
-        shown: Sequence[Shown] | None = None,
-        predicted: Arrays | None = None,
-    ) -> list[Figure]:
+    def figures(self, results: SplitResults) -> list[Figure]:
         """Returns figures of the confusion matrix and of the attention over the shown texts.
 
         For a model without attention weights, the texts are shown without weights.
         """
-        part, examples = self.dataset.splits[split], self.shown(attention, shown)
+        part, chosen = self.dataset.splits[results.split], results.indices
         drawn: list[Figure] = [
-            ConfusionMatrix("confusion matrix", statistics["confusion"], self.labels)
+            ConfusionMatrix("confusion matrix", results.statistics["confusion"], self.labels)
         ]
-        chosen = [example.index for example in examples]
         texts = [part.texts[index] for index in chosen]
-        lengths = self.examples(split).lengths[chosen]
-        probabilities = outputs["probabilities"][chosen]
-        attended = self._attended(texts, lengths, probabilities, attention)
-        for example, (caption, words, weights) in zip(examples, attended, strict=True):
-            lead = f"{example.caption(split)}: " if shown is not None else ""
-            caption = f"{lead}{caption}, true {self.labels[part.labels[example.index]]}"
+        lengths = self.examples(results.split).lengths[chosen]
+        probabilities = results.outputs["probabilities"][chosen]
+        attended = self._attended(texts, lengths, probabilities, results.attention)
+        for example, (caption, words, weights) in zip(results.shown, attended, strict=True):
+            true = self.labels[part.labels[example.index]]
+            caption = f"{results.caption(example)}: {caption}, true {true}"
             drawn.append(AttendedText(caption, words, weights))
         return drawn
 

@@ -27,7 +27,7 @@ from tasks.common.metrics.translation import (
     translation_metrics,
 )
 from tasks.common.text.tokenizer import PAD, UNKNOWN, Tokenizer
-from tasks.figures import Alignment, Curves, Figure, Shown, Transcript
+from tasks.figures import Alignment, Curves, Figure, SplitResults, Transcript
 from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task
 from tasks.translation import baselines
 from tasks.translation import model as models
@@ -284,30 +284,20 @@ class Translation(Task):
         found = self.processor.tokenizer.tokens(source)[: self.data.text.max_length]
         return steps, [*found, "end"]
 
-    def figures(
-        self,
-        statistics: Arrays,
-        outputs: Arrays,
-        split: str,
-        attention: Arrays,
-        shown: Sequence[Shown] | None = None,
-        predicted: Arrays | None = None,
-    ) -> list[Figure]:
+    def figures(self, results: SplitResults) -> list[Figure]:
         """Returns figures of BLEU by source length, and of translations with their alignments."""
+        split, outputs, chosen = results.split, results.outputs, results.indices
         part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
         drawn: list[Figure] = [_by_length(part, hypotheses, self.data.text.lower_case)]
-        rows = self.shown(attention, shown)
-        chosen = [example.index for example in rows]
         own = {"tokens": outputs["tokens"][chosen]}
-        # With transcripts, which have the texts.
-        names = [f"attention of {split} example {index}" for index in chosen] if shown else None
+        # The texts are in the figures of the transcripts.
+        names = [f"attention of {split} example {index}" for index in chosen]
         sources = [part.sources[index] for index in chosen]
-        alignments = self._alignments(sources, own, attention, names)
-        if shown is None:
-            return drawn + alignments
-        for row, (index, example) in enumerate(zip(chosen, rows, strict=True)):
+        alignments = self._alignments(sources, own, results.attention, names)
+        for row, example in enumerate(results.shown):
+            index = example.index
             texts = hypotheses[index], part.targets[index], part.sources[index]
-            drawn.append(Transcript(example.caption(split), *texts))
+            drawn.append(Transcript(results.caption(example), *texts))
             drawn += alignments[row : row + 1]
         return drawn
 

@@ -35,6 +35,7 @@ from tasks.common.data import summary
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
+from tasks.figures import SplitResults
 from tasks.task import SPLITS, Processor, Task
 from tests.launch.own_data import CASES
 
@@ -478,8 +479,8 @@ def check_figures(subject: Subject) -> None:
     indices = [example.index for example in chosen.shown]
     assert len(set(indices)) == min(task.drawn_examples, len(task.scored_examples("test")))
     outputs = outputs_of_examples(task, steps, variables, "test", indices)
-    arguments = (found.statistics, found.outputs, "test")
-    drawn = task.figures(*arguments, outputs[0], chosen.shown, outputs[1])
+    results = SplitResults(found.statistics, found.outputs, "test", chosen.shown, *outputs)
+    drawn = task.figures(results)
     # Every example is drawn, and has its id.
     pages = [figures.draw(figure) for figure in drawn]
     for example in chosen.shown:
@@ -487,7 +488,6 @@ def check_figures(subject: Subject) -> None:
     for page in pages:
         assert page.count("<img") == page.count('alt="')
         assert 'alt=""' not in page
-    assert all(map(figures.draw, task.figures(*arguments, outputs[0], None, outputs[1])))
 
 
 def check_input_figures(subject: Subject) -> None:

@@ -26,7 +26,7 @@ from tasks.detection.models.mask_rcnn import MaskRCNNConfig
 from tasks.detection.models.rpn import RPNConfig
 from tasks.detection.ops.pasting import paste
 from tasks.detection.task import TASK
-from tasks.figures import AttendedImage, DetectedImage
+from tasks.figures import AttendedImage, DetectedImage, Shown, SplitResults
 from tests.tasks.detection.rle import from_rle
 
 SIDE = 32
@@ -245,7 +245,8 @@ def test_nothing_found_is_0_and_no_nan(task):
 def test_figures(task):
     outputs = perfect(task, "test")
     attention = {"stage_1": np.ones((3, 16, 16, 8)), "stage_2": np.ones((3, 1, 1, 12))}
-    drawn = task.figures(STATISTICS, outputs, "test", attention)
+    shown = list(map(Shown, range(3)))
+    drawn = task.figures(SplitResults(STATISTICS, outputs, "test", shown, attention))
     found = [figure for figure in drawn if isinstance(figure, DetectedImage)]
     assert [len(figure.boxes) for figure in found] == [2, 1, 0]
     assert found[0].caption == "test-0.png: 2 found, 2 true"
@@ -346,7 +347,8 @@ def test_attention_of_detr_is_of_its_detections(data):
     assert not inside[:, 6:].any()
     assert not inside[:, :, 7:].any()
     outputs = perfect(task, "train", masks=False)
-    drawn = task.figures(STATISTICS, outputs, "train", {"objects": weights})
+    shown = list(map(Shown, range(4)))
+    drawn = task.figures(SplitResults(STATISTICS, outputs, "train", shown, {"objects": weights}))
     assert drawn[5].caption == "train-2.png (most confident object)"
     np.testing.assert_array_equal(drawn[5].weights, inside[0, :6, :7])
 

@@ -18,7 +18,7 @@ from launch.runs.ablation import load_ablation, resolve_ablation
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import evaluation_batches, train_iterator
 from tasks.common.errors import UserError
-from tasks.figures import Alignment, Curves, FigureGroup, Forecast, Shown
+from tasks.figures import Alignment, Curves, FigureGroup, Forecast, Shown, SplitResults
 from tasks.forecasting import baselines
 from tasks.forecasting import timestamps as clock
 from tasks.forecasting.figures import attention_figures
@@ -111,9 +111,13 @@ def test_report_shows_forecasts_errors_and_lags(residual, evaluated):
     task, steps, variables = residual
     batch = next(iter(evaluation_batches(task.examples("test"), batch_size=100)))
     attention = jax.device_get(steps.attention(variables, steps.place(batch)))
-    drawn = task.figures(evaluated.statistics, evaluated.outputs, "test", attention)
-    assert [type(figure) for figure in drawn] == [*[Forecast] * 3, Curves, Curves]
-    first = drawn[0]
+    shown = list(map(Shown, range(3)))
+    _, predicted = outputs_of_examples(task, steps, variables, "test", [0, 1, 2])
+    arguments = (evaluated.statistics, evaluated.outputs, "test", shown, attention, predicted)
+    drawn = task.figures(SplitResults(*arguments))
+    assert [type(figure) for figure in drawn] == [*[FigureGroup] * 3, Curves, Curves]
+    first = drawn[0].figures[1]
+    assert isinstance(first, Forecast)
     data = task.dataset
     origin = data.origins("test")[0]
     np.testing.assert_allclose(
@@ -134,7 +138,8 @@ def test_report_shows_every_channel(residual, evaluated):
     indices = [example.index for example in shown]
     attention, predicted = outputs_of_examples(task, steps, variables, "test", indices)
     outputs = evaluated.outputs
-    drawn = task.figures(evaluated.statistics, outputs, "test", attention, shown, predicted)
+    arguments = (evaluated.statistics, outputs, "test", shown, attention, predicted)
+    drawn = task.figures(SplitResults(*arguments))
     assert [type(figure) for figure in drawn] == [*[FigureGroup] * 2, Curves, Curves]
     data = task.dataset
     for figure, index in zip(drawn, indices, strict=False):

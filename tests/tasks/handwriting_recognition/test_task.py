@@ -14,6 +14,7 @@ from launch.engine import config as configs
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
+from tasks.figures import Shown, SplitResults
 from tasks.handwriting_recognition.data import DataConfig, load, read_line
 from tasks.handwriting_recognition.datasets.digit_lines import Lines
 from tasks.handwriting_recognition.model import LineConfig
@@ -66,8 +67,9 @@ def test_the_contract(task):
     np.testing.assert_allclose(
         task.example_scores(gathered, "test").mean(), metrics["cer"], rtol=1e-6
     )
-    drawn = task.figures(sums, gathered, "test", {"alignment": np.zeros((1, 7, 60))})
-    assert drawn[0].over.shape[0] == 32
+    weights = {"alignment": np.zeros((1, 7, 60))}
+    _, drawn = task.figures(SplitResults(sums, gathered, "test", [Shown(0)], weights))
+    assert drawn.over.shape[0] == 32
     assert json.dumps(task.processor.decode(["a"] * len(examples), gathered))
 
 

@@ -20,7 +20,7 @@ from launch.runs import directory
 from launch.runs import run as runs
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
-from tasks.figures import AttendedImage
+from tasks.figures import AttendedImage, Shown, SplitResults
 from tasks.image_classification.convnet import ConvNet, ConvNetConfig
 from tasks.image_classification.data import DataConfig
 from tasks.image_classification.task import TASK
@@ -217,11 +217,16 @@ def test_figures(attention, shown):
     weights = jax.device_get(nnx.jit(task.attention)(task.build_model(nnx.Rngs(0)), batch))
     statistics = {"confusion": np.eye(10)}
     outputs = {"probabilities": np.eye(10)[task.examples("train").labels]}
-    _, *drawn = task.figures(statistics, outputs, "train", weights)
-    assert len(drawn) == 3 * shown
+    examples = list(map(Shown, range(3)))
+    _, *drawn = task.figures(SplitResults(statistics, outputs, "train", examples, weights))
+    # Without spatial weights the images are drawn alone.
+    assert len(drawn) == 3 * max(shown, 1)
+    assert [figure.weights is not None for figure in drawn] == [shown > 0] * len(drawn)
     if shown:
         label = task.examples("train").labels[0]
-        assert drawn[1].caption == f"predicted {label}, true {label} (stage 2)"
+        assert drawn[1].caption == (
+            f"train example 0: predicted {label} (1.00), true {label} (stage 2)"
+        )
         assert isinstance(drawn[0], AttendedImage)
         assert [figure.weights.shape for figure in drawn[:2]] == [(8, 8), (4, 4)]
         expected = weights["stage_1"][0].mean(axis=-1)

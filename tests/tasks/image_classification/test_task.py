@@ -15,7 +15,7 @@ from launch.engine.config import load_file
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
 from tasks.common.images.augmentation import AugmentationConfig
-from tasks.figures import AttendedImage, ConfusionMatrix
+from tasks.figures import AttendedImage, ConfusionMatrix, Shown, SplitResults
 from tasks.image_classification import baselines
 from tasks.image_classification.data import DataConfig, ImageData
 from tasks.image_classification.datasets import Images
@@ -190,10 +190,11 @@ def test_the_residual_network_classifies_own_pictures():
     np.testing.assert_allclose(found, jax.nn.softmax(logits), atol=1e-5)
     attention = {name: np.asarray(each[:1]) for name, each in weights.items()}
     outputs = {"probabilities": np.eye(2)[task.examples("test").labels]}
-    _, *drawn = task.figures({"confusion": np.eye(2)}, outputs, "test", attention)
+    results = SplitResults({"confusion": np.eye(2)}, outputs, "test", [Shown(0)], attention)
+    _, *drawn = task.figures(results)
     assert [figure.weights.shape for figure in drawn] == [(9, 9), (5, 5)]
     assert drawn[0].image.shape == (70, 70, 3)
-    assert drawn[1].caption == "predicted flat, true flat (stage 2)"
+    assert drawn[1].caption == "test example 0: predicted flat (1.00), true flat (stage 2)"
 
 
 def test_mixup_takes_both_labels_by_their_shares(monkeypatch):
@@ -233,13 +234,17 @@ def test_figures(task, model, batches):
     attention = jax.device_get(nnx.jit(task.attention)(model, first))
     outputs = {"probabilities": np.eye(10)[task.examples("validation").labels]}
     statistics = jax.device_get(nnx.jit(task.evaluate)(model, batches[0])[0])
-    matrix, *images = task.figures(statistics, outputs, "validation", attention)
+    shown = list(map(Shown, range(3)))
+    results = SplitResults(statistics, outputs, "validation", shown, attention)
+    matrix, *images = task.figures(results)
     assert isinstance(matrix, ConfusionMatrix)
     assert len(images) == 3
     for index, figure in enumerate(images):
         assert isinstance(figure, AttendedImage)
         label = task.examples("validation").labels[index]
-        assert figure.caption == f"predicted {label}, true {label}"
+        assert figure.caption == (
+            f"validation example {index}: predicted {label} (1.00), true {label}"
+        )
         assert figure.image.shape == (8, 8)
         np.testing.assert_allclose(
             figure.weights.ravel(), attention["head"][index].mean(axis=0), rtol=1e-6

@@ -20,6 +20,7 @@ from tasks.common.data.pipeline import evaluation_batches, train_iterator
 from tasks.common.decoding.generate import DecodingConfig
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
+from tasks.figures import Shown, SplitResults
 from tasks.language_modeling.data import DataConfig
 from tasks.language_modeling.model import LanguageModelConfig
 from tasks.language_modeling.task import TASK
@@ -272,7 +273,8 @@ def test_figures_are_drawn(made):
         attention = {
             name: np.asarray(value)[order] for name, value in task.attention(model, batch).items()
         }
-        figures = task.figures(statistics, outputs, "test", attention)
+        shown = list(map(Shown, range(2)))
+        figures = task.figures(SplitResults(statistics, outputs, "test", shown, attention))
         assert len(figures) == 2
         for figure in figures:
             assert figure.weights.shape == (len(figure.outputs), len(figure.inputs))

@@ -18,7 +18,7 @@ from launch.runs.ablation import load_ablation, resolve_ablation
 from tasks.answers import AnswerOptions
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
-from tasks.figures import Curves, Recommendations
+from tasks.figures import Curves, Recommendations, Shown, SplitResults
 from tasks.recommendation.data import DataConfig, RecommendationDataset, in_order
 from tasks.recommendation.task import TASK
 from tasks.recommendation.user_files import Events
@@ -121,7 +121,9 @@ def test_report_shows_reasons(trained, evaluated):
     task, steps, variables, _ = trained
     batch = next(iter(evaluation_batches(task.examples("test"), batch_size=BATCH)))
     attention = jax.device_get(steps.attention(variables, steps.place(batch)))
-    drawn = task.figures(evaluated.statistics, evaluated.outputs, "test", attention)
+    arguments = (evaluated.statistics, evaluated.outputs, "test")
+    shown = list(map(Shown, range(6)))
+    drawn = task.figures(SplitResults(*arguments, shown, attention))
     assert [type(figure) for figure in drawn] == [Curves, *[Recommendations] * 6]
     page = drawn[1]
     held = task.examples("test")
@@ -139,9 +141,9 @@ def test_report_shows_reasons(trained, evaluated):
         "reason_neighbours": np.array([[[0.2, 0.8]] * 10]),
         "reason_neighbour_ids": np.array([[3, 4]]),
     }
-    others = task.figures(evaluated.statistics, evaluated.outputs, "test", neighbours)
+    others = task.figures(SplitResults(*arguments, [Shown(0)], neighbours))
     assert others[1].reasons[0] == [("user u4", 0.8), ("user u3", 0.2)]
-    assert task.figures(evaluated.statistics, evaluated.outputs, "test", {})[1].reasons[0] == []
+    assert task.figures(SplitResults(*arguments, [Shown(0)]))[1].reasons[0] == []
 
 
 def test_lists_are_as_long_as_wanted(trained):

@@ -15,7 +15,7 @@ from launch.engine.state import evaluation_variables
 from launch.engine.steps import make_steps
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
-from tasks.figures import AttendedImage, ConfusionMatrix, SegmentedImage
+from tasks.figures import AttendedImage, ConfusionMatrix, SegmentedImage, Shown, SplitResults
 from tasks.segmentation.data import DataConfig, SegmentationData, SegmentationExamples
 from tasks.segmentation.losses import LossConfig
 from tasks.segmentation.metrics import VOID, boundary_f1
@@ -126,13 +126,15 @@ def test_report_shows_truth_prediction_and_gates(trained, evaluated):
         steps.attention(variables, prediction_inputs(task, steps.place(batch)))
     )
     assert attention["gate_1"].shape == (4, *SIZE, 1)
-    arguments = (evaluated.statistics, evaluated.outputs, "test", attention)
-    drawn = task.figures(*arguments)
+    shown = list(map(Shown, range(6)))
+    arguments = (evaluated.statistics, evaluated.outputs, "test", shown)
+    drawn = task.figures(SplitResults(*arguments, attention))
     kinds = [type(figure) for figure in drawn]
     assert kinds == [ConfusionMatrix, *[SegmentedImage] * 6, *[AttendedImage] * 2]
     assert drawn[-1].weights.shape == SIZE
     assert "gate 1" in drawn[-1].caption
-    assert not any(isinstance(f, AttendedImage) for f in task.figures(*arguments[:3], {}))
+    others = task.figures(SplitResults(*arguments))
+    assert not any(isinstance(figure, AttendedImage) for figure in others)
 
 
 @pytest.mark.parametrize("fit", ["resize", "tiles"])

@@ -16,7 +16,7 @@ from launch.reporting.figures import draw
 from launch.runs.ablation import load_ablation, resolve_ablation
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
-from tasks.figures import Alignment, Curves
+from tasks.figures import Alignment, Curves, Shown, SplitResults
 from tasks.sequence_copy.data import DataConfig, DigitStrings, decode, tokens_of
 from tasks.sequence_copy.model import EncoderDecoder, EncoderDecoderConfig
 from tasks.sequence_copy.task import TASK, alignment_accuracy, sequence_metrics
@@ -104,7 +104,7 @@ def test_looked_is_where_the_most_weight_is(task, alignment):
         metrics = task.metrics({"tokens": 1, "loss": 1, "right": 1}, outputs, "test")
         assert "alignment_accuracy" not in metrics
         assert jax.device_get(nnx.jit(task.attention)(model, batch)) == {}
-        (by_length,) = task.figures({}, outputs, "test", {})
+        (by_length,) = task.figures(SplitResults({}, outputs, "test"))
         assert isinstance(by_length, Curves)
         return
     weights = jax.device_get(nnx.jit(task.attention)(model, batch))["alignment"]
@@ -181,10 +181,9 @@ def test_figures_show_the_steps_that_were_written(task, model):
     attention = jax.device_get(nnx.jit(task.attention)(model, batch))
     assert attention["alignment"].shape == (20, 7, 7)
     tokens = np.asarray(nnx.jit(task.predict)(model, batch)["tokens"])
-    figures = task.figures(
-        {}, {"tokens": tokens}, "test", {"alignment": attention["alignment"][:3]}
-    )
-    by_length, *figures = figures
+    shown = list(map(Shown, range(3)))
+    results = SplitResults({}, {"tokens": tokens}, "test", shown, attention)
+    by_length, *figures = task.figures(results)
     assert isinstance(by_length, Curves)
     ((lengths, shares),) = by_length.series.values()
     correct, digits = (
@@ -201,16 +200,18 @@ def test_figures_show_the_steps_that_were_written(task, model):
         assert "".join(figure.inputs) == source
         assert figure.weights.shape == (len(figure.outputs), len(source))
         np.testing.assert_allclose(figure.weights.sum(axis=1), 1, atol=1e-5)
-        assert figure.caption.startswith(f"{source} -> {decode(tokens[index])} (")
+        start = f"test example {index}: {source} -> {decode(tokens[index])} ("
+        assert figure.caption.startswith(start)
 
 
 def test_figures_show_every_head(task):
     weights = np.zeros((1, 7, 2, 7))
     weights[0, :, 1, 1] = 1
     tokens = tokens_of(task.examples("test").answers, 7)
-    _, first, second = task.figures({}, {"tokens": tokens}, "test", {"alignment": weights})
+    results = SplitResults({}, {"tokens": tokens}, "test", [Shown(0)], {"alignment": weights})
+    _, first, second = task.figures(results)
     source = task.examples("test").strings[0]
-    assert first.caption == f"{source} -> {source[::-1]} (right), head 1"
+    assert first.caption == f"test example 0: {source} -> {source[::-1]} (right), head 1"
     assert second.caption.endswith("head 2")
     assert first.weights.shape == second.weights.shape == (len(source) + 1, len(source))
     assert (first.weights.sum(), second.weights.sum()) == (0, len(source) + 1)
@@ -225,13 +226,9 @@ def test_copying():
     assert set(task.baselines()) == {"reversed", "commonest_digit"}
     palindromes = np.mean([string == string[::-1] for string in examples.strings])
     assert task.baselines()["reversed"]()["exact_match"] == palindromes
-    (caption,) = [
-        figure.caption
-        for figure in task.figures(
-            {}, {"tokens": right}, "test", {"alignment": np.zeros((1, 7, 7))}
-        )
-        if isinstance(figure, Alignment)
-    ]
+    weights = {"alignment": np.zeros((1, 7, 7))}
+    drawn = task.figures(SplitResults({}, {"tokens": right}, "test", [Shown(0)], weights))
+    (caption,) = [figure.caption for figure in drawn if isinstance(figure, Alignment)]
     assert caption.endswith("(right)")
 
 

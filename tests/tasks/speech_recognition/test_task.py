@@ -17,6 +17,7 @@ from tasks.common.audio.files import to_pcm
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import Tokenizer
+from tasks.figures import Alignment, Shown, SplitResults, Transcript
 from tasks.speech_recognition.data import DataConfig, SpeechData, encoded
 from tasks.speech_recognition.model import (
     ChunkTerm,
@@ -100,7 +101,8 @@ def test_metrics_of_conditions_and_an_example_alone(task):
     again = compute(state, batch)[1]
     np.testing.assert_array_equal(again["tokens"][0], outputs["tokens"][3])
     weights = {"alignment": np.ones((5, 7, 20))}
-    assert len(task.figures(sums, outputs, "test", weights)) == 5
+    results = SplitResults(sums, outputs, "test", list(map(Shown, range(5))), weights)
+    assert [type(figure) for figure in task.figures(results)] == [Transcript, Alignment] * 5
 
 
 def test_restored_from_assets_it_reads_files(task, tmp_path):

@@ -20,7 +20,7 @@ from tasks.common.decoding.generate import DecodingConfig
 from tasks.common.errors import UserError
 from tasks.common.metrics.translation import bleu_signature
 from tasks.common.text.tokenizer import TextConfig
-from tasks.figures import Alignment, Curves
+from tasks.figures import Alignment, Curves, Shown, SplitResults, Transcript
 from tasks.translation.baselines import lexicon
 from tasks.translation.data import DataConfig
 from tasks.translation.model import RecurrentConfig, TransformerConfig
@@ -212,18 +212,27 @@ def test_figures_show_the_decoding_steps(task, model, predict):
     outputs = jax.device_get(predict(model, batch))
     weights = jax.device_get(nnx.jit(task.attention)(model, batch))["alignment"]
     assert weights.shape == (20, 13, 13)
-    by_length, *figures = task.figures({}, outputs, "test", {"alignment": weights[:3]})
+    shown = [Shown(index, "wrong") for index in range(3)]
+    results = SplitResults({}, outputs, "test", shown, {"alignment": weights[:3]})
+    by_length, *figures = task.figures(results)
     assert isinstance(by_length, Curves)
     assert by_length.title == f"BLEU by length\n{bleu_signature(True, short=True)}"
     assert "BLEU by length" in draw(by_length)
-    assert len(figures) == 3
-    for index, figure in enumerate(figures):
+    assert len(figures) == 6
+    for index, (texts, figure) in enumerate(zip(figures[::2], figures[1::2], strict=True)):
+        assert isinstance(texts, Transcript)
+        assert texts.caption == f"wrong: test example {index}"
+        assert texts.source == task.dataset.splits["test"].sources[index]
         assert isinstance(figure, Alignment)
         assert (figure.inputs[-1], figure.outputs[-1]) == ("end", "end")
         assert figure.weights.shape == (len(figure.outputs), len(figure.inputs))
         np.testing.assert_allclose(figure.weights.sum(axis=1), 1, atol=1e-5)
         assert len(figure.inputs) == task.examples("test").lengths["source"][index]
-        assert figure.caption.startswith(task.dataset.splits["test"].sources[index] + "\n")
+        assert figure.caption == f"attention of test example {index}"
+    (alone,) = task.input_figures(
+        task.dataset.splits["test"].sources[:1], outputs, {"alignment": weights[:1]}
+    )
+    assert alone[0].caption.startswith(task.dataset.splits["test"].sources[0] + "\n")
 
 
 def test_figures_of_layers_and_heads(task):
@@ -231,12 +240,14 @@ def test_figures_of_layers_and_heads(task):
     T = outputs["tokens"].shape[2]
     weights = np.zeros((1, T, 3, 2, 13))
     weights[0, :, 1, :, 0] = 1
-    _, figure = task.figures({}, outputs, "test", {"alignment": weights})
+    results = SplitResults({}, outputs, "test", [Shown(0)], {"alignment": weights})
+    *_, figure = task.figures(results)
     assert figure.caption.endswith(" (layer 2 of 3, mean of 2 heads)")
     np.testing.assert_array_equal(figure.weights[:, 0], 1)
-    _, figure = task.figures({}, outputs, "test", {"alignment": weights[:, :, 1]})
+    results = dataclasses.replace(results, attention={"alignment": weights[:, :, 1]})
+    *_, figure = task.figures(results)
     assert figure.caption.endswith(" (mean of 2 heads)")
-    assert len(task.figures({}, outputs, "test", {})) == 1
+    assert len(task.figures(SplitResults({}, outputs, "test"))) == 1
 
 
 def test_pictures_of_any_text():
