@@ -25,7 +25,8 @@ from tasks.common.metrics.descriptions import fraction, lower
 from tasks.figures import Curves, Figure, Recommendations, SplitResults
 from tasks.recommendation import models
 from tasks.recommendation.baselines import Baselines
-from tasks.recommendation.data import DataConfig, FileDataset, RecommendationDataset, load
+from tasks.recommendation.data import DataConfig, RecommendationDataset, load
+from tasks.recommendation.labeled_files import FileDataset
 from tasks.recommendation.metrics import TOP, list_metrics, ndcg, ranked, ranking_metrics
 from tasks.recommendation.models.base import Recommender
 from tasks.recommendation.processor import RecommendationProcessor
@@ -92,7 +93,7 @@ class Recommendation(Task):
         return RecommendationProcessor(data, model, dataset.events, dataset.with_validation)
 
     def with_file(self, file: str, images: str | None = None) -> Task:
-        """Reads a file of events, see `tasks.recommendation.data.FileUsers`."""
+        """Reads a file of events, see `tasks.recommendation.labeled_files.FileUsers`."""
         processor = self.processor
         dataset = FileDataset(file, processor.events, self.data, processor.with_validation)
         return self._with_dataset(dataset)
