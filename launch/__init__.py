@@ -18,24 +18,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # Imports for editors and type checkers; a test compares them with _EXPORTS.
-    from launch.api import AttentionWeights as AttentionWeights
     from launch.api import Compared as Compared
-    from launch.api import Metrics as Metrics
-    from launch.api import Run as Run
     from launch.api import compare as compare
     from launch.api import config as config
     from launch.api import load as load
     from launch.api import train as train
     from launch.engine.config import Experiment as Experiment
+    from launch.runs.loaded import AttentionWeights as AttentionWeights
+    from launch.runs.loaded import Metrics as Metrics
+    from launch.runs.loaded import Run as Run
     from tasks.common.errors import UserError as UserError
 
 # name -> module, imported on first use, so that `import launch` does not import JAX.
 _EXPORTS = {
-    "AttentionWeights": "launch.api",
+    "AttentionWeights": "launch.runs.loaded",
     "Compared": "launch.api",
     "Experiment": "launch.engine.config",
-    "Metrics": "launch.api",
-    "Run": "launch.api",
+    "Metrics": "launch.runs.loaded",
+    "Run": "launch.runs.loaded",
     "UserError": "tasks.common.errors",
     "compare": "launch.api",
     "config": "launch.api",
