@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.engine import state as states
-from launch.engine.writers import write_json
+from launch.engine.writers import read_mapping, write_json
 from tasks.common.errors import UserError
 
 COMMITTED = "_CHECKPOINT_METADATA"
@@ -176,13 +176,9 @@ class Checkpoints:
         write_json(self._sums, sums)
 
     def _written_down(self) -> dict[str, dict[str, list[int]]]:
-        try:
-            found = json.loads(self._sums.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            # The checksums are missing or unreadable. Orbax then detects damage itself.
-            return {}
-        whole = isinstance(found, dict) and all(isinstance(sums, dict) for sums in found.values())
-        return found if whole else {}
+        # Without checksums, Orbax detects damage itself.
+        found = read_mapping(self._sums)
+        return found if all(isinstance(sums, dict) for sums in found.values()) else {}
 
     def close(self) -> None:
         """Waits for the pending save and closes the directory."""

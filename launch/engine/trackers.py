@@ -13,7 +13,6 @@ import functools
 import html
 import importlib.util
 import io
-import json
 import os
 import re
 import sys
@@ -29,7 +28,7 @@ import numpy as np
 from launch.engine import config as configs
 from launch.engine.config import Experiment
 from launch.engine.errors import Interrupted
-from launch.engine.writers import write_json
+from launch.engine.writers import read_mapping, write_json
 from tasks.common.errors import UserError
 
 NAMES = ("mlflow", "wandb")
@@ -360,12 +359,7 @@ def tracking(
 
 def _known(path: Path) -> dict[str, dict[str, Any]]:
     """Returns the ids of earlier runs in trackers; {} if the file is missing or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
+    found = read_mapping(path)
     return {name: dict(ids) for name, ids in found.items() if isinstance(ids, dict)}
 
 

@@ -102,6 +102,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not a JSON file ({error}); restore the file") from None
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Returns the mapping of a JSON file; {} if the file is missing, damaged or no mapping."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically; devices and pipes are written directly.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from launch.engine.evaluation import Evaluation
-from launch.engine.writers import write_json
+from launch.engine.writers import read_mapping, write_json
 from launch.reporting import paired
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
@@ -62,12 +61,7 @@ def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, di
 
 def _cached(path: Path) -> dict[str, Any]:
     """Returns the content of a cache file; an empty dict if the file is missing or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
+    found = read_mapping(path)
     if "correctness" in found:
         # Key used by earlier versions.
         found["example_scores"] = found.pop("correctness")

@@ -62,7 +62,7 @@ def read_annotations(
     Args:
       file: file of the annotations.
       images: folder of the images; None for the folder of `file`, or a folder images/ in it or
-        beside it that has the images.
+        next to it that has the images.
       group_key: key of the entries of images that groups them; "" for none.
 
     Returns:

@@ -54,7 +54,7 @@ class DataConfig(HeldOutConfig):
         by commas. Each split must have an object that is not a crowd region (iscrowd 1). For images
         with an EXIF orientation see `tasks.common.images.orientation`.
       images: folder of the images; None for the folder of the annotations, or a folder images in it
-        or beside it.
+        or next to it.
       image_size: side of the examples in pixels; None for the default of the data set, which is 256
         for user files.
       max_objects: maximum number of objects of an example; None for the maximum over the data. If

@@ -25,7 +25,7 @@ __all__ = ["OWN_DATA", "Annotated", "UserDataset", "load", "run_lengths"]
 
 OWN_DATA = OwnData(
     "a JSON file of annotations in COCO's format, or a folder with train.json; images are in its "
-    "folder or in images/ beside it",
+    "folder or in images/ next to it",
     {"group": "group_column"},
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -266,6 +266,33 @@ def load(config: DataConfig, paths: Paths) -> ForecastingData:
     return _standardize(series, _bounds(counts, config), config.period or period, config)
 
 
+def read_channels(
+    file: str, config: DataConfig, names: Sequence[str], step: Step | None, reading: Reading
+) -> Series:
+    """Reads the channels of a run from another file.
+
+    Args:
+      file: file with the channels.
+      config: config of the run.
+      names: channels of the run.
+      step: time step of the run; None for a series without times.
+      reading: notation of numbers and times in the training file.
+
+    Raises:
+      UserError: the file cannot be read, lacks a channel, or has another time step.
+    """
+    return read_series(
+        file,
+        config.time_column or ("" if step else NO_TIMES),
+        names,
+        step,
+        trained=True,
+        decimal=config.decimal,
+        date_order=config.date_order,
+        likely=reading,
+    )
+
+
 def read_labeled(
     file: str, config: DataConfig, fitted: ForecastingData, reading: Reading
 ) -> ForecastingData:
@@ -280,16 +307,7 @@ def read_labeled(
     Raises:
       UserError: the file cannot be read, or is too short for one window.
     """
-    series = read_series(
-        file,
-        config.time_column or ("" if fitted.step else NO_TIMES),
-        fitted.names,
-        fitted.step,
-        trained=True,
-        decimal=config.decimal,
-        date_order=config.date_order,
-        likely=reading,
-    )
+    series = read_channels(file, config, fitted.names, fitted.step, reading)
     end, valid = len(series.values), ~np.isnan(series.values)
     data = dataclasses.replace(
         fitted,

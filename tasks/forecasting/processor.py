@@ -19,11 +19,11 @@ import numpy as np
 from tasks.common.data.tables import EXTENSIONS
 from tasks.common.errors import UserError
 from tasks.forecasting import timestamps as clock
-from tasks.forecasting.data import calendar_of
+from tasks.forecasting.data import calendar_of, read_channels
 from tasks.forecasting.figures import INTERVALS, LEVELS
 from tasks.forecasting.models.heads import HEADS, Head
 from tasks.forecasting.timestamps import Step
-from tasks.forecasting.user_files import NO_TIMES, Reading, read_series
+from tasks.forecasting.user_files import Reading
 from tasks.task import ArraySpec, ProcessingSteps, Processor
 
 MOST_STEPS = 100_000
@@ -215,16 +215,7 @@ class ForecastingProcessor(Processor):
                 f"input {raw!r}: got steps={steps}, expected a number from 1 to {MOST_STEPS}"
             )
         data = self.data
-        series = read_series(
-            name,
-            data.time_column or ("" if self.step else NO_TIMES),
-            self.names,
-            self.step,
-            trained=True,
-            decimal=data.decimal,
-            date_order=data.date_order,
-            likely=self.reading,
-        )
+        series = read_channels(name, data, self.names, self.step, self.reading)
         past = np.full((data.lookback, len(self.names)), np.nan)
         kept = series.values[-data.lookback :]
         past[data.lookback - len(kept) :] = kept

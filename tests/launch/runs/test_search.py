@@ -26,9 +26,9 @@ def test_without_optuna_the_message_has_the_remedy(monkeypatch):
         search.check_installed()
 
 
-def test_the_command_names_the_missing_package_or_flag(command):
+def test_the_command_names_the_missing_package_or_flag(command, tmp_path):
     config = "--config=configs/text_classification.py:sst2"
-    words = [config, "--workdir=/tmp/none", "--set=model.num_layers=1,2"]
+    words = [config, f"--workdir={tmp_path / 'sweep'}", "--set=model.num_layers=1,2"]
     done = command("sweep", *words, "--trials=3")
     assert done.returncode == 2
     assert "--trials: needs --search=optuna" in done.stderr
