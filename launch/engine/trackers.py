@@ -15,7 +15,6 @@ import importlib.util
 import io
 import os
 import re
-import sys
 import tempfile
 import time
 import uuid
@@ -29,7 +28,7 @@ from launch.engine import config as configs
 from launch.engine.config import Experiment
 from launch.engine.errors import Interrupted
 from launch.engine.writers import read_mapping, write_json
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, say
 
 NAMES = ("mlflow", "wandb")
 """Trackers of --track; each has a package of the same name."""
@@ -163,7 +162,7 @@ class _MLflow(Tracker):
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-                _notice(f"--track=mlflow: run {self._id} is not in the store; it is created again")
+                say(f"--track=mlflow: run {self._id} is not in the store; it is created again")
         experiment = self._client.get_experiment_by_name(config.task)
         number = (
             self._client.create_experiment(config.task)
@@ -264,7 +263,7 @@ class _Mirror(Tracker):
         # Clients raise errors of many kinds, also of the network libraries that they use.
         except Exception as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            _notice(f"--track={self._name}: {reason}; training goes on without it")
+            say(f"--track={self._name}: {reason}; training goes on without it")
             self._tracker = None
             return None
 
@@ -377,7 +376,3 @@ def _pixels(png: bytes) -> np.ndarray:
 
     with Image.open(io.BytesIO(png)) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def _notice(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
