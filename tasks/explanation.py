@@ -1,0 +1,174 @@
+"""Plain data of explanations of single predictions, which `launch.reporting` shows as pages.
+
+An explanation has named axes, such as the tokens of a text or the patches of an image. Attention
+maps and attributions refer to axes by name, and the medium shows what the axes are positions of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """Positions of an input or output.
+
+    Attributes:
+      kind: what a position is: "token", "character", "patch", "cell", "column", "frame", "lag",
+        "time", "channel", "item", "user", "object" or "step".
+      labels: label of each position, [n].
+      areas: corners x1, y1, x2, y2 of each position in the medium, as fractions of its width and
+        height, [n, 4]; None for positions without an area. In a series, the width is the time from
+        the first to the last value.
+    """
+
+    kind: str
+    labels: Sequence[str]
+    areas: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionMap:
+    """Attention weights between positions of two axes.
+
+    Attributes:
+      title: name of the attention, such as "encoder".
+      weights: [L, N, T, S], layers, heads, queries, keys; sizes are 1 where there is no such
+        dimension, such as the query of a pool.
+      queries: name of the axis of the queries; None for a single query without a label.
+      keys: name of the axis of the keys.
+    """
+
+    title: str
+    weights: np.ndarray
+    queries: str | None
+    keys: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Attribution:
+    """Contribution of each position to the explained score.
+
+    Attributes:
+      method: name of the method, such as "integrated_gradients".
+      values: [n]; of both signs if the method has signs.
+      axis: name of the axis.
+      numbers: measurements of this attribution by name, such as "deletion" and "insertion", the
+        areas under the curves.
+    """
+
+    method: str
+    values: np.ndarray
+    axis: str
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Score of the prediction while positions are replaced, for one method.
+
+    Attributes:
+      method: name of the attribution that orders the positions.
+      kind: "deletion", most important positions first, or "insertion".
+      fractions: fraction of the positions that are replaced or shown, ascending, [p].
+      scores: explained score, [p].
+    """
+
+    method: str
+    kind: str
+    fractions: np.ndarray
+    scores: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image: [Y, X] or [Y, X, C], uint8 or in [0, 1].
+
+    Attributes:
+      image: the image; of a sound, its spectrogram with the lowest frequency in the last row.
+      boxes: predicted boxes x1, y1, x2, y2 as fractions of width and height, by label.
+      masks: predicted masks, bool [Y, X], by label.
+    """
+
+    image: np.ndarray
+    boxes: Sequence[tuple[str, np.ndarray]] = ()
+    masks: Sequence[tuple[str, np.ndarray]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """A recording, shown as a spectrogram with playback.
+
+    Attributes:
+      samples: values in [-1, 1], [n].
+      rate: samples per second.
+      spectrogram: image with the lowest frequency in the last row.
+    """
+
+    samples: np.ndarray
+    rate: int
+    spectrogram: Picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Past and forecast of one channel of a time series.
+
+    Attributes:
+      past: [T]; NaN for missing values.
+      forecast: [F].
+      truth: [F]; None if unknown.
+      times: label of each step of past and forecast, [T + F].
+      name: name of the channel.
+    """
+
+    past: np.ndarray
+    forecast: np.ndarray
+    truth: np.ndarray | None
+    times: Sequence[str]
+    name: str = ""
+
+
+Medium = Picture | Sound | Series
+"""What the positions of axes are in; a text, and a list of items, need none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Explanation of one prediction.
+
+    Attributes:
+      id: id of the example in predictions-<split>.csv, or the name of the input.
+      input: input as text, or its file name.
+      prediction, target: as texts; target is None if unknown.
+      explained: the score that attributions divide, in words, such as "logit of positive".
+      axes: axes by name.
+      maps: attention maps.
+      attributions: attributions; may be empty.
+      curves: deletion and insertion curves.
+      medium: picture, sound or series that areas of axes refer to; None for texts and items.
+      confidence: probability of the prediction; None if there is none.
+      score: score of the example in the primary metric; None if unknown.
+      kind: "correct", "wrong", "uncertain" or "".
+      replacement: what replaces positions in curves and occlusion, such as "[MASK]" or "blur".
+      notes: sentences for the reader, such as what was truncated.
+    """
+
+    id: str
+    input: str
+    prediction: str
+    target: str | None
+    explained: str
+    axes: Mapping[str, Axis]
+    maps: Sequence[AttentionMap] = ()
+    attributions: Sequence[Attribution] = ()
+    curves: Sequence[Curve] = ()
+    medium: Medium | None = None
+    confidence: float | None = None
+    score: float | None = None
+    kind: str = ""
+    replacement: str = ""
+    notes: Sequence[str] = ()
