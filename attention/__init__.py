@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # Imports for editors and type checkers; a test compares them with _EXPORTS.
+    from attention import attribution as attribution
     from attention import inspect as inspect
     from attention import masks as masks
     from attention import registry as registry
@@ -121,6 +122,7 @@ _NAMES = {
 }
 _EXPORTS = {name: module for module, names in _NAMES.items() for name in names.split()}
 _MODULES = {
+    "attribution": "attribution",
     "inspect": "inspect",
     "masks": "masks",
     "patterns": "masks.patterns",

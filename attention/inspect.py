@@ -25,7 +25,10 @@ from flax import nnx
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from attention import recording, shapes
+from attention.attribution.aggregation import rollout
 from attention.numerics import accumulator
+
+__all__ = ["capture", "head_entropy", "head_similarity", "rollout"]
 
 Array = jax.Array
 Indices = int | Sequence[int] | np.ndarray
@@ -281,37 +284,6 @@ def _checked(argument: str, indices: Indices, size: int, name: str) -> np.ndarra
             f"(set layers= to select other attention)"
         )
     return chosen % size
-
-
-def rollout(weights: Array, *, residual: float = 0.5) -> Array:
-    """Computes attention rollout through a stack of layers (Abnar & Zuidema 2020).
-
-        A_l = (1 - r) · mean_n W_ln + r · I, rows scaled to sum to 1;   R = A_L ··· A_2 A_1
-
-    Args:
-      weights: [L, B, N, T, T], first layer first, at least 0. A row of zeros attends to itself.
-      residual: r, the weight of the residual connection, in [0, 1].
-
-    Returns:
-      R, [B, T, T] in at least float32; row t contains the contributions of the inputs to output t.
-
-    Raises:
-      ValueError: weights are not square or r is out of range.
-    """
-    sizes: dict[str, int] = {}
-    shapes.expect_floating("weights", weights)
-    shapes.expect("weights", weights, "L B N T T", sizes)
-    if not 0.0 <= residual <= 1.0:
-        raise ValueError(f"residual: got {residual}, expected a number in [0, 1]")
-    if not sizes["L"]:
-        raise ValueError("weights: got no layer, expected at least one")
-    wide = jnp.asarray(weights).astype(accumulator(jnp.asarray(weights)))
-    identity = jnp.eye(sizes["T"], dtype=wide.dtype)
-    layers = _scaled((1.0 - residual) * jnp.mean(wide, axis=2) + residual * identity)
-    total = layers[0]
-    for layer in layers[1:]:
-        total = jnp.matmul(layer, total, preferred_element_type=wide.dtype)
-    return total
 
 
 def head_entropy(weights: Array, valid: Array | None = None) -> Array:

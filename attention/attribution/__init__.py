@@ -1,0 +1,51 @@
+"""Explanations of predictions by attention, gradients and removal of positions.
+
+`aggregation` combines the attention of all layers, `gradients` has attributions by the gradient of
+any function, `perturbation` removes positions and computes deletion and insertion curves.
+"""
+
+from __future__ import annotations
+
+from attention.attribution.aggregation import (
+    CrossRelevance,
+    attention_flow,
+    cross_relevance,
+    relevance,
+    rollout,
+)
+from attention.attribution.gradients import (
+    IntegratedGradients,
+    grad_cam,
+    gradient_times_input,
+    integrated_gradients,
+)
+from attention.attribution.perturbation import (
+    Curve,
+    area_under_curve,
+    deletion_curve,
+    importance_order,
+    insertion_curve,
+    occlusion,
+    random_order,
+    uniform_order,
+)
+
+__all__ = [
+    "CrossRelevance",
+    "Curve",
+    "IntegratedGradients",
+    "area_under_curve",
+    "attention_flow",
+    "cross_relevance",
+    "deletion_curve",
+    "grad_cam",
+    "gradient_times_input",
+    "importance_order",
+    "insertion_curve",
+    "integrated_gradients",
+    "occlusion",
+    "random_order",
+    "relevance",
+    "rollout",
+    "uniform_order",
+]
