@@ -49,7 +49,8 @@ class LanguageModelConfig(EncoderConfig):
       loss_chunk_size: number of tokens of the vocabulary whose logits are computed at a time in the
         loss, for "causal"; 0 for all. This saves memory for large vocabularies; results are the
         same.
-      segments: 2 for segment embeddings, 0 for none.
+      segments: 2 for segment embeddings, 1 for one that all tokens share (RoBERTa, Liu et al.
+        2019), 0 for none.
       next_sentence: whether the model also predicts if the second segment follows the first one.
       mask_rate: fraction of the tokens that are targets, for "masked".
       whole_words: whether to mask whole words, for "masked".
@@ -64,7 +65,7 @@ class LanguageModelConfig(EncoderConfig):
     min_rows: NonNegativeInt = dataclasses.field(default=0, metadata={"later": True})
     tied: bool = True
     loss_chunk_size: NonNegativeInt = 0
-    segments: one_of(0, 2) = 0
+    segments: one_of(0, 1, 2) = 0
     next_sentence: bool = False
     mask_rate: within("(0, 1)", "a rate in (0, 1)") = 0.15
     whole_words: bool = False
@@ -73,7 +74,8 @@ class LanguageModelConfig(EncoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.expect("segments", self.segments or not self.next_sentence, "2 with next_sentence")
+        pairs = self.segments == 2 or not self.next_sentence
+        self.expect("segments", pairs, "2 with next_sentence")
         if self.decoding.n_best != 1:
             raise ValueError(
                 f"decoding.n_best: got {self.decoding.n_best}, expected 1, because a prompt has a "
@@ -120,9 +122,9 @@ class LanguageModel(nnx.Module):
     """Language model: hidden = Encoder(E[tokens] + S[segments]), and logits of hidden states.
 
     Parameters: embedding/embedding (E) [R, D] with R = max(V, min_rows); with segments also
-    segment_embedding/embedding (S) [2, D]; encoder; and head, which is a `MaskedHead` for masked
-    models, a kernel [D, R] for causal models without tied embeddings, and absent otherwise. With
-    next_sentence, pooler/kernel [D, D] and follows/kernel [D, 2] with their biases.
+    segment_embedding/embedding (S) [segments, D]; encoder; and head, which is a `MaskedHead` for
+    masked models, a kernel [D, R] for causal models without tied embeddings, and absent otherwise.
+    With next_sentence, pooler/kernel [D, D] and follows/kernel [D, 2] with their biases.
     """
 
     def __init__(self, config: LanguageModelConfig, vocabulary: int, *, rngs: nnx.Rngs):

@@ -1,4 +1,4 @@
-"""Conversion of config.json of BERT and DistilBERT; unsupported fields raise errors."""
+"""Conversion of config.json of the supported kinds of models; unsupported fields raise errors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from typing import Any
 
 from tasks.common.data.cells import to_json
 from tasks.common.errors import UserError
-from tasks.common.huggingface.tokenizers import CLASSES
-from tasks.common.huggingface.weights import EPSILON, FIELDS, FIXED, NAMES
+from tasks.common.huggingface.tokenizers import rules
+from tasks.common.huggingface.weights import (
+    EPSILON,
+    FIELDS,
+    FIXED,
+    NAMES,
+    ROBERTA,
+    first_position,
+    special_tokens,
+)
 
 _WHOLE = ("model_size", "num_layers", "num_heads", "feedforward_size", "max_length", "segments")
 _RATES = ("dropout_rate", "attention_dropout_rate")
@@ -28,7 +36,6 @@ _EXPECTED: dict[str, tuple[Any, ...]] = {
     "auto_map": (None,),
     "directionality": (None, "bidi"),
     "sinusoidal_pos_embds": (False,),
-    "tokenizer_class": (None, *CLASSES),
 }
 # Options that do not affect the prediction of masked tokens: names, storage, heads for other tasks,
 # and parameters of text generation.
@@ -50,7 +57,7 @@ begin_suppress_tokens
 
 
 def model_kind(path: Path, config: Mapping[str, Any]) -> str:
-    """Returns "bert" or "distilbert".
+    """Returns the kind of a model, such as "bert".
 
     Raises:
       UserError: the model_type is not supported.
@@ -58,7 +65,10 @@ def model_kind(path: Path, config: Mapping[str, Any]) -> str:
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in NAMES:
         expected = ", ".join(map(repr, NAMES))
-        raise UserError(f"{path}: model_type is {kind!r}, expected one of {expected}")
+        raise UserError(
+            f"{path}: model_type is {kind!r}, expected one of {expected}; name a checkpoint of "
+            f"such a model"
+        )
     return kind
 
 
@@ -71,9 +81,13 @@ def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, 
     model = {**FIXED, "norm_epsilon": EPSILON}
     model |= {ours: config.get(theirs, it) for ours, (theirs, it) in FIELDS[kind].items()}
     activation = FIELDS[kind]["activation"][0]
-    expected = {**_EXPECTED, activation: ("gelu",)}
-    if kind == "bert":
-        expected["type_vocab_size"] = (2,)
+    expected = {
+        **_EXPECTED,
+        activation: ("gelu",),
+        "tokenizer_class": (None, *rules(kind).classes),
+    }
+    if "segments" in FIELDS[kind]:
+        expected["type_vocab_size"] = (2, 1) if kind in ROBERTA else (2,)
     for name, values in expected.items():
         value = config.get(name, values[0])
         if not any(value == it and type(value) is type(it) for it in values):
@@ -82,6 +96,15 @@ def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, 
         wanted = _wanted(ours, model[ours])
         if wanted:
             raise UserError(f"{path}: {theirs} is {to_json(model[ours])}, expected {wanted}")
+    # Without the field, transformers has the padding id of the first RoBERTa.
+    first = first_position(kind, _padding(path, config)) if kind in ROBERTA else 0
+    if first >= model["max_length"]:
+        theirs = FIELDS[kind]["max_length"][0]
+        raise UserError(
+            f"{path}: {theirs} is {model['max_length']}, expected more than {first}, the rows of "
+            f"padding"
+        )
+    model["max_length"] -= first
     size, heads = model["model_size"], model["num_heads"]
     if size % heads:
         theirs = FIELDS[kind]["num_heads"][0]
@@ -98,22 +121,32 @@ def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, 
     return model
 
 
+def _padding(path: Path, config: Mapping[str, Any]) -> int:
+    """Returns the padding id of a RoBERTa, by which its positions are shifted."""
+    pad = config.get("pad_token_id", 1)
+    if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
+        raise UserError(f"{path}: pad_token_id is {to_json(pad)}, expected a whole number")
+    return pad
+
+
 def expect_vocabulary(
-    path: Path, config: Mapping[str, Any], vocabulary: Sequence[str], rows: int
+    path: Path, kind: str, config: Mapping[str, Any], vocabulary: Sequence[str], rows: int
 ) -> None:
     """Raises unless vocabulary size and padding id match the other files.
 
     Raises:
       UserError: the size matches neither the vocabulary nor the embedding table, or the padding id
-        is not the id of [PAD].
+        is not the id of the padding token.
     """
     size = config.get("vocab_size", rows)
     if isinstance(size, bool) or size not in (rows, len(vocabulary)) or not isinstance(size, int):
         expected = f"{rows}, as model.safetensors has"
         raise UserError(f"{path}: vocab_size is {to_json(size)}, expected {expected}")
-    pad = config.get("pad_token_id")
-    if pad is not None and (isinstance(pad, bool) or pad != list(vocabulary).index("[PAD]")):
-        expected = f"{list(vocabulary).index('[PAD]')}, the id of [PAD] in the vocabulary"
+    pad = _padding(path, config) if kind in ROBERTA else config.get("pad_token_id")
+    token = special_tokens(kind)[0]
+    number = list(vocabulary).index(token)
+    if pad is not None and (isinstance(pad, bool) or pad != number):
+        expected = f"{number}, the id of {token} in the vocabulary"
         raise UserError(f"{path}: pad_token_id is {to_json(pad)}, expected {expected}")
 
 

@@ -1,6 +1,7 @@
-"""Folders of BERT and DistilBERT in the format of the library transformers.
+"""Folders of BERT, DistilBERT and RoBERTa in the format of the library transformers.
 
-A folder contains config.json, model.safetensors, and vocab.txt or tokenizer.json.
+A folder contains config.json, model.safetensors, and the tokenizer: tokenizer.json, vocab.txt of
+BERT, or vocab.json and merges.txt of RoBERTa.
 """
 
 from __future__ import annotations
@@ -14,32 +15,47 @@ from typing import Any
 import numpy as np
 
 from tasks.common.errors import UserError
+from tasks.common.huggingface.byte_pairs import read_byte_pairs
 from tasks.common.huggingface.configs import expect_vocabulary, model_fields, model_kind
 from tasks.common.huggingface.tokenizers import (
-    SPECIAL_TOKENS,
+    MERGES,
     TOKENIZER,
     VOCABULARY,
     is_file,
     read_json,
     read_tokenizer,
+    rules,
 )
 from tasks.common.huggingface.weights import (
     FIELDS,
     NAMES,
+    PREFIXES,
+    ROBERTA,
+    BytePairs,
     LanguageModelFolder,
     Normalization,
     expected_shapes,
+    first_position,
     from_tensors,
     our_order,
+    special_tokens,
     to_tensors,
 )
-from tasks.common.text.tokenizer import SPECIAL, Tokenizer
+from tasks.common.text.tokenizer import Tokenizer
 
 _ARCHITECTURES = {
     "bert": ("BertModel", "BertForMaskedLM", "BertForPreTraining"),
     "distilbert": ("DistilBertModel", "DistilBertForMaskedLM"),
+    "roberta": ("RobertaModel", "RobertaForMaskedLM"),
 }
+_CLASSIFIERS = {
+    "bert": "BertForSequenceClassification",
+    "roberta": "RobertaForSequenceClassification",
+}
+# Beginnings of the names of tensors that are not in the encoder.
+_HEADS = ("cls.", "vocab_", "lm_head.")
 _WORDS = "embeddings.word_embeddings.weight"
+_POSITIONS = "embeddings.position_embeddings.weight"
 # Other file formats of the weights.
 _OTHER = (
     "pytorch_model.bin",
@@ -53,7 +69,7 @@ _TYPES = ("float32", "float16", "bfloat16")
 
 
 def read_folder(folder: Path) -> LanguageModelFolder:
-    """Reads a folder of BERT or DistilBERT in the format of transformers.
+    """Reads a folder of a supported model in the format of transformers.
 
     Raises:
       UserError: a file is missing or damaged, or an option or kind of model is not supported.
@@ -62,9 +78,12 @@ def read_folder(folder: Path) -> LanguageModelFolder:
     config = read_json(path)
     kind = model_kind(path, config)
     model = model_fields(path, kind, config)
-    vocabulary, normalization, notes = read_tokenizer(folder)
+    if kind in ROBERTA:
+        vocabulary, normalization, notes = read_byte_pairs(folder, kind)
+    else:
+        vocabulary, normalization, notes = read_tokenizer(folder)
     try:
-        order = our_order(vocabulary)
+        order = our_order(vocabulary, special_tokens(kind))
     except ValueError as error:
         raise UserError(f"{folder}: its vocabulary {error}") from None
     tensors = _tensors(folder, kind)
@@ -76,13 +95,14 @@ def read_folder(folder: Path) -> LanguageModelFolder:
             f"vocabulary; use "
             f"files of the same model"
         )
-    expect_vocabulary(folder / "config.json", config, vocabulary, rows)
+    expect_vocabulary(folder / "config.json", kind, config, vocabulary, rows)
     if model["num_layers"] > len(tensors):
         raise UserError(
             f"{path}: has {len(tensors)} tensors, too few for the {model['num_layers']} layers of "
             "config.json; it is incomplete"
         )
-    _expect_shapes(path, tensors, expected_shapes(kind, model, rows))
+    first = first_position(kind, list(vocabulary).index(special_tokens(kind)[0]))
+    _expect_shapes(path, tensors, expected_shapes(kind, model, rows, first))
     padding = {
         name: tensors[theirs][len(vocabulary) :]
         for name, theirs in (("embedding", _WORDS), ("bias", f"{NAMES[kind]['head']}.bias"))
@@ -91,6 +111,9 @@ def read_folder(folder: Path) -> LanguageModelFolder:
     for theirs in (_WORDS, f"{NAMES[kind]['head']}.bias"):
         if theirs in tensors:
             tensors[theirs] = tensors[theirs][: len(vocabulary)]
+    if first and _POSITIONS in tensors:
+        padding["positions"] = tensors[_POSITIONS][:first]
+        tensors[_POSITIONS] = tensors[_POSITIONS][first:]
     pair = ("pooler.dense.bias", "cls.seq_relationship.bias", "cls.predictions.bias")
     if all(name in tensors for name in pair):
         model["next_sentence"] = True
@@ -116,7 +139,7 @@ def _fits(rows: int, pieces: int) -> bool:
 def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
     """Writes a folder for `read_folder` and for transformers' `from_pretrained`."""
     kind, model = saved.kind, saved.model
-    tensors = to_tensors(kind, model["num_layers"], saved.params, our_order(saved.vocabulary))
+    tensors = _tensors_of(saved)
     for name, theirs in (("embedding", _WORDS), ("bias", f"{NAMES[kind]['head']}.bias")):
         if name in saved.padding and theirs in tensors:
             tensors[theirs] = np.concatenate([tensors[theirs], saved.padding[name]])
@@ -124,34 +147,86 @@ def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
     has_head, pairs = "head/bias" in saved.params, bool(model.get("next_sentence"))
     if has_head:
         # In files with a head, the names of the encoder's tensors have a prefix.
-        head = ("cls.", "vocab_")
         tensors = {
-            name if name.startswith(head) else f"{kind}.{name}": tensor
+            name if name.startswith(_HEADS) else f"{PREFIXES[kind]}.{name}": tensor
             for name, tensor in tensors.items()
         }
     config = {
         "architectures": [_ARCHITECTURES[kind][has_head + pairs]],
         **_config(saved, rows),
     }
-    tokenizer = {
-        "tokenizer_class": "BertTokenizer" if kind == "bert" else "DistilBertTokenizer",
+    _write(folder, config, _tokenizer_options(saved), tensors)
+    _write_vocabulary(folder, saved)
+
+
+def _tensors_of(saved: LanguageModelFolder) -> dict[str, np.ndarray]:
+    """Returns tensors by name without a prefix, with all rows of the table of positions."""
+    tensors = to_tensors(saved.kind, saved.model["num_layers"], saved.params, saved.order)
+    if saved.first_position:
+        shape = (saved.first_position, saved.model["model_size"])
+        unused = saved.padding.get("positions", np.zeros(shape, np.float32))
+        tensors[_POSITIONS] = np.concatenate([unused, tensors[_POSITIONS]])
+    return tensors
+
+
+def _tokenizer_options(saved: LanguageModelFolder) -> dict[str, Any]:
+    """Returns the content of tokenizer_config.json."""
+    options = {
+        "tokenizer_class": rules(saved.kind).classes[0],
+        "model_max_length": saved.model["max_length"],
+    }
+    if isinstance(saved.normalization, BytePairs):
+        return options | {
+            "add_prefix_space": saved.normalization.add_prefix_space,
+            **_roles(saved.kind),
+        }
+    return options | {
         "do_lower_case": saved.lower_case,
         "strip_accents": saved.strip_accents,
         "tokenize_chinese_chars": saved.normalization.chinese_characters,
-        "model_max_length": model["max_length"],
     }
-    _write(folder, config, tokenizer, tensors)
-    lines = "".join(f"{piece}\n" for piece in saved.vocabulary)
-    (folder / VOCABULARY).write_text(lines, encoding="utf-8")
-    _write_tokenizer(folder / TOKENIZER, saved)
+
+
+def _roles(kind: str) -> dict[str, Any]:
+    """Returns the special tokens by their names in tokenizer_config.json."""
+    roles: dict[str, Any] = {f"{role}_token": it for role, it in rules(kind).roles.items()}
+    if kind in ROBERTA:
+        # The space before a mask token belongs to the mask token.
+        roles["mask_token"] = {
+            "__type": "AddedToken",
+            "content": roles["mask_token"],
+            "lstrip": True,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
+    return roles
+
+
+def _write_vocabulary(folder: Path, saved: LanguageModelFolder) -> None:
+    """Writes the tokenizer: vocab.txt; or vocab.json, merges.txt and tokenizer.json of RoBERTa."""
+    ids = {piece: number for number, piece in enumerate(saved.vocabulary)}
+    if not isinstance(saved.normalization, BytePairs):
+        lines = "".join(f"{piece}\n" for piece in saved.vocabulary)
+        (folder / VOCABULARY).write_text(lines, encoding="utf-8")
+        _write_tokenizer(folder / TOKENIZER, saved)
+        return
+    text = json.dumps(ids, ensure_ascii=False)
+    (folder / rules(saved.kind).vocabulary).write_text(text, encoding="utf-8")
+    lines = "".join(f"{merge}\n" for merge in ("#version: 0.2", *saved.normalization.merges))
+    (folder / MERGES).write_text(lines, encoding="utf-8")
+    tokenizer = saved.normalization.pipeline(ids)
+    _complete(tokenizer, ids, saved.kind).save(str(folder / TOKENIZER))
 
 
 def write_classifier(
     folder: Path, saved: LanguageModelFolder, labels: Sequence[str], tokenizer: Tokenizer
 ) -> None:
-    """Writes a folder of BertForSequenceClassification.
+    """Writes a folder of BertForSequenceClassification or RobertaForSequenceClassification.
 
-    tokenizer.json contains the tokenizer of the classifier as it is, between [CLS] and [SEP].
+    tokenizer.json contains the tokenizer of the classifier as it is, between [CLS] and [SEP], or
+    between <s> and </s>.
 
     Args:
       folder: new folder.
@@ -159,42 +234,44 @@ def write_classifier(
       labels: names of the classes.
       tokenizer: tokenizer of the classifier.
     """
-    tensors = to_tensors(
-        saved.kind, saved.model["num_layers"], saved.params, our_order(saved.vocabulary)
-    )
     tensors = {
-        name if name.startswith("classifier.") else f"{saved.kind}.{name}": tensor
-        for name, tensor in tensors.items()
+        name if name.startswith("classifier.") else f"{PREFIXES[saved.kind]}.{name}": tensor
+        for name, tensor in _tensors_of(saved).items()
     }
     length = tokenizer.config.max_length + 2
     config = {
-        "architectures": ["BertForSequenceClassification"],
+        "architectures": [_CLASSIFIERS[saved.kind]],
         **_config(saved, len(saved.vocabulary)),
         "classifier_dropout": saved.model["head_dropout_rate"],
         "problem_type": "single_label_classification",
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
     }
-    roles = dict(zip(("pad", "unk", "cls", "mask", "sep"), SPECIAL_TOKENS, strict=True))
     options = {
         # Other classes replace the normalizer by that of BERT.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": length,
-        **{f"{role}_token": token for role, token in roles.items()},
+        **_roles(saved.kind),
     }
     _write(folder, config, options, tensors)
-    _complete(tokenizer.subwords(), {p: i for i, p in enumerate(saved.vocabulary)}).save(
-        str(folder / TOKENIZER)
-    )
+    ids = {piece: number for number, piece in enumerate(saved.vocabulary)}
+    _complete(tokenizer.subwords(), ids, saved.kind).save(str(folder / TOKENIZER))
 
 
 def _config(saved: LanguageModelFolder, rows: int) -> dict[str, Any]:
     """Returns the fields of config.json that all models of a kind have."""
+    ids = {
+        role: list(saved.vocabulary).index(token) for role, token in rules(saved.kind).roles.items()
+    }
+    ends = {"bos_token_id": ids["cls"], "eos_token_id": ids["sep"]}
+    fields = {theirs: saved.model[ours] for ours, (theirs, _) in FIELDS[saved.kind].items()}
+    fields[FIELDS[saved.kind]["max_length"][0]] += saved.first_position
     return {
         "model_type": saved.kind,
         "vocab_size": rows,
-        "pad_token_id": list(saved.vocabulary).index(SPECIAL[0]),
-        **{theirs: saved.model[ours] for ours, (theirs, _) in FIELDS[saved.kind].items()},
+        "pad_token_id": ids["pad"],
+        **(ends if saved.kind in ROBERTA else {}),
+        **fields,
     }
 
 
@@ -226,19 +303,33 @@ def _write_tokenizer(path: Path, saved: LanguageModelFolder) -> None:
     ids = {piece: number for number, piece in enumerate(saved.vocabulary)}
     tokenizer = normal.pipeline(ids)
     tokenizer.decoder = decoders.WordPiece()
-    _complete(tokenizer, ids).save(str(path))
+    _complete(tokenizer, ids, saved.kind).save(str(path))
 
 
-def _complete(tokenizer: Any, ids: Mapping[str, int]) -> Any:
-    """Adds the special tokens, and [CLS] and [SEP] around texts, to a `tokenizers.Tokenizer`."""
-    from tokenizers import processors
+def _complete(tokenizer: Any, ids: Mapping[str, int], kind: str) -> Any:
+    """Adds the special tokens, also around texts, to a `tokenizers.Tokenizer`.
 
+    Args:
+      tokenizer: tokenizer without special tokens.
+      ids: id of each piece.
+      kind: kind of model.
+    """
+    from tokenizers import AddedToken, processors
+
+    _, _, begin, mask, end = special_tokens(kind)
+    # The pairs of RoBERTa have one segment, and two end tokens between the texts.
+    between = f"{end} {end} $B {end}" if kind in ROBERTA else f"{end} $B:1 {end}:1"
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")],
+        single=f"{begin} $A {end}",
+        pair=f"{begin} $A {between}",
+        special_tokens=[(token, ids[token]) for token in (begin, end)],
     )
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token, lstrip=kind in ROBERTA and token == mask, special=True)
+            for token in special_tokens(kind)
+        ]
+    )
     return tokenizer
 
 
@@ -284,14 +375,14 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 
 def _tensors(folder: Path, kind: str) -> dict[str, np.ndarray]:
-    """Returns float32 tensors by name, without "bert." or "distilbert." in front.
+    """Returns float32 tensors by name, without the prefix of the encoder, such as "bert.".
 
     The former names gamma and beta are replaced by weight and bias.
     """
     path = folder / "model.safetensors"
     tensors: dict[str, np.ndarray] = {}
     for stored, tensor in _load(path).items():
-        name = stored.removeprefix(f"{kind}.")
+        name = stored.removeprefix(f"{PREFIXES[kind]}.")
         name = re.sub(r"\bgamma$", "weight", re.sub(r"\bbeta$", "bias", name))
         if name.endswith("position_ids"):
             continue
@@ -304,18 +395,18 @@ def _tensors(folder: Path, kind: str) -> dict[str, np.ndarray]:
         if not np.isfinite(tensors[name]).all():
             raise UserError(f"{path}: {stored} has values that are not finite")
     # The output layer is tied to the embedding table. Its bias is stored under two names.
-    for name in ("cls.predictions.decoder", "vocab_projector"):
+    for name in ("cls.predictions.decoder", "vocab_projector", "lm_head.decoder"):
         table = tensors.pop(f"{name}.weight", None)
         if table is not None and not np.array_equal(table, tensors.get(_WORDS)):
             raise UserError(
                 f"{path}: {name}.weight differs from the embedding table, expected tied weights"
             )
-    bias = tensors.pop("cls.predictions.decoder.bias", None)
-    if bias is not None:
-        other = tensors.setdefault("cls.predictions.bias", bias)
-        if not np.array_equal(other, bias):
-            raise UserError(
-                f"{path}: cls.predictions.decoder.bias differs from cls.predictions.bias, expected "
-                "tied biases"
-            )
+    for head in ("cls.predictions", "lm_head"):
+        bias = tensors.pop(f"{head}.decoder.bias", None)
+        if bias is not None:
+            other = tensors.setdefault(f"{head}.bias", bias)
+            if not np.array_equal(other, bias):
+                raise UserError(
+                    f"{path}: {head}.decoder.bias differs from {head}.bias, expected tied biases"
+                )
     return tensors

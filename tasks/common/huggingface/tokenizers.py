@@ -1,30 +1,28 @@
 """Tokenizer files of BERT folders: vocab.txt, tokenizer.json, tokenizer_config.json,
 special_tokens_map.json and added_tokens.json.
 
-The files are read as WordPiece with BERT's normalizer. Options for other tokenizations and
-contradictions between files raise errors. Special tokens in a text, such as "[SEP]", are treated as
-plain text.
+The files are read as WordPiece with BERT's normalizer; `huggingface.byte_pairs` reads those of
+RoBERTa. Options for other tokenizations and contradictions between files raise errors. Special
+tokens in a text, such as "[SEP]", are treated as plain text.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.common.data.cells import to_json
 from tasks.common.errors import UserError
-from tasks.common.huggingface.weights import Normalization
-from tasks.common.text.tokenizer import LAST, SPECIAL
+from tasks.common.huggingface.weights import ROBERTA, Normalization, special_tokens
 
-SPECIAL_TOKENS = (*SPECIAL, *LAST)
 PREFIX = "##"
 
-# Files of a vocabulary, in order of preference.
-VOCABULARY, TOKENIZER = "vocab.txt", "tokenizer.json"
+# Files of a vocabulary: of BERT, of any kind, and of the merges of RoBERTa.
+VOCABULARY, TOKENIZER, MERGES = "vocab.txt", "tokenizer.json", "merges.txt"
 CLASSES = ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast")
-_ROLES = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 _MORE_TOKENS = ("bos_token", "eos_token", "additional_special_tokens", "extra_special_tokens")
 # Names of each `Normalization` field in tokenizer_config.json; the last is the tokenizer.json name.
 _NAMES = {
@@ -33,17 +31,20 @@ _NAMES = {
     "chinese_characters": ("tokenize_chinese_chars", "handle_chinese_chars"),
     "clean_text": ("clean_text",),
 }
+# Classes that are defined by tokenizer.json alone, of former and recent versions of transformers.
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 # Options of tokenizer_config.json that affect tokenization, and their supported values.
 _EXPECTED: dict[str, tuple[Any, ...]] = {
-    "tokenizer_class": (None, "PreTrainedTokenizerFast", *CLASSES),
+    "truncation_side": ("right",),
+    "split_special_tokens": (False,),
+    "auto_map": (None,),
+}
+_EXPECTED_OF_WORDPIECE: dict[str, tuple[Any, ...]] = {
     "do_basic_tokenize": (True,),
     "never_split": (None, []),
     "wordpieces_prefix": (PREFIX,),
     "continuing_subword_prefix": (PREFIX,),
     "max_input_chars_per_word": (100,),
-    "truncation_side": ("right",),
-    "split_special_tokens": (False,),
-    "auto_map": (None,),
 }
 # Options that do not affect tokenization: lengths, file names, formats of the result.
 _WITHOUT_EFFECT = """
@@ -55,6 +56,48 @@ chat_template
 """
 
 
+@dataclass(frozen=True)
+class Rules:
+    """Supported content of the tokenizer files of a kind of model.
+
+    Attributes:
+      special: see `tasks.common.huggingface.weights.special_tokens`.
+      classes: supported tokenizer_class; the first one is written.
+      vocabulary: file of the vocabulary besides tokenizer.json.
+      names: names of each field in tokenizer_config.json; the last is the tokenizer.json name.
+      expected: supported values of other options that affect tokenization.
+    """
+
+    special: tuple[str, ...]
+    classes: tuple[str, ...]
+    vocabulary: str
+    names: Mapping[str, tuple[str, ...]]
+    expected: Mapping[str, tuple[Any, ...]]
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """The special tokens by role."""
+        return dict(zip(("pad", "unk", "cls", "mask", "sep"), self.special, strict=True))
+
+
+def rules(kind: str) -> Rules:
+    """Returns the rules of a kind of model."""
+    if kind in ROBERTA:
+        return Rules(
+            special_tokens(kind),
+            ("RobertaTokenizer", "RobertaTokenizerFast"),
+            "vocab.json",
+            {"add_prefix_space": ("add_prefix_space",)},
+            # Options without effect on ids.
+            {"errors": ("strict", "ignore", "replace"), "trim_offsets": (True, False)},
+        )
+    classes = CLASSES if kind == "bert" else (*CLASSES[2:], *CLASSES[:2])
+    return Rules(special_tokens(kind), classes, VOCABULARY, _NAMES, _EXPECTED_OF_WORDPIECE)
+
+
+_BERT = rules("bert")
+
+
 def read_tokenizer(folder: Path) -> tuple[list[str], Normalization, list[str]]:
     """Reads pieces in id order, normalization, and notes on options without effect.
 
@@ -64,19 +107,7 @@ def read_tokenizer(folder: Path) -> tuple[list[str], Normalization, list[str]]:
       UserError: a file is missing or damaged, contradicts another file, or has an unsupported
         option; the message names the file and the option.
     """
-    options = read_json(folder / "tokenizer_config.json", optional=True)
-    given = _checked_options(folder / "tokenizer_config.json", options)
-    special_map = folder / "special_tokens_map.json"
-    _checked_options(special_map, read_json(special_map, optional=True))
-    added = folder / "added_tokens.json"
-    _expect_only_special(added, read_json(added, optional=True))
-    if options.get("tokenizer_class") == "PreTrainedTokenizerFast" and not is_file(
-        folder / TOKENIZER
-    ):
-        raise UserError(
-            f'{folder / "tokenizer_config.json"}: tokenizer_class is "PreTrainedTokenizerFast", '
-            f"which needs {TOKENIZER}"
-        )
+    given = checked_options(folder, _BERT)
     text, values = folder / VOCABULARY, read_json(folder / TOKENIZER, optional=True)
     if not is_file(text) and not is_file(folder / TOKENIZER):
         raise UserError(f"{folder}: has neither {VOCABULARY} nor {TOKENIZER}")
@@ -87,21 +118,38 @@ def read_tokenizer(folder: Path) -> tuple[list[str], Normalization, list[str]]:
         vocabulary, found = _whole_tokenizer(folder / TOKENIZER, values)
         if pieces is not None and vocabulary != pieces:
             raise UserError(
-                f"{folder / TOKENIZER}: {_difference(vocabulary, pieces)} in {VOCABULARY}; use "
+                f"{folder / TOKENIZER}: {difference(vocabulary, pieces)} in {VOCABULARY}; use "
                 f"files of the same model"
             )
-    _expect_special_ids(folder, vocabulary, options)
+    expect_special_ids(folder, vocabulary)
     both = Normalization(**{**given, **found})
     for name, value in given.items():
         if found and Normalization(**{**found, name: value}) != both:
-            theirs, ours = _NAMES[name][0], _NAMES[name][-1]
-            raise UserError(
-                f"{folder / 'tokenizer_config.json'}: {theirs} is {json.dumps(value)}, but "
-                f"{ours} is {json.dumps(found.get(name))} in {TOKENIZER}; make the two agree"
-            )
+            raise contradiction(folder, _NAMES[name], value, found.get(name))
+    return vocabulary, both, notes_on(folder, values)
+
+
+def contradiction(folder: Path, names: Sequence[str], value: Any, found: Any) -> UserError:
+    """Returns the error for an option with two values.
+
+    Args:
+      folder: folder of the files.
+      names: see `Rules.names`.
+      value: value in tokenizer_config.json.
+      found: value in tokenizer.json.
+    """
+    return UserError(
+        f"{folder / 'tokenizer_config.json'}: {names[0]} is {json.dumps(value)}, but "
+        f"{names[-1]} is {json.dumps(found)} in {TOKENIZER}; make the two agree"
+    )
+
+
+def notes_on(folder: Path, values: Mapping[str, Any]) -> list[str]:
+    """Returns notes on parts of tokenizer.json without effect."""
     cut = [name for name in ("truncation", "padding") if values.get(name) is not None]
-    notes = [f"{folder / TOKENIZER}: {' and '.join(cut)}: config.data.length replaces them"]
-    return vocabulary, both, notes if cut else []
+    if not cut:
+        return []
+    return [f"{folder / TOKENIZER}: {' and '.join(cut)}: config.data.length replaces them"]
 
 
 def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
@@ -169,27 +217,47 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
     return f"line {line} is not UTF-8 (byte 0x{error.object[error.start]:02x})"
 
 
-def _checked_options(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns fields of `Normalization` in tokenizer_config.json or special_tokens_map.json."""
+def checked_options(folder: Path, rules: Rules) -> dict[str, Any]:
+    """Returns the fields in tokenizer_config.json; also checks the special and added tokens.
+
+    Raises:
+      UserError: a file is damaged, or has an unsupported option.
+    """
+    path = folder / "tokenizer_config.json"
+    given = _checked_options(path, read_json(path, optional=True), rules)
+    name = read_json(path, optional=True).get("tokenizer_class")
+    if name in _GENERIC and not is_file(folder / TOKENIZER):
+        raise UserError(f"{path}: tokenizer_class is {json.dumps(name)}, which needs {TOKENIZER}")
+    path = folder / "special_tokens_map.json"
+    _checked_options(path, read_json(path, optional=True), rules)
+    path = folder / "added_tokens.json"
+    _expect_only_special(path, read_json(path, optional=True), rules)
+    return given
+
+
+def _checked_options(path: Path, options: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
+    """Returns the fields in tokenizer_config.json or special_tokens_map.json."""
     given: dict[str, Any] = {}
-    known = {name: field for field, names in _NAMES.items() for name in names}
+    known = {name: field for field, names in rules.names.items() for name in names}
+    classes = (None, *_GENERIC, *reversed(rules.classes))
+    expected = {**_EXPECTED, "tokenizer_class": classes, **rules.expected}
     for name, value in options.items():
         if name in known:
             field, may_be_null = known[name], name == "strip_accents"
             if not (isinstance(value, bool) or (value is None and may_be_null)):
                 raise UserError(f"{path}: {name} is {json.dumps(value)}, expected true or false")
             if given.setdefault(field, value) != value:
-                names = " and ".join(_NAMES[field])
+                names = " and ".join(rules.names[field])
                 raise UserError(f"{path}: {names} contradict each other")
-        elif name.removesuffix("_token") in _ROLES and name.endswith("_token"):
-            _expect_special(path, name, value)
+        elif name.removesuffix("_token") in rules.roles and name.endswith("_token"):
+            _expect_special(path, name, value, rules)
         elif name in _MORE_TOKENS:
-            _expect_only_special(path, dict.fromkeys(_spellings(value)))
+            _expect_only_special(path, dict.fromkeys(_spellings(value)), rules)
         elif name == "added_tokens_decoder":
-            _expect_only_special(path, dict(_decoded(path, value)))
-        elif name in _EXPECTED:
-            if not any(value == it and type(value) is type(it) for it in _EXPECTED[name]):
-                raise _unsupported(path, name, value, _EXPECTED[name][-1])
+            _expect_only_special(path, dict(_decoded(path, value)), rules)
+        elif name in expected:
+            if not any(value == it and type(value) is type(it) for it in expected[name]):
+                raise unsupported(path, name, value, expected[name][-1])
         elif name not in _WITHOUT_EFFECT.split():
             raise UserError(
                 f"{path}: {name} is {to_json(value)}, an unknown option; remove it if it does not "
@@ -198,19 +266,20 @@ def _checked_options(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _unsupported(path: Path, name: str, value: Any, expected: Any) -> UserError:
+def unsupported(path: Path, name: str, value: Any, expected: Any) -> UserError:
+    """Returns the error for an option with an unsupported value."""
     return UserError(
         f"{path}: {name} is {to_json(value)}, expected {json.dumps(expected)}; other values are "
         "not supported"
     )
 
 
-def _expect_special(path: Path, name: str, value: Any) -> None:
+def _expect_special(path: Path, name: str, value: Any, rules: Rules) -> None:
     """Checks the special token of a role, given as a string or as an object with the token."""
     content = value.get("content") if isinstance(value, Mapping) else value
-    expected = _ROLES[name.removesuffix("_token")]
+    expected = rules.roles[name.removesuffix("_token")]
     if content not in (None, expected):
-        raise _unsupported(path, name, content, expected)
+        raise unsupported(path, name, content, expected)
 
 
 def _spellings(value: Any) -> Iterator[str]:
@@ -233,19 +302,24 @@ def _decoded(path: Path, value: Any) -> Iterator[tuple[str, int]]:
         yield content, int(number)
 
 
-def _expect_only_special(path: Path, ids: Mapping[str, Any]) -> None:
+def _expect_only_special(path: Path, ids: Mapping[str, Any], rules: Rules) -> None:
     """Raises for added tokens other than the special tokens, as added tokens take precedence."""
     for content in ids:
-        if content not in SPECIAL_TOKENS:
+        if content not in rules.special:
             raise UserError(
                 f"{path}: has {content!r} as an added token, expected only "
-                f"{', '.join(SPECIAL_TOKENS)}; add it to {VOCABULARY} and remove it here"
+                f"{', '.join(rules.special)}; add it to {rules.vocabulary} and remove it here"
             )
 
 
-def _expect_special_ids(folder: Path, vocabulary: list[str], options: Mapping[str, Any]) -> None:
-    """Raises for special tokens whose ids differ from the vocabulary."""
+def expect_special_ids(folder: Path, vocabulary: Sequence[str]) -> None:
+    """Raises for special tokens whose ids differ from the vocabulary.
+
+    Raises:
+      UserError: the files of the folder disagree.
+    """
     path = folder / "tokenizer_config.json"
+    options = read_json(path, optional=True)
     listed = {
         path: dict(_decoded(path, options.get("added_tokens_decoder", {}))),
         folder / "added_tokens.json": read_json(folder / "added_tokens.json", optional=True),
@@ -262,36 +336,63 @@ def _expect_special_ids(folder: Path, vocabulary: list[str], options: Mapping[st
 
 def _whole_tokenizer(path: Path, values: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """Reads pieces in id order and fields of `Normalization` from tokenizer.json."""
-    model = values.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
-        part = "model.vocab" if isinstance(model, dict) else "model"
-        found = model.get("vocab") if isinstance(model, dict) else model
-        raise UserError(
-            f"{path}: {part} is {to_json(found)}, expected an object; provide a complete file, "
-            f"or {VOCABULARY} instead"
-        )
     expected = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": PREFIX}
-    for name, value in expected.items():
-        if model.get(name, value) != value:
-            raise _unsupported(path, f"model.{name}", model[name], value)
+    model = checked_model(
+        path, values, {name: (value,) for name, value in expected.items()}, (VOCABULARY,),
+        others=("max_input_chars_per_word",),
+    )  # fmt: skip
     longest = model.get("max_input_chars_per_word", 100)
     if isinstance(longest, bool) or not isinstance(longest, int) or longest < 1:
         raise UserError(
             f"{path}: model.max_input_chars_per_word is {to_json(longest)}, expected a whole "
             "number of at least 1"
         )
-    others = sorted({*model} - {*expected, "vocab", "max_input_chars_per_word"})
-    if others:
-        raise UserError(f"{path}: model.{others[0]} is an unknown option; remove it")
-    known = {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer"}
-    others = sorted({*values} - known - {"post_processor", "decoder", "model"})
-    if others:
-        raise UserError(f"{path}: {others[0]} is an unknown part; remove it")
     fields = _normalizer(path, values)
     _expect_parts(path, values)
-    return _ids(path, model["vocab"], values.get("added_tokens")), fields | {
+    return ids_of(path, model["vocab"], values.get("added_tokens"), _BERT), fields | {
         "longest_word": longest
     }
+
+
+def checked_model(
+    path: Path,
+    values: Mapping[str, Any],
+    expected: Mapping[str, tuple[Any, ...]],
+    files: Sequence[str],
+    others: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Returns the part "model" of tokenizer.json, and checks the names of all parts.
+
+    Args:
+      path: tokenizer.json.
+      values: its content.
+      expected: supported values of each option of the model.
+      files: files that the user may provide instead.
+      others: further options of the model.
+
+    Raises:
+      UserError: the model is missing, or has an unsupported option; or a part is unknown.
+    """
+    model = values.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+        part = "model.vocab" if isinstance(model, dict) else "model"
+        found = model.get("vocab") if isinstance(model, dict) else model
+        raise UserError(
+            f"{path}: {part} is {to_json(found)}, expected an object; provide a complete file, "
+            f"or {' and '.join(files)} instead"
+        )
+    for name, supported in expected.items():
+        value = model.get(name, supported[0])
+        if not any(value == it and type(value) is type(it) for it in supported):
+            raise unsupported(path, f"model.{name}", value, supported[0])
+    unknown = sorted({*model} - {*expected, *others, "vocab"})
+    if unknown:
+        raise UserError(f"{path}: model.{unknown[0]} is an unknown option; remove it")
+    known = {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer"}
+    unknown = sorted({*values} - known - {"post_processor", "decoder", "model"})
+    if unknown:
+        raise UserError(f"{path}: {unknown[0]} is an unknown part; remove it")
+    return model
 
 
 def _normalizer(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,7 +400,7 @@ def _normalizer(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     normalizer = values.get("normalizer")
     if not isinstance(normalizer, dict) or normalizer.get("type") != "BertNormalizer":
         found = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
-        raise _unsupported(path, "normalizer", found, "BertNormalizer")
+        raise unsupported(path, "normalizer", found, "BertNormalizer")
     found = {}
     for field, names in _NAMES.items():
         name = names[-1]
@@ -322,20 +423,15 @@ def _expect_parts(path: Path, values: Mapping[str, Any]) -> None:
     # file that the library cannot load, missing parts default to those of BERT.
     if ("pre_tokenizer" in values or _loads(values)) and cutter != {"type": "BertPreTokenizer"}:
         found = cutter.get("type") if isinstance(cutter, dict) else cutter
-        raise _unsupported(path, "pre_tokenizer", found, "BertPreTokenizer")
-    after = values.get("post_processor")
-    if after is not None:
-        _expect_template(path, after)
-    truncation = values.get("truncation")
-    if isinstance(truncation, dict) and truncation.get("direction", "Right") != "Right":
-        raise _unsupported(path, "truncation.direction", truncation["direction"], "Right")
+        raise unsupported(path, "pre_tokenizer", found, "BertPreTokenizer")
+    expect_ends(path, values, _BERT)
     decoder = values.get("decoder")
     if decoder is not None and (
         not isinstance(decoder, dict)
         or decoder.get("type") != "WordPiece"
         or decoder.get("prefix", PREFIX) != PREFIX
     ):
-        raise _unsupported(path, "decoder", decoder, "WordPiece")
+        raise unsupported(path, "decoder", decoder, "WordPiece")
 
 
 def _loads(values: Mapping[str, Any]) -> bool:
@@ -348,10 +444,30 @@ def _loads(values: Mapping[str, Any]) -> bool:
     return True
 
 
-def _expect_template(path: Path, after: Any) -> None:
-    """Raises unless the post-processor adds [CLS] before a text, [SEP] after it, and no more."""
+def expect_ends(path: Path, values: Mapping[str, Any], rules: Rules) -> None:
+    """Raises unless texts are truncated at the end, and put between the special tokens.
+
+    Args:
+      path: tokenizer.json.
+      values: its content.
+      rules: rules of the kind of model.
+
+    Raises:
+      UserError: the post-processor adds other tokens, or truncation is at the beginning.
+    """
+    after = values.get("post_processor")
+    if after is not None:
+        _expect_template(path, after, [rules.roles["cls"], "A", rules.roles["sep"]])
+    truncation = values.get("truncation")
+    if isinstance(truncation, dict) and truncation.get("direction", "Right") != "Right":
+        raise unsupported(path, "truncation.direction", truncation["direction"], "Right")
+
+
+def _expect_template(path: Path, after: Any, expected: Sequence[str]) -> None:
+    """Raises unless the post-processor adds a token before a text, one after it, and no more."""
     kind = after.get("type") if isinstance(after, dict) else None
-    if kind == "BertProcessing":
+    own = "BertProcessing" if expected[0] == "[CLS]" else "RobertaProcessing"
+    if kind == own:
         first, last = ((after.get(name) or [None])[0] for name in ("cls", "sep"))
         names = [first, "A", last]
     elif kind == "TemplateProcessing":
@@ -363,38 +479,52 @@ def _expect_template(path: Path, after: Any) -> None:
         except (KeyError, TypeError):
             names = None
     else:
-        raise _unsupported(path, "post_processor", kind, "TemplateProcessing")
-    if names != ["[CLS]", "A", "[SEP]"]:
-        raise _unsupported(path, "post_processor", names, ["[CLS]", "A", "[SEP]"])
+        raise unsupported(path, "post_processor", kind, "TemplateProcessing")
+    if names != expected:
+        raise unsupported(path, "post_processor", names, expected)
 
 
-def _ids(path: Path, vocabulary: Mapping[str, Any], added: Any) -> list[str]:
-    """Returns the pieces in id order: model.vocab, and the special tokens missing there."""
+def ids_of(
+    path: Path, vocabulary: Mapping[str, Any], added: Any, rules: Rules, name: str = "model.vocab"
+) -> list[str]:
+    """Returns the pieces in id order: the vocabulary, and the special tokens missing there.
+
+    Args:
+      path: file of the vocabulary.
+      vocabulary: id of each piece.
+      added: added tokens of tokenizer.json, as objects with `content` and `id`.
+      rules: rules of the kind of model.
+      name: name of the vocabulary in messages.
+
+    Raises:
+      UserError: ids are not 0 to V - 1, or added tokens are not supported.
+    """
     ids = dict(vocabulary)
     if not isinstance(added, list | None) or not all(
         isinstance(token, dict) and isinstance(token.get("content"), str) for token in added or []
     ):
         raise UserError(f"{path}: added_tokens is {to_json(added)}, expected a list of objects")
-    _expect_only_special(path, {token["content"]: token.get("id") for token in added or []})
+    _expect_only_special(path, {token["content"]: None for token in added or []}, rules)
     for token in added or []:
         content, number = token["content"], token.get("id")
         if ids.setdefault(content, number) != number:
             raise UserError(
                 f"{path}: the id of {content} is {to_json(number)} in added_tokens, expected "
-                f"{to_json(ids[content])} as in model.vocab"
+                f"{to_json(ids[content])} as in {name}"
             )
     for piece, number in ids.items():
         if isinstance(number, bool) or not isinstance(number, int):
             raise UserError(
-                f"{path}: model.vocab has {to_json(number)} as the id of {piece!r}, expected a "
+                f"{path}: {name} has {to_json(number)} as the id of {piece!r}, expected a "
                 "whole number"
             )
     if sorted(ids.values()) != list(range(len(ids))):
-        raise UserError(f"{path}: the ids of model.vocab have gaps, expected 0 to {len(ids) - 1}")
+        raise UserError(f"{path}: the ids of {name} have gaps, expected 0 to {len(ids) - 1}")
     return sorted(ids, key=ids.__getitem__)
 
 
-def _difference(mine: list[str], theirs: list[str]) -> str:
+def difference(mine: Sequence[str], theirs: Sequence[str]) -> str:
+    """Returns the first difference of two vocabularies, for messages."""
     if len(mine) != len(theirs):
         return f"has {len(mine)} pieces, expected the {len(theirs)} pieces"
     index = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])

@@ -1,9 +1,12 @@
-"""Conversion of BERT (Devlin et al. 2019) and DistilBERT (Sanh et al. 2019) weights.
+"""Conversion of BERT, DistilBERT, RoBERTa and XLM-RoBERTa weights.
+
+Devlin et al. 2019, "BERT"; Sanh et al. 2019, "DistilBERT"; Liu et al. 2019, "RoBERTa"; Conneau et
+al. 2020, "Unsupervised Cross-lingual Representation Learning at Scale".
 
 Parameter names of the library transformers are converted to those of masked language models in
 tasks/language_modeling, and back. `huggingface.files` reads and writes the files. Token ids differ:
 in this project padding, unknown and classification token come first, mask and end token last, so
-the rows of embedding tables are permuted.
+the rows of embedding tables are permuted. The position tables of RoBERTa begin with unused rows.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -61,6 +64,18 @@ NAMES = {
         "head": "vocab_projector",
     },
 }
+# The pooler of a RoBERTa is a part of its classifier.
+NAMES["roberta"] = {ours: theirs for ours, theirs in NAMES["bert"].items() if ours != "follows"} | {
+    "head/transform": "lm_head.dense",
+    "head/norm": "lm_head.layer_norm",
+    "head": "lm_head",
+    "pooler": "classifier.dense",
+    "classify": "classifier.out_proj",
+}
+NAMES["xlm-roberta"] = NAMES["roberta"]
+ROBERTA = ("roberta", "xlm-roberta")
+# Prefix of the encoder's tensors in files with a head.
+PREFIXES = {"xlm-roberta": "roberta", **{kind: kind for kind in NAMES if kind != "xlm-roberta"}}
 # Our field -> theirs and its default, of BERT and of DistilBERT.
 _FIELDS = {
     "model_size": (("hidden_size", 768), ("dim", 768)),
@@ -79,6 +94,7 @@ FIELDS = {
     kind: {name: pair[number] for name, pair in _FIELDS.items() if pair[number] is not None}
     for number, kind in enumerate(("bert", "distilbert"))
 }
+FIELDS |= {kind: FIELDS["bert"] for kind in ROBERTA}
 # Epsilon of the norms. DistilBERT has no such field in config.json.
 EPSILON = 1e-12
 # Fields with the same value in all models.
@@ -138,19 +154,59 @@ class Normalization:
 
 
 @dataclass(frozen=True)
+class BytePairs:
+    """Byte-level byte-pair encoding of GPT-2 (Radford et al. 2019), as in RoBERTa.
+
+    Attributes:
+      merges: merged pairs of pieces in the order of their ranks, each as two pieces separated by a
+        space.
+      add_prefix_space: a text that does not begin with a space is encoded as if it did.
+    """
+
+    merges: Sequence[str]
+    add_prefix_space: bool = False
+
+    # There is no normalization.
+    lower_case: ClassVar[bool] = False
+    strip_accents: ClassVar[bool] = False
+
+    def pipeline(self, ids: Mapping[str, int]) -> Any:
+        """Builds a `tokenizers.Tokenizer` without special tokens.
+
+        Args:
+          ids: id of each piece.
+        """
+        import tokenizers
+        from tokenizers import decoders, models, pre_tokenizers
+
+        pairs = [(first, last) for first, last in (merge.split(" ") for merge in self.merges)]
+        tokenizer = tokenizers.Tokenizer(models.BPE(dict(ids), pairs))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=self.add_prefix_space)
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
+
+
+def special_tokens(kind: str) -> tuple[str, ...]:
+    """Returns padding, unknown, classification, mask and end token of a kind of model."""
+    if kind in ROBERTA:
+        return ("<pad>", "<unk>", "<s>", "<mask>", "</s>")
+    return (*SPECIAL, *LAST)
+
+
+@dataclass(frozen=True)
 class LanguageModelFolder:
     """Content of a transformers folder, with the parameter names of this project.
 
     Attributes:
-      kind: "bert" or "distilbert".
+      kind: "bert", "distilbert", "roberta" or "xlm-roberta".
       model: fields of `LanguageModelConfig`.
       params: parameters by path, such as "encoder/layers/0/attention/query/kernel", with rows in
         the order of our ids; without the head if the folder has none.
       vocabulary: pieces in the order of their ids.
-      normalization: normalization of texts.
+      normalization: normalization of texts, or their byte-pair encoding.
       left_out: names of unused tensors.
-      padding: embedding rows beyond the vocabulary, which our model does not use: "embedding" [n,
-        D] and, with a head, "bias" [n]; may be empty.
+      padding: rows that our model does not use: "embedding" [n, D] and, with a head, "bias" [n]
+        beyond the vocabulary; "positions" [first_position, D]; may be empty.
       notes: notes for the user on options without effect.
     """
 
@@ -158,7 +214,7 @@ class LanguageModelFolder:
     model: Mapping[str, Any]
     params: Mapping[str, Any]
     vocabulary: Sequence[str]
-    normalization: Normalization = Normalization()
+    normalization: Normalization | BytePairs = Normalization()
     left_out: Sequence[str] = ()
     padding: Mapping[str, np.ndarray] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -173,6 +229,21 @@ class LanguageModelFolder:
         """Removal of accents of `normalization`."""
         return self.normalization.strip_accents
 
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Padding, unknown, classification, mask and end token."""
+        return special_tokens(self.kind)
+
+    @property
+    def order(self) -> np.ndarray:
+        """See `our_order`."""
+        return our_order(self.vocabulary, self.special_tokens)
+
+    @property
+    def first_position(self) -> int:
+        """Row of the first token in the table of positions; those of RoBERTa follow padding."""
+        return first_position(self.kind, list(self.vocabulary).index(self.special_tokens[0]))
+
     def tokenizer(self) -> dict[str, Any]:
         """Returns the arguments of `of_model` besides the model, as JSON values."""
         padding = {
@@ -180,6 +251,7 @@ class LanguageModelFolder:
             for name, rows in self.padding.items()
         }
         return {
+            "kind": self.kind,
             "vocabulary": list(self.vocabulary),
             **asdict(self.normalization),
             **({"padding": padding} if padding else {}),
@@ -187,30 +259,45 @@ class LanguageModelFolder:
 
     def text_tokenizer(self) -> Tokenizer:
         """Returns the tokenizer with our ids, without the mask and end tokens of the task."""
-        order = our_order(self.vocabulary)[: -len(LAST)]
+        order = self.order[: -len(LAST)]
         ids = {self.vocabulary[theirs]: ours for ours, theirs in enumerate(order)}
-        config = TextConfig("wordpiece", lower_case=self.lower_case, vocabulary_size=len(ids))
+        name = "bpe" if isinstance(self.normalization, BytePairs) else "wordpiece"
+        config = TextConfig(name, lower_case=self.lower_case, vocabulary_size=len(ids))
         return Tokenizer(config, SubwordTokenizer(self.normalization.pipeline(ids)))
 
 
-def our_order(vocabulary: Sequence[str]) -> np.ndarray:
+def first_position(kind: str, padding: int) -> int:
+    """Returns the row of the first token in the table of positions.
+
+    Args:
+      kind: kind of model.
+      padding: id of the padding token.
+    """
+    return padding + 1 if kind in ROBERTA else 0
+
+
+def our_order(vocabulary: Sequence[str], special: Sequence[str] = (*SPECIAL, *LAST)) -> np.ndarray:
     """Returns the transformers id of each of our ids, int [V].
+
+    Args:
+      vocabulary: pieces in the order of the transformers ids.
+      special: see `special_tokens`.
 
     Raises:
       ValueError: a special token is missing, a piece occurs twice, or there are only special
         tokens.
     """
     ids = {piece: number for number, piece in enumerate(vocabulary)}
-    missing = [token for token in (*SPECIAL, *LAST) if token not in ids]
+    missing = [token for token in special if token not in ids]
     if missing:
         raise ValueError(f"has no {', '.join(missing)}")
     if len(ids) < len(vocabulary):
         raise ValueError("has a piece twice")
-    if len(ids) == len(SPECIAL) + len(LAST):
-        raise ValueError(f"has no piece except {', '.join((*SPECIAL, *LAST))}")
-    first, last = ([ids[token] for token in tokens] for tokens in (SPECIAL, LAST))
-    special = {*first, *last}
-    others = [number for number in range(len(vocabulary)) if number not in special]
+    if len(ids) == len(special):
+        raise ValueError(f"has no piece except {', '.join(special)}")
+    numbers = [ids[token] for token in special]
+    first, last = numbers[: len(SPECIAL)], numbers[len(SPECIAL) :]
+    others = [number for number in range(len(vocabulary)) if number not in numbers]
     return np.array([*first, *others, *last])
 
 
@@ -220,7 +307,7 @@ def to_tensors(
     """Converts our parameters to transformers tensors, by name without a prefix.
 
     Args:
-      kind: "bert" or "distilbert".
+      kind: kind of model.
       num_layers: L.
       params: parameters by path, arrays of NumPy or PyTorch; they are only transposed and permuted.
       order: see `our_order`.
@@ -253,7 +340,7 @@ def from_tensors(
 
     This is the inverse of `to_tensors`, except for the output layer of classifiers, which is left
     out. An incomplete head is left out too, and so are modules for sentence pairs unless the model
-    has next_sentence.
+    has next_sentence. The table of positions is without the rows before `first_position`.
 
     Raises:
       KeyError: a tensor of the encoder is missing.
@@ -309,23 +396,24 @@ def of_model(
     model: Mapping[str, Any],
     vocabulary: Sequence[str],
     padding: Mapping[str, Any] | None = None,
+    kind: str | None = None,
     **normalization: Any,
 ) -> LanguageModelFolder:
     """Returns the folder of a masked language model, without weights.
-
-    A model with segment embeddings is a BERT, otherwise a DistilBERT.
 
     Args:
       model: fields of `LanguageModelConfig`.
       vocabulary: pieces in the order of the file.
       padding: see `LanguageModelFolder.tokenizer`.
-      **normalization: fields of `Normalization`.
+      kind: kind of model. If None, a model with segment embeddings is a BERT, otherwise a
+        DistilBERT.
+      **normalization: fields of `Normalization`, or of `BytePairs` for RoBERTa.
 
     Raises:
       ValueError: values are not supported (the message lists them), or `our_order` rejects the
         vocabulary.
     """
-    kind = "bert" if model["segments"] else "distilbert"
+    kind = kind or ("bert" if model["segments"] else "distilbert")
     fixed = {
         **FIXED,
         "normalization": "layer",
@@ -343,24 +431,24 @@ def of_model(
     if differing:
         raise ValueError(f"is no {kind}: {'; '.join(differing)}")
     try:
-        our_order(vocabulary)
+        our_order(vocabulary, special_tokens(kind))
     except ValueError as error:
         raise ValueError(f"its vocabulary {error}") from None
     rows = {
         name: np.frombuffer(base64.b64decode(it["float32"]), np.float32).reshape(it["shape"])
         for name, it in (padding or {}).items()
     }
-    normal = Normalization(**normalization)
+    normal = (BytePairs if kind in ROBERTA else Normalization)(**normalization)
     return LanguageModelFolder(kind, model, {}, vocabulary, normal, padding=rows)
 
 
 def of_classifier(
     model: Mapping[str, Any], params: Mapping[str, Any], tokenizer: Tokenizer
 ) -> LanguageModelFolder:
-    """Returns the BERT of a text classifier with pooling "bert".
+    """Returns the BERT or RoBERTa of a text classifier with pooling "bert".
 
-    The segment embeddings of BERT are zeros, because the classifier has added those of the first
-    segment to its token embeddings.
+    A classifier with the special tokens of RoBERTa is a RoBERTa. The segment embeddings are zeros,
+    because the classifier has added those of the first segment to its token embeddings.
 
     Args:
       model: fields of `tasks.text_classification.model.TransformerConfig`.
@@ -372,26 +460,44 @@ def of_classifier(
     """
     if model["pooling"] != "bert":
         raise ValueError(f"config.model.pooling: got {model['pooling']!r}, expected 'bert'")
-    found = of_model({**model, "objective": "masked", "segments": 2}, [*tokenizer.pieces(), *LAST])
+    pieces = tokenizer.pieces()
+    first, last = (
+        special_tokens("roberta")[: len(SPECIAL)],
+        special_tokens("roberta")[len(SPECIAL) :],
+    )
+    is_roberta = tuple(pieces[: len(first)]) == first
+    segments = 1 if is_roberta else 2
+    model = {**model, "objective": "masked", "segments": segments}
+    if is_roberta:
+        found = of_model(model, [*pieces, *last], kind="roberta", merges=())
+    else:
+        found = of_model(model, [*pieces, *LAST])
     begin = {"tokens": "embedding", "pool": "pooler"}
     params = {
         "/".join([begin.get(first, first), *rest]): value
         for first, *rest, value in ((*path.split("/"), value) for path, value in params.items())
     }
-    zeros = np.zeros((2, model["model_size"]), np.float32)
+    zeros = np.zeros((segments, model["model_size"]), np.float32)
     return replace(found, params={**params, "segment_embedding/embedding": zeros})
 
 
-def expected_shapes(kind: str, model: Mapping[str, Any], rows: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of all tensors of `from_tensors`, by name.
+def expected_shapes(
+    kind: str, model: Mapping[str, Any], rows: int, first: int = 0
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of all tensors of a file, by name.
 
     Args:
-      kind: "bert" or "distilbert".
+      kind: kind of model.
       model: fields of `LanguageModelConfig`.
       rows: number of rows of the embedding table.
+      first: see `first_position`.
     """
     D, F = model["model_size"], model["feedforward_size"]
-    tables = {"embedding": rows, "encoder/positions": model["max_length"], "segment_embedding": 2}
+    tables = {
+        "embedding": rows,
+        "encoder/positions": first + model["max_length"],
+        "segment_embedding": model.get("segments", 0),
+    }
     sizes = {"up": (F, D), "down": (D, F), "follows": (2, D)}
     shapes: dict[str, tuple[int, ...]] = {}
     for ours, theirs in _modules(kind, model["num_layers"]):
