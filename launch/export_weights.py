@@ -2,16 +2,17 @@
 
 python -m launch.export_weights --workdir=runs/bert --to=exported
 
-A masked language model becomes a BERT or DistilBERT directory. The run was trained with
-configs/language_modeling.py:DATA,bert or made by launch.import_weights. Tensors of an imported run
-are exported bit for bit and in their original order. A model with segment embeddings is exported as
-BERT, a model without them as DistilBERT. Tokenizers fitted by this project apply NFKC normalization
-first, which vocab.txt cannot express.
+A masked language model becomes a directory of BERT, DistilBERT or RoBERTa. The run was trained with
+configs/language_modeling.py:DATA,bert or made by launch.import_weights. An imported run is exported
+as the kind of model that it was, its tensors bit for bit and in their original order. A trained
+model with segment embeddings is exported as BERT, a model without them as DistilBERT. Tokenizers
+fitted by this project apply NFKC normalization first, which vocab.txt cannot express.
 
 A text classifier with config.model.pooling=bert, such as one of
 configs/text_classification.py:DATA,from:runs/bert, becomes a directory of
-BertForSequenceClassification with its labels and its tokenizer. Texts are truncated as here by
-`truncation=True`; special tokens in a text, such as "[SEP]", are plain text here and special there.
+BertForSequenceClassification, or of RobertaForSequenceClassification if it was fine-tuned from a
+RoBERTa, with its labels and its tokenizer. Texts are truncated as here by `truncation=True`;
+special tokens in a text, such as "[SEP]", are plain text here and special there.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from tasks.common.huggingface.weights import LanguageModelFolder
 
 cli.define_workdir()
-flags.DEFINE_string("to", None, "New directory for config.json, model.safetensors and vocab.txt.")
+flags.DEFINE_string("to", None, "New directory for config.json, model.safetensors and tokenizer.")
 
 
 def export_weights() -> None:

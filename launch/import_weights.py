@@ -1,15 +1,16 @@
-"""Creates a run directory from BERT or DistilBERT weights.
+"""Creates a run directory from BERT, DistilBERT or RoBERTa weights.
 
 python -m launch.import_weights --from=bert-base-uncased --workdir=runs/bert
 python -m launch.predict --workdir=runs/bert --input="The film was [MASK]."
 
 The source is a directory of Hugging Face transformers, or the name of a model on the Hugging Face
 Hub, which is downloaded into the cache of huggingface_hub. The directory contains config.json,
-model.safetensors, and vocab.txt or tokenizer.json. Unsupported options of the model or the
-tokenizer raise an error, and so do contradictory files. The result is a run of language_modeling
-with the imported parameters: launch.predict reads it, and
-configs/text_classification.py:DATA,from:runs/bert fine-tunes it. launch.export_weights is the
-inverse.
+model.safetensors, and the tokenizer: tokenizer.json; vocab.txt of BERT; or vocab.json and
+merges.txt of RoBERTa, whose model_type is "roberta" (roberta-base, distilroberta-base). Unsupported
+options of the model or the tokenizer raise an error, and so do contradictory files. The result is a
+run of language_modeling with the imported parameters: launch.predict reads it, with [MASK] in place
+of a missing word for every kind of model, and configs/text_classification.py:DATA,from:runs/bert
+fine-tunes it. launch.export_weights is the inverse.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ cli.define_workdir()
 flags.DEFINE_string(
     "from",
     None,
-    "Directory with config.json, model.safetensors and vocab.txt, or the name of a model on the "
-    "Hugging Face Hub, such as bert-base-uncased.",
+    "Directory with config.json, model.safetensors and the tokenizer, or the name of a model on the "
+    "Hugging Face Hub, such as bert-base-uncased or roberta-base.",
 )
 
 # Input length for predictions: the usual pre-training length, and fast on a CPU.
@@ -57,7 +58,7 @@ def import_weights() -> None:
         print(f"not in {source}, initialized at random: {', '.join(initialized)}")
     for note in saved.notes:
         print(note)
-    if saved.padding:
+    if "embedding" in saved.padding:
         count = len(saved.padding["embedding"])
         print(f"embedding rows that pad the vocabulary and are never predicted: {count}")
     if saved.left_out:

@@ -5,7 +5,10 @@ import pytest
 
 import launch
 from launch.export_weights import export
+from launch.import_weights import _experiment, _write_run
 from launch.runs import directory
+from tasks.common.huggingface.files import read_folder
+from tests.oracles.test_imported_roberta import model_folder
 
 pytestmark = pytest.mark.oracle
 
@@ -26,7 +29,14 @@ SIZES = {
 TRAINING = {"steps": 3, "batch_size": 4, "evaluate_every": 3, "log_every": 3}
 
 
-@pytest.fixture(scope="module", params=["wordpiece", "bpe"])
+CLASSES = {
+    "wordpiece": "BertForSequenceClassification",
+    "bpe": "BertForSequenceClassification",
+    "roberta": "RobertaForSequenceClassification",
+}
+
+
+@pytest.fixture(scope="module", params=CLASSES)
 def trained(request, tmp_path_factory):
     """Returns a classifier that was fine-tuned from a masked language model, and its directory."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -34,13 +44,19 @@ def trained(request, tmp_path_factory):
     (folder / "texts.txt").write_text("\n".join(rows), encoding="utf-8")
     lines = ["text,label", *(f"{row},{row.split()[1]}" for row in rows)]
     (folder / "texts.csv").write_text("\n".join(lines), encoding="utf-8")
-    text = {"tokenizer": request.param, "vocabulary_size": 300, "min_count": 1}
     paths = {"cache_dir": folder / "cache", "data_dir": folder / "data"}
-    config = launch.config(
-        f"language_modeling:path:{folder / 'texts.txt'},bert",
-        {"data": {"text": text, "length": 20}, "model": SIZES, "training": TRAINING},
-    )
-    launch.train(config, folder / "masked", baselines=False, **paths)
+    if request.param == "roberta":
+        (folder / "files").mkdir()
+        model_folder(folder / "files", "tokenizer.json")
+        saved = read_folder(folder / "files")
+        _write_run(saved, _experiment(saved, folder / "files"), folder / "masked")
+    else:
+        text = {"tokenizer": request.param, "vocabulary_size": 300, "min_count": 1}
+        config = launch.config(
+            f"language_modeling:path:{folder / 'texts.txt'},bert",
+            {"data": {"text": text, "length": 20}, "model": SIZES, "training": TRAINING},
+        )
+        launch.train(config, folder / "masked", baselines=False, **paths)
     config = launch.config(
         f"text_classification:movie_reviews,from:{folder / 'masked'}",
         {
@@ -50,18 +66,18 @@ def trained(request, tmp_path_factory):
     )
     assert config.model.pooling == "bert"
     run = launch.train(config, folder / "run", baselines=False, **paths)
-    return run, folder / "run"
+    return run, folder / "run", CLASSES[request.param]
 
 
 def test_logits_are_equal(trained, tmp_path):
     import torch
     import transformers
 
-    run, folder = trained
+    run, folder, name = trained
     export(run.config, folder, tmp_path / "exported")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "exported")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
-    assert type(model).__name__ == "BertForSequenceClassification"
+    assert type(model).__name__ == name
     assert model.config.id2label == dict(enumerate(LABELS))
     encoded = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():

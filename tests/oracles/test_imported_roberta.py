@@ -65,14 +65,12 @@ def lines_of(path):
     return [line for line in lines if line and not line.startswith("#version")]
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
-def imported(request, tmp_path_factory):
-    """Returns transformers' tokenizer and model, and what is read from their folder."""
+def model_folder(folder, layout):
+    """Writes a random RobertaForMaskedLM to a folder; returns its tokenizer and the model."""
     import torch
     import transformers
 
-    folder = tmp_path_factory.mktemp("roberta")
-    tokenizer = tokenizer_of(folder, request.param)
+    tokenizer = tokenizer_of(folder, layout)
     torch.manual_seed(0)
     config = transformers.RobertaConfig(
         vocab_size=len(tokenizer),
@@ -90,7 +88,15 @@ def imported(request, tmp_path_factory):
         # Biases are initialized by 0, scales by 1.
         parameter.data += 0.1 * torch.randn(parameter.shape)
     model.save_pretrained(folder)
-    return tokenizer, model, read_folder(folder), folder
+    return tokenizer, model
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def imported(request, tmp_path_factory):
+    """Returns transformers' tokenizer and model, and what is read from their folder."""
+    folder = tmp_path_factory.mktemp("roberta")
+    tokenizer, model = model_folder(folder, request.param)
+    return tokenizer, model, read_folder(folder)
 
 
 def model_of(saved):
@@ -108,14 +114,14 @@ def ids_of(saved, text):
 
 
 def test_ids_are_equal(imported):
-    tokenizer, _, saved, _ = imported
+    tokenizer, _, saved = imported
     for text in TEXTS:
         expected = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert ids_of(saved, text) == expected, text
 
 
 def test_ids_of_any_text_are_equal(imported):
-    tokenizer, _, saved, _ = imported
+    tokenizer, _, saved = imported
     ours = saved.text_tokenizer().with_max_length(10**6)
     characters = st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \t\n'sdtfilm\u00e9")
 
@@ -131,7 +137,7 @@ def test_ids_of_any_text_are_equal(imported):
 
 
 def test_ids_around_masks_are_equal(imported):
-    tokenizer, _, saved, _ = imported
+    tokenizer, _, saved = imported
     _, _, begin, mask, end = (saved.vocabulary.index(token) for token in saved.special_tokens)
     ours = saved.text_tokenizer()
     for text in ("the [MASK] was good", "[MASK] [MASK]  [MASK]!", "a[MASK]b", "x [MASK]"):
@@ -145,7 +151,7 @@ def test_ids_around_masks_are_equal(imported):
 def test_logits_are_equal(imported):
     import torch
 
-    tokenizer, model, saved, _ = imported
+    tokenizer, model, saved = imported
     encoded = tokenizer(TEXTS, padding=True, truncation=True, max_length=64, return_tensors="pt")
     with torch.no_grad():
         theirs = model(**encoded).logits.numpy()
@@ -162,7 +168,7 @@ def test_written_folder_is_the_same_model(imported, tmp_path):
     import torch
     import transformers
 
-    tokenizer, model, saved, folder = imported
+    tokenizer, model, saved = imported
     write_folder(tmp_path / "to", saved)
     again = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "to")
     assert type(again).__name__ == "RobertaForMaskedLM"

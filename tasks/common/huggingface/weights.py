@@ -1,7 +1,6 @@
-"""Conversion of BERT, DistilBERT, RoBERTa and XLM-RoBERTa weights.
+"""Conversion of BERT, DistilBERT and RoBERTa weights.
 
-Devlin et al. 2019, "BERT"; Sanh et al. 2019, "DistilBERT"; Liu et al. 2019, "RoBERTa"; Conneau et
-al. 2020, "Unsupervised Cross-lingual Representation Learning at Scale".
+Devlin et al. 2019, "BERT"; Sanh et al. 2019, "DistilBERT"; Liu et al. 2019, "RoBERTa".
 
 Parameter names of the library transformers are converted to those of masked language models in
 tasks/language_modeling, and back. `huggingface.files` reads and writes the files. Token ids differ:
@@ -72,10 +71,9 @@ NAMES["roberta"] = {ours: theirs for ours, theirs in NAMES["bert"].items() if ou
     "pooler": "classifier.dense",
     "classify": "classifier.out_proj",
 }
-NAMES["xlm-roberta"] = NAMES["roberta"]
-ROBERTA = ("roberta", "xlm-roberta")
+ROBERTA = ("roberta",)
 # Prefix of the encoder's tensors in files with a head.
-PREFIXES = {"xlm-roberta": "roberta", **{kind: kind for kind in NAMES if kind != "xlm-roberta"}}
+PREFIXES = {kind: kind for kind in NAMES}
 # Our field -> theirs and its default, of BERT and of DistilBERT.
 _FIELDS = {
     "model_size": (("hidden_size", 768), ("dim", 768)),
@@ -198,7 +196,7 @@ class LanguageModelFolder:
     """Content of a transformers folder, with the parameter names of this project.
 
     Attributes:
-      kind: "bert", "distilbert", "roberta" or "xlm-roberta".
+      kind: "bert", "distilbert" or "roberta".
       model: fields of `LanguageModelConfig`.
       params: parameters by path, such as "encoder/layers/0/attention/query/kernel", with rows in
         the order of our ids; without the head if the folder has none.
@@ -423,6 +421,8 @@ def of_model(
     }
     if kind == "distilbert":
         fixed["norm_epsilon"] = EPSILON
+    if kind == "bert":
+        fixed["segments"] = 2
     differing = [
         f"config.model.{name}: got {model[name]!r}, expected {value!r}"
         for name, value in fixed.items()

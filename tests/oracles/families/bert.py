@@ -1,11 +1,11 @@
-"""LanguageModel compared with BertModel, BertForMaskedLM, BertForPreTraining and DistilBERT's of
-transformers, with the weights that `tasks.common.huggingface.weights` makes of ours.
+"""LanguageModel compared with BERT, DistilBERT and RoBERTa of transformers, with the weights that
+`tasks.common.huggingface.weights` makes of ours.
 """
 
 import numpy as np
 from flax import nnx
 
-from tasks.common.huggingface.weights import our_order, to_tensors
+from tasks.common.huggingface.weights import first_position, our_order, to_tensors
 from tasks.language_modeling.model import LanguageModel, LanguageModelConfig
 from tests.oracles.problems import differentiate, torch_answers
 
@@ -16,6 +16,8 @@ CASES = (
     "bert_pretraining",
     "distilbert_model",
     "distilbert_masked",
+    "roberta_model",
+    "roberta_masked",
 )
 VOCABULARY = ["[PAD]", "a", "[UNK]", "b", "[CLS]", "[SEP]", "[MASK]", *map(str, range(V - 7))]
 ORDER = our_order(VOCABULARY)
@@ -50,7 +52,7 @@ def theirs(case: str) -> dict[str, np.ndarray]:
 
 
 def _model(case):
-    bert = case.startswith("bert")
+    segments = {"bert": 2, "distilbert": 0, "roberta": 1}[case.partition("_")[0]]
     config = LanguageModelConfig(
         model_size=D,
         num_layers=L,
@@ -62,7 +64,7 @@ def _model(case):
         norm_epsilon=1e-12,
         positions="learned",
         max_length=8,
-        segments=2 if bert else 0,
+        segments=segments,
         next_sentence=case == "bert_pretraining",
     )
     return LanguageModel(config, V, rngs=nnx.Rngs(0))
@@ -88,32 +90,43 @@ def _theirs(case, a):
     import transformers
 
     kind, what = case.split("_")
-    name = {"bert": "Bert", "distilbert": "DistilBert"}[kind]
+    name = {"bert": "Bert", "distilbert": "DistilBert", "roberta": "Roberta"}[kind]
+    options = {"type_vocab_size": 1, "pad_token_id": 0} if kind == "roberta" else {}
+    # The rows before the first token are unused.
+    unused = first_position(kind, 0)
     # The dropout rates are of no account in evaluation.
     config = getattr(transformers, f"{name}Config")(
         vocab_size=V,
         hidden_size=D,
         num_hidden_layers=L,
         num_attention_heads=N,
-        max_position_embeddings=8,
+        max_position_embeddings=8 + unused,
         attn_implementation="eager",
-        **{"intermediate_size" if kind == "bert" else "hidden_dim": F},
+        **{"hidden_dim" if kind == "distilbert" else "intermediate_size": F},
+        **options,
     )
     suffix = {"model": "Model", "masked": "ForMaskedLM", "pretraining": "ForPreTraining"}[what]
-    options = {"add_pooling_layer": False} if case == "bert_model" else {}
+    pools = case in ("bert_model", "roberta_model")
+    options = {"add_pooling_layer": False} if pools else {}
     model = getattr(transformers, f"{name}{suffix}")(config, **options).eval()
     weights = to_tensors(kind, L, a, ORDER)
+    table = "embeddings.position_embeddings.weight"
+    weights[table] = torch.cat([torch.zeros(unused, D), weights[table]])
     if what == "model":
         known = model.state_dict()
         weights = {name: tensor for name, tensor in weights.items() if name in known}
     else:
-        head = ("cls.", "vocab_")
+        head = ("cls.", "vocab_", "lm_head.")
         words = weights["embeddings.word_embeddings.weight"]
         weights = {n if n.startswith(head) else f"{kind}.{n}": w for n, w in weights.items()}
-        output = "cls.predictions.decoder" if kind == "bert" else "vocab_projector"
+        output = {
+            "bert": "cls.predictions.decoder",
+            "distilbert": "vocab_projector",
+            "roberta": "lm_head.decoder",
+        }[kind]
         weights[f"{output}.weight"] = words
-        if kind == "bert":
-            weights[f"{output}.bias"] = weights["cls.predictions.bias"]
+        if kind != "distilbert":
+            weights[f"{output}.bias"] = weights[f"{output.removesuffix('.decoder')}.bias"]
     assert {*weights} == {*model.state_dict()}
     given = {
         "input_ids": torch.tensor(ORDER)[a["tokens"]],
