@@ -32,7 +32,7 @@ cli.define_workdir()
 flags.DEFINE_string(
     "from",
     None,
-    "Directory with config.json, model.safetensors and the tokenizer, or the name of a model on the "
+    "Directory with config.json, model.safetensors and tokenizer, or the name of a model on the "
     "Hugging Face Hub, such as bert-base-uncased or roberta-base.",
 )
 
