@@ -293,6 +293,8 @@ class Tokenizer:
         pieces = [self._subwords.id_to_token(n) for n in ids]
         if self.kind == "bpe":
             return decoders.ByteLevel().decode(pieces).removeprefix(" ")
+        if self.kind == "unigram":
+            return decoders.Metaspace().decode(pieces)
         return decoders.WordPiece(prefix="##", cleanup=False).decode(pieces)
 
     def spell(self, number: int) -> str:

@@ -25,6 +25,7 @@ from tasks.common.huggingface.tokenizers import (
     expect_special_ids,
     ids_of,
     is_file,
+    mask_notes,
     notes_on,
     read_json,
     rules,
@@ -47,20 +48,16 @@ _EXPECTED: dict[str, tuple[Any, ...]] = {
 _HEADER = "#version"
 
 
-def read_byte_pairs(folder: Path, kind: str) -> tuple[list[str], BytePairs, list[str]]:
+def read_byte_pairs(folder: Path) -> tuple[list[str], BytePairs, list[str]]:
     """Reads pieces in id order, the encoding, and notes on options without effect.
 
     Reads tokenizer.json, or vocab.json and merges.txt; all given files must agree.
-
-    Args:
-      folder: folder of the files.
-      kind: kind of model.
 
     Raises:
       UserError: a file is missing or damaged, contradicts another file, or has an unsupported
         option; the message names the file and the option.
     """
-    own = rules(kind)
+    own = rules("roberta")
     given = checked_options(folder, own)
     path, files = folder / TOKENIZER, (own.vocabulary, MERGES)
     present = [name for name in files if is_file(folder / name)]
@@ -68,7 +65,7 @@ def read_byte_pairs(folder: Path, kind: str) -> tuple[list[str], BytePairs, list
     if is_file(path):
         values = read_json(path)
         vocabulary, merges, prefix = _whole_tokenizer(path, values, own)
-        notes = [*notes_on(folder, values), *_mask_notes(path, values, own)]
+        notes = [*notes_on(folder, values), *mask_notes(path, values, own)]
         if given.get("add_prefix_space", prefix) != prefix:
             raise contradiction(folder, ("add_prefix_space",) * 2, not prefix, prefix)
         _expect_equal(path, vocabulary, merges, folder, own)
@@ -119,17 +116,6 @@ def _whole_tokenizer(
 
 def _type(part: Any) -> Any:
     return part.get("type") if isinstance(part, dict) else part
-
-
-def _mask_notes(path: Path, values: Mapping[str, Any], own: Rules) -> list[str]:
-    """Returns a note if the space before a mask token is not a part of the mask token."""
-    mask = own.roles["mask"]
-    strips = [
-        token.get("lstrip") for token in values["added_tokens"] or [] if token["content"] == mask
-    ]
-    if False not in strips:
-        return []
-    return [f"{path}: lstrip of {mask} is false: spaces before a mask token are ignored here"]
 
 
 def _vocabulary(folder: Path, own: Rules) -> list[str]:

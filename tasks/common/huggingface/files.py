@@ -1,4 +1,4 @@
-"""Folders of BERT, DistilBERT and RoBERTa in the format of the library transformers.
+"""Folders of BERT, DistilBERT, RoBERTa and XLM-RoBERTa in the format of the library transformers.
 
 A folder contains config.json, model.safetensors, and the tokenizer: tokenizer.json, vocab.txt of
 BERT, or vocab.json and merges.txt of RoBERTa.
@@ -26,6 +26,7 @@ from tasks.common.huggingface.tokenizers import (
     read_tokenizer,
     rules,
 )
+from tasks.common.huggingface.unigrams import read_unigrams
 from tasks.common.huggingface.weights import (
     FIELDS,
     NAMES,
@@ -34,6 +35,7 @@ from tasks.common.huggingface.weights import (
     BytePairs,
     LanguageModelFolder,
     Normalization,
+    Unigram,
     expected_shapes,
     first_position,
     from_tensors,
@@ -47,10 +49,12 @@ _ARCHITECTURES = {
     "bert": ("BertModel", "BertForMaskedLM", "BertForPreTraining"),
     "distilbert": ("DistilBertModel", "DistilBertForMaskedLM"),
     "roberta": ("RobertaModel", "RobertaForMaskedLM"),
+    "xlm-roberta": ("XLMRobertaModel", "XLMRobertaForMaskedLM"),
 }
 _CLASSIFIERS = {
     "bert": "BertForSequenceClassification",
     "roberta": "RobertaForSequenceClassification",
+    "xlm-roberta": "XLMRobertaForSequenceClassification",
 }
 # Beginnings of the names of tensors that are not in the encoder.
 _HEADS = ("cls.", "vocab_", "lm_head.")
@@ -78,10 +82,8 @@ def read_folder(folder: Path) -> LanguageModelFolder:
     config = read_json(path)
     kind = model_kind(path, config)
     model = model_fields(path, kind, config)
-    if kind in ROBERTA:
-        vocabulary, normalization, notes = read_byte_pairs(folder, kind)
-    else:
-        vocabulary, normalization, notes = read_tokenizer(folder)
+    read = {"roberta": read_byte_pairs, "xlm-roberta": read_unigrams}.get(kind, read_tokenizer)
+    vocabulary, normalization, notes = read(folder)
     try:
         order = our_order(vocabulary, special_tokens(kind))
     except ValueError as error:
@@ -175,6 +177,9 @@ def _tokenizer_options(saved: LanguageModelFolder) -> dict[str, Any]:
         "tokenizer_class": rules(saved.kind).classes[0],
         "model_max_length": saved.model["max_length"],
     }
+    if isinstance(saved.normalization, Unigram):
+        # XLMRobertaTokenizer replaces the pre-tokenizer.
+        return options | {"tokenizer_class": "PreTrainedTokenizerFast", **_roles(saved.kind)}
     if isinstance(saved.normalization, BytePairs):
         return options | {
             "add_prefix_space": saved.normalization.add_prefix_space,
@@ -205,8 +210,12 @@ def _roles(kind: str) -> dict[str, Any]:
 
 
 def _write_vocabulary(folder: Path, saved: LanguageModelFolder) -> None:
-    """Writes the tokenizer: vocab.txt; or vocab.json, merges.txt and tokenizer.json of RoBERTa."""
+    """Writes the tokenizer: vocab.txt; vocab.json and merges.txt of RoBERTa; or tokenizer.json."""
     ids = {piece: number for number, piece in enumerate(saved.vocabulary)}
+    if isinstance(saved.normalization, Unigram):
+        tokenizer = _with_plain_names(saved.normalization.pipeline(ids))
+        _complete(tokenizer, ids, saved.kind).save(str(folder / TOKENIZER))
+        return
     if not isinstance(saved.normalization, BytePairs):
         lines = "".join(f"{piece}\n" for piece in saved.vocabulary)
         (folder / VOCABULARY).write_text(lines, encoding="utf-8")
@@ -220,10 +229,22 @@ def _write_vocabulary(folder: Path, saved: LanguageModelFolder) -> None:
     _complete(tokenizer, ids, saved.kind).save(str(folder / TOKENIZER))
 
 
+def _with_plain_names(tokenizer: Any) -> Any:
+    """Returns a unigram tokenizer whose special pieces do not end with a space."""
+    import tokenizers
+
+    whole = json.loads(tokenizer.to_str())
+    model = whole["model"]
+    if model["type"] != "Unigram":
+        return tokenizer
+    model["vocab"] = [[piece.rstrip(" "), score] for piece, score in model["vocab"]]
+    return tokenizers.Tokenizer.from_str(json.dumps(whole))
+
+
 def write_classifier(
     folder: Path, saved: LanguageModelFolder, labels: Sequence[str], tokenizer: Tokenizer
 ) -> None:
-    """Writes a folder of BertForSequenceClassification or RobertaForSequenceClassification.
+    """Writes a folder of BertForSequenceClassification, or of that class of (XLM-)RoBERTa.
 
     tokenizer.json contains the tokenizer of the classifier as it is, between [CLS] and [SEP], or
     between <s> and </s>.
@@ -255,7 +276,8 @@ def write_classifier(
     }
     _write(folder, config, options, tensors)
     ids = {piece: number for number, piece in enumerate(saved.vocabulary)}
-    _complete(tokenizer.subwords(), ids, saved.kind).save(str(folder / TOKENIZER))
+    subwords = _with_plain_names(tokenizer.subwords())
+    _complete(subwords, ids, saved.kind).save(str(folder / TOKENIZER))
 
 
 def _config(saved: LanguageModelFolder, rows: int) -> dict[str, Any]:

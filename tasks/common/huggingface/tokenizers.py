@@ -16,7 +16,7 @@ from typing import Any
 
 from tasks.common.data.cells import to_json
 from tasks.common.errors import UserError
-from tasks.common.huggingface.weights import ROBERTA, Normalization, special_tokens
+from tasks.common.huggingface.weights import Normalization, special_tokens
 
 PREFIX = "##"
 
@@ -82,7 +82,12 @@ class Rules:
 
 def rules(kind: str) -> Rules:
     """Returns the rules of a kind of model."""
-    if kind in ROBERTA:
+    if kind == "xlm-roberta":
+        classes = ("XLMRobertaTokenizer", "XLMRobertaTokenizerFast")
+        # Files without tokenizer.json are not read; of others, it is what counts.
+        expected = {"add_prefix_space": (True,), "sp_model_kwargs": (None, {})}
+        return Rules(special_tokens(kind), classes, TOKENIZER, {}, expected)
+    if kind == "roberta":
         return Rules(
             special_tokens(kind),
             ("RobertaTokenizer", "RobertaTokenizerFast"),
@@ -150,6 +155,17 @@ def notes_on(folder: Path, values: Mapping[str, Any]) -> list[str]:
     if not cut:
         return []
     return [f"{folder / TOKENIZER}: {' and '.join(cut)}: config.data.length replaces them"]
+
+
+def mask_notes(path: Path, values: Mapping[str, Any], rules: Rules) -> list[str]:
+    """Returns a note if the space before a mask token is not a part of the mask token."""
+    mask = rules.roles["mask"]
+    strips = [
+        token.get("lstrip") for token in values["added_tokens"] or [] if token["content"] == mask
+    ]
+    if False not in strips:
+        return []
+    return [f"{path}: lstrip of {mask} is false: spaces before a mask token are ignored here"]
 
 
 def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
@@ -358,8 +374,9 @@ def checked_model(
     path: Path,
     values: Mapping[str, Any],
     expected: Mapping[str, tuple[Any, ...]],
-    files: Sequence[str],
+    files: Sequence[str] = (),
     others: Sequence[str] = (),
+    vocabulary: type = dict,
 ) -> dict[str, Any]:
     """Returns the part "model" of tokenizer.json, and checks the names of all parts.
 
@@ -369,17 +386,20 @@ def checked_model(
       expected: supported values of each option of the model.
       files: files that the user may provide instead.
       others: further options of the model.
+      vocabulary: type of model.vocab, dict or list.
 
     Raises:
       UserError: the model is missing, or has an unsupported option; or a part is unknown.
     """
     model = values.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), vocabulary):
         part = "model.vocab" if isinstance(model, dict) else "model"
         found = model.get("vocab") if isinstance(model, dict) else model
+        wanted = "a list" if isinstance(model, dict) and vocabulary is list else "an object"
+        instead = f", or {' and '.join(files)} instead" if files else ""
         raise UserError(
-            f"{path}: {part} is {to_json(found)}, expected an object; provide a complete file, "
-            f"or {' and '.join(files)} instead"
+            f"{path}: {part} is {to_json(found)}, expected {wanted}; provide a complete file"
+            f"{instead}"
         )
     for name, supported in expected.items():
         value = model.get(name, supported[0])

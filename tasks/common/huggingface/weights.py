@@ -1,6 +1,7 @@
-"""Conversion of BERT, DistilBERT and RoBERTa weights.
+"""Conversion of BERT, DistilBERT, RoBERTa and XLM-RoBERTa weights.
 
-Devlin et al. 2019, "BERT"; Sanh et al. 2019, "DistilBERT"; Liu et al. 2019, "RoBERTa".
+Devlin et al. 2019, "BERT"; Sanh et al. 2019, "DistilBERT"; Liu et al. 2019, "RoBERTa"; Conneau et
+al. 2020, "Unsupervised Cross-lingual Representation Learning at Scale".
 
 Parameter names of the library transformers are converted to those of masked language models in
 tasks/language_modeling, and back. `huggingface.files` reads and writes the files. Token ids differ:
@@ -11,6 +12,7 @@ the rows of embedding tables are permuted. The position tables of RoBERTa begin 
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
@@ -20,6 +22,8 @@ import numpy as np
 from tasks.common.text.subword_tokenizer import SubwordTokenizer
 from tasks.common.text.tokenizer import LAST, SPECIAL, TextConfig, Tokenizer
 
+# Stands for a space in pieces of a unigram model.
+SPACE = "\u2581"
 # `LanguageModelFolder.tokenizer` in the directory of a run with imported weights.
 IMPORTED = "imported.json"
 
@@ -71,9 +75,10 @@ NAMES["roberta"] = {ours: theirs for ours, theirs in NAMES["bert"].items() if ou
     "pooler": "classifier.dense",
     "classify": "classifier.out_proj",
 }
-ROBERTA = ("roberta",)
+NAMES["xlm-roberta"] = NAMES["roberta"]
+ROBERTA = ("roberta", "xlm-roberta")
 # Prefix of the encoder's tensors in files with a head.
-PREFIXES = {kind: kind for kind in NAMES}
+PREFIXES = {kind: kind for kind in NAMES} | {"xlm-roberta": "roberta"}
 # Our field -> theirs and its default, of BERT and of DistilBERT.
 _FIELDS = {
     "model_size": (("hidden_size", 768), ("dim", 768)),
@@ -123,6 +128,9 @@ class Normalization:
     clean_text: bool = True
     longest_word: int = 100
 
+    # Name in `TextConfig`.
+    tokenizer: ClassVar[str] = "wordpiece"
+
     def __post_init__(self):
         if self.strip_accents is None:
             object.__setattr__(self, "strip_accents", self.lower_case)
@@ -161,9 +169,10 @@ class BytePairs:
       add_prefix_space: a text that does not begin with a space is encoded as if it did.
     """
 
-    merges: Sequence[str]
+    merges: Sequence[str] = ()
     add_prefix_space: bool = False
 
+    tokenizer: ClassVar[str] = "bpe"
     # There is no normalization.
     lower_case: ClassVar[bool] = False
     strip_accents: ClassVar[bool] = False
@@ -184,6 +193,49 @@ class BytePairs:
         return tokenizer
 
 
+@dataclass(frozen=True)
+class Unigram:
+    """Unigram language model over pieces (Kudo 2018), as in XLM-RoBERTa.
+
+    Attributes:
+      scores: log-probability of each piece.
+      normalizer: part of tokenizer.json, which may be None.
+      pre_tokenizer: part of tokenizer.json, which replaces spaces.
+    """
+
+    scores: Mapping[str, float] = field(default_factory=dict)
+    normalizer: Mapping[str, Any] | None = None
+    pre_tokenizer: Mapping[str, Any] | None = None
+
+    tokenizer: ClassVar[str] = "unigram"
+    lower_case: ClassVar[bool] = False
+    strip_accents: ClassVar[bool] = False
+
+    def pipeline(self, ids: Mapping[str, int]) -> Any:
+        """Builds a `tokenizers.Tokenizer` without special tokens.
+
+        The model has the special tokens as pieces. Their names end with a space, which no text has
+        after pre-tokenization, so that "<s>" in a text is plain text.
+
+        Args:
+          ids: id of each piece.
+        """
+        import tokenizers
+
+        special = special_tokens("xlm-roberta")
+        pieces = sorted(ids, key=ids.__getitem__)
+        model = {
+            "type": "Unigram",
+            "unk_id": ids[special[1]],
+            "vocab": [[f"{p} " if p in special else p, self.scores.get(p, 0.0)] for p in pieces],
+            "byte_fallback": False,
+        }
+        parts = {"normalizer": self.normalizer, "pre_tokenizer": self.pre_tokenizer}
+        decoder = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always"}
+        whole = {"version": "1.0", "added_tokens": [], **parts, "decoder": decoder, "model": model}
+        return tokenizers.Tokenizer.from_str(json.dumps(whole))
+
+
 def special_tokens(kind: str) -> tuple[str, ...]:
     """Returns padding, unknown, classification, mask and end token of a kind of model."""
     if kind in ROBERTA:
@@ -196,12 +248,12 @@ class LanguageModelFolder:
     """Content of a transformers folder, with the parameter names of this project.
 
     Attributes:
-      kind: "bert", "distilbert" or "roberta".
+      kind: "bert", "distilbert", "roberta" or "xlm-roberta".
       model: fields of `LanguageModelConfig`.
       params: parameters by path, such as "encoder/layers/0/attention/query/kernel", with rows in
         the order of our ids; without the head if the folder has none.
       vocabulary: pieces in the order of their ids.
-      normalization: normalization of texts, or their byte-pair encoding.
+      normalization: tokenization of texts; for WordPiece, their normalization.
       left_out: names of unused tensors.
       padding: rows that our model does not use: "embedding" [n, D] and, with a head, "bias" [n]
         beyond the vocabulary; "positions" [first_position, D]; may be empty.
@@ -212,7 +264,7 @@ class LanguageModelFolder:
     model: Mapping[str, Any]
     params: Mapping[str, Any]
     vocabulary: Sequence[str]
-    normalization: Normalization | BytePairs = Normalization()
+    normalization: Normalization | BytePairs | Unigram = Normalization()
     left_out: Sequence[str] = ()
     padding: Mapping[str, np.ndarray] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -259,7 +311,7 @@ class LanguageModelFolder:
         """Returns the tokenizer with our ids, without the mask and end tokens of the task."""
         order = self.order[: -len(LAST)]
         ids = {self.vocabulary[theirs]: ours for ours, theirs in enumerate(order)}
-        name = "bpe" if isinstance(self.normalization, BytePairs) else "wordpiece"
+        name = self.normalization.tokenizer
         config = TextConfig(name, lower_case=self.lower_case, vocabulary_size=len(ids))
         return Tokenizer(config, SubwordTokenizer(self.normalization.pipeline(ids)))
 
@@ -405,7 +457,8 @@ def of_model(
       padding: see `LanguageModelFolder.tokenizer`.
       kind: kind of model. If None, a model with segment embeddings is a BERT, otherwise a
         DistilBERT.
-      **normalization: fields of `Normalization`, or of `BytePairs` for RoBERTa.
+      **normalization: fields of `Normalization`, of `BytePairs` for RoBERTa, or of `Unigram` for
+        XLM-RoBERTa.
 
     Raises:
       ValueError: values are not supported (the message lists them), or `our_order` rejects the
@@ -438,7 +491,8 @@ def of_model(
         name: np.frombuffer(base64.b64decode(it["float32"]), np.float32).reshape(it["shape"])
         for name, it in (padding or {}).items()
     }
-    normal = (BytePairs if kind in ROBERTA else Normalization)(**normalization)
+    kinds = {"roberta": BytePairs, "xlm-roberta": Unigram}
+    normal = kinds.get(kind, Normalization)(**normalization)
     return LanguageModelFolder(kind, model, {}, vocabulary, normal, padding=rows)
 
 
@@ -447,7 +501,8 @@ def of_classifier(
 ) -> LanguageModelFolder:
     """Returns the BERT or RoBERTa of a text classifier with pooling "bert".
 
-    A classifier with the special tokens of RoBERTa is a RoBERTa. The segment embeddings are zeros,
+    A classifier with the special tokens of RoBERTa is a RoBERTa, or with a unigram model an
+    XLM-RoBERTa. The segment embeddings are zeros,
     because the classifier has added those of the first segment to its token embeddings.
 
     Args:
@@ -460,18 +515,15 @@ def of_classifier(
     """
     if model["pooling"] != "bert":
         raise ValueError(f"config.model.pooling: got {model['pooling']!r}, expected 'bert'")
-    pieces = tokenizer.pieces()
-    first, last = (
-        special_tokens("roberta")[: len(SPECIAL)],
-        special_tokens("roberta")[len(SPECIAL) :],
-    )
-    is_roberta = tuple(pieces[: len(first)]) == first
-    segments = 1 if is_roberta else 2
+    # Special tokens of a unigram model end with a space.
+    pieces = [piece.rstrip(" ") for piece in tokenizer.pieces()]
+    kind = "xlm-roberta" if tokenizer.config.tokenizer == Unigram.tokenizer else "roberta"
+    special = special_tokens(kind)
+    if tuple(pieces[: len(SPECIAL)]) != special[: len(SPECIAL)]:
+        kind, special = "bert", special_tokens("bert")
+    segments = 2 if kind == "bert" else 1
     model = {**model, "objective": "masked", "segments": segments}
-    if is_roberta:
-        found = of_model(model, [*pieces, *last], kind="roberta", merges=())
-    else:
-        found = of_model(model, [*pieces, *LAST])
+    found = of_model(model, [*pieces, *special[len(SPECIAL) :]], kind=kind)
     begin = {"tokens": "embedding", "pool": "pooler"}
     params = {
         "/".join([begin.get(first, first), *rest]): value

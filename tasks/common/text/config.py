@@ -17,7 +17,8 @@ class TextConfig(Config):
     """Config of the conversion of texts to ids.
 
     Attributes:
-      tokenizer: "word", "bpe" (byte-level, for any script), "wordpiece" or "character".
+      tokenizer: "word", "bpe" (byte-level, for any script), "wordpiece", "character", or "unigram",
+        which is for imported models and cannot be fitted.
       lower_case: fold case.
       stem: language of the Snowball stemmer, such as "english"; None: no stemming. "word" only.
       ngrams: maximum order of word n-grams, each with its own id, which follows the id of its first
@@ -32,7 +33,7 @@ class TextConfig(Config):
       max_length: maximum number of ids of a text; longer texts are truncated.
     """
 
-    tokenizer: one_of("word", "bpe", "wordpiece", "character") = "word"
+    tokenizer: one_of("word", "bpe", "wordpiece", "character", "unigram") = "word"
     lower_case: bool = True
     stem: str | None = None
     ngrams: PositiveInt = 1

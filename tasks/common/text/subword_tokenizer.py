@@ -1,4 +1,8 @@
-"""Byte-pair encoding (Sennrich 2016) and WordPiece (Wu 2016), by the tokenizers library."""
+"""Byte-pair encoding (Sennrich 2016), WordPiece (Wu 2016) and unigram models (Kudo 2018).
+
+The tokenizers library does the work. Its training of unigram models differs between processes, so
+they are only read.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from tasks.common.errors import UserError
 from tasks.common.text.config import TextConfig
 from tasks.common.text.words import SPECIAL, UNKNOWN
 
 
 class SubwordTokenizer:
-    """Byte-pair encoding or WordPiece tokenizer."""
+    """Byte-pair encoding, WordPiece or unigram tokenizer."""
 
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
@@ -23,6 +28,11 @@ class SubwordTokenizer:
     def fit(cls, texts: Sequence[str], config: TextConfig) -> SubwordTokenizer:
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+        if config.tokenizer == "unigram":
+            raise UserError(
+                "config.data.text.tokenizer: got 'unigram', which is for imported models, expected "
+                "one of 'word', 'bpe', 'wordpiece', 'character'"
+            )
         options = {
             "vocab_size": config.vocabulary_size,
             "min_frequency": config.min_count,
@@ -91,12 +101,16 @@ class SubwordTokenizer:
         pieces = [self._tokenizer.id_to_token(number) for number in ids]
         if self._byte_pairs:
             return decoders.ByteLevel().decode(pieces).removeprefix(" ")
+        if self._unigram:
+            return decoders.Metaspace().decode(pieces)
         return decoders.WordPiece(prefix="##", cleanup=False).decode(pieces)
 
     def word_starts(self) -> np.ndarray:
-        """Returns which pieces follow a space (byte pairs) or do not begin with ## (WordPiece)."""
+        """Returns which pieces begin with a space, or for WordPiece do not begin with ##."""
         if self._byte_pairs:
             return np.array([piece.startswith("\u0120") for piece in self.pieces()])
+        if self._unigram:
+            return np.array([piece.startswith("\u2581") for piece in self.pieces()])
         return np.array([not piece.startswith("##") for piece in self.pieces()])
 
     def pieces(self) -> list[str]:
@@ -108,6 +122,12 @@ class SubwordTokenizer:
         from tokenizers import models
 
         return isinstance(self._tokenizer.model, models.BPE)
+
+    @property
+    def _unigram(self) -> bool:
+        from tokenizers import models
+
+        return isinstance(self._tokenizer.model, models.Unigram)
 
     def pieces_with_spans(self, text: str) -> list[tuple[str, int, int]]:
         """Returns, for each id of `encode`, its piece and its start and end in the text."""

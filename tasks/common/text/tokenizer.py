@@ -1,4 +1,4 @@
-"""Tokenizers: words and word n-grams, byte-pair encoding, WordPiece, characters.
+"""Tokenizers: words and word n-grams, byte-pair encoding, WordPiece, unigram models, characters.
 
 Tokenizers are fitted on the training split and cached by its content hash. Ids: 0 is padding, 1
 unknown, 2 the classification token (prepended by models, never produced by `encode`), and 3 and up
@@ -116,9 +116,10 @@ class Tokenizer:
         """Decodes ids to a text that is as similar to the encoded text as the tokenizer allows.
 
         Character tokenizers restore the text exactly, byte-pair encoding up to normalization and
-        one leading space. Word and WordPiece tokenizers give words separated by spaces; stems
-        remain stems. N-grams, padding, the classification token and ids from `size` on (special
-        tokens of tasks) are left out. Unknown ids become "[UNK]".
+        one leading space, unigram models up to normalization and white space. Word and WordPiece
+        tokenizers give words separated by spaces; stems remain stems. N-grams, padding, the
+        classification token and ids from `size` on (special tokens of tasks) are left out. Unknown
+        ids become "[UNK]".
 
         Args:
           ids: [t].
@@ -216,7 +217,9 @@ class Tokenizer:
 
     def _subword_model(self) -> SubwordTokenizer:
         if not isinstance(self._model, SubwordTokenizer):
-            raise ValueError(f"tokenizer: got {self.config.tokenizer!r}, expected bpe or wordpiece")
+            raise ValueError(
+                f"tokenizer: got {self.config.tokenizer!r}, expected bpe, wordpiece or unigram"
+            )
         return self._model
 
     def _rows(self, texts: Sequence[str]) -> Iterator[_Row]:

@@ -1,6 +1,5 @@
 """Tokenizer files of RoBERTa folders: the pieces that the library tokenizers gives, or one line."""
 
-import functools
 import itertools
 import json
 
@@ -9,7 +8,7 @@ import tokenizers
 from tokenizers import AddedToken, models, pre_tokenizers, processors
 
 from tasks.common.errors import UserError
-from tasks.common.huggingface.byte_pairs import read_byte_pairs
+from tasks.common.huggingface.byte_pairs import read_byte_pairs as read
 from tasks.common.huggingface.weights import LanguageModelFolder
 from tasks.common.text.tokenizer import Tokenizer
 
@@ -26,7 +25,6 @@ TEXTS = [
     "<s>the</s>",
     "\u0000\u00a0 ",
 ]
-read = functools.partial(read_byte_pairs, kind="roberta")
 
 
 def whole(prefix=False, **changes):
