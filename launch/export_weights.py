@@ -2,16 +2,17 @@
 
 python -m launch.export_weights --workdir=runs/bert --to=exported
 
-A masked language model becomes a directory of BERT, DistilBERT or RoBERTa. The run was trained with
-configs/language_modeling.py:DATA,bert or made by launch.import_weights. An imported run is exported
-as the kind of model that it was, its tensors bit for bit and in their original order. A trained
-model with segment embeddings is exported as BERT, a model without them as DistilBERT. Tokenizers
-fitted by this project apply NFKC normalization first, which vocab.txt cannot express.
+A masked language model becomes a directory of BERT, DistilBERT, RoBERTa or XLM-RoBERTa. The run was
+trained with configs/language_modeling.py:DATA,bert or made by launch.import_weights. An imported
+run is exported as the kind of model that it was, its tensors bit for bit and in their original
+order. A trained model with segment embeddings is exported as BERT, a model without them as
+DistilBERT. Tokenizers fitted by this project apply NFKC normalization first, which vocab.txt cannot
+express.
 
 A text classifier with config.model.pooling=bert, such as one of
 configs/text_classification.py:DATA,from:runs/bert, becomes a directory of
-BertForSequenceClassification, or of RobertaForSequenceClassification if it was fine-tuned from a
-RoBERTa, with its labels and its tokenizer. Texts are truncated as here by `truncation=True`;
+BertForSequenceClassification, or of (XLM)RobertaForSequenceClassification if it was fine-tuned from
+such a model, with its labels and its tokenizer. Texts are truncated as here by `truncation=True`;
 special tokens in a text, such as "[SEP]", are plain text here and special there.
 """
 

@@ -1,4 +1,4 @@
-"""Creates a run directory from BERT, DistilBERT or RoBERTa weights.
+"""Creates a run directory from BERT, DistilBERT, RoBERTa or XLM-RoBERTa weights.
 
 python -m launch.import_weights --from=bert-base-uncased --workdir=runs/bert
 python -m launch.predict --workdir=runs/bert --input="The film was [MASK]."
@@ -6,11 +6,12 @@ python -m launch.predict --workdir=runs/bert --input="The film was [MASK]."
 The source is a directory of Hugging Face transformers, or the name of a model on the Hugging Face
 Hub, which is downloaded into the cache of huggingface_hub. The directory contains config.json,
 model.safetensors, and the tokenizer: tokenizer.json; vocab.txt of BERT; or vocab.json and
-merges.txt of RoBERTa, whose model_type is "roberta" (roberta-base, distilroberta-base). Unsupported
-options of the model or the tokenizer raise an error, and so do contradictory files. The result is a
-run of language_modeling with the imported parameters: launch.predict reads it, with [MASK] in place
-of a missing word for every kind of model, and configs/text_classification.py:DATA,from:runs/bert
-fine-tunes it. launch.export_weights is the inverse.
+merges.txt of RoBERTa. The model_type of config.json is bert, distilbert, roberta (roberta-base,
+distilroberta-base) or xlm-roberta (xlm-roberta-base). Unsupported options of the model or the
+tokenizer raise an error, and so do contradictory files. The result is a run of language_modeling
+with the imported parameters: launch.predict reads it, with [MASK] in place of a missing word for
+every kind of model, and configs/text_classification.py:DATA,from:runs/bert fine-tunes it.
+launch.export_weights is the inverse.
 """
 
 from __future__ import annotations

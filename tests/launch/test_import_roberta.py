@@ -1,4 +1,4 @@
-"""RoBERTa folders as saved by transformers: reading, writing, runs made from them."""
+"""RoBERTa folders as saved by transformers, also XLM-RoBERTa: reading, writing, runs from them."""
 
 import json
 
@@ -12,6 +12,7 @@ from launch.runs import directory
 from tasks.common.errors import UserError
 from tasks.common.huggingface.files import read_folder, write_folder
 from tests.launch.test_import_weights import BERT, LENGTH, D, bert_shapes, linear, norm
+from tests.tasks.common.huggingface import test_unigrams
 from tests.tasks.common.huggingface.test_byte_pairs import IDS, MERGES, VOCABULARY, whole
 
 V, PAD = len(VOCABULARY), 1
@@ -75,6 +76,27 @@ def test_written_back_is_what_was_read(tokenizer, tmp_path):
     assert (again.vocabulary, again.normalization) == (read.vocabulary, read.normalization)
 
 
+def test_unigram_model_is_written_back(tmp_path):
+    rows = len(test_unigrams.VOCABULARY)
+    config = ROBERTA | {
+        "architectures": ["XLMRobertaForMaskedLM"],
+        "model_type": "xlm-roberta",
+        "vocab_size": rows,
+    }
+    write(tmp_path / "from", config)
+    path = tmp_path / "from" / "model.safetensors"
+    tensors = {name: it[:rows] if len(it) == V else it for name, it in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    (tmp_path / "from" / "tokenizer.json").write_text(json.dumps(test_unigrams.whole()))
+    read = read_folder(tmp_path / "from")
+    write_folder(tmp_path / "to", read)
+    assert (tmp_path / "to" / "model.safetensors").read_bytes() == path.read_bytes()
+    assert json.loads((tmp_path / "to" / "config.json").read_text()) == config
+    again = read_folder(tmp_path / "to")
+    assert (again.vocabulary, again.normalization) == (read.vocabulary, read.normalization)
+    assert again.kind == "xlm-roberta"
+
+
 def test_a_run_that_predicts(tmp_path):
     source, folder = tmp_path / "roberta", tmp_path / "run"
     tensors = write(source)
@@ -124,7 +146,8 @@ def without_norm(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type is 'gpt2', expected one of 'bert', .*'roberta'; name"),
+        ({"model_type": "gpt2"}, "is 'gpt2', expected one of 'bert', .*'xlm-roberta'; name"),
+        ({"model_type": "modernbert"}, "model_type is 'modernbert', expected one of 'bert'"),
         ({"hidden_act": "relu"}, "config.json: hidden_act is 'relu', expected 'gelu'"),
         ({"position_embedding_type": "relative_key"}, "is 'relative_key', expected 'absolute'"),
         ({"type_vocab_size": 3}, "type_vocab_size is 3, expected 1"),

@@ -8,7 +8,7 @@ from launch.export_weights import export
 from launch.import_weights import _experiment, _write_run
 from launch.runs import directory
 from tasks.common.huggingface.files import read_folder
-from tests.oracles.test_imported_roberta import model_folder
+from tests.oracles.test_imported_roberta import LAYOUTS, model_folder
 
 pytestmark = pytest.mark.oracle
 
@@ -32,7 +32,8 @@ TRAINING = {"steps": 3, "batch_size": 4, "evaluate_every": 3, "log_every": 3}
 CLASSES = {
     "wordpiece": "BertForSequenceClassification",
     "bpe": "BertForSequenceClassification",
-    "roberta": "RobertaForSequenceClassification",
+    "tokenizer.json": "RobertaForSequenceClassification",
+    "unigram": "XLMRobertaForSequenceClassification",
 }
 
 
@@ -45,9 +46,9 @@ def trained(request, tmp_path_factory):
     lines = ["text,label", *(f"{row},{row.split()[1]}" for row in rows)]
     (folder / "texts.csv").write_text("\n".join(lines), encoding="utf-8")
     paths = {"cache_dir": folder / "cache", "data_dir": folder / "data"}
-    if request.param == "roberta":
+    if request.param in LAYOUTS:
         (folder / "files").mkdir()
-        model_folder(folder / "files", "tokenizer.json")
+        model_folder(folder / "files", request.param)
         saved = read_folder(folder / "files")
         _write_run(saved, _experiment(saved, folder / "files"), folder / "masked")
     else:

@@ -17,6 +17,7 @@ from launch.exports import reader, writer
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig, Tokenizer
 from tests.tasks import contract
+from tests.tasks.common.huggingface import test_unigrams as unigrams
 
 TEXT_TASKS = ("text_classification", "language_modeling", "translation", "sequence_copy")
 
@@ -154,7 +155,15 @@ def test_tokenizers_are_equal(config, tmp_path):
         "ﬁne a\u0301b 😀 x\ty\nz  a_b 1.5 — “quoted” \ud800",
         "", " ", "running runs ran run", "a b a b a b c",
     ]  # fmt: skip
-    tokenizer = Tokenizer.fit(texts, config)
+    expect_equal_tokenizers(Tokenizer.fit(texts, config), texts, tmp_path)
+
+
+def test_unigram_tokenizers_are_equal(tmp_path):
+    tokenizer = unigrams.tokenizer_of(unigrams.write(tmp_path / "xlm", unigrams.whole()))
+    expect_equal_tokenizers(tokenizer, unigrams.TEXTS, tmp_path)
+
+
+def expect_equal_tokenizers(tokenizer, texts, tmp_path):
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     other = reader.Tokenizer(tmp_path / "tokenizer.json")
     assert other.size == tokenizer.size
