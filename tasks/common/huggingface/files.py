@@ -213,7 +213,11 @@ def _write_vocabulary(folder: Path, saved: LanguageModelFolder) -> None:
     """Writes the tokenizer: vocab.txt; vocab.json and merges.txt of RoBERTa; or tokenizer.json."""
     ids = {piece: number for number, piece in enumerate(saved.vocabulary)}
     if isinstance(saved.normalization, Unigram):
-        tokenizer = _with_plain_names(saved.normalization.pipeline(ids))
+        # The other special tokens are added to the model.
+        own = {
+            piece: number for piece, number in ids.items() if piece in saved.normalization.scores
+        }
+        tokenizer = _with_plain_names(saved.normalization.pipeline(own))
         _complete(tokenizer, ids, saved.kind).save(str(folder / TOKENIZER))
         return
     if not isinstance(saved.normalization, BytePairs):
@@ -349,7 +353,8 @@ def _complete(tokenizer: Any, ids: Mapping[str, int], kind: str) -> Any:
     tokenizer.add_special_tokens(
         [
             AddedToken(token, lstrip=kind in ROBERTA and token == mask, special=True)
-            for token in special_tokens(kind)
+            # New tokens get the next ids.
+            for token in sorted(special_tokens(kind), key=ids.__getitem__)
         ]
     )
     return tokenizer

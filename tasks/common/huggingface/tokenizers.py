@@ -52,7 +52,7 @@ model_max_length max_len max_length min_length padding padding_side pad_to_multi
 pad_token_type_id stride truncation truncation_strategy model_input_names name_or_path
 special_tokens_map_file tokenizer_file vocab_file init_inputs clean_up_tokenization_spaces
 return_tensors processor_class backend is_local local_files_only model_specific_special_tokens
-chat_template
+chat_template unk_id
 """
 
 
