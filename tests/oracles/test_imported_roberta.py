@@ -72,7 +72,8 @@ def unigrams():
     pieces = {word[:length] for word in words for length in (1, 2, 3, 5, 8)}
     pieces |= {character for word in words for character in word} | {"<", "s", ">"}
     rng = np.random.default_rng(0)
-    scores = [float(score) for score in -rng.uniform(2, 9, len(pieces))]
+    # Few digits, which the library reads exactly.
+    scores = [round(float(score), 3) for score in -rng.uniform(2, 9, len(pieces))]
     special = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
     return [*special, *zip(sorted(pieces), scores, strict=True)]
 
