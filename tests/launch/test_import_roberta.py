@@ -172,6 +172,41 @@ def test_unsupported_folders_are_one_line(damage, message, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta"])
+def test_any_damage_is_one_line_or_harmless(kind, tmp_path):
+    """Replaces a value of a file by another one: an answer, or one line."""
+    folder = tmp_path / "roberta"
+    write(folder, ROBERTA | {"model_type": kind})
+    good = {"config.json": ROBERTA | {"model_type": kind}}
+    good["tokenizer.json"] = whole() if kind == "roberta" else test_unigrams.whole()
+    good["tokenizer_config.json"] = {"mask_token": {"content": "<mask>", "lstrip": True}}
+    others = (None, True, 7, -1.5, "x", [], {}, [[1]], {"content": 3, "type": "Sequence"})
+    rng, refused = np.random.default_rng(0), []
+    for number in range(150):
+        for name, values in good.items():
+            text = json.dumps(values)
+            if name == list(good)[number % 3]:
+                text = json.dumps(damaged(values, rng, others[rng.integers(len(others))]))
+            (folder / name).write_text(text)
+        try:
+            read_folder(folder)
+        except UserError as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+    assert not any("\n" in message for message in refused)
+
+
+def damaged(values, rng, other):
+    """Returns a copy of JSON values in which one value, at a random depth, is another."""
+    if isinstance(values, dict | list) and values and rng.random() < 0.8:
+        keys = list(values) if isinstance(values, dict) else range(len(values))
+        key = keys[rng.integers(len(keys))]
+        copy = dict(values) if isinstance(values, dict) else list(values)
+        copy[key] = damaged(values[key], rng, other)
+        return copy
+    return other
+
+
 def test_former_files_are_read(tmp_path):
     """Files with tied output layers, position ids and another pooler, in half precision."""
     folder = tmp_path / "roberta"

@@ -159,11 +159,8 @@ def notes_on(folder: Path, values: Mapping[str, Any]) -> list[str]:
 
 def mask_notes(path: Path, values: Mapping[str, Any], rules: Rules) -> list[str]:
     """Returns a note if the space before a mask token is not a part of the mask token."""
-    mask = rules.roles["mask"]
-    strips = [
-        token.get("lstrip") for token in values["added_tokens"] or [] if token["content"] == mask
-    ]
-    if False not in strips:
+    mask, tokens = rules.roles["mask"], values.get("added_tokens") or []
+    if False not in [token.get("lstrip") for token in tokens if token["content"] == mask]:
         return []
     return [f"{path}: lstrip of {mask} is false: spaces before a mask token are ignored here"]
 

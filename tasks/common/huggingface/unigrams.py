@@ -103,4 +103,5 @@ def _parts(cutter: Any) -> Iterator[Mapping[str, Any]]:
     """Yields the pre-tokenizers of a sequence, or a single one."""
     if isinstance(cutter, dict):
         nested = cutter.get("pretokenizers")
-        yield from (p for p in nested if isinstance(p, dict)) if nested else [cutter]
+        parts = nested if isinstance(nested, list) else [cutter]
+        yield from (part for part in parts if isinstance(part, dict))

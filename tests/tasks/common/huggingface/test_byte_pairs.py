@@ -109,6 +109,8 @@ def test_options_of_the_mask_token_are_noted(tmp_path):
         token["lstrip"] = False
     (note,) = read(write(tmp_path / "roberta", values))[2]
     assert "lstrip of <mask> is false" in note
+    del values["added_tokens"]
+    assert read(write(tmp_path / "none", values))[2] == []
 
 
 def model(**changes):
