@@ -40,12 +40,14 @@ class AttentionMap:
         dimension, such as the query of a pool.
       queries: name of the axis of the queries; None for a single query without a label.
       keys: name of the axis of the keys.
+      statistics: measurements of each head by name, numbers or labels [L, N], such as "pattern".
     """
 
     title: str
     weights: np.ndarray
     queries: str | None
     keys: str
+    statistics: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Self-contained HTML pages: the head with the styles of all pages, and their templates.
 
-Pages have no scripts and refer to no other file. They follow the color scheme of the browser, and
-fit narrow screens; wider content scrolls in a box of its own.
+Pages refer to no other file, and only pages of explanations have a script. They follow the color
+scheme of the browser, and fit narrow screens; wider content scrolls in a box of its own.
 """
 
 from __future__ import annotations
@@ -97,19 +97,20 @@ _HEAD = (
 <style>
 """
     + CSS
-    + """</style></head><body><main>
+    + """{{ styles }}</style></head><body><main>
 <h1>{{ title }}</h1>
 """
 )
 _END = "</main></body></html>\n"
 
 
-def render(body: str, title: str, **values: Any) -> str:
+def render(body: str, title: str, styles: str = "", **values: Any) -> str:
     """Returns a page with a title.
 
     Args:
       body: jinja2 template of the HTML after the title. Texts are escaped; HTML is `Markup`.
       title: title of the page.
+      styles: further CSS.
       **values: variables of the template; an unknown variable is an error. The filter `scrolling`
         puts HTML into a box, see `scrolling`.
     """
@@ -118,7 +119,9 @@ def render(body: str, title: str, **values: Any) -> str:
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["scrolling"] = lambda content, label: Markup(scrolling(content, label))
-    return environment.from_string(_HEAD + body + _END).render(title=title, **values)
+    return environment.from_string(_HEAD + body + _END).render(
+        title=title, styles=Markup(styles), **values
+    )
 
 
 def scrolling(content: str, label: str) -> str:
