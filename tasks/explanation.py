@@ -151,7 +151,7 @@ class Explanation:
       maps: attention maps.
       attributions: attributions; may be empty.
       curves: deletion and insertion curves.
-      medium: picture, sound or series that areas of axes refer to; None for texts and items.
+      medium: image, sound or series that areas of axes refer to; None for texts and items.
       confidence: probability of the prediction; None if there is none.
       score: score of the example in the primary metric; None if unknown.
       kind: "correct", "wrong", "uncertain" or "".
