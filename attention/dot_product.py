@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from attention import masks, recording, registry, shapes
 from attention.kernels import derivatives, devices, dispatch, partition, reference
 from attention.kernels.dispatch import KernelChoice
+from attention.numerics import mix_heads
 
 Array = jax.Array
 
@@ -74,7 +75,17 @@ def attend(
     request = _checked(
         query, key, value, mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key
     )
-    recording.record(lambda: _weights(request), lambda rows: _weights(request.of_rows(rows)))
+    result = _run(implementation, request)
+    return recording.record_result(
+        result,
+        lambda: _weights(request),
+        lambda rows: _weights(request.of_rows(rows)),
+        mix=None if dropout_rate else lambda weights: mix_heads(weights, value),
+        values=value,
+    )
+
+
+def _run(implementation: str, request: _Request) -> Array:
     if implementation != "auto":
         dispatch.record(
             request.arrays, request.options, KernelChoice(implementation, {}, "named by the caller")

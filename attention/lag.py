@@ -148,7 +148,9 @@ class LagAttention(nnx.Module):
         """
         expect_series(x, self.channels)
         y, weights = lag_attention(x.astype(self.dtype), self.logits[...], valid)
-        recording.record(lambda: weights)
+        y = recording.record_result(
+            y, lambda: weights, mix=lambda w: _apply_by_time(w, x, valid).astype(self.dtype)
+        )
         return (y, weights) if return_weights else y
 
 
@@ -209,7 +211,9 @@ class ResidualLagAttention(nnx.Module):
         y, weights = residual_lag_attention(
             x.astype(self.dtype), self.logits[...], self.values[...], valid, level=self.level
         )
-        recording.record(lambda: weights)
+        y = recording.record_result(
+            y, lambda: weights, mix=lambda w: _apply_by_time(w, x, valid).astype(self.dtype)
+        )
         return (y, weights) if return_weights else y
 
 
@@ -292,3 +296,12 @@ def _by_time(weights: Array, x: Array) -> Array:
         forward = jnp.pad(forward, ((0, 0), (0, 0), (0, 0), (T - L, 0)))
     forward = forward[..., forward.shape[-1] - T :]
     return jnp.broadcast_to(forward, (B, *weights.shape[1:3], T))
+
+
+def _apply_by_time(weights: Array, x: Array, valid: Array | None) -> Array:
+    """Returns Σ_t w_ft x_t, [B, F, C], for weights by time [B, 1 or C, F, T]."""
+    if valid is not None:
+        x = jnp.where(valid if jnp.ndim(valid) == 3 else valid[..., None], x, 0)
+    if weights.shape[1] == 1:
+        return jnp.einsum("BFT,BTC->BFC", weights[:, 0], x)
+    return jnp.einsum("BCFT,BTC->BFC", weights, x)

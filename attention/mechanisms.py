@@ -95,6 +95,7 @@ CAPABILITIES = {
     "length_dependent": "results depend on the amount of padding; for inputs of equal length",
     "state": "carries a state from step to step",
     "gate": "its weights are factors of the input",
+    "gradients": "`attribution.attention_gradients` computes gradients of its weights",
     "forward_mode": "has forward-mode derivatives (jvp, jacfwd, hessian)",
     "higher_derivatives": "has reverse-mode derivatives of derivatives",
     "symbolic": "supports symbolic batch sizes of `jax.export`",
@@ -219,62 +220,62 @@ dot_product | multi_head:MultiHeadAttention | Vaswani et al. 2017; grouped: Ains
   concatₙ(attend(xW_q, mW_k, mW_v))·W_o
   time O(T·S·D + T·D²); memory O(T·S)
   mask padding causal cross weights normalized bias logit_cap grouped_query value_size dropout
-  positions permutation cache
+  positions permutation cache gradients
 
 sliding_window | sequence.sparse:SlidingWindow | Beltagy et al. 2020; Jiang et al. 2023
   attend over -right ≤ t - s ≤ left
   time O(T·W·D + T·D²) where blocks are skipped; memory O(T²); O(T·W) where blocks are skipped
   mask padding causal weights normalized bias logit_cap grouped_query value_size dropout positions
-  sparse cache
+  sparse cache gradients
 
 strided | sequence.sparse:Strided | Child et al. 2019
   attend over -L < t - s < L or (t - s) mod L = 0
   time O(T·W·D + T·D²) where blocks are skipped; memory O(T²); O(T·W) where blocks are skipped
   mask padding causal weights normalized bias logit_cap grouped_query value_size dropout positions
-  sparse cache
+  sparse cache gradients
 
 fixed | sequence.sparse:Fixed | Child et al. 2019
   attend over ⌊t/L⌋ = ⌊s/L⌋ or s mod L ≥ L - c
   time O(T·W·D + T·D²) where blocks are skipped; memory O(T²); O(T·W) where blocks are skipped
   mask padding causal weights normalized bias logit_cap grouped_query value_size dropout positions
-  sparse cache
+  sparse cache gradients
 
 longformer | sequence.longformer:Longformer | Beltagy et al. 2020
   attend over a window and global s; global t over all, by W_q', W_k', W_v'
   time O(T·W·D + T·D²) where blocks are skipped; memory O(T²); O(T·W) where blocks are skipped
   mask padding causal weights normalized bias logit_cap grouped_query value_size dropout positions
-  sparse cache
+  sparse cache gradients
 
 bigbird | sequence.sparse:BigBird | Zaheer et al. 2020
   attend over blocks near by, at the front and at random
   time O(T·W·D + T·D²) where blocks are skipped; memory O(T²); O(T·W) where blocks are skipped
   mask padding causal weights normalized bias logit_cap grouped_query value_size dropout positions
-  sparse cache
+  sparse cache gradients
 
 linformer | sequence.low_rank:Linformer | Wang et al. 2020
   softmax(q(Eᵀk)ᵀ)·Fᵀv
   time O(T·R·D + T·D²); memory O(T·R)
-  padding weights dropout max_length
+  padding weights dropout max_length gradients
 
 prob_sparse | sequence.prob_sparse:ProbSparse | Zhou et al. 2021
   softmax(qkᵀ)·v of the queries that prefer some keys; the mean of v of the others
   time O(T·log T·D + T·D²); memory O(T·log T)
-  padding weights normalized dropout length_dependent
+  padding weights normalized dropout length_dependent gradients
 
 nystromformer | sequence.nystrom:Nystromformer | Xiong et al. 2021
   softmax(qk̃ᵀ)·softmax(q̃k̃ᵀ)⁺·softmax(q̃kᵀ)·v + conv(v)
   time O(T·M·D + N·M³ + T·D²); memory O(T·M)
-  padding weights dropout
+  padding weights dropout gradients
 
 linear | sequence.linear:LinearAttention | Katharopoulos et al. 2020
   φ(q)ᵀ·Σₛ φ(kₛ)vₛᵀ / φ(q)·Σₛ φ(kₛ), φ = elu + 1
   time O(T·D·H); memory O(T·D)
-  padding causal weights normalized dropout permutation cache
+  padding causal weights normalized dropout permutation cache gradients
 
 performer | sequence.performer:Performer | Choromanski et al. 2021 (FAVOR+)
   as linear, φ = exp(Ωx - |x|²/2) or ReLU(Ωx) + ε
   time O(T·N·F·H), F features; memory O(T·N·F)
-  padding causal weights normalized dropout permutation cache
+  padding causal weights normalized dropout permutation cache gradients
 
 gated_delta_net | sequence.gated_delta_net:GatedDeltaNet | Yang et al. 2025; Schlag et al. 2021
   Sₜ = αₜ(I - βₜkₜkₜᵀ)Sₜ₋₁ + βₜkₜvₜᵀ, oₜ = Sₜᵀqₜ
@@ -289,104 +290,104 @@ fourier | sequence.fourier:Fourier | FNet: Lee-Thorp et al. 2022 (control)
 talking_heads | sequence.talking_heads:TalkingHeadsAttention | Shazeer et al. 2020
   (softmax((qkᵀ)·P)·R)·v, P and R mix heads
   time O(T·S·(D + N²) + T·D²); memory O(N·T·S)
-  mask padding causal cross weights dropout permutation cache
+  mask padding causal cross weights dropout permutation cache gradients
 
 latent | sequence.latent:LatentAttention | MLA: DeepSeek-AI 2024
   attend([q; q_rope], [U c; k_rope], W c), c = norm(xW_c)
   time O(T·S·D + T·D²); a step O(S·N·C); memory O(T·S); cache O(S·C)
-  mask padding causal weights normalized dropout cache
+  mask padding causal weights normalized dropout cache gradients
 
 differential | sequence.differential:DifferentialAttention | Ye et al. 2024
   (1 - λ₀)·norm((softmax(q₁k₁ᵀ) - λ·softmax(q₂k₂ᵀ))·v)
   time O(T·S·D + T·D²); memory O(T·S)
-  mask padding causal weights grouped_query dropout positions permutation cache
+  mask padding causal weights grouped_query dropout positions permutation cache gradients
 
 temporal | recurrent.temporal:TemporalAttention | Cheng et al. 2016; heads: Vaswani et al. 2017
   concatₙ(attend(hₜW_q, hₛW_k, hₛW_v))·W_o over s ≤ t
   time O(T²·D + T·D²); a step O(T·D + D²); memory O(T²); cache O(T·D)
-  mask padding causal always_causal weights normalized dropout cache
+  mask padding causal always_causal weights normalized dropout cache gradients
 """,
     "alignment": """
 additive | recurrent.additive:AdditiveAlignment | Bahdanau et al. 2015
   softmax(v·tanh(Wq + Uhₛ + b))
   time O(S·A) a step; memory O(S·(A + D))
-  padding cross weights normalized permutation
+  padding cross weights normalized permutation gradients
 
 dot | recurrent.dot_product:DotAlignment | Luong et al. 2015
   softmax(q·hₛ)
   time O(S·D) a step; memory O(S·D)
-  padding cross weights normalized permutation
+  padding cross weights normalized permutation gradients
 
 general | recurrent.dot_product:GeneralAlignment | Luong et al. 2015
   softmax(qᵀW·hₛ)
   time O(S·D) a step; memory O(S·D)
-  padding cross weights normalized permutation
+  padding cross weights normalized permutation gradients
 
 concat | recurrent.additive:ConcatAlignment | Luong et al. 2015
   softmax(v·tanh(W[q; hₛ]))
   time O(S·A) a step; memory O(S·(A + D))
-  padding cross weights normalized permutation
+  padding cross weights normalized permutation gradients
 
 local_p | recurrent.local:LocalAlignment | Luong et al. 2015
   softmax(qᵀW·hₛ)·exp(-(s - p)²/2σ²) over |s - p| ≤ 2σ, p = S·σ(v·tanh(W_p q))
   time O(S·D) a step; memory O(S·D)
-  padding cross weights
+  padding cross weights gradients
 
 location_aware | recurrent.location:LocationAwareAlignment | Chorowski et al. 2015; Shen et al. 2018
   softmax(v·tanh(Wq + Vhₛ + U(F * αₜ₋₁)ₛ + b))
   time O(S·K·(A + W)) a step, K filters W wide; memory O(S·(A + D))
-  padding cross weights normalized state
+  padding cross weights normalized state gradients
 
 multi_head | recurrent.multi_head:MultiHeadAlignment | Vaswani et al. 2017
   concatₙ(softmax(qW_q·hₛW_k)·hW_v)·W_o
   time O(S·D + D²) a step; memory O(S·D)
-  padding cross weights normalized permutation
+  padding cross weights normalized permutation gradients
 
 none | recurrent.dot_product:NoAlignment | Sutskever et al. 2014 (control)
   the last valid state, at every step
   time O(1) a step; memory O(S·D)
-  padding cross weights normalized
+  padding cross weights normalized gradients
 """,
     "map_attention": """
 se | image.channel:SqueezeExcite | Hu et al. 2018
   x·σ(W₂ relu(W₁ mean(x)))
   time O(P·C + C·R); memory O(C)
-  weights gate
+  weights gate gradients
 
 eca | image.channel:EfficientChannel | Wang et al. 2020 (ECA-Net)
   x·σ(conv(mean(x))) along the channels
   time O(P·C); memory O(C)
-  weights gate
+  weights gate gradients
 
 cbam | image.cbam:CBAM | Woo et al. 2018
   x' = x·M_c(x), y = x'·M_s(x')
   time O(P·(C + K²) + C·R); memory O(P + C)
-  weights gate batch_statistics
+  weights gate batch_statistics gradients
 
 cbam_channel | image.cbam:ChannelGate | Woo et al. 2018, M_c alone
   x·σ(MLP(mean(x)) + MLP(max(x)))
   time O(P·C + C·R); memory O(C)
-  weights gate
+  weights gate gradients
 
 cbam_spatial | image.cbam:SpatialGate | Woo et al. 2018, M_s alone
   x·σ(BN(conv([max_c x; mean_c x])))
   time O(P·(C + K²)); memory O(P)
-  weights gate batch_statistics
+  weights gate batch_statistics gradients
 
 scse | image.scse:ChannelAndSpatial | Roy et al. 2018
   x·σ(W₂ relu(W₁ mean(x))) + x·σ(w·x)
   time O(P·C + C·R); memory O(P + C)
-  weights gate
+  weights gate gradients
 
 coordinate | image.coordinate:Coordinate | Hou et al. 2021
   x·σ(f(mean_x x))·σ(f(mean_y x))
   time O(P·C + (Y + X)·C·R); memory O((Y + X)·C)
-  weights gate batch_statistics
+  weights gate batch_statistics gradients
 
 non_local | image.non_local:NonLocal | Wang et al. 2018
   x + BN(softmax(θ(x)φ(x)ᵀ)·g(x)·W_z)
   time O(P²·C + P·C²); memory O(P²)
-  weights normalized batch_statistics
+  weights normalized batch_statistics gradients
 
 axial | image.axial:Axial | Ho et al. 2019; Wang et al. 2020
   h = x + attend(rows of x), y = h + attend(columns of h)
@@ -396,19 +397,19 @@ axial | image.axial:Axial | Ho et al. 2019; Wang et al. 2020
 shifted_window | image.window:ShiftedWindow | Swin: Liu et al. 2021
   x + softmax(qkᵀ + b)·v in shifted windows
   time O(P·S²·C + P·C²); memory O(P·S²)
-  weights normalized
+  weights normalized gradients
 """,
     "gate": """
 attention_gate | image.attention_gate:AttentionGate | Attention U-Net: Oktay et al. 2018
   x·σ(ψ·relu(W_x x + W_g g))
   time O(P·C·F); memory O(P·F)
-  weights gate
+  weights gate gradients
 """,
     "pool": """
 mean | pooling:MeanPool | control
   Σₜ xₜ / T
   time O(T·D); memory O(D)
-  padding weights normalized permutation
+  padding weights normalized permutation gradients
 
 max | pooling:MaxPool | control; Collobert et al. 2011
   maxₜ xₜ, a channel at a time
@@ -418,57 +419,57 @@ max | pooling:MaxPool | control; Collobert et al. 2011
 attention | pooling:AttentionPool | Yang et al. 2016
   Σₜ softmax(u·tanh(Wxₜ + b))·xₜ
   time O(T·D·A); memory O(T·A)
-  padding weights normalized dropout permutation
+  padding weights normalized dropout permutation gradients
 
 multi_head | pooling:MultiHeadPool | Lee et al. 2019 (PMA)
   concatₙ(attend(seedₙ, xW_k, xW_v))·W_o
   time O(T·D²); memory O(T·D)
-  padding weights normalized dropout permutation
+  padding weights normalized dropout permutation gradients
 
 structured | structured_pooling:StructuredPool | Lin et al. 2017
   concatᵣ(softmax(w₂ᵣ·tanh(W₁xₜ))·x)·W_o
   time O(T·D·A + T·R·(A + D) + R·D²), R hops; memory O(T·(A + R))
-  padding weights normalized dropout permutation
+  padding weights normalized dropout permutation gradients
 """,
     "neighbours": """
 user_neighbours | collaborative.neighbors:UserNeighbors | after Resnick et al. 1994
   Σᵥ wᵥ·sim(u, v)·r(v, i) / Σᵥ |wᵥ·sim(u, v)|
   time O(S·(D + I)); memory O(S·D + I)
-  padding weights permutation
+  padding weights permutation gradients
 """,
     "history": """
 fism | collaborative.nais:FISM | Kabbur et al. 2013 (control)
   b + n^(-α)·Σⱼ qⱼ·p
   time O(I·S·D); memory O(I·S)
-  padding weights permutation
+  padding weights permutation gradients
 
 nais | collaborative.nais:NAIS | He et al. 2018
   b + n^(-α)·Σⱼ aⱼ·qⱼ·p, aⱼ = exp(fⱼ) / (Σ exp(f))^β
   time O(I·S·D·A); concat O((I + S)·D·A + I·S·(D + A)); memory O(I·S·(D + A))
-  padding weights permutation
+  padding weights permutation gradients
 """,
     "profile": """
 acf | collaborative.acf:ItemAttention | Chen et al. 2017
   Σₗ softmax(w·relu(W_u u + W_v vₗ + W_p pₗ + W_x x̄ₗ + b))·pₗ
   time O(S·D·A); memory O(S·(D + A))
-  padding weights normalized permutation
+  padding weights normalized permutation gradients
 """,
     "components": """
 acf | collaborative.acf:ComponentAttention | Chen et al. 2017
   Σₘ softmax(w·relu(W_u u + W_x xₗₘ + b))·xₗₘ
   time O(S·M·C·A), M components; memory O(S·M·(C + A))
-  padding weights normalized permutation
+  padding weights normalized permutation gradients
 """,
     "lags": """
 lag | lag:LagAttention | Yule 1927; softmax: Vaswani et al. 2017 (control)
   Σᵢ softmax(l)ᵢ·xₜ₋ᵢ
   time O(F·L·C); memory O(F·L + L·C)
-  padding weights normalized
+  padding weights normalized gradients
 
 lag_residual | lag:ResidualLagAttention | after Zeng et al. 2023 (NLinear)
   c + Σₙ Wₙ·Σᵢ softmax(lₙ)ᵢ·(xₜ₋ᵢ - c)
   time O(F·L·(C + N)); memory O(N·F·L + L·C)
-  padding weights
+  padding weights gradients
 """,
 }
 

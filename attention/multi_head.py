@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import masks, shapes
+from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.dropout import dropout_options
 from attention.normalization import RMSNorm
@@ -271,19 +271,31 @@ class MultiHeadAttention(CachedAttention):
         dropout_key: Array | None = None,
     ) -> Array:
         """Returns the result [B, T, D] for query, key and value."""
-        heads = attend(
-            query,
-            key,
-            value,
-            mask=mask,
-            bias=bias,
-            implementation=self.implementation,
-            **self._logit_options(),
-            **dropout_options(self.dropout_rate, dropout_key),
-        )
+        # Under a gate, the contribution of a value depends on the query too.
+        with recording.projecting(self._project if self.gate is None else None):
+            heads = attend(
+                query,
+                key,
+                value,
+                mask=mask,
+                bias=bias,
+                implementation=self.implementation,
+                **self._logit_options(),
+                **dropout_options(self.dropout_rate, dropout_key),
+            )
+        return self._output(x, heads)
+
+    def _output(self, x: Array, heads: Array) -> Array:
+        """Returns the result [B, T, D] for heads [B, T, N, V]."""
         if self.gate is not None:
             heads = heads * jax.nn.sigmoid(self.gate(x))
         return self.out(heads)
+
+    def _project(self, values: Array) -> Array:
+        """Returns v_n W_o,n for each head: [B, S, N, D] for values [B, S, N, V]."""
+        kernel = self.out.kernel[...].astype(values.dtype)
+        highest = jax.lax.Precision.HIGHEST
+        return jnp.einsum("BSNV,NVD->BSND", values, kernel, precision=highest)
 
 
 def _both_positions(x, memory, query_positions, key_positions) -> tuple[Array, Array]:

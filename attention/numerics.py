@@ -19,6 +19,19 @@ def product(equation: str, a: Array, b: Array) -> Array:
     return jnp.einsum(equation, a.astype(b.dtype), b, preferred_element_type=sums).astype(b.dtype)
 
 
+def mix_heads(weights: Array, values: Array) -> Array:
+    """Computes the weighted sums of values, for weights [B, N, T, S] and values [B, S, K, V].
+
+    K divides N. The result is [B, T, N, V] in at least float32.
+    """
+    B, N, T, S = weights.shape
+    K, V = values.shape[2:]
+    wide = accumulator(values)
+    grouped = weights.astype(wide).reshape(B, K, N // K, T, S)
+    mixed = jnp.einsum("BKGTS,BSKV->BTKGV", grouped, values.astype(wide))
+    return mixed.reshape(B, T, N, V)
+
+
 def softmax(logits: Array, sinks: Array | None = None) -> Array:
     """Computes the softmax over the last axis; rows of -inf return 0, with gradients of 0.
 

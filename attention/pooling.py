@@ -15,7 +15,7 @@ from flax import nnx
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.dropout import dropout, dropout_options
-from attention.numerics import product, softmax
+from attention.numerics import mix_heads, product, softmax
 from attention.projection import Projection
 
 Array = jax.Array
@@ -39,8 +39,12 @@ def mean_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
     valid = validate_valid(states, valid)
     count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
     weights = valid / count.astype(jnp.float32)
-    recording.record(lambda: weights[:, None])
-    return product("BT,BTD->BD", weights, states), weights[:, None]
+    pooled = recording.record_result(
+        product("BT,BTD->BD", weights, states),
+        lambda: weights[:, None],
+        mix=lambda w: product("BT,BTD->BD", w[:, 0], states),
+    )
+    return pooled, weights[:, None]
 
 
 def max_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
@@ -102,9 +106,13 @@ def attention_pool(
     shapes.expect("scores", scores, "B T", {"B": states.shape[0], "T": states.shape[1]})
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     weights = softmax(jnp.where(valid, wide, -jnp.inf))
-    recording.record(lambda: weights[:, None])
     dropped = dropout(weights, dropout_rate, dropout_key)
-    return product("BT,BTD->BD", dropped, states), weights[:, None]
+    pooled = recording.record_result(
+        product("BT,BTD->BD", dropped, states),
+        lambda: weights[:, None],
+        mix=None if dropout_rate else lambda w: product("BT,BTD->BD", w[:, 0], states),
+    )
+    return pooled, weights[:, None]
 
 
 class Pool(nnx.Module):
@@ -267,7 +275,13 @@ class MultiHeadPool(Pool):
             pooled = attend(query, key, value, mask=mask, **dropout)
         weights = attention_weights(query, key, mask=mask)
         weights = jnp.swapaxes(weights, 1, 2).reshape(B, queries * N, T)
-        recording.record(lambda: weights)
+
+        def mix(weights: Array) -> Array:
+            by_query = weights.reshape(B, queries, N, T)
+            return mix_heads(jnp.swapaxes(by_query, 1, 2), value)
+
+        drops = dropout.get("dropout_rate", 0.0) > 0
+        pooled = recording.record_result(pooled, lambda: weights, mix=None if drops else mix)
         return self.out(jnp.swapaxes(pooled, 1, 2).reshape(B, N, queries * H)), weights
 
 

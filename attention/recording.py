@@ -1,7 +1,8 @@
 """Hooks through which mechanisms expose their attention weights to `attention.inspect.capture`.
 
-A mechanism calls `record(compute)` where it computes attention. `compute` is called only if a
-recorder is active.
+A mechanism calls `heads = record_result(heads, compute, mix=...)` where it computes attention, or
+`record(compute)` if its result is not a linear function of the weights. The functions are called
+only if a recorder is active.
 """
 
 from __future__ import annotations
@@ -28,18 +29,30 @@ class Weights:
       compute: function that returns all weights.
       of_rows: function from query indices, int [R], to weights [B, N, R, S]; None if this is not
         cheaper than computing all weights.
+      result: what the mechanism computes with the weights; None if `mix` is.
+      mix: function from weights to the result, linear up to a constant; None if there is none, or
+        if weights are dropped.
+      values: values [B, S, K, V] that the weights mix, for K heads that divide N; None if there are
+        none.
+      project: function from values of all heads, [B, S, N, V], to contributions to the result of
+        the module, [B, S, N, D], linear; None if there is none.
     """
 
     compute: Callable[[], Array]
     of_rows: Callable[[Array], Array] | None = None
+    result: Array | None = None
+    mix: Callable[[Array], Array] | None = None
+    values: Array | None = None
+    project: Callable[[Array], Array] | None = None
 
     def __call__(self) -> Array:
         return self.compute()
 
 
-Take = Callable[[Weights], None]
+Take = Callable[[Weights], Array | None]
 # This is a context variable, so that traces of other threads are not recorded.
 _RECORDER: ContextVar[Take | None] = ContextVar("recorder", default=None)
+_PROJECT: ContextVar[Callable[[Array], Array] | None] = ContextVar("project", default=None)
 
 
 def record(compute: Callable[[], Array], of_rows: Callable[[Array], Array] | None = None) -> None:
@@ -50,10 +63,49 @@ def record(compute: Callable[[], Array], of_rows: Callable[[Array], Array] | Non
         of a pool, [B, S] or [B, N, S] of a step of an alignment.
       of_rows: function that computes the given rows only, see `Weights`.
     """
+    _taken(Weights(compute, of_rows))
+
+
+def record_result(
+    result: Array,
+    compute: Callable[[], Array],
+    of_rows: Callable[[Array], Array] | None = None,
+    *,
+    mix: Callable[[Array], Array] | None,
+    values: Array | None = None,
+) -> Array:
+    """Passes weights with their result to the innermost recorder, if there is one.
+
+    Args:
+      result: result of the mechanism, equal to `mix(compute())`.
+      compute, of_rows: as for `record`.
+      mix, values: see `Weights`.
+
+    Returns:
+      The result, to be used in its place. Recorders of gradients return another array of the same
+      value.
+    """
+    project = _PROJECT.get()
+    replaced = _taken(Weights(compute, of_rows, result, mix, values, project))
+    return result if replaced is None else replaced
+
+
+def _taken(weights: Weights) -> Array | None:
     take = _RECORDER.get()
-    if take is not None:
-        with suppressed():
-            take(Weights(compute, of_rows))
+    if take is None:
+        return None
+    with suppressed():
+        return take(weights)
+
+
+@contextlib.contextmanager
+def projecting(project: Callable[[Array], Array] | None) -> Iterator[None]:
+    """Sets `Weights.project` of results that are recorded within the context."""
+    token = _PROJECT.set(project)
+    try:
+        yield
+    finally:
+        _PROJECT.reset(token)
 
 
 def active() -> bool:

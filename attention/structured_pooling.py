@@ -53,9 +53,13 @@ def structured_pool(
     shapes.expect("scores", scores, "B R T", sizes)
     wide = scores.astype(accumulator(scores))
     weights = softmax(jnp.where(valid[:, None], wide, -jnp.inf))
-    recording.record(lambda: weights)
     dropped = dropout(weights, dropout_rate, dropout_key)
-    return product("BRT,BTD->BRD", dropped, states), weights
+    pooled = recording.record_result(
+        product("BRT,BTD->BRD", dropped, states),
+        lambda: weights,
+        mix=None if dropout_rate else lambda w: product("BRT,BTD->BRD", w, states),
+    )
+    return pooled, weights
 
 
 def structured_penalty(weights: Array) -> Array:

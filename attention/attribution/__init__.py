@@ -1,7 +1,8 @@
 """Explanations of predictions by attention, gradients and removal of positions.
 
-`aggregation` combines the attention of all layers, `gradients` has attributions by the gradient of
-any function, `perturbation` removes positions and computes deletion and insertion curves.
+`attention` computes gradients of attention weights, `aggregation` combines the attention of all
+layers, `gradients` has attributions by the gradient of any function, `perturbation` removes
+positions and computes deletion and insertion curves.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from attention.attribution.aggregation import (
     relevance,
     rollout,
 )
+from attention.attribution.attention import AttentionGradients, attention_gradients
 from attention.attribution.gradients import (
     IntegratedGradients,
     grad_cam,
@@ -31,11 +33,13 @@ from attention.attribution.perturbation import (
 )
 
 __all__ = [
+    "AttentionGradients",
     "CrossRelevance",
     "Curve",
     "IntegratedGradients",
     "area_under_curve",
     "attention_flow",
+    "attention_gradients",
     "cross_relevance",
     "deletion_curve",
     "grad_cam",

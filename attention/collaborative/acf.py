@@ -183,7 +183,11 @@ class ItemAttention(nnx.Module):
         asked = seen.pop("user")[:, None]
         logits = _logits([asked, *seen.values()], self.score[...])
         profile, weights = attend_items(logits, parts["auxiliary"], valid)
-        recording.record(lambda: weights[:, None, None])
+        profile = recording.record_result(
+            profile,
+            lambda: weights[:, None, None],
+            mix=lambda w: product("BS,BSD->BD", w[:, 0, 0], parts["auxiliary"]),
+        )
         return (profile, weights[:, None, None]) if return_weights else profile
 
 
@@ -251,7 +255,11 @@ class ComponentAttention(nnx.Module):
         user, components = user.astype(self.dtype), components.astype(self.dtype)
         parts = [self.user(user)[:, None, None], self.components(components)]
         content, weights = attend_components(_logits(parts, self.score[...]), components, valid)
-        recording.record(lambda: weights[:, None])
+        content = recording.record_result(
+            content,
+            lambda: weights[:, None],
+            mix=lambda w: product("BSM,BSMC->BSC", w[:, 0], components),
+        )
         return (content, weights[:, None]) if return_weights else content
 
 

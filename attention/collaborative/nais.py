@@ -165,8 +165,11 @@ class _ItemSimilarity(nnx.Module):
         candidates, history = candidates.astype(self.dtype), history.astype(self.dtype)
         weights = length_factor(seen, self.alpha) * self.weigh(candidates, history, seen)
         weights = jnp.broadcast_to(weights, (sizes["B"], sizes["I"], sizes["S"]))
-        recording.record(lambda: weights[:, None])
-        scores = item_similarity(candidates, history, weights, bias)
+        scores = recording.record_result(
+            item_similarity(candidates, history, weights, bias),
+            lambda: weights[:, None],
+            mix=lambda w: item_similarity(candidates, history, w[:, 0], bias),
+        )
         return (scores, weights[:, None]) if return_weights else scores
 
 

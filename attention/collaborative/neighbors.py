@@ -276,8 +276,10 @@ class UserNeighbors(nnx.Module):
             size = (sizes["B"], 1, sizes["I"], sizes["S"])
             return jnp.broadcast_to(alpha[:, None], size)
 
-        recording.record(weights)
-        scores = _weighted(alpha, ratings.astype(self.dtype))
+        ratings = ratings.astype(self.dtype)
+        scores = recording.record_result(
+            _weighted(alpha, ratings), weights, mix=lambda w: _weighted_by_item(w[:, 0], ratings)
+        )
         return (scores, weights()) if return_weights else scores
 
     def _weight(self, neighbors: Array, ids: Array | None, sizes: dict[str, int]) -> Array:
@@ -308,11 +310,15 @@ def _ratio(over: Array, under: Array) -> Array:
 def _weighted(alpha: Array, ratings: Array) -> Array:
     """Returns Σ_s α r, [B, I] in the ratings' dtype, summed in at least float32."""
     wide = ratings.astype(accumulator(ratings))
-    if alpha.shape[1] == 1:
-        total = jnp.einsum("BS,BSI->BI", alpha[:, 0], wide)
-    else:
-        total = jnp.einsum("BIS,BSI->BI", alpha, wide)
-    return total.astype(ratings.dtype)
+    if alpha.shape[1] != 1:
+        return _weighted_by_item(alpha, ratings)
+    return jnp.einsum("BS,BSI->BI", alpha[:, 0], wide).astype(ratings.dtype)
+
+
+def _weighted_by_item(alpha: Array, ratings: Array) -> Array:
+    """Returns Σ_s α r, [B, I] in the ratings' dtype, for α [B, I, S]."""
+    wide = ratings.astype(accumulator(ratings))
+    return jnp.einsum("BIS,BSI->BI", alpha, wide).astype(ratings.dtype)
 
 
 def _expect_ratings(similarity: Array, ratings: Array, letters: str) -> dict[str, int]:

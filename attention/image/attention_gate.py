@@ -162,6 +162,7 @@ class AttentionGate(nnx.Module):
             if p is not None
         ]
         gate = additive_gate(x, gating_signal, self.kernel[...], *projections)
-        recording.record(lambda: gate)
-        y = (x * gate).astype(x.dtype)
+        y = recording.record_result(
+            (x * gate).astype(x.dtype), lambda: gate, mix=lambda gate: x * gate
+        )
         return (y, gate) if return_weights else y

@@ -199,5 +199,7 @@ class MapGate(MapAttention):
 
     def _apply(self, x, *, valid, training):
         gate = self.gate(x, valid=valid, training=training)
-        recording.record(lambda: gate)
-        return (x * gate).astype(x.dtype), lambda: gate
+        y = recording.record_result(
+            (x * gate).astype(x.dtype), lambda: gate, mix=lambda gate: x * gate
+        )
+        return y, lambda: gate

@@ -12,7 +12,7 @@ from attention import recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.image.batch_norm import BatchNorm
 from attention.image.maps import MapAttention, expect_positive
-from attention.numerics import accumulator
+from attention.numerics import accumulator, mix_heads
 from attention.projection import Projection
 
 Array = jax.Array
@@ -47,12 +47,15 @@ def non_local(
     if similarity == "embedded_gaussian":
         return attend(query, key, value, scale=1.0)
     shapes.expect_attention(query, key, value)
-    recording.record(lambda: non_local_weights(query, key, similarity=similarity))
     sums = accumulator(query)
     # Divided first: a sum over a large map would lose bits of a narrow dtype.
     kept = jnp.einsum("BPNH,BPNV->BNHV", key, value, preferred_element_type=sums) / key.shape[1]
     y = jnp.einsum("BPNH,BNHV->BPNV", query.astype(sums), kept)
-    return y.astype(query.dtype)
+    return recording.record_result(
+        y.astype(query.dtype),
+        lambda: non_local_weights(query, key, similarity=similarity),
+        mix=lambda weights: mix_heads(weights, value),
+    )
 
 
 def non_local_weights(query: Array, key: Array, *, similarity: str = "embedded_gaussian") -> Array:

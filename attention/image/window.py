@@ -16,6 +16,7 @@ from flax import nnx
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.image.maps import MapAttention, expect_positive
+from attention.numerics import mix_heads
 from attention.projection import Projection
 
 Array = jax.Array
@@ -119,11 +120,15 @@ def window_attention(
     with recording.suppressed():
         attended = attend(*arrays, mask=mask, bias=bias)
     options = {"size": size, "shift": shift, "bias": bias}
-    recording.record(lambda: window_weights(query, key, **options))
     # Each position is in exactly one window; this is its index within that window.
     order = np.argsort(indices.ravel(), kind="stable")[: Y * X]
-    flat = attended.reshape(B, indices.size, *attended.shape[2:])
-    return flat[:, order].reshape(B, Y, X, *attended.shape[2:])
+    flat = attended.reshape(B, indices.size, *attended.shape[2:])[:, order]
+    flat = recording.record_result(
+        flat,
+        lambda: window_weights(query, key, **options),
+        mix=lambda weights: mix_heads(weights, value.reshape(B, Y * X, *value.shape[3:])),
+    )
+    return flat.reshape(B, Y, X, *attended.shape[2:])
 
 
 def window_weights(

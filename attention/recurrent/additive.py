@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import recording, shapes
+from attention import shapes
 from attention.numerics import accumulator, softmax
 from attention.projection import Projection
-from attention.recurrent.memory import Alignment, Memory, context
+from attention.recurrent.memory import Alignment, Memory, recorded_context
 
 Array = jax.Array
 
@@ -65,8 +65,7 @@ def additive_step(query: Array, memory: Memory, vector: Array) -> tuple[Array, A
     """
     scores = additive_scores(query, memory.keys, vector)
     weights = softmax(jnp.where(memory.valid, scores, -jnp.inf))
-    recording.record(lambda: weights)
-    return context(weights, memory.values), weights
+    return recorded_context(weights, memory.values), weights
 
 
 class _ScoredByNetwork(Alignment):

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import recording, shapes
+from attention import shapes
 from attention.numerics import accumulator, softmax
 from attention.projection import Projection
-from attention.recurrent.memory import Alignment, Memory, context
+from attention.recurrent.memory import Alignment, Memory, recorded_context
 
 Array = jax.Array
 
@@ -57,8 +57,7 @@ def dot_step(query: Array, memory: Memory) -> tuple[Array, Array]:
       ValueError: the query does not fit the keys.
     """
     weights = softmax(jnp.where(memory.valid, dot_scores(query, memory.keys), -jnp.inf))
-    recording.record(lambda: weights)
-    return context(weights, memory.values), weights
+    return recorded_context(weights, memory.values), weights
 
 
 def expect_equal_sizes(query_size: int, memory_size: int) -> None:
@@ -125,5 +124,4 @@ class NoAlignment(Alignment):
     def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:
         following = jnp.cumsum(memory.valid[:, ::-1].astype(jnp.int32), axis=1)[:, ::-1]
         weights = (memory.valid & (following == 1)).astype(jnp.float32)
-        recording.record(lambda: weights)
-        return context(weights, memory.values), weights
+        return recorded_context(weights, memory.values), weights

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import recording, shapes
+from attention import shapes
 from attention.numerics import softmax
 from attention.projection import Projection
 from attention.recurrent.dot_product import dot_scores, expect_equal_sizes
-from attention.recurrent.memory import Alignment, Memory, context, validate_query
+from attention.recurrent.memory import Alignment, Memory, recorded_context, validate_query
 
 Array = jax.Array
 
@@ -51,8 +51,7 @@ def local_step(query: Array, memory: Memory, center: Array, *, window: int) -> t
     seen = memory.valid & (jnp.abs(distance) <= window)
     weights = softmax(jnp.where(seen, scores, -jnp.inf))
     weights = weights * jnp.exp(-jnp.square(distance) / (2 * (window / 2) ** 2))
-    recording.record(lambda: weights)
-    return context(weights, memory.values), weights
+    return recorded_context(weights, memory.values), weights
 
 
 class LocalAlignment(Alignment):

@@ -182,8 +182,11 @@ class LocationAwareAlignment(nnx.Module):
             weights = softmax(jnp.where(memory.valid, self.sharpening * scores, -jnp.inf))
         state = LocationState(weights, state.cumulative + weights)
         shown = jnp.take_along_axis(weights, memory.places, axis=1)
-        recording.record(lambda: shown)
-        return context(weights, memory.values), shown, state
+        values = jnp.take_along_axis(memory.values, memory.places[..., None], axis=1)
+        found = recording.record_result(
+            context(weights, memory.values), lambda: shown, mix=lambda w: context(w, values)
+        )
+        return found, shown, state
 
 
 def _expect_odd(width: int) -> None:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import shapes
+from attention import recording, shapes
 from attention.numerics import product
 
 Array = jax.Array
@@ -52,6 +52,13 @@ def context(weights: Array, values: Array) -> Array:
       TypeError: shapes do not fit.
     """
     return product("BS,BSD->BD", weights, values)
+
+
+def recorded_context(weights: Array, values: Array) -> Array:
+    """Returns `context(weights, values)` and records the weights for `inspect.capture`."""
+    return recording.record_result(
+        context(weights, values), lambda: weights, mix=lambda weights: context(weights, values)
+    )
 
 
 def validate_states(

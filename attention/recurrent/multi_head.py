@@ -12,6 +12,7 @@ from flax import nnx
 
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
+from attention.numerics import mix_heads
 from attention.projection import Projection
 from attention.recurrent.memory import Alignment, Memory, validate_states
 
@@ -67,5 +68,7 @@ class MultiHeadAlignment(Alignment):
         with recording.suppressed():
             heads = attend(query, memory.keys, memory.values, mask=mask)
         weights = attention_weights(query, memory.keys, mask=mask)[:, :, 0]
-        recording.record(lambda: weights)
+        heads = recording.record_result(
+            heads, lambda: weights, mix=lambda w: mix_heads(w[:, :, None], memory.values)
+        )
         return self.out(heads)[:, 0], weights

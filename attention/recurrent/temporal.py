@@ -20,6 +20,7 @@ from flax import nnx
 from attention import masks, recording, shapes
 from attention.cache import KeyValueCache, append_keys_values
 from attention.multi_head import MultiHeadAttention
+from attention.numerics import mix_heads
 
 Array = jax.Array
 
@@ -112,5 +113,7 @@ class TemporalAttention(MultiHeadAttention):
         with recording.suppressed():
             result = self._attend(x, query, keys, values, mask=mask, bias=None)[:, 0]
         weights = self._weights(query, keys, mask=mask)[:, :, 0]
-        recording.record(lambda: weights)
+        result = recording.record_result(
+            result, lambda: weights, mix=lambda w: self.out(mix_heads(w[:, :, None], values))[:, 0]
+        )
         return jnp.where(cache.overflow()[:, None], jnp.nan, result), weights, cache

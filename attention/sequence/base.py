@@ -14,6 +14,7 @@ from attention import masks, recording, shapes
 from attention.cache import KeyValueCache, append_keys_values, valid_lengths
 from attention.dropout import dropout_options
 from attention.masks import MaskLike
+from attention.numerics import mix_heads
 from attention.projection import Projection
 
 Array = jax.Array
@@ -254,9 +255,17 @@ class Mixer(SequenceMixer):
         dropout = dropout_options(self.dropout_rate, dropout_key)
         with recording.suppressed():
             heads, weights = self._mix(x, mask, **dropout)
-        recording.record(weights)
+        mix = None if dropout["dropout_rate"] else self._weights_to_heads(x)
+        if mix is None:
+            recording.record(weights)
+        else:
+            heads = recording.record_result(heads, weights, mix=mix)
         result = self.out(heads)
         return (result, weights()) if return_weights else result
+
+    def _weights_to_heads(self, x: Array) -> Callable[[Array], Array] | None:
+        """Returns the linear function from weights to heads for this x; None if there is none."""
+        return None
 
 
 class RecurrentMixer(Mixer):
@@ -339,3 +348,6 @@ class MultiHeadMixer(Mixer):
         self.key = projection((model_size,), heads)
         self.value = projection((model_size,), heads)
         self.out = projection(heads, (model_size,))
+
+    def _weights_to_heads(self, x: Array) -> Callable[[Array], Array] | None:
+        return lambda weights: mix_heads(weights, self.value(x))

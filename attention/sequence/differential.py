@@ -16,7 +16,7 @@ from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.dropout import dropout
 from attention.normalization import RMSNorm
-from attention.numerics import accumulator
+from attention.numerics import accumulator, mix_heads
 from attention.positions import build_positions
 from attention.sequence.base import CachedAttention
 
@@ -228,7 +228,12 @@ class DifferentialAttention(CachedAttention):
             scale=self.scale,
             implementation=self.implementation,
         )
-        recording.record(lambda: self._weights(query, key, mask=mask, bias=bias))
+        heads = recording.record_result(
+            heads,
+            lambda: self._weights(query, key, mask=mask, bias=bias),
+            mix=lambda weights: mix_heads(weights, value),
+            values=value,
+        )
         heads = (1 - self.lambda_init) * self.norm(heads)
         rate = 0.0 if dropout_key is None else self.dropout_rate
         return self.out(dropout(heads.astype(self.dtype), rate, dropout_key))

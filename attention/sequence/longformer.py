@@ -17,6 +17,7 @@ from attention import masks, recording, shapes
 from attention.cache import KeyValueCache, append_keys_values, valid_lengths
 from attention.masks import patterns
 from attention.multi_head import MultiHeadAttention
+from attention.numerics import mix_heads
 from attention.projection import Projection
 
 Array = jax.Array
@@ -143,7 +144,16 @@ class Longformer(MultiHeadAttention):
             marks = None if global_marks is None else global_marks[:, None, :, None]
             return _merged(near_rows, weights_of(wide), marks, axis=2)
 
-        recording.record(weights)
+        def mix(weights: Array) -> Array:
+            near_rows = self._output(x, mix_heads(weights, near["value"]))
+            if not split:
+                return near_rows
+            marks = None if global_marks is None else global_marks[:, :, None]
+            heads = mix_heads(weights[:, :, :rows], wide["value"])
+            return _merged(near_rows, self._output(x[:, :rows], heads), marks, axis=1)
+
+        drops = dropout_key is not None and self.dropout_rate > 0
+        result = recording.record_result(result, weights, mix=None if drops else mix)
         return (result, weights()) if return_weights else result
 
     def init_cache(

@@ -13,7 +13,7 @@ from flax import nnx
 
 from attention import masks, recording, shapes
 from attention.dropout import dropout, dropout_options
-from attention.numerics import accumulator, softmax
+from attention.numerics import accumulator, mix_heads, softmax
 from attention.sequence.base import CachedAttention
 
 Array = jax.Array
@@ -162,7 +162,12 @@ class TalkingHeadsAttention(CachedAttention):
     def _attend(self, x, query, key, value, *, mask, bias, dropout_key=None) -> Array:
         options = dropout_options(self.dropout_rate, dropout_key)
         heads = talking_heads(query, key, value, *self._mixings(), mask=mask, **options)
-        recording.record(lambda: self._weights(query, key, mask=mask, bias=bias))
+        heads = recording.record_result(
+            heads,
+            lambda: self._weights(query, key, mask=mask, bias=bias),
+            mix=None if options["dropout_rate"] else lambda weights: mix_heads(weights, value),
+            values=value,
+        )
         return self.out(heads)
 
     def _mixings(self) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention import attend, kernels, masks, registry
+from attention import attend, attribution, kernels, masks, recording, registry
 from tests.attention import subjects
 from tests.attention.references import base as references
 from tests.attention.subjects import LONGEST, B, D, H, S, T, normal
@@ -404,6 +404,62 @@ def test_cached_equals_uncached(subject):
             np.testing.assert_allclose(out[b, :count], expected, atol=5e-6, rtol=5e-6)
             done[b] += count
     assert done.tolist() == [5, 4]
+
+
+def scored(subject):
+    """Returns a scalar function of the inputs."""
+
+    def score(inputs):
+        out, _ = subject.apply(inputs, subject.valid, False, None)
+        return jnp.sum(out.astype(jnp.float32) * subject.cotangent)
+
+    return score
+
+
+@each("gradients", slow="variants")
+def test_gradients_of_the_weights_are_those_of_perturbed_weights(subject):
+    score, seen = scored(subject), []
+
+    def perturbed(added):
+        def replace(weights):
+            given = weights()
+            seen.append(given.shape)
+            mixed = weights.mix(given + (0 if added is None else added))
+            return mixed.astype(weights.result.dtype)
+
+        with recording.recorder(replace):
+            return score(subject.inputs)
+
+    # The result is that of the explicit weights.
+    expected = score(subject.inputs)
+    np.testing.assert_allclose(jax.jit(perturbed)(None), expected, atol=2e-5, rtol=1e-5)
+    added = jnp.zeros(seen[0])
+    expected = jax.jit(jax.grad(perturbed))(added)
+    found = attribution.attention_gradients(score, subject.inputs, score=lambda total: total)
+    (gradients,) = found.gradients.values()
+    (weights,) = found.weights.values()
+    assert gradients.shape == weights.shape
+    # Several calls have an axis of their own.
+    gradients = gradients.reshape(-1, *added.shape).sum(0)
+    np.testing.assert_allclose(gradients, expected, atol=2e-5, rtol=1e-5)
+
+
+WITHOUT_GRADIENTS = {
+    (s.entry.kind, s.entry.name): s
+    for s in reversed(subjects.subjects())
+    if s.entry.kind != "kernel" and "gradients" not in s.capabilities
+}
+
+
+@pytest.mark.parametrize(
+    "subject", WITHOUT_GRADIENTS.values(), ids=["-".join(key) for key in WITHOUT_GRADIENTS]
+)
+def test_gradients_of_the_weights_are_refused_where_there_are_none(subject):
+    error, message = NotImplementedError, "^attention: got .*the capability 'gradients'"
+    if "weights" not in subject.capabilities:
+        error, message = ValueError, "^model: got a model without attention"
+    with pytest.raises(error, match=message):
+        attribution.attention_gradients(scored(subject), subject.inputs, score=lambda total: total)
 
 
 def refusing(*capabilities):

@@ -100,7 +100,7 @@ ARRAY = re.compile(r"Array|ndarray|Offset")
 SAME = re.compile(r"\b(as|those) (for|of|in)( the)? `")
 # These modules hold no mathematics.
 INFRASTRUCTURE = {"__init__", "__main__", "dispatch", "build", "devices", "recording", "registry"}
-INFRASTRUCTURE |= {"costs", "ffi", "shapes", "sharding", "tracing"}
+INFRASTRUCTURE |= {"costs", "ffi", "observation", "shapes", "sharding", "tracing"}
 # Nor do these functions, which say the rest.
 TOOLS = {
     "inspect.capture",
@@ -125,6 +125,7 @@ SHARED = {
     "kernels.gpu.triton_kernels.padded_width",
     "kernels.gpu.triton_kernels.parts",
     "numerics.accumulator",
+    "numerics.mix_heads",
     "numerics.product",
     "masks.arrays.mask_arrays",
     "masks.pallas.of_shared",
@@ -137,6 +138,7 @@ SHARED = {
     "masks.terms.positions",
     "masks.terms.query_positions",
     "masks.terms.static_offset",
+    "recurrent.memory.recorded_context",
     "sequence.linear.split_into_chunks",
     "sequence.linear.join_chunks",
     "sequence.linear.normalize_sums",

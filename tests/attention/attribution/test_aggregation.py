@@ -38,7 +38,7 @@ def test_flow_of_one_layer_is_the_matrix():
 
 
 def by_linear_program(layers, t, s):
-    """Maximum flow as a linear program over the edges (l, t, s): an independent calculation."""
+    """Returns the maximum flow by a linear program over the edges (l, t, s)."""
     L, T, _ = layers.shape
     index = np.arange(L * T * T).reshape(L, T, T)
     conserved = []

@@ -1,0 +1,159 @@
+"""Gradients of a score with respect to the attention weights of any model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from attention import inspect, recording, shapes
+from attention.observation import Layers, choose_layers, prepare, sender, trace
+
+Array = jax.Array
+
+
+class AttentionGradients(NamedTuple):
+    """Attention weights and gradients of a score, by the names of `inspect.capture`.
+
+    Attributes:
+      weights: name -> W, [B, N, T, S] of a mixer; see `inspect.capture` for the other shapes.
+      gradients: name -> ∂f / ∂W, of the same shape.
+    """
+
+    weights: dict[str, np.ndarray]
+    gradients: dict[str, np.ndarray]
+
+
+def attention_gradients(
+    model: nnx.Module | Callable[..., Any],
+    *inputs: Any,
+    score: Callable[[Any], Array],
+    layers: Layers = None,
+    method: str = "__call__",
+    **keywords: Any,
+) -> AttentionGradients:
+    """Computes attention weights and the gradients of a score (Chefer et al. 2021, section 3.1).
+
+        ∂f / ∂w_ts = g_t · v_s,   g_t = ∂f / ∂o_t,   o_t = Σ_s w_ts v_s
+
+    The model is not changed and runs with its own kernels, including fused ones: the gradient of
+    the weights follows from the values and the gradient of the result of each attention. The
+    weights of one attention are independent variables: the gradient does not pass through their
+    softmax, and reaches other attention through the residual stream, as that of `retain_grad` in
+    PyTorch. It is not 0 at masked positions, although the weights are. A cumulative use of the
+    weights, as in location-aware alignment, is not part of it.
+
+    Attention inside jit, scan, remat, cond and vmap is supported; inside `jax.lax.while_loop` it is
+    not. Mechanisms with the capability "gradients" are supported, and `attend` with any kernel.
+    Each call traces and compiles the model several times.
+
+    Args:
+      model: a module, or any function of arrays, which may call modules.
+      *inputs, **keywords: arguments of the model. Arrays are traced, other values are static.
+      score: f, function from the model's result to a scalar, or to [B], summed over independent
+        examples.
+      layers: names to keep, as for `inspect.capture`; all if None.
+      method: name of the method to call.
+
+    Returns:
+      `AttentionGradients`: weights [B, N, T, S] and gradients of the same shape, by name, in at
+      least float32. Gradients of an attention that does not affect the score are 0.
+
+    Raises:
+      ValueError: the model has no attention, layers do not exist, the score has another shape, or
+        only some calls of an attention that runs several times affect the score.
+      NotImplementedError: a mechanism has no gradients, or drops weights; set `layers` to select
+        others.
+    """
+    run, arrays = prepare(model, method, inputs, keywords)
+
+    def check(name: str, weights: recording.Weights, shape: tuple[int, ...]) -> None:
+        seen[name] = weights.mix is not None
+
+    seen: dict[str, bool] = {}
+    chosen = choose_layers(layers, trace(run, arrays, check))
+    for name, can in seen.items():
+        if name in chosen and not can:
+            expected = "a mechanism with the capability 'gradients', without dropout"
+            raise NotImplementedError(
+                f"{name}: got attention without gradients of its weights, expected {expected} "
+                f"(set layers= to select other attention)"
+            )
+    weights = inspect.capture(
+        model, *inputs, layers=sorted(map(_exactly, chosen)), method=method, **keywords
+    )
+    taken: dict[str, list[np.ndarray]] = {name: [] for name in weights}
+    variables: list[Array] = []
+
+    def total(variable: Array, *arrays: Any) -> Array:
+        variables.append(variable)
+        # `jax.grad` passes other arguments as they are; Flax's variables must be of its trace.
+        scores = score(run(*jax.tree.map(lambda leaf: leaf, arrays)))
+        if jnp.ndim(scores) > 1:
+            got = shapes.show(jnp.shape(scores))
+            raise ValueError(f"score: got shape {got}, expected a scalar or [B]")
+        shapes.expect_floating("score", scores)
+        return jnp.sum(scores)
+
+    def tap(name: str, recorded: recording.Weights, shape: tuple[int, ...]) -> Array | None:
+        if name not in taken:
+            return None
+        return _tapped(variables[-1], recorded, sender(taken[name]))
+
+    trace(total, (jnp.zeros(()), *arrays), tap, lambda start: jax.jit(jax.grad(start)))
+    jax.effects_barrier()
+    gradients = {name: _gathered(name, calls, weights[name]) for name, calls in taken.items()}
+    return AttentionGradients(weights, gradients)
+
+
+def _exactly(name: str) -> str:
+    return f"^{re.escape(name)}$"
+
+
+def _tapped(variable: Array, recorded: recording.Weights, send: Callable[[Array], Any]) -> Array:
+    """Returns the result; the backward pass sends the gradient with respect to the weights."""
+    assert recorded.result is not None
+    assert recorded.mix is not None
+    result, mix = jnp.asarray(recorded.result), recorded.mix
+    shape = jax.eval_shape(recorded)
+    # The function is linear up to a constant, so its derivative at 0 is that at the weights.
+    _, backward = jax.vjp(
+        lambda weights: mix(weights).astype(result.dtype), jnp.zeros(shape.shape, shape.dtype)
+    )
+    # Values have their own gradient, through the result.
+    leaves, tree = jax.tree.flatten(backward)
+    leaves = [jax.lax.stop_gradient(leaf) for leaf in leaves]
+
+    @jax.custom_vjp
+    def pass_on(variable: Array, result: Array, leaves: list[Array]) -> Array:
+        return result
+
+    def forward(variable, result, leaves):
+        return result, leaves
+
+    def back(leaves, cotangent):
+        (gradient,) = jax.tree.unflatten(tree, leaves)(cotangent)
+        send(gradient)
+        return jnp.zeros(()), cotangent, None
+
+    pass_on.defvjp(forward, back)
+    return pass_on(variable, result, leaves)
+
+
+def _gathered(name: str, calls: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """Returns the gradients of all calls in the order of the calls; the last came first."""
+    if not calls:
+        return np.zeros_like(weights)
+    if calls[0].shape == weights.shape and len(calls) == 1:
+        return calls[0]
+    if len(calls) != len(weights) or calls[0].shape != weights.shape[1:]:
+        raise ValueError(
+            f"{name}: got {len(calls)} calls that affect the score, expected all {len(weights)} or "
+            f"none"
+        )
+    return np.stack(calls[::-1])
