@@ -23,7 +23,14 @@ from attention.attribution.aggregation import rollout
 from attention.numerics import accumulator
 from attention.observation import Layers, choose_layers, prepare, sender, trace
 
-__all__ = ["capture", "head_entropy", "head_similarity", "rollout"]
+__all__ = [
+    "capture",
+    "head_distance",
+    "head_entropy",
+    "head_pattern",
+    "head_similarity",
+    "rollout",
+]
 
 Array = jax.Array
 Indices = int | Sequence[int] | np.ndarray
@@ -180,6 +187,119 @@ def head_similarity(weights: Array, valid: Array | None = None) -> Array:
     # One head at a time: all pairs at once would take N times the memory of the weights.
     result = jax.lax.map(to_all, jnp.arange(weights.shape[-3]))
     return jnp.moveaxis(result, 0, -2)
+
+
+def head_distance(
+    weights: Array, valid: Array | None = None, *, distances: Array | None = None
+) -> Array:
+    """Computes the mean distance of the attention of each head (Dosovitskiy et al. 2021, D.7).
+
+        D_n = mean_t Σ_s w_nts d_ts,   d_ts = |t - s|, rows scaled to sum to 1
+
+    Rows of zeros are excluded.
+
+    Args:
+      weights: [..., B, N, T, S], at least 0.
+      valid: bool [B, T], queries to include; all if None.
+      distances: d, [T, S], such as distances between the centers of patches; |t - s| if None.
+
+    Returns:
+      [..., B, N] in at least float32, in the unit of the distances; NaN without rows.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    wide, counted = _rows(weights, valid)
+    T, S = wide.shape[-2:]
+    if distances is None:
+        distances = jnp.abs(jnp.arange(T)[:, None] - jnp.arange(S)).astype(wide.dtype)
+    shapes.expect_floating("distances", distances)
+    shapes.expect("distances", distances, "T S", {"T": T, "S": S})
+    return _mean(jnp.sum(_scaled(wide) * distances, axis=-1), counted)
+
+
+_PATTERN, _BROAD = 0.5, 0.9
+
+
+def head_pattern(
+    weights: Array,
+    valid: Array | None = None,
+    *,
+    separators: Array | None = None,
+    tokens: Array | None = None,
+) -> list[str]:
+    """Returns the name of the known pattern of each head (Clark et al. 2019, section 3).
+
+        m_n = mean_(b, t) Σ_(s ∈ P_t) w_nts,   rows scaled to sum to 1
+
+    The name is that of the set P_t with the largest m, if m is at least 0.5:
+
+    * "diagonal": s = t; "previous token": s = t - 1; "next token": s = t + 1;
+    * "separator": the separators; "first token": s = 0, for t > 0;
+    * "induction": s < t after an earlier occurrence of the token at t, x_(s-1) = x_t (Olsson et al.
+      2022, "In-context Learning and Induction Heads").
+
+    Otherwise it is "broad" if the mean entropy of the rows is at least 0.9 times that of uniform
+    weights on the keys with weight, else "". Rows with an empty P_t are not part of the mean, and a
+    pattern without rows has no name. Among equal means the first one of the list counts. It runs on
+    the host.
+
+    Args:
+      weights: [B, N, T, T], at least 0. Rows of zeros are excluded.
+      valid: bool [B, T], queries to include; all if None.
+      separators: bool [B, T], positions of separators such as "[SEP]"; none if None.
+      tokens: x, int [B, T], for "induction"; not tested if None.
+
+    Returns:
+      N names.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    sizes: dict[str, int] = {}
+    shapes.expect("weights", weights, "B N T T", sizes)
+    wide, counted = _rows(weights, valid)
+    scaled, rows = np.asarray(_scaled(wide), np.float64), np.asarray(counted)
+    T = sizes["T"]
+    apart = np.arange(T) - np.arange(T)[:, None]
+    first = (np.arange(T) == 0) & (apart < 0)
+    sets = {"diagonal": apart == 0, "previous token": apart == -1, "next token": apart == 1}
+    if separators is not None:
+        shapes.expect_boolean("separators", separators, true_means="a separator")
+        shapes.expect("separators", separators, "B T", sizes)
+        sets["separator"] = np.asarray(separators)[:, None]
+    sets["first token"] = first
+    if tokens is not None:
+        shapes.expect_integer("tokens", tokens)
+        shapes.expect("tokens", tokens, "B T", sizes)
+        known = np.asarray(tokens)
+        follows = known[:, :, None] == np.roll(known, 1, axis=1)[:, None]
+        sets["induction"] = follows & (apart < 0) & (np.arange(T) > 0)
+    means = {name: _mean_on(scaled, rows, members) for name, members in sets.items()}
+    keys = np.sum(scaled > 0, axis=-1)
+    some = rows & (keys > 1)
+    most = np.log(np.where(keys > 1, keys, 2))
+    spread = np.asarray(_entropy(jnp.asarray(scaled))) / most
+    broad = _mean_where(spread, some) >= _BROAD
+    names = []
+    for n in range(sizes["N"]):
+        best = max(means, key=lambda name: np.nan_to_num(means[name][n], nan=-1.0))
+        is_known = means[best][n] >= _PATTERN
+        names.append(best if is_known else "broad" if broad[n] else "")
+    return names
+
+
+def _mean_on(scaled: np.ndarray, rows: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Returns the mean weight on the keys `members`, bool [(B,) T or 1, T], of each head."""
+    members = np.broadcast_to(members, (scaled.shape[0], *scaled.shape[2:]))[:, None]
+    return _mean_where(np.sum(scaled * members, axis=-1), rows & members.any(axis=-1))
+
+
+def _mean_where(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Returns the mean over examples and rows [B, N, T] of each head; NaN without rows."""
+    number = counted.sum(axis=(0, 2))
+    total = np.where(counted, values, 0).sum(axis=(0, 2))
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
 def _rows(weights: Array, valid: Array | None) -> tuple[Array, Array]:

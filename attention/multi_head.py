@@ -272,7 +272,7 @@ class MultiHeadAttention(CachedAttention):
     ) -> Array:
         """Returns the result [B, T, D] for query, key and value."""
         # Under a gate, the contribution of a value depends on the query too.
-        with recording.projecting(self._project if self.gate is None else None):
+        with recording.projected(self._recorded_output()):
             heads = attend(
                 query,
                 key,
@@ -290,6 +290,12 @@ class MultiHeadAttention(CachedAttention):
         if self.gate is not None:
             heads = heads * jax.nn.sigmoid(self.gate(x))
         return self.out(heads)
+
+    def _recorded_output(self) -> recording.Output | None:
+        if self.gate is not None:
+            return None
+        bias = None if self.out.bias is None else self.out.bias[...]
+        return recording.Output(self._project, bias)
 
     def _project(self, values: Array) -> Array:
         """Returns v_n W_o,n for each head: [B, S, N, D] for values [B, S, N, V]."""

@@ -65,6 +65,16 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((size,)))
         self.bias = nnx.Param(jnp.zeros((size,))) if use_bias else None
 
+    def linear(self, whole: Array, part: Array) -> Array:
+        """Applies the norm without bias to a part of `whole`, with the statistics of `whole`.
+
+        The parts of a sum give parts of the norm of the sum. Both are [..., D].
+        """
+        wide = _wide(whole)
+        scale = jax.lax.rsqrt(jnp.var(wide, axis=-1, keepdims=True) + self.epsilon)
+        centered = _wide(part) - jnp.mean(_wide(part), axis=-1, keepdims=True)
+        return centered * scale * self.scale[...]
+
     def __call__(self, x: Array) -> Array:
         bias = None if self.bias is None else self.bias[...]
         return layer_norm(x, self.scale[...], bias, epsilon=self.epsilon)
@@ -76,6 +86,11 @@ class RMSNorm(nnx.Module):
     def __init__(self, size: int, *, epsilon: float = 1e-6):
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones((size,)))
+
+    def linear(self, whole: Array, part: Array) -> Array:
+        """Applies the norm to a part of `whole`, with the statistics of `whole`; [..., D]."""
+        square = jnp.mean(jnp.square(_wide(whole)), axis=-1, keepdims=True)
+        return _wide(part) * jax.lax.rsqrt(square + self.epsilon) * self.scale[...]
 
     def __call__(self, x: Array) -> Array:
         return rms_norm(x, self.scale[...], epsilon=self.epsilon)

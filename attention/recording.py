@@ -11,14 +11,46 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import jax
 from flax import nnx
 
 Array = jax.Array
+Map = Callable[[Array], Array]
 # Modules of the running copy store their path. Copies that the model makes of them (nnx.split and
 # merge, nnx.scan over layers) keep the path, but not the id.
 TAG = "_path_in_capture"
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Output projection of an attention module, and what a layer adds to its result.
+
+    Attributes:
+      project: function from values of all heads, [B, S, N, V], to contributions to the result of
+        the module, [B, S, N, D], linear.
+      bias: [D], added to the sum of the contributions; None for 0.
+    """
+
+    project: Map
+    bias: Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Residual:
+    """Residual connection around an attention module: norm(x + result), or x + result.
+
+    Attributes:
+      x: [B, T, D].
+      norm: the norm; None if there is none after the sum.
+      linear: function of the sum z and of parts u, both [..., D], that applies to u the linear part
+        of the norm with the statistics of z.
+    """
+
+    x: Array
+    norm: Map | None = None
+    linear: Callable[[Array, Array], Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +66,7 @@ class Weights:
         if weights are dropped.
       values: values [B, S, K, V] that the weights mix, for K heads that divide N; None if there are
         none.
-      project: function from values of all heads, [B, S, N, V], to contributions to the result of
-        the module, [B, S, N, D], linear; None if there is none.
+      output, residual: what follows the attention; None if unknown.
     """
 
     compute: Callable[[], Array]
@@ -43,7 +74,8 @@ class Weights:
     result: Array | None = None
     mix: Callable[[Array], Array] | None = None
     values: Array | None = None
-    project: Callable[[Array], Array] | None = None
+    output: Output | None = None
+    residual: Residual | None = None
 
     def __call__(self) -> Array:
         return self.compute()
@@ -52,7 +84,8 @@ class Weights:
 Take = Callable[[Weights], Array | None]
 # This is a context variable, so that traces of other threads are not recorded.
 _RECORDER: ContextVar[Take | None] = ContextVar("recorder", default=None)
-_PROJECT: ContextVar[Callable[[Array], Array] | None] = ContextVar("project", default=None)
+_OUTPUT: ContextVar[Output | None] = ContextVar("output", default=None)
+_RESIDUAL: ContextVar[Residual | None] = ContextVar("residual", default=None)
 
 
 def record(compute: Callable[[], Array], of_rows: Callable[[Array], Array] | None = None) -> None:
@@ -85,8 +118,8 @@ def record_result(
       The result, to be used in its place. Recorders of gradients return another array of the same
       value.
     """
-    project = _PROJECT.get()
-    replaced = _taken(Weights(compute, of_rows, result, mix, values, project))
+    around = _OUTPUT.get(), _RESIDUAL.get()
+    replaced = _taken(Weights(compute, of_rows, result, mix, values, *around))
     return result if replaced is None else replaced
 
 
@@ -98,14 +131,23 @@ def _taken(weights: Weights) -> Array | None:
         return take(weights)
 
 
+def projected(output: Output | None) -> contextlib.AbstractContextManager[None]:
+    """Sets `Weights.output` of results that are recorded within the context."""
+    return _set(_OUTPUT, output)
+
+
+def added(residual: Residual | None) -> contextlib.AbstractContextManager[None]:
+    """Sets `Weights.residual` of results that are recorded within the context."""
+    return _set(_RESIDUAL, residual)
+
+
 @contextlib.contextmanager
-def projecting(project: Callable[[Array], Array] | None) -> Iterator[None]:
-    """Sets `Weights.project` of results that are recorded within the context."""
-    token = _PROJECT.set(project)
+def _set(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _PROJECT.reset(token)
+        variable.reset(token)
 
 
 def active() -> bool:
@@ -123,14 +165,9 @@ def rename(module: nnx.Module, name: str) -> None:
         setattr(part, TAG, new + getattr(part, TAG)[len(path) :])
 
 
-@contextlib.contextmanager
-def recorder(take: Take | None) -> Iterator[None]:
+def recorder(take: Take | None) -> contextlib.AbstractContextManager[None]:
     """Passes everything recorded within the context to `take`."""
-    token = _RECORDER.set(take)
-    try:
-        yield
-    finally:
-        _RECORDER.reset(token)
+    return _set(_RECORDER, take)
 
 
 def suppressed() -> contextlib.AbstractContextManager[None]:

@@ -1,8 +1,8 @@
 """Explanations of predictions by attention, gradients and removal of positions.
 
 `attention` computes gradients of attention weights, `aggregation` combines the attention of all
-layers, `gradients` has attributions by the gradient of any function, `perturbation` removes
-positions and computes deletion and insertion curves.
+layers, `contributions` weights values by attention, `gradients` has attributions by the gradient of
+any function, `perturbation` removes positions and computes deletion and insertion curves.
 """
 
 from __future__ import annotations
@@ -15,6 +15,13 @@ from attention.attribution.aggregation import (
     rollout,
 )
 from attention.attribution.attention import AttentionGradients, attention_gradients
+from attention.attribution.contributions import (
+    WeightedNorms,
+    alti,
+    token_contributions,
+    value_weighted_norms,
+    weighted_norms,
+)
 from attention.attribution.gradients import (
     IntegratedGradients,
     grad_cam,
@@ -37,6 +44,8 @@ __all__ = [
     "CrossRelevance",
     "Curve",
     "IntegratedGradients",
+    "WeightedNorms",
+    "alti",
     "area_under_curve",
     "attention_flow",
     "attention_gradients",
@@ -51,5 +60,8 @@ __all__ = [
     "random_order",
     "relevance",
     "rollout",
+    "token_contributions",
     "uniform_order",
+    "value_weighted_norms",
+    "weighted_norms",
 ]

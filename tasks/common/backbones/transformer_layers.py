@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import MultiHeadAttention, masks, registry
+from attention import MultiHeadAttention, masks, recording, registry
 from attention.dropout import dropout
 from attention.normalization import LayerNorm, RMSNorm
 from attention.positions import ADDED_POSITIONS, POSITIONS, build_added_positions
@@ -270,7 +270,7 @@ class EncoderLayer(nnx.Module):
         """Maps x [B, T, D] to [B, T, D] and the attention weights [B, N, T, T] or None."""
         keys = split_keys(dropout_key, 3)
         attend = with_weights(self.attention, return_weights, mask=mask, dropout_key=keys[0])
-        x, weights = self._residual(self.attention_norm, attend, x, keys[1])
+        x, weights = self._attend(attend, x, keys[1])
         x, _ = self._residual(self.feedforward_norm, self._feed, x, keys[2])
         return x, weights
 
@@ -280,6 +280,15 @@ class EncoderLayer(nnx.Module):
         x, cache = self._residual(self.attention_norm, attend, x, None)
         x, _ = self._residual(self.feedforward_norm, self._feed, x, None)
         return x, cache
+
+    def _attend(
+        self, attend: Callable, x: Array, dropout_key: Array | None
+    ) -> tuple[Array, Array | None]:
+        """Applies the self-attention, whose residual connection `attention.attribution` uses."""
+        norm = self.attention_norm
+        parts = (norm, norm.linear) if self.norm == "post" else ()
+        with recording.added(recording.Residual(x, *parts)):
+            return self._residual(norm, attend, x, dropout_key)
 
     def _feed(self, x: Array) -> tuple[Array, None]:
         return self.feedforward(x), None
@@ -334,7 +343,7 @@ class DecoderLayer(EncoderLayer):
         """
         keys, (asked, cross_asked) = split_keys(dropout_key, 5), return_weights
         attend = with_weights(self.attention, asked, mask=mask, dropout_key=keys[0])
-        x, weights = self._residual(self.attention_norm, attend, x, keys[1])
+        x, weights = self._attend(attend, x, keys[1])
         options = {"memory": memory, "mask": memory_mask, "dropout_key": keys[2]}
         attend = with_weights(self.cross_attention, cross_asked, **options)
         x, cross = self._residual(self.cross_attention_norm, attend, x, keys[3])
