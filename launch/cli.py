@@ -297,12 +297,9 @@ def main(command: Callable[[], None], usage: str) -> None:
     sys.unraisablehook = _failed_callback
     logging.getLogger("asyncio").addFilter(_is_no_system_error)
     sys.modules["__main__"].__doc__ = usage
-    shared = ("config", "data", *COLUMNS, "workdir", "data_dir", "cache_dir", "data_mirror",
-              "record", "results", "track", "match", "match_key")  # fmt: skip
-    for name in shared:
-        if name in FLAGS:
-            # --help shows only key flags of the main module.
-            FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+    for flag in FLAGS.flags_by_module_dict().get(__name__, ()):
+        # --help shows only key flags of the main module.
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     keep_interrupts()
     app.run(lambda _: _guarded(command), flags_parser=lambda argv: _guarded(lambda: _parse(argv)))
 

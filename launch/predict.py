@@ -278,7 +278,7 @@ def _write(form: str, columns: InputColumns, rows: Rows, load: Callable[[], _Mod
             progress.add(len(portion))
         skipped.report()
     if destination.path is not None and destination.path.is_file():
-        print(f"{destination.path}: predictions of {done:,} inputs")
+        print(f"{destination.path}: predictions of {done:,} input{'s' * (done != 1)}")
 
 
 def write_figures(

@@ -61,8 +61,13 @@ class TrainingConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        divides = self.evaluate_every % self.log_every == 0
-        self.expect("log_every", divides, f"a divisor of evaluate_every={self.evaluate_every}")
+        last = min(self.evaluate_every, self.log_every)
+        nearest = next(n for n in range(last, 0, -1) if self.evaluate_every % n == 0)
+        self.expect(
+            "log_every",
+            nearest == self.log_every,
+            f"a divisor of evaluate_every={self.evaluate_every} such as {nearest}",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

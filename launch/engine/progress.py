@@ -135,12 +135,13 @@ class PredictionProgress:
             return
         self._shown = now
         rate = self._done / max(now - self._began, 1e-9)
+        speed = f"{rate:,.0f} per second" if rate >= 10 else f"{rate:.2g} per second"
         line = f"predicted {self._done:,}"
         if self._count is not None:
             left = _clock((self._count - self._done) / max(rate, 1e-9))
-            line += f" of {self._count:,} {self._what}  {rate:,.0f} per second  {left} left"
+            line += f" of {self._count:,} {self._what}  {speed}  {left} left"
         else:
-            line += f" {self._what}  {rate:,.0f} per second"
+            line += f" {self._what}  {speed}"
         print(line, file=sys.stderr, flush=True)
 
 

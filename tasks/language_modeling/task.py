@@ -187,7 +187,11 @@ class LanguageModeling(Task):
         examples, texts, unit = self.examples(split), self.dataset.splits[split], "texts"
         ids = examples.texts
         known, total = sum(int(np.sum(x != UNKNOWN)) for x in ids), sum(map(len, ids))
-        sizes, facts = {"tokens": examples.lengths}, {"tokens": f"{total:,}"}
+        lengths = examples.lengths
+        if isinstance(examples, sequences.MaskedTexts) and self.model.next_sentence:
+            # All examples have the length of the longest pair; the texts differ.
+            lengths = np.array([len(x) for x in ids])
+        sizes, facts = {"tokens": lengths}, {"tokens": f"{total:,}"}
         if self.dataset.running:
             text, unit, sizes = texts[0], f"lines of {_LINE} or more letters", {}
             if len(text) > BYTES:

@@ -460,13 +460,18 @@ class RecommendationDataset:
 
     def summary(self) -> dict[str, SplitSummary]:
         """Returns counts of training sequences and of evaluated users."""
-        short = self.events.num_users - len(self.events.tested)
-        ignored = {"ignored": short, "ignored_as": f"with fewer than {LEAST} events"}
+        trained = len(np.unique(self.splits["train"].user))
+        left = {"train": (trained, "with a single event in train")}
+        held_out = (len(self.events.tested), f"with fewer than {LEAST} events")
         return {
-            split: SplitSummary(len(examples))
-            if split == "train"
-            else SplitSummary(len(examples), unit="users", **ignored)
+            split: SplitSummary(
+                len(examples),
+                unit="users",
+                ignored=self.events.num_users - used,
+                ignored_as=reason,
+            )
             for split, examples in self.splits.items()
+            for used, reason in [left.get(split, held_out)]
         }
 
 

@@ -236,6 +236,7 @@ class TextClassification(ClassificationTask):
             name=lambda index: excerpt(part.texts[index]),
             sizes={"tokens": examples.whole},
             limits={"tokens": self.data.text.max_length},
+            limit_key="config.data.text.max_length",
             unknown={"tokens": examples.unknown_tokens},
         )
 

@@ -41,7 +41,7 @@ def read_labelled(
             expect_columns(table, columns)
         for line, (text, label, *group) in table.select(columns, keys=keys):
             where = f"{file}: line {line}"
-            texts.append(text_value(text, where, text_column))
+            texts.append(text_value(text, where, text_column, may_be_empty=False))
             labels.append(label_value(label, where, label_column))
             groups += [label_value(each, where, group_column) for each in group]
             ids.append(f"{Path(file).name}:{line}")

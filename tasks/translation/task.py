@@ -153,6 +153,7 @@ class Translation(Task):
             name=lambda index: excerpt(part.sources[index]),
             sizes={name: np.array(list(map(len, ids))) for name, ids in encoded.items()},
             limits=dict.fromkeys(encoded, self.data.text.max_length),
+            limit_key="config.data.text.max_length",
             cut="left out" if split == "train" else "truncated",
             unknown={name: float(np.mean(ids == UNKNOWN)) for name, ids in units.items()},
         )

@@ -71,6 +71,12 @@ def test_help_without_a_config(command):
     assert all(f"--{flag}" in page for flag in ("[no]record", "match", "match_key", "trials"))
 
 
+@pytest.mark.parametrize("name", ["predict", "evaluate"])
+def test_flags_of_several_commands_are_in_their_help(command, name):
+    page = command(name, "--help").stdout
+    assert all(f"\n  --{flag}: " in page for flag in ("top_k", "threshold", "positive", "workdir"))
+
+
 def test_help_with_a_wrong_config(command):
     done = command("train", "--config=configs/text_classification.py:transformer", "--help")
     assert done.returncode == 2

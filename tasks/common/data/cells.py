@@ -14,17 +14,20 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 
 
-def text_value(value: Any, where: str, column: str) -> str:
+def text_value(value: Any, where: str, column: str, may_be_empty: bool = True) -> str:
     """Returns the text of a table cell.
 
     Raises:
-      UserError: the cell is a JSON value but not a string, or has half of a surrogate pair.
+      UserError: the cell is a JSON value but not a string, has half of a surrogate pair, or is
+        empty although it may not be.
     """
     if not isinstance(value, str):
         raise UserError(f"{where}: {column!r} is {to_json(value)}, expected a text")
     # A JSON escape can give half of a UTF-16 surrogate pair, which cannot be encoded.
     if not value.isascii() and (half := _SURROGATE.search(value)):
         raise UserError(f"{where}: {column!r} has {half[0]!a}, which is not a character")
+    if not may_be_empty and not value.strip():
+        raise UserError(f"{where}: {column!r} is empty; fill the cell or remove the row")
     return value
 
 
@@ -46,9 +49,7 @@ def label_value(value: Any, where: str, column: str) -> str:
         raise UserError(
             f"{where}: {column!r} is {to_json(value)}, expected one class name, a text or a number"
         )
-    label = text_value(value or "", where, column).strip()
-    if not label:
-        raise UserError(f"{where}: {column!r} is empty")
+    label = text_value(value or "", where, column, may_be_empty=False).strip()
     if whole := _WHOLE.fullmatch(label):
         return whole[1]
     return label

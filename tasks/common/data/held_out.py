@@ -10,7 +10,7 @@ import numpy as np
 
 from tasks.common.configs import Config, NonNegativeInt
 from tasks.common.data.deduplication import normalize_text
-from tasks.common.data.user_files import HELD_OUT, LATER, SPLIT_NAMES, split_by_hash
+from tasks.common.data.user_files import HELD_OUT, LATER, SPLIT_NAMES, split_by_hash, too_few
 from tasks.common.errors import UserError, warn_once
 
 _SHOWN = 12
@@ -70,12 +70,11 @@ class HeldOutConfig(Config):
         found = split_units(units, labels if stratify else None, missing, self.split_seed)
         for split, indices in found.items():
             if not indices:
-                noun = "groups" if groups is not None else f"distinct {kind}"
-                raise UserError(
-                    f"{where}: {len(set(units))} {noun} in {len(rows)} examples are too few to "
-                    f"split, because those of one are kept in the same split: {split} would be "
-                    f"empty; {remedy}"
-                )
+                what, kept = f"distinct {kind}", "equal ones"
+                if groups is not None:
+                    what, kept = "groups", "the examples of a group"
+                cause = too_few(len(rows), len(set(units)), what, kept)
+                raise UserError(f"{where}: {cause}: {split} would be empty; {remedy}")
         if stratify and missing:
             _name_rare(where, labels or (), found, missing)
         return found

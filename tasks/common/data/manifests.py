@@ -186,7 +186,7 @@ def user_examples(
 
 
 def summarize(texts: Mapping[str, Sequence[str]], unit: str) -> dict[str, SplitSummary]:
-    """Counts the examples of each split; those without a text are counted as ignored.
+    """Counts the examples of each split; those without a text, if any, are counted as ignored.
 
     Args:
       texts: texts of each split.
@@ -197,7 +197,7 @@ def summarize(texts: Mapping[str, Sequence[str]], unit: str) -> dict[str, SplitS
         count = sum(map(bool, given))
         found[split] = SplitSummary(
             len(given),
-            {"with a text": count},
+            {"with a text": count} if count < len(given) else None,
             unit=unit,
             ignored=len(given) - count,
             ignored_as="without a text",

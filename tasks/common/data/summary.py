@@ -24,8 +24,9 @@ EXAMPLES = 100_000
 SECONDS = 1.0
 """Longest time in which the compared examples of a split are read."""
 
-# Fractions above which there is a warning: shared with another split, and of one class.
-_SHARED, _MAJORITY = 0.03, 0.9
+# Fractions above which there is a warning: shared with another split, of one class, and lost by
+# truncation or omission.
+_SHARED, _MAJORITY, _LOST = 0.03, 0.9, 0.2
 # Quantiles of sizes by name.
 _QUANTILES = {"min": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "max": 1.0}
 # Classes in a message, examples whose size is estimated, and letters of an example.
@@ -46,6 +47,7 @@ class Columns:
       name: function from an index to a name of the row, for messages.
       sizes: sizes of the examples by unit, such as {"tokens": int [n]}, before truncation.
       limits: largest size by unit.
+      limit_key: config key of the largest size; empty if there is none.
       cut: what is done with larger examples: "truncated" or "left out".
       unknown: fraction of unknown tokens or characters, by unit.
       facts: other facts by name, such as {"missing values": "3.1 %"}.
@@ -59,6 +61,7 @@ class Columns:
     name: Callable[[int], str] = "example {}".format
     sizes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    limit_key: str = ""
     cut: str = "truncated"
     unknown: Mapping[str, float] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -139,8 +142,8 @@ def summarize(
       "splits": for each split the `counts`, "sizes", "unknown", "facts", and under "compared" the
       numbers of compared rows, of "duplicates" within the split, of rows "shared" with each earlier
       split, and of rows in "conflict", whose input has another label in some split; each with an
-      example. "notes": the messages. "warnings": sentences about missing classes, shared rows and
-      large classes.
+      example. "notes": the messages. "warnings": sentences about missing classes, shared rows,
+      large classes and lost tokens.
     """
     compared = {split: _compare(column) for split, column in columns.items()}
     conflicts = _conflicting(compared)
@@ -155,7 +158,7 @@ def summarize(
             del found["ignored_as"]
         found |= {
             "sizes": {
-                unit: _sizes(np.asarray(sizes), column.limits.get(unit), column.cut)
+                unit: _sizes(np.asarray(sizes), column.limits.get(unit), column)
                 for unit, sizes in column.sizes.items()
                 if len(sizes)
             },
@@ -278,7 +281,8 @@ def _overlaps(
     return found
 
 
-def _sizes(sizes: np.ndarray, limit: int | None, cut: str) -> dict[str, Any]:
+def _sizes(sizes: np.ndarray, limit: int | None, column: Columns) -> dict[str, Any]:
+    cut = column.cut
     quantiles = np.quantile(sizes, list(_QUANTILES.values()), method="nearest")
     found: dict[str, Any] = dict(zip(_QUANTILES, map(_number, quantiles), strict=True))
     if limit is not None:
@@ -286,6 +290,8 @@ def _sizes(sizes: np.ndarray, limit: int | None, cut: str) -> dict[str, Any]:
         lost = float(np.sum(longer - limit if cut == "truncated" else longer))
         total = max(float(np.sum(sizes, dtype=np.float64)), 1.0)
         found |= {"limit": limit, cut: len(longer), "lost_fraction": round(lost / total, 6)}
+        if column.limit_key:
+            found["limit_key"] = column.limit_key
     return found
 
 
@@ -309,6 +315,13 @@ def _warnings(splits: Mapping[str, Any]) -> Iterator[str]:
                 yield (
                     f"{classes[name] / total:.1%} of the {unit} of the {split} split are of the "
                     f"class {name}; always predicting it gives this accuracy"
+                )
+        for unit, x in found.get("sizes", {}).items():
+            if split == "train" and "limit_key" in x and x["lost_fraction"] > _LOST:
+                cut = "truncated" if "truncated" in x else "left out"
+                yield (
+                    f"{x['lost_fraction']:.1%} of the {unit} of the {split} split are {cut}, "
+                    f"because {x['limit_key']} is {x['limit']}; a larger value keeps them"
                 )
         rows = found.get("compared", {})
         for other, count in rows.get("shared", {}).items():
@@ -366,7 +379,8 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = {split: x["compared"] for split, x in splits.items() if "compared" in x}
     for split, x in rows.items():
         if x["rows"] < x["of"]:
-            say("compared", [f"{x['rows']:,} of {x['of']:,} {x['unit']} of {split}"])
+            rest = "; duplicates among the others are not counted"
+            say("compared", [f"{x['rows']:,} of {x['of']:,} {x['unit']} of {split}{rest}"])
     duplicates = [
         f"{split} {x['duplicates']:,} ({x['duplicates'] / x['rows']:.1%})"
         for split, x in rows.items()

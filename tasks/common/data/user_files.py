@@ -327,15 +327,24 @@ def split_by_hash(
         found[missing.get(value % 10, "train")].append(index)
     for split, rows in found.items():
         if not rows:
-            distinct = len(set(hashes))
-            cause = f"{len(texts)} examples are too few to split"
-            if distinct < len(texts):
-                cause = (
-                    f"{distinct} distinct {kind} in {len(texts)} examples are too few to split, "
-                    f"because equal ones are kept in the same split"
-                )
+            cause = too_few(len(texts), len(set(hashes)), f"distinct {kind}", "equal ones")
             raise UserError(f"{where}: {cause}: {split} would be empty; {remedy}")
     return found
+
+
+def too_few(count: int, units: int, what: str, kept: str) -> str:
+    """Returns the reason why examples cannot be split.
+
+    Args:
+      count: number of examples.
+      units: number of units, whose examples are all in one split.
+      what: plural noun for the units.
+      kept: description of the examples of a unit.
+    """
+    reason = f"{count} examples are too few to split"
+    if units == count:
+        return reason
+    return f"{units} {what} in {reason}, because {kept} are kept in the same split"
 
 
 def split_by_group(

@@ -123,6 +123,14 @@ def test_figures_do_not_depend_on_the_batches(made, kind):
     assert ("next_sentence_accuracy" in metrics) == (kind == "pairs")
 
 
+def test_sizes_of_pairs_are_those_of_the_texts(made):
+    task, _ = made["pairs"]
+    texts = task.examples("train").texts
+    sizes = task.columns("train").sizes["tokens"]
+    assert sizes.tolist() == [len(ids) for ids in texts]
+    assert min(sizes) < max(sizes) < task.examples("train").lengths[0]
+
+
 def test_loss_of_a_running_text_by_hand(made):
     """All ids but the first, each read from its own window."""
     task, model = made["running"]

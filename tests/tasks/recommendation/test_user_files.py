@@ -204,7 +204,9 @@ def test_splits_are_counted_and_checked(tmp_path):
     held_out = SplitSummary(2, unit="users", ignored=1, ignored_as="with fewer than 3 events")
     assert task.summary() == {
         # Two transitions of each user are learned at a time.
-        "train": SplitSummary(2),
+        "train": SplitSummary(
+            2, unit="users", ignored=1, ignored_as="with a single event in train"
+        ),
         "validation": held_out,
         "test": held_out,
     }

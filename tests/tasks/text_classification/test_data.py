@@ -137,7 +137,8 @@ def test_the_fingerprint_follows_texts_labels_and_splits(paths, write):
         ("a.csv", "text,stars\nx,1\n", "a.csv: no column 'label'; the columns are: text, stars"),
         ("a.csv", "text,label\nx,a,b\n", "line 2 has 3 fields, expected 2 as in the header"),
         ("a.csv", 'text,label\nx,a\n"open,b\n', r"line 3 is malformed \(unexpected end of data"),
-        ("a.csv", "text,label\nx,\n", "line 2: 'label' is empty"),
+        ("a.csv", "text,label\nx,\n", "line 2: 'label' is empty; fill the cell or remove the row"),
+        ("a.csv", "text,label\nx,a\n ,b\n", "line 3: 'text' is empty; fill the cell or remove"),
         ("a.csv", "text,text,label\nx,y,a\n", "column 'text' is in the header twice"),
         (
             "a.csv",

@@ -112,6 +112,8 @@ def test_too_few_groups_are_refused():
     rows, labels = rows_of(20)
     with pytest.raises(UserError, match=r"2 groups in 20 examples are too few to split.*: test"):
         split(rows, groups=["a", "b"] * 10)
+    with pytest.raises(UserError, match=r"^x.csv: 2 examples are too few to split: test would"):
+        split(["x", "y"], labels=["a", "b"], stratify=True)
     with pytest.raises(UserError, match="2 distinct texts in 20 examples are too few"):
         split(["x", "y"] * 10, labels=["a", "b"] * 10, stratify=True)
     assert labels

@@ -1,5 +1,7 @@
 """The summary of a data set before training, with planted faults and large splits."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -75,6 +77,17 @@ def test_sizes_and_what_is_cut():
     )
 
 
+def test_many_lost_tokens_are_warned_of_with_the_key():
+    sizes = {"tokens": np.array([2, 4, 6, 8, 20])}
+    lost = Columns(5, sizes=sizes, limits={"tokens": 8}, limit_key="config.data.text.max_length")
+    few = dataclasses.replace(lost, limits={"tokens": 18})
+    assert summarize(counts(train=5), {"train": few})["warnings"] == []
+    assert summarize(counts(train=5), {"train": lost})["warnings"] == [
+        "30.0% of the tokens of the train split are truncated, because config.data.text.max_length "
+        "is 8; a larger value keeps them"
+    ]
+
+
 def test_warnings_about_classes():
     splits = {
         "train": SplitSummary(100, {"cat": 95, "dog": 5}, unit="images"),
@@ -103,7 +116,8 @@ def test_a_large_split_is_sampled_evenly(monkeypatch):
     found = summarize(counts(train=10_000), {"train": Columns(10_000, pair)})
     compared = found["splits"]["train"]["compared"]
     assert (compared["rows"], compared["of"], compared["duplicates"]) == (50, 10_000, 43)
-    assert ("compared", "50 of 10,000 examples of train") in facts(found)
+    rest = "duplicates among the others are not counted"
+    assert ("compared", f"50 of 10,000 examples of train; {rest}") in facts(found)
     assert len(read) < 100
     # Half of the sample is spread as the whole is.
     beginning = np.sort(np.array(read[-50:-25]))
