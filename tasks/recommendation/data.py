@@ -460,8 +460,8 @@ class RecommendationDataset:
 
     def summary(self) -> dict[str, SplitSummary]:
         """Returns counts of training sequences and of evaluated users."""
-        trained = len(np.unique(self.splits["train"].user))
-        left = {"train": (trained, "with a single event in train")}
+        events = self.events.train_ends(self.with_validation) - self.events.starts[:-1]
+        left = {"train": (int(np.sum(events > 1)), "with a single event in train")}
         held_out = (len(self.events.tested), f"with fewer than {LEAST} events")
         return {
             split: SplitSummary(
