@@ -88,7 +88,8 @@ def _in_folder(path: str, source: str, target: str) -> dict[str, Parallel]:
             if any(there) and not all(there):
                 raise UserError(
                     f"{pair[there[0]]}: is missing, but {pair[not there[0]].name} is there; add "
-                    "the file with the translations"
+                    "the file with the translations, or set --text and --label to the languages of "
+                    "the files"
                 )
             if all(there) and split in found:
                 raise UserError(
