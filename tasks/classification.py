@@ -22,6 +22,7 @@ from tasks.common.metrics.classification import (
     classification_metrics,
     wilson_interval,
 )
+from tasks.explainer import Description, Explainer, Subject
 from tasks.task import Arrays, Batch, ExamplePrediction, Task
 
 
@@ -285,3 +286,31 @@ def classes_by_probability(
         answer = {"input": source, "label": label, "probabilities": ranked}
         answers.append({**answer, "text": f"{label}  {_ranked_line(ranked, shown)}"})
     return answers
+
+
+class ClassificationExplainer(Explainer):
+    """Explains the log-odds of the predicted class."""
+
+    def target(self, outputs: Arrays) -> dict[str, np.ndarray]:
+        """Returns "label", the predicted class, int [1]."""
+        return {"label": predicted_classes(outputs)}
+
+    def described(self, subject: Subject, **parts: Any) -> Description:
+        """Returns the description of an example, with prediction and true class.
+
+        Args:
+          subject: the example.
+          **parts: the other fields of the description.
+        """
+        labels, probabilities = self.task.labels, subject.outputs["probabilities"][0]
+        best, target = int(np.argmax(probabilities)), None
+        if subject.index is not None:
+            target = labels[self.task.dataset.splits[subject.split].labels[subject.index]]
+        return Description(
+            prediction=labels[best],
+            explained=f"log-odds of {labels[best]}",
+            target=target,
+            confidence=float(probabilities[best]),
+            correct=None if target is None else target == labels[best],
+            **parts,
+        )

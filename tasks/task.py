@@ -34,6 +34,7 @@ from tasks.common.data.summary import Columns
 from tasks.common.data.user_files import find_file
 from tasks.common.errors import UserError, collected
 from tasks.common.metrics.descriptions import Metric, describe
+from tasks.explainer import Explainer
 from tasks.figures import Figure, SplitResults, Transcript
 
 __all__ = [
@@ -647,6 +648,14 @@ class Task(abc.ABC):
           attention: attention weights for this input, without a dimension of rows.
         """
         return {}
+
+    def explainer(self) -> Explainer:
+        """Returns the explainer of single predictions, see `tasks.explainer`.
+
+        Raises:
+          UserError: the task or its model has none.
+        """
+        raise UserError("--workdir: runs of this task cannot be explained; name a run of another")
 
     def figures(self, results: SplitResults) -> list[Figure]:
         """Returns the figures for the report of a run.

@@ -158,7 +158,7 @@ class TranscriptionProcessor(Processor):
 
 
 class TranscriptionTask(Task):
-    """A task whose model has a `transcriber`; subclasses only define the encoder, `_encode`.
+    """A task whose model has a `transcriber`; subclasses only define the encoder, `encode`.
 
     Class attributes:
       word_level: whether the primary metric is "wer" instead of "cer".
@@ -178,7 +178,7 @@ class TranscriptionTask(Task):
         return self.model.transcriber
 
     @abc.abstractmethod
-    def _encode(self, model: Any, batch: Batch, key: Any = None) -> EncoderOutput:
+    def encode(self, model: Any, batch: Batch, key: Any = None) -> EncoderOutput:
         """Returns the encoder output; if a random key is given, with dropout as in training."""
 
     @classmethod
@@ -260,7 +260,7 @@ class TranscriptionTask(Task):
     def loss(self, model: Any, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
         """Computes the label-smoothed loss per unit, and its terms as metrics."""
         encoder_key, decoder_key = jax.random.split(dropout_key)
-        found = self._encode(model, batch, encoder_key)
+        found = self.encode(model, batch, encoder_key)
         losses = model.transcriber(
             found.memory, found.valid, found.final_state, batch["target"], dropout_key=decoder_key
         )
@@ -274,7 +274,7 @@ class TranscriptionTask(Task):
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[dict, dict]:
         """Sums losses without label smoothing, and counts units and texts without a CTC path."""
-        found = self._encode(model, batch)
+        found = self.encode(model, batch)
         losses = model.transcriber(
             found.memory, found.valid, found.final_state, batch["target"], smoothing=False
         )
@@ -297,7 +297,7 @@ class TranscriptionTask(Task):
         """Returns the attention decoder of the encoded inputs; None for a model with CTC alone."""
         if self.decoder_config.decoder == "none":
             return None
-        found = self._encode(model, inputs)
+        found = self.encode(model, inputs)
         return model.transcriber.decoding(found.memory, found.valid, found.final_state)
 
     def attention(self, model: Any, inputs: Batch) -> dict[str, Any]:
@@ -310,7 +310,7 @@ class TranscriptionTask(Task):
         return {"alignment": weights}
 
     def _decode(self, model: Any, inputs: Batch, **options: Any) -> DecodingResult:
-        found = self._encode(model, inputs)
+        found = self.encode(model, inputs)
         return model.transcriber.transcribe(found.memory, found.valid, found.final_state, **options)
 
     # ------------------------------------------------------------------ on the host
@@ -367,7 +367,7 @@ class TranscriptionTask(Task):
     def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
         """Returns the units of the transcript, and the labels of the encoded frames."""
         steps = self.processor.pieces(outputs["tokens"][0])
-        _, frames = self._input_image(self.processor.encode([raw])[0])
+        _, frames = self.input_image(self.processor.encode([raw])[0])
         return {"alignment": {"output": steps, "frame": frames}}
 
     def _references_and_hypotheses(
@@ -379,7 +379,7 @@ class TranscriptionTask(Task):
         return [part.texts[i] for i in chosen], [hypotheses[i] for i in chosen]
 
     @abc.abstractmethod
-    def _input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:
+    def input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:
         """Returns an example as an image from left to right, and a label for each encoded frame."""
 
     def _alignments(
@@ -393,7 +393,7 @@ class TranscriptionTask(Task):
         drawn: list[Figure] = []
         for index, weights in enumerate(attention.get("alignment", ())):
             steps = self.processor.pieces(outputs["tokens"][index])
-            image, labels = self._input_image(examples[index])
+            image, labels = self.input_image(examples[index])
             shown = weights[: len(steps), : len(labels)]
             drawn.append(Alignment(captions[index], shown, steps, labels, over=image))
         return drawn
@@ -410,7 +410,7 @@ class TranscriptionTask(Task):
         drawn: list[Figure] = []
         for row, example in enumerate(results.shown):
             aligned = alignments[row : row + 1]
-            image = None if aligned else self._input_image(examples[row])[0]
+            image = None if aligned else self.input_image(examples[row])[0]
             index = example.index
             texts = hypotheses[index], part.texts[index], "", image, self.word_level
             drawn += [Transcript(results.caption(example), *texts), *aligned]

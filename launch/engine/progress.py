@@ -122,9 +122,9 @@ class Progress:
 class PredictionProgress:
     """Lines on standard error with the number of predictions, one every few seconds."""
 
-    def __init__(self, count: int | None, what: str = "inputs"):
-        """Args: number of inputs; None if it is unknown; plural noun for them."""
-        self._count, self._what, self._done = count, what, 0
+    def __init__(self, count: int | None, what: str = "inputs", verb: str = "predicted"):
+        """Args: number of inputs; None if it is unknown; plural noun for them; what was done."""
+        self._count, self._what, self._verb, self._done = count, what, verb, 0
         self._began = self._shown = time.monotonic()
 
     def add(self, number: int) -> None:
@@ -136,7 +136,7 @@ class PredictionProgress:
         self._shown = now
         rate = self._done / max(now - self._began, 1e-9)
         speed = f"{rate:,.0f} per second" if rate >= 10 else f"{rate:.2g} per second"
-        line = f"predicted {self._done:,}"
+        line = f"{self._verb} {self._done:,}"
         if self._count is not None:
             left = _clock((self._count - self._done) / max(rate, 1e-9))
             line += f" of {self._count:,} {self._what}  {speed}  {left} left"

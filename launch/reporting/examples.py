@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,10 +46,7 @@ def choose(task: Task, evaluation: Evaluation, split: str, seed: int) -> Choice:
     """
     scores = task.example_scores(evaluation.outputs, split)
     rows = task.predictions(evaluation.outputs, split, scores=scores)
-    confidence = np.array(
-        [math.nan if row["confidence"] is None else row["confidence"] for row in rows], float
-    )
-    groups = _groups(scores, confidence, task.higher_is_better, task.drawn_examples // 4)
+    groups = grouped(rows, scores, task.higher_is_better, task.drawn_examples // 4)
     chosen = _draw(groups, task.drawn_examples, np.random.default_rng(seed))
     indices = task.scored_examples(split)
     shown = [
@@ -68,10 +65,24 @@ def choose(task: Task, evaluation: Evaluation, split: str, seed: int) -> Choice:
     return Choice(shown, note)
 
 
-def _groups(
-    scores: np.ndarray, confidence: np.ndarray, higher_is_better: bool, uncertain: int
+def grouped(
+    rows: Sequence[Mapping[str, Any]], scores: np.ndarray, higher_is_better: bool, uncertain: int
 ) -> dict[str, list[int]]:
-    """Returns the candidates of each kind; `uncertain` examples with the lowest confidence."""
+    """Groups the examples of a split by kind.
+
+    Args:
+      rows: record of each example, see `tasks.task.Task.predictions`.
+      scores: score of each example, [n].
+      higher_is_better: direction of the primary metric.
+      uncertain: number of examples with the lowest confidence that form the group "uncertain"; it
+        is missing if there are no confidences.
+
+    Returns:
+      Indices of rows by kind: "correct" and "wrong", or quarters of the scores.
+    """
+    confidence = np.array(
+        [math.nan if row["confidence"] is None else row["confidence"] for row in rows], float
+    )
     found: dict[str, list[int]] = {}
     # An error rate of 0 is a correct answer, as a score of 1 is among scores of 0 and 1.
     perfect = scores == (1 if higher_is_better else 0)

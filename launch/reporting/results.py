@@ -27,6 +27,8 @@ FIELDS = {
 
 # File of a run directory with the record of the finished run.
 RESULT = "result.json"
+# Value of "kind" in records of `launch.explain --evaluate`, which are no run files.
+FAITHFULNESS = "faithfulness"
 
 
 def make_record(
@@ -191,6 +193,8 @@ def load_records(root: Path) -> list[dict[str, Any]]:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not a JSON file ({error})") from None
+        if isinstance(record, dict) and record.get("kind") == FAITHFULNESS:
+            continue
         if faults := _faults(record):
             raise UserError(f"{path}: is not a run file: {faults}; remove it from the directory")
         records.append(record)

@@ -28,6 +28,7 @@ from tasks.detection.data import (
     read_labeled,
     to_image_pixels,
 )
+from tasks.detection.explainer import DetectionExplainer
 from tasks.detection.metrics import (
     Prediction,
     Truth,
@@ -261,6 +262,10 @@ class Detection(Task):
         """Names the axes of DETR's detections and of the cells of the last map."""
         return {"objects": {"object": None, "cell": None}}
 
+    def explainer(self) -> DetectionExplainer:
+        """Returns the explainer, whose positions are cells of a grid."""
+        return DetectionExplainer(self)
+
     def figures(self, results: SplitResults) -> list[Figure]:
         """Draws detections and attention weights of the shown images."""
         examples, drawn = self.examples(results.split), []
@@ -307,7 +312,7 @@ class Detection(Task):
         labels = [self.processor.names[label] for label in outputs["labels"][index][shown]]
         scores = outputs["scores"][index][shown]
         drawn: list[Figure] = [DetectedImage(caption, image, boxes, labels, scores, masks, true)]
-        for where, weights in self._attended(attention):
+        for where, weights in self.attended(attention):
             # The attention weights cover the padded square.
             rows, columns = (
                 -(-length * cells // self.processor.image_size)
@@ -316,7 +321,7 @@ class Detection(Task):
             drawn.append(AttendedImage(f"{name} ({where})", image, weights[:rows, :columns]))
         return drawn
 
-    def _attended(self, attention: Arrays) -> Iterator[tuple[str, np.ndarray]]:
+    def attended(self, attention: Arrays) -> Iterator[tuple[str, np.ndarray]]:
         """Yields (layer name for captions, map [y, x]) of attention weights."""
         backbone, side = self.model.backbone, self.processor.image_size
         grids = backbone.sides(side, side)

@@ -25,6 +25,7 @@ from tasks.figures import Curves, Figure, FigureGroup, Forecast, SplitResults
 from tasks.forecasting import baselines
 from tasks.forecasting import timestamps as clock
 from tasks.forecasting.data import DataConfig, ForecastingData, load, read_labeled
+from tasks.forecasting.explainer import ForecastExplainer
 from tasks.forecasting.figures import LEVELS, attention_figures, forecast_figure
 from tasks.forecasting.metrics import METRICS, error_sums, forecast_metrics, noise_metric
 from tasks.forecasting.models import MODEL_CONFIGS, build
@@ -340,6 +341,10 @@ class Forecasting(Task):
         if "decoder" in attention:
             found["decoder"] = {**stacked, "ahead": ahead, "time": None}
         return found
+
+    def explainer(self) -> ForecastExplainer:
+        """Returns the explainer, whose positions are segments of the look-back."""
+        return ForecastExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
         """Returns figures of forecasts, of the error by step ahead, and of attention weights.

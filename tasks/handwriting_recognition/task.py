@@ -17,6 +17,7 @@ from tasks.common.images.files import SUFFIXES
 from tasks.handwriting_recognition.baselines import cut_and_classify
 from tasks.handwriting_recognition.data import DataConfig, load, read_line
 from tasks.handwriting_recognition.datasets.digit_lines import HEIGHT
+from tasks.handwriting_recognition.explainer import HandwritingExplainer
 from tasks.handwriting_recognition.model import MODEL_CONFIGS, LineRecognizer
 from tasks.task import Arrays, ArraySpec, Batch, ProcessingSteps
 from tasks.transcription import FAILURES, TranscriptionProcessor, TranscriptionTask
@@ -83,13 +84,17 @@ class HandwritingRecognition(TranscriptionTask):
         """Returns the recognizer of the config."""
         return LineRecognizer(self.model, self.processor.tokenizer.size, rngs=rngs)
 
-    def _encode(self, model: LineRecognizer, batch: Batch, key: Any = None) -> EncoderOutput:
+    def encode(self, model: LineRecognizer, batch: Batch, key: Any = None) -> EncoderOutput:
         columns = batch["columns"].astype(jnp.float32) / 255
         # Only the batch statistics of training need to know the rows that count.
         real = None if key is None else batch["weight"] > 0
         return model.encode(columns, batch["length"], real, key)
 
-    def _input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:
+    def explainer(self) -> HandwritingExplainer:
+        """Returns the explainer, whose positions are encoded columns."""
+        return HandwritingExplainer(self)
+
+    def input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:
         """Returns the image of a line with dark ink, and empty labels for its encoded columns."""
         columns = example["columns"]
         return 255 - columns.T, [""] * self.model.frames(len(columns))

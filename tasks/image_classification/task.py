@@ -25,12 +25,14 @@ from tasks.common.data.splits import class_indices
 from tasks.common.errors import UserError
 from tasks.common.images.augmentation import AugmentationConfig, augment, mixup, random_translation
 from tasks.common.images.files import SUFFIXES
+from tasks.common.images.pixels import drawable, grid_labels, to_unit
 from tasks.common.keys import example_keys
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure, SplitResults
 from tasks.image_classification import baselines, user_files
 from tasks.image_classification.convnet import ConvNet, ConvNetConfig
 from tasks.image_classification.data import DataConfig, ImageData, load
 from tasks.image_classification.datasets import DATA_SETS, Images
+from tasks.image_classification.explainer import ImageExplainer
 from tasks.image_classification.labeled_files import OWN_DATA
 from tasks.image_classification.model import MODEL_CONFIGS, VisionTransformer, ViTConfig
 from tasks.image_classification.resnet import ResNetClassifier, ResNetClassifierConfig
@@ -140,7 +142,7 @@ class ImageClassification(ClassificationTask):
         options: dict[str, Any] = {"dropout_key": dropout_key}
         if dropout_key is not None and not isinstance(model, VisionTransformer):
             options |= {"valid": batch["weight"] > 0, "training": True}
-        return model(_to_unit(batch["image"]), **options)
+        return model(to_unit(batch["image"]), **options)
 
     def loss(self, model: Model, batch: Batch, dropout_key: jax.Array) -> tuple[jax.Array, dict]:
         """Computes cross-entropy and accuracy of augmented images under dropout.
@@ -170,7 +172,7 @@ class ImageClassification(ClassificationTask):
 
         Image b is mixed with image indices[b] and has the weight weights[b] in the mixture."""
         data = self.data
-        images = random_translation(_to_unit(batch["image"]), data.shift, jax.random.split(key)[0])
+        images = random_translation(to_unit(batch["image"]), data.shift, jax.random.split(key)[0])
         if data.augmentation == AugmentationConfig() and not data.mixup:
             return images, None
         # These keys are independent of the keys of `split`.
@@ -193,7 +195,7 @@ class ImageClassification(ClassificationTask):
         vit = isinstance(model, VisionTransformer)
         if vit and "weights" not in registry.find("mixer", self.model.mixer).capabilities:
             return {}
-        return model(_to_unit(inputs["image"]), return_weights=True)[1]
+        return model(to_unit(inputs["image"]), return_weights=True)[1]
 
     # ------------------------------------------------------------------ on the host
 
@@ -208,7 +210,7 @@ class ImageClassification(ClassificationTask):
         if not isinstance(self.model, ViTConfig):
             return {}
         rows, columns = (side // self.model.patch_size for side in self.data.image_shape[:2])
-        patches = [f"{row},{column}" for row in range(rows) for column in range(columns)]
+        patches = grid_labels(rows, columns)
         found: dict[str, Axes] = {"head": {"head": None, "patch": patches}}
         if "encoder" in attention:
             # Tokens that are no patches, such as a classification token, come first.
@@ -216,6 +218,10 @@ class ImageClassification(ClassificationTask):
             tokens = ["[CLS]"] * others + patches
             found["encoder"] = {"layer": None, "head": None, "query": tokens, "key": tokens}
         return found
+
+    def explainer(self) -> ImageExplainer:
+        """Returns the explainer, whose positions are patches or cells of the image."""
+        return ImageExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
         """Draws the confusion matrix, and attention weights over the shown images.
@@ -236,7 +242,7 @@ class ImageClassification(ClassificationTask):
                 f"{results.caption(example)}: predicted {self.labels[best]} "
                 f"({probabilities[best]:.2f}), true {self.labels[true]}"
             )
-            image = _drawable(examples.images[example.index])
+            image = drawable(examples.images[example.index])
             for where, weights in maps.get(row, [("", None)]):
                 drawn.append(AttendedImage(caption + where, image, weights))
         return drawn
@@ -249,7 +255,7 @@ class ImageClassification(ClassificationTask):
         images, predicted = self.processor.encode(raw).images, predicted_classes(outputs)
         for index, where, weights in self._attended(attention):
             caption = f"{raw[index]}: {self.labels[predicted[index]]}{where}"
-            drawn[index].append(AttendedImage(caption, _drawable(images[index]), weights))
+            drawn[index].append(AttendedImage(caption, drawable(images[index]), weights))
         return drawn
 
     def _attended(self, attention: Arrays) -> Iterator[tuple[int, str, np.ndarray]]:
@@ -283,16 +289,6 @@ class ImageClassification(ClassificationTask):
             name: lambda fit=fit: self.baseline_metrics(fit(self.dataset.splits))
             for name, fit in fits.items()
         }
-
-
-def _drawable(image: np.ndarray) -> np.ndarray:
-    """Returns a gray image [Y, X, 1] without its channel axis, other images unchanged."""
-    return image[..., 0] if image.shape[-1] == 1 else image
-
-
-def _to_unit(images: jax.Array) -> jax.Array:
-    """Returns images from 0 to 1; uint8 images are divided by 255."""
-    return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
 
 
 TASK = ImageClassification

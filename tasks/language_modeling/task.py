@@ -31,6 +31,7 @@ from tasks.language_modeling import baselines as counting
 from tasks.language_modeling import examples as sequences
 from tasks.language_modeling.data import Corpus, DataConfig, load, read_labeled
 from tasks.language_modeling.examples import MASK
+from tasks.language_modeling.explainer import LanguageExplainer
 from tasks.language_modeling.masking import mask_tokens
 from tasks.language_modeling.model import (
     MODEL_CONFIGS,
@@ -412,6 +413,10 @@ class LanguageModeling(Task):
         tokens = example["tokens"][: int(example["length"])]
         shown = [token_text(self.processor.tokenizer, number) for number in tokens]
         return {"encoder": {"layer": None, "head": None, "query": shown, "key": shown}}
+
+    def explainer(self) -> LanguageExplainer:
+        """Returns the explainer, whose positions are tokens."""
+        return LanguageExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
         """Returns figures of the last layer's attention, averaged over heads, or else texts.

@@ -26,6 +26,7 @@ from tasks.figures import Curves, Figure, Recommendations, SplitResults
 from tasks.recommendation import models
 from tasks.recommendation.baselines import Baselines
 from tasks.recommendation.data import DataConfig, RecommendationDataset, load
+from tasks.recommendation.explainer import RecommendationExplainer
 from tasks.recommendation.labeled_files import FileDataset
 from tasks.recommendation.metrics import TOP, list_metrics, ndcg, ranked, ranking_metrics
 from tasks.recommendation.models.base import Recommender
@@ -279,6 +280,10 @@ class Recommendation(Task):
             "reason_neighbours": {"item": best, "user": names},
             "reason_neighbour_ids": {"user": names},
         }
+
+    def explainer(self) -> RecommendationExplainer:
+        """Returns the explainer, whose positions are items of the history."""
+        return RecommendationExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
         """Returns figures of the hit rate by list length, and of recommendations for some users."""

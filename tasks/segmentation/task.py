@@ -17,6 +17,7 @@ from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 from tasks.common.images.augmentation import augment
 from tasks.common.images.files import SUFFIXES, read_image, resize
+from tasks.common.images.pixels import center, to_unit
 from tasks.common.keys import example_keys
 from tasks.common.losses import cross_entropy
 from tasks.common.metrics.descriptions import fraction, lower
@@ -32,6 +33,7 @@ from tasks.segmentation.data import (
     nearest,
     read_labeled,
 )
+from tasks.segmentation.explainer import SegmentationExplainer
 from tasks.segmentation.losses import total_loss
 from tasks.segmentation.metrics import (
     VOID,
@@ -205,14 +207,14 @@ class Segmentation(Task):
         """Computes the configured loss and the pixel accuracy of augmented images under dropout."""
         augment_key, dropout_key = jax.random.split(dropout_key)
         images, labels = augment(
-            _to_unit(batch["image"]),
+            to_unit(batch["image"]),
             example_keys(augment_key, batch["id"]),
             self.data.augmentation,
             batch["labels"].astype(jnp.int32),
             VOID,
         )
         valid = batch["weight"] > 0
-        logits = model(_center(images), valid=valid, training=True, dropout_key=dropout_key)
+        logits = model(center(images), valid=valid, training=True, dropout_key=dropout_key)
         counted = self._counted(labels, batch["weight"])
         weights = jnp.asarray(self.class_weights)
         loss = total_loss(self.model.loss, logits, labels, counted, weights)
@@ -224,7 +226,7 @@ class Segmentation(Task):
 
         The outputs are the predicted "labels", uint8 [B, Y, X].
         """
-        logits = model(_center(_to_unit(batch["image"])))
+        logits = model(center(to_unit(batch["image"])))
         predicted = jnp.argmax(logits, axis=-1)
         counted = self._counted(batch["labels"], batch["weight"])
         labels = jnp.where(counted, batch["labels"], 0).astype(jnp.int32)
@@ -248,7 +250,7 @@ class Segmentation(Task):
         If `config.data.fit` is "tiles", "probabilities" uint8 [B, Y, X, K] in units of 1 / 255
         replace the labels.
         """
-        logits = model(_center(_to_unit(inputs["image"])))
+        logits = model(center(to_unit(inputs["image"])))
         if self.data.fit == "tiles":
             levels = jnp.round(255 * jax.nn.softmax(logits)).astype(jnp.uint8)
             return {"place": inputs["place"], "probabilities": levels}
@@ -256,7 +258,7 @@ class Segmentation(Task):
 
     def attention(self, model: UNet, inputs: Batch) -> dict[str, jax.Array]:
         """Returns the weights of the gates "gate_1", ..., or of the map attention of each stage."""
-        return model(_center(_to_unit(inputs["image"])), return_weights=True)[1]
+        return model(center(to_unit(inputs["image"])), return_weights=True)[1]
 
     def _counted(self, labels: jax.Array, weight: jax.Array) -> jax.Array:
         """Returns bool [B, Y, X], False for void pixels and padding rows."""
@@ -304,6 +306,10 @@ class Segmentation(Task):
         total = max(int(counts.sum()), 1)
         pairs = zip(self.names, counts.tolist(), strict=True)
         return {name: round(count / total, 4) for name, count in pairs if count}
+
+    def explainer(self) -> SegmentationExplainer:
+        """Returns the explainer, whose positions are cells of a grid."""
+        return SegmentationExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
         """Draws the confusion matrix, and true and predicted classes and attention over images."""
@@ -378,16 +384,6 @@ def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
     found = coco.encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(side) for side in found["size"]], "counts": found["counts"].decode()}
-
-
-def _to_unit(images: jax.Array) -> jax.Array:
-    """Scales images from 0..255 to float32 in [0, 1]."""
-    return images.astype(jnp.float32) / 255
-
-
-def _center(images: jax.Array) -> jax.Array:
-    """Maps [0, 1] to [-2, 2]; images then have nearly unit variance, as initialization assumes."""
-    return 4 * images - 2
 
 
 TASK = Segmentation

@@ -24,6 +24,7 @@ from tasks.common.metrics.descriptions import fraction, lower
 from tasks.figures import Alignment, Curves, Figure, SplitResults, Transcript
 from tasks.sequence_copy import data as strings
 from tasks.sequence_copy.data import PAD, DataConfig, DigitData, DigitStrings
+from tasks.sequence_copy.explainer import CopyExplainer
 from tasks.sequence_copy.model import MODEL_CONFIGS, EncoderDecoder
 from tasks.task import (
     Arrays,
@@ -221,6 +222,10 @@ class SequenceCopy(Task):
         output = [*written, *["end"] * (steps - len(written))]
         heads = {"head": None} if np.ndim(attention.get("alignment", source)) == 3 else {}
         return {"alignment": {"output": output, **heads, "source": source}}
+
+    def explainer(self) -> CopyExplainer:
+        """Returns the explainer, whose positions are digits of the source."""
+        return CopyExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
         """Returns figures of exact match by length, and of strings with alignments by head."""

@@ -20,6 +20,7 @@ from tasks.common.keys import example_keys
 from tasks.figures import Curves, Figure, SplitResults
 from tasks.speech_recognition import baselines
 from tasks.speech_recognition.data import NOISES, OFFICIAL, DataConfig, SpeechData, load
+from tasks.speech_recognition.explainer import SpeechExplainer
 from tasks.speech_recognition.model import MODEL_CONFIGS, SpeechConfig, SpeechRecognizer
 from tasks.speech_recognition.processor import SpeechProcessor, fit_scale
 from tasks.task import Arrays, Batch
@@ -80,7 +81,7 @@ class SpeechRecognition(TranscriptionTask):
         units = self.processor.tokenizer.size
         return SpeechRecognizer(self.model, self.data.features, units, rngs=rngs)
 
-    def _encode(self, model: SpeechRecognizer, batch: Batch, key: Any = None) -> EncoderOutput:
+    def encode(self, model: SpeechRecognizer, batch: Batch, key: Any = None) -> EncoderOutput:
         """Encodes clips; with a key, samples and features are augmented before."""
         samples = batch["samples"].astype(jnp.float32) / 32768
         lengths, config = batch["length"], self.data.augmentation
@@ -97,6 +98,10 @@ class SpeechRecognition(TranscriptionTask):
 
     # ------------------------------------------------------------------ on the host
 
+    def explainer(self) -> SpeechExplainer:
+        """Returns the explainer, whose positions are encoded frames."""
+        return SpeechExplainer(self)
+
     def figures(self, results: SplitResults) -> list[Figure]:
         """Returns figures of WER by noise level, if measured, and of the first alignments."""
         drawn: list[Figure] = []
@@ -108,7 +113,7 @@ class SpeechRecognition(TranscriptionTask):
             )
         return drawn + super().figures(results)
 
-    def _input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:
+    def input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:
         """Returns log-mel features, high frequencies on top, and labels of the encoded frames."""
         samples = example["samples"][None].astype(np.float32) / 32768
         features, _ = self.processor.features(jnp.asarray(samples), example["length"][None])

@@ -32,6 +32,7 @@ from tasks.task import (
 from tasks.text_classification import baselines
 from tasks.text_classification import model as models
 from tasks.text_classification.data import DataConfig, Split, TextData, load
+from tasks.text_classification.explainer import TextExplainer
 from tasks.text_classification.figures import token_weights
 from tasks.text_classification.finetuning import InitialWeights, initial_weights_from
 from tasks.text_classification.user_files import OWN_DATA, read_labelled
@@ -307,6 +308,10 @@ class TextClassification(ClassificationTask):
             "pool": {"head": None, "token": tokens},
             "encoder": {"layer": None, "head": None, "query": encoded, "key": encoded},
         }
+
+    def explainer(self) -> TextExplainer:
+        """Returns the explainer, whose positions are tokens."""
+        return TextExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
         """Returns figures of the confusion matrix and of the attention over the shown texts.

@@ -32,6 +32,7 @@ from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task
 from tasks.translation import baselines
 from tasks.translation import model as models
 from tasks.translation.data import DataConfig, PairExamples, Pairs, TranslationData, load
+from tasks.translation.explainer import TranslationExplainer
 from tasks.translation.processor import TranslationProcessor
 from tasks.translation.user_files import OWN_DATA, read_labeled
 
@@ -284,6 +285,10 @@ class Translation(Task):
         steps = [self.processor.piece(int(token)) for token in tokens if token != PAD]
         found = self.processor.tokenizer.tokens(source)[: self.data.text.max_length]
         return steps, [*found, "end"]
+
+    def explainer(self) -> TranslationExplainer:
+        """Returns the explainer, whose positions are tokens of the source."""
+        return TranslationExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
         """Returns figures of BLEU by source length, and of translations with their alignments."""

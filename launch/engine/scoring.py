@@ -1,0 +1,111 @@
+"""Compiled scores of single predictions while positions of the input are replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from attention import attribution
+from launch.engine import sharding
+from launch.engine import state as states
+from tasks.explainer import Explainer
+
+# Points of the integral of integrated gradients, and points of a curve besides its start.
+_PATH, _POINTS = 32, 20
+# Rows that occlusion computes together.
+_ROWS = 8
+
+
+class Scorer:
+    """Score of the predictions of one model, and attributions by it.
+
+    Each function is compiled once for each shape of the inputs.
+
+    Args:
+      explainer: explainer of the task.
+      mesh: device mesh that the model runs on.
+      variables: variables of the model, as `launch.engine.steps.Steps.predict` takes them.
+      seed: seed of the config.
+    """
+
+    def __init__(self, explainer: Explainer, mesh: Any, variables: Any, seed: int):
+        self.explainer, self.variables = explainer, variables
+        graph = states.graph_definition(explainer.task, seed)
+
+        def compiled(function: Callable[..., Any]) -> Any:
+            def call(variables: Any, inputs: Any, target: Any, *arrays: Any) -> Any:
+                def score(gates: Any) -> Any:
+                    model = states.merge_model(graph, variables["params"], variables["statistics"])
+                    return explainer.score(model, inputs, gates, target)
+
+                return function(score, *arrays)
+
+            return sharding.OnMesh(jax.jit(call), mesh)
+
+        self._scores = compiled(lambda score, gates: score(gates))
+        self._gradient = compiled(attribution.gradient_times_input)
+        self._integrated = compiled(
+            lambda score, gates: attribution.integrated_gradients(score, gates, steps=_PATH)
+        )
+        self._occlusion = compiled(attribution.occlusion)
+        self._curves = compiled(
+            lambda score, order, valid: [
+                curve(score, order, valid=valid, steps=_POINTS)
+                for curve in (attribution.deletion_curve, attribution.insertion_curve)
+            ]
+        )
+
+    def with_variables(self, variables: Any) -> Scorer:
+        """Returns the scorer of other variables, which uses the same compiled functions."""
+        found = object.__new__(Scorer)
+        found.__dict__.update(self.__dict__, variables=variables)
+        return found
+
+    def scores(self, inputs: Mapping[str, Any], target: Any, gates: np.ndarray) -> np.ndarray:
+        """Returns scores, [G], for gates [G, U]."""
+        return np.asarray(self._call(self._scores, inputs, target, np.float32(gates)))
+
+    def gradient(self, inputs: Mapping[str, Any], target: Any) -> np.ndarray:
+        """Returns the derivative of the score with respect to each gate at 1, [U]."""
+        gates = np.ones((1, self._width(inputs)), np.float32)
+        return np.asarray(self._call(self._gradient, inputs, target, gates)[0])
+
+    def integrated(self, inputs: Mapping[str, Any], target: Any) -> tuple[np.ndarray, float]:
+        """Returns integrated gradients from gates 0 to 1, [U], and their convergence gap."""
+        gates = np.ones((1, self._width(inputs)), np.float32)
+        found = self._call(self._integrated, inputs, target, gates)
+        return np.asarray(found.attributions[0]), float(found.gap[0])
+
+    def occlusion(self, inputs: Mapping[str, Any], target: Any) -> np.ndarray:
+        """Returns the decrease of the score when each position is replaced alone, [U]."""
+        width = self._width(inputs)
+        rows = min(_ROWS, width)
+        groups = np.zeros((rows, -(-width // rows), width), bool)
+        numbers = np.arange(width)
+        groups[numbers % rows, numbers // rows, numbers] = True
+        found = np.asarray(self._call(self._occlusion, inputs, target, groups))
+        return found[numbers % rows, numbers // rows]
+
+    def curves(
+        self, inputs: Mapping[str, Any], target: Any, orders: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns fractions [p], and scores of deletion and insertion [M, p].
+
+        Args:
+          inputs: inputs of the model, with one row.
+          target: see `tasks.explainer.Explainer.target`.
+          orders: int [M, U], permutations of all positions; those of padding are ignored.
+        """
+        valid = np.broadcast_to(self.explainer.positions(inputs), orders.shape)
+        found = self._call(self._curves, inputs, target, orders, valid)
+        deletion, insertion = (np.asarray(curve.scores, np.float64) for curve in found)
+        return np.asarray(found[0].fractions, np.float64), deletion, insertion
+
+    def _width(self, inputs: Mapping[str, Any]) -> int:
+        return len(self.explainer.positions(inputs))
+
+    def _call(self, function: Any, inputs: Mapping[str, Any], *arrays: Any) -> Any:
+        return jax.device_get(function(self.variables, dict(inputs), *arrays))

@@ -1,0 +1,231 @@
+"""Explains predictions of a run, and measures how faithful the explanations are.
+
+python -m launch.explain --workdir=runs/sst2 --input="a fine film" --output=page.html
+python -m launch.explain --workdir=runs/sst2 --select=wrong --count=8 --output=page.html
+
+Writes one page that needs no other file. It shows the attention weights of every layer and head,
+the contribution of each position of the input to the prediction by several methods, and how the
+prediction changes while positions are deleted or inserted. --select chooses examples of --split:
+wrong, correct, uncertain or random ones, or numbers such as 3,17. All other examples of the split
+are listed with prediction, confidence and score. --against=runs/other shows the same examples for
+another run of the same task. --json writes the explanations as JSON, --bertviz the attention
+weights in the format of BertViz.
+
+python -m launch.explain --workdir=runs/sst2 --evaluate --examples=200
+
+prints for each method the areas under the deletion and insertion curves relative to random orders
+and to gradients, with 95 % intervals; the similarity of the attributions to those of a model with
+random weights, and with --against to those of another run; and the time of one explanation. The
+table is also written to explanation-<split>.json in the run directory.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch import cli
+from launch.engine import output
+
+SELECTIONS = ("wrong", "correct", "uncertain", "random")
+
+cli.define_workdir()
+flags.DEFINE_multi_string("input", [], "Input to explain, as for launch.predict; repeatable.")
+flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Split of the examples.")
+flags.DEFINE_string(
+    "select",
+    None,
+    f"Examples of --split: {', '.join(SELECTIONS)}, or numbers such as 3,17 (from 0). The default "
+    "are correct, wrong and uncertain ones, as in reports.",
+)
+flags.DEFINE_integer("count", 8, "Number of examples that --select chooses.", lower_bound=1)
+flags.DEFINE_list("methods", None, "Methods of attribution, separated by commas; all by default.")
+flags.DEFINE_string("output", None, "Page to write, such as page.html.")
+flags.DEFINE_string("json", None, "JSON file to write.")
+flags.DEFINE_string("bertviz", None, "JSON file with the attention weights for BertViz to write.")
+flags.DEFINE_string("against", None, "Run directory of another run to compare with.")
+flags.DEFINE_bool("evaluate", False, "Print how faithful the methods are, instead of a page.")
+flags.DEFINE_integer("examples", 100, "Number of examples of --evaluate.", lower_bound=2)
+flags.DEFINE_integer("seed", 0, "Seed of random choices and random orders.", lower_bound=0)
+
+
+def explain() -> None:
+    """Runs the command `launch.explain`."""
+    from launch.runs import directory
+
+    _check_flags()
+    folder = cli.workdir()
+    config = directory.saved_config(folder)
+    cli.set_up_jax(config)
+    if cli.FLAGS.evaluate:
+        _evaluate(folder, config)
+    else:
+        _page(folder, config)
+
+
+def _check_flags() -> None:
+    """Raises if flags are missing or do not fit each other.
+
+    Raises:
+      UserError: see above.
+    """
+    from tasks.common.errors import UserError
+
+    pages = [name for name in ("output", "json", "bertviz") if cli.FLAGS[name].value is not None]
+    for name in pages:
+        value = Path(cli.FLAGS[name].value).expanduser()
+        if not cli.FLAGS[name].value or value.is_dir():
+            raise UserError(f"--{name}={cli.FLAGS[name].value}: expected the name of a file")
+        if not value.parent.is_dir():
+            raise UserError(f"--{name}={cli.FLAGS[name].value}: the folder does not exist")
+    if cli.FLAGS.evaluate:
+        for name in ("input", "select", *pages):
+            if cli.FLAGS[name].value:
+                raise UserError(f"--{name}: cannot be combined with --evaluate; leave one out")
+        return
+    if not pages:
+        raise UserError("--output is missing; name a page, such as --output=page.html")
+    if cli.FLAGS.input and cli.FLAGS.select:
+        raise UserError("--input: cannot be combined with --select; leave one of them out")
+    for name in ("examples",):
+        if cli.FLAGS[name].present:
+            raise UserError(f"--{name}: is only used with --evaluate; leave it out")
+
+
+def _page(folder: Path, config: Any) -> None:
+    from launch.engine.progress import PredictionProgress
+    from launch.engine.writers import write_text
+    from launch.reporting import explanation_page
+    from launch.runs import directory, selecting
+    from launch.runs.explaining import Explaining
+
+    raw, rows = cli.FLAGS.input, []
+    if raw:
+        task = directory.restored_task(config, folder)
+        loaded = _loaded(task, config, folder)
+        own, subjects = Explaining(*loaded, seed=cli.FLAGS.seed), []
+        subjects = own.of_inputs(raw)
+    else:
+        task = _prepared(config, folder)
+        loaded = _loaded(task, config, folder)
+        own = Explaining(*loaded, seed=cli.FLAGS.seed)
+        chosen, rows = selecting.select(
+            *loaded, cli.FLAGS.split, cli.FLAGS.select, cli.FLAGS.count, cli.FLAGS.seed
+        )
+        subjects = own.of_split(cli.FLAGS.split, chosen)
+    found, compared, names = [], [], []
+    progress = PredictionProgress(len(raw) or len(chosen), "examples", "explained")
+    other = _other(config) if cli.FLAGS.against else None
+    for subject in subjects:
+        found.append(own.explain(subject, cli.FLAGS.methods))
+        names.append(subject)
+        progress.add(1)
+    if other is not None:
+        pairs = other.of_inputs(raw) if raw else other.of_split(cli.FLAGS.split, chosen)
+        compared = [other.explain(subject, cli.FLAGS.methods) for subject in pairs]
+    title = f"{config.name}: {config.task.replace('_', ' ')} of {config.data.name}"
+    made = {
+        "output": lambda: explanation_page.page(found, title, rows=rows, against=compared),
+        "json": lambda: explanation_page.as_json(found),
+        "bertviz": lambda: json.dumps([explanation_page.bertviz(each) for each in found]) + "\n",
+    }
+    for name, write in made.items():
+        if cli.FLAGS[name].value is not None:
+            write_text(Path(cli.FLAGS[name].value).expanduser(), write())
+            print(f"written: {cli.FLAGS[name].value}", file=sys.stderr)
+
+
+def _prepared(config: Any, folder: Path) -> Any:
+    from launch.runs.evaluation import prepared_for_evaluation
+
+    return prepared_for_evaluation(config, folder, cli.paths())
+
+
+def _loaded(task: Any, config: Any, folder: Path) -> tuple[Any, Any, Any, Any]:
+    from launch.runs import directory
+
+    steps, variables, _ = directory.load_variables(task, config, folder)
+    return task, config, steps, variables
+
+
+def _other(config: Any) -> Any:
+    """Returns the explanations of the run given by --against.
+
+    Raises:
+      UserError: it is no run of the same task and data.
+    """
+    from launch.runs import directory
+    from launch.runs.explaining import Explaining
+    from tasks.common.errors import UserError
+
+    folder = Path(cli.FLAGS.against).expanduser()
+    saved = directory.saved_config(folder)
+    assert saved is not None
+    if (saved.task, saved.data.name) != (config.task, config.data.name):
+        raise UserError(
+            f"--against={folder}: is a run of {saved.task} of {saved.data.name}, expected one of "
+            f"{config.task} of {config.data.name}"
+        )
+    task = directory.restored_task(saved, folder) if cli.FLAGS.input else _prepared(saved, folder)
+    return Explaining(*_loaded(task, saved, folder), seed=cli.FLAGS.seed)
+
+
+def _evaluate(folder: Path, config: Any) -> None:
+    import numpy as np
+
+    from launch.engine.progress import PredictionProgress
+    from launch.engine.writers import write_json
+    from launch.reporting import results
+    from launch.runs import faithfulness
+    from launch.runs.explaining import Explaining
+
+    task = _prepared(config, folder)
+    task, config, steps, variables = _loaded(task, config, folder)
+    own, split = Explaining(task, config, steps, variables, cli.FLAGS.seed), cli.FLAGS.split
+    indices = task.scored_examples(split)
+    if cli.FLAGS.examples < len(indices):
+        rng = np.random.default_rng(cli.FLAGS.seed)
+        indices = np.sort(rng.choice(indices, cli.FLAGS.examples, replace=False))
+    progress = PredictionProgress(len(indices), "examples", "explained")
+    randomized = faithfulness.random_variables(task, config, variables)
+    found = faithfulness.evaluate(
+        own,
+        split,
+        indices.tolist(),
+        methods=cli.FLAGS.methods,
+        randomized=own.with_variables(randomized),
+        other=_other(config) if cli.FLAGS.against else None,
+        progress=progress.add,
+    )
+    record = {
+        "kind": results.FAITHFULNESS,
+        "task": config.task,
+        "data": config.data.name,
+        "experiment": config.name,
+        "seed": cli.FLAGS.seed,
+        **found,
+        "device": results.device(),
+        "command": cli.command(),
+        "commit": results.commit(),
+        "versions": results.versions(),
+    }
+    write_json(folder / f"explanation-{split}.json", record)
+    print_table(record)
+
+
+def print_table(record: Mapping[str, Any]) -> None:
+    """Prints the table of a record of --evaluate."""
+    from launch.reporting.faithfulness_table import table
+
+    output.tolerate_narrow_encodings()
+    for line in table(record):
+        print(line)
+
+
+if __name__ == "__main__":
+    cli.main(explain, __doc__)

@@ -1,0 +1,301 @@
+"""Explanations of single predictions of a run, and how faithful they are to the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from attention import attribution
+from launch.engine.config import Experiment
+from launch.engine.evaluation import Subset, prediction_inputs
+from launch.engine.scoring import Scorer
+from launch.engine.steps import Steps
+from tasks.common.data.pipeline import evaluation_batches
+from tasks.common.errors import UserError
+from tasks.explainer import AttentionPath, Subject
+from tasks.explanation import Attribution, Curve, Explanation
+from tasks.task import Task
+
+# Random orders whose curves are averaged.
+_ORDERS = 5
+
+METHODS: Mapping[str, str] = {
+    "attention": "attention weights of the last layer, as the output reads them",
+    "rollout": "product of the attention of all layers (Abnar & Zuidema 2020)",
+    "attention_x_gradient": "attention times its gradient through all layers (Chefer et al. 2021)",
+    "gradient_x_input": "derivative with respect to replacing a position (Shrikumar et al. 2017)",
+    "integrated_gradients": "integral of that derivative (Sundararajan et al. 2017)",
+    "occlusion": "change of the score when one position is replaced (Zeiler & Fergus 2014)",
+    "uniform": "control: positions evenly spread over the input",
+    "random": f"control: mean of {_ORDERS} random orders",
+}
+"""Methods of attribution by name, with their definitions in words."""
+CONTROLS = ("uniform", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Attribution of one method.
+
+    Attributes:
+      values: attribution of each position without padding, [n].
+      seconds: time to compute it.
+      gap: convergence gap of integrated gradients; None for other methods.
+    """
+
+    values: np.ndarray
+    seconds: float
+    gap: float | None = None
+
+
+class Explaining:
+    """Explanations of the predictions of one model.
+
+    Args:
+      task: the task of a run.
+      config: its experiment.
+      steps: compiled functions.
+      variables: variables of the model.
+      seed: seed of random orders.
+    """
+
+    def __init__(self, task: Task, config: Experiment, steps: Steps, variables: Any, seed: int = 0):
+        self.task, self.explainer, self.seed = task, task.explainer(), seed
+        self._steps, self._variables = steps, variables
+        self.scorer = Scorer(self.explainer, steps.mesh, variables, config.seed)
+
+    def with_variables(self, variables: Any) -> Explaining:
+        """Returns the explanations of a model with other variables."""
+        found = object.__new__(Explaining)
+        scorer = self.scorer.with_variables(variables)
+        found.__dict__.update(self.__dict__, _variables=variables, scorer=scorer)
+        return found
+
+    # ------------------------------------------------------------------ examples
+
+    def of_split(self, split: str, indices: Sequence[int]) -> Iterator[Subject]:
+        """Yields examples of a split."""
+        for index in map(int, indices):
+            raw = self.explainer.raw(split, index)
+            examples, row = self.task.examples(split), index
+            if raw is not None:
+                examples, row = self.task.processor.encode([raw]), 0
+            yield self._subject(examples, row, raw=raw, split=split, index=index)
+
+    def of_inputs(self, raw: Sequence[str]) -> Iterator[Subject]:
+        """Yields raw inputs; of an input with several examples, such as windows, the first.
+
+        Raises:
+          UserError: an input cannot be read.
+        """
+        for text in raw:
+            yield self._subject(self.task.processor.encode([text]), 0, raw=text)
+
+    def _subject(self, examples: Any, row: int, **parts: Any) -> Subject:
+        (batch,) = evaluation_batches(
+            Subset(examples, [row]),
+            batch_size=1,
+            buckets=self.task.buckets,
+            multiple=self._steps.batch_shards,
+        )
+        inputs = prediction_inputs(self.task, self._steps.place(batch))
+        found = [inputs, self._steps.predict(self._variables, inputs), self._attention(inputs)]
+        # Rows of padding may follow.
+        inputs, outputs, attention = (
+            {name: np.asarray(array)[:1] for name, array in jax.device_get(arrays).items()}
+            for arrays in found
+        )
+        whole = {name: array[0] for name, array in attention.items()}
+        return Subject(inputs, outputs, whole, **parts)
+
+    def _attention(self, inputs: Any) -> Mapping[str, Any]:
+        return self._steps.attention(self._variables, inputs)
+
+    def again(self, subject: Subject) -> Subject:
+        """Returns an example with the attention weights of this model, for the same prediction."""
+        inputs = {
+            name: np.repeat(array, self._steps.batch_shards, axis=0)
+            for name, array in subject.inputs.items()
+        }
+        found = jax.device_get(self._attention(self._steps.place(inputs)))
+        attention = {name: np.asarray(array)[0] for name, array in found.items()}
+        return dataclasses.replace(subject, attention=attention)
+
+    # ------------------------------------------------------------------ attributions
+
+    def methods(self, subject: Subject) -> list[str]:
+        """Returns the methods that apply to the model, in the order of `METHODS`."""
+        path = self.explainer.attention_path(subject)
+        left_out = set()
+        if path is None:
+            left_out |= {"attention"}
+        if path is None or path.layers is None:
+            left_out |= {"rollout", "attention_x_gradient"}
+        if not self.explainer.differentiable:
+            left_out |= {"attention_x_gradient", "gradient_x_input", "integrated_gradients"}
+        return [name for name in METHODS if name not in left_out]
+
+    def attributions(self, subject: Subject, methods: Sequence[str]) -> dict[str, Found]:
+        """Returns the attributions of an example by method, without the controls.
+
+        Args:
+          subject: the example.
+          methods: names of `METHODS` that apply.
+        """
+        found = {}
+        for name in methods:
+            if name in CONTROLS:
+                continue
+            start = time.perf_counter()
+            values, gap = self._attribution(name, subject)
+            found[name] = Found(np.asarray(values, np.float64), time.perf_counter() - start, gap)
+        return found
+
+    def _attribution(self, name: str, subject: Subject) -> tuple[np.ndarray, float | None]:
+        inputs, target = subject.inputs, self.explainer.target(subject.outputs)
+        real = np.flatnonzero(self.explainer.positions(inputs))
+        if name == "gradient_x_input":
+            return self.scorer.gradient(inputs, target)[real], None
+        if name == "integrated_gradients":
+            values, gap = self.scorer.integrated(inputs, target)
+            return values[real], gap
+        if name == "occlusion":
+            return self.scorer.occlusion(inputs, target)[real], None
+        path = self.explainer.attention_path(subject)
+        assert path is not None
+        if name == "attention":
+            return _read(path, len(real)), None
+        assert path.layers is not None
+        if name == "rollout":
+            layers = np.abs(path.layers)[:, None]
+            return _through(path, np.asarray(attribution.rollout(layers))[0], len(real)), None
+        return self._relevance(subject, path, len(real)), None
+
+    def _relevance(self, subject: Subject, path: AttentionPath, count: int) -> np.ndarray:
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ curves
+
+    def curves(
+        self, subject: Subject, found: Mapping[str, Found], methods: Sequence[str]
+    ) -> list[Curve]:
+        """Returns deletion and insertion curves of methods, controls included.
+
+        Args:
+          subject: the example.
+          found: attributions of the example.
+          methods: names of methods in the order of the curves.
+        """
+        inputs, target = subject.inputs, self.explainer.target(subject.outputs)
+        positions = self.explainer.positions(inputs)
+        real = np.flatnonzero(positions)
+        orders: list[tuple[str, np.ndarray]] = []
+        for name in methods:
+            orders += [(name, order) for order in self._orders(name, subject, found, len(real))]
+        rest = np.flatnonzero(~positions)
+        whole = np.stack([np.concatenate([real[order], rest]) for _, order in orders])
+        fractions, *scores = self.scorer.curves(inputs, target, whole.astype(np.int32))
+        # Nothing is deleted at the first point.
+        unchanged = float(scores[0][0, 0])
+        curves = []
+        for name in methods:
+            rows = [row for row, (owner, _) in enumerate(orders) if owner == name]
+            for kind, values in zip(("deletion", "insertion"), scores, strict=True):
+                measured = self.explainer.measure(values[rows], unchanged).mean(axis=0)
+                curves.append(Curve(name, kind, fractions, measured))
+        return curves
+
+    def _orders(
+        self, name: str, subject: Subject, found: Mapping[str, Found], count: int
+    ) -> list[np.ndarray]:
+        """Returns orders of the positions, most important first."""
+        if name == "uniform":
+            return [np.asarray(attribution.uniform_order(1, count))[0]]
+        if name == "random":
+            rng = np.random.default_rng([self.seed, *(_number(subject) or [])])
+            return [rng.permutation(count) for _ in range(_ORDERS)]
+        values = found[name].values
+        values = values if self.explainer.signed else np.abs(values)
+        return [np.argsort(-values, kind="stable")]
+
+    # ------------------------------------------------------------------ explanations
+
+    def explain(self, subject: Subject, methods: Sequence[str] | None = None) -> Explanation:
+        """Returns the explanation of an example.
+
+        Args:
+          subject: the example.
+          methods: names of `METHODS`; all that apply if None.
+
+        Raises:
+          UserError: a method does not apply.
+        """
+        methods = self.checked(subject, methods)
+        described = self.explainer.describe(subject)
+        found = self.attributions(subject, methods)
+        curves = self.curves(subject, found, methods)
+        areas = {(curve.method, curve.kind): area(curve) for curve in curves}
+        shown = []
+        for name, each in found.items():
+            numbers = {kind: areas[name, kind] for kind in ("deletion", "insertion")}
+            if each.gap is not None:
+                numbers["convergence gap"] = each.gap
+            shown.append(Attribution(name, each.values, described.axis, numbers))
+        kind = {True: "correct", False: "wrong", None: ""}[described.correct]
+        return Explanation(
+            id="" if subject.index is None else str(subject.index),
+            input=described.input,
+            prediction=described.prediction,
+            target=described.target,
+            explained=described.explained,
+            axes=described.axes,
+            maps=described.maps,
+            attributions=shown,
+            curves=curves,
+            medium=described.medium,
+            confidence=described.confidence,
+            kind=kind,
+            replacement=self.explainer.replacement,
+            notes=described.notes,
+        )
+
+    def checked(self, subject: Subject, methods: Sequence[str] | None) -> list[str]:
+        """Returns methods that apply, controls included.
+
+        Raises:
+          UserError: a method is unknown, or does not apply to the model.
+        """
+        able = self.methods(subject)
+        if methods is None:
+            return able
+        for name in methods:
+            if name not in able:
+                why = "does not apply to this model" if name in METHODS else "is unknown"
+                raise UserError(f"--methods: {name} {why}; expected some of {', '.join(able)}")
+        return [name for name in able if name in methods or name in CONTROLS]
+
+
+def area(curve: Curve) -> float:
+    """Returns the area under a curve."""
+    return float(np.trapezoid(curve.scores, curve.fractions))
+
+
+def _read(path: AttentionPath, count: int) -> np.ndarray:
+    """Returns the readout of positions, through the last layer if there are layers."""
+    if path.layers is None:
+        return path.readout[path.first :][:count]
+    return _through(path, np.abs(path.layers[-1]).mean(axis=0), count)
+
+
+def _through(path: AttentionPath, matrix: np.ndarray, count: int) -> np.ndarray:
+    """Returns the readout of states times a matrix [T, T] from states to positions."""
+    return (path.readout @ matrix[: len(path.readout)])[path.first :][:count]
+
+
+def _number(subject: Subject) -> list[int] | None:
+    return None if subject.index is None else [subject.index]

@@ -1,0 +1,84 @@
+"""Choice of the examples of a split to explain."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from launch.engine.config import Experiment
+from launch.engine.evaluation import evaluate
+from launch.engine.steps import Steps
+from launch.reporting.examples import choose, grouped
+from tasks.common.errors import UserError
+from tasks.task import Task
+
+
+def select(
+    task: Task,
+    config: Experiment,
+    steps: Steps,
+    variables: Any,
+    split: str,
+    words: str | None,
+    count: int,
+    seed: int,
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """Evaluates a split and chooses examples.
+
+    Args:
+      task: task with its data.
+      config: its experiment.
+      steps: compiled functions.
+      variables: variables of the model.
+      split: name of the split.
+      words: "wrong", "correct", "uncertain" or "random"; numbers, separated by commas; or None for
+        the examples of a report.
+      count: largest number of examples, unless they are given by number.
+      seed: seed of random choices.
+
+    Returns:
+      Indices of the chosen examples; and a record of every example of the split, see
+      `tasks.task.Task.predictions`, with its "index" and "kind".
+
+    Raises:
+      UserError: there are no such examples.
+    """
+    found = evaluate(task, steps, variables, split, config.training.evaluation_batch_size)
+    scores = task.example_scores(found.outputs, split)
+    rows = task.predictions(found.outputs, split, scores=scores)
+    indices = task.scored_examples(split).tolist()
+    groups = grouped(rows, scores, task.higher_is_better, count)
+    kinds = {row: kind for kind, members in groups.items() for row in members}
+    for row, (record, index) in enumerate(zip(rows, indices, strict=True)):
+        record |= {"index": index, "kind": kinds.get(row, "")}
+    if words is None:
+        shown = choose(task, found, split, seed).shown[:count]
+        return [example.index for example in shown], rows
+    rng = np.random.default_rng(seed)
+    if words == "random":
+        chosen = rng.permutation(len(rows))[:count].tolist()
+        return sorted(indices[row] for row in chosen), rows
+    if re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", words):
+        numbers = [int(word) for word in words.split(",")]
+        missing = sorted(set(numbers) - set(indices))
+        if missing:
+            raise UserError(
+                f"--select={words}: {split} has no example {missing[0]}; the numbers are 0 to "
+                f"{max(indices)}"
+            )
+        return numbers, rows
+    members = groups.get(words)
+    if members is None and words == "uncertain":
+        raise UserError(
+            "--select=uncertain: predictions of this run have no confidence; leave it out"
+        )
+    if members is None:
+        known = ", ".join([*groups, "random"])
+        raise UserError(f"--select: got {words!r}, expected {known}, or numbers such as 3,17")
+    if not members:
+        raise UserError(f"--select={words}: {split} has no such example")
+    if words == "uncertain":
+        return [indices[row] for row in members[:count]], rows
+    return sorted(indices[row] for row in rng.permutation(members)[:count].tolist()), rows

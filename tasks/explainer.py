@@ -1,0 +1,222 @@
+"""Contract of explanations: how a task's prediction depends on the positions of its input.
+
+A position is a token, a patch of an image, a frame, a time step or an item of a history. An
+`Explainer` computes a score of the prediction while positions are replaced, from which gradients,
+occlusion and deletion curves follow; it tells how attention leads from the positions to the output;
+and it describes input, output and attention weights for pages.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from tasks.common.losses import cross_entropy
+from tasks.explanation import AttentionMap, Axis, Medium
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """An example whose prediction is explained.
+
+    Attributes:
+      inputs: inputs of the model, padded, with one row.
+      outputs: outputs of `tasks.task.Task.predict`, with one row.
+      attention: attention weights of `tasks.task.Task.attention`, without a dimension of rows.
+      raw: raw input, as for `tasks.task.Processor.encode`; None for an example of a split.
+      split, index: the example of a split; index is None for a raw input.
+    """
+
+    inputs: Arrays
+    outputs: Arrays
+    attention: Arrays
+    raw: str | None = None
+    split: str = ""
+    index: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionPath:
+    """How attention leads from the positions of the input to the output.
+
+    Attributes:
+      readout: weight with which the output reads each state of the last layer, [T]; or, without
+        layers, each position.
+      layers: weights of self-attention, [L, N, T, T], first layer first; None if there are none.
+      first: number of states before that of the first position, such as that of a classification
+        token.
+      names: regular expression for the names of the layers in `attention.inspect.capture`.
+    """
+
+    readout: np.ndarray
+    layers: np.ndarray | None = None
+    first: int = 0
+    names: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """Input, output and attention weights of one example, for pages.
+
+    Attributes:
+      input, prediction: as texts.
+      explained: the explained score in words.
+      axis: name of the axis of the positions.
+      axes, maps, medium, notes: see `tasks.explanation.Explanation`.
+      target: true output as a text; None if unknown.
+      confidence: probability of the prediction; None if there is none.
+      correct: whether the prediction is right; None if that is unknown or a matter of degree.
+    """
+
+    input: str
+    prediction: str
+    explained: str
+    axis: str
+    axes: Mapping[str, Axis]
+    maps: Sequence[AttentionMap] = ()
+    medium: Medium | None = None
+    target: str | None = None
+    confidence: float | None = None
+    correct: bool | None = None
+    notes: Sequence[str] = ()
+
+
+class Explainer(abc.ABC):
+    """Base class of the explainers of tasks.
+
+    Class attributes:
+      replacement: what replaces a position whose gate is 0, in words.
+      differentiable: whether `score` has useful gradients with respect to gates; if not, gates are
+        only 0 or 1.
+      signed: whether a position with a negative attribution speaks against the prediction. If not,
+        such as for the value of a forecast, positions count by the absolute value.
+      quantity: what `measure` returns, in words.
+
+    Attributes:
+      task: the task, with or without its data.
+    """
+
+    replacement: str
+    quantity: ClassVar[str] = "probability of the prediction"
+    differentiable: ClassVar[bool] = True
+    signed: ClassVar[bool] = True
+
+    def __init__(self, task: Any):
+        """Initializes the explainer of a task."""
+        self.task = task
+
+    def raw(self, split: str, index: int) -> str | None:
+        """Returns a raw input for an example of a split, if its arrays are no inputs of `predict`.
+
+        By default None: they are.
+        """
+        return None
+
+    @abc.abstractmethod
+    def target(self, outputs: Arrays) -> dict[str, np.ndarray]:
+        """Returns arrays that identify the prediction whose score is computed.
+
+        Args:
+          outputs: outputs of `tasks.task.Task.predict`, with one row.
+        """
+
+    @abc.abstractmethod
+    def positions(self, inputs: Arrays) -> np.ndarray:
+        """Returns False for padding, bool [U]; U only depends on the shapes of the inputs."""
+
+    @abc.abstractmethod
+    def score(self, model: Any, inputs: Mapping[str, Any], gates: Any, target: Any) -> Any:
+        """Computes the score of a prediction for replaced positions; runs under `jax.jit`.
+
+        Args:
+          model: model of the task; may be changed.
+          inputs: inputs of the model, with one row.
+          gates: [G, U] in [0, 1]; position u is a mixture of itself, with the weight gates[:, u],
+            and of its replacement.
+          target: arrays of `target`.
+
+        Returns:
+          Scores, [G].
+        """
+
+    def measure(self, scores: np.ndarray, whole: float) -> np.ndarray:
+        """Converts scores to the quantity of curves, [p]; by default from log-odds to probability.
+
+        Args:
+          scores: scores, [p].
+          whole: score without replacements.
+        """
+        return 1 / (1 + np.exp(-np.clip(scores, -60, 60)))
+
+    def attention_path(self, subject: Subject) -> AttentionPath | None:
+        """Returns how attention leads to the output; None for a model without such weights."""
+        return None
+
+    @abc.abstractmethod
+    def describe(self, subject: Subject) -> Description:
+        """Returns input, output and attention weights of an example."""
+
+
+def repeated(array: Any, gates: Any) -> Any:
+    """Repeats the only row of an array once for each row of the gates."""
+    return jnp.broadcast_to(array, (gates.shape[0], *array.shape[1:]))
+
+
+def log_odds(logits: Any, classes: Any) -> Any:
+    """Computes the log-odds of classes, log p / (1 - p) with p = softmax(logits).
+
+    They are linear in the logit of the class, so that gradients do not vanish where p is near 1.
+
+    Args:
+      logits: [B, C].
+      classes: int [B] or [1].
+
+    Returns:
+      [B] in at least float32.
+    """
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    chosen = jnp.arange(logits.shape[-1]) == jnp.broadcast_to(classes, logits.shape[:1])[:, None]
+    own = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
+    others = jnp.where(chosen, -jnp.inf, logits)
+    largest = jnp.max(others, axis=-1, keepdims=True)
+    rest = jnp.log(jnp.sum(jnp.exp(others - largest), axis=-1)) + largest[:, 0]
+    return own - rest
+
+
+class SequenceExplainer(Explainer):
+    """Base class for decoded sequences: the score is the mean log-probability of their tokens."""
+
+    quantity = "probability per token (geometric mean)"
+
+    def measure(self, scores: np.ndarray, whole: float) -> np.ndarray:
+        """Returns the geometric mean of the probabilities of the tokens."""
+        return np.exp(np.minimum(scores, 0))
+
+
+def mean_log_probability(logits: Any, tokens: Any, counted: Any) -> Any:
+    """Computes the mean log-probability of tokens under softmax(logits).
+
+    Args:
+      logits: [B, T, V].
+      tokens: int [B, T].
+      counted: bool [B, T], tokens that enter the mean.
+
+    Returns:
+      [B]; 0 without tokens.
+    """
+    found = jnp.where(counted, -cross_entropy(logits, jnp.where(counted, tokens, 0)), 0)
+    return jnp.sum(found, axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1)
+
+
+def spans(count: int) -> np.ndarray:
+    """Returns the areas of equally wide parts of a medium from left to right, [count, 4]."""
+    edges = np.arange(count + 1) / max(count, 1)
+    zeros, ones = np.zeros(count), np.ones(count)
+    return np.stack([edges[:-1], zeros, edges[1:], ones], axis=1)

@@ -1,0 +1,97 @@
+"""Explanations of transcripts; positions are encoded frames of a sound or columns of a line."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from tasks.common.text.tokenizer import PAD
+from tasks.explainer import AttentionPath, Description, SequenceExplainer, Subject, repeated, spans
+from tasks.explanation import AttentionMap, Axis, Medium
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class TranscriptionExplainer(SequenceExplainer):
+    """Explains the log-probability of a transcript; subclasses define gates and medium."""
+
+    kind: str
+
+    def target(self, outputs: Arrays) -> dict[str, np.ndarray]:
+        """Returns the "units" of the transcript without the end token, int [1, T]."""
+        tokens = outputs["tokens"]
+        real = (tokens > PAD) & (tokens < self.task.processor.tokenizer.size)
+        return {"units": np.where(real, tokens, PAD)}
+
+    @abc.abstractmethod
+    def frames(self, inputs: Arrays) -> tuple[int, int]:
+        """Returns the number of encoded frames of the input, and that of its padded array."""
+
+    @abc.abstractmethod
+    def encode(self, model: Any, batch: Mapping[str, Any], gates: Any) -> Any:
+        """Returns the encoder output of a batch whose frames are mixed with a replacement."""
+
+    @abc.abstractmethod
+    def medium(self, inputs: Arrays) -> Medium:
+        """Returns the sound or the image of an example."""
+
+    def positions(self, inputs: Arrays) -> np.ndarray:
+        """Returns the mask of encoded frames."""
+        real, width = self.frames(inputs)
+        return np.arange(width) < real
+
+    def score(self, model: Any, inputs: Mapping[str, Any], gates: Any, target: Any) -> Any:
+        """Computes the mean log-probability of the units, by decoder and CTC as in training."""
+        batch = {name: repeated(array, gates) for name, array in inputs.items()}
+        found = self.encode(model, batch, gates)
+        losses = model.transcriber(
+            found.memory,
+            found.valid,
+            found.final_state,
+            repeated(jnp.asarray(target["units"]), gates),
+            smoothing=False,
+        )
+        return -model.transcriber.joint(losses) / jnp.maximum(losses.num_units, 1)
+
+    def _alignment(self, subject: Subject) -> np.ndarray | None:
+        """Returns the attention weights over the frames, [T, S], without padding."""
+        weights = subject.attention.get("alignment")
+        if weights is None:
+            return None
+        steps = len(self.task.processor.pieces(subject.outputs["tokens"][0]))
+        return weights[:steps, : self.frames(subject.inputs)[0]]
+
+    def attention_path(self, subject: Subject) -> AttentionPath | None:
+        """Returns the mean of the decoder's attention over its steps."""
+        weights = self._alignment(subject)
+        return None if weights is None or not len(weights) else AttentionPath(weights.mean(axis=0))
+
+    def describe(self, subject: Subject) -> Description:
+        """Returns the transcript, the frames, and the alignment."""
+        target, text = None, subject.raw
+        if text is None:
+            text = f"{subject.split} example {subject.index}"
+            target = self.task.dataset.splits[subject.split].texts[subject.index]
+        real, _ = self.frames(subject.inputs)
+        frames = Axis(self.kind, [str(number + 1) for number in range(real)], spans(real))
+        steps = self.task.processor.pieces(subject.outputs["tokens"][0])
+        weights, maps = self._alignment(subject), []
+        if weights is not None:
+            maps.append(AttentionMap("alignment", weights[None, None], "transcript", "frames"))
+        hypothesis = self.task.processor.hypotheses(subject.outputs)[0]
+        return Description(
+            input=text,
+            prediction=hypothesis,
+            explained="mean log-probability of the units of the transcript",
+            axis="frames",
+            axes={"frames": frames, "transcript": Axis("token", steps)},
+            maps=maps,
+            medium=self.medium(subject.inputs),
+            target=target,
+            confidence=float(np.exp(subject.outputs["score"][0])),
+            correct=None if target is None else target.strip() == hypothesis.strip(),
+        )
