@@ -138,6 +138,7 @@ class Explaining:
             left_out |= {"rollout", "attention_x_gradient"}
         if not self.explainer.differentiable:
             left_out |= {"attention_x_gradient", "gradient_x_input", "integrated_gradients"}
+        left_out.add("attention_x_gradient")
         return [name for name in METHODS if name not in left_out]
 
     def attributions(self, subject: Subject, methods: Sequence[str]) -> dict[str, Found]:
@@ -233,10 +234,12 @@ class Explaining:
           methods: names of `METHODS`; all that apply if None.
 
         Raises:
-          UserError: a method does not apply.
+          UserError: a method does not apply, or the input is empty, such as a user without a history.
         """
-        methods = self.checked(subject, methods)
         described = self.explainer.describe(subject)
+        if not self.explainer.positions(subject.inputs).any():
+            raise UserError(f"input {described.input!r}: has nothing to explain the prediction by")
+        methods = self.checked(subject, methods)
         found = self.attributions(subject, methods)
         curves = self.curves(subject, found, methods)
         areas = {(curve.method, curve.kind): area(curve) for curve in curves}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -54,7 +55,7 @@ class DetectionExplainer(Explainer):
         batch = {name: repeated(array, gates) for name, array in inputs.items()}
         images = jnp.round(images).astype(inputs["image"].dtype)
         found, _ = model.detect(images, batch["size"])
-        overlap = iou(found.boxes, jnp.broadcast_to(target["box"], (gates.shape[0], 1, 4)))[..., 0]
+        overlap = jax.vmap(iou, (0, None))(found.boxes, target["box"])[..., 0]
         same = found.valid & (found.labels == target["label"]) & (overlap >= _OVERLAP)
         best = jnp.clip(jnp.max(jnp.where(same, found.scores, 0), axis=1), 1e-6, 1 - 1e-6)
         return jnp.log(best) - jnp.log1p(-best)

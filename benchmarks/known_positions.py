@@ -1,0 +1,382 @@
+"""Which attributions find the position that decides, on synthetic data where it is known.
+
+python -m benchmarks.known_positions [CASE ...]
+
+Each case writes data in which a single position of the input determines the output: a token, a
+patch, a lag, an item of a history, or the columns of a line. A small model is trained on them. An
+attribution is right for an example if its largest value (of absolute values where signs have no
+meaning) is at the deciding position. The fractions are written to results/known_positions.json,
+for docs/EXPLAIN.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import launch
+from launch.engine.environment import commit, device, versions
+from launch.engine.writers import write_json
+from launch.runs import directory
+from launch.runs.explaining import CONTROLS, Explaining
+from tasks.explanation import Axis
+
+TARGET = Path(__file__).parents[1] / "results" / "known_positions.json"
+Decides = Callable[[Axis], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A synthetic data set with a known deciding position.
+
+    Attributes:
+      config: config file with its argument.
+      changes: new values by key.
+      write: writes the data to a folder; returns the value of --data.
+      examples: writes new inputs to a folder; returns each with a function that marks the deciding
+        positions of the axis, bool [n].
+      columns: columns of the data by flag.
+    """
+
+    config: str
+    changes: Mapping[str, Any]
+    write: Callable[[Path], Path]
+    examples: Callable[[Path], Sequence[tuple[str, Decides]]]
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def labeled(word: str) -> Decides:
+    """Returns the mark of positions with this label."""
+    return lambda axis: np.array([label == word for label in axis.labels])
+
+
+def overlapping(low: Sequence[float], high: Sequence[float]) -> Decides:
+    """Returns the mark of positions whose area overlaps the area from `low` to `high` (x, y)."""
+
+    def mark(axis: Axis) -> np.ndarray:
+        assert axis.areas is not None
+        x1, y1, x2, y2 = axis.areas.T
+        inside = (x1 < high[0]) & (x2 > low[0]) & (y1 < high[1]) & (y2 > low[1])
+        # The last position that only touches the area does not count.
+        return inside & ((np.minimum(x2, high[0]) - np.maximum(x1, low[0])) > 1e-6)
+
+    return mark
+
+
+# ---------------------------------------------------------------- a token
+
+_FILLERS = ["the", "plot", "film", "actor", "scene", "story", "music", "of", "with", "and", "a"]
+_SIGNALS = {"superb": "good", "awful": "bad", "lovely": "good", "dull": "bad"}
+
+
+def _text(rng: np.random.Generator) -> tuple[str, str]:
+    words = rng.choice(_FILLERS, rng.integers(7, 13)).tolist()
+    signal = str(rng.choice([*_SIGNALS]))
+    words.insert(int(rng.integers(len(words) + 1)), signal)
+    return " ".join(words), signal
+
+
+def _write_texts(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    rows = [_text(rng) for _ in range(800)]
+    lines = ["text,label", *(f"{text},{_SIGNALS[signal]}" for text, signal in rows)]
+    (folder / "texts.csv").write_text("\n".join(lines) + "\n")
+    return folder / "texts.csv"
+
+
+def _texts(folder: Path) -> list[tuple[str, Decides]]:
+    rng = np.random.default_rng(1)
+    return [(text, labeled(signal)) for text, signal in (_text(rng) for _ in range(100))]
+
+
+# ---------------------------------------------------------------- a patch
+
+_SIDE, _PATCH = 24, 4
+
+
+def _image(rng: np.random.Generator) -> tuple[np.ndarray, str, tuple[int, int]]:
+    pixels = rng.integers(90, 166, (_SIDE, _SIDE))
+    row, column = (int(x) for x in rng.integers(_SIDE // _PATCH, size=2))
+    label = str(rng.choice(["across", "down"]))
+    stripes = np.tile([[0], [255]], (_PATCH // 2, _PATCH))
+    patch = stripes if label == "across" else stripes.T
+    y, x = row * _PATCH, column * _PATCH
+    pixels[y : y + _PATCH, x : x + _PATCH] = patch
+    return pixels.astype(np.uint8), label, (row, column)
+
+
+def _write_images(folder: Path) -> Path:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for number in range(1200):
+        pixels, label, _ = _image(rng)
+        (folder / "images" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / "images" / label / f"{number:04d}.png")
+    return folder / "images"
+
+
+def _images(folder: Path) -> list[tuple[str, Decides]]:
+    from PIL import Image
+
+    rng, found = np.random.default_rng(1), []
+    for number in range(100):
+        pixels, _, (row, column) = _image(rng)
+        path = folder / f"new_{number:03d}.png"
+        Image.fromarray(pixels).save(path)
+        side = _SIDE // _PATCH
+        low, high = (column / side, row / side), ((column + 1) / side, (row + 1) / side)
+        found.append((str(path), overlapping(low, high)))
+    return found
+
+
+# ---------------------------------------------------------------- a lag
+
+_LAG, _LOOKBACK = 7, 24
+
+
+def _series(rng: np.random.Generator, length: int) -> np.ndarray:
+    """Returns values that depend on the value 7 steps before, whose sign changes at random."""
+    values = rng.normal(size=length)
+    for step in range(_LAG, length):
+        # A weak memory, so that twice the lag explains little.
+        values[step] = 0.7 * values[step - _LAG] + 0.7 * values[step]
+    return values
+
+
+def _write_table(path: Path, values: np.ndarray) -> Path:
+    path.write_text("\n".join(["y", *(f"{value:.5f}" for value in values)]) + "\n")
+    return path
+
+
+def _write_series(folder: Path) -> Path:
+    return _write_table(folder / "series.csv", _series(np.random.default_rng(0), 4000))
+
+
+def _windows(folder: Path) -> list[tuple[str, Decides]]:
+    rng, found = np.random.default_rng(1), []
+    # The horizon is one step, so the deciding step is 7 before it.
+    step, total = _LOOKBACK - _LAG, _LOOKBACK + 1
+    for number in range(100):
+        path = _write_table(folder / f"new_{number:03d}.csv", _series(rng, 200)[-_LOOKBACK:])
+        decides = overlapping((step / total, 0), ((step + 1) / total, 1))
+        found.append((f"{path},steps=1", decides))
+    return found
+
+
+# ---------------------------------------------------------------- an item of the history
+
+_ITEMS = [f"filler {number}" for number in range(30)]
+_PAIRS = {f"ticket {name}": f"visit {name}" for name in ("red", "blue", "green", "gold")}
+
+
+def _block(rng: np.random.Generator) -> tuple[list[str], str]:
+    items = rng.choice(_ITEMS, 6, replace=False).tolist()
+    ticket = str(rng.choice([*_PAIRS]))
+    items.insert(int(rng.integers(len(items) + 1)), ticket)
+    return items, ticket
+
+
+def _write_events(folder: Path) -> Path:
+    rng, lines = np.random.default_rng(0), ["user,item,timestamp"]
+    for user in range(1500):
+        items, ticket = _block(rng)
+        # Validation and test take the last two events of a user.
+        after = rng.choice(_ITEMS, 2, replace=False).tolist()
+        for step, item in enumerate([*items, _PAIRS[ticket], *after]):
+            lines.append(f"u{user},{item},{1_600_000_000 + 60 * step}")
+    (folder / "events.csv").write_text("\n".join(lines) + "\n")
+    return folder / "events.csv"
+
+
+def _histories(folder: Path) -> list[tuple[str, Decides]]:
+    rng = np.random.default_rng(1)
+    return [
+        ("; ".join(items), labeled(ticket)) for items, ticket in (_block(rng) for _ in range(100))
+    ]
+
+
+# ---------------------------------------------------------------- columns of a line
+
+_WIDTH, _GLYPH = 160, 32
+
+
+def _glyphs() -> Mapping[int, np.ndarray]:
+    """Returns images of each digit as ink, [n, 32, 32]."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    ink = np.kron(digits.images / 16, np.ones((4, 4)))
+    return {digit: ink[digits.target == digit] for digit in (0, 1, 3, 7)}
+
+
+def _line(rng: np.random.Generator, glyphs: Mapping[int, np.ndarray]) -> tuple[Any, int, int]:
+    digit = int(rng.choice([*glyphs]))
+    x = int(rng.integers(_WIDTH - _GLYPH))
+    paper = 255 - rng.integers(0, 40, (32, _WIDTH))
+    ink = glyphs[digit][rng.integers(len(glyphs[digit]))]
+    paper[:, x : x + _GLYPH] = np.minimum(paper[:, x : x + _GLYPH], 255 * (1 - ink))
+    return paper.astype(np.uint8), digit, x
+
+
+def _write_lines(folder: Path) -> Path:
+    from PIL import Image
+
+    rng, glyphs, rows = np.random.default_rng(0), _glyphs(), ["path,text"]
+    for number in range(600):
+        pixels, digit, _ = _line(rng, glyphs)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+        rows.append(f"{number:03d}.png,{digit}")
+    (folder / "lines.csv").write_text("\n".join(rows) + "\n")
+    return folder / "lines.csv"
+
+
+def _lines(folder: Path) -> list[tuple[str, Decides]]:
+    from PIL import Image
+
+    rng, glyphs, found = np.random.default_rng(1), _glyphs(), []
+    for number in range(60):
+        pixels, _, x = _line(rng, glyphs)
+        path = folder / f"new_{number:03d}.png"
+        Image.fromarray(pixels).save(path)
+        found.append((str(path), overlapping((x / _WIDTH, 0), ((x + _GLYPH) / _WIDTH, 1))))
+    return found
+
+
+def _training(steps: int, batch_size: int = 64) -> dict[str, Any]:
+    return {
+        "training.steps": steps,
+        "training.batch_size": batch_size,
+        "training.evaluate_every": max(steps // 4, 1),
+    }
+
+
+CASES: Mapping[str, Known] = {
+    "token": Known(
+        "text_classification:own,transformer",
+        {
+            **_training(300),
+            "data.text.ngrams": 1,
+            "model.model_size": 32,
+            "model.num_heads": 2,
+            "model.num_layers": 2,
+            "model.feedforward_size": 64,
+        },
+        _write_texts,
+        _texts,
+    ),
+    "patch": Known(
+        "image_classification:own,vit,cls",
+        {
+            **_training(500),
+            "data.image_size": _SIDE,
+            "model.patch_size": _PATCH,
+            "model.model_size": 32,
+            "model.num_heads": 2,
+            "model.num_layers": 2,
+            "model.feedforward_size": 64,
+        },
+        _write_images,
+        _images,
+    ),
+    "lag": Known(
+        "forecasting:own,lag,1",
+        {**_training(300), "data.lookback": _LOOKBACK, "data.time_column": "none"},
+        _write_series,
+        _windows,
+    ),
+    "item": Known(
+        "recommendation:own,sasrec",
+        {
+            **_training(400),
+            "training.refit": False,
+            "data.max_length": 12,
+            "model.max_length": 12,
+            "model.model_size": 32,
+            "model.num_layers": 2,
+        },
+        _write_events,
+        _histories,
+    ),
+    "columns": Known(
+        "handwriting_recognition:own,additive",
+        {**_training(250, 32), "data.split_by": "file"},
+        _write_lines,
+        _lines,
+        {"image": "path", "text": "text"},
+    ),
+}
+
+
+def measure(name: str, folder: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Trains the model of a case, and returns the fraction of right examples by method.
+
+    Args:
+      name: case.
+      folder: folder for the data and the run.
+      changes: new values by key, instead of those of the case.
+    """
+    case = CASES[name]
+    data = case.write(folder)
+    config = launch.config(
+        case.config, {**case.changes, **(changes or {})}, data=str(data), columns=case.columns
+    )
+    run = launch.train(config, folder / "run", baselines=False)
+    task = directory.restored_task(config, run.folder)
+    steps, variables, _ = directory.load_variables(task, config, run.folder)
+    explaining = Explaining(task, config, steps, variables)
+    inputs = case.examples(folder)
+    right: dict[str, list[float]] = {}
+    for example, (_, decides) in zip(
+        explaining.of_inputs([text for text, _ in inputs]), inputs, strict=True
+    ):
+        described = explaining.explainer.describe(example)
+        marked = decides(described.axes[described.axis])
+        assert marked.any(), (described.input, described.axes[described.axis].labels)
+        found = explaining.attributions(example, explaining.methods(example))
+        for method, each in found.items():
+            values = each.values if explaining.explainer.signed else np.abs(each.values)
+            right.setdefault(method, []).append(float(marked[int(np.argmax(values))]))
+        right.setdefault("random", []).append(float(marked.mean()))
+    assert not set(right) & {*CONTROLS} - {"random"}
+    return {
+        "config": case.config,
+        "examples": len(inputs),
+        "metrics": {task.primary_metric: run.metrics[task.primary_metric]},
+        "methods": {method: round(float(np.mean(hits)), 4) for method, hits in right.items()},
+    }
+
+
+def main(names: Sequence[str]) -> None:
+    """Measures cases, all if none is named, and writes them to the results file."""
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        sys.exit(f"{unknown[0]}: expected some of {', '.join(CASES)}")
+    found = {}
+    for name in names or CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = measure(name, Path(folder))
+        print(name, found[name]["metrics"], found[name]["methods"], flush=True)
+    if not names:
+        write_json(
+            TARGET,
+            {
+                "kind": "known_positions",
+                "cases": found,
+                "command": "python -m benchmarks.known_positions",
+                "device": device(),
+                "commit": commit(),
+                "versions": versions(),
+            },
+        )
+        print(f"written: {TARGET.name}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
