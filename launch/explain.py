@@ -21,6 +21,7 @@ table is also written to explanation-<split>.json in the run directory.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping
@@ -104,40 +105,57 @@ def _page(folder: Path, config: Any) -> None:
     from launch.runs import directory, selecting
     from launch.runs.explaining import Explaining
 
-    raw, rows = cli.FLAGS.input, []
-    if raw:
-        task = directory.restored_task(config, folder)
-        loaded = _loaded(task, config, folder)
-        own, subjects = Explaining(*loaded, seed=cli.FLAGS.seed), []
-        subjects = own.of_inputs(raw)
-    else:
-        task = _prepared(config, folder)
-        loaded = _loaded(task, config, folder)
-        own = Explaining(*loaded, seed=cli.FLAGS.seed)
-        chosen, rows = selecting.select(
-            *loaded, cli.FLAGS.split, cli.FLAGS.select, cli.FLAGS.count, cli.FLAGS.seed
-        )
-        subjects = own.of_split(cli.FLAGS.split, chosen)
-    found, compared, names = [], [], []
-    progress = PredictionProgress(len(raw) or len(chosen), "examples", "explained")
+    raw, split = cli.FLAGS.input, cli.FLAGS.split
     other = _other(config) if cli.FLAGS.against else None
-    for subject in subjects:
-        found.append(own.explain(subject, cli.FLAGS.methods))
-        names.append(subject)
-        progress.add(1)
-    if other is not None:
-        pairs = other.of_inputs(raw) if raw else other.of_split(cli.FLAGS.split, chosen)
-        compared = [other.explain(subject, cli.FLAGS.methods) for subject in pairs]
+    task = directory.restored_task(config, folder) if raw else _prepared(config, folder)
+    loaded = _loaded(task, config, folder)
+    own = Explaining(*loaded, seed=cli.FLAGS.seed)
+    chosen, rows = list(range(len(raw))), []
+    if not raw:
+        chosen, rows = selecting.select(
+            *loaded, split, cli.FLAGS.select, cli.FLAGS.count, cli.FLAGS.seed
+        )
+
+    def explained(model: Explaining) -> list[Any]:
+        subjects = model.of_inputs(raw) if raw else model.of_split(split, chosen)
+        progress, found = PredictionProgress(len(chosen), "examples", "explained"), []
+        for subject in subjects:
+            found.append(model.explain(subject, cli.FLAGS.methods))
+            progress.add(1)
+        return found
+
+    found, compared = explained(own), [] if other is None else explained(other)
+    if rows:
+        found, compared = (selecting.identified(part, rows, chosen) for part in (found, compared))
     title = f"{config.name}: {config.task.replace('_', ' ')} of {config.data.name}"
     made = {
-        "output": lambda: explanation_page.page(found, title, rows=rows, against=compared),
-        "json": lambda: explanation_page.as_json(found),
-        "bertviz": lambda: json.dumps([explanation_page.bertviz(each) for each in found]) + "\n",
+        "output": lambda: explanation_page.page(
+            found,
+            title,
+            rows=rows,
+            against=compared,
+            names=(folder.name, Path(cli.FLAGS.against or "").name),
+            metric=task.primary_metric,
+        ),
+        "json": lambda: output.as_json(explanation_page.as_json(found)) + "\n",
+        "bertviz": lambda: json.dumps([_viewed(each) for each in found]) + "\n",
     }
     for name, write in made.items():
         if cli.FLAGS[name].value is not None:
             write_text(Path(cli.FLAGS[name].value).expanduser(), write())
             print(f"written: {cli.FLAGS[name].value}", file=sys.stderr)
+
+
+def _viewed(explanation: Any) -> dict[str, Any]:
+    """Returns the maps of an explanation that have as many layers and heads as the first one."""
+    from launch.reporting import explanation_page
+    from tasks.common.errors import UserError
+
+    maps = explanation.maps
+    if not maps:
+        raise UserError("--bertviz: this model has no attention weights; leave out the flag")
+    same = [each for each in maps if each.weights.shape[:2] == maps[0].weights.shape[:2]]
+    return explanation_page.bertviz(dataclasses.replace(explanation, maps=same))
 
 
 def _prepared(config: Any, folder: Path) -> Any:

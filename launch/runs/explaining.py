@@ -234,7 +234,8 @@ class Explaining:
           methods: names of `METHODS`; all that apply if None.
 
         Raises:
-          UserError: a method does not apply, or the input is empty, such as a user without a history.
+          UserError: a method does not apply, or the input has no position, such as a user without
+            a history.
         """
         described = self.explainer.describe(subject)
         if not self.explainer.positions(subject.inputs).any():

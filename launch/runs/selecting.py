@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from launch.engine.evaluation import evaluate
 from launch.engine.steps import Steps
 from launch.reporting.examples import choose, grouped
 from tasks.common.errors import UserError
+from tasks.explanation import Explanation
 from tasks.task import Task
 
 
@@ -51,8 +54,15 @@ def select(
     indices = task.scored_examples(split).tolist()
     groups = grouped(rows, scores, task.higher_is_better, count)
     kinds = {row: kind for kind, members in groups.items() for row in members}
+    perfect = 1 if task.higher_is_better else 0
+    right = set(np.flatnonzero(scores == perfect).tolist())
     for row, (record, index) in enumerate(zip(rows, indices, strict=True)):
-        record |= {"index": index, "kind": kinds.get(row, "")}
+        kind = kinds.get(row, "")
+        record |= {"index": index, "kind": kind}
+        if {"correct", "wrong"} & {*groups}:
+            record["correct"] = row in right
+        if isinstance(record["input"], str) and not task.processor.input_suffixes:
+            record["length"] = len(record["input"].split())
     if words is None:
         shown = choose(task, found, split, seed).shown[:count]
         return [example.index for example in shown], rows
@@ -82,3 +92,22 @@ def select(
     if words == "uncertain":
         return [indices[row] for row in members[:count]], rows
     return sorted(indices[row] for row in rng.permutation(members)[:count].tolist()), rows
+
+
+def identified(
+    explanations: Sequence[Explanation], rows: Sequence[Mapping[str, Any]], chosen: Sequence[int]
+) -> list[Explanation]:
+    """Returns explanations with the ids, kinds and scores of their examples.
+
+    Args:
+      explanations: explanations of the chosen examples.
+      rows: records of all examples, as `select` returns them.
+      chosen: indices of the examples.
+    """
+    by_index = {row["index"]: row for row in rows}
+    found = []
+    for one, index in zip(explanations, chosen, strict=bool(explanations)):
+        row = by_index[index]
+        facts = {"id": row["id"], "kind": row["kind"], "score": row["score"]}
+        found.append(dataclasses.replace(one, **facts))
+    return found

@@ -38,6 +38,7 @@ from tasks.common.errors import UserError
 from tasks.figures import SplitResults
 from tasks.task import SPLITS, Processor, Task
 from tests.launch.own_data import CASES
+from tests.tasks.explanations import check_explanations
 
 BATCH = 4
 # Methods of a task that are compiled.
@@ -733,4 +734,10 @@ FAST = (
     check_descriptions,
     check_steps,
 )
-SLOW = (check_batch_size, check_every_parameter_is_trained, check_overfits, check_baselines)
+SLOW = (
+    check_batch_size,
+    check_every_parameter_is_trained,
+    check_overfits,
+    check_baselines,
+    check_explanations,
+)

@@ -25,7 +25,9 @@ def check_explanations(subject: Any) -> None:
     assert found.target is None or subject.name == "language_modeling"
     # The same example gives the same explanation.
     again = explaining.explain(example)
-    for one, other in zip(explaining.explain(example).attributions, again.attributions, strict=True):
+    for one, other in zip(
+        explaining.explain(example).attributions, again.attributions, strict=True
+    ):
         np.testing.assert_array_equal(one.values, other.values)
 
 

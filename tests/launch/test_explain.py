@@ -1,0 +1,102 @@
+"""`launch.explain`: pages, JSON, the table of faithfulness, and mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+
+from launch.runs.faithfulness import similarity
+
+
+def explained(command, folder, *flags):
+    return command("explain", f"--workdir={folder}", *flags)
+
+
+def test_mistakes_get_one_line(command, tiny_run, tmp_path):
+    folder, _ = tiny_run
+    for flags, expected in [
+        ([], "--output is missing; name a page"),
+        (["--output="], "--output=: expected the name of a file"),
+        ([f"--output={tmp_path}"], "expected the name of a file"),
+        ([f"--output={tmp_path}/no/page.html"], "the folder does not exist"),
+        (["--evaluate", "--select=wrong"], "--select: cannot be combined with --evaluate"),
+        ([f"--output={tmp_path}/x.html", "--examples=3"], "only used with --evaluate"),
+        ([f"--output={tmp_path}/x.html", "--select=best"], "--select: got 'best', expected"),
+        ([f"--output={tmp_path}/x.html", "--select=99999"], "has no example 99999"),
+        ([f"--output={tmp_path}/x.html", "--methods=lime"], "--methods: lime is unknown"),
+        (
+            [f"--output={tmp_path}/x.html", "--input=a film", "--select=wrong"],
+            "--input: cannot be combined with --select",
+        ),
+        ([f"--output={tmp_path}/x.html", "--against=/no/run"], "contains no run"),
+    ]:
+        done = explained(command, folder, *flags)
+        assert done.returncode == 2, (flags, done.stderr)
+        assert expected in done.stderr, (flags, done.stderr)
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_page_and_json_of_inputs(command, tiny_run, tmp_path):
+    folder, _ = tiny_run
+    page, values, viewer = (tmp_path / name for name in ("p.html", "p.json", "v.json"))
+    done = explained(
+        command, folder, "--input=a superb film", "--input=ein 难看 <b>plot</b>",
+        f"--output={page}", f"--json={values}", f"--bertviz={viewer}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = page.read_text(encoding="utf-8")
+    assert "<b>plot" not in text
+    first, second = json.loads(values.read_text(encoding="utf-8"))
+    assert first["input"] == "a superb film"
+    assert first["prediction"] in ("good", "bad")
+    assert 0 < first["confidence"] <= 1
+    methods = {each["method"] for each in first["attributions"]}
+    assert {"attention", "rollout", "integrated_gradients", "occlusion"} <= methods
+    labels = first["axes"]["tokens"]["labels"]
+    for each in first["attributions"]:
+        assert len(each["values"]) == len(labels)
+    assert second["axes"]["tokens"]["labels"] != labels
+    (encoder, *_) = json.loads(viewer.read_text(encoding="utf-8"))[0]["attention"]
+    rows = np.array(encoder["attn"]).sum(axis=-1)
+    np.testing.assert_allclose(rows, 1, atol=1e-4)
+
+
+def test_examples_of_a_split(command, tiny_run, tmp_path):
+    folder, _ = tiny_run
+    target = tmp_path / "x.json"
+    done = explained(command, folder, "--select=3,0", f"--json={target}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(target.read_text(encoding="utf-8"))
+    assert [each["id"] for each in found] != []
+    assert all(each["target"] in ("good", "bad") for each in found)
+    for each in found:
+        assert (each["kind"] == "correct") == (each["target"] == each["prediction"])
+
+
+def test_methods_are_better_than_random_orders(command, tiny_run):
+    """The class follows from one or two words, which occlusion must find."""
+    folder, _ = tiny_run
+    done = explained(command, folder, "--evaluate", "--examples=20")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((folder / "explanation-test.json").read_text(encoding="utf-8"))
+    assert record["examples"] == 20
+    gains = {
+        name: values["deletion_gain_over_random"]
+        for name, values in record["methods"].items()
+        if "deletion_gain_over_random" in values
+    }
+    middle, half = gains["occlusion"]
+    assert middle - half > 0, gains
+    assert "random" not in gains
+    for name in record["methods"]:
+        assert f"| {name} |" in done.stdout
+    assert abs(record["methods"]["occlusion"]["random_weights"][0]) < 0.9
+
+
+def test_similarity_of_attributions():
+    a = np.array([3.0, 1.0, 2.0])
+    assert similarity(a, 2 * a + 1, True) == pytest.approx(1)
+    assert similarity(a, -a, True) == pytest.approx(-1)
+    assert similarity(a, -a, False) == pytest.approx(1)
+    assert np.isnan(similarity(a, np.ones(3), True))
