@@ -89,7 +89,7 @@ tune: $(VENV)/.run
 
 results: $(VENV)/.run
 	$(BIN)/python -m launch.report --results=results --output=RESULTS.md --readme=README.md \
-	  --pages=docs/applications
+	  --pages=docs/applications --explanations=docs/EXPLAIN.md
 
 clean:
 	rm -rf $(VENV) $(VENV)-cuda $(VENV)-tpu $(VENV)-tracking .jax_cache .pytest_cache .ruff_cache

@@ -5,8 +5,8 @@ python -m benchmarks.known_positions [CASE ...]
 Each case writes data in which a single position of the input determines the output: a token, a
 patch, a lag, an item of a history, or the columns of a line. A small model is trained on them. An
 attribution is right for an example if its largest value (of absolute values where signs have no
-meaning) is at the deciding position. The fractions are written to results/known_positions.json,
-for docs/EXPLAIN.md.
+meaning) is at the deciding position. Only examples with the right output count. The fractions are
+written to results/known_positions.json, for docs/EXPLAIN.md.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tasks.explanation import Axis
 
 TARGET = Path(__file__).parents[1] / "results" / "known_positions.json"
 Decides = Callable[[Axis], np.ndarray]
+Example = tuple[str, str | None, Decides]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +40,15 @@ class Known:
       config: config file with its argument.
       changes: new values by key.
       write: writes the data to a folder; returns the value of --data.
-      examples: writes new inputs to a folder; returns each with a function that marks the deciding
-        positions of the axis, bool [n].
+      examples: writes new inputs to a folder; returns each with the right output, None if every
+        output counts, and with a function that marks the deciding positions of the axis, bool [n].
       columns: columns of the data by flag.
     """
 
     config: str
     changes: Mapping[str, Any]
     write: Callable[[Path], Path]
-    examples: Callable[[Path], Sequence[tuple[str, Decides]]]
+    examples: Callable[[Path], Sequence[Example]]
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -90,9 +91,10 @@ def _write_texts(folder: Path) -> Path:
     return folder / "texts.csv"
 
 
-def _texts(folder: Path) -> list[tuple[str, Decides]]:
+def _texts(folder: Path) -> list[Example]:
     rng = np.random.default_rng(1)
-    return [(text, labeled(signal)) for text, signal in (_text(rng) for _ in range(100))]
+    texts = [_text(rng) for _ in range(100)]
+    return [(text, _SIGNALS[signal], labeled(signal)) for text, signal in texts]
 
 
 # ---------------------------------------------------------------- a patch
@@ -122,17 +124,17 @@ def _write_images(folder: Path) -> Path:
     return folder / "images"
 
 
-def _images(folder: Path) -> list[tuple[str, Decides]]:
+def _images(folder: Path) -> list[Example]:
     from PIL import Image
 
     rng, found = np.random.default_rng(1), []
     for number in range(100):
-        pixels, _, (row, column) = _image(rng)
+        pixels, label, (row, column) = _image(rng)
         path = folder / f"new_{number:03d}.png"
         Image.fromarray(pixels).save(path)
         side = _SIDE // _PATCH
         low, high = (column / side, row / side), ((column + 1) / side, (row + 1) / side)
-        found.append((str(path), overlapping(low, high)))
+        found.append((str(path), label, overlapping(low, high)))
     return found
 
 
@@ -159,14 +161,14 @@ def _write_series(folder: Path) -> Path:
     return _write_table(folder / "series.csv", _series(np.random.default_rng(0), 4000))
 
 
-def _windows(folder: Path) -> list[tuple[str, Decides]]:
+def _windows(folder: Path) -> list[Example]:
     rng, found = np.random.default_rng(1), []
     # The horizon is one step, so the deciding step is 7 before it.
     step, total = _LOOKBACK - _LAG, _LOOKBACK + 1
     for number in range(100):
         path = _write_table(folder / f"new_{number:03d}.csv", _series(rng, 200)[-_LOOKBACK:])
         decides = overlapping((step / total, 0), ((step + 1) / total, 1))
-        found.append((f"{path},steps=1", decides))
+        found.append((f"{path},steps=1", None, decides))
     return found
 
 
@@ -195,11 +197,10 @@ def _write_events(folder: Path) -> Path:
     return folder / "events.csv"
 
 
-def _histories(folder: Path) -> list[tuple[str, Decides]]:
+def _histories(folder: Path) -> list[Example]:
     rng = np.random.default_rng(1)
-    return [
-        ("; ".join(items), labeled(ticket)) for items, ticket in (_block(rng) for _ in range(100))
-    ]
+    blocks = [_block(rng) for _ in range(100)]
+    return [("; ".join(items), _PAIRS[ticket], labeled(ticket)) for items, ticket in blocks]
 
 
 # ---------------------------------------------------------------- columns of a line
@@ -237,15 +238,16 @@ def _write_lines(folder: Path) -> Path:
     return folder / "lines.csv"
 
 
-def _lines(folder: Path) -> list[tuple[str, Decides]]:
+def _lines(folder: Path) -> list[Example]:
     from PIL import Image
 
     rng, glyphs, found = np.random.default_rng(1), _glyphs(), []
     for number in range(60):
-        pixels, _, x = _line(rng, glyphs)
+        pixels, digit, x = _line(rng, glyphs)
         path = folder / f"new_{number:03d}.png"
         Image.fromarray(pixels).save(path)
-        found.append((str(path), overlapping((x / _WIDTH, 0), ((x + _GLYPH) / _WIDTH, 1))))
+        decides = overlapping((x / _WIDTH, 0), ((x + _GLYPH) / _WIDTH, 1))
+        found.append((str(path), str(digit), decides))
     return found
 
 
@@ -294,7 +296,7 @@ CASES: Mapping[str, Known] = {
     "item": Known(
         "recommendation:own,sasrec",
         {
-            **_training(400),
+            **_training(1200),
             "training.refit": False,
             "data.max_length": 12,
             "model.max_length": 12,
@@ -333,10 +335,11 @@ def measure(name: str, folder: Path, changes: Mapping[str, Any] | None = None) -
     explaining = Explaining(task, config, steps, variables)
     inputs = case.examples(folder)
     right: dict[str, list[float]] = {}
-    for example, (_, decides) in zip(
-        explaining.of_inputs([text for text, _ in inputs]), inputs, strict=True
-    ):
+    examples = explaining.of_inputs([text for text, _, _ in inputs])
+    for example, (_, output, decides) in zip(examples, inputs, strict=True):
         described = explaining.explainer.describe(example)
+        if output not in (None, described.prediction):
+            continue
         marked = decides(described.axes[described.axis])
         assert marked.any(), (described.input, described.axes[described.axis].labels)
         found = explaining.attributions(example, explaining.methods(example))
@@ -347,7 +350,8 @@ def measure(name: str, folder: Path, changes: Mapping[str, Any] | None = None) -
     assert not set(right) & {*CONTROLS} - {"random"}
     return {
         "config": case.config,
-        "examples": len(inputs),
+        "examples": len(right["random"]),
+        "inputs": len(inputs),
         "metrics": {task.primary_metric: run.metrics[task.primary_metric]},
         "methods": {method: round(float(np.mean(hits)), 4) for method, hits in right.items()},
     }

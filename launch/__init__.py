@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from launch.api import load as load
     from launch.api import train as train
     from launch.engine.config import Experiment as Experiment
+    from launch.runs.explained import Explanations as Explanations
+    from launch.runs.explained import show as show
     from launch.runs.loaded import AttentionWeights as AttentionWeights
     from launch.runs.loaded import Metrics as Metrics
     from launch.runs.loaded import Run as Run
@@ -34,12 +36,14 @@ _EXPORTS = {
     "AttentionWeights": "launch.runs.loaded",
     "Compared": "launch.api",
     "Experiment": "launch.engine.config",
+    "Explanations": "launch.runs.explained",
     "Metrics": "launch.runs.loaded",
     "Run": "launch.runs.loaded",
     "UserError": "tasks.common.errors",
     "compare": "launch.api",
     "config": "launch.api",
     "load": "launch.api",
+    "show": "launch.runs.explained",
     "train": "launch.api",
 }
 

@@ -52,6 +52,7 @@ flags.DEFINE_string("bertviz", None, "JSON file with the attention weights for B
 flags.DEFINE_string("against", None, "Run directory of another run to compare with.")
 flags.DEFINE_bool("evaluate", False, "Print how faithful the methods are, instead of a page.")
 flags.DEFINE_integer("examples", 100, "Number of examples of --evaluate.", lower_bound=2)
+cli.define_record()
 flags.DEFINE_integer("seed", 0, "Seed of random choices and random orders.", lower_bound=0)
 
 
@@ -60,6 +61,7 @@ def explain() -> None:
     from launch.runs import directory
 
     _check_flags()
+    cli.check_recordable()
     folder = cli.workdir()
     config = directory.saved_config(folder)
     cli.set_up_jax(config)
@@ -93,7 +95,7 @@ def _check_flags() -> None:
         raise UserError("--output is missing; name a page, such as --output=page.html")
     if cli.FLAGS.input and cli.FLAGS.select:
         raise UserError("--input: cannot be combined with --select; leave one of them out")
-    for name in ("examples",):
+    for name in ("examples", "record", "results"):
         if cli.FLAGS[name].present:
             raise UserError(f"--{name}: is only used with --evaluate; leave it out")
 
@@ -233,6 +235,10 @@ def _evaluate(folder: Path, config: Any) -> None:
         "versions": results.versions(),
     }
     write_json(folder / f"explanation-{split}.json", record)
+    if cli.FLAGS.record:
+        path = results.faithfulness_path(record, Path(cli.FLAGS.results))
+        write_json(path, record)
+        print(f"recorded: {path}", file=sys.stderr)
     print_table(record)
 
 

@@ -11,7 +11,8 @@ python -m launch.report --results=runs
 With --readme the summary table is also inserted into a file, between the lines <!-- results --> and
 <!-- /results -->. With --pages tables of models are inserted into the Markdown files of a folder,
 between lines such as <!-- models task=translation data=multi30k --> and <!-- /models -->, and
-tables of metrics between lines such as <!-- metrics translation --> and <!-- /metrics -->.
+tables of metrics between lines such as <!-- metrics translation --> and <!-- /metrics -->. With
+--explanations the tables of launch.explain --evaluate --record are inserted into a file.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ flags.DEFINE_string("results", "results", "Directory of run files or of run dire
 flags.DEFINE_string("output", "RESULTS.md", "Output file; - prints the tables.")
 flags.DEFINE_string("readme", None, "File to insert the summary table into.")
 flags.DEFINE_string("pages", None, "Directory of Markdown files to insert tables of models into.")
+flags.DEFINE_string("explanations", None, "File to insert tables of faithfulness into.")
 
 
 def report() -> None:
     """Runs the command `launch.report`."""
     from launch.engine.writers import write_text
-    from launch.reporting import results, tables
+    from launch.reporting import faithfulness_table, results, tables
     from tasks.common.errors import UserError
 
-    folder = Path(cli.required("results")).expanduser()
+    root = folder = Path(cli.required("results")).expanduser()
     records = results.load_records(folder)
     output = cli.required("output")
     if cli.FLAGS["output"].using_default_value and results.run_directories(folder):
@@ -61,6 +63,15 @@ def report() -> None:
                 write_text(page, tables.insert_models(text, records))
             except ValueError as error:
                 raise UserError(f"{page}: {error}") from None
+    if cli.FLAGS.explanations is not None:
+        page = Path(cli.FLAGS.explanations)
+        if not page.is_file():
+            raise UserError(f"--explanations={page}: no such file")
+        try:
+            text = faithfulness_table.insert(page.read_text(encoding="utf-8"), root)
+            write_text(page, text)
+        except ValueError as error:
+            raise UserError(f"--explanations={page}: {error}") from None
     text = tables.results_markdown(records)
     if output == "-":
         print(text, end="")

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from launch.reporting.results import FAITHFULNESS
+from launch.reporting.tables import markdown_table
+
+KNOWN = "known_positions"
+"""Kind of the record of `benchmarks.known_positions`."""
 
 # Columns of a table: title, key of the record.
 _COLUMNS: Sequence[tuple[str, str]] = (
@@ -52,9 +60,58 @@ def _shown(key: str, value: Any) -> str:
 def table(record: Mapping[str, Any]) -> list[str]:
     """Returns the lines of a table in Markdown, after a sentence about its examples."""
     first, *rest = rows(record)
-    lines = [header(record), "", _line(first), "|---" * len(first) + "|"]
-    return [*lines, *map(_line, rest)]
+    return [header(record), "", *markdown_table(first, rest)]
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def known_table(record: Mapping[str, Any]) -> list[str]:
+    """Returns the table of known positions: fraction of right examples by case and method."""
+    cases = record["cases"]
+    methods = dict.fromkeys(name for case in cases.values() for name in case["methods"])
+    shown = [
+        [
+            name,
+            f"`{case['config']}`",
+            f"{case['examples']} of {case['inputs']}",
+            *(_fraction(case["methods"].get(method)) for method in methods),
+        ]
+        for name, case in cases.items()
+    ]
+    return markdown_table(["position", "model", "right outputs", *methods], shown)
+
+
+def _fraction(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def insert(text: str, root: Path) -> str:
+    """Inserts tables between <!-- faithfulness --> and <!-- /faithfulness -->, and known_positions.
+
+    Args:
+      text: text of a page.
+      root: results directory with the records.
+
+    Raises:
+      ValueError: the text lacks these lines.
+    """
+    paths = sorted((root / FAITHFULNESS).glob("*.json"))
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    text = _between(text, FAITHFULNESS, _joined(table(record) for record in records))
+    known = root / f"{KNOWN}.json"
+    lines = known_table(json.loads(known.read_text(encoding="utf-8"))) if known.exists() else []
+    return _between(text, KNOWN, lines)
+
+
+def _joined(tables: Iterable[list[str]]) -> list[str]:
+    found: list[str] = []
+    for lines in tables:
+        found += [*[""] * bool(found), *lines]
+    return found
+
+
+def _between(text: str, name: str, lines: Sequence[str]) -> str:
+    before, first, rest = text.partition(f"<!-- {name} -->\n")
+    _, last, after = rest.partition(f"<!-- /{name} -->\n")
+    if not first or not last:
+        raise ValueError(f"expected the lines <!-- {name} --> and <!-- /{name} -->")
+    content = "\n".join(lines)
+    return f"{before}{first}\n{content}\n\n{last}{after}"

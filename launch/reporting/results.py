@@ -27,7 +27,8 @@ FIELDS = {
 
 # File of a run directory with the record of the finished run.
 RESULT = "result.json"
-# Value of "kind" in records of `launch.explain --evaluate`, which are no run files.
+# Value of "kind" in records of `launch.explain --evaluate`, and their folder. Records of a kind are
+# not those of runs.
 FAITHFULNESS = "faithfulness"
 
 
@@ -125,6 +126,12 @@ def save_record(record: Mapping[str, Any], root: Path) -> Path:
     return path
 
 
+def faithfulness_path(record: Mapping[str, Any], root: Path) -> Path:
+    """Returns the path of a record of `launch.explain --evaluate` under the results directory."""
+    data = record["data"].replace(":", "-").replace("/", "-")
+    return root / FAITHFULNESS / f"{record['task']}-{data}-{record['experiment']}.json"
+
+
 def _faults(record: Any) -> str:
     """Returns the reason why a JSON value is not a record; '' if it is a record."""
     if not isinstance(record, dict):
@@ -193,7 +200,7 @@ def load_records(root: Path) -> list[dict[str, Any]]:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not a JSON file ({error})") from None
-        if isinstance(record, dict) and record.get("kind") == FAITHFULNESS:
+        if isinstance(record, dict) and "kind" in record:
             continue
         if faults := _faults(record):
             raise UserError(f"{path}: is not a run file: {faults}; remove it from the directory")

@@ -26,6 +26,8 @@ from launch.reporting import results
 from launch.reporting.tables import DIFFERENCE, format_differences, measured
 from launch.runs import directory
 from launch.runs.evaluation import evaluate_file, evaluate_run, prepared_for_evaluation
+from launch.runs.explained import Explanations
+from launch.runs.explaining import Explaining
 from tasks.answers import AnswerOptions
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
@@ -256,6 +258,49 @@ class Run:
         """
         weights, axes = self._predictor().attention(os.fspath(x))
         return {name: AttentionWeights(array, axes[name]) for name, array in weights.items()}
+
+    def explain(
+        self,
+        inputs: Sequence[Folder] | None = None,
+        *,
+        examples: Sequence[int] = (),
+        split: str = "test",
+        methods: Sequence[str] | None = None,
+    ) -> Explanations:
+        """Explains predictions as `python -m launch.explain` does.
+
+        Args:
+          inputs: as for `predict`; or None for examples of a split.
+          examples: indices of examples of the split.
+          split: "train", "validation" or "test".
+          methods: names of `launch.runs.explaining.METHODS`; all that apply if None.
+
+        Returns:
+          Explanations, see `tasks.explanation.Explanation`; notebooks show them as a page, and
+          `save` writes it.
+
+        Raises:
+          UserError: an input cannot be read, a method does not apply, there is no such example, or
+            there is no checkpoint.
+        """
+        _check_split(split)
+        if (inputs is None) == (not examples):
+            raise UserError("inputs: expected a list of inputs, or the indices of some examples")
+        if isinstance(inputs, str | os.PathLike):
+            raise UserError(f"inputs: got {inputs!r}, expected a list of inputs; write [...]")
+        steps, variables, _ = self._loaded
+        task = self._prepared if inputs is None else self._task
+        explaining = Explaining(task, self.config, steps, variables)
+        if inputs is None:
+            count = len(task.examples(split))
+            wrong = [index for index in examples if not 0 <= index < count]
+            if wrong:
+                raise UserError(f"examples: got {wrong[0]}, expected indices below {count}")
+            subjects = explaining.of_split(split, examples)
+        else:
+            subjects = explaining.of_inputs([os.fspath(each) for each in inputs])
+        title = f"{self.config.name}: {self.config.task} of {self.config.data.name}"
+        return Explanations([explaining.explain(each, methods) for each in subjects], title)
 
     def _predictor(
         self, options: Mapping[str, Any] | None = None, chosen: AnswerOptions | None = None
