@@ -252,10 +252,12 @@ def _lines(folder: Path) -> list[Example]:
 
 
 def _training(steps: int, batch_size: int = 64) -> dict[str, Any]:
+    every = max(steps // 4, 1)
     return {
         "training.steps": steps,
         "training.batch_size": batch_size,
-        "training.evaluate_every": max(steps // 4, 1),
+        "training.evaluate_every": every,
+        "training.log_every": every,
     }
 
 
