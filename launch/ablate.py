@@ -8,6 +8,11 @@ intervals, paired by test example. The files table.md, table.csv, table.json and
 --workdir have it too. Finished runs are skipped, so the same command resumes an interrupted
 ablation.
 
+--data and the flags of columns, such as --text and --label, give your own data to all experiments:
+
+python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/mine
+    --data=my.csv --text=review --label=stars
+
 --match=parameters adjusts one dimension of each model so that all have as many parameters as the
 base:
 
@@ -24,6 +29,7 @@ from absl import flags
 from launch import cli
 
 cli.define_workdir()
+cli.define_own_data()
 cli.define_match()
 cli.define_record()
 cli.define_track()
@@ -42,7 +48,9 @@ def ablate() -> None:
 
     path = cli.required("config")
     cli.workdir()  # before the ablation is read
-    ablation = ablations.with_overrides(ablations.load_ablation(path), cli.FLAGS.set)
+    ablation = ablations.load_ablation(path)
+    ablation = ablations.with_own_data(ablation, cli.FLAGS.data, cli.own_columns())
+    ablation = ablations.with_overrides(ablation, cli.FLAGS.set)
     experiments = ablations.resolve_ablation(ablation)
     cli.run_all(experiments, cli.FLAGS.seeds or ablation.seeds, Path(path).stem)
 

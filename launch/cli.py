@@ -82,6 +82,12 @@ def define_config() -> None:
         "Config file, for example configs/text_classification.py:sst2; "
         "--config.model.num_layers=2 overrides a key, and --help lists all keys of the config.",
     )
+    define_own_data()
+    _overrides.allowed = True
+
+
+def define_own_data() -> None:
+    """Defines --data and the flags of its columns."""
     flags.DEFINE_string(
         "data",
         None,
@@ -91,7 +97,11 @@ def define_config() -> None:
     )
     for name, content in COLUMNS.items():
         flags.DEFINE_string(name, None, f"Column of --data with the {content}.")
-    _overrides.allowed = True
+
+
+def own_columns() -> dict[str, str]:
+    """Returns the columns of --data that flags name."""
+    return {name: FLAGS[name].value for name in COLUMNS if FLAGS[name].value is not None}
 
 
 def define_workdir() -> None:
@@ -568,6 +578,7 @@ def _flags_of_commands() -> dict[str, set[str]]:
     shared = {
         "answers": ["top_k", "threshold", "positive"],
         "config": config,
+        "own_data": config[1:],
         "workdir": ["workdir"],
         "record": ["record", "results"],
         "track": ["track"],

@@ -18,6 +18,16 @@ def with_own_data(
 ) -> dict[str, Any]:
     """Returns the nested mapping of an experiment with the user data of the flags.
 
+    For the arguments and errors see `changes`.
+    """
+    return configs.replaced(values, changes(values, data, columns))
+
+
+def changes(
+    values: Mapping[str, Any], data: Data | None, columns: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Returns the values by dotted key that the flags of user data set.
+
     Args:
       values: nested mapping of an experiment.
       data: file, folder or glob pattern; or several, of train, validation and test; None for the
@@ -35,7 +45,7 @@ def with_own_data(
                 f"{', '.join(COLUMNS)}"
             )
     if data is None and not columns:
-        return dict(values)
+        return {}
     task, own = values["task"], configs.task_class(values["task"]).own_data
     flag = "data" if data is not None else next(iter(columns))
     if isinstance(own, str):
@@ -45,8 +55,8 @@ def with_own_data(
         text = os.fspath(data)
     elif data is not None:
         text = ",".join(os.fspath(path) for path in data)
-    changes = own.changes(task, text, columns)
-    return configs.replaced(values, {f"data.{key}": value for key, value in changes.items()})
+    found = own.changes(task, text, columns)
+    return {f"data.{key}": value for key, value in found.items()}
 
 
 def check_columns(values: Mapping[str, Any], columns: Mapping[str, str]) -> None:

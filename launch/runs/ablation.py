@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.engine import config as configs
-from launch.engine import spaces
+from launch.engine import own_data, spaces
 from launch.engine import values as typed
 from launch.engine.config import Experiment
 from tasks.common.errors import UserError
@@ -102,6 +102,26 @@ def load_ablation(path: str) -> Ablation:
     if not isinstance(ablation, Ablation):
         raise UserError(f"{path}: has no get_ablation function that returns an Ablation")
     return ablation
+
+
+def with_own_data(
+    ablation: Ablation, data: own_data.Data | None, columns: Mapping[str, str]
+) -> Ablation:
+    """Gives user data to the base and all deltas of an ablation.
+
+    Args:
+      ablation: an ablation.
+      data, columns: as for `launch.engine.own_data.changes`.
+
+    Raises:
+      UserError: as for `launch.engine.own_data.changes`, or columns are given without data.
+    """
+    base = configs.override(configs.load_file(ablation.base), ablation.overrides)
+    changes = own_data.changes(configs.to_dict(base), data, columns)
+    found = dataclasses.replace(ablation, overrides={**ablation.overrides, **changes})
+    if columns:
+        own_data.check_columns(configs.to_dict(configs.override(base, changes)), columns)
+    return found
 
 
 def with_overrides(ablation: Ablation, settings: Sequence[str]) -> Ablation:

@@ -10,7 +10,13 @@ import pytest
 from launch.engine.config import load_file
 from launch.engine.errors import keep_interrupts
 from launch.reporting.comparison import Outcome, paired_difference
-from launch.runs.ablation import Ablation, Delta, load_ablation, resolve_ablation
+from launch.runs.ablation import (
+    Ablation,
+    Delta,
+    load_ablation,
+    resolve_ablation,
+    with_own_data,
+)
 from launch.runs.sweeps import resolve_sweep
 from tasks.common.errors import UserError
 
@@ -29,6 +35,22 @@ def test_declared_change_is_accepted():
     assert found["changed"].model.pooling == "mean"
     assert found["base"].model.pooling == "attention"
     assert found["changed"].name == "changed"
+
+
+def test_own_data_are_given_to_all_experiments():
+    changed = ablation(Delta(declares=["model.pooling"], overrides={"model.pooling": "mean"}))
+    found = resolve_ablation(
+        with_own_data(changed, "mine.csv", {"text": "review", "label": "stars"})
+    )
+    for experiment in found.values():
+        assert experiment.data.name == "own_mine"
+        assert experiment.data.train_file == "mine.csv"
+        assert experiment.data.text_column == "review"
+        assert experiment.data.label_column == "stars"
+    assert found["changed"].model.pooling == "mean"
+    with pytest.raises(UserError, match="--text: names a column of your data"):
+        with_own_data(changed, None, {"text": "review"})
+    assert with_own_data(changed, None, {}) == changed
 
 
 def test_undeclared_change_is_refused_by_name():
