@@ -121,6 +121,8 @@ def _page(folder: Path, config: Any) -> None:
     def explained(model: Explaining) -> list[Any]:
         subjects = model.of_inputs(raw) if raw else model.of_split(split, chosen)
         progress, found = PredictionProgress(len(chosen), "examples", "explained"), []
+        subjects = list(subjects)
+        model.prepare(subjects)
         for subject in subjects:
             found.append(model.explain(subject, cli.FLAGS.methods))
             progress.add(1)

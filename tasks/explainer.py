@@ -52,13 +52,11 @@ class AttentionPath:
       layers: weights of self-attention, [L, N, T, T], first layer first; None if there are none.
       first: number of states before that of the first position, such as that of a classification
         token.
-      names: regular expression for the names of the layers in `attention.inspect.capture`.
     """
 
     readout: np.ndarray
     layers: np.ndarray | None = None
     first: int = 0
-    names: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

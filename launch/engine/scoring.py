@@ -35,12 +35,16 @@ class Scorer:
         self.explainer, self.variables = explainer, variables
         graph = states.graph_definition(explainer.task, seed)
 
+        def score_of(variables: Any, inputs: Any, target: Any, gates: Any) -> Any:
+            model = states.merge_model(graph, variables["params"], variables["statistics"])
+            return explainer.score(model, inputs, gates, target)
+
+        # Not compiled: a function of arrays.
+        self.score = score_of
+
         def compiled(function: Callable[..., Any]) -> Any:
             def call(variables: Any, inputs: Any, target: Any, *arrays: Any) -> Any:
-                def score(gates: Any) -> Any:
-                    model = states.merge_model(graph, variables["params"], variables["statistics"])
-                    return explainer.score(model, inputs, gates, target)
-
+                score = lambda gates: score_of(variables, inputs, target, gates)  # noqa: E731
                 return function(score, *arrays)
 
             return sharding.OnMesh(jax.jit(call), mesh)

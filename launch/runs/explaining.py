@@ -67,13 +67,15 @@ class Explaining:
     def __init__(self, task: Task, config: Experiment, steps: Steps, variables: Any, seed: int = 0):
         self.task, self.explainer, self.seed = task, task.explainer(), seed
         self._steps, self._variables = steps, variables
+        # Relevance by the identity of an example, with the example, so that identities stay unique.
+        self._known: dict[int, tuple[Subject, np.ndarray]] = {}
         self.scorer = Scorer(self.explainer, steps.mesh, variables, config.seed)
 
     def with_variables(self, variables: Any) -> Explaining:
         """Returns the explanations of a model with other variables."""
         found = object.__new__(Explaining)
         scorer = self.scorer.with_variables(variables)
-        found.__dict__.update(self.__dict__, _variables=variables, scorer=scorer)
+        found.__dict__.update(self.__dict__, _variables=variables, scorer=scorer, _known={})
         return found
 
     # ------------------------------------------------------------------ examples
@@ -138,7 +140,6 @@ class Explaining:
             left_out |= {"rollout", "attention_x_gradient"}
         if not self.explainer.differentiable:
             left_out |= {"attention_x_gradient", "gradient_x_input", "integrated_gradients"}
-        left_out.add("attention_x_gradient")
         return [name for name in METHODS if name not in left_out]
 
     def attributions(self, subject: Subject, methods: Sequence[str]) -> dict[str, Found]:
@@ -177,8 +178,48 @@ class Explaining:
             return _through(path, np.asarray(attribution.rollout(layers))[0], len(real)), None
         return self._relevance(subject, path, len(real)), None
 
+    def prepare(self, subjects: Sequence[Subject]) -> None:
+        """Computes the gradients of attention weights of many examples together.
+
+        Examples whose inputs have the same shapes need one compilation. Otherwise
+        `attributions` compiles once for each example.
+        """
+        groups: dict[Any, list[Subject]] = {}
+        for subject in subjects:
+            if "attention_x_gradient" in self.methods(subject):
+                shapes = sorted((name, array.shape) for name, array in subject.inputs.items())
+                groups.setdefault(tuple(shapes), []).append(subject)
+        for group in groups.values():
+            for each, relevance in zip(group, self._relevances(group), strict=True):
+                self._known[id(each)] = (each, relevance)
+
+    def _relevances(self, group: Sequence[Subject]) -> np.ndarray:
+        """Returns the relevance of states for each other (Chefer et al. 2021), [B, T, T]."""
+        inputs, target = (
+            {name: np.concatenate([one[name] for one in each]) for name in each[0]}
+            for each in (
+                [subject.inputs for subject in group],
+                [self.explainer.target(subject.outputs) for subject in group],
+            )
+        )
+        gates = np.ones((len(group), len(self.explainer.positions(group[0].inputs))), np.float32)
+        found = attribution.attention_gradients(
+            self.scorer.score, self.scorer.variables, inputs, target, gates, score=lambda x: x
+        )
+        path = self.explainer.attention_path(group[0])
+        assert path is not None
+        assert path.layers is not None
+        # Other attention, such as that of a pool, has other shapes.
+        names = [name for name, x in found.weights.items() if x.ndim == 4 and _is_square(x)]
+        assert len(names) == len(path.layers), (names, path.layers.shape)
+        stacked = (np.stack([part[name] for name in names]) for part in found)
+        return np.asarray(attribution.relevance(*stacked))
+
     def _relevance(self, subject: Subject, path: AttentionPath, count: int) -> np.ndarray:
-        raise NotImplementedError
+        _, relevance = self._known.get(id(subject), (subject, None))
+        if relevance is None:
+            relevance = self._relevances([subject])[0]
+        return _through(path, relevance - np.eye(len(relevance)), count)
 
     # ------------------------------------------------------------------ curves
 
@@ -289,6 +330,10 @@ def area(curve: Curve) -> float:
     return float(np.trapezoid(curve.scores, curve.fractions))
 
 
+def _is_square(weights: np.ndarray) -> bool:
+    return weights.shape[-1] == weights.shape[-2]
+
+
 def _read(path: AttentionPath, count: int) -> np.ndarray:
     """Returns the readout of positions, through the last layer if there are layers."""
     if path.layers is None:
@@ -298,7 +343,8 @@ def _read(path: AttentionPath, count: int) -> np.ndarray:
 
 def _through(path: AttentionPath, matrix: np.ndarray, count: int) -> np.ndarray:
     """Returns the readout of states times a matrix [T, T] from states to positions."""
-    return (path.readout @ matrix[: len(path.readout)])[path.first :][:count]
+    states = len(path.readout)
+    return (path.readout @ matrix[:states, :states])[path.first :][:count]
 
 
 def _number(subject: Subject) -> list[int] | None:

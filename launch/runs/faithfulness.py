@@ -9,7 +9,7 @@ which the model uses.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +21,11 @@ from launch.engine import state as states
 from launch.engine.config import Experiment
 from launch.reporting.paired import mean_and_interval
 from launch.runs.explaining import CONTROLS, Explaining, area
+from tasks.explainer import Subject
 from tasks.task import Task
 
+# Examples whose attention weights are in memory at a time.
+_TOGETHER = 32
 KINDS = ("deletion", "insertion")
 
 
@@ -69,7 +72,8 @@ def evaluate(
       UserError: a method does not apply.
     """
     measured: dict[str, _Measured] = {}
-    for subject in explaining.of_split(split, indices):
+    models = {"random_weights": randomized, "agreement": other}
+    for subject, others in _prepared(explaining, split, indices, models):
         names = explaining.checked(subject, methods)
         found = explaining.attributions(subject, names)
         for curve in explaining.curves(subject, found, names):
@@ -77,10 +81,8 @@ def evaluate(
             own.areas[curve.kind].append(area(curve))
         for name, each in found.items():
             measured[name].seconds.append(each.seconds)
-        for model, key in ((randomized, "random_weights"), (other, "agreement")):
-            if model is None:
-                continue
-            changed = model.attributions(model.again(subject), [*found])
+        for key, (model, again) in others.items():
+            changed = model.attributions(again, [*found])
             for name, each in changed.items():
                 pair = found[name].values, each.values
                 getattr(measured[name], key).append(similarity(*pair, explaining.explainer.signed))
@@ -92,6 +94,27 @@ def evaluate(
         "quantity": explaining.explainer.quantity,
         "methods": {name: _summary(name, measured) for name in measured},
     }
+
+
+def _prepared(
+    explaining: Explaining,
+    split: str,
+    indices: Sequence[int],
+    models: Mapping[str, Explaining | None],
+) -> Iterator[tuple[Subject, dict[str, tuple[Explaining, Subject]]]]:
+    """Yields examples, with other models and the same examples for them by name."""
+    for start in range(0, len(indices), _TOGETHER):
+        subjects = list(explaining.of_split(split, indices[start : start + _TOGETHER]))
+        explaining.prepare(subjects)
+        others: list[dict[str, tuple[Explaining, Subject]]] = [{} for _ in subjects]
+        for key, model in models.items():
+            if model is None:
+                continue
+            again = [model.again(subject) for subject in subjects]
+            model.prepare(again)
+            for row, subject in enumerate(again):
+                others[row][key] = (model, subject)
+        yield from zip(subjects, others, strict=True)
 
 
 def similarity(a: np.ndarray, b: np.ndarray, signed: bool) -> float:

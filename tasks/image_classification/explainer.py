@@ -64,7 +64,7 @@ class ImageExplainer(ClassificationExplainer):
             readout = np.full(patches, 1 / patches)
         else:
             readout = attention["head"].mean(axis=0)
-        return AttentionPath(readout, layers, first, r"^encoder/layers/\d+/attention$")
+        return AttentionPath(readout, layers, first)
 
     def _spatial(self, attention: Arrays) -> list[tuple[str, np.ndarray]]:
         """Returns name and map [y, x] of each stage of a convolutional network with a map."""

@@ -86,7 +86,7 @@ class LanguageExplainer(Explainer):
         length = int(subject.inputs["length"][0])
         at = length - 1 if self._causal else int(subject.inputs["blank"][0])
         layers = subject.attention["encoder"][:, :, :length, :length]
-        return AttentionPath(np.eye(length)[at], layers, 0, r"^encoder/layers/\d+/attention$")
+        return AttentionPath(np.eye(length)[at], layers)
 
     def describe(self, subject: Subject) -> Description:
         """Returns the tokens and the weights of all layers."""

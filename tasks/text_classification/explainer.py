@@ -63,7 +63,7 @@ class TextExplainer(ClassificationExplainer):
             return None
         else:
             readout = np.full(length, 1 / length)
-        return AttentionPath(readout, layers, first, r"^encoder/layers/\d+/attention$")
+        return AttentionPath(readout, layers, first)
 
     def describe(self, subject: Subject) -> Description:
         """Returns tokens, and the weights of encoder and pool."""
