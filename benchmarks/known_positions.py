@@ -23,6 +23,7 @@ import numpy as np
 import launch
 from launch.engine.environment import commit, device, versions
 from launch.engine.writers import write_json
+from launch.reporting import faithfulness_table
 from launch.runs import directory
 from launch.runs.explaining import CONTROLS, Explaining
 from tasks.explanation import Axis
@@ -373,7 +374,7 @@ def main(names: Sequence[str]) -> None:
         write_json(
             TARGET,
             {
-                "kind": "known_positions",
+                "kind": faithfulness_table.KNOWN,
                 "cases": found,
                 "command": "python -m benchmarks.known_positions",
                 "device": device(),

@@ -184,6 +184,7 @@ class Explaining:
         Examples whose inputs have the same shapes need one compilation. Otherwise
         `attributions` compiles once for each example.
         """
+        self._known = {}
         groups: dict[Any, list[Subject]] = {}
         for subject in subjects:
             if "attention_x_gradient" in self.methods(subject):
