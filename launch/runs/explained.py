@@ -11,7 +11,6 @@ import numpy as np
 
 from attention import inspect
 from launch.engine.writers import write_text
-from launch.reporting import explanation_page
 from tasks.common.errors import UserError
 from tasks.explanation import AttentionMap, Axis, Explanation
 
@@ -33,6 +32,8 @@ class Explanations(list[Explanation]):
 
     def page(self) -> str:
         """Returns a self-contained HTML page, see `launch.reporting.explanation_page.page`."""
+        from launch.reporting import explanation_page
+
         return explanation_page.page(self, self.title)
 
     def save(self, path: str | Path) -> Path:
