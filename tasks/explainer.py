@@ -18,8 +18,7 @@ import numpy as np
 
 from tasks.common.losses import cross_entropy
 from tasks.explanation import AttentionMap, Axis, Medium
-
-Arrays = Mapping[str, np.ndarray]
+from tasks.processor import Arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Subject:
       inputs: inputs of the model, padded, with one row.
       outputs: outputs of `tasks.task.Task.predict`, with one row.
       attention: attention weights of `tasks.task.Task.attention`, without a dimension of rows.
-      raw: raw input, as for `tasks.task.Processor.encode`; None for an example of a split.
+      raw: raw input, as for `tasks.processor.Processor.encode`; None for an example of a split.
       split, index: the example of a split; index is None for a raw input.
     """
 

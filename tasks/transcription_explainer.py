@@ -12,8 +12,7 @@ import numpy as np
 from tasks.common.text.tokenizer import PAD
 from tasks.explainer import AttentionPath, Description, SequenceExplainer, Subject, repeated, spans
 from tasks.explanation import AttentionMap, Axis, Medium
-
-Arrays = Mapping[str, np.ndarray]
+from tasks.processor import Arrays
 
 
 class TranscriptionExplainer(SequenceExplainer):

@@ -35,7 +35,7 @@ class Input(NamedTuple):
 
 
 class InputColumns(Protocol):
-    """The attributes of `tasks.task.Processor` that are needed to read a table of inputs."""
+    """The attributes of `tasks.processor.Processor` that are needed to read a table of inputs."""
 
     @property
     def input_column(self) -> str | None: ...

@@ -177,7 +177,7 @@ class Run:
           top_k, threshold, positive: see `tasks.answers.AnswerOptions`.
 
         Returns:
-          The JSON object of each input, see `tasks.task.Processor.decode`.
+          The JSON object of each input, see `tasks.processor.Processor.decode`.
 
         Raises:
           UserError: an input cannot be read, an option does not apply, or there is no checkpoint.

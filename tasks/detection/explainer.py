@@ -14,8 +14,7 @@ from tasks.common.images.pixels import grid_areas, grid_labels, on_grid, to_unit
 from tasks.detection.ops.boxes import iou
 from tasks.explainer import AttentionPath, Description, Explainer, Subject, repeated
 from tasks.explanation import AttentionMap, Axis, Picture
-
-Arrays = Mapping[str, np.ndarray]
+from tasks.processor import Arrays
 
 # Least overlap of a detection with the explained one, and least score of a detection in pictures.
 _OVERLAP, _SHOWN = 0.5, 0.5

@@ -11,8 +11,7 @@ import numpy as np
 from tasks.explainer import AttentionPath, Description, Explainer, Subject, repeated
 from tasks.explanation import AttentionMap, Axis, Series
 from tasks.forecasting import timestamps as clock
-
-Arrays = Mapping[str, np.ndarray]
+from tasks.processor import Arrays
 
 # Largest number of segments.
 _SEGMENTS = 48

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from tasks.explanation import Picture
+from tasks.processor import Arrays
 from tasks.transcription_explainer import TranscriptionExplainer
-
-Arrays = Mapping[str, np.ndarray]
 
 
 class HandwritingExplainer(TranscriptionExplainer):

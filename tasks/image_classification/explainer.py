@@ -20,8 +20,7 @@ from tasks.common.images.pixels import (
 from tasks.explainer import AttentionPath, Description, Subject, log_odds
 from tasks.explanation import AttentionMap, Axis, Picture
 from tasks.image_classification.model import ViTConfig
-
-Arrays = Mapping[str, np.ndarray]
+from tasks.processor import Arrays
 
 
 class ImageExplainer(ClassificationExplainer):

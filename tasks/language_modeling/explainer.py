@@ -14,8 +14,7 @@ from tasks.explainer import AttentionPath, Description, Explainer, Subject, log_
 from tasks.explanation import AttentionMap, Axis
 from tasks.language_modeling.examples import MASK
 from tasks.language_modeling.processor import token_text
-
-Arrays = Mapping[str, np.ndarray]
+from tasks.processor import Arrays
 
 # Largest number of tokens of an example of a split.
 _TOKENS = 64

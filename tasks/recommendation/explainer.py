@@ -10,8 +10,7 @@ import numpy as np
 
 from tasks.explainer import AttentionPath, Description, Explainer, Subject, log_odds, repeated
 from tasks.explanation import AttentionMap, Axis
-
-Arrays = Mapping[str, np.ndarray]
+from tasks.processor import Arrays
 
 
 class RecommendationExplainer(Explainer):

@@ -20,8 +20,7 @@ from tasks.common.images.pixels import (
 )
 from tasks.explainer import AttentionPath, Description, Explainer, Subject
 from tasks.explanation import AttentionMap, Axis, Picture
-
-Arrays = Mapping[str, np.ndarray]
+from tasks.processor import Arrays
 
 
 class SegmentationExplainer(Explainer):

@@ -18,10 +18,9 @@ from tasks.explainer import (
     repeated,
 )
 from tasks.explanation import AttentionMap, Axis
+from tasks.processor import Arrays
 from tasks.sequence_copy import data as strings
 from tasks.sequence_copy.data import PAD
-
-Arrays = Mapping[str, np.ndarray]
 
 
 class CopyExplainer(SequenceExplainer):

@@ -10,9 +10,8 @@ import numpy as np
 
 from tasks.common.backbones.gated import GatedInput
 from tasks.explanation import Picture, Sound
+from tasks.processor import Arrays
 from tasks.transcription_explainer import TranscriptionExplainer
-
-Arrays = Mapping[str, np.ndarray]
 
 
 class SpeechExplainer(TranscriptionExplainer):

@@ -13,9 +13,8 @@ from tasks.common.backbones.gated import GatedEmbedding
 from tasks.common.text.tokenizer import LAST
 from tasks.explainer import AttentionPath, Description, Subject, log_odds, repeated
 from tasks.explanation import AttentionMap, Axis
+from tasks.processor import Arrays
 from tasks.text_classification import model as models
-
-Arrays = Mapping[str, np.ndarray]
 
 
 class TextExplainer(ClassificationExplainer):

@@ -18,8 +18,7 @@ from tasks.explainer import (
     repeated,
 )
 from tasks.explanation import AttentionMap, Axis
-
-Arrays = Mapping[str, np.ndarray]
+from tasks.processor import Arrays
 
 
 class TranslationExplainer(SequenceExplainer):
