@@ -1,4 +1,4 @@
-"""Which attributions find the position that decides, on synthetic data where it is known.
+"""Synthetic data on which the position that decides is known, as a test of attributions.
 
 python -m benchmarks.known_positions [CASE ...]
 

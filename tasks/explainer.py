@@ -43,7 +43,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPath:
-    """How attention leads from the positions of the input to the output.
+    """Attention that leads from the positions of the input to the output.
 
     Attributes:
       readout: weight with which the output reads each state of the last layer, [T]; or, without

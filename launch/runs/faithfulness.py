@@ -1,4 +1,4 @@
-"""How faithful attributions are to a model: deletion and insertion, random weights, other seeds.
+"""Faithfulness of attributions to a model: deletion and insertion, random weights, other seeds.
 
 A method is compared with the control of random orders: the deletion gain is the area under the
 deletion curve of random orders minus its own, the insertion gain is its own area under the
