@@ -1,5 +1,6 @@
 """`launch.explain`: pages, JSON, the table of faithfulness, and mistakes."""
 
+import csv
 import json
 
 import numpy as np
@@ -68,10 +69,12 @@ def test_examples_of_a_split(command, tiny_run, tmp_path):
     done = explained(command, folder, "--select=3,0", f"--json={target}")
     assert done.returncode == 0, done.stderr
     found = json.loads(target.read_text(encoding="utf-8"))
-    assert [each["id"] for each in found] != []
-    assert all(each["target"] in ("good", "bad") for each in found)
-    for each in found:
-        assert (each["kind"] == "correct") == (each["target"] == each["prediction"])
+    with (folder / "predictions-test.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for each, row in zip(found, (rows[3], rows[0]), strict=True):
+        for key in ("id", "input", "prediction", "target"):
+            assert each[key] == row[key]
+        assert each["kind"] in ("uncertain", "correct" if float(row["score"]) else "wrong")
 
 
 def test_methods_are_better_than_random_orders(command, tiny_run):
