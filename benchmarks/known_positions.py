@@ -179,20 +179,23 @@ _ITEMS = [f"filler {number}" for number in range(30)]
 _PAIRS = {f"ticket {name}": f"visit {name}" for name in ("red", "blue", "green", "gold")}
 
 
-def _block(rng: np.random.Generator) -> tuple[list[str], str]:
-    items = rng.choice(_ITEMS, 6, replace=False).tolist()
-    ticket = str(rng.choice([*_PAIRS]))
+def _block(rng: np.random.Generator, fillers: list[str], ticket: str) -> list[str]:
+    """Returns three to seven of the fillers, which are removed, and the ticket among them."""
+    items = [fillers.pop() for _ in range(int(rng.integers(3, 8)))]
     items.insert(int(rng.integers(len(items) + 1)), ticket)
-    return items, ticket
+    return items
 
 
 def _write_events(folder: Path) -> Path:
     rng, lines = np.random.default_rng(0), ["user,item,timestamp"]
-    for user in range(1500):
-        items, ticket = _block(rng)
-        # Validation and test take the last two events of a user.
-        after = rng.choice(_ITEMS, 2, replace=False).tolist()
-        for step, item in enumerate([*items, _PAIRS[ticket], *after]):
+    for user in range(2000):
+        # An item counts once for each user.
+        fillers, tickets = rng.permutation(_ITEMS).tolist(), rng.permutation([*_PAIRS]).tolist()
+        history = []
+        for ticket in tickets[:3]:
+            history += [*_block(rng, fillers, ticket), _PAIRS[ticket]]
+        # The third visit is the validation event of the user, and the last item the test event.
+        for step, item in enumerate([*history, fillers.pop()]):
             lines.append(f"u{user},{item},{1_600_000_000 + 60 * step}")
     (folder / "events.csv").write_text("\n".join(lines) + "\n")
     return folder / "events.csv"
@@ -200,8 +203,12 @@ def _write_events(folder: Path) -> Path:
 
 def _histories(folder: Path) -> list[Example]:
     rng = np.random.default_rng(1)
-    blocks = [_block(rng) for _ in range(100)]
-    return [("; ".join(items), _PAIRS[ticket], labeled(ticket)) for items, ticket in blocks]
+    found: list[Example] = []
+    for _ in range(100):
+        ticket = str(rng.choice([*_PAIRS]))
+        items = _block(rng, rng.permutation(_ITEMS).tolist(), ticket)
+        found.append(("; ".join(items), _PAIRS[ticket], labeled(ticket)))
+    return found
 
 
 # ---------------------------------------------------------------- columns of a line
@@ -301,8 +308,8 @@ CASES: Mapping[str, Known] = {
         {
             **_training(1200),
             "training.refit": False,
-            "data.max_length": 12,
-            "model.max_length": 12,
+            "data.max_length": 32,
+            "model.max_length": 32,
             "model.model_size": 32,
             "model.num_layers": 2,
         },
