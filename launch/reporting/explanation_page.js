@@ -960,19 +960,25 @@ function attentionSection(explanation, other) {
 
 // ---------------------------------------------------------------- attributions
 
+/** Color of a method; controls, which have curves but no attribution, are gray. */
+function strokeOf(explanation, method) {
+  const index = explanation.attributions.findIndex(each => each.method === method);
+  return index < 0 ? "var(--soft)" : `var(--line-${index % 6 + 1})`;
+}
+
 function attributionSection(explanation, name) {
   const section = make("section", {}, make("h3", {text: `Attributions${name ? `: ${name}` : ""}`}));
   section.append(make("p", {class: "note", text: `Contribution of each position to the ` +
     `${explanation.explained}. Orange is for, blue is against it` + (explanation.replacement ?
     `; positions are replaced by ${explanation.replacement}.` : ".")}));
   const grid = make("div", {class: "methods"});
-  explanation.attributions.forEach((each, index) => {
+  explanation.attributions.forEach(each => {
     const axis = explanation.axes[each.axis], signed = each.values.some(value => value < 0);
     const label = `Attribution by ${each.method}`;
     const view = viewOf(explanation, axis, {label});
     view.update(each.values.map(value => value ?? 0), -1);
     const line = make("span", {class: "swatch-line"});
-    line.style.borderTopColor = `var(--line-${index % 6 + 1})`;
+    line.style.borderTopColor = strokeOf(explanation, each.method);
     const numbers = Object.entries(each.numbers);
     const solid = isDrawn(explanation.medium, axis) || !isText(axis);
     grid.append(make("div", {class: "method"},
@@ -1025,16 +1031,15 @@ function curveSection(explanation, name) {
         text: kind === "insertion" ? "positions shown" : "positions replaced"}));
       const dashes = ["none", "6 3", "2 3", "8 3 2 3", "12 4", "4 6"];
       for (const each of curves) {
-        const number = methods.indexOf(each.method);
-        svg.append(draw("path", {class: "line", stroke: `var(--line-${number % 6 + 1})`,
-          "stroke-dasharray": dashes[number % 6],
+        svg.append(draw("path", {class: "line", stroke: strokeOf(explanation, each.method),
+          "stroke-dasharray": dashes[methods.indexOf(each.method) % 6],
           d: path(each.scores, n => x(each.fractions[n]), y)}));
       }
       return svg;
     });
     const legend = make("ul", {class: "legend"}, ...curves.map(each => {
       const line = make("span", {class: "swatch-line"});
-      line.style.borderTopColor = `var(--line-${methods.indexOf(each.method) % 6 + 1})`;
+      line.style.borderTopColor = strokeOf(explanation, each.method);
       return make("li", {}, line, title(each.method));
     }));
     grid.append(make("div", {class: "method"}, make("h4", {text: title(kind)}), chart.node, legend,
