@@ -330,7 +330,7 @@ def read_clip(source: str | Path | bytes, config: DataConfig, name: str = "") ->
     rate = config.features.sample_rate
     samples = read_audio(source, rate, name)
     if not len(samples):
-        raise UserError(f"{name or source}: got no samples; record it again, or leave it out")
+        raise UserError(f"{name or source}: got no samples at {rate} Hz, expected a recording")
     if len(samples) > rate * config.max_seconds:
         raise UserError(
             f"{name or source}: got {len(samples) / rate:.1f} s, expected at most "

@@ -80,7 +80,7 @@ def test_an_empty_recording_is_refused_by_its_name(tmp_path):
         assert read(data).shape == (0,)
         file = tmp_path / f"{number}.wav"
         file.write_bytes(data)
-        with pytest.raises(UserError, match=rf"{number}.wav: got no samples; record it again"):
+        with pytest.raises(UserError, match=rf"{number}.wav: got no samples at \d+ Hz, expec"):
             read_clip(str(file), DataConfig())
 
 
