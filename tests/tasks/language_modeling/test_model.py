@@ -215,7 +215,7 @@ def test_samples_follow_the_id_and_the_seed():
         ({"mask_rate": 0.3}, "mask_rate: got 0.3, expected 0.15, or objective 'masked'"),
         ({"whole_words": True}, "whole_words: got True"),
         ({"segments": 2}, "segments: got 2, expected 0, or objective 'masked'"),
-        ({"objective": "masked", "segments": 1}, "segments: got 1, expected one of 0, 2"),
+        ({"objective": "masked", "segments": 3}, "segments: got 3, expected one of 0, 1, 2"),
         ({"objective": "masked", "next_sentence": True}, "segments: got 0, expected 2"),
         ({"objective": "masked", "tied": False}, "tied: got False"),
         ({"objective": "masked", "mask_rate": 1.0}, "mask_rate: got 1.0"),
