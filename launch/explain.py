@@ -1,4 +1,4 @@
-"""Explains predictions of a run, and measures how faithful the explanations are.
+"""Explains predictions of a run, and measures faithfulness.
 
 python -m launch.explain --workdir=runs/sst2 --input="a fine film" --output=page.html
 python -m launch.explain --workdir=runs/sst2 --select=wrong --count=8 --output=page.html

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from attention import attribution
+from attention import attribution, inspect
 from launch.engine.config import Experiment
 from launch.engine.evaluation import Subset, prediction_inputs
 from launch.engine.scoring import Scorer
@@ -18,9 +18,11 @@ from launch.engine.steps import Steps
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
 from tasks.explainer import AttentionPath, Subject
-from tasks.explanation import Attribution, Curve, Explanation
+from tasks.explanation import AttentionMap, Attribution, Axis, Curve, Explanation
 from tasks.task import Task
 
+# Kinds of axes whose heads have the patterns of `inspect.head_pattern`, and labels of separators.
+_WRITTEN, _SEPARATORS = ("token", "character"), ("[SEP]", "[END]", "end", "</s>")
 # Random orders whose curves are averaged.
 _ORDERS = 5
 
@@ -300,7 +302,7 @@ class Explaining:
             target=described.target,
             explained=described.explained,
             axes=described.axes,
-            maps=described.maps,
+            maps=[_with_patterns(each, described.axes) for each in described.maps],
             attributions=shown,
             curves=curves,
             medium=described.medium,
@@ -329,6 +331,24 @@ class Explaining:
 def area(curve: Curve) -> float:
     """Returns the area under a curve."""
     return float(np.trapezoid(curve.scores, curve.fractions))
+
+
+def _with_patterns(attention: AttentionMap, axes: Mapping[str, Axis]) -> AttentionMap:
+    """Returns self-attention between tokens with the pattern of each head, if it has one."""
+    keys = axes[attention.keys]
+    if attention.queries != attention.keys or keys.kind not in _WRITTEN:
+        return attention
+    # Weights of subtracted maps have no such patterns.
+    if (attention.weights < 0).any():
+        return attention
+    labels = np.asarray(keys.labels)
+    separators = np.isin(labels, _SEPARATORS)[None]
+    tokens = np.unique(labels, return_inverse=True)[1].reshape(1, -1)
+    found = [
+        inspect.head_pattern(layer[None], separators=separators, tokens=tokens)
+        for layer in attention.weights
+    ]
+    return dataclasses.replace(attention, statistics={"pattern": np.array(found)})
 
 
 def _is_square(weights: np.ndarray) -> bool:

@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from launch.runs import explaining
 from launch.runs.faithfulness import similarity
+from tasks.explanation import AttentionMap, Axis
 
 
 def explained(command, folder, *flags):
@@ -103,3 +105,13 @@ def test_similarity_of_attributions():
     assert similarity(a, -a, True) == pytest.approx(-1)
     assert similarity(a, -a, False) == pytest.approx(1)
     assert np.isnan(similarity(a, np.ones(3), True))
+
+
+def test_heads_have_the_names_of_their_patterns():
+    weights = np.zeros((1, 2, 4, 4))
+    weights[0, 0], weights[0, 1, :, 3] = np.eye(4), 1
+    axes = {"tokens": Axis("token", ["a", "b", "c", "[SEP]"]), "cells": Axis("cell", list("abcd"))}
+    found = explaining._with_patterns(AttentionMap("encoder", weights, "tokens", "tokens"), axes)
+    assert found.statistics["pattern"].tolist() == [["diagonal", "separator"]]
+    cells = AttentionMap("encoder", weights, "cells", "cells")
+    assert explaining._with_patterns(cells, axes) == cells
