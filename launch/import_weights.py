@@ -1,4 +1,4 @@
-"""Creates a run directory from BERT, DistilBERT, RoBERTa or XLM-RoBERTa weights.
+"""Creates a run directory from weights of BERT or RoBERTa.
 
 python -m launch.import_weights --from=bert-base-uncased --workdir=runs/bert
 python -m launch.predict --workdir=runs/bert --input="The film was [MASK]."
