@@ -562,8 +562,8 @@ function linksView(queries, keys, choose) {
 function matrixView(explanation, queries, keys, choose, preview) {
   const T = queries.labels.length, S = keys.labels.length, {medium} = explanation;
   const wide = S > 40 || isDrawn(medium, keys);
-  const high = Math.max(3, Math.min(20, Math.floor(520 / T)));
-  const node = make("div", {class: `matrix${wide ? " wide" : ""}`});
+  const high = T > 200 ? 600 / T : Math.max(3, Math.min(20, Math.floor(520 / T)));
+  const node = make("div", {class: `matrix${wide ? " wide" : ""}${T > 600 ? " smooth" : ""}`});
   const cells = make("div", {class: "cells"}), canvas = make("canvas", {role: "img"});
   const mark = make("div", {class: "row", hidden: true});
   const left = make("div", {class: "left", "aria-hidden": "true"});
@@ -1205,11 +1205,11 @@ function buildList() {
         if (key === "kind") line.append(make("td", {}, badge(value)));
         else if (key === "confidence" || key === "score") {
           line.append(make("td", {text: value === null ? "" : number(value)}));
-        } else if (key === "id") line.append(make("td", {class: "text"}, make("code", {text: value})));
+        } else if (key === "id") line.append(make("td", {class: "words"}, make("code", {text: value})));
         else if (key === "input" && index >= 0) {
-          line.append(make("td", {class: "text"}, make("button", {type: "button", dir: "auto",
+          line.append(make("td", {class: "words"}, make("button", {type: "button", dir: "auto",
             class: "clip", text: value || rows.id[n]})));
-        } else line.append(make("td", {class: "text"}, make("span", {class: "clip", text: value,
+        } else line.append(make("td", {class: "words"}, make("span", {class: "clip", text: value,
           dir: "auto"})));
       }
       if (index >= 0) {

@@ -156,7 +156,8 @@ def as_html(summary: Summary, metric: str = "score") -> str:
             "<section><h3>Calibration</h3>"
             f"<p>Expected calibration error <b>{summary.calibration_error:.4f}</b> over "
             f"{count:,} examples: the mean difference between confidence and accuracy. Bars on the "
-            "diagonal are perfectly calibrated; lower bars mean overconfidence.</p>"
+            "diagonal are perfectly calibrated; lower bars mean overconfidence. Marks show the mean "
+            "confidence, and paler bars have fewer examples.</p>"
             f"<div class='pair'>{_diagram(summary)}{table}</div></section>"
         )
     for name, title, groups in (
@@ -246,13 +247,11 @@ def _table(name: str, groups: Sequence[Group], metric: str) -> str:
     columns = {
         "examples": [f"{group.count:,}" for group in groups],
         "accuracy": [_shown(group.accuracy) for group in groups],
-        "confidence": [_shown(group.confidence) for group in groups],
+        "mean confidence": [_shown(group.confidence) for group in groups],
         # The score may be the accuracy.
         f"mean {metric}": [_shown(group.score) for group in groups],
         "most frequent error": [html.escape(group.confused) for group in groups],
     }
-    if name == "confidence":
-        columns["mean confidence"] = columns.pop("confidence")
     if columns[f"mean {metric}"] == columns["accuracy"]:
         del columns[f"mean {metric}"]
     columns = {key: cells for key, cells in columns.items() if any(cells)}
