@@ -1268,7 +1268,7 @@ function follow() {
   const id = decodeURIComponent(location.hash.slice(1)), index = data.ids[0].indexOf(id);
   if (index >= 0) open(index);
   else if (data.ids[0].length === 1 && data.rows.id.length === 1) open(0);
-  else if (data.rows.id.length) openList();
+  else openList();
 }
 
 window.addEventListener("popstate", follow);

@@ -245,6 +245,10 @@ def _check(explanation: Explanation) -> None:
         if len(got) != 4 or got[2:] != (T, size(each.keys, where)) or not np.prod(got[:2]):
             expected = f"[L, N, {T}, {size(each.keys, where)}]"
             raise ValueError(f"weights of {where}: got shape {got}, expected {expected}")
+        for name, values in each.statistics.items():
+            if np.shape(values) != got[:2]:
+                shape = np.shape(values)
+                raise ValueError(f"{name!r} of {where}: got shape {shape}, expected {got[:2]}")
     for each in explanation.attributions:
         where = f"attribution {each.method!r}"
         expected = (size(each.axis, where),)

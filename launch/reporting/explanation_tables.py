@@ -156,8 +156,8 @@ def as_html(summary: Summary, metric: str = "score") -> str:
             "<section><h3>Calibration</h3>"
             f"<p>Expected calibration error <b>{summary.calibration_error:.4f}</b> over "
             f"{count:,} examples: the mean difference between confidence and accuracy. Bars on the "
-            "diagonal are perfectly calibrated; lower bars mean overconfidence. Marks show the mean "
-            "confidence, and paler bars have fewer examples.</p>"
+            "diagonal are perfectly calibrated; lower bars mean overconfidence. Marks show the "
+            "mean confidence, and paler bars have fewer examples.</p>"
             f"<div class='pair'>{_diagram(summary)}{table}</div></section>"
         )
     for name, title, groups in (

@@ -151,6 +151,16 @@ def test_maps_that_do_not_fit(axes, shape, message):
         pages.page([given], "page")
 
 
+def test_statistics_have_a_value_for_each_head():
+    statistics = {"pattern": np.array(["diagonal"])}
+    weights_of = AttentionMap("m", np.ones((1, 1, 2, 2)), "t", "t", statistics)
+    given = Explanation("", "", "", None, "", {"t": Axis("token", ["a", "b"])}, [weights_of])
+    with pytest.raises(
+        ValueError, match=r"'pattern' of map 'm': got shape \(1,\), expected \(1, 1\)"
+    ):
+        pages.page([given], "page")
+
+
 def test_the_page_refers_to_no_other_file():
     page = pages.page([explanations.strange(), explanations.image()], "</title><script>x()")
     assert "<script>x()" not in page
