@@ -675,14 +675,15 @@ function headGrid(map, choose) {
 }
 
 // Statistics of the chosen head, and of all heads of its layer.
-function statistics(map, layer, n) {
+function statistics(map, layer, n, inCells) {
   const box = make("div"), facts = make("dl"), names = Object.keys(map.statistics);
   const [, N, , S] = map.shape;
-  const units = {entropy: ` nats (uniform: ${number(Math.log(S))})`, "mean distance": " positions"};
+  const units = {entropy: ` nats (uniform: ${number(Math.log(S))})`,
+    "mean distance": inCells ? " cells" : " positions"};
   for (const name of names) {
     const value = map.statistics[name][layer][n];
     facts.append(make("dt", {text: name}),
-      make("dd", {text: typeof value === "string" ? value : number(value) + (units[name] || "")}));
+      make("dd", {text: typeof value === "string" ? value || "none" : number(value) + (units[name] || "")}));
   }
   const similar = map.similarity && map.similarity[layer][n];
   if (similar) {
@@ -883,7 +884,7 @@ class Panel {
     const turn = ++this.turn, map = this.current, [, , T, S] = map.shape;
     if (this.grid) this.grid.update(this.layer, this.head);
     const opened = this.facts.querySelector("details[open]");
-    this.facts.replaceChildren(statistics(map, this.layer, this.head));
+    this.facts.replaceChildren(statistics(map, this.layer, this.head, this.keys.grid && this.keys.grid[0] > 1));
     if (opened && this.facts.querySelector("details")) {
       this.facts.querySelector("details").open = true;
     }

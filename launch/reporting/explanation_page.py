@@ -295,30 +295,51 @@ def _statistics(explanation: Explanation, attention: AttentionMap) -> dict[str, 
     L, N, T, S = attention.weights.shape
     if not T * S or np.fmin.reduce(attention.weights, axis=None, initial=0) < 0:
         return {"statistics": given, "similarity": None}
-    entropy, similarity = _jitted()
+    entropy, distance, similarity = _jitted()
     found: dict[str, list[Any]] = {"entropy": [], "mean distance": []}
-    axis = explanation.axes[attention.keys]
-    ordered = attention.queries == attention.keys and axis.kind in _ORDERED
+    distances = _distances(explanation.axes[attention.keys])
+    if attention.queries != attention.keys or T == 1:
+        distances = None
     # Rows at equal distances, because the time grows with the square of the number of heads.
     rows = np.unique(np.linspace(0, T - 1, min(T, _COMPARED)).round().astype(int))
     similar = []
     for layer in range(L):
         heads = weights.finite(attention.weights[layer])
-        found["entropy"].append(_list(entropy(_padded(heads))[0, :N]))
-        if ordered:
-            found["mean distance"].append(_list(_distances(heads)))
+        padded = _padded(heads)
+        found["entropy"].append(_list(entropy(padded)[0, :N]))
+        if distances is not None:
+            d = np.zeros(padded.shape[-2:], np.float32)
+            d[:T, :S] = distances
+            found["mean distance"].append(_list(distance(padded, distances=d)[0, :N]))
         if N > 1:
             similar.append(_list(similarity(_padded(heads[:, rows]))[0, :N, :N]))
     computed = {name: values for name, values in found.items() if values}
     return {"statistics": {**computed, **given}, "similarity": similar or None}
 
 
+def _distances(axis: Axis) -> np.ndarray | None:
+    """Returns distances between positions of an axis, [n, n]; None if they have no order.
+
+    Distances of the cells of an image are those of their centers, in cells.
+    """
+    grid = _grid(axis)
+    if grid is not None and grid[0] > 1:
+        centers = np.indices(grid).reshape(2, -1)
+    elif axis.kind in _ORDERED or grid is not None:
+        centers = np.arange(len(axis.labels))[None]
+    else:
+        return None
+    return np.sqrt(((centers[:, :, None] - centers[:, None]) ** 2).sum(axis=0))
+
+
 @functools.cache
-def _jitted() -> tuple[Any, Any]:
-    """Returns `head_entropy` and `head_similarity`, compiled once for each shape."""
+def _jitted() -> tuple[Any, Any, Any]:
+    """Returns functions for entropy, distance and similarity, compiled once for each shape."""
     import jax
 
-    return jax.jit(inspect.head_entropy), jax.jit(inspect.head_similarity)
+    functions = inspect.head_entropy, inspect.head_distance, inspect.head_similarity
+    entropy, distance, similarity = map(jax.jit, functions)
+    return entropy, distance, similarity
 
 
 def _padded(heads: np.ndarray) -> np.ndarray:
@@ -330,15 +351,6 @@ def _padded(heads: np.ndarray) -> np.ndarray:
     sizes = zip(heads.shape, _LEAST, strict=True)
     spare = [(0, (1 << (max(size, least) - 1).bit_length()) - size) for size, least in sizes]
     return np.pad(heads, spare)[None]
-
-
-def _distances(heads: np.ndarray) -> np.ndarray:
-    """Returns the mean distance of queries and keys of each head, [N], by weights [N, T, T]."""
-    T = heads.shape[-1]
-    distances = np.abs(np.arange(T)[:, None] - np.arange(T))
-    total = heads.sum(axis=(1, 2), dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        return np.tensordot(heads, distances, axes=2) / total
 
 
 def _attribution(attribution: Attribution) -> dict[str, Any]:

@@ -161,6 +161,25 @@ def test_statistics_have_a_value_for_each_head():
         pages.page([given], "page")
 
 
+def test_entropy_and_distance_of_heads_by_hand():
+    corners = np.zeros((1, 2, 4, 4), np.float32)
+    corners[0, 0, :, 0] = 1
+    corners[0, 1, :, 3] = 1
+    found = []
+    for kind, areas in (("token", None), ("patch", explanations.grid(2, 2))):
+        axes = {"t": Axis(kind, ["a", "b", "c", "d"], areas)}
+        given = Explanation("", "", "", None, "", axes, [AttentionMap("m", corners, "t", "t")])
+        page = pages.page([given], "page")
+        (data,) = re.findall(r'id="run-0-0">(.*?)</script>', page, re.DOTALL)
+        found.append(json.loads(data)["maps"][0])
+    for each in found:
+        assert each["statistics"]["entropy"] == [[0, 0]]
+        np.testing.assert_allclose(each["similarity"][0][0], [0, math.log(2)], atol=1e-5)
+    assert found[0]["statistics"]["mean distance"] == [[1.5, 1.5]]
+    cells = (0 + 1 + 1 + math.sqrt(2)) / 4
+    np.testing.assert_allclose(found[1]["statistics"]["mean distance"], [[cells] * 2], rtol=1e-4)
+
+
 def test_the_page_refers_to_no_other_file():
     page = pages.page([explanations.strange(), explanations.image()], "</title><script>x()")
     assert "<script>x()" not in page
