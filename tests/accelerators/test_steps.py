@@ -25,10 +25,16 @@ MACHINES = {"cuda": ("h100x1", "h100x8"), "tpu": ("v5e:1", "v5e:4x4")}
 LIMIT = 90.0
 # Mask R-CNN took 304 CPU seconds for both steps on v5e:1, and 196 on v5e:4x4.
 LATE = {("detection", "v5e:1"), ("detection", "v5e:4x4")}
-# Largest ratio of the temporaries on one TPU to those on one GPU. On a TPU feature maps of 16 to 24
-# channels are padded to 128 lanes.
-RATIOS = {"detection": 4.0, "segmentation": 5.0}
+# Largest ratio of the temporaries on one TPU to those on one GPU, and measured ratios above it. On a
+# TPU feature maps of 16 to 24 channels are padded to 128 lanes, and in evaluation there is little
+# else: 810 MB against 83 MB for Mask R-CNN, 400 MB against 66 MB for the U-Net.
 RATIO = 2.0
+RATIOS = {
+    ("detection", "train"): 4.0,
+    ("detection", "evaluate"): 10.0,
+    ("segmentation", "train"): 3.0,
+    ("segmentation", "evaluate"): 6.5,
+}
 FUSED = {"cudnn", "triton", "splash", "tokamax"}
 LONG = 512
 # A GPT of 1.3 billion parameters.
@@ -100,7 +106,7 @@ def test_default_config(config, machine, tmp_path):
     if machine == "v5e:1" and other is not None:
         for here, there in zip(written["steps"], other["steps"], strict=True):
             mine, theirs = (each["bytes_per_device"]["temporaries"] for each in (here, there))
-            limit = RATIOS.get(config, RATIO)
+            limit = RATIOS.get((config, here["step"]), RATIO)
             assert mine <= limit * theirs + 2**20, (here["step"], mine, theirs)
     # On a machine with other work the time of the clock says little.
     spent = [min(sum(one["seconds"].values()), one["cpu_seconds"]) for one in written["steps"]]
