@@ -345,7 +345,8 @@ def measure(name: str, folder: Path, changes: Mapping[str, Any] | None = None) -
     explaining = Explaining(task, config, steps, variables)
     inputs = case.examples(folder)
     right: dict[str, list[float]] = {}
-    examples = explaining.of_inputs([text for text, _, _ in inputs])
+    examples = list(explaining.of_inputs([text for text, _, _ in inputs]))
+    explaining.prepare(examples)
     for example, (_, output, decides) in zip(examples, inputs, strict=True):
         described = explaining.explainer.describe(example)
         if output not in (None, described.prediction):

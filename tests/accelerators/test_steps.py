@@ -25,8 +25,8 @@ MACHINES = {"cuda": ("h100x1", "h100x8"), "tpu": ("v5e:1", "v5e:4x4")}
 LIMIT = 90.0
 # Mask R-CNN took 304 CPU seconds for both steps on v5e:1, and 196 on v5e:4x4.
 LATE = {("detection", "v5e:1"), ("detection", "v5e:4x4")}
-# Largest ratio of the temporaries on one TPU to those on one GPU, and measured ratios above it. On a
-# TPU feature maps of 16 to 24 channels are padded to 128 lanes, and in evaluation there is little
+# Largest ratio of the temporaries on one TPU to those on one GPU, and measured ratios above it. On
+# a TPU feature maps of 16 to 24 channels are padded to 128 lanes, and in evaluation there is little
 # else: 810 MB against 83 MB for Mask R-CNN, 400 MB against 66 MB for the U-Net.
 RATIO = 2.0
 RATIOS = {
