@@ -300,6 +300,8 @@ class Run:
         else:
             subjects = explaining.of_inputs([os.fspath(each) for each in inputs])
         title = f"{self.config.name}: {self.config.task} of {self.config.data.name}"
+        subjects = list(subjects)
+        explaining.prepare(subjects)
         return Explanations([explaining.explain(each, methods) for each in subjects], title)
 
     def _predictor(
