@@ -720,8 +720,9 @@ function precision(map) {
     `of the weight of a query, ${percent(map.missing_mean)} on average.`;
   let kept = " All weights are shown.";
   if (map.always !== null) {
-    kept = ` To keep the page small, the ${map.always} largest weights of each query are shown ` +
-      `and all larger than ${number(map.largest_missing)}; the others are shown as 0.${lost}`;
+    kept = ` To keep the page small, the ${map.always} largest weights of each query are shown, if ` +
+      `they do not round to 0, and all larger than ${number(map.largest_missing)}; the others are ` +
+      `shown as 0.${lost}`;
   } else if (lost) {
     kept = ` Weights that round to 0 are at most ${number(map.largest_missing)}.${lost}`;
   }
