@@ -3,9 +3,14 @@
 import csv
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+import launch
+from attention import attend, inspect, registry
 from launch.runs import explaining
 from launch.runs.faithfulness import similarity
 from tasks.explanation import AttentionMap, Axis
@@ -115,3 +120,64 @@ def test_heads_have_the_names_of_their_patterns():
     assert found.statistics["pattern"].tolist() == [["diagonal", "separator"]]
     cells = AttentionMap("encoder", weights, "cells", "cells")
     assert explaining._with_patterns(cells, axes) == cells
+
+
+def test_show_draws_the_attention_of_any_model():
+    """A Linen module that calls `attend`, and a function with several attentions."""
+    from flax import linen
+
+    class Attending(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            heads = linen.DenseGeneral((2, 4))(x)
+            return linen.DenseGeneral(8, axis=(-2, -1))(attend(heads, heads, heads))
+
+    x = jax.random.normal(jax.random.key(0), (3, 5, 8))
+    model = Attending()
+    variables = model.init(jax.random.key(1), x)
+
+    def run(x):
+        return model.apply(variables, x)
+
+    labels = ["a", "fine", "film"]
+    (found,) = launch.show(run, x, labels=labels, example=1)
+    (shown,) = found.maps
+    expected = inspect.capture(run, x)["attention"][1][None, :, :3, :3]
+    np.testing.assert_array_equal(shown.weights, expected)
+    assert found.axes[shown.keys].labels == labels
+    page = launch.show(run, x, labels=labels)
+    assert "<iframe" in page._repr_html_()
+    assert "fine" in page.page()
+    with pytest.raises(ValueError, match="example: got 7, expected an index below 3"):
+        launch.show(run, x, example=7)
+    with pytest.raises(launch.UserError, match="more than the positions of any attention"):
+        launch.show(run, x, labels=[str(n) for n in range(9)])
+
+
+def test_show_of_pools_and_decoders():
+    pool = registry.build("pool", "attention", 8, rngs=nnx.Rngs(0))
+    (found,) = launch.show(pool, jnp.ones((2, 6, 8)))
+    assert [each.weights.shape for each in found.maps] == [(1, 1, 1, 6)]
+    assert found.maps[0].queries is None
+
+
+def test_explanations_in_python(tiny_run, tmp_path, cache):
+    folder, _ = tiny_run
+    run = launch.load(folder, cache_dir=cache)
+    found = run.explain(["a superb film", "a dull plot"], methods=["attention", "occlusion"])
+    assert [each.method for each in found[0].attributions] == ["attention", "occlusion"]
+    assert {curve.method for curve in found[0].curves} == {
+        "attention", "occlusion", "uniform", "random",
+    }  # fmt: skip
+    page = found.save(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "a superb film" in page
+    (one,) = run.explain(examples=[3])
+    assert one.target in ("good", "bad")
+    for wrong, message in [
+        (dict(inputs="a film"), "write \\[...\\]"),
+        (dict(examples=[10**6]), "expected indices below"),
+        ({}, "expected a list of inputs, or the indices"),
+        (dict(inputs=["a"], methods=["lime"]), "lime is unknown"),
+    ]:
+        with pytest.raises(launch.UserError, match=message):
+            run.explain(**wrong)
