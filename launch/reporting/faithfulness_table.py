@@ -31,7 +31,7 @@ def header(record: Mapping[str, Any]) -> str:
     return (
         f"{record['task']}, {record['data']}, {record['experiment']}: {record['examples']:,} "
         f"examples of the {record['split']} split. A deleted position is replaced by "
-        f"{record['replacement']}. Curves show the {record['quantity']}."
+        f"{record['replacement']}. Curves: {record['quantity']}."
     )
 
 
