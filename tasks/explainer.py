@@ -31,6 +31,7 @@ class Subject:
       attention: attention weights of `tasks.task.Task.attention`, without a dimension of rows.
       raw: raw input, as for `tasks.processor.Processor.encode`; None for an example of a split.
       split, index: the example of a split; index is None for a raw input.
+      notes: sentences about what of the input is explained.
     """
 
     inputs: Arrays
@@ -39,6 +40,7 @@ class Subject:
     raw: str | None = None
     split: str = ""
     index: int | None = None
+    notes: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +212,20 @@ def mean_log_probability(logits: Any, tokens: Any, counted: Any) -> Any:
     """
     found = jnp.where(counted, -cross_entropy(logits, jnp.where(counted, tokens, 0)), 0)
     return jnp.sum(found, axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1)
+
+
+def truncated(tokenizer: Any, text: str, limit: int) -> list[str]:
+    """Returns a note on the tokens of a text that the model does not read; none if it reads all.
+
+    Args:
+      tokenizer: `tasks.common.text.tokenizer.Tokenizer`.
+      text: the text.
+      limit: largest number of tokens.
+    """
+    whole = int(tokenizer.encode_counted([text])[1][0])
+    if whole <= limit:
+        return []
+    return [f"The model reads the first {limit:,} of {whole:,} tokens; the others have no effect."]
 
 
 def spans(count: int) -> np.ndarray:

@@ -99,7 +99,10 @@ class Explaining:
           UserError: an input cannot be read.
         """
         for text in raw:
-            yield self._subject(self.task.processor.encode([text]), 0, raw=text)
+            examples, notes = self.task.processor.encode([text]), ()
+            if len(examples) > 1:
+                notes = (f"The input is read as {len(examples)} examples; this is the first.",)
+            yield self._subject(examples, 0, raw=text, notes=notes)
 
     def _subject(self, examples: Any, row: int, **parts: Any) -> Subject:
         (batch,) = evaluation_batches(
@@ -315,7 +318,7 @@ class Explaining:
             confidence=described.confidence,
             kind=kind,
             replacement=self.explainer.replacement,
-            notes=described.notes,
+            notes=[*subject.notes, *described.notes],
         )
 
     def checked(self, subject: Subject, methods: Sequence[str] | None) -> list[str]:

@@ -11,7 +11,14 @@ import numpy as np
 from tasks.classification import ClassificationExplainer
 from tasks.common.backbones.gated import GatedEmbedding
 from tasks.common.text.tokenizer import LAST
-from tasks.explainer import AttentionPath, Description, Subject, log_odds, repeated
+from tasks.explainer import (
+    AttentionPath,
+    Description,
+    Subject,
+    log_odds,
+    repeated,
+    truncated,
+)
 from tasks.explanation import AttentionMap, Axis
 from tasks.processor import Arrays
 from tasks.text_classification import model as models
@@ -84,4 +91,6 @@ class TextExplainer(ClassificationExplainer):
         if "pool" in subject.attention:
             weights = subject.attention["pool"][None, :, None, :length]
             maps.append(AttentionMap("pool", weights, None, "tokens"))
-        return self.described(subject, input=text, axis="tokens", axes=axes, maps=maps)
+        config = self.task.data.text
+        notes = truncated(self.task.processor.tokenizer, text, config.max_length)
+        return self.described(subject, input=text, axis="tokens", axes=axes, maps=maps, notes=notes)

@@ -16,6 +16,7 @@ from tasks.explainer import (
     Subject,
     mean_log_probability,
     repeated,
+    truncated,
 )
 from tasks.explanation import AttentionMap, Axis
 from tasks.processor import Arrays
@@ -86,4 +87,5 @@ class TranslationExplainer(SequenceExplainer):
             maps=maps,
             target=target,
             confidence=float(np.exp(outputs["scores"][0, 0])),
+            notes=truncated(self.task.processor.tokenizer, source, self.task.data.text.max_length),
         )

@@ -181,3 +181,12 @@ def test_explanations_in_python(tiny_run, tmp_path, cache):
     ]:
         with pytest.raises(launch.UserError, match=message):
             run.explain(**wrong)
+
+
+def test_what_is_not_explained_is_said(tiny_run, cache):
+    folder, _ = tiny_run
+    run = launch.load(folder, cache_dir=cache)
+    whole, long = run.explain(["a superb film", "superb " * 40], methods=["occlusion"])
+    assert whole.notes == []
+    assert long.notes == ["The model reads the first 16 of 40 tokens; the others have no effect."]
+    assert len(long.attributions[0].values) == 16
