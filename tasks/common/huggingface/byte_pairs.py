@@ -13,6 +13,7 @@ from typing import Any
 
 from tasks.common.data.cells import to_json
 from tasks.common.errors import UserError
+from tasks.common.huggingface.pipelines import BytePairs
 from tasks.common.huggingface.tokenizers import (
     MERGES,
     TOKENIZER,
@@ -31,7 +32,6 @@ from tasks.common.huggingface.tokenizers import (
     rules,
     unsupported,
 )
-from tasks.common.huggingface.weights import BytePairs
 
 # Supported values of the options of a model; the first one is the default. Every byte has a piece,
 # so no text has unknown pieces.

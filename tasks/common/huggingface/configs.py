@@ -9,15 +9,14 @@ from typing import Any
 
 from tasks.common.data.cells import to_json
 from tasks.common.errors import UserError
+from tasks.common.huggingface.pipelines import ROBERTA, special_tokens
 from tasks.common.huggingface.tokenizers import rules
 from tasks.common.huggingface.weights import (
     EPSILON,
     FIELDS,
     FIXED,
     NAMES,
-    ROBERTA,
     first_position,
-    special_tokens,
 )
 
 _WHOLE = ("model_size", "num_layers", "num_heads", "feedforward_size", "max_length", "segments")

@@ -17,6 +17,13 @@ import numpy as np
 from tasks.common.errors import UserError
 from tasks.common.huggingface.byte_pairs import read_byte_pairs
 from tasks.common.huggingface.configs import expect_vocabulary, model_fields, model_kind
+from tasks.common.huggingface.pipelines import (
+    ROBERTA,
+    BytePairs,
+    Normalization,
+    Unigram,
+    special_tokens,
+)
 from tasks.common.huggingface.tokenizers import (
     MERGES,
     TOKENIZER,
@@ -31,16 +38,11 @@ from tasks.common.huggingface.weights import (
     FIELDS,
     NAMES,
     PREFIXES,
-    ROBERTA,
-    BytePairs,
     LanguageModelFolder,
-    Normalization,
-    Unigram,
     expected_shapes,
     first_position,
     from_tensors,
     our_order,
-    special_tokens,
     to_tensors,
 )
 from tasks.common.text.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ from typing import Any
 
 from tasks.common.data.cells import to_json
 from tasks.common.errors import UserError
-from tasks.common.huggingface.weights import Normalization, special_tokens
+from tasks.common.huggingface.pipelines import Normalization, special_tokens
 
 PREFIX = "##"
 

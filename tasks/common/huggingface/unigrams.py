@@ -13,6 +13,7 @@ from typing import Any
 
 from tasks.common.data.cells import to_json
 from tasks.common.errors import UserError
+from tasks.common.huggingface.pipelines import SPACE, Unigram
 from tasks.common.huggingface.tokenizers import (
     TOKENIZER,
     checked_model,
@@ -27,7 +28,6 @@ from tasks.common.huggingface.tokenizers import (
     rules,
     unsupported,
 )
-from tasks.common.huggingface.weights import SPACE, Unigram
 
 
 def read_unigrams(folder: Path) -> tuple[list[str], Unigram, list[str]]:

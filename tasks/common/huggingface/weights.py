@@ -12,18 +12,22 @@ the rows of embedding tables are permuted. The position tables of RoBERTa begin 
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
+from tasks.common.huggingface.pipelines import (
+    ROBERTA,
+    BytePairs,
+    Normalization,
+    Unigram,
+    special_tokens,
+)
 from tasks.common.text.subword_tokenizer import SubwordTokenizer
 from tasks.common.text.tokenizer import LAST, SPECIAL, TextConfig, Tokenizer
 
-# Stands for a space in pieces of a unigram model.
-SPACE = "\u2581"
 # `LanguageModelFolder.tokenizer` in the directory of a run with imported weights.
 IMPORTED = "imported.json"
 
@@ -76,7 +80,6 @@ NAMES["roberta"] = {ours: theirs for ours, theirs in NAMES["bert"].items() if ou
     "classify": "classifier.out_proj",
 }
 NAMES["xlm-roberta"] = NAMES["roberta"]
-ROBERTA = ("roberta", "xlm-roberta")
 # Prefix of the encoder's tensors in files with a head.
 PREFIXES = {kind: kind for kind in NAMES} | {"xlm-roberta": "roberta"}
 # Our field -> theirs and its default, of BERT and of DistilBERT.
@@ -108,139 +111,6 @@ FIXED = {
     "input_norm": True,
     "positions": "learned",
 }
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """Normalization of BERT before tokenization.
-
-    Attributes:
-      lower_case: fold case.
-      strip_accents: remove accents; None: as `lower_case`.
-      chinese_characters: each Chinese character is a word.
-      clean_text: remove control characters, and replace each white space by a space.
-      longest_word: maximum number of characters of a word; a longer word is [UNK].
-    """
-
-    lower_case: bool = True
-    strip_accents: bool | None = None
-    chinese_characters: bool = True
-    clean_text: bool = True
-    longest_word: int = 100
-
-    # Name in `TextConfig`.
-    tokenizer: ClassVar[str] = "wordpiece"
-
-    def __post_init__(self):
-        if self.strip_accents is None:
-            object.__setattr__(self, "strip_accents", self.lower_case)
-
-    def pipeline(self, ids: Mapping[str, int]) -> Any:
-        """Builds a WordPiece `tokenizers.Tokenizer` without special tokens.
-
-        Args:
-          ids: id of each piece.
-        """
-        import tokenizers
-        from tokenizers import models, normalizers, pre_tokenizers
-
-        tokenizer = tokenizers.Tokenizer(
-            models.WordPiece(
-                dict(ids), unk_token="[UNK]", max_input_chars_per_word=self.longest_word
-            )
-        )
-        tokenizer.normalizer = normalizers.BertNormalizer(
-            clean_text=self.clean_text,
-            handle_chinese_chars=self.chinese_characters,
-            strip_accents=self.strip_accents,
-            lowercase=self.lower_case,
-        )
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        return tokenizer
-
-
-@dataclass(frozen=True)
-class BytePairs:
-    """Byte-level byte-pair encoding of GPT-2 (Radford et al. 2019), as in RoBERTa.
-
-    Attributes:
-      merges: merged pairs of pieces in the order of their ranks, each as two pieces separated by a
-        space.
-      add_prefix_space: a text that does not begin with a space is encoded as if it did.
-    """
-
-    merges: Sequence[str] = ()
-    add_prefix_space: bool = False
-
-    tokenizer: ClassVar[str] = "bpe"
-    # There is no normalization.
-    lower_case: ClassVar[bool] = False
-    strip_accents: ClassVar[bool] = False
-
-    def pipeline(self, ids: Mapping[str, int]) -> Any:
-        """Builds a `tokenizers.Tokenizer` without special tokens.
-
-        Args:
-          ids: id of each piece.
-        """
-        import tokenizers
-        from tokenizers import decoders, models, pre_tokenizers
-
-        pairs = [(first, last) for first, last in (merge.split(" ") for merge in self.merges)]
-        tokenizer = tokenizers.Tokenizer(models.BPE(dict(ids), pairs))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=self.add_prefix_space)
-        tokenizer.decoder = decoders.ByteLevel()
-        return tokenizer
-
-
-@dataclass(frozen=True)
-class Unigram:
-    """Unigram language model over pieces (Kudo 2018), as in XLM-RoBERTa.
-
-    Attributes:
-      scores: log-probability of each piece.
-      normalizer: part of tokenizer.json, which may be None.
-      pre_tokenizer: part of tokenizer.json, which replaces spaces.
-    """
-
-    scores: Mapping[str, float] = field(default_factory=dict)
-    normalizer: Mapping[str, Any] | None = None
-    pre_tokenizer: Mapping[str, Any] | None = None
-
-    tokenizer: ClassVar[str] = "unigram"
-    lower_case: ClassVar[bool] = False
-    strip_accents: ClassVar[bool] = False
-
-    def pipeline(self, ids: Mapping[str, int]) -> Any:
-        """Builds a `tokenizers.Tokenizer` without special tokens.
-
-        The model has the special tokens as pieces. Their names end with a space, which no text has
-        after pre-tokenization, so that "<s>" in a text is plain text.
-
-        Args:
-          ids: id of each piece.
-        """
-        import tokenizers
-
-        special = special_tokens("xlm-roberta")
-        pieces = sorted(ids, key=ids.__getitem__)
-        model = {
-            "type": "Unigram",
-            "unk_id": ids[special[1]],
-            "vocab": [[f"{p} " if p in special else p, self.scores.get(p, 0.0)] for p in pieces],
-            "byte_fallback": False,
-        }
-        parts = {"normalizer": self.normalizer, "pre_tokenizer": self.pre_tokenizer}
-        decoder = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always"}
-        whole = {"version": "1.0", "added_tokens": [], **parts, "decoder": decoder, "model": model}
-        return tokenizers.Tokenizer.from_str(json.dumps(whole))
-
-
-def special_tokens(kind: str) -> tuple[str, ...]:
-    """Returns padding, unknown, classification, mask and end token of a kind of model."""
-    if kind in ROBERTA:
-        return ("<pad>", "<unk>", "<s>", "<mask>", "</s>")
-    return (*SPECIAL, *LAST)
 
 
 @dataclass(frozen=True)

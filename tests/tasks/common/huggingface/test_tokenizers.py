@@ -15,8 +15,9 @@ from tokenizers import (
 )
 
 from tasks.common.errors import UserError
+from tasks.common.huggingface.pipelines import Normalization
 from tasks.common.huggingface.tokenizers import read_tokenizer
-from tasks.common.huggingface.weights import LanguageModelFolder, Normalization
+from tasks.common.huggingface.weights import LanguageModelFolder
 from tasks.common.text.tokenizer import Tokenizer
 
 SIGNS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
