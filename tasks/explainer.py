@@ -21,7 +21,8 @@ from tasks.explanation import AttentionMap, Axis, Medium
 from tasks.processor import Arrays
 
 
-@dataclasses.dataclass(frozen=True)
+# Compared and hashed by identity, because of the arrays.
+@dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
     """An example whose prediction is explained.
 
@@ -228,8 +229,13 @@ def truncated(tokenizer: Any, text: str, limit: int) -> list[str]:
     return [f"The model reads the first {limit:,} of {whole:,} tokens; the others have no effect."]
 
 
-def spans(count: int) -> np.ndarray:
-    """Returns the areas of equally wide parts of a medium from left to right, [count, 4]."""
-    edges = np.arange(count + 1) / max(count, 1)
-    zeros, ones = np.zeros(count), np.ones(count)
-    return np.stack([edges[:-1], zeros, edges[1:], ones], axis=1)
+def spans(edges: np.ndarray, width: float) -> np.ndarray:
+    """Returns the areas of adjacent parts of a medium from left to right, [n, 4].
+
+    Args:
+      edges: beginnings of the parts, and the end of the last one, ascending, [n + 1].
+      width: width of the medium in the unit of the edges.
+    """
+    edges = np.asarray(edges) / max(width, 1)
+    zeros = np.zeros(len(edges) - 1)
+    return np.stack([edges[:-1], zeros, edges[1:], zeros + 1], axis=1)

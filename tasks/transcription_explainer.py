@@ -76,7 +76,9 @@ class TranscriptionExplainer(SequenceExplainer):
             text = f"{subject.split} example {subject.index}"
             target = self.task.dataset.splits[subject.split].texts[subject.index]
         real, _ = self.frames(subject.inputs)
-        frames = Axis(self.kind, [str(number + 1) for number in range(real)], spans(real))
+        frames = Axis(
+            self.kind, [str(number + 1) for number in range(real)], spans(np.arange(real + 1), real)
+        )
         steps = self.task.processor.pieces(subject.outputs["tokens"][0])
         weights, maps = self._alignment(subject), []
         if weights is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.explainer import AttentionPath, Description, Explainer, Subject, repeated
+from tasks.explainer import AttentionPath, Description, Explainer, Subject, repeated, spans
 from tasks.explanation import AttentionMap, Axis, Series
 from tasks.forecasting import timestamps as clock
 from tasks.processor import Arrays
@@ -37,8 +37,7 @@ class ForecastExplainer(Explainer):
         lookback = self.task.data.lookback
         width = -(-lookback // min(_SEGMENTS, lookback))
         # The last segments are whole, so that lags of all segments are the same multiples.
-        return np.maximum(np.arange(lookback % width - width * bool(lookback % width),
-                                    lookback, width), 0)  # fmt: skip
+        return np.maximum(np.arange(lookback - width, -width, -width)[::-1], 0)
 
     def _segments(self) -> np.ndarray:
         """Returns the segment of each step of the look-back, int [L]."""
@@ -78,14 +77,12 @@ class ForecastExplainer(Explainer):
             return attention["lags"][-1].mean(axis=0)
         if "patches" in attention:
             weights = attention["patches"][-1, -1].mean(axis=(0, 1))
-            count = attention["patches"].shape[-1] - (
-                attention["patches"].shape[-2]
-                if attention["patches"].shape[-1] != attention["patches"].shape[-2]
-                else 0
-            )
+            # Patches of the horizon, if they are queries, come after those of the look-back.
+            queries, keys = attention["patches"].shape[-2:]
+            weights = weights[: keys - queries or keys]
             # Overlapping patches are spread evenly over the look-back.
-            owner = np.arange(lookback) * count // lookback
-            return weights[:count][owner] / np.bincount(owner)[owner]
+            owner = np.arange(lookback) * len(weights) // lookback
+            return weights[owner] / np.bincount(owner)[owner]
         return None
 
     def describe(self, subject: Subject) -> Description:
@@ -114,16 +111,10 @@ class ForecastExplainer(Explainer):
             f"{times[start]} to {times[end - 1]}" if end - start > 1 else times[start]
             for start, end in zip(starts, ends, strict=True)
         ]
-        areas = np.stack(
-            [starts / (L + F), np.zeros(len(starts)), ends / (L + F), np.ones(len(starts))], axis=1
-        )
+        areas = spans(np.append(starts, L), L + F)
         axes, maps = {"segments": Axis("time", labels, areas)}, []
         if "lags" in subject.attention and subject.attention["lags"].shape[-1] == L:
-            steps = np.arange(L)
-            where = np.stack(
-                [steps / (L + F), np.zeros(L), (steps + 1) / (L + F), np.ones(L)], axis=1
-            )
-            axes["past"] = Axis("lag", times[:L], where)
+            axes["past"] = Axis("lag", times[:L], spans(np.arange(L + 1), L + F))
             axes["ahead"] = Axis("step", times[L:])
             weights = subject.attention["lags"][-1][None, None]
             maps.append(AttentionMap("lags", weights, "ahead", "past"))

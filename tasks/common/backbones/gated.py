@@ -36,11 +36,21 @@ class GatedEmbedding(nnx.Module):
 
     def __call__(self, tokens: Array) -> Array:
         """Returns mixed embeddings [G, T, D] of tokens int [G, T]."""
-        embedded, gates = self.inner(tokens), self.gates[...]
-        after = tokens.shape[1] - self.first - gates.shape[1]
-        gates = jnp.pad(gates, ((0, 0), (self.first, after)), constant_values=1)
-        gates = gates[..., None].astype(embedded.dtype)
-        return gates * embedded + (1 - gates) * self.replacement[...].astype(embedded.dtype)
+        return mixed(self.inner(tokens), self.gates[...], self.replacement[...], self.first)
+
+
+def mixed(x: Array, gates: Array, replacement: Array, first: int = 0) -> Array:
+    """Mixes positions with a replacement: g_s x_s + (1 - g_s) r.
+
+    Args:
+      x: [G, S, D].
+      gates: g, [G, U] in [0, 1], of the positions from `first` on; others are not replaced.
+      replacement: r, [D] or a scalar.
+      first: number of rows of x before the first position.
+    """
+    after = x.shape[1] - first - gates.shape[1]
+    gates = jnp.pad(gates, ((0, 0), (first, after)), constant_values=1)[..., None].astype(x.dtype)
+    return gates * x + (1 - gates) * replacement.astype(x.dtype)
 
 
 def gated_images(images: Array, gates: Array, rows: int, columns: int) -> Array:
@@ -78,23 +88,16 @@ class GatedInput(nnx.Module):
       inner: module whose first argument is x, [G, S, D].
       gates: g, [G, U], in [0, 1].
       replacement: r, [D] or a scalar.
-      first: number of rows of x before the first position, which are not replaced.
       factor: number of rows of x of each position; the last position may have fewer.
     """
 
-    def __init__(
-        self, inner: Any, gates: Array, replacement: Array, *, first: int = 0, factor: int = 1
-    ):
-        self.inner, self.first, self.factor = inner, first, factor
+    def __init__(self, inner: Any, gates: Array, replacement: Array, *, factor: int = 1):
+        self.inner, self.factor = inner, factor
         self.gates, self.replacement = nnx.Variable(gates), nnx.Variable(replacement)
 
     def __call__(self, x: Array, *arguments: Any, **options: Any) -> Any:
-        gates = jnp.repeat(self.gates[...], self.factor, axis=1)[:, : x.shape[1] - self.first]
-        after = x.shape[1] - self.first - gates.shape[1]
-        gates = jnp.pad(gates, ((0, 0), (self.first, after)), constant_values=1)
-        gates = gates[..., None].astype(x.dtype)
-        mixed = gates * x + (1 - gates) * self.replacement[...].astype(x.dtype)
-        return self.inner(mixed, *arguments, **options)
+        gates = jnp.repeat(self.gates[...], self.factor, axis=1)[:, : x.shape[1]]
+        return self.inner(mixed(x, gates, self.replacement[...]), *arguments, **options)
 
 
 def mean_embedding(embedding: Any, vocabulary: int) -> Array:
