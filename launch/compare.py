@@ -35,6 +35,7 @@ flags.DEFINE_string("html", None, "HTML page to write, with figures.")
 
 def compare() -> None:
     """Runs the command `launch.compare`."""
+    from launch.engine import targets as files
     from launch.reporting import comparison_files
     from launch.runs import collection
     from tasks.common.errors import UserError
@@ -42,7 +43,7 @@ def compare() -> None:
     if not cli.arguments():
         raise UserError("run directories are missing; write python -m launch.compare runs/*")
     targets = {name: cli.FLAGS[name].value for name in ("csv", "json", "html")}
-    _check(targets)
+    files.check(targets)
     runs, messages = collection.collect([Path(word).expanduser() for word in cli.arguments()])
     for message in messages:
         print(message, file=sys.stderr, flush=True)
@@ -61,35 +62,7 @@ def compare() -> None:
     }
     for name, target in targets.items():
         if target is not None:
-            _write(target, made[name]())
-
-
-def _check(targets: dict[str, str | None]) -> None:
-    """Raises if a file cannot be written.
-
-    Args:
-      targets: values of the flags by name.
-    """
-    from tasks.common.errors import UserError
-
-    for name, target in targets.items():
-        if target == "":
-            raise UserError(f"--{name} is empty; name a file, or - for standard output")
-        if target is not None and Path(target).expanduser().is_dir():
-            raise UserError(f"--{name}={target}: is a directory; name a file")
-    if list(targets.values()).count("-") > 1:
-        raise UserError("only one of --csv, --json and --html can be -; name files for the others")
-
-
-def _write(target: str, text: str) -> None:
-    from launch.engine.writers import write_text
-
-    if target == "-":
-        print(text, end="")
-        return
-    write_text(Path(target).expanduser(), text)
-    # Not on standard output, which may be redirected.
-    print(f"written: {target}", file=sys.stderr)
+            files.write(target, made[name]())
 
 
 if __name__ == "__main__":

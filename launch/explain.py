@@ -33,16 +33,14 @@ from absl import flags
 from launch import cli
 from launch.engine import output
 
-SELECTIONS = ("wrong", "correct", "uncertain", "random")
-
 cli.define_workdir()
 flags.DEFINE_multi_string("input", [], "Input to explain, as for launch.predict; repeatable.")
 flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Split of the examples.")
 flags.DEFINE_string(
     "select",
     None,
-    f"Examples of --split: {', '.join(SELECTIONS)}, or numbers such as 3,17 (from 0). The default "
-    "are correct, wrong and uncertain ones, as in reports.",
+    "Examples of --split: wrong, correct, uncertain or random, or numbers such as 3,17 (from 0). "
+    "The default are correct, wrong and uncertain ones, as in reports.",
 )
 flags.DEFINE_integer("count", 8, "Number of examples that --select chooses.", lower_bound=1)
 flags.DEFINE_list("methods", None, "Methods of attribution, separated by commas; all by default.")
@@ -60,7 +58,7 @@ def explain() -> None:
     """Runs the command `launch.explain`."""
     from launch.runs import directory
 
-    _check_flags()
+    targets = _targets()
     cli.check_recordable()
     folder = cli.workdir()
     config = directory.saved_config(folder)
@@ -68,41 +66,39 @@ def explain() -> None:
     if cli.FLAGS.evaluate:
         _evaluate(folder, config)
     else:
-        _page(folder, config)
+        _explain(folder, config, targets)
 
 
-def _check_flags() -> None:
-    """Raises if flags are missing or do not fit each other.
+def _targets() -> dict[str, str]:
+    """Returns the files to write by flag, after checks of the flags.
 
     Raises:
-      UserError: see above.
+      UserError: flags are missing or do not fit each other.
     """
+    from launch.engine import targets
     from tasks.common.errors import UserError
 
-    pages = [name for name in ("output", "json", "bertviz") if cli.FLAGS[name].value is not None]
-    for name in pages:
-        value = Path(cli.FLAGS[name].value).expanduser()
-        if not cli.FLAGS[name].value or value.is_dir():
-            raise UserError(f"--{name}={cli.FLAGS[name].value}: expected the name of a file")
-        if not value.parent.is_dir():
-            raise UserError(f"--{name}={cli.FLAGS[name].value}: the folder does not exist")
+    found = {name: cli.FLAGS[name].value for name in ("output", "json", "bertviz")}
+    given = {name: value for name, value in found.items() if value is not None}
     if cli.FLAGS.evaluate:
-        for name in ("input", "select", *pages):
-            if cli.FLAGS[name].value:
+        for name in ("input", "select", *given):
+            if cli.FLAGS[name].present:
                 raise UserError(f"--{name}: cannot be combined with --evaluate; leave one out")
-        return
-    if not pages:
+        return {}
+    targets.check(found)
+    if not given:
         raise UserError("--output is missing; name a page, such as --output=page.html")
     if cli.FLAGS.input and cli.FLAGS.select:
         raise UserError("--input: cannot be combined with --select; leave one of them out")
     for name in ("examples", "record", "results"):
         if cli.FLAGS[name].present:
             raise UserError(f"--{name}: is only used with --evaluate; leave it out")
+    return given
 
 
-def _page(folder: Path, config: Any) -> None:
+def _explain(folder: Path, config: Any, targets: Mapping[str, str]) -> None:
     from launch.engine.progress import PredictionProgress
-    from launch.engine.writers import write_text
+    from launch.engine.targets import write
     from launch.reporting import explanation_page
     from launch.runs import directory, selecting
     from launch.runs.explaining import Explaining
@@ -120,13 +116,8 @@ def _page(folder: Path, config: Any) -> None:
 
     def explained(model: Explaining) -> list[Any]:
         subjects = model.of_inputs(raw) if raw else model.of_split(split, chosen)
-        progress, found = PredictionProgress(len(chosen), "examples", "explained"), []
-        subjects = list(subjects)
-        model.prepare(subjects)
-        for subject in subjects:
-            found.append(model.explain(subject, cli.FLAGS.methods))
-            progress.add(1)
-        return found
+        progress = PredictionProgress(len(chosen), "examples", "explained")
+        return model.explain_all(subjects, cli.FLAGS.methods, progress.add)
 
     found, compared = explained(own), [] if other is None else explained(other)
     if rows:
@@ -144,10 +135,8 @@ def _page(folder: Path, config: Any) -> None:
         "json": lambda: output.as_json(explanation_page.as_json(found)) + "\n",
         "bertviz": lambda: json.dumps([_viewed(each) for each in found]) + "\n",
     }
-    for name, write in made.items():
-        if cli.FLAGS[name].value is not None:
-            write_text(Path(cli.FLAGS[name].value).expanduser(), write())
-            print(f"written: {cli.FLAGS[name].value}", file=sys.stderr)
+    for name, target in targets.items():
+        write(target, made[name]())
 
 
 def _viewed(explanation: Any) -> dict[str, Any]:
@@ -203,6 +192,7 @@ def _evaluate(folder: Path, config: Any) -> None:
     from launch.engine.progress import PredictionProgress
     from launch.engine.writers import write_json
     from launch.reporting import results
+    from launch.reporting.faithfulness_table import table
     from launch.runs import faithfulness
     from launch.runs.explaining import Explaining
 
@@ -241,16 +231,7 @@ def _evaluate(folder: Path, config: Any) -> None:
         path = results.faithfulness_path(record, Path(cli.FLAGS.results))
         write_json(path, record)
         print(f"recorded: {path}", file=sys.stderr)
-    print_table(record)
-
-
-def print_table(record: Mapping[str, Any]) -> None:
-    """Prints the table of a record of --evaluate."""
-    from launch.reporting.faithfulness_table import table
-
-    output.tolerate_narrow_encodings()
-    for line in table(record):
-        print(line)
+    print("\n".join(table(record)))
 
 
 if __name__ == "__main__":

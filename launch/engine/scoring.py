@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,8 +65,8 @@ class Scorer:
 
     def with_variables(self, variables: Any) -> Scorer:
         """Returns the scorer of other variables, which uses the same compiled functions."""
-        found = object.__new__(Scorer)
-        found.__dict__.update(self.__dict__, variables=variables)
+        found = copy.copy(self)
+        found.variables = variables
         return found
 
     def scores(self, inputs: Mapping[str, Any], target: Any, gates: np.ndarray) -> np.ndarray:

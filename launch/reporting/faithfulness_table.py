@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.engine.writers import read_json
+from launch.reporting import tables
 from launch.reporting.results import FAITHFULNESS
 from launch.reporting.tables import markdown_table
 
@@ -92,26 +93,10 @@ def insert(text: str, root: Path) -> str:
 
     Raises:
       ValueError: the text lacks these lines.
+      UserError: the record of known positions is missing or damaged.
     """
-    paths = sorted((root / FAITHFULNESS).glob("*.json"))
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    text = _between(text, FAITHFULNESS, _joined(table(record) for record in records))
-    known = root / f"{KNOWN}.json"
-    lines = known_table(json.loads(known.read_text(encoding="utf-8"))) if known.exists() else []
-    return _between(text, KNOWN, lines)
-
-
-def _joined(tables: Iterable[list[str]]) -> list[str]:
-    found: list[str] = []
-    for lines in tables:
-        found += [*[""] * bool(found), *lines]
-    return found
-
-
-def _between(text: str, name: str, lines: Sequence[str]) -> str:
-    before, first, rest = text.partition(f"<!-- {name} -->\n")
-    _, last, after = rest.partition(f"<!-- /{name} -->\n")
-    if not first or not last:
-        raise ValueError(f"expected the lines <!-- {name} --> and <!-- /{name} -->")
-    content = "\n".join(lines)
-    return f"{before}{first}\n{content}\n\n{last}{after}"
+    records = map(read_json, sorted((root / FAITHFULNESS).glob("*.json")))
+    found = "\n\n".join("\n".join(table(record)) for record in records)
+    text = tables.insert(text, FAITHFULNESS, found)
+    known = read_json(root / f"{KNOWN}.json")
+    return tables.insert(text, KNOWN, "\n".join(known_table(known)))

@@ -143,11 +143,20 @@ def insert_summary(text: str, records: Iterable[Record]) -> str:
     Raises:
       ValueError: the text lacks these lines.
     """
-    before, first, rest = text.partition("<!-- results -->\n")
-    _, last, after = rest.partition("<!-- /results -->\n")
+    return insert(text, "results", summary_table(records))
+
+
+def insert(text: str, name: str, content: str) -> str:
+    """Replaces the text between the lines <!-- name --> and <!-- /name -->.
+
+    Raises:
+      ValueError: the text lacks these lines.
+    """
+    before, first, rest = text.partition(f"<!-- {name} -->\n")
+    _, last, after = rest.partition(f"<!-- /{name} -->\n")
     if not first or not last:
-        raise ValueError("expected the lines <!-- results --> and <!-- /results -->")
-    return f"{before}{first}\n{summary_table(records)}\n\n{last}{after}"
+        raise ValueError(f"expected the lines <!-- {name} --> and <!-- /{name} -->")
+    return f"{before}{first}\n{content}\n\n{last}{after}"
 
 
 def insert_models(text: str, records: Iterable[Record]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -69,16 +70,15 @@ class Explaining:
     def __init__(self, task: Task, config: Experiment, steps: Steps, variables: Any, seed: int = 0):
         self.task, self.explainer, self.seed = task, task.explainer(), seed
         self._steps, self._variables = steps, variables
-        # Relevance, and seconds to compute it, by the identity of an example; with the example, so
-        # that identities stay unique.
-        self._known: dict[int, tuple[Subject, np.ndarray, float]] = {}
+        # Relevance, and seconds to compute it.
+        self._known: dict[Subject, tuple[np.ndarray, float]] = {}
         self.scorer = Scorer(self.explainer, steps.mesh, variables, config.seed)
 
     def with_variables(self, variables: Any) -> Explaining:
         """Returns the explanations of a model with other variables."""
-        found = object.__new__(Explaining)
-        scorer = self.scorer.with_variables(variables)
-        found.__dict__.update(self.__dict__, _variables=variables, scorer=scorer, _known={})
+        found = copy.copy(self)
+        found._variables, found._known = variables, {}
+        found.scorer = self.scorer.with_variables(variables)
         return found
 
     # ------------------------------------------------------------------ examples
@@ -162,8 +162,8 @@ class Explaining:
             start = time.perf_counter()
             values, gap = self._attribution(name, subject)
             seconds = time.perf_counter() - start
-            if name == "attention_x_gradient" and id(subject) in self._known:
-                seconds += self._known[id(subject)][2]
+            if name == "attention_x_gradient" and subject in self._known:
+                seconds += self._known[subject][1]
             found[name] = Found(np.asarray(values, np.float64), seconds, gap)
         return found
 
@@ -204,7 +204,7 @@ class Explaining:
             found = self._relevances(group)
             seconds = (time.perf_counter() - start) / len(group)
             for each, relevance in zip(group, found, strict=True):
-                self._known[id(each)] = (each, relevance, seconds)
+                self._known[each] = (relevance, seconds)
 
     def _relevances(self, group: Sequence[Subject]) -> np.ndarray:
         """Returns the relevance of states for each other (Chefer et al. 2021), [B, T, T]."""
@@ -229,8 +229,8 @@ class Explaining:
         return np.asarray(attribution.relevance(*stacked))
 
     def _relevance(self, subject: Subject, path: AttentionPath, count: int) -> np.ndarray:
-        known = self._known.get(id(subject))
-        relevance = self._relevances([subject])[0] if known is None else known[1]
+        known = self._known.get(subject)
+        relevance = self._relevances([subject])[0] if known is None else known[0]
         return _through(path, relevance - np.eye(len(relevance)), count)
 
     # ------------------------------------------------------------------ curves
@@ -320,6 +320,26 @@ class Explaining:
             replacement=self.explainer.replacement,
             notes=[*subject.notes, *described.notes],
         )
+
+    def explain_all(
+        self,
+        subjects: Iterable[Subject],
+        methods: Sequence[str] | None = None,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> list[Explanation]:
+        """Returns the explanations of examples; see `explain`.
+
+        Args:
+          subjects: the examples.
+          methods: names of `METHODS`; all that apply if None.
+          progress: called with the number of new explanations.
+        """
+        subjects, found = list(subjects), []
+        self.prepare(subjects)
+        for subject in subjects:
+            found.append(self.explain(subject, methods))
+            progress(1)
+        return found
 
     def checked(self, subject: Subject, methods: Sequence[str] | None) -> list[str]:
         """Returns methods that apply, controls included.

@@ -300,9 +300,7 @@ class Run:
         else:
             subjects = explaining.of_inputs([os.fspath(each) for each in inputs])
         title = f"{self.config.name}: {self.config.task} of {self.config.data.name}"
-        subjects = list(subjects)
-        explaining.prepare(subjects)
-        return Explanations([explaining.explain(each, methods) for each in subjects], title)
+        return Explanations(explaining.explain_all(subjects, methods), title)
 
     def _predictor(
         self, options: Mapping[str, Any] | None = None, chosen: AnswerOptions | None = None

@@ -24,9 +24,9 @@ def test_mistakes_get_one_line(command, tiny_run, tmp_path):
     folder, _ = tiny_run
     for flags, expected in [
         ([], "--output is missing; name a page"),
-        (["--output="], "--output=: expected the name of a file"),
-        ([f"--output={tmp_path}"], "expected the name of a file"),
-        ([f"--output={tmp_path}/no/page.html"], "the folder does not exist"),
+        (["--output="], "--output is empty; name a file"),
+        ([f"--output={tmp_path}"], "is a directory; name a file"),
+        (["--json=-", "--bertviz=-"], "only one of --output, --json and --bertviz can be -"),
         (["--evaluate", "--select=wrong"], "--select: cannot be combined with --evaluate"),
         ([f"--output={tmp_path}/x.html", "--examples=3"], "only used with --evaluate"),
         ([f"--output={tmp_path}/x.html", "--select=best"], "--select: got 'best', expected"),
