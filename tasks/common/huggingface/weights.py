@@ -134,7 +134,7 @@ class LanguageModelFolder:
     model: Mapping[str, Any]
     params: Mapping[str, Any]
     vocabulary: Sequence[str]
-    normalization: Normalization | BytePairs | Unigram = Normalization()
+    normalization: Normalization | BytePairs | Unigram = field(default_factory=Normalization)
     left_out: Sequence[str] = ()
     padding: Mapping[str, np.ndarray] = field(default_factory=dict)
     notes: Sequence[str] = ()
