@@ -51,7 +51,7 @@ def test_commands_run_as_they_stand(server, tmp_path):
         shell = Shell(server, folder, paths, added)
         shell.run(commands(README))
     expected = {"prepare", "train", "evaluate", "predict", "ablate", "sweep", "report", "export"}
-    expected |= {"compile", "compare"}
+    expected |= {"compile", "compare", "explain"}
     assert set(shell.ran) == {*expected, "serve", "import_weights", "export_weights"}
 
 

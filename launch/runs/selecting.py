@@ -88,7 +88,9 @@ def select(
         known = ", ".join([*groups, "random"])
         raise UserError(f"--select: got {words!r}, expected {known}, or numbers such as 3,17")
     if not members:
-        raise UserError(f"--select={words}: {split} has no such example")
+        raise UserError(
+            f"--select={words}: {split} has no {words} prediction; --select=random takes any"
+        )
     if words == "uncertain":
         return [indices[row] for row in members[:count]], rows
     return sorted(indices[row] for row in rng.permutation(members)[:count].tolist()), rows

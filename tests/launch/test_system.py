@@ -314,7 +314,7 @@ def test_unknown_flags_are_named(command):
     line = one_line(command("ablate", config, "--config.model.pooling=max"))
     assert "write --set=model.pooling=VALUE" in line
     line = one_line(command("sweep", "--input=fine"))
-    assert "launch.sweep has no such flag; it belongs to launch.export, launch.predict" in line
+    assert "launch.sweep has no such flag; it belongs to launch.explain, launch.export" in line
 
 
 @pytest.mark.slow
