@@ -17,6 +17,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "docs/ADDING_A_MECHANISM.md": "ADDING_A_MECHANISM.md",
     "docs/ADDING_A_TASK.md": "ADDING_A_TASK.md",
+    "docs/CLUSTER.md": "CLUSTER.md",
     "docs/DEPLOYING.md": "DEPLOYING.md",
     "docs/PYTHON.md": "PYTHON.md",
     "docs/TRACKERS.md": "TRACKERS.md",
