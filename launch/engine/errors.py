@@ -121,6 +121,11 @@ def system_error(error: BaseException) -> str | None:
     return None
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an exception and the exceptions that it was raised from, during or for."""
+    yield from (found for found, _ in _chain(error, _REASONS))
+
+
 def _chain(
     error: BaseException | None, reasons: frozenset[int]
 ) -> Iterator[tuple[BaseException, frozenset[int]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,34 +9,12 @@ from typing import Any
 
 from launch.engine import config as configs
 from launch.engine.config import Experiment
-from launch.engine.errors import Interrupted, signal_of, system_error, terminable
+from launch.engine.errors import Interrupted, signal_of, terminable
 from launch.engine.writers import write_json
 from launch.reporting import comparison as comparisons
 from launch.reporting import comparison_files
 from launch.reporting.comparison import Outcome
-from tasks.common.data.paths import Paths
-from tasks.common.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Directories, command and messages that the runs of all experiments share.
-
-    Attributes:
-      folder: parent of the run directories, one per config hash.
-      paths: directories of data sets and caches.
-      command: command line to store in the records.
-      say: called with a status line about each run.
-      track: trackers of each run, see `launch.runs.run.run`.
-      known: cache of data descriptions, see `launch.runs.run.run`.
-    """
-
-    folder: Path
-    paths: Paths
-    command: str
-    say: Callable[[str], Any]
-    track: Sequence[str] = ()
-    known: dict[str, Any] = dataclasses.field(default_factory=dict)
+from launch.runs.jobs import Ended, InProcess, Job, Options
 
 
 def run_all(
@@ -57,14 +34,55 @@ def run_all(
       BrokenPipeError: the output pipe was closed by its reader.
     """
     outcomes = {name: Outcome(experiment, {}, {}, {}) for name, experiment in experiments.items()}
+    # Seeds are the outer loop, so that an interrupted ablation can still compare all experiments.
+    planned = [
+        (outcome, job_of(name, outcome.experiment, offset, options))
+        for offset, (name, outcome) in itertools.product(range(seeds), outcomes.items())
+    ]
+    return outcomes, until_stopped(lambda: run_jobs(planned, options), options.say)
 
-    def everything() -> None:
-        # Seeds are the outer loop, so that an interrupted ablation can still compare all
-        # experiments.
-        for offset, (name, outcome) in itertools.product(range(seeds), outcomes.items()):
-            run_one(name, outcome, offset, options)
 
-    return outcomes, until_stopped(everything, options.say)
+def job_of(name: str, experiment: Experiment, offset: int, options: Options) -> Job:
+    """Returns the job of an experiment with one seed.
+
+    Args:
+      name: name of the experiment in status lines.
+      experiment: the experiment.
+      offset: difference of the seed from that of the experiment.
+      options: parent of the run directories.
+    """
+    seed = experiment.seed + offset
+    config = configs.override(experiment, {"seed": seed})
+    code = configs.identity(config)
+    return Job(name, config, options.folder / f"{config.name}-seed{seed}-{code}")
+
+
+def run_jobs(planned: Sequence[tuple[Outcome, Job]], options: Options) -> None:
+    """Executes jobs where `options.placement` says, and adds their results to their outcomes.
+
+    The results of an outcome are in the order of its jobs, even if these end in another order.
+
+    Raises:
+      Interrupted, KeyboardInterrupt: a signal stopped the runs; checkpoints were saved.
+      BrokenPipeError: the output pipe was closed by its reader.
+      UserError: no process can execute the jobs.
+    """
+    ended: dict[Path, Ended] = {}
+
+    def done(job: Job, result: Ended) -> None:
+        ended[job.folder] = result
+
+    try:
+        (options.placement or InProcess()).run([job for _, job in planned], options, done)
+    finally:
+        for outcome, job in planned:
+            seed, result = job.config.seed, ended.get(job.folder)
+            if result or job.folder.exists():
+                outcome.folders[seed] = job.folder
+            if result and result.record is not None:
+                outcome.records[seed] = result.record
+            elif result:
+                outcome.failures[seed] = result.failure
 
 
 def until_stopped(runs: Callable[[], None], say: Callable[[str], Any]) -> int:
@@ -79,46 +97,6 @@ def until_stopped(runs: Callable[[], None], say: Callable[[str], Any]) -> int:
         say("stopped; the same command resumes from the last checkpoint")
         return signal_of(stopped)
     return 0
-
-
-def run_one(name: str, outcome: Outcome, offset: int, options: Options) -> None:
-    """Runs one experiment with one seed, and adds its record or failure to the outcome.
-
-    Args:
-      name: name of the experiment in status lines.
-      outcome: outcome of the experiment.
-      offset: difference of the seed from that of the experiment.
-      options: directories, command and messages.
-
-    Raises:
-      Interrupted: a signal stopped training; a checkpoint was saved.
-      BrokenPipeError: the output pipe was closed by its reader.
-    """
-    from launch.runs.run import run
-
-    seed = outcome.experiment.seed + offset
-    config = configs.override(outcome.experiment, {"seed": seed})
-    run_folder = options.folder / f"{config.name}-seed{seed}-{configs.identity(config)}"
-    finished = (run_folder / "result.json").exists()
-    options.say(f"{name}, seed {seed}: {'finished already' if finished else run_folder}")
-    outcome.folders[seed] = run_folder
-    try:
-        outcome.records[seed] = run(
-            config,
-            run_folder,
-            options.paths,
-            options.command,
-            known=options.known,
-            track=options.track,
-        )
-    except (BrokenPipeError, Interrupted):
-        raise
-    except UserError as error:
-        outcome.failures[seed] = str(error)
-    except Exception as error:
-        outcome.failures[seed] = system_error(error) or f"{type(error).__name__}: {error}"
-    if seed in outcome.failures:
-        options.say(f"{name}, seed {seed}: failed: {outcome.failures[seed]}")
 
 
 def finish(

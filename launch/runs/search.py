@@ -99,12 +99,15 @@ def run_search(
             name, experiment = with_values(base, _values(given, trial.params))
             outcome = outcomes.setdefault(name, Outcome(experiment, {}, {}, {}))
             failed = study.trials[trial.number].state == TrialState.FAIL
+            planned = []
             for seed in range(experiment.seed, experiment.seed + seeds):
                 if failed:
                     outcome.failures.setdefault(seed, "failed in an earlier command")
                 elif seed not in outcome.records and seed not in outcome.failures:
                     label = f"trial {trial.number + 1}: {name}"
-                    runs.run_one(label, outcome, seed - experiment.seed, options)
+                    job = runs.job_of(label, experiment, seed - experiment.seed, options)
+                    planned.append((outcome, job))
+            runs.run_jobs(planned, options)
             _tell(study, trial.number, outcome)
 
         stopped = runs.until_stopped(everything, options.say)

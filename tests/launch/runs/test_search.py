@@ -59,22 +59,22 @@ def trained(monkeypatch):
 
     done = Trained()
 
-    def run_one(name, outcome, offset, options):
-        config = outcome.experiment
-        if len(done) == done.stop_at:
-            done.stop_at = None
-            raise Interrupted(7, 2)
-        done.append(config)
-        outcome.folders[offset] = options.folder / config.name
-        if done.fails and config.model.pooling == "max":
-            outcome.failures[config.seed + offset] = "diverged"
-            return
-        accuracy = 0.9 - abs(config.optimizer.learning_rate - 0.01)
-        outcome.records[config.seed + offset] = {
-            "validation": {"accuracy": accuracy + 0.001 * offset}
-        }
+    def run_jobs(planned, options):
+        for outcome, job in planned:
+            config = job.config
+            if len(done) == done.stop_at:
+                done.stop_at = None
+                raise Interrupted(7, 2)
+            done.append(outcome.experiment)
+            outcome.folders[config.seed] = job.folder
+            if done.fails and config.model.pooling == "max":
+                outcome.failures[config.seed] = "diverged"
+                continue
+            accuracy = 0.9 - abs(config.optimizer.learning_rate - 0.01)
+            offset = config.seed - outcome.experiment.seed
+            outcome.records[config.seed] = {"validation": {"accuracy": accuracy + 0.001 * offset}}
 
-    monkeypatch.setattr(experiments, "run_one", run_one)
+    monkeypatch.setattr(experiments, "run_jobs", run_jobs)
     return done
 
 
