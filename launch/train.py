@@ -16,11 +16,18 @@ cli.define_config()
 cli.define_workdir()
 cli.define_record()
 cli.define_track()
+flags.DEFINE_string(
+    "profile",
+    None,
+    "Write a trace of some training steps to profile/ in --workdir: a number of steps, such as 10, "
+    "or a range, such as 100-110.",
+)
 flags.DEFINE_bool("baselines", True, "Fit the task's baselines (cached) and show their metrics.")
 
 
 def train() -> None:
     """Runs the command `launch.train`."""
+    from launch.engine import profiling
     from launch.engine.config import task_class
     from launch.reporting import tables
     from launch.reporting.results import training_notes
@@ -28,9 +35,17 @@ def train() -> None:
 
     config, folder = cli.experiment(), cli.workdir()
     cli.check_recordable()
-    track = cli.tracked()
+    track, profile = cli.tracked(), profiling.parse(cli.FLAGS.profile)
     cli.set_up_jax(config)
-    record = run(config, folder, cli.paths(), cli.command(), cli.FLAGS.baselines, track=track)
+    record = run(
+        config,
+        folder,
+        cli.paths(),
+        cli.command(),
+        cli.FLAGS.baselines,
+        track=track,
+        profile=profile,
+    )
     tables.show(record, task_class(config.task).table_metrics)
     for note in training_notes(record):
         print(note)

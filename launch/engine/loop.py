@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ import numpy as np
 
 from launch.engine import state as states
 from launch.engine.checkpoints import Checkpoints
+from launch.engine.clock import Clock
 from launch.engine.config import Experiment, TrainingConfig
 from launch.engine.errors import Interrupted
 from launch.engine.evaluation import Evaluation, evaluate
+from launch.engine.profiling import Profile, Profiler
 from launch.engine.progress import ESTIMATE_AFTER, Progress
 from launch.engine.steps import Steps, make_steps
 from launch.engine.trackers import FINISHED, TensorBoard, Tracker
@@ -36,6 +37,7 @@ def train(
     folder: Path,
     stop_after: int | None = None,
     trackers: Sequence[Tracker] = (),
+    profile: Profile | None = None,
 ) -> tuple[Steps, Any, int]:
     """Trains, or resumes training, until the last step or until patience is exhausted.
 
@@ -49,18 +51,21 @@ def train(
       stop_after: last step of a run that also trains on the validation split, which disables
         validation; learning rate schedules still span all steps.
       trackers: receivers of the metrics besides TensorBoard.
+      profile: steps to trace.
 
     Returns:
       The compiled functions, the variables at the step with the best validation metric (or at
       `stop_after`), and that step.
 
     Raises:
-      UserError: the loss is not finite, or no checkpoint can be read.
+      UserError: the loss is not finite, no checkpoint can be read, or the steps of `profile` are
+        not trained.
       Interrupted: SIGINT or SIGTERM was received.
     """
     plan, metric = config.training, task.primary_metric
     last = stop_after or plan.steps
     sign = 1 if task.higher_is_better else -1
+    clock = Clock()
     steps = make_steps(task, config)
     batches = train_iterator(
         task.examples("train"),
@@ -74,6 +79,7 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints")
     notes: list[str] = []
     step, state = checkpoints.restore_newest(steps.abstract_state, batches, notes.append)
+    profiler = Profiler(profile, folder, step, last)
     checkpoints.delete_after(step)
     events = TensorBoard(folder, config, after=step)
     writers = Writers(folder, step, [events, *trackers])
@@ -86,22 +92,25 @@ def train(
                 progress.say(note)
             if step:
                 progress.say(f"resuming from step {step}")
-            clock = _Clock(step)
+            writers.timing(step, **clock.started(step, writers.lost_seconds))
             window: list[Any] = []
             first = step
             over = early_stop(folder, task, plan)
             while step < last and not over:
+                profiler.before(step + 1, clock.drain)
                 with clock.waiting():
                     batch = next(batches)
-                state, metrics = steps.train(state, steps.place(batch))
+                state, metrics = clock.run(steps.train, state, steps.place(batch))
                 window.append(metrics)
                 step += 1
+                profiler.after(step, clock.drain)
                 if step - first in (1, ESTIMATE_AFTER):
                     # Steps run asynchronously; the first one includes compilation.
                     jax.block_until_ready(metrics)
                     progress.timed(step, step % plan.log_every == 0 or step == last)
                 if step % plan.log_every and step < last:
                     continue
+                clock.drain()
                 means = _means(window)
                 window = []
                 if not math.isfinite(means["loss"]):
@@ -117,12 +126,13 @@ def train(
                 wait = timing.get("data_wait_fraction", 0.0)
                 progress.trained(step, means["loss"], wait, validates=saves and not stop_after)
                 if saves and stop_after:
-                    checkpoints.save(step, state, batches, step)
+                    with clock.saving():
+                        checkpoints.save(step, state, batches, step)
                 elif saves:
-                    clock.restart(step)
                     result = _validate(task, steps, state, plan.evaluation_batch_size)
                     writers.metrics(step, "validation", result.metrics)
-                    checkpoints.save(step, state, batches, sign * result.metrics[metric])
+                    with clock.saving():
+                        checkpoints.save(step, state, batches, sign * result.metrics[metric])
                     progress.validated(step, result.metrics[metric])
                     over = early_stop(folder, task, plan)
                     writers.timing(step, **clock.lap(step, "evaluation_seconds"))
@@ -140,6 +150,7 @@ def train(
             state = checkpoints.restore(best, steps.abstract_state)
         return steps, states.evaluation_variables(state), best
     finally:
+        profiler.stop()
         writers.close()
         events.close(FINISHED)
         checkpoints.close()
@@ -227,31 +238,3 @@ class _Signals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-class _Clock:
-    """Clock for steps per second and the fraction of time spent waiting for data."""
-
-    def __init__(self, step: int):
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        self._step, self._began, self._waited = step, time.monotonic(), 0.0
-
-    def waiting(self):
-        return self
-
-    def __enter__(self):
-        self._asked = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._waited += time.monotonic() - self._asked
-
-    def lap(self, step: int, name: str = "seconds") -> dict[str, float]:
-        seconds = max(time.monotonic() - self._began, 1e-9)
-        result = {name: round(seconds, 4)}
-        if step > self._step:
-            result["steps_per_second"] = round((step - self._step) / seconds, 3)
-            result["data_wait_fraction"] = round(self._waited / seconds, 4)
-        self.restart(step)
-        return result

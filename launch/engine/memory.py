@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import os
 import resource
 import sys
+from pathlib import Path
 
 # Parameters of mallopt in <malloc.h> and their values.
 _OPTIONS = (
@@ -19,6 +21,19 @@ _OPTIONS = (
     (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: the heap is never returned
     (-2, 1 << 26),  # M_TOP_PAD: the heap grows by 64 MB
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class CurrentMemory:
+    """Memory in use, in bytes.
+
+    Attributes:
+      process: resident set of the process on the host; None if the system has no /proc.
+      device: memory of the local device that uses most; None if the devices do not report it.
+    """
+
+    process: int | None
+    device: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +58,29 @@ class PeakMemory:
         return f"device memory {_format(self.device)}{of}"
 
 
-def peak_memory() -> PeakMemory:
-    """Returns the peak memory of the process, and of the local devices that report it."""
+def current_memory() -> CurrentMemory:
+    """Returns the memory that the process and the local devices use now."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        process = pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        process = None
+    found = [stats["bytes_in_use"] for stats in _device_statistics() if "bytes_in_use" in stats]
+    return CurrentMemory(process, max(found, default=None))
+
+
+def _device_statistics() -> list[dict[str, int]]:
     import jax
 
+    return [device.memory_stats() or {} for device in jax.local_devices()]
+
+
+def peak_memory() -> PeakMemory:
+    """Returns the peak memory of the process, and of the local devices that report it."""
     # ru_maxrss is in kilobytes on Linux, in bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1 << 10
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    found = [device.memory_stats() or {} for device in jax.local_devices()]
-    reported = [stats for stats in found if "peak_bytes_in_use" in stats]
+    reported = [stats for stats in _device_statistics() if "peak_bytes_in_use" in stats]
     if not reported:
         return PeakMemory(process)
     most = max(reported, key=lambda stats: stats["peak_bytes_in_use"])

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from launch.engine.memory import peak_memory
+from launch.engine.memory import current_memory, peak_memory
+from launch.engine.monitoring import useful_seconds, wall_seconds
 from tasks.common.errors import UserError
 
 
@@ -147,7 +148,11 @@ class Receiver(Protocol):
 
 
 class Writers:
-    """Writers of metrics.jsonl and timing.jsonl of a run."""
+    """Writers of metrics.jsonl and timing.jsonl of a run.
+
+    Attributes:
+      lost_seconds: wall time of the lines that were removed from timing.jsonl.
+    """
 
     def __init__(self, folder: Path, step: int, trackers: Sequence[Receiver] = ()):
         """Opens the logs, and removes lines after `step` from metrics.jsonl and timing.jsonl.
@@ -157,8 +162,10 @@ class Writers:
           step: step that the run goes on from.
           trackers: receivers of the same metrics; they are not closed with the logs.
         """
-        self._metrics = _cut_back(folder / "metrics.jsonl", step)
-        self._timing = _cut_back(folder / "timing.jsonl", step)
+        self._metrics, _, _ = _cut_back(folder / "metrics.jsonl", step)
+        self._timing, kept, removed = _cut_back(folder / "timing.jsonl", step)
+        self._wall, self._useful = sum(map(wall_seconds, kept)), sum(map(useful_seconds, kept))
+        self.lost_seconds = sum(map(wall_seconds, removed))
         self._trackers = trackers
 
     def metrics(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
@@ -169,11 +176,25 @@ class Writers:
             tracker.scalars(split, step, values)
 
     def timing(self, step: int, **values: float) -> None:
-        """Writes one line to timing.jsonl: values that depend on the clock, and peak memory."""
-        memory = peak_memory()
-        found = {"peak_memory_mb": memory.process, "peak_device_memory_mb": memory.device}
-        sizes = {name: round(x / 2**20, 1) for name, x in found.items() if x is not None}
-        self._write(self._timing, {"step": step, **values, **sizes})
+        """Writes one line to timing.jsonl, and gives the same values to the trackers.
+
+        Memory and the goodput of the run so far are added; see `launch.engine.monitoring`.
+
+        Args:
+          step: number of finished steps.
+          **values: values that depend on the clock.
+        """
+        self._wall += wall_seconds(values)
+        self._useful += useful_seconds(values)
+        values["goodput"] = round(self._useful / self._wall, 4) if self._wall else 0.0
+        for prefix, memory in (("", current_memory()), ("peak_", peak_memory())):
+            found = {"memory_mb": memory.process, "device_memory_mb": memory.device}
+            values |= {
+                prefix + name: round(x / 2**20, 1) for name, x in found.items() if x is not None
+            }
+        self._write(self._timing, {"step": step, **values})
+        for tracker in self._trackers:
+            tracker.scalars("timing", step, values)
 
     @staticmethod
     def _write(file: Any, record: Mapping[str, Any]) -> None:
@@ -191,12 +212,20 @@ class Writers:
                 log.close()
 
 
-def _cut_back(path: Path, step: int) -> Any:
-    # Without a checkpoint all lines are removed, so the file need not be readable.
-    records = read_lines(path) if step else []
-    kept = [json.dumps(record) for record in records if record["step"] <= step]
-    write_text(path, "".join(f"{line}\n" for line in kept))
-    return path.open("a", encoding="utf-8")
+def _cut_back(path: Path, step: int) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Removes the lines after a step; returns the file for appending, kept and removed records."""
+    if step:
+        records = read_lines(path)
+    else:
+        # Without a checkpoint all lines are removed, so the file need not be readable.
+        try:
+            records = read_lines(path)
+        except UserError:
+            records = []
+    kept = [record for record in records if step and record["step"] <= step]
+    removed = records[len(kept) :]
+    write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
+    return path.open("a", encoding="utf-8"), kept, removed
 
 
 def validation_curve(folder: Path, metric: str) -> Iterator[tuple[int, float]]:

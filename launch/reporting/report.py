@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.engine.monitoring import PERCENTILES, step_key
 from launch.engine.writers import read_lines, write_text
 from launch.reporting import figures, page, tables
 from launch.reporting.results import training_notes
@@ -61,6 +62,14 @@ examples. If the interval contains 0, the examples do not tell which is better.<
 </summary><ul>{% for note in data.notes %}<li>{{ note }}</li>{% endfor %}</ul></details>{% endif %}
 <h2>Training</h2>
 <div class="panels">{{ curves }}</div>
+{% if times %}<h3>Time and memory</h3>
+{% filter scrolling("time and memory of training") -%}
+<table><tbody>
+{% for name, value, meaning in times %}<tr><td>{{ name }}</td><td>{{ value }}</td>
+<td class="left note">{{ meaning }}</td></tr>
+{% endfor %}</tbody></table>
+{%- endfilter %}
+<div class="panels">{{ step_times }}</div>{% endif %}
 {% if overviews %}<h2>Figures of the test split</h2>
 <div class="figures">{{ overviews }}</div>{% endif %}
 {% if drawn %}<h2>Examples</h2>
@@ -118,6 +127,8 @@ def write_report(
             verdicts=tables.verdicts(record),
             heading=tables.DIFFERENCE,
             seconds=tables.format_seconds(record["seconds"]),
+            times=times(record.get("timing", {})),
+            step_times=Markup(step_times(folder)),
             curves=Markup(curves(folder, task.primary_metric, record["steps"])),
             overviews=Markup("".join(figures.draw(figure) for figure in overviews)),
             drawn=Markup("".join(figures.draw(figure) for figure in others)),
@@ -125,6 +136,54 @@ def write_report(
             attended=any(isinstance(f, AttendedText) and any(f.weights) for f in others),
         ),
     )
+
+
+# Rows of the table of times: key of the summary, name, format and meaning.
+_TIMES = (
+    ("goodput", "goodput", "{:.1%}", "fraction of the wall time in which useful steps ran"),
+    ("wall_seconds", "wall time", "{:,.1f} s", "training loops of all processes of this run"),
+    ("compile_seconds", "compilation", "{:,.1f} s", "of the train step"),
+    ("data_wait_seconds", "data wait", "{:,.1f} s", "the host waited for the next batch"),
+    ("evaluation_seconds", "evaluation", "{:,.1f} s", "validation, with the checkpoint after it"),
+    ("save_seconds", "saving", "{:,.1f} s", "until training could go on; part of evaluation"),
+    ("start_seconds", "start", "{:,.1f} s", "initialization, or restoring a checkpoint"),
+    ("lost_seconds", "lost", "{:,.1f} s", "steps repeated after a process was killed"),
+    ("step_seconds_p50", "step time, median", "{:.4g} s",
+     "between the completions of consecutive steps"),
+    ("step_seconds_p90", "step time, 90 %", "{:.4g} s", "90th percentile of a log interval"),
+    ("step_seconds_p99", "step time, 99 %", "{:.4g} s", "99th percentile of a log interval"),
+    ("peak_memory_mb", "peak memory", "{:,.0f} MB", "of the process on the host"),
+    ("peak_device_memory_mb", "peak device memory", "{:,.0f} MB", "of the device that used most"),
+)  # fmt: skip
+
+
+def times(timing: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """Returns the rows of the table of times: name, value and meaning.
+
+    Args:
+      timing: summary of `launch.engine.monitoring.summarize`.
+    """
+    return [
+        (name, form.format(timing[key]), meaning)
+        for key, name, form, meaning in _TIMES
+        if key in timing
+    ]
+
+
+def step_times(folder: Path) -> str:
+    """Draws the percentiles of the step time of a run over its steps, as HTML.
+
+    Args:
+      folder: run directory.
+    """
+    lines = read_lines(log_file(folder).with_name("timing.jsonl"))
+    series = {}
+    for percent in PERCENTILES:
+        key = step_key(percent)
+        found = [(line["step"], line[key]) for line in lines if key in line]
+        if len(found) > 1:
+            series[f"{percent}th percentile"] = tuple(map(list, zip(*found, strict=True)))
+    return figures.curves("step time, seconds", series, "step") if series else ""
 
 
 def _described(task: Task, record: Mapping[str, Any]) -> list[tuple[str, Metric]]:

@@ -45,6 +45,7 @@ def make_record(
     command: str,
     training: Mapping[str, Any],
     data_summary: Mapping[str, Any],
+    timing: Mapping[str, float],
 ) -> dict[str, Any]:
     """Creates the record of a finished run, with the metrics on the test split."""
     return {
@@ -69,6 +70,7 @@ def make_record(
             if name in metrics and (metric := task.describe_metric(name))
         },
         "seconds": round(seconds, 1),
+        "timing": dict(timing),
         "device": device(),
         "command": command,
         "commit": commit(),

@@ -13,7 +13,7 @@ from typing import Any
 import filelock
 
 from launch.engine import config as configs
-from launch.engine import sharding, trackers
+from launch.engine import monitoring, sharding, trackers
 from launch.engine import state as states
 from launch.engine.checkpoints import finished_steps
 from launch.engine.config import Experiment
@@ -21,6 +21,7 @@ from launch.engine.environment import environment
 from launch.engine.evaluation import evaluate
 from launch.engine.loop import early_stop, train
 from launch.engine.predictor import outputs_of_examples
+from launch.engine.profiling import Profile
 from launch.engine.trackers import Tracker
 from launch.engine.writers import check_logs, read_lines, validation_curve, write_json
 from launch.reporting import baselines, figures, results
@@ -48,6 +49,7 @@ def run(
     with_baselines: bool = True,
     known: dict[str, Any] | None = None,
     track: Sequence[str] = (),
+    profile: Profile | None = None,
 ) -> dict[str, Any]:
     """Trains and tests one experiment and writes its report; verifies a finished run.
 
@@ -61,6 +63,7 @@ def run(
       known: cache of data descriptions, so that data shared by several finished runs are read only
         once.
       track: trackers of `launch.engine.trackers.NAMES` that receive metrics and results.
+      profile: steps to trace; with config.training.refit, of the first training.
 
     Returns:
       The result record, which is also written to result.json.
@@ -76,6 +79,11 @@ def run(
         _check_folder(_selecting(config), folder / SELECTION)
     if (folder / results.RESULT).exists() and shorter is None:
         record = results.load_result(folder / results.RESULT)
+        if profile is not None:
+            raise UserError(
+                f"--profile={profile.given}: the run in --workdir={folder} is finished, so no step "
+                "is left to trace; name another --workdir"
+            )
         _verify_finished(config, folder, paths, {} if known is None else known)
         return record
     sharding.make_mesh(config.mesh)
@@ -99,7 +107,8 @@ def run(
         with trackers.tracking(track, folder, config, command) as receivers:
             selected = None
             if config.training.refit:
-                selected = _select_step(config, task, folder / SELECTION, receivers)
+                selected = _select_step(config, task, folder / SELECTION, receivers, profile)
+                profile = None
             return _finish(
                 config,
                 final,
@@ -110,6 +119,7 @@ def run(
                 selected,
                 described,
                 receivers,
+                profile,
             )
 
 
@@ -164,13 +174,19 @@ def _verify_finished(config: Experiment, folder: Path, paths: Paths, known: dict
     known[key].check(folder, f"restore the data, or name another --workdir; {kept}")
 
 
-def _select_step(config: Experiment, task: Task, folder: Path, receivers: Sequence[Tracker]) -> int:
+def _select_step(
+    config: Experiment,
+    task: Task,
+    folder: Path,
+    receivers: Sequence[Tracker],
+    profile: Profile | None,
+) -> int:
     """Trains on the training split alone and returns the best step on validation."""
     config = _selecting(config)
     write_json(folder / "config.json", configs.to_dict(config))
     _write_environment(task, folder)
     prefixed = [trackers.Prefixed(tracker, f"{SELECTION}/") for tracker in receivers]
-    best = train(task, config, folder, trackers=prefixed)[2]
+    best = train(task, config, folder, trackers=prefixed, profile=profile)[2]
     print(f"step {best} is best on validation; training again for {best} steps on train and "
           "validation",
           file=sys.stderr, flush=True)  # fmt: skip
@@ -210,15 +226,16 @@ def _finish(
     selected: int | None,
     described: dict[str, Any],
     receivers: Sequence[Tracker],
+    profile: Profile | None,
 ) -> dict[str, Any]:
     _write_environment(task, folder)
-    steps, variables, best = train(task, config, folder, selected, receivers)
-    seconds = sum(
-        line.get("seconds", 0) + line.get("evaluation_seconds", 0)
+    steps, variables, best = train(task, config, folder, selected, receivers, profile)
+    timing = [
+        line
         for place in (folder / SELECTION, folder)
-        if (place / "timing.jsonl").exists()
         for line in read_lines(place / "timing.jsonl")
-    )
+    ]
+    seconds = sum(line.get("seconds", 0) + line.get("evaluation_seconds", 0) for line in timing)
     size = config.training.evaluation_batch_size
     if selected is None:
         validation = evaluate(task, steps, variables, "validation", size).metrics
@@ -245,6 +262,7 @@ def _finish(
         command=command,
         training=_training_facts(config, task, folder),
         data_summary=described,
+        timing=monitoring.summarize(timing),
     )
     write_report(folder, task, record, len(task.scored_examples("test")), drawn, note)
     _publish(config, folder, trackers.Result(

@@ -96,7 +96,7 @@ def tiny_run(tiny, cache, tmp_path_factory):
     """Trains with `tiny` once; returns the run directory and the finished process."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     done = subprocess.run(
-        command_line("train", cache, *tiny, f"--workdir={folder}"),
+        command_line("train", cache, *tiny, f"--workdir={folder}", "--profile=5"),
         cwd=ROOT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

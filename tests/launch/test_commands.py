@@ -86,6 +86,22 @@ def test_evaluate_gives_the_figures_that_training_printed(run, command):
     assert json.loads(done.stdout) == written
 
 
+def test_times_are_logged_recorded_and_reported(run):
+    folder, done = run
+    lines = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+    assert "start_seconds" in lines[0]
+    windows = [line for line in lines if "seconds" in line]
+    assert [line["step"] for line in windows] == [10, 20, 30, 40, 50, 60]
+    for line in windows:
+        assert line["step_seconds_p50"] <= line["step_seconds_p99"] <= line["seconds"]
+    assert windows[0]["compile_seconds"] > 0
+    timing = json.loads((folder / "result.json").read_text())["timing"]
+    assert 0 < timing["goodput"] == lines[-1]["goodput"] < 1
+    assert "<td>goodput</td>" in (folder / "report.html").read_text(encoding="utf-8")
+    (trace,) = (folder / "profile").rglob("*.trace.json.gz")
+    assert f"profile: steps 11 to 15 in {trace.parent};" in done.stderr
+
+
 @pytest.mark.slow
 def test_evaluation_does_not_depend_on_the_batch_size(run, command):
     folder, _ = run

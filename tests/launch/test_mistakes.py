@@ -55,6 +55,7 @@ def refused(command, tmp_path):
         (["--config=configs/text_classification.py:sst2,bert"], ["'bert'", "transformer"]),
         ([SST2, "--config.data.train_file="], ["config.data.train_file: is empty", "or None"]),
         ([SST2, "--steps=3"], ["steps"]),
+        ([SST2, "--profile=ten"], ["--profile=ten", "such as 10", "such as 100-110"]),
         ([SST2, "more"], ["'more'"]),
         ([], ["--config"]),
         ([SST2, "--config.model=3"], ["config.model"]),

@@ -1,0 +1,131 @@
+"""Clock of the training loop: step times, and the time of compilation, data wait and saving."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from launch.engine import monitoring
+
+# Number of steps that may be in flight before the host waits for the oldest one.
+_IN_FLIGHT = 2
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class Clock:
+    """Clock of the steps of one process, in windows between the lines of timing.jsonl.
+
+    Steps run asynchronously: a call of the step function returns before the step has run. So the
+    step time is the time between the completion of a step and that of the step before it, as the
+    host sees it. For that the host waits for each step after it has started the next two. The step
+    time includes a wait for data that delayed the step. Steps around a compilation are left out.
+    """
+
+    def __init__(self):
+        """Starts the clock with the time of the start; see `started`."""
+        self._compilations = _compilations()
+        self._step, self._totals = 0, collections.Counter()
+        self._began = time.monotonic()
+        self._pending: collections.deque[tuple[Any, bool]] = collections.deque()
+        self._restart(0)
+
+    def _restart(self, step: int) -> None:
+        self._step, self._began, self._totals = step, time.monotonic(), collections.Counter()
+        self._completed, self._durations = self._began, []
+
+    def started(self, step: int, lost: float) -> dict[str, float]:
+        """Returns the values of the line of a start, and begins the first window.
+
+        Args:
+          step: step that training goes on from.
+          lost: wall time of the lines after that step, in seconds.
+        """
+        result = {"start_seconds": round(time.monotonic() - self._began, 4)}
+        if lost:
+            result["lost_seconds"] = round(lost, 4)
+        self._restart(step)
+        return result
+
+    @contextlib.contextmanager
+    def _counting(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._totals[name] += time.monotonic() - began
+
+    def waiting(self):
+        """Returns a context in which the host waits for data."""
+        return self._counting("wait")
+
+    def saving(self):
+        """Returns a context in which a checkpoint is saved."""
+        return self._counting("save")
+
+    def run(self, function: Callable[..., tuple[Any, Any]], *arguments: Any) -> tuple[Any, Any]:
+        """Starts a step: calls a function that returns (state, metrics).
+
+        If the call compiles, its duration counts as compilation.
+        """
+        before, began = len(self._compilations), time.monotonic()
+        state, metrics = function(*arguments)
+        compiled = len(self._compilations) > before
+        if compiled:
+            self._totals["compile"] += time.monotonic() - began
+        self._pending.append((metrics, compiled))
+        if len(self._pending) > _IN_FLIGHT:
+            self._complete()
+        return state, metrics
+
+    def _complete(self) -> None:
+        metrics, compiled = self._pending.popleft()
+        jax.block_until_ready(metrics)
+        now = time.monotonic()
+        # While the host compiled a later step, it could not see this one complete.
+        if not compiled and not any(later for _, later in self._pending):
+            self._durations.append(now - self._completed)
+        self._completed = now
+
+    def drain(self) -> None:
+        """Waits for all steps."""
+        while self._pending:
+            self._complete()
+
+    def lap(self, step: int, name: str = "seconds") -> dict[str, float]:
+        """Returns the values of a line of timing.jsonl, and begins the next window.
+
+        Args:
+          step: number of finished steps.
+          name: key of the duration.
+        """
+        self.drain()
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        result = {name: round(seconds, 4)}
+        if step > self._step:
+            result["steps_per_second"] = round((step - self._step) / seconds, 3)
+            result["data_wait_fraction"] = round(self._totals["wait"] / seconds, 4)
+            result |= monitoring.percentiles(self._durations)
+        for part in ("compile", "save"):
+            if self._totals[part]:
+                result[f"{part}_seconds"] = round(self._totals[part], 4)
+        self._restart(step)
+        return result
+
+
+@functools.cache
+def _compilations() -> list[float]:
+    """Returns a list to which JAX appends the duration of each compilation of this process."""
+    found: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event == _COMPILED:
+            found.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return found

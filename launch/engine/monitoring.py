@@ -1,0 +1,117 @@
+"""Goodput and other summaries of the lines of timing.jsonl.
+
+Each line describes the time since the line before it: `seconds` of training steps,
+`evaluation_seconds` of a validation with its checkpoint, or `start_seconds` of compiling the
+initialization and restoring a checkpoint. The line of a start also has `lost_seconds`: the sum of
+all lines after the restored step, which a killed process wrote and whose steps are repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Line = Mapping[str, Any]
+
+PERCENTILES = (50, 90, 99)
+# Keys of a line whose sum is its wall time.
+_WALL = ("seconds", "evaluation_seconds", "start_seconds", "lost_seconds")
+# Parts of `seconds` in which no step makes progress.
+_OVERHEAD = ("compile_seconds", "save_seconds")
+
+
+def wall_seconds(line: Line) -> float:
+    """Returns the wall time of a line, with that of lost lines before it."""
+    return sum(line.get(key, 0.0) for key in _WALL)
+
+
+def wait_seconds(line: Line) -> float:
+    """Returns the time of a line in which the host waited for data."""
+    return line.get("data_wait_fraction", 0.0) * line.get("seconds", 0.0)
+
+
+def useful_seconds(line: Line) -> float:
+    """Returns the time of a line in which steps ran: without data wait, compilation and saving."""
+    spent = line.get("seconds", 0.0)
+    if not spent:
+        return 0.0
+    overhead = sum(line.get(key, 0.0) for key in _OVERHEAD) + wait_seconds(line)
+    return max(spent - overhead, 0.0)
+
+
+def goodput(lines: Iterable[Line]) -> float | None:
+    """Computes the fraction of the wall time of a run in which useful steps ran.
+
+    The wall time is that of all processes which trained the run, each from the start of its
+    training loop. Time in the loop is useful except for compilation, waiting for data, evaluation,
+    saving, restoring, and the time of steps that were repeated because a process was killed. Not
+    counted as wall time are the preparation of data, the test split, the time between two
+    processes, and the time of a killed process after its last line.
+
+    Args:
+      lines: lines of timing.jsonl. Lines of earlier versions lack the time of compilation and
+        saving, which then counts as useful.
+
+    Returns:
+      A number from 0 to 1; None without lines.
+    """
+    wall = useful = 0.0
+    for line in lines:
+        wall += wall_seconds(line)
+        useful += useful_seconds(line)
+    return useful / wall if wall else None
+
+
+def percentiles(durations: Sequence[float]) -> dict[str, float]:
+    """Returns percentiles of step times, interpolated linearly; {} without step times.
+
+    Args:
+      durations: step times in seconds.
+    """
+    if not durations:
+        return {}
+    values = np.percentile(np.asarray(durations, np.float64), PERCENTILES)
+    return {
+        step_key(percent): float(f"{value:.4g}")
+        for percent, value in zip(PERCENTILES, values, strict=True)
+    }
+
+
+def step_key(percent: int) -> str:
+    """Returns the key of a percentile of the step time in a line."""
+    return f"step_seconds_p{percent}"
+
+
+def summarize(lines: Sequence[Line]) -> dict[str, float]:
+    """Summarizes a run for its record.
+
+    Args:
+      lines: lines of timing.jsonl.
+
+    Returns:
+      Goodput, sums of seconds by purpose, medians over the windows of the percentiles of the step
+      time, and peak memory in MB. What was not measured is left out.
+    """
+    found: dict[str, float] = {}
+    if (fraction := goodput(lines)) is not None:
+        found["goodput"] = round(fraction, 4)
+        found["wall_seconds"] = round(sum(map(wall_seconds, lines)), 2)
+        found["useful_seconds"] = round(sum(map(useful_seconds, lines)), 2)
+        found["data_wait_seconds"] = round(sum(map(wait_seconds, lines)), 2)
+    for key in ("compile_seconds", "evaluation_seconds", "save_seconds", "start_seconds",
+                "lost_seconds"):  # fmt: skip
+        if values := _values(lines, key):
+            found[key] = round(sum(values), 2)
+    for key in map(step_key, PERCENTILES):
+        if values := _values(lines, key):
+            found[key] = float(f"{np.median(values):.4g}")
+    for key in ("peak_memory_mb", "peak_device_memory_mb"):
+        if values := _values(lines, key):
+            found[key] = max(values)
+    return found
+
+
+def _values(lines: Iterable[Line], key: str) -> list[float]:
+    return [line[key] for line in lines if key in line]
