@@ -30,13 +30,14 @@ class Clock:
     def __init__(self):
         """Starts the clock with the time of the start; see `started`."""
         self._compilations = _compilations()
-        self._step, self._totals = 0, collections.Counter()
+        self._step, self._totals = 0, collections.defaultdict[str, float](float)
         self._began = time.monotonic()
         self._pending: collections.deque[tuple[Any, bool]] = collections.deque()
         self._restart(0)
 
     def _restart(self, step: int) -> None:
-        self._step, self._began, self._totals = step, time.monotonic(), collections.Counter()
+        self._step, self._began = step, time.monotonic()
+        self._totals = collections.defaultdict[str, float](float)
         self._completed, self._durations = self._began, []
 
     def started(self, step: int, lost: float) -> dict[str, float]:
