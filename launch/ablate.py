@@ -31,6 +31,7 @@ from launch import cli
 cli.define_workdir()
 cli.define_own_data()
 cli.define_match()
+cli.define_stack()
 cli.define_record()
 cli.define_track()
 flags.DEFINE_string("config", None, "Ablation file, for example configs/ablations/text_pooling.py.")

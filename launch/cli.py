@@ -182,6 +182,16 @@ def define_match() -> None:
     )
 
 
+def define_stack() -> None:
+    """Defines --stack_seeds."""
+    flags.DEFINE_bool(
+        "stack_seeds",
+        False,
+        "Train the seeds of an experiment in one program that is batched over them, with the same "
+        "losses.",
+    )
+
+
 def define_record() -> None:
     """Defines --record and --results."""
     flags.DEFINE_bool(
@@ -224,6 +234,11 @@ def run_all(experiments: Mapping[str, Any], seeds: int, title: str) -> NoReturn:
     if FLAGS.match_key and not FLAGS.match:
         raise UserError("--match_key: needs --match=parameters")
     set_up_jax(next(iter(experiments.values())))
+    from launch.runs import stacked
+
+    if FLAGS.stack_seeds:
+        for experiment in experiments.values():
+            stacked.check(experiment, seeds, track)
     notes = []
     if FLAGS.match:
         from launch.runs import matching
@@ -231,8 +246,11 @@ def run_all(experiments: Mapping[str, Any], seeds: int, title: str) -> NoReturn:
         found = matching.match_parameters(experiments, paths(), FLAGS.match_key, status)
         experiments = {name: match.experiment for name, match in found.items()}
         notes = matching.notes(found)
-    options = runs.Options(workdir(), paths(), command(), status, track)
+    placement = stacked.StackedSeeds() if FLAGS.stack_seeds else None
+    options = runs.Options(workdir(), paths(), command(), status, track, placement=placement)
     outcomes, stopped = runs.run_all(experiments, seeds, options)
+    if FLAGS.stack_seeds:
+        notes += stacked.notes(outcomes)
     finish_runs(outcomes, stopped, title, notes=notes)
 
 
@@ -583,6 +601,7 @@ def _flags_of_commands() -> dict[str, set[str]]:
         "record": ["record", "results"],
         "track": ["track"],
         "match": ["match", "match_key"],
+        "stack": ["stack_seeds"],
     }
     found = {}
     for name, text in command_sources().items():

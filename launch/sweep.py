@@ -44,6 +44,7 @@ flags.DEFINE_integer(
     lower_bound=1,
 )  # fmt: skip
 cli.define_match()
+cli.define_stack()
 cli.define_record()
 cli.define_track()
 
@@ -78,6 +79,8 @@ def search(config, title: str) -> None:
     from launch.runs import search as searches
     from tasks.common.errors import UserError
 
+    if cli.FLAGS.stack_seeds:
+        raise UserError("--stack_seeds: cannot be combined with --search; leave out one of them")
     if cli.FLAGS.match:
         raise UserError("--match: cannot be combined with --search; leave out one of them")
     searches.check_installed()

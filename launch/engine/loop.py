@@ -20,6 +20,7 @@ from launch.engine.errors import Interrupted
 from launch.engine.evaluation import Evaluation, evaluate
 from launch.engine.profiling import Profile, Profiler
 from launch.engine.progress import ESTIMATE_AFTER, Progress
+from launch.engine.stack import Member
 from launch.engine.steps import Steps, make_steps
 from launch.engine.trackers import FINISHED, TensorBoard, Tracker
 from launch.engine.writers import Writers, best_step, validation_curve
@@ -38,6 +39,7 @@ def train(
     stop_after: int | None = None,
     trackers: Sequence[Tracker] = (),
     profile: Profile | None = None,
+    member: Member | None = None,
 ) -> tuple[Steps, Any, int]:
     """Trains, or resumes training, until the last step or until patience is exhausted.
 
@@ -52,6 +54,7 @@ def train(
         validation; learning rate schedules still span all steps.
       trackers: receivers of the metrics besides TensorBoard.
       profile: steps to trace.
+      member: place in a stack of seeds that take their steps together; None to train alone.
 
     Returns:
       The compiled functions, the variables at the step with the best validation metric (or at
@@ -66,7 +69,7 @@ def train(
     last = stop_after or plan.steps
     sign = 1 if task.higher_is_better else -1
     clock = Clock()
-    steps = make_steps(task, config)
+    steps = make_steps(task, config) if member is None else member.steps()
     batches = train_iterator(
         task.examples("train"),
         batch_size=plan.batch_size,
@@ -87,7 +90,8 @@ def train(
         state = steps.init()
     stop = _Signals()
     try:
-        with Progress(last, step, metric) as progress, stop:
+        display = (True, "") if member is None else (member.first, member.label)
+        with Progress(last, step, metric, *display) as progress, stop:
             for note in notes:
                 progress.say(note)
             if step:
@@ -111,6 +115,7 @@ def train(
                 if step % plan.log_every and step < last:
                     continue
                 clock.drain()
+                state = steps.resolve(state)
                 means = _means(window)
                 window = []
                 if not math.isfinite(means["loss"]):
@@ -225,16 +230,28 @@ class _Signals:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
         except ValueError:
-            # Only the main thread can handle signals.
-            pass
+            # Only the main thread can handle signals; it forwards them to a stack of seeds.
+            _in_threads.add(self)
         return self
 
-    def _note(self, number: int, _: Any) -> None:
+    def _note(self, number: int, _: Any = None) -> None:
         if self.received is not None:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = number
 
     def __exit__(self, *_: object) -> None:
+        _in_threads.discard(self)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+# Recorders of the training loops that do not run in the main thread.
+_in_threads: set[_Signals] = set()
+
+
+def forward_signal(number: int) -> None:
+    """Makes the training loops of other threads stop at their next log step, with a checkpoint."""
+    for recorder in tuple(_in_threads):
+        if recorder.received is None:
+            recorder._note(number)

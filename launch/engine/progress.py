@@ -26,15 +26,28 @@ _PREDICTION_INTERVAL = 10.0
 class Progress:
     """Progress display with step, steps/s, loss, validation metric and remaining time."""
 
-    def __init__(self, steps: int, first_step: int, metric: str):
-        """Args: total number of steps; number of finished steps; name of the validation metric."""
+    def __init__(
+        self, steps: int, first_step: int, metric: str, shown: bool = True, label: str = ""
+    ):
+        """Initializes a display that is not visible yet.
+
+        Args:
+          steps: total number of steps.
+          first_step: number of finished steps.
+          metric: name of the validation metric.
+          shown: whether anything but the lines of `say` is displayed.
+          label: name before these lines.
+        """
         self._steps, self._first, self._metric = steps, first_step, metric
+        self._shown, self._label = shown, label
         self._marks = [(first_step, time.monotonic())]
         self._loss = self._value = float("nan")
         self._wait, self._logged = 0.0, False
         self._bar: _TerminalBar | _NotebookBar | None = None
 
     def __enter__(self) -> Progress:
+        if not self._shown:
+            return self
         if sys.stderr.isatty():
             self._bar = _TerminalBar(self._steps, self._first)
         elif _in_notebook():
@@ -87,11 +100,14 @@ class Progress:
                         f"{self._left(step)} left")  # fmt: skip
 
     def _print(self, step: int, *parts: str) -> None:
+        if not self._shown:
+            return
         line = "  ".join((f"step {step}/{self._steps}", *parts))
         print(line, file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
         """Prints a line above the progress bar."""
+        line = f"{self._label}: {line}" if self._label else line
         if self._bar:
             self._bar.say(line)
         else:

@@ -32,6 +32,11 @@ class Steps:
       predict: (variables, inputs) -> outputs of each example; see `Task.predict`.
       predict_fast: `predict` with `fast=True`.
       attention: (variables, inputs) -> attention weights by name.
+      initial: (seed) -> state, for any seed.
+      stacked: (states, batches, seeds, mask) -> (states, metrics) of several seeds; see
+        `stacked_train`.
+      select: (states, lane) -> state.
+      resolve: (state) -> arrays of a state that `train` returned.
     """
 
     mesh: Any
@@ -42,6 +47,10 @@ class Steps:
     predict: Any
     predict_fast: Any
     attention: Any
+    initial: Any
+    stacked: Any
+    select: Any
+    resolve: Any = lambda state: state
 
     @property
     def batch_shards(self) -> int:
@@ -67,16 +76,19 @@ def make_steps(task: Task, config: Experiment, devices: Sequence[Any] | None = N
     average_decay = config.optimizer.average_decay
     graphdef = states.graph_definition(task, config.seed)
 
+    def initial(seed):
+        return states.initial_state(task, optimizer, seed, average_decay > 0)
+
     def init():
-        return states.initial_state(task, optimizer, config.seed, average_decay > 0)
+        return initial(config.seed)
 
     shapes = jax.eval_shape(init)
     state_shardings = sharding.tree_shardings(shapes, mesh, task.sharding_rules)
     variables_shardings = states.evaluation_variables(state_shardings)
     over_batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
 
-    def train(state, batch):
-        dropout_key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+    def train(state, batch, seed=config.seed):
+        dropout_key = jax.random.fold_in(jax.random.key(seed), state["step"])
 
         def objective(params):
             model = states.merge_model(graphdef, params, state["statistics"])
@@ -143,4 +155,40 @@ def make_steps(task: Task, config: Experiment, devices: Sequence[Any] | None = N
         predict=evaluation(task.predict, whole),
         predict_fast=evaluation(functools.partial(task.predict, fast=True), whole),
         attention=evaluation(task.attention, whole),
+        initial=jax.jit(lambda seed: initial(jax.random.key(seed)), out_shardings=state_shardings),
+        stacked=sharding.OnMesh(jax.jit(stacked_train(train), donate_argnums=0), mesh),
+        select=jax.jit(
+            lambda stack, lane: jax.tree.map(lambda leaf: leaf[lane], stack),
+            out_shardings=state_shardings,
+        ),
     )
+
+
+def stacked_train(train: Any) -> Any:
+    """Returns a train step that is batched over seeds.
+
+    Args:
+      train: (state, batch, seed) -> (state, metrics).
+
+    Returns:
+      A function of states, a tree with a leading dimension [S]; a tuple of S batches of one shape;
+      seeds [S]; and a mask [S], True for the seeds that take the step, or None for all. It returns
+      the states and a list of the metrics of each seed.
+    """
+
+    def step(states_of_seeds, batches, seeds, mask):
+        stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+        new, metrics = jax.vmap(train)(states_of_seeds, stack, seeds)
+        if mask is not None:
+            new = jax.tree.map(
+                lambda after, before: jnp.where(
+                    mask.reshape(-1, *[1] * (after.ndim - 1)), after, before
+                ),
+                new,
+                states_of_seeds,
+            )
+        return new, [
+            {name: value[lane] for name, value in metrics.items()} for lane in range(len(batches))
+        ]
+
+    return step

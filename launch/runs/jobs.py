@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from launch.engine.config import Experiment
 from launch.engine.errors import Interrupted, causes, system_error
+from launch.engine.stack import Member
 from launch.reporting import results
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
@@ -129,8 +130,13 @@ def retried(job: Job, failure: str, attempt: int, retries: int) -> str:
     return f"{job.label}: {failure}; retry {attempt + 1} of {retries}"
 
 
-def perform(job: Job, options: Options) -> Ended:
+def perform(job: Job, options: Options, member: Member | None = None) -> Ended:
     """Executes a job in this process.
+
+    Args:
+      job: the job.
+      options: directories and command.
+      member: place of the job in a stack of seeds; None to train alone.
 
     Raises:
       Interrupted: a signal stopped training; a checkpoint was saved.
@@ -147,6 +153,7 @@ def perform(job: Job, options: Options) -> Ended:
                 options.command,
                 known=options.known,
                 track=options.track,
+                member=member,
             )
         )
     except (BrokenPipeError, Interrupted):

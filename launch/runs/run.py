@@ -22,6 +22,7 @@ from launch.engine.evaluation import evaluate
 from launch.engine.loop import early_stop, train
 from launch.engine.predictor import outputs_of_examples
 from launch.engine.profiling import Profile
+from launch.engine.stack import Member
 from launch.engine.trackers import Tracker
 from launch.engine.writers import check_logs, read_lines, validation_curve, write_json
 from launch.reporting import baselines, figures, results
@@ -50,6 +51,7 @@ def run(
     known: dict[str, Any] | None = None,
     track: Sequence[str] = (),
     profile: Profile | None = None,
+    member: Member | None = None,
 ) -> dict[str, Any]:
     """Trains and tests one experiment and writes its report; verifies a finished run.
 
@@ -64,6 +66,7 @@ def run(
         once.
       track: trackers of `launch.engine.trackers.NAMES` that receive metrics and results.
       profile: steps to trace; with config.training.refit, of the first training.
+      member: place in a stack of seeds that take their steps together; None to train alone.
 
     Returns:
       The result record, which is also written to result.json.
@@ -87,7 +90,11 @@ def run(
         _verify_finished(config, folder, paths, {} if known is None else known)
         return record
     sharding.make_mesh(config.mesh)
-    task = prepared_task(config, paths)
+    task = (
+        prepared_task(config, paths)
+        if member is None
+        else member.task(lambda: prepared_task(config, paths))
+    )
     final = task.with_validation() if config.training.refit else task
     described, lines = described_data(task)
     for place, given in ((folder, final), (folder / SELECTION, task)):
@@ -120,6 +127,7 @@ def run(
                 described,
                 receivers,
                 profile,
+                member,
             )
 
 
@@ -227,15 +235,19 @@ def _finish(
     described: dict[str, Any],
     receivers: Sequence[Tracker],
     profile: Profile | None,
+    member: Member | None,
 ) -> dict[str, Any]:
     _write_environment(task, folder)
-    steps, variables, best = train(task, config, folder, selected, receivers, profile)
+    steps, variables, best = train(task, config, folder, selected, receivers, profile, member)
     timing = [
         line
         for place in (folder / SELECTION, folder)
         for line in read_lines(place / "timing.jsonl")
     ]
     seconds = sum(line.get("seconds", 0) + line.get("evaluation_seconds", 0) for line in timing)
+    stacked = {} if member is None else {"stacked_seeds": member.size}
+    # The clock of each seed measures the time of the whole stack.
+    seconds /= stacked.get("stacked_seeds", 1)
     size = config.training.evaluation_batch_size
     if selected is None:
         validation = evaluate(task, steps, variables, "validation", size).metrics
@@ -262,7 +274,7 @@ def _finish(
         command=command,
         training=_training_facts(config, task, folder),
         data_summary=described,
-        timing=monitoring.summarize(timing),
+        timing={**monitoring.summarize(timing), **stacked},
     )
     write_report(folder, task, record, len(task.scored_examples("test")), drawn, note)
     _publish(config, folder, trackers.Result(
