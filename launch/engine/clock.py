@@ -27,8 +27,13 @@ class Clock:
     time includes a wait for data that delayed the step. Steps around a compilation are left out.
     """
 
-    def __init__(self):
-        """Starts the clock with the time of the start; see `started`."""
+    def __init__(self, seeds: int = 1):
+        """Starts the clock with the time of the start; see `started`.
+
+        Args:
+          seeds: number of seeds that train together.
+        """
+        self._seeds = seeds
         self._compilations = _compilations()
         self._step, self._totals = 0, collections.defaultdict[str, float](float)
         self._began = time.monotonic()
@@ -115,6 +120,8 @@ class Clock:
         for part in ("compile", "save"):
             if self._totals[part]:
                 result[f"{part}_seconds"] = round(self._totals[part], 4)
+        if self._seeds > 1:
+            result["stacked_seeds"] = self._seeds
         self._restart(step)
         return result
 

@@ -68,7 +68,7 @@ def train(
     plan, metric = config.training, task.primary_metric
     last = stop_after or plan.steps
     sign = 1 if task.higher_is_better else -1
-    clock = Clock()
+    clock = Clock() if member is None else Clock(member.size)
     steps = make_steps(task, config) if member is None else member.steps()
     batches = train_iterator(
         task.examples("train"),

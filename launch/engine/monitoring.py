@@ -41,6 +41,15 @@ def useful_seconds(line: Line) -> float:
     return max(spent - overhead, 0.0)
 
 
+def run_seconds(line: Line) -> float:
+    """Returns the time of training and validation in a line, per seed.
+
+    A line of stacked seeds has the time of the stack, and in `stacked_seeds` their number.
+    """
+    spent = line.get("seconds", 0.0) + line.get("evaluation_seconds", 0.0)
+    return spent / line.get("stacked_seeds", 1)
+
+
 def goodput(lines: Iterable[Line]) -> float | None:
     """Computes the fraction of the wall time of a run in which useful steps ran.
 
@@ -92,7 +101,7 @@ def summarize(lines: Sequence[Line]) -> dict[str, float]:
 
     Returns:
       Goodput, sums of seconds by purpose, medians over the windows of the percentiles of the step
-      time, and peak memory in MB. What was not measured is left out.
+      time, peak memory in MB, and the number of stacked seeds. What was not measured is left out.
     """
     found: dict[str, float] = {}
     if (fraction := goodput(lines)) is not None:
@@ -107,7 +116,7 @@ def summarize(lines: Sequence[Line]) -> dict[str, float]:
     for key in map(step_key, PERCENTILES):
         if values := _values(lines, key):
             found[key] = float(f"{np.median(values):.4g}")
-    for key in ("peak_memory_mb", "peak_device_memory_mb"):
+    for key in ("peak_memory_mb", "peak_device_memory_mb", "stacked_seeds"):
         if values := _values(lines, key):
             found[key] = max(values)
     return found

@@ -31,16 +31,30 @@ _REMEDY = "leave out --stack_seeds to train the seeds one after another"
 
 
 class Stack:
-    """Seeds that are trained in one program on one device."""
+    """Seeds that are trained in one program on one device.
 
-    def __init__(self, configs: Sequence[Experiment], device: Any, turn: threading.Condition):
+    Attributes:
+      turn: condition whose lock the running thread holds.
+      seeds: number of seeds that train together, on all devices.
+      members: places of the seeds, for their training loops.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[Experiment],
+        device: Any,
+        turn: threading.Condition,
+        seeds: int | None = None,
+    ):
         """Creates a stack whose members have not begun.
 
         Args:
           configs: experiments that differ only in their seeds.
           device: device of the program.
           turn: condition whose lock the running thread holds; shared by stacks on other devices.
+          seeds: number of seeds on all devices; None if there is no other device.
         """
+        self.seeds = seeds or len(configs)
         self.turn = turn
         self._configs, self._device = list(configs), device
         self._alive = set(range(len(configs)))
@@ -164,7 +178,6 @@ class Member:
 
     Attributes:
       inside: object that stands for the state of the member in the stack.
-      size: number of members.
     """
 
     def __init__(self, stack: Stack, number: int):
@@ -174,8 +187,8 @@ class Member:
 
     @property
     def size(self) -> int:
-        """Number of seeds in the stack."""
-        return len(self._stack.members)
+        """Number of seeds that train together, on all devices."""
+        return self._stack.seeds
 
     @property
     def label(self) -> str:

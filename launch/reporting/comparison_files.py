@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.engine.answers import cell
+from launch.engine.monitoring import run_seconds
 from launch.engine.writers import read_lines, write_text
 from launch.reporting import comparison as comparisons
 from launch.reporting import figures, page
@@ -249,10 +250,6 @@ def _points(folder: Path, metric: str) -> dict[int, tuple[float, float]]:
     found = {}
     for line in read_lines(logs):
         if line.get("split") == "validation" and metric in line and timing:
-            seconds = sum(
-                each.get("seconds", 0) + each.get("evaluation_seconds", 0)
-                for each in timing
-                if each["step"] <= line["step"]
-            )
+            seconds = sum(run_seconds(each) for each in timing if each["step"] <= line["step"])
             found[line["step"]] = (seconds, line[metric])
     return found

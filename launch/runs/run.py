@@ -244,10 +244,7 @@ def _finish(
         for place in (folder / SELECTION, folder)
         for line in read_lines(place / "timing.jsonl")
     ]
-    seconds = sum(line.get("seconds", 0) + line.get("evaluation_seconds", 0) for line in timing)
-    stacked = {} if member is None else {"stacked_seeds": member.size}
-    # The clock of each seed measures the time of the whole stack.
-    seconds /= stacked.get("stacked_seeds", 1)
+    seconds = sum(map(monitoring.run_seconds, timing))
     size = config.training.evaluation_batch_size
     if selected is None:
         validation = evaluate(task, steps, variables, "validation", size).metrics
@@ -274,7 +271,7 @@ def _finish(
         command=command,
         training=_training_facts(config, task, folder),
         data_summary=described,
-        timing={**monitoring.summarize(timing), **stacked},
+        timing=monitoring.summarize(timing),
     )
     write_report(folder, task, record, len(task.scored_examples("test")), drawn, note)
     _publish(config, folder, trackers.Result(

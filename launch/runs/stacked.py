@@ -128,7 +128,7 @@ def _members(jobs: Sequence[Job]) -> Iterator[tuple[Job, Member]]:
     turn = threading.Condition()
     for number, device in enumerate(devices):
         if mine := jobs[number :: len(devices)]:
-            stack = Stack([job.config for job in mine], device, turn)
+            stack = Stack([job.config for job in mine], device, turn, len(jobs))
             yield from zip(mine, stack.members, strict=True)
 
 

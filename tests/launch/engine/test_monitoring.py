@@ -44,6 +44,13 @@ def test_goodput_is_the_fraction_of_useful_time():
     }
 
 
+def test_seconds_of_stacked_seeds_are_those_of_one():
+    lines = [{"seconds": 6.0}, {"seconds": 8.0, "stacked_seeds": 4}, {"start_seconds": 9.0}]
+    lines += [{"evaluation_seconds": 3.0, "stacked_seeds": 2}]
+    assert sum(map(monitoring.run_seconds, lines)) == 9.5
+    assert monitoring.summarize(lines)["stacked_seeds"] == 4
+
+
 def test_lines_of_earlier_versions_are_summarized():
     lines = [{"step": 5, "seconds": 8.0}, {"step": 5, "evaluation_seconds": 2.0}]
     found = monitoring.summarize(lines)

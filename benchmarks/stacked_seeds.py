@@ -1,0 +1,107 @@
+"""Seconds per seed of `launch.sweep` with and without --stack_seeds.
+
+python -m benchmarks.stacked_seeds
+python -m benchmarks.stacked_seeds --models=sequence_copy --seeds=3 --steps=100
+
+Each way is a command in a process of its own, with an empty compilation cache. Times are those of
+training and validation, with compilation: `seconds` in `result.json`. The median time of a step
+is given as well, divided by the number of seeds if they are stacked, since compilation is the same
+for any number of steps. Results are written to benchmarks/results/stacked_seeds.json or --json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from absl import flags
+
+from benchmarks import records
+from launch import cli
+
+MODELS = {
+    "sequence_copy": [
+        "--config=configs/sequence_copy.py",
+        "--config.data.validation_size=500",
+        "--config.data.test_size=500",
+    ],
+    "attention_pooling": ["--config=configs/text_classification.py:sst2,attention_pooling"],
+}
+WAYS = {"one after another": [], "stacked": ["--stack_seeds"]}
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_multi_enum("models", list(MODELS), list(MODELS), "Models to train.")
+    flags.DEFINE_integer("seeds", 5, "Number of seeds.", lower_bound=2)
+    flags.DEFINE_integer("steps", 200, "Number of steps.", lower_bound=20)
+    flags.DEFINE_string("json", None, "Output file.")
+
+
+def run() -> None:
+    """Runs the command."""
+    values = flags.FLAGS
+    path = pathlib.Path(values.json or records.FOLDER / "stacked_seeds.json")
+    rows = []
+    for name in values.models:
+        rows.append(measure(name, values.seeds, values.steps))
+        print(show(rows[-1]), flush=True)
+        records.put(path, "stacked_seeds", {"rows": rows})
+
+
+def measure(name: str, seeds: int, steps: int) -> dict[str, Any]:
+    """Returns the row of a model: seconds per seed and milliseconds per step and seed, each way."""
+    ways = {}
+    for way, more in WAYS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            words = [
+                sys.executable, "-m", "launch.sweep", *MODELS[name],
+                f"--workdir={folder}/runs", f"--seeds={seeds}",
+                f"--config.training.steps={steps}", f"--config.training.evaluate_every={steps}",
+                f"--config.training.log_every={steps // 10}", *more,
+            ]  # fmt: skip
+            load, began = os.getloadavg()[0], time.monotonic()
+            environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+            subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
+            wall = time.monotonic() - began
+            found = [
+                json.loads(x.read_text()) for x in pathlib.Path(folder).glob("runs/*/result.json")
+            ]
+        assert len(found) == seeds
+        ways[way] = summarize(found) | {"command_seconds": round(wall, 1), "load": round(load, 1)}
+    return {"model": name, "seeds": seeds, "steps": steps, "ways": ways}
+
+
+def summarize(found: list[dict[str, Any]]) -> dict[str, float]:
+    """Returns the means over seeds of the seconds and of the milliseconds of a step."""
+    medians = [
+        1e3 * run["timing"]["step_seconds_p50"] / run["timing"].get("stacked_seeds", 1)
+        for run in found
+    ]
+    return {
+        "seconds_per_seed": round(statistics.mean(run["seconds"] for run in found), 2),
+        "milliseconds_per_step_and_seed": round(statistics.mean(medians), 3),
+    }
+
+
+def show(row: dict[str, Any]) -> str:
+    """Formats a row for the terminal."""
+    lines = [f"{row['model']}, {row['seeds']} seeds, {row['steps']} steps"]
+    for way, one in row["ways"].items():
+        lines.append(
+            f"{way:>18}: {one['seconds_per_seed']:.1f} s per seed, "
+            f"{one['milliseconds_per_step_and_seed']:.2f} ms per step and seed (load {one['load']})"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.main(run, __doc__)
