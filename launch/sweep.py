@@ -13,6 +13,8 @@ ratios, log(1e-5,1e-2,7), or with equal distances, linear(0,0.5,7):
 python -m launch.sweep --config=configs/text_classification.py:sst2 --workdir=runs/rates
     --set "optimizer.learning_rate=log(1e-4,1e-2,5)" --set "model.dropout_rate=linear(0,0.4,3)"
 
+--stack_seeds trains the seeds of a combination in one program, with the same losses.
+
 --search=optuna runs --trials combinations, each chosen by the validation metrics of the earlier
 ones (pip install -r requirements-optuna.txt). A range without a number of values is then searched
 as a whole. The same command with a larger --trials continues the search:

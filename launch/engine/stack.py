@@ -1,6 +1,6 @@
 """Training of several seeds in one program, with one training loop for each seed.
 
-The loops run in threads of which only one runs at a time. Each calls its train step as if it
+The loops run in threads, one at a time. Each calls its train step as if it
 trained alone. There it waits until all others have called theirs, and one program that is batched
 over the seeds (`jax.vmap`) takes the steps of all. Everything else, such as logs, validation,
 checkpoints and early stopping, happens in the loop of each seed.
@@ -216,7 +216,7 @@ class Member:
 
     def _train(self, state: Any, batch: Any) -> tuple[Any, Any]:
         metrics = self._stack.step(self._number, state, batch)
-        # Stands for the state in the stack, of which there are no arrays until `_resolve`.
+        # Stands for the state in the stack, until `_resolve` returns its arrays.
         self.inside = object()
         return self.inside, metrics
 

@@ -17,7 +17,7 @@ from launch.reporting.tables import mean_and_spread
 from launch.runs.jobs import Ended, InProcess, Job, Options, perform
 from tasks.common.errors import UserError
 
-# Seconds between two looks at the threads, in which signals are handled.
+# Longest time in seconds until a signal is forwarded to the threads.
 _INTERVAL = 0.2
 
 
