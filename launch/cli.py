@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import os
 import re
 import shlex
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -151,6 +153,37 @@ def tracked() -> list[str]:
     names = [name for word in FLAGS.track for name in word.split(",")]
     trackers.check(names)
     return list(dict.fromkeys(names))
+
+
+def define_distributed() -> None:
+    """Defines --distributed and --distributed_timeout."""
+    flags.DEFINE_string(
+        "distributed",
+        None,
+        "Run as one of several processes: auto, if JAX detects them (Slurm, Open MPI, Kubernetes, "
+        "TPU pods), or HOST:PORT,N,I with the address of the first process, the number of "
+        "processes and the index of this one.",
+    )
+    flags.DEFINE_integer(
+        "distributed_timeout", 300, "Seconds until all processes of --distributed are connected."
+    )
+
+
+def distributed():
+    """Returns the connection that --distributed describes; None without the flag.
+
+    The first call of a command runs the same command line in a supervised process, and exits with
+    its status; see `launch.engine.supervision`.
+    """
+    from launch.engine import processes, supervision
+
+    if FLAGS.distributed is None:
+        return None
+    connection = processes.parse(FLAGS.distributed, FLAGS.distributed_timeout)
+    if not os.environ.get(supervision.SUPERVISED):
+        words = [sys.executable, "-m", f"launch.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+        sys.exit(supervision.supervise(words, str(connection)))
+    return connection
 
 
 def define_arguments() -> None:
@@ -308,11 +341,19 @@ def command() -> str:
     return shlex.join(["python", "-m", f"launch.{name}", *sys.argv[1:]])
 
 
-def set_up_jax(config=None) -> None:
-    """Sets up devices and the compilation cache; call this before anything is compiled."""
-    from launch.engine import devices
+def set_up_jax(config=None, connection=None) -> None:
+    """Sets up devices and the compilation cache; call this before anything is compiled.
 
-    devices.set_up_jax(paths().cache_dir, config)
+    Args:
+      config: experiment whose virtual CPU devices are requested.
+      connection: connection to the other processes of the run, see `distributed`.
+    """
+    from launch.engine import devices, processes
+
+    devices.set_up_jax(paths().cache_dir, config, connection)
+    if not processes.is_first():
+        # The first process writes the output of the command.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def main(command: Callable[[], None], usage: str) -> None:
@@ -329,7 +370,30 @@ def main(command: Callable[[], None], usage: str) -> None:
         # --help shows only key flags of the main module.
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     keep_interrupts()
-    app.run(lambda _: _guarded(command), flags_parser=lambda argv: _guarded(lambda: _parse(argv)))
+    try:
+        app.run(
+            lambda _: _guarded(command), flags_parser=lambda argv: _guarded(lambda: _parse(argv))
+        )
+    except SystemExit as ended:
+        if ended.code:
+            _leave(ended.code if isinstance(ended.code, int) else 1)
+        raise
+    except Exception:
+        if _processes() is not None:
+            traceback.print_exc()
+            _leave(1)
+        raise
+
+
+def _processes() -> Any:
+    """Returns `launch.engine.processes` if the command has used it; None otherwise."""
+    return sys.modules.get("launch.engine.processes")
+
+
+def _leave(status: int) -> None:
+    """Ends a process of several with a status; returns if it is the only one."""
+    if (processes := _processes()) is not None:
+        processes.leave(status)
 
 
 def _guarded(function: Callable[[], Any]) -> Any:
@@ -341,7 +405,8 @@ def _guarded(function: Callable[[], Any]) -> Any:
     except UserError as error:
         fail(str(error))
     except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
+        if (processes := _processes()) is None or processes.is_first():
+            print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
     except KeyboardInterrupt as stopped:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
@@ -350,6 +415,8 @@ def _guarded(function: Callable[[], Any]) -> Any:
         output.discard_closed()
         fail("the output pipe was closed by its reader")
     except Exception as error:
+        if (processes := _processes()) is not None:
+            processes.end_if_lost(error)
         # absl reports flag errors itself. All other exceptions are bugs.
         reason = system_error(error)
         if reason is None:
@@ -567,7 +634,7 @@ def _unknown_flag(name: str) -> str:
             key = last[0] if last else "KEY"
             return f"--{name}: launch.{command} has no such flag; write --config.{key}=VALUE"
     names = {name, name.removeprefix("no")}
-    others = [other for other, known in _flags_of_commands().items() if names & known]
+    others = [other for other, known in flags_of_commands().items() if names & known]
     if others and command not in others:
         return (
             f"--{name}: launch.{command} has no such flag; it belongs to "
@@ -590,7 +657,7 @@ def _keys_of_config() -> list[str]:
     return []
 
 
-def _flags_of_commands() -> dict[str, set[str]]:
+def flags_of_commands() -> dict[str, set[str]]:
     """Returns the flags of each command, parsed from its source file without importing it."""
     config = ["config", "data", *COLUMNS]
     shared = {
@@ -600,6 +667,7 @@ def _flags_of_commands() -> dict[str, set[str]]:
         "workdir": ["workdir"],
         "record": ["record", "results"],
         "track": ["track"],
+        "distributed": ["distributed", "distributed_timeout"],
         "match": ["match", "match_key"],
         "stack": ["stack_seeds"],
     }

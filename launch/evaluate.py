@@ -2,7 +2,8 @@
 
 python -m launch.evaluate --workdir=runs/sst2 --split=test
 
-Writes evaluation-<split>.json to the run directory and prints its content.
+Writes evaluation-<split>.json to the run directory and prints its content. With --distributed, the
+command is started on each of several processes; see docs/CLUSTER.md.
 
 A labeled file is in the form of the user files of the task: a table with the columns of the run, a
 folder of class folders, images/ and masks/, a COCO file, a manifest, a series, events, parallel
@@ -30,6 +31,7 @@ flags.DEFINE_string(
     "File for target, prediction and score of each example of --file; .csv, .tsv or .jsonl.",
 )
 cli.define_answers()
+cli.define_distributed()
 
 
 def evaluate() -> None:
@@ -47,11 +49,13 @@ def evaluate() -> None:
         for flag in ("images", "output"):
             if cli.FLAGS[flag].value is not None:
                 raise UserError(f"--{flag}: is only used with --file; leave it out")
-        cli.set_up_jax(config)
+        cli.set_up_jax(config, cli.distributed())
         split, paths = cli.FLAGS.split, cli.paths()
         record = evaluate_run(config, folder, split, paths, options=options)
         print(output.as_json(record, indent=1))
         return
+    if cli.FLAGS.distributed is not None:
+        raise UserError("--distributed: is only used with --split; leave it out")
     if cli.FLAGS["split"].present:
         raise UserError("--split: cannot be combined with --file; leave one of them out")
     form = answers.format_of(cli.FLAGS.output, None)

@@ -3,7 +3,8 @@
 python -m launch.train --config=configs/text_classification.py:sst2 --workdir=runs/sst2
 
 The metrics of the baselines are printed too. The same command resumes an interrupted run in the
-same directory, or verifies a finished run.
+same directory, or verifies a finished run. With --distributed, the command is started on each of
+several processes, whose number may change when a run is resumed; see docs/CLUSTER.md.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ cli.define_config()
 cli.define_workdir()
 cli.define_record()
 cli.define_track()
+cli.define_distributed()
 flags.DEFINE_string(
     "profile",
     None,
@@ -27,7 +29,7 @@ flags.DEFINE_bool("baselines", True, "Fit the task's baselines (cached) and show
 
 def train() -> None:
     """Runs the command `launch.train`."""
-    from launch.engine import profiling
+    from launch.engine import processes, profiling
     from launch.engine.config import task_class
     from launch.reporting import tables
     from launch.reporting.results import training_notes
@@ -36,7 +38,8 @@ def train() -> None:
     config, folder = cli.experiment(), cli.workdir()
     cli.check_recordable()
     track, profile = cli.tracked(), profiling.parse(cli.FLAGS.profile)
-    cli.set_up_jax(config)
+    connection = cli.distributed()
+    cli.set_up_jax(config, connection)
     record = run(
         config,
         folder,
@@ -44,8 +47,10 @@ def train() -> None:
         cli.command(),
         cli.FLAGS.baselines,
         track=track,
-        profile=profile,
+        profile=profile if processes.is_first() else None,
     )
+    if not processes.is_first():
+        return
     tables.show(record, task_class(config.task).table_metrics)
     for note in training_notes(record):
         print(note)

@@ -330,7 +330,7 @@ def test_each_task_is_trained_on_a_page():
 @pytest.mark.parametrize("name", NAMES)
 def test_flags_configs_and_keys_exist(name):
     """Checks commands, and what the text names in backticks."""
-    text, known = text_of(name), cli._flags_of_commands()
+    text, known = text_of(name), cli.flags_of_commands()
     configs = []
     for words in commands(text):
         if not (command := launched(words)):

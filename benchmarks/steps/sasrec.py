@@ -66,8 +66,7 @@ def jax_step(config, part: float) -> Callable[[int], float]:
     task = Recommendation(config.data, config.model, processor, dataset)
     examples, B = task.examples("train"), config.training.batch_size
     count = max(1, round(part * len(examples) / B))
-    options = {"buckets": task.buckets, "process_index": 0, "process_count": 1}
-    batches = train_iterator(examples, batch_size=B, seed=0, **options)
+    batches = train_iterator(examples, batch_size=B, seed=0, buckets=task.buckets)
     run = engine_steps(task, config, [next(batches) for _ in range(count)])
     return lambda rounds: run(rounds * count)
 

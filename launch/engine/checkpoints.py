@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from launch.engine import positions, processes
 from launch.engine import state as states
 from launch.engine.writers import read_mapping, write_json
 from tasks.common.errors import UserError
@@ -60,17 +61,15 @@ class Checkpoints:
             training is never resumed.
           score: value to maximize; the checkpoint with the highest score is kept.
         """
-        import grain.checkpoint
-
         self.wait()
         known = self._written_down()
-        if known.pop(str(step), None) is not None:
+        if known.pop(str(step), None) is not None and processes.is_first():
             # A removed checkpoint of the same step may have left its checksums.
             write_json(self._sums, known)
         args = self._ocp.args
         items: dict[str, Any] = {"state": args.StandardSave(state)}
         if iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointSave(iterator)
+            items["data"] = positions.handlers().Save(iterator)
         self._manager.save(
             step, args=args.Composite(**items), metrics={"score": score, "step": step}, force=True
         )
@@ -99,8 +98,6 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is missing or damaged.
         """
-        import grain.checkpoint
-
         args = self._ocp.args
         folder = self._folder / str(step)
         for part in (COMMITTED, "state/_METADATA"):
@@ -116,10 +113,12 @@ class Checkpoints:
             saved = states.with_layout(abstract_state, _saved_names(folder / "state/_METADATA"))
             items: dict[str, Any] = {"state": args.StandardRestore(saved)}
             if iterator is not None:
-                items["data"] = grain.checkpoint.CheckpointRestore(iterator)
+                items["data"] = positions.handlers().Restore(iterator)
             state = self._manager.restore(step, args=args.Composite(**items))["state"]
             return _in_layout(state, saved, abstract_state)
         except Exception as error:
+            if processes.lost(error):
+                raise
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
                 f"{folder}: the checkpoint cannot be read ({reason}); {remedy}"
@@ -161,6 +160,8 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits until the pending checkpoint and its checksums are on disk."""
         self._manager.wait_until_finished()
+        if not processes.is_first():
+            return
         known = self._written_down()
         steps = [str(step) for step in self.steps()]
         if all(step in known for step in steps):

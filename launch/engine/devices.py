@@ -14,6 +14,7 @@ from pathlib import Path
 
 from launch.engine.config import Experiment
 from launch.engine.memory import keep_large_buffers
+from launch.engine.processes import Connection, connect
 from launch.engine.sharding import request_devices
 from tasks.common.errors import UserError
 
@@ -26,15 +27,19 @@ def set_up_determinism() -> None:
     jax.config.update("jax_threefry_partitionable", True)
 
 
-def set_up_jax(cache_dir: Path, config: Experiment | None = None) -> None:
+def set_up_jax(
+    cache_dir: Path, config: Experiment | None = None, connection: Connection | None = None
+) -> None:
     """Sets up devices and the compilation cache; call this before anything is compiled.
 
     Args:
       cache_dir: parent of the compilation cache, which is used unless JAX has another.
       config: experiment whose virtual CPU devices are requested.
+      connection: connection to the other processes of the run; None for a single process.
 
     Raises:
-      UserError: XLA_FLAGS, JAX_PLATFORMS or the number of virtual devices cannot be used.
+      UserError: the processes cannot be connected, or XLA_FLAGS, JAX_PLATFORMS or the number of
+        virtual devices cannot be used.
     """
     import jax
 
@@ -48,6 +53,8 @@ def set_up_jax(cache_dir: Path, config: Experiment | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
     if config is not None:
         request_devices(config.mesh)
+    if connection is not None:
+        connect(connection)
     _check_platform()
 
 

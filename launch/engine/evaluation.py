@@ -42,13 +42,14 @@ def evaluate(task: Task, steps: Steps, variables: Any, split: str, batch_size: i
         batch_size=batch_size,
         buckets=task.buckets,
         multiple=steps.batch_shards,
+        shards=steps.local_shards,
     ):
         placed = steps.place(batch)
         statistics, outputs = steps.evaluate(variables, placed)
         if task.decodes:
             predict = steps.predict_fast if split == "validation" else steps.predict
             outputs = predict(variables, prediction_inputs(task, placed))
-        pending.append((batch["id"], outputs))
+        pending.append((steps.fetch(placed["id"]), outputs))
         total = _add(total, jax.device_get(statistics))
     outputs = gather(pending)
     return Evaluation(task.metrics(total, outputs, split), total, outputs)

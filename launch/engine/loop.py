@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from launch.engine import processes
 from launch.engine import state as states
 from launch.engine.checkpoints import Checkpoints
 from launch.engine.clock import Clock
@@ -22,7 +25,8 @@ from launch.engine.profiling import Profile, Profiler
 from launch.engine.progress import ESTIMATE_AFTER, Progress
 from launch.engine.stack import Member
 from launch.engine.steps import Steps, make_steps
-from launch.engine.trackers import FINISHED, TensorBoard, Tracker
+from launch.engine.supervision import SUPERVISED
+from launch.engine.trackers import FINISHED, Silent, TensorBoard, Tracker
 from launch.engine.writers import Writers, best_step, validation_curve
 from tasks.common.data.pipeline import train_iterator
 from tasks.common.errors import UserError
@@ -75,17 +79,18 @@ def train(
         batch_size=plan.batch_size,
         seed=config.seed,
         buckets=task.buckets,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         multiple=steps.batch_shards,
+        shards=steps.local_shards,
     )
     checkpoints = Checkpoints(folder / "checkpoints")
     notes: list[str] = []
     step, state = checkpoints.restore_newest(steps.abstract_state, batches, notes.append)
     profiler = Profiler(profile, folder, step, last)
     checkpoints.delete_after(step)
-    events = TensorBoard(folder, config, after=step)
-    writers = Writers(folder, step, [events, *trackers])
+    # The other processes write nothing.
+    first_process = processes.is_first()
+    events = TensorBoard(folder, config, after=step) if first_process else Silent()
+    writers = Writers(folder if first_process else None, step, [events, *trackers])
     if state is None:
         state = steps.init()
     stop = _Signals()
@@ -99,7 +104,7 @@ def train(
             writers.timing(step, **clock.started(step, writers.lost_seconds))
             window: list[Any] = []
             first = step
-            over = early_stop(folder, task, plan)
+            over = _agreed_stop(folder, task, plan)
             while step < last and not over:
                 profiler.before(step + 1, clock.drain)
                 with clock.waiting():
@@ -139,18 +144,21 @@ def train(
                     with clock.saving():
                         checkpoints.save(step, state, batches, sign * result.metrics[metric])
                     progress.validated(step, result.metrics[metric])
-                    over = early_stop(folder, task, plan)
+                    over = _agreed_stop(folder, task, plan)
                     writers.timing(step, **clock.lap(step, "evaluation_seconds"))
-                if stop.received is not None:
+                # A signal to any of the processes stops all of them after the same step.
+                if received := processes.largest(stop.received or 0):
                     checkpoints.wait()
                     if step not in checkpoints.steps():
                         checkpoints.save(step, state, batches, UNRANKED)
                     checkpoints.wait()
-                    raise Interrupted(step, stop.received)
+                    raise Interrupted(step, received)
             if over:
                 progress.say(str(over))
         checkpoints.wait()
-        best = stop_after or best_step(folder, metric, task.higher_is_better)
+        best = stop_after or processes.from_first(
+            lambda: best_step(folder, metric, task.higher_is_better)
+        )
         if best != step:
             state = checkpoints.restore(best, steps.abstract_state)
         return steps, states.evaluation_variables(state), best
@@ -213,6 +221,17 @@ def early_stop(folder: Path, task: Any, plan: TrainingConfig) -> EarlyStop | Non
     return EarlyStop(*steps, plan.patience, plan.steps, task.primary_metric)
 
 
+def _agreed_stop(folder: Path, task: Task, plan: TrainingConfig) -> EarlyStop | None:
+    """Returns `early_stop` of the first process, which alone writes metrics.jsonl."""
+
+    def found() -> dict[str, Any] | None:
+        stop = early_stop(folder, task, plan)
+        return None if stop is None else dataclasses.asdict(stop)
+
+    values = processes.from_first(found)
+    return None if values is None else EarlyStop(**values)
+
+
 def _means(window: list[dict[str, Any]]) -> dict[str, float]:
     host = jax.device_get(window)
     return {name: float(np.mean([row[name] for row in host], dtype=np.float64)) for name in host[0]}
@@ -223,6 +242,7 @@ class _Signals:
 
     def __init__(self):
         self.received: int | None = None
+        self._ignored_until = 0.0
 
     def __enter__(self):
         self._before = {}
@@ -235,9 +255,13 @@ class _Signals:
         return self
 
     def _note(self, number: int, _: Any = None) -> None:
-        if self.received is not None:
+        now = time.monotonic()
+        if self.received is not None and now > self._ignored_until:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        elif self.received is None and os.environ.get(SUPERVISED):
+            # A scheduler may send a signal to this process and to its supervisor, which repeats it.
+            self._ignored_until = now + 2
         self.received = number
 
     def __exit__(self, *_: object) -> None:

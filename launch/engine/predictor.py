@@ -116,14 +116,19 @@ def outputs_of_examples(
     examples = Subset(task.examples(split), indices)
     longest = None if task.buckets is None else [task.buckets[-1]]
     for batch in evaluation_batches(
-        examples, batch_size=max(len(examples), 1), buckets=longest, multiple=steps.batch_shards
+        examples,
+        batch_size=max(len(examples), 1),
+        buckets=longest,
+        multiple=steps.batch_shards,
+        shards=steps.local_shards,
     ):
-        inputs = prediction_inputs(task, steps.place(batch))
+        placed = steps.place(batch)
+        inputs, ids = prediction_inputs(task, placed), steps.fetch(placed["id"])
         found = [jax.device_get(steps.attention(variables, inputs)), {}]
         if task.draws_predictions:
             found[1] = jax.device_get(steps.predict(variables, inputs))
-        real = batch["id"] >= 0
-        order = np.argsort(batch["id"][real])
+        real = ids >= 0
+        order = np.argsort(ids[real])
         attention, predicted = (
             {name: np.asarray(value)[real][order] for name, value in arrays.items()}
             for arrays in found

@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Any
 
+from launch.engine import processes
 from launch.engine.memory import peak_memory
 
 # Shortest time between two updates of the bar in a notebook, in seconds. Each update is a message
@@ -39,7 +40,8 @@ class Progress:
           label: name before these lines.
         """
         self._steps, self._first, self._metric = steps, first_step, metric
-        self._shown, self._label = shown, label
+        self._silent = not processes.is_first()
+        self._shown, self._label = shown and not self._silent, label
         self._marks = [(first_step, time.monotonic())]
         self._loss = self._value = float("nan")
         self._wait, self._logged = 0.0, False
@@ -106,11 +108,11 @@ class Progress:
         print(line, file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
-        """Prints a line above the progress bar."""
+        """Prints a line above the progress bar; on the first process alone."""
         line = f"{self._label}: {line}" if self._label else line
         if self._bar:
             self._bar.say(line)
-        else:
+        elif not self._silent:
             print(line, file=sys.stderr, flush=True)
 
     def _rate(self, step: int) -> float:

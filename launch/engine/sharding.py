@@ -15,6 +15,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from launch.engine import processes
 from tasks.common.configs import Config, PositiveInt, within
 from tasks.common.errors import UserError
 
@@ -33,8 +36,8 @@ class MeshConfig(Config):
       tensor: number of shards of attention heads and hidden units.
       sequence: number of shards of sequences in attention (the kernel "ring"); in other layers XLA
         chooses the sharding.
-      cpu_devices: number of virtual CPU devices; 0 keeps JAX's default. Ignored with an
-        accelerator.
+      cpu_devices: number of virtual CPU devices of each process; 0 keeps JAX's default. Ignored
+        with an accelerator.
     """
 
     data: int = -1
@@ -72,7 +75,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None):
     Args:
       config: sizes of the axes.
       devices: devices of the mesh, which may be absent (`launch.engine.topologies`); None for those
-        of this process.
+        of all processes.
 
     Raises:
       UserError: the product of the axis sizes differs from the number of devices.
@@ -83,7 +86,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None):
     present = devices is None
     devices = list(devices or jax.devices())
     if present and devices[0].platform == "cpu":
-        devices = devices[: config.cpu_devices or None]
+        devices = devices[: config.cpu_devices * processes.count() or None]
     others = config.fsdp * config.tensor * config.sequence
     data = config.data if config.data > 0 else max(len(devices) // others, 1)
     shape = (data, config.fsdp, config.tensor, config.sequence)
@@ -132,6 +135,38 @@ def batch_sharding(mesh: Any):
     from jax.sharding import NamedSharding, PartitionSpec
 
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def local_shards(mesh: Any) -> list[int]:
+    """Returns the numbers of the shards of a batch that are on the devices of this process."""
+    here = batch_sharding(mesh).addressable_devices_indices_map((batch_shards(mesh),))
+    return sorted({int(index[0].start or 0) for index in here.values() if index})
+
+
+def place(batch: Mapping[str, np.ndarray], mesh: Any) -> dict[str, Any]:
+    """Puts a host batch on the mesh, sharded as `batch_sharding`.
+
+    Args:
+      batch: arrays [rows, ...] with the rows of `local_shards`.
+      mesh: the mesh.
+    """
+    import jax
+
+    target = batch_sharding(mesh)
+    if not target.is_fully_addressable:
+        shards, total = local_shards(mesh), batch_shards(mesh)
+
+        def global_array(value: np.ndarray) -> Any:
+            rows = len(value) // len(shards)
+
+            def shard(index: Any) -> np.ndarray:
+                first = shards.index((index[0].start or 0) // rows) * rows
+                return value[first : first + rows]
+
+            return jax.make_array_from_callback((rows * total, *value.shape[1:]), target, shard)
+
+        return {name: global_array(np.asarray(value)) for name, value in batch.items()}
+    return jax.device_put(dict(batch), target)
 
 
 def replicated(mesh: Any):

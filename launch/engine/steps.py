@@ -57,9 +57,24 @@ class Steps:
         """Number that divides the number of rows of batches on the mesh."""
         return sharding.batch_shards(self.mesh)
 
+    @property
+    def local_shards(self) -> Sequence[int]:
+        """Numbers of the shards of a batch on the devices of this process, for `place`."""
+        return sharding.local_shards(self.mesh)
+
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Puts a host batch on the mesh, with its first dimension sharded over data and fsdp."""
-        return jax.device_put(dict(batch), sharding.batch_sharding(self.mesh))
+        """Puts the rows of `local_shards` on the mesh, sharded over data and fsdp."""
+        return sharding.place(batch, self.mesh)
+
+    def fetch(self, tree: Any) -> Any:
+        """Returns whole arrays of the mesh on the host of every process."""
+        if self.mesh.is_multi_process:
+            tree = jax.jit(_identity, out_shardings=sharding.replicated(self.mesh))(tree)
+        return jax.device_get(tree)
+
+
+def _identity(tree: Any) -> Any:
+    return tree
 
 
 def make_steps(task: Task, config: Experiment, devices: Sequence[Any] | None = None) -> Steps:

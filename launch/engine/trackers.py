@@ -78,6 +78,19 @@ class Tracker(abc.ABC):
         """Ends the run with a status: "finished", "stopped" or "failed"."""
 
 
+class Silent(Tracker):
+    """Tracker that writes nothing, for processes other than the first of a run."""
+
+    def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def result(self, result: Result) -> None:
+        pass
+
+    def close(self, status: str) -> None:
+        pass
+
+
 class TensorBoard(Tracker):
     """Event files in the directory tensorboard/ of a run."""
 

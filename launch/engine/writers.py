@@ -154,16 +154,20 @@ class Writers:
       lost_seconds: wall time of the lines that were removed from timing.jsonl.
     """
 
-    def __init__(self, folder: Path, step: int, trackers: Sequence[Receiver] = ()):
+    def __init__(self, folder: Path | None, step: int, trackers: Sequence[Receiver] = ()):
         """Opens the logs, and removes lines after `step` from metrics.jsonl and timing.jsonl.
 
         Args:
-          folder: run directory.
+          folder: run directory; None to write no logs, in processes other than the first of a run.
           step: step that the run goes on from.
           trackers: receivers of the same metrics; they are not closed with the logs.
         """
-        self._metrics, _, _ = _cut_back(folder / "metrics.jsonl", step)
-        self._timing, kept, removed = _cut_back(folder / "timing.jsonl", step)
+        self._metrics = self._timing = None
+        kept: list[dict[str, Any]] = []
+        removed: list[dict[str, Any]] = []
+        if folder is not None:
+            self._metrics, _, _ = _cut_back(folder / "metrics.jsonl", step)
+            self._timing, kept, removed = _cut_back(folder / "timing.jsonl", step)
         self._wall, self._useful = sum(map(wall_seconds, kept)), sum(map(useful_seconds, kept))
         self.lost_seconds = sum(map(wall_seconds, removed))
         self._trackers = trackers
@@ -198,6 +202,8 @@ class Writers:
 
     @staticmethod
     def _write(file: Any, record: Mapping[str, Any]) -> None:
+        if file is None:
+            return
         try:
             file.write(json.dumps(record) + "\n")
             file.flush()
@@ -207,6 +213,8 @@ class Writers:
     def close(self) -> None:
         """Closes the logs."""
         for log in (self._metrics, self._timing):
+            if log is None:
+                continue
             # Every line was already flushed, or its error was reported.
             with contextlib.suppress(OSError):
                 log.close()

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 from launch.engine import config as configs
+from launch.engine import processes
 from launch.engine.checkpoints import Checkpoints, finished_steps
 from launch.engine.config import Experiment
 from launch.engine.loop import early_stop
@@ -93,14 +94,16 @@ def begin(saved: Experiment, config: Experiment, folder: Path) -> None:
       config: experiment with more steps or patience, for which `check` has passed.
       folder: run directory.
     """
-    if (folder / RESULT).exists():
+    first = processes.is_first()
+    if first and (folder / RESULT).exists():
         (folder / RESULT).replace(folder / f"result-{saved.training.steps}.json")
-    if whole := finished_steps(folder / "checkpoints"):
-        common = _last_common(saved, folder, whole)
+    if whole := processes.from_first(lambda: finished_steps(folder / "checkpoints")):
+        common = processes.from_first(lambda: _last_common(saved, folder, whole))
         if common is not None and common < max(whole):
             with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
                 checkpoints.delete_after(common)
-    write_json(folder / "config.json", configs.to_dict(config))
+    if first:
+        write_json(folder / "config.json", configs.to_dict(config))
 
 
 def earlier_steps(folder: Path) -> list[int]:

@@ -144,18 +144,16 @@ def prepared_task(config: Experiment, paths: Paths, trained: Path | None = None)
 
 
 def _pretrained(config: Experiment, folder: Path) -> Pretrained:
-    import jax
-
     try:
         saved = saved_config(folder)
         # The parameters are restored to the mesh of this run.
         training = dataclasses.replace(config.training, refit=saved.training.refit)
         placed = dataclasses.replace(saved, mesh=config.mesh, training=training)
-        variables = load_variables(restored_task(saved, folder), placed, folder)[1]
+        steps, variables, _ = load_variables(restored_task(saved, folder), placed, folder)
     except UserError as error:
         reason = str(error).removeprefix(f"--workdir={folder}: ")
         raise UserError(f"config.model.init_from={folder}: {reason}") from None
-    params = jax.device_get(variables["params"])
+    params = steps.fetch(variables["params"])
     return Pretrained(folder, saved.task, saved.data, saved.model, saved_assets(folder), params)
 
 

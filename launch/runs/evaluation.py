@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.engine import evaluation
+from launch.engine import evaluation, processes
 from launch.engine.config import Experiment
 from launch.engine.writers import write_json
 from launch.reporting.paired import mean_and_interval
@@ -152,6 +152,7 @@ def evaluate_run(
         task, steps, variables, split, config.training.evaluation_batch_size
     )
     record = {"split": split, "step": best, "metrics": result.metrics}
-    directory.save_outputs(folder, task, result, split)
-    write_json(folder / f"evaluation-{split}.json", record)
+    if processes.is_first():
+        directory.save_outputs(folder, task, result, split)
+        write_json(folder / f"evaluation-{split}.json", record)
     return {**record, "metrics": {**result.metrics, **task.decided(result.outputs, split)}}

@@ -13,7 +13,7 @@ from typing import Any
 import filelock
 
 from launch.engine import config as configs
-from launch.engine import monitoring, sharding, trackers
+from launch.engine import monitoring, processes, sharding, trackers
 from launch.engine import state as states
 from launch.engine.checkpoints import finished_steps
 from launch.engine.config import Experiment
@@ -90,11 +90,12 @@ def run(
         _verify_finished(config, folder, paths, {} if known is None else known)
         return record
     sharding.make_mesh(config.mesh)
-    task = (
-        prepared_task(config, paths)
-        if member is None
-        else member.task(lambda: prepared_task(config, paths))
-    )
+    with first_before_others():
+        task = (
+            prepared_task(config, paths)
+            if member is None
+            else member.task(lambda: prepared_task(config, paths))
+        )
     final = task.with_validation() if config.training.refit else task
     described, lines = described_data(task)
     for place, given in ((folder, final), (folder / SELECTION, task)):
@@ -105,13 +106,16 @@ def run(
             every = 0 if plan.refit and place == folder else plan.evaluate_every
             check_logs(place, whole, every, plan.steps)
             Description.of(given).check(place, "restore the data, or name another --workdir")
+    # All processes have read the directory before the first one writes to it.
+    processes.barrier()
     if shorter is None:
-        write_json(folder / "config.json", configs.to_dict(config))
+        _write_config(config, folder)
     _print_once(described, lines)
     with alone(folder):
         if shorter is not None:
             continuing.begin(shorter, config, folder)
-        with trackers.tracking(track, folder, config, command) as receivers:
+        names = track if processes.is_first() else ()
+        with trackers.tracking(names, folder, config, command) as receivers:
             selected = None
             if config.training.refit:
                 selected = _select_step(config, task, folder / SELECTION, receivers, profile)
@@ -129,6 +133,21 @@ def run(
                 profile,
                 member,
             )
+
+
+@contextlib.contextmanager
+def first_before_others() -> Iterator[None]:
+    """Runs a block on the first process of a run before the others, which use its caches."""
+    if not processes.is_first():
+        processes.barrier()
+    yield
+    if processes.is_first():
+        processes.barrier()
+
+
+def _write_config(config: Experiment, folder: Path) -> None:
+    if processes.is_first():
+        write_json(folder / "config.json", configs.to_dict(config))
 
 
 def described_data(task: Task) -> tuple[dict[str, Any], list[str]]:
@@ -154,6 +173,12 @@ def _print_once(described: Mapping[str, Any], lines: Sequence[str]) -> None:
     shown = lines[: len(described["splits"])] if tuple(lines) in _printed else lines
     _printed.add(tuple(lines))
     for line in shown:
+        _say(line)
+
+
+def _say(line: str) -> None:
+    """Prints a line on the first process."""
+    if processes.is_first():
         print(line, file=sys.stderr, flush=True)
 
 
@@ -191,17 +216,20 @@ def _select_step(
 ) -> int:
     """Trains on the training split alone and returns the best step on validation."""
     config = _selecting(config)
-    write_json(folder / "config.json", configs.to_dict(config))
+    _write_config(config, folder)
     _write_environment(task, folder)
     prefixed = [trackers.Prefixed(tracker, f"{SELECTION}/") for tracker in receivers]
     best = train(task, config, folder, trackers=prefixed, profile=profile)[2]
-    print(f"step {best} is best on validation; training again for {best} steps on train and "
-          "validation",
-          file=sys.stderr, flush=True)  # fmt: skip
+    _say(
+        f"step {best} is best on validation; training again for {best} steps on train and "
+        "validation"
+    )
     return best
 
 
 def _write_environment(task: Task, folder: Path) -> None:
+    if not processes.is_first():
+        return
     write_json(folder / "environment.json", environment())
     if not finished_steps(folder / "checkpoints"):
         Description.of(task).write(folder)
@@ -209,11 +237,14 @@ def _write_environment(task: Task, folder: Path) -> None:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Locks a run directory against concurrent training.
+    """Locks a run directory against concurrent training, on the first process of a run.
 
     Raises:
       UserError: another process is training in the directory.
     """
+    if not processes.is_first():
+        yield
+        return
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
             yield
@@ -239,50 +270,60 @@ def _finish(
 ) -> dict[str, Any]:
     _write_environment(task, folder)
     steps, variables, best = train(task, config, folder, selected, receivers, profile, member)
-    timing = [
-        line
-        for place in (folder / SELECTION, folder)
-        for line in read_lines(place / "timing.jsonl")
-    ]
-    seconds = sum(map(monitoring.run_seconds, timing))
     size = config.training.evaluation_batch_size
     if selected is None:
         validation = evaluate(task, steps, variables, "validation", size).metrics
     else:
-        curve = validation_curve(folder / SELECTION, task.primary_metric)
-        validation = {task.primary_metric: dict(curve)[selected]}
+        curve = processes.from_first(
+            lambda: list(validation_curve(folder / SELECTION, task.primary_metric))
+        )
+        validation = {task.primary_metric: dict(map(tuple, curve))[selected]}
     test = evaluate(task, steps, variables, "test", size)
-    save_outputs(folder, task, test, "test")
     shown, note = choose(task, test, "test", config.seed)
     indices = [example.index for example in shown]
     attention, predicted = outputs_of_examples(task, steps, variables, "test", indices)
-    drawn = task.figures(
-        SplitResults(test.statistics, test.outputs, "test", shown, attention, predicted)
-    )
-    record = results.make_record(
-        config,
-        task,
-        metrics=test.metrics,
-        validation=validation,
-        baselines=baselines.baseline_metrics(task, paths, test) if with_baselines else {},
-        steps_taken=best,
-        seconds=seconds,
-        parameters=states.parameter_count(variables),
-        command=command,
-        training=_training_facts(config, task, folder),
-        data_summary=described,
-        timing=monitoring.summarize(timing),
-    )
-    write_report(folder, task, record, len(task.scored_examples("test")), drawn, note)
-    _publish(config, folder, trackers.Result(
-        best,
-        test.metrics,
-        [trackers.Drawing(*each) for each in figures.files(drawn)],
-        [folder / "report.html", folder / "predictions-test.csv"],
-    ), receivers)  # fmt: skip
-    # Written last, since this file marks the run as finished.
-    write_json(folder / results.RESULT, record)
-    return record
+
+    def report() -> dict[str, Any]:
+        save_outputs(folder, task, test, "test")
+        drawn = task.figures(
+            SplitResults(test.statistics, test.outputs, "test", shown, attention, predicted)
+        )
+        timing = _timing(folder)
+        record = results.make_record(
+            config,
+            task,
+            metrics=test.metrics,
+            validation=validation,
+            baselines=baselines.baseline_metrics(task, paths, test) if with_baselines else {},
+            steps_taken=best,
+            seconds=sum(map(monitoring.run_seconds, timing)),
+            parameters=states.parameter_count(variables),
+            command=command,
+            training=_training_facts(config, task, folder),
+            data_summary=described,
+            timing=monitoring.summarize(timing),
+        )
+        write_report(folder, task, record, len(task.scored_examples("test")), drawn, note)
+        _publish(config, folder, trackers.Result(
+            best,
+            test.metrics,
+            [trackers.Drawing(*each) for each in figures.files(drawn)],
+            [folder / "report.html", folder / "predictions-test.csv"],
+        ), receivers)  # fmt: skip
+        # Written last, since this file marks the run as finished.
+        write_json(folder / results.RESULT, record)
+        return record
+
+    return processes.from_first(report)
+
+
+def _timing(folder: Path) -> list[dict[str, Any]]:
+    """Returns the lines of timing.jsonl, with those of an earlier selection."""
+    return [
+        line
+        for place in (folder / SELECTION, folder)
+        for line in read_lines(place / "timing.jsonl")
+    ]
 
 
 def _publish(

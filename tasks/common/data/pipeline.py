@@ -3,7 +3,7 @@
 The assignment of examples to batches in an epoch is a pure function of (seed, epoch), and all
 epochs have the same number of batches. So batch n is a pure function of (seed, n), and the state of
 an iterator is a single number. A run resumes at exactly the next batch, and processes agree on the
-batches without communication; each process takes its own rows.
+batches without communication; each process reads the rows of its own devices.
 """
 
 from __future__ import annotations
@@ -97,29 +97,25 @@ class _Batcher:
         examples: Examples,
         batch_size: int,
         buckets: Sequence[Bucket] | None,
-        process_index: int,
-        process_count: int,
         multiple: int = 1,
+        shards: Sequence[int] | None = None,
     ):
         if len(examples) < 1:
             raise ValueError("examples: got none, expected at least one")
         if multiple < 1:
             raise ValueError(f"multiple: got {multiple}, expected at least 1")
-        total = -(-batch_size // multiple) * multiple
-        if batch_size < 1 or process_count < 1 or total % process_count:
-            raise ValueError(
-                f"batch_size: got {batch_size}, expected a positive multiple of "
-                f"process_count={process_count}"
-            )
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process_index: got {process_index}, expected [0, {process_count})")
-        self.examples, self.total = examples, total
+        if batch_size < 1:
+            raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+        chosen = range(multiple) if shards is None else list(shards)
+        if not len(chosen) or not set(chosen) <= set(range(multiple)):
+            raise ValueError(f"shards: got {chosen}, expected some of range({multiple})")
+        self.examples, self.total = examples, -(-batch_size // multiple) * multiple
         self.buckets, self.bucket_of = _buckets(examples, buckets)
-        rows = total // process_count
-        self.rows = slice(process_index * rows, (process_index + 1) * rows)
+        rows = np.arange(self.total).reshape(multiple, -1)
+        self.rows = rows[list(chosen)].ravel()
 
     def batch(self, members: np.ndarray, bucket: Bucket) -> dict[str, np.ndarray]:
-        """Returns the rows of this process in a batch, stacked and padded.
+        """Returns the rows of the chosen shards of a batch, stacked and padded.
 
         Padding rows repeat the first example with weight 0 and id -1, so that no mechanism gets an
         empty example.
@@ -168,29 +164,29 @@ def train_iterator(
     batch_size: int,
     seed: int,
     buckets: Sequence[Bucket] | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
     multiple: int = 1,
+    shards: Sequence[int] | None = None,
 ):
     """Returns an infinite iterator over shuffled batches; batch n depends only on (seed, n).
 
     Args:
       examples: training split.
-      batch_size: examples per batch over all processes; one batch per epoch may have fewer.
+      batch_size: examples per batch over all shards; one batch per epoch may have fewer.
       seed: random seed of the shuffling.
       buckets: lengths to which batches are padded, ascending; None for the maximum of `lengths`. If
         `lengths` is a dict by field, each bucket may be a dict of lengths by field; fields that are
         not padded are ignored.
-      process_index: index of the contiguous block of rows to return.
-      process_count: number of blocks, which is the number of processes.
       multiple: number that divides the number of rows of every batch, such as the number of devices
         over which batches are sharded; batches get padding rows if it does not divide `batch_size`.
+      shards: numbers of the shards to return, of `multiple` equal blocks of rows, such as those of
+        the devices of a process; None for all of them.
 
     Returns:
-      A grain.DatasetIterator of dicts of arrays [rows / process_count, ...], with "weight" float32
-      (0 for padding rows) and "id" int32 (index of the example, -1 for padding rows) added. rows is
-      `batch_size`, rounded up to a multiple of `multiple`. It supports get_state, set_state, and
-      the checkpoint handlers of grain.
+      A grain.DatasetIterator of dicts of arrays [rows, ...], with "weight" float32 (0 for padding
+      rows) and "id" int32 (index of the example, -1 for padding rows) added. A whole batch has
+      `batch_size` rows, rounded up to a multiple of `multiple`; only the examples of `shards` are
+      read. The state of the iterator does not depend on `multiple` and `shards`. It supports
+      get_state, set_state, and the checkpoint handlers of grain.
 
     Raises:
       ValueError: there are no examples, an example exceeds the longest bucket, or sizes are
@@ -198,7 +194,7 @@ def train_iterator(
     """
     import grain
 
-    batcher = _Batcher(examples, batch_size, buckets, process_index, process_count, multiple)
+    batcher = _Batcher(examples, batch_size, buckets, multiple, shards)
     epoch_batches = epoch_length(examples, batch_size, buckets)
 
     # Prefetching spans at most two epochs.
@@ -221,15 +217,14 @@ def evaluation_batches(
     *,
     batch_size: int,
     buckets: Sequence[Bucket] | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
     multiple: int = 1,
+    shards: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields every example once, in batches ordered by bucket; arguments as in `train_iterator`.
 
     The last batch is filled up with padding rows of weight 0.
     """
-    batcher = _Batcher(examples, batch_size, buckets, process_index, process_count, multiple)
+    batcher = _Batcher(examples, batch_size, buckets, multiple, shards)
     plan = EpochPlan(batcher.bucket_of, batcher.buckets, batch_size, None)
     return (batcher.batch(*pair) for pair in zip(plan.members, plan.buckets, strict=True))
 
@@ -245,7 +240,7 @@ def example_batches(
 
     All rows of a batch are the same example. Arguments as in `train_iterator`.
     """
-    batcher = _Batcher(examples, batch_size, buckets, 0, 1, multiple)
+    batcher = _Batcher(examples, batch_size, buckets, multiple)
     plan = EpochPlan(batcher.bucket_of, batcher.buckets, batch_size, None)
     first: dict[int, np.ndarray] = {}
     for members, bucket in zip(plan.members, plan.buckets, strict=True):

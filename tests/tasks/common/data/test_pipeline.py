@@ -141,25 +141,44 @@ def test_the_checkpoint_handlers_of_grain_work(tmp_path):
     np.testing.assert_array_equal(next(again)["id"], next(iterator)["id"])
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_the_rows_of_all_processes_are_the_rows_of_one(count):
-    whole = train_iterator(toy(), batch_size=8, seed=1, buckets=BUCKETS)
-    parts = [
-        train_iterator(
-            toy(), batch_size=8, seed=1, buckets=BUCKETS, process_index=i, process_count=count
-        )
-        for i in range(count)
-    ]
-    for _ in range(15):
-        want, got = next(whole), [next(part) for part in parts]
+@pytest.mark.parametrize("shards", [[(0, 1), (2, 3)], [(0,), (1,), (2,), (3,)], [(0, 2), (1, 3)]])
+def test_the_rows_of_all_processes_are_the_batches_of_one(shards):
+    """The batch size is no multiple of the devices, and the lengths are in three buckets."""
+    options = {"batch_size": 6, "buckets": BUCKETS, "multiple": 4}
+    order = np.argsort(np.concatenate(shards))
+
+    def whole(parts):
+        """Puts the rows of the shards of all processes in the order of the shards."""
+        blocks = [b for part, mine in zip(parts, shards, strict=True)
+                  for b in np.split(part, len(mine))]  # fmt: skip
+        return np.concatenate([blocks[place] for place in order])
+
+    one = train_iterator(toy(), seed=1, **options)
+    several = [train_iterator(toy(), seed=1, shards=mine, **options) for mine in shards]
+    for _ in range(20):
+        want, got = next(one), [next(iterator) for iterator in several]
         for field, value in want.items():
-            np.testing.assert_array_equal(np.concatenate([g[field] for g in got]), value)
-    evaluated = [
-        list(evaluation_batches(toy(), batch_size=8, process_index=i, process_count=count))
-        for i in range(count)
-    ]
-    got = np.concatenate([ids(batches) for batches in evaluated])
-    assert sorted(got[got >= 0]) == list(range(53))
+            np.testing.assert_array_equal(whole([batch[field] for batch in got]), value)
+    states = [iterator.get_state() for iterator in (one, *several)]
+    assert all(state == states[0] for state in states)
+    want = list(evaluation_batches(toy(), **options))
+    got = [list(evaluation_batches(toy(), shards=mine, **options)) for mine in shards]
+    assert len(want) == 9
+    for batch, *parts in zip(want, *got, strict=True):
+        for field, value in batch.items():
+            np.testing.assert_array_equal(whole([part[field] for part in parts]), value)
+
+
+def test_only_the_examples_of_the_shards_are_read():
+    class Counted(Toy):
+        read = 0
+
+        def __getitem__(self, index):
+            Counted.read += 1
+            return super().__getitem__(index)
+
+    list(evaluation_batches(Counted([1] * 16), batch_size=8, multiple=4, shards=(1,)))
+    assert Counted.read == 4
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(1, 8), (53, 8), (16, 8), (3, 64)])
@@ -232,14 +251,17 @@ def test_rows_beyond_the_batch_size_are_padding(multiple, rows):
             lambda: evaluation_batches(Toy([]), batch_size=1),
             "examples: got none, expected at least one",
         ),
-        (lambda: evaluation_batches(Toy([3]), batch_size=0), "positive multiple of process_count"),
         (
-            lambda: evaluation_batches(Toy([3]), batch_size=3, process_count=2),
-            "batch_size: got 3, expected a positive multiple of process_count=2",
+            lambda: evaluation_batches(Toy([3]), batch_size=0),
+            "batch_size: got 0, expected at least",
         ),
         (
-            lambda: evaluation_batches(Toy([3]), batch_size=2, process_index=2, process_count=2),
-            r"process_index: got 2, expected \[0, 2\)",
+            lambda: evaluation_batches(Toy([3]), batch_size=2, multiple=2, shards=(2,)),
+            r"shards: got \[2\], expected some of range\(2\)",
+        ),
+        (
+            lambda: evaluation_batches(Toy([3]), batch_size=2, shards=()),
+            r"shards: got \[\], expected some of range\(1\)",
         ),
         (
             lambda: evaluation_batches(Toy([3, 9]), batch_size=2, buckets=(4, 8)),

@@ -1,0 +1,246 @@
+"""Processes of one run: connection, agreement, and the end of a process.
+
+All processes execute the same steps. The first process writes the files of the run; the others get
+values that depend on files from it. Small values and barriers use the coordination service of JAX,
+which the first process hosts, so they need no collective of the devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from launch.engine.supervision import LOST, SUPERVISED, end_lost
+from tasks.common.errors import UserError
+
+# Seconds without a heartbeat after which a process counts as lost.
+HEARTBEAT_S = 30
+# Seconds that a process waits for others that may end with the same message.
+_SAME_END_S = 5
+_EXPECTED = "expected auto, or HOST:PORT,N,I with N processes and index I from 0 to N-1"
+# Messages of collectives, of the coordination service and of Orbax when a peer is gone.
+_LOST = re.compile(
+    r"gloo|nccl|coordination|barrier|heartbeat|UNAVAILABLE|socket closed|connection (reset|closed)",
+    re.IGNORECASE,
+)
+_numbers = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True)
+class Connection:
+    """The value of --distributed.
+
+    Attributes:
+      coordinator: HOST:PORT of the first process; None if JAX detects everything.
+      count: number of processes.
+      index: index of this process.
+      timeout_s: seconds until all processes must be connected.
+    """
+
+    coordinator: str | None = None
+    count: int = 0
+    index: int = 0
+    timeout_s: int = 300
+
+    def __str__(self) -> str:
+        given = f"{self.coordinator},{self.count},{self.index}" if self.coordinator else "auto"
+        return f"--distributed={given}"
+
+
+def parse(text: str, timeout_s: int = 300) -> Connection:
+    """Returns the connection that --distributed describes.
+
+    Raises:
+      UserError: the text is neither auto nor HOST:PORT,N,I.
+    """
+    if timeout_s < 1:
+        raise UserError(f"--distributed_timeout={timeout_s}: expected at least 1 second")
+    if text == "auto":
+        return Connection(timeout_s=timeout_s)
+    match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:,\[\]]+):(\d+),(\d+),(\d+)", text)
+    if match is None:
+        raise UserError(f"--distributed={text}: {_EXPECTED}")
+    host, (port, count, index) = match[1], map(int, match.groups()[1:])
+    if not 1 <= port <= 65535:
+        raise UserError(f"--distributed={text}: got port {port}, expected 1 to 65535")
+    if count < 1:
+        raise UserError(f"--distributed={text}: got {count} processes, expected at least 1")
+    if index >= count:
+        raise UserError(
+            f"--distributed={text}: got index {index}, expected 0 to {count - 1} for {count} "
+            "processes"
+        )
+    return Connection(f"{host}:{port}", count, index, timeout_s)
+
+
+def connect(connection: Connection) -> None:
+    """Connects this process to the others. Call it before JAX initializes devices.
+
+    If the others are not connected in time, JAX aborts the process, which its supervisor reports;
+    see `launch.engine.supervision`.
+
+    Raises:
+      UserError: nothing is detected, or the coordinator's address cannot be used.
+    """
+    import jax
+
+    if connection.coordinator and connection.index == 0:
+        _check_port(connection)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # SIGTERM is handled by the training loop, see `any_of`.
+    jax.config.update("jax_enable_preemption_service", False)
+    given: dict[str, Any] = {}
+    if connection.coordinator:
+        given = {
+            "coordinator_address": connection.coordinator,
+            "num_processes": connection.count,
+            "process_id": connection.index,
+        }
+    try:
+        jax.distributed.initialize(
+            **given,
+            initialization_timeout=connection.timeout_s,
+            heartbeat_timeout_seconds=HEARTBEAT_S,
+            shutdown_timeout_seconds=2 * HEARTBEAT_S,
+        )
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        remedy = "write HOST:PORT,N,I"
+        if connection.coordinator is None and "should be defined" in reason:
+            reason = "found no Slurm, Open MPI, Kubernetes or TPU pod in the environment"
+        raise UserError(f"{connection}: {reason}; {remedy}") from None
+    if os.environ.get(SUPERVISED):
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _check_port(connection: Connection) -> None:
+    """Raises if this process cannot listen on the coordinator's port."""
+    port = int(str(connection.coordinator).rpartition(":")[2])
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+    except OSError as error:
+        raise UserError(
+            f"{connection}: cannot listen on port {port} ({error.strerror}); choose another port"
+        ) from None
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after its supervisor, even if that was killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(LOST)
+
+
+def count() -> int:
+    """Returns the number of processes of the run."""
+    import jax
+
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Returns whether this process writes the files and the output of the run."""
+    import jax
+
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def _client() -> Any:
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def from_first(function: Callable[[], Any]) -> Any:
+    """Calls a function on the first process, and returns its value on all.
+
+    The other processes wait as long as the first one runs. All processes must call it in the same
+    order.
+
+    Args:
+      function: returns a value of JSON.
+    """
+    if count() == 1:
+        return function()
+    key = f"attention/value/{next(_numbers)}"
+    if is_first():
+        value = function()
+        _client().key_value_set(key, json.dumps(value))
+        return value
+    while True:
+        try:
+            return json.loads(_client().blocking_key_value_get(key, 1000))
+        except Exception as error:
+            # Signals are handled between two calls.
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+
+
+def barrier() -> None:
+    """Waits until all processes call it."""
+    if count() > 1:
+        # A process may be hours behind, if it prepares data.
+        _client().wait_at_barrier(f"attention/barrier/{next(_numbers)}", 24 * 3600 * 1000)
+
+
+def largest(value: int) -> int:
+    """Returns the largest of the values of all processes, by a collective of the devices."""
+    if count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(np.max(multihost_utils.process_allgather(np.int32(value))))
+
+
+def lost(error: BaseException) -> str | None:
+    """Returns a message if an exception means that another process is gone; None otherwise."""
+    import jax
+
+    if count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError | ValueError):
+        return None
+    reason = " ".join(str(error).split())
+    return reason[:200] if _LOST.search(reason) else None
+
+
+def end_if_lost(error: BaseException) -> None:
+    """Ends this process if an exception means that another process is gone."""
+    if (reason := lost(error)) is not None:
+        end_lost(reason)
+
+
+def leave(status: int) -> None:
+    """Ends a process of several that failed, without waiting until the others end.
+
+    Processes that fail with the same message wait for each other shortly. So all of them report it,
+    and not some of them that another process ended.
+
+    Args:
+      status: exit status.
+    """
+    if "jax" not in sys.modules or count() == 1:
+        return
+    try:
+        if status != LOST:
+            _client().wait_at_barrier("attention/failed", 1000 * _SAME_END_S)
+    except Exception:
+        # The others did not fail.
+        pass
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            continue
+    os._exit(status)
