@@ -26,7 +26,7 @@ endif
 endif
 endif
 
-.PHONY: train test test-slow test-oracles test-accelerators test-trackers lint format docs notebooks bench tune results clean
+.PHONY: train test test-slow test-oracles test-accelerators test-trackers test-ray lint format docs notebooks bench tune results clean
 
 train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -52,6 +52,10 @@ test-accelerators: $(VENV)-cuda/.made $(VENV)-tpu/.made
 # Local stores of MLflow and Weights & Biases.
 test-trackers: $(VENV)-tracking/.made
 	$(VENV)-tracking/bin/python -m pytest tests/launch/engine/test_trackers.py
+
+# A local Ray cluster of two nodes that loses one of them.
+test-ray: $(VENV)-ray/.made
+	$(VENV)-ray/bin/python -m pytest -m slow tests/launch/runs/test_on_ray.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -92,7 +96,7 @@ results: $(VENV)/.run
 	  --pages=docs/applications --explanations=docs/EXPLAIN.md
 
 clean:
-	rm -rf $(VENV) $(VENV)-cuda $(VENV)-tpu $(VENV)-tracking .jax_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-cuda $(VENV)-tpu $(VENV)-tracking $(VENV)-ray .jax_cache .pytest_cache .ruff_cache
 
 # ---------------------------------------------------------------- environments
 

@@ -18,6 +18,11 @@ base:
 
 python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/matched
     --match=parameters
+
+--on=local:4 executes four runs at once, and --on=ray executes them on a Ray cluster:
+
+python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/text_pooling
+    --on=local:4
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ cli.define_workdir()
 cli.define_own_data()
 cli.define_match()
 cli.define_stack()
+cli.define_placement()
 cli.define_record()
 cli.define_track()
 flags.DEFINE_string("config", None, "Ablation file, for example configs/ablations/text_pooling.py.")

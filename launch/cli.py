@@ -225,6 +225,60 @@ def define_stack() -> None:
     )
 
 
+def define_placement() -> None:
+    """Defines the flags of runs that several processes execute at once."""
+    flags.DEFINE_string(
+        "on",
+        None,
+        "Execute several runs at once: local:4 in 4 processes of this machine, each on its own "
+        "cores; ray on a Ray cluster, which is started on this machine if there is none; "
+        "ray:HOST:PORT or ray:auto on a running cluster. By default runs follow each other in this "
+        "process.",
+    )
+    flags.DEFINE_integer(
+        "retries",
+        1,
+        "Number of further attempts of a run whose worker or machine failed.",
+        lower_bound=0,
+    )
+    flags.DEFINE_float(
+        "cpus_per_run", None, "CPUs of each run on Ray (default: 1).", lower_bound=1e-3
+    )
+    flags.DEFINE_float(
+        "gpus_per_run",
+        None,
+        "GPUs of each run on Ray (default: 1 if the cluster has GPUs, otherwise 0).",
+        lower_bound=0,
+    )
+
+
+# Flags that do not affect results, and are left out of the command line in records.
+_PLACEMENT = ("on", "retries", "cpus_per_run", "gpus_per_run")
+
+
+def placement():
+    """Returns the placement given by --on; None for this process."""
+    from launch.runs import placement as placements
+
+    given = {"num_cpus": FLAGS.cpus_per_run, "num_gpus": FLAGS.gpus_per_run}
+    resources = {name: value for name, value in given.items() if value is not None}
+    return placements.parse(FLAGS.on or "", resources)
+
+
+def set_up_for(placement: Any, config: Any) -> None:
+    """Sets up JAX in a command whose runs are executed by `placement`.
+
+    Workers set up JAX themselves. The command then uses the CPU only, and leaves accelerators to
+    them.
+    """
+    if placement is None:
+        set_up_jax(config)
+        return
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
 def define_record() -> None:
     """Defines --record and --results."""
     flags.DEFINE_bool(
@@ -266,10 +320,14 @@ def run_all(experiments: Mapping[str, Any], seeds: int, title: str) -> NoReturn:
     track = tracked()
     if FLAGS.match_key and not FLAGS.match:
         raise UserError("--match_key: needs --match=parameters")
-    set_up_jax(next(iter(experiments.values())))
+    if FLAGS.stack_seeds and FLAGS.on:
+        raise UserError("--stack_seeds: cannot be combined with --on; leave out one of them")
+    placed = placement()
+    set_up_for(placed, next(iter(experiments.values())))
     from launch.runs import stacked
 
     if FLAGS.stack_seeds:
+        placed = stacked.StackedSeeds()
         for experiment in experiments.values():
             stacked.check(experiment, seeds, track)
     notes = []
@@ -279,12 +337,31 @@ def run_all(experiments: Mapping[str, Any], seeds: int, title: str) -> NoReturn:
         found = matching.match_parameters(experiments, paths(), FLAGS.match_key, status)
         experiments = {name: match.experiment for name, match in found.items()}
         notes = matching.notes(found)
-    placement = stacked.StackedSeeds() if FLAGS.stack_seeds else None
-    options = runs.Options(workdir(), paths(), command(), status, track, placement=placement)
+    options = run_options(placed, track)
     outcomes, stopped = runs.run_all(experiments, seeds, options)
     if FLAGS.stack_seeds:
         notes += stacked.notes(outcomes)
     finish_runs(outcomes, stopped, title, notes=notes)
+
+
+def run_options(placed: Any, track: Sequence[str]):
+    """Returns the options that all runs of a sweep or an ablation share.
+
+    Args:
+      placed: result of `placement`.
+      track: result of `tracked`.
+    """
+    from launch.runs.jobs import Options
+
+    return Options(
+        workdir(),
+        paths(),
+        command(),
+        status,
+        track,
+        placement=placed,
+        retries=FLAGS.retries,
+    )
 
 
 def finish_runs(outcomes: Mapping[str, Any], stopped: int, title: str, **options: Any) -> NoReturn:
@@ -338,7 +415,14 @@ def experiment():
 def command() -> str:
     """Returns the command line as it is stored in run records."""
     name = Path(sys.argv[0]).stem
-    return shlex.join(["python", "-m", f"launch.{name}", *sys.argv[1:]])
+    words, kept = iter(sys.argv[1:]), []
+    for word in words:
+        flag, equals, _ = word.lstrip("-").partition("=")
+        if not word.startswith("-") or flag not in _PLACEMENT or flag not in FLAGS:
+            kept.append(word)
+        elif not equals:
+            next(words, None)
+    return shlex.join(["python", "-m", f"launch.{name}", *kept])
 
 
 def set_up_jax(config=None, connection=None) -> None:
@@ -356,20 +440,25 @@ def set_up_jax(config=None, connection=None) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
-def main(command: Callable[[], None], usage: str) -> None:
-    """Runs a command; user errors are printed as one line on stderr, with exit status 2."""
+def set_up_process() -> None:
+    """Sets up logging, encodings and the handling of errors in threads, callbacks and tasks."""
     absl_logging.set_verbosity(absl_logging.WARNING)
-    if output.reopen_closed():
-        fail("standard output is closed; send it to a file, a pipe or /dev/null")
     output.tolerate_narrow_encodings()
     threading.excepthook = _failed_thread
     sys.unraisablehook = _failed_callback
     logging.getLogger("asyncio").addFilter(_is_no_system_error)
+    keep_interrupts()
+
+
+def main(command: Callable[[], None], usage: str) -> None:
+    """Runs a command; user errors are printed as one line on stderr, with exit status 2."""
+    if output.reopen_closed():
+        fail("standard output is closed; send it to a file, a pipe or /dev/null")
+    set_up_process()
     sys.modules["__main__"].__doc__ = usage
     for flag in FLAGS.flags_by_module_dict().get(__name__, ()):
         # --help shows only key flags of the main module.
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    keep_interrupts()
     try:
         app.run(
             lambda _: _guarded(command), flags_parser=lambda argv: _guarded(lambda: _parse(argv))
@@ -670,6 +759,7 @@ def flags_of_commands() -> dict[str, set[str]]:
         "distributed": ["distributed", "distributed_timeout"],
         "match": ["match", "match_key"],
         "stack": ["stack_seeds"],
+        "placement": list(_PLACEMENT),
     }
     found = {}
     for name, text in command_sources().items():

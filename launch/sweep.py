@@ -13,6 +13,7 @@ ratios, log(1e-5,1e-2,7), or with equal distances, linear(0,0.5,7):
 python -m launch.sweep --config=configs/text_classification.py:sst2 --workdir=runs/rates
     --set "optimizer.learning_rate=log(1e-4,1e-2,5)" --set "model.dropout_rate=linear(0,0.4,3)"
 
+--on=local:4 executes four runs at once, and --on=ray on a Ray cluster, see docs/CLUSTER.md.
 --stack_seeds trains the seeds of a combination in one program, with the same losses.
 
 --search=optuna runs --trials combinations, each chosen by the validation metrics of the earlier
@@ -47,6 +48,7 @@ flags.DEFINE_integer(
 )  # fmt: skip
 cli.define_match()
 cli.define_stack()
+cli.define_placement()
 cli.define_record()
 cli.define_track()
 
@@ -77,7 +79,6 @@ def search(config, title: str) -> None:
       UserError: a flag cannot be combined with --search.
     """
     from launch.engine.config import task_class
-    from launch.runs import experiments as runs
     from launch.runs import search as searches
     from tasks.common.errors import UserError
 
@@ -87,8 +88,9 @@ def search(config, title: str) -> None:
         raise UserError("--match: cannot be combined with --search; leave out one of them")
     searches.check_installed()
     cli.check_recordable()
-    cli.set_up_jax(config)
-    options = runs.Options(cli.workdir(), cli.paths(), cli.command(), cli.status, cli.tracked())
+    placed = cli.placement()
+    cli.set_up_for(placed, config)
+    options = cli.run_options(placed, cli.tracked())
     outcomes, stopped, trials = searches.run_search(
         config,
         cli.FLAGS.set,

@@ -21,13 +21,20 @@ def versions() -> dict[str, str]:
     return found
 
 
+def usable_cores() -> list[int]:
+    """Returns the numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def device() -> str:
     """Returns the devices, such as 'cpu x2 (2 cores)' or 'NVIDIA H100 x1'."""
     import jax
 
     devices = jax.devices()
     kind = devices[0].device_kind
-    cores = f" ({os.cpu_count()} cores)" if devices[0].platform == "cpu" else ""
+    cores = f" ({len(usable_cores())} cores)" if devices[0].platform == "cpu" else ""
     return f"{kind} x{len(devices)}{cores}"
 
 

@@ -128,7 +128,7 @@ class Progress:
 
     def _left(self, step: int) -> str:
         rate = self._rate(step)
-        return _clock((self._steps - step) / rate) if rate else "?"
+        return clock((self._steps - step) / rate) if rate else "?"
 
     def _status(self, step: int) -> str:
         return (
@@ -156,7 +156,7 @@ class PredictionProgress:
         speed = f"{rate:,.0f} per second" if rate >= 10 else f"{rate:.2g} per second"
         line = f"{self._verb} {self._done:,}"
         if self._count is not None:
-            left = _clock((self._count - self._done) / max(rate, 1e-9))
+            left = clock((self._count - self._done) / max(rate, 1e-9))
             line += f" of {self._count:,} {self._what}  {speed}  {left} left"
         else:
             line += f" {self._what}  {speed}"
@@ -228,6 +228,7 @@ def _in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Formats seconds as minutes and seconds, such as 1:05."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}:{seconds:02d}"
