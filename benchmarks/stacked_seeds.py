@@ -3,10 +3,12 @@
 python -m benchmarks.stacked_seeds
 python -m benchmarks.stacked_seeds --models=sequence_copy --seeds=3 --steps=100
 
-Each way is a command in a process of its own, with an empty compilation cache. Times are those of
-training and validation, with compilation: `seconds` in `result.json`. The median time of a step
-is given as well, divided by the number of seeds if they are stacked, since compilation is the same
-for any number of steps. Results are written to benchmarks/results/stacked_seeds.json or --json.
+Each way is a command in a process of its own, with an empty compilation cache; a short run before
+them prepares data and baselines. Seconds are those of training and validation, with compilation:
+`seconds` in `result.json`. The median time of a step is given as well, divided by the number of seeds
+if they are stacked, since compilation is the same for any number of steps. CPU seconds are those
+of all threads of the whole command; unlike the others they hardly depend on the load by other
+processes. Results are written to benchmarks/results/stacked_seeds.json or --json.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
 from absl import flags
@@ -57,26 +59,42 @@ def run() -> None:
 
 
 def measure(name: str, seeds: int, steps: int) -> dict[str, Any]:
-    """Returns the row of a model: seconds per seed and milliseconds per step and seed, each way."""
-    ways = {}
-    for way, more in WAYS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            words = [
-                sys.executable, "-m", "launch.sweep", *MODELS[name],
-                f"--workdir={folder}/runs", f"--seeds={seeds}",
-                f"--config.training.steps={steps}", f"--config.training.evaluate_every={steps}",
-                f"--config.training.log_every={steps // 10}", *more,
-            ]  # fmt: skip
-            load, began = os.getloadavg()[0], time.monotonic()
-            environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
-            subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
-            wall = time.monotonic() - began
-            found = [
-                json.loads(x.read_text()) for x in pathlib.Path(folder).glob("runs/*/result.json")
-            ]
-        assert len(found) == seeds
-        ways[way] = summarize(found) | {"command_seconds": round(wall, 1), "load": round(load, 1)}
-    return {"model": name, "seeds": seeds, "steps": steps, "ways": ways}
+    """Returns the row of a model: times per seed, each way."""
+    sweep(name, 1, 20, [])
+    return {
+        "model": name,
+        "seeds": seeds,
+        "steps": steps,
+        "ways": {way: sweep(name, seeds, steps, more) for way, more in WAYS.items()},
+    }
+
+
+def sweep(name: str, seeds: int, steps: int, more: list[str]) -> dict[str, float]:
+    """Runs a sweep, and returns its times per seed and the load before it."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [
+            sys.executable, "-m", "launch.sweep", *MODELS[name],
+            f"--workdir={folder}/runs", f"--seeds={seeds}",
+            f"--config.training.steps={steps}", f"--config.training.evaluate_every={steps}",
+            f"--config.training.log_every={steps // 10}", *more,
+        ]  # fmt: skip
+        load, used = os.getloadavg()[0], _cpu_seconds()
+        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+        subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
+        used = _cpu_seconds() - used
+        files = sorted(pathlib.Path(folder).glob("runs/*/result.json"))
+        found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    assert len(found) == seeds
+    return summarize(found) | {
+        "cpu_seconds_per_seed": round(used / seeds, 1),
+        "load_before": round(load, 1),
+    }
+
+
+def _cpu_seconds() -> float:
+    """Returns the CPU time of the ended child processes."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def summarize(found: list[dict[str, Any]]) -> dict[str, float]:
@@ -97,7 +115,8 @@ def show(row: dict[str, Any]) -> str:
     for way, one in row["ways"].items():
         lines.append(
             f"{way:>18}: {one['seconds_per_seed']:.1f} s per seed, "
-            f"{one['milliseconds_per_step_and_seed']:.2f} ms per step and seed (load {one['load']})"
+            f"{one['milliseconds_per_step_and_seed']:.2f} ms per step and seed, "
+            f"{one['cpu_seconds_per_seed']:.1f} CPU s per seed (load {one['load_before']})"
         )
     return "\n".join(lines)
 
