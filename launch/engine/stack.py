@@ -1,9 +1,9 @@
 """Training of several seeds in one program, with one training loop for each seed.
 
-The loops run in threads, one at a time. Each calls its train step as if it
-trained alone. There it waits until all others have called theirs, and one program that is batched
-over the seeds (`jax.vmap`) takes the steps of all. Everything else, such as logs, validation,
-checkpoints and early stopping, happens in the loop of each seed.
+The loops run in threads, one at a time. Each calls its train step as if it trained alone. There it
+waits until all others have called theirs, and one program that is batched over the seeds
+(`jax.vmap`) takes the steps of all. Everything else, such as logs, validation, checkpoints and
+early stopping, happens in the loop of each seed.
 
 Batches of different shapes cannot be in one program, and padding would change random numbers whose
 shape includes the length. So only the seeds with the most frequent shape take a step; the others
@@ -34,6 +34,7 @@ class Stack:
     """Seeds that are trained in one program on one device.
 
     Attributes:
+      configs: experiments that differ only in their seeds.
       turn: condition whose lock the running thread holds.
       seeds: number of seeds that train together, on all devices.
       members: places of the seeds, for their training loops.
@@ -56,7 +57,7 @@ class Stack:
         """
         self.seeds = seeds or len(configs)
         self.turn = turn
-        self._configs, self._device = list(configs), device
+        self.configs, self._device = list(configs), device
         self._alive = set(range(len(configs)))
         self._shared: tuple[Task, Steps] | None = None
         self._waiting: dict[int, tuple[Any, Any]] = {}
@@ -70,7 +71,7 @@ class Stack:
     def task(self, prepare: Callable[[], Task]) -> Task:
         """Returns the task that all members share."""
         if self._shared is None:
-            config = self._configs[0]
+            config = self.configs[0]
             task = prepare()
             # The only device of the mesh has no other axis.
             single = dataclasses.replace(config, mesh=sharding.MeshConfig())
@@ -85,7 +86,7 @@ class Stack:
 
     def seed(self, member: int) -> np.ndarray:
         """Returns the seed of a member as `jax.random.key` converts it."""
-        return np.asarray(np.int64(self._configs[member].seed)).astype(np.int32)
+        return np.asarray(np.int64(self.configs[member].seed)).astype(np.int32)
 
     def step(self, member: int, state: Any, batch: Any) -> Any:
         """Takes a step of a member together with others, and returns its metrics.
@@ -193,7 +194,7 @@ class Member:
     @property
     def label(self) -> str:
         """Name of the member in messages."""
-        return f"seed {self._stack.seed(self._number)}"
+        return f"seed {self._stack.configs[self._number].seed}"
 
     @property
     def first(self) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from launch.engine import config as configs
 from launch.engine import stack as stacks
 from launch.engine.steps import make_steps
-from launch.runs import stacked
+from launch.runs import jobs, stacked
 from tasks.common.data.pipeline import train_iterator
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig, Tokenizer
@@ -155,6 +155,52 @@ def test_settings_that_cannot_be_stacked_are_refused(changes, seeds, track, mess
     config = configs.override(configs.load_file("configs/sequence_copy.py"), changes)
     with pytest.raises(UserError, match=f"^{message}"):
         stacked.check(config, seeds, track)
+
+
+def placed(monkeypatch, tmp_path, failure=""):
+    """Returns jobs of which one is finished, the calls of `perform`, and the results."""
+    config = configs.load_file("configs/sequence_copy.py")
+    made = [
+        jobs.Job(
+            name,
+            dataclasses.replace(config, seed=seed),
+            tmp_path / f"{name}{seed}",
+        )
+        for seed in (0, 1, 2)
+        for name in ("a", "b")
+    ]
+    made[0].folder.mkdir()
+    (made[0].folder / "result.json").write_text("{}")
+    performed, ended = [], []
+
+    def perform(job, options, member=None):
+        performed.append((job.folder.name, member and (member.size, member.label)))
+        return jobs.Ended(failure=failure) if failure else jobs.Ended({"seed": job.config.seed})
+
+    monkeypatch.setattr(jobs, "perform", perform)
+    monkeypatch.setattr(stacked, "perform", perform)
+    options = jobs.Options(tmp_path, None, "", lambda line: None)
+    run = lambda: stacked.StackedSeeds().run(  # noqa: E731
+        made, options, lambda job, result: ended.append((job.folder.name, result.record))
+    )
+    return run, performed, ended
+
+
+def test_unfinished_seeds_of_each_experiment_are_stacked(monkeypatch, tmp_path):
+    run, performed, ended = placed(monkeypatch, tmp_path)
+    run()
+    assert performed[0] == ("a0", None)
+    assert sorted(performed[1:3]) == [("a1", (2, "seed 1")), ("a2", (2, "seed 2"))]
+    assert {name for name, _ in performed[3:]} == {"b0", "b1", "b2"}
+    assert {size for _, (size, _) in performed[3:]} == {3}
+    assert [name for name, _ in ended] == ["a0", "a1", "a2", "b0", "b1", "b2"]
+
+
+def test_a_program_that_cannot_be_batched_ends_the_command(monkeypatch, tmp_path):
+    run, _, ended = placed(monkeypatch, tmp_path, "--stack_seeds: the train step cannot")
+    with pytest.raises(UserError, match=r"^--stack_seeds: the train step cannot"):
+        run()
+    assert [name for name, _ in ended] == ["a0"]
 
 
 def test_seconds_are_told_both_ways():
