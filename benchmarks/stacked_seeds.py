@@ -51,11 +51,18 @@ def run() -> None:
     """Runs the command."""
     values = flags.FLAGS
     path = pathlib.Path(values.json or records.FOLDER / "stacked_seeds.json")
-    rows = []
     for name in values.models:
-        rows.append(measure(name, values.seeds, values.steps))
-        print(show(rows[-1]), flush=True)
-        records.put(path, "stacked_seeds", {"rows": rows})
+        row = measure(name, values.seeds, values.steps)
+        print(show(row), flush=True)
+        records.put(path, "stacked_seeds", {"rows": [*_other_rows(path, name), row]})
+
+
+def _other_rows(path: pathlib.Path, name: str) -> list[dict[str, Any]]:
+    """Returns the rows of other models in a results file."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8")).get("stacked_seeds", {"rows": []})
+    return [row for row in found["rows"] if row["model"] != name]
 
 
 def measure(name: str, seeds: int, steps: int) -> dict[str, Any]:
