@@ -158,7 +158,7 @@ def test_settings_that_cannot_be_stacked_are_refused(changes, seeds, track, mess
 
 
 def placed(monkeypatch, tmp_path, failure=""):
-    """Returns jobs of which one is finished, the calls of `perform`, and the results."""
+    """Returns a function that runs jobs, the first one finished, with its calls and results."""
     config = configs.load_file("configs/sequence_copy.py")
     made = [
         jobs.Job(
