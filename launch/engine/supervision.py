@@ -98,8 +98,13 @@ class Child:
         return known
 
     def signal(self, number: int) -> None:
-        """Sends a signal to the process."""
-        if self._popen.poll() is None:
+        """Sends a signal to the process; SIGKILL reaches its own children too."""
+        if self._popen.poll() is not None:
+            return
+        if number == signal.SIGKILL:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._popen.pid, number)
+        else:
             self._popen.send_signal(number)
 
     def poll(self) -> bool:
