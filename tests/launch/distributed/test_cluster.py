@@ -207,7 +207,8 @@ def test_the_page_as_it_stands(server, tmp_path):
     words = [line for line in commands(PAGE.read_text(encoding="utf-8")) if runnable(line)]
     folder, paths = tmp_path / "work", Paths(tmp_path / "data", tmp_path / "cache")
     folder.mkdir()
-    prepare_small("sst2", paths)
+    for name in ("sst2", "movie_reviews"):
+        prepare_small(name, paths)
     for package in ("launch", "tasks", "attention"):
         (folder / package).symlink_to(pathlib.Path(ROOT / package))
     with contextlib.chdir(folder):

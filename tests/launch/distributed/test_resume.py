@@ -30,7 +30,7 @@ def lines(folder, split):
 
 
 class Group:
-    """Processes that train in one directory, each of which writes its batches to a file."""
+    """Processes that train in one directory and write their batches to a file each."""
 
     def __init__(self, flags, folder, name, count):
         self.files = [folder.parent / f"{folder.name}-{name}-{index}" for index in range(count)]
