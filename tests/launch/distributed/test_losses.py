@@ -77,7 +77,11 @@ def started(words, environment):
 
 def results(processes):
     """Returns the JSON that the first process prints, after all have ended."""
-    texts = [process.communicate(timeout=560) for process in processes]
+    try:
+        texts = [process.communicate(timeout=560) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     for process, (_, errors) in zip(processes, texts, strict=True):
         assert process.returncode == 0, errors[-3000:]
     return json.loads(texts[0][0].splitlines()[-1])

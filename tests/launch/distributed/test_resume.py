@@ -53,14 +53,18 @@ class Group:
     def wait_for(self, reached, seconds=400):
         until = time.monotonic() + seconds
         while not reached():
-            for process in self.processes:
-                assert process.poll() is None, process.communicate()[1][-3000:]
-            assert time.monotonic() < until
+            ended = [process for process in self.processes if process.poll() is not None]
+            if ended or time.monotonic() > until:
+                pytest.fail(str(self.ended(1) if ended else self.files))
             time.sleep(0.02)
 
     def ended(self, seconds):
         """Returns exit status and lines of standard error of each process."""
-        texts = [process.communicate(timeout=seconds)[1] for process in self.processes]
+        try:
+            texts = [process.communicate(timeout=seconds)[1] for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
         return [
             (process.returncode, text.splitlines())
             for process, text in zip(self.processes, texts, strict=True)
