@@ -1,4 +1,4 @@
-"""Two processes with two virtual devices each have the losses and metrics of one process.
+"""Two processes with two virtual devices each have the results of one process with four.
 
 The processes find each other by the variables of Slurm. No batch size is a multiple of the devices,
 and no validation split one of the batch size.
@@ -102,7 +102,7 @@ def found(tmp_path_factory):
     file = folder / "experiments.json"
     file.write_text(json.dumps(experiments))
     words = [str(file), str(folder), str(STEPS)]
-    one = results([started(words, {"JAX_NUM_CPU_DEVICES": "1"})])
+    one = results([started(words, {"JAX_NUM_CPU_DEVICES": "4"})])
     two = results([started([*words, "auto"], each) for each in environments(2)])
     return one, two
 
