@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import random
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import flags
@@ -60,8 +61,8 @@ def run() -> None:
         reference = table(base / "sequential")
         for way in values.ways:
             rows[way] = _MEASURES[way](base / way)
-            if table(base / way) != reference:
-                raise SystemExit(f"{way}: the table differs from that of sequential execution")
+            if found := "; ".join(differences(table(base / way), reference)):
+                raise SystemExit(f"{way}: differs from sequential execution: {found}")
     whole = rows["sequential"]["seconds"]
     for way, row in rows.items():
         row["ratio"] = round(row["seconds"] / whole, 2)
@@ -153,18 +154,28 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 
 
 def table(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the table and the records of an ablation, without times and directories."""
+    """Returns the table and the records of an ablation."""
     found = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     rows = [row for compared in found["comparisons"] for row in compared["runs"]]
-    return {"runs": _without(found["runs"]), "failures": found["failures"], "rows": _without(rows)}
+    return {"runs": found["runs"], "failures": found["failures"], "rows": rows}
 
 
-def _without(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without(each) for key, each in value.items() if key not in _OTHER}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_without(each) for each in value]
-    return value
+def differences(found: Any, expected: Any, path: str = "") -> Iterator[str]:
+    """Yields the values that differ; numbers differ by more than 1e-5 of their size.
+
+    XLA adds in another order with another number of threads.
+    """
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        for key in sorted({*found, *expected} - {*_OTHER}):
+            yield from differences(found.get(key), expected.get(key), f"{path}/{key}")
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        for number, pair in enumerate(zip(found, expected, strict=True)):
+            yield from differences(*pair, f"{path}/{number}")
+    elif isinstance(found, float) and isinstance(expected, float):
+        if not math.isclose(found, expected, rel_tol=1e-5):
+            yield f"{path}: {found}, not {expected}"
+    elif found != expected:
+        yield f"{path}: {found}, not {expected}"
 
 
 if __name__ == "__main__":

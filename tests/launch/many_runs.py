@@ -1,12 +1,14 @@
 """A sweep of four tiny runs, and the part of its table that does not depend on the placement."""
 
 import json
+import os
 import pathlib
 import subprocess
 import time
 
 import psutil
 
+from launch.engine.environment import usable_cores
 from tests import pages
 from tests.launch.conftest import ROOT, command_line
 
@@ -37,12 +39,21 @@ def flags_of(csv_file, on: str) -> tuple[list[str], str]:
     return [*kept, *(f"--config.data.{key}={value}" for key, value in data.items()), *SHORT], given
 
 
-def begun(cache, flags, folder, *more) -> subprocess.Popen:
-    """Starts the sweep in a process of its own; its status lines are in FOLDER.err."""
+def begun(cache, flags, folder, *more, cores: int | None = None) -> subprocess.Popen:
+    """Starts the sweep in a process of its own; its status lines are in FOLDER.err.
+
+    With `cores` it runs on that number of cores: XLA adds in another order with another number of
+    threads.
+    """
+
+    def pin() -> None:
+        if cores:
+            os.sched_setaffinity(0, usable_cores()[:cores])
+
     with open(f"{folder}.err", "a", encoding="utf-8") as errors:
         return subprocess.Popen(
             command_line("sweep", cache, *flags, f"--workdir={folder}", *more),
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True,
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, preexec_fn=pin,
         )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def test_a_cluster_that_loses_a_node_gives_the_table_of_one_process(
     cluster.wait_for_nodes()
     flags, on = many_runs.flags_of(csv_file, "ray:HOST")
     whole, folder = tmp_path / "whole", tmp_path / "placed"
-    alone = many_runs.begun(cache, flags, whole)
+    alone = many_runs.begun(cache, flags, whole, cores=1)
     _, err = many_runs.ended(alone, whole)
     assert alone.returncode == 0, err
 
