@@ -157,6 +157,9 @@ def tracked() -> list[str]:
 
 def define_distributed() -> None:
     """Defines --distributed and --distributed_timeout."""
+    # Two commands in one process may both define these flags.
+    if "distributed" in FLAGS:
+        return
     flags.DEFINE_string(
         "distributed",
         None,

@@ -184,10 +184,11 @@ def _assert_close(actual: Any, expected: Any, what: str) -> None:
 
 
 def _with_padding_rows(
-    examples: Any, *, batch_size: int, buckets: Any, multiple: int
+    examples: Any, *, batch_size: int, buckets: Any, multiple: int, shards: Any
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields batches of the same size whose last row is a padding row."""
     assert multiple == 1
+    assert list(shards) == [0]
     for batch in evaluation_batches(examples, batch_size=batch_size - 1, buckets=buckets):
         padded = {name: np.concatenate([array, array[:1]]) for name, array in batch.items()}
         padded["weight"][-1], padded["id"][-1] = 0, -1
