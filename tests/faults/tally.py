@@ -22,6 +22,7 @@ from typing import Any
 from launch.engine.environment import commit, device
 from launch.engine.errors import system_error
 from launch.engine.writers import read_mapping, write_json
+from launch.reporting import fault_table
 from tasks.common.errors import UserError
 
 SURVIVED, REFUSED, LOST = "survived", "refused", "lost"
@@ -67,6 +68,7 @@ class Tally:
         kept = [x for x in old.get("faults", []) if (x["kind"], x["task"]) not in tested]
         now = round(time.monotonic() - self.began)
         record = {
+            "kind": fault_table.NAME,
             "command": "FAULTS_RECORD=results/faults.json make test-faults",
             "seed": SEED,
             "device": device(),
