@@ -27,6 +27,10 @@ PAGES = {
         f"docs/applications/{path.name}": f"applications/{path.name}"
         for path in sorted((ROOT / "docs" / "applications").glob("*.md"))
     },
+    **{
+        f"docs/explained/{path.name}": f"explained/{path.name}"
+        for path in sorted((ROOT / "docs" / "explained").iterdir())
+    },
     "docs/attention.png": "attention.png",
     "docs/served.png": "served.png",
     "benchmarks/attention.png": "benchmarks.png",

@@ -7,9 +7,9 @@ Writes one page that needs no other file. It shows the attention weights of ever
 the contribution of each position of the input to the prediction by several methods, and how the
 prediction changes while positions are deleted or inserted. --select chooses examples of --split:
 wrong, correct, uncertain or random ones, or numbers such as 3,17. All other examples of the split
-are listed with prediction, confidence and score. --against=runs/other shows the same examples for
-another run of the same task. --json writes the explanations as JSON, --bertviz the attention
-weights in the format of BertViz.
+are listed with prediction, confidence and score, unless --nolist is given. --against=runs/other
+shows the same examples for another run of the same task. --json writes the explanations as JSON,
+--bertviz the attention weights in the format of BertViz.
 
 python -m launch.explain --workdir=runs/sst2 --evaluate --examples=200
 
@@ -43,6 +43,7 @@ flags.DEFINE_string(
     "The default are correct, wrong and uncertain ones, as in reports.",
 )
 flags.DEFINE_integer("count", 8, "Number of examples that --select chooses.", lower_bound=1)
+flags.DEFINE_bool("list", True, "List all examples of --split, besides those that are explained.")
 flags.DEFINE_list("methods", None, "Methods of attribution, separated by commas; all by default.")
 flags.DEFINE_string("output", None, "Page to write, such as page.html.")
 flags.DEFINE_string("json", None, "JSON file to write.")
@@ -99,7 +100,7 @@ def _targets() -> dict[str, str]:
 def _explain(folder: Path, config: Any, targets: Mapping[str, str]) -> None:
     from launch.engine.progress import PredictionProgress
     from launch.engine.targets import write
-    from launch.reporting import explanation_page
+    from launch.reporting import explanation_page, explanation_tables
     from launch.runs import directory, selecting
     from launch.runs.explaining import Explaining
 
@@ -127,7 +128,8 @@ def _explain(folder: Path, config: Any, targets: Mapping[str, str]) -> None:
         "output": lambda: explanation_page.page(
             found,
             title,
-            rows=rows,
+            rows=rows if cli.FLAGS.list else [],
+            summary=explanation_tables.summarize(rows),
             against=compared,
             names=(folder.name, Path(cli.FLAGS.against or "").name),
             metric=task.primary_metric,

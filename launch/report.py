@@ -12,12 +12,14 @@ With --readme the summary table is also inserted into a file, between the lines 
 <!-- /results -->. With --pages tables of models are inserted into the Markdown files of a folder,
 between lines such as <!-- models task=translation data=multi30k --> and <!-- /models -->, and
 tables of metrics between lines such as <!-- metrics translation --> and <!-- /metrics -->. With
---explanations the tables of launch.explain --evaluate --record are inserted into a file, and with
---faults the table of make test-faults.
+--explanations the tables of launch.explain --evaluate --record are inserted into a file, and the
+pages of launch.explain in the folder "explained" beside it get the current styles and script. With
+--faults the table of make test-faults is inserted into a file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
@@ -35,7 +37,13 @@ flags.DEFINE_string("faults", None, "File to insert the table of injected faults
 def report() -> None:
     """Runs the command `launch.report`."""
     from launch.engine.writers import write_text
-    from launch.reporting import faithfulness_table, fault_table, results, tables
+    from launch.reporting import (
+        explanation_page,
+        faithfulness_table,
+        fault_table,
+        results,
+        tables,
+    )
     from tasks.common.errors import UserError
 
     root = folder = Path(cli.required("results")).expanduser()
@@ -46,41 +54,45 @@ def report() -> None:
         output = "-"
     if Path(output).is_dir():
         raise UserError(f"--output={output}: is a directory, expected a file")
+    for name in ("readme", "explanations", "faults"):
+        if (given := cli.FLAGS[name].value) is not None and not Path(given).is_file():
+            raise UserError(f"--{name}={given}: no such file")
     if cli.FLAGS.readme is not None:
-        readme = Path(cli.FLAGS.readme)
-        if not readme.is_file():
-            raise UserError(f"--readme={readme}: no such file")
-        try:
-            text = readme.read_text(encoding="utf-8")
-            write_text(readme, tables.insert_summary(text, records))
-        except ValueError as error:
-            raise UserError(f"--readme={readme}: {error}") from None
+        _rewrite(Path(cli.FLAGS.readme), lambda text: tables.insert_summary(text, records))
     if cli.FLAGS.pages is not None:
         folder = Path(cli.FLAGS.pages)
         if not (pages := sorted(folder.glob("*.md"))):
             raise UserError(f"--pages={folder}: has no Markdown file (.md)")
         for page in pages:
-            try:
-                text = tables.insert_metrics(page.read_text(encoding="utf-8"))
-                write_text(page, tables.insert_models(text, records))
-            except ValueError as error:
-                raise UserError(f"{page}: {error}") from None
-    for name, module in (("explanations", faithfulness_table), ("faults", fault_table)):
-        if cli.FLAGS[name].value is None:
-            continue
-        page = Path(cli.FLAGS[name].value)
-        if not page.is_file():
-            raise UserError(f"--{name}={page}: no such file")
-        try:
-            write_text(page, module.insert(page.read_text(encoding="utf-8"), root))
-        except ValueError as error:
-            raise UserError(f"--{name}={page}: {error}") from None
+            _rewrite(page, lambda text: tables.insert_models(tables.insert_metrics(text), records))
+    if cli.FLAGS.explanations is not None:
+        page = Path(cli.FLAGS.explanations)
+        _rewrite(page, lambda text: faithfulness_table.insert(text, root))
+        for each in sorted((page.parent / "explained").glob("*.html")):
+            _rewrite(each, explanation_page.refreshed)
+    if cli.FLAGS.faults is not None:
+        _rewrite(Path(cli.FLAGS.faults), lambda text: fault_table.insert(text, root))
     text = tables.results_markdown(records)
     if output == "-":
         print(text, end="")
     else:
         write_text(Path(output), text)
         print(f"{len(records)} runs: {output}")
+
+
+def _rewrite(path: Path, change: Callable[[str], str]) -> None:
+    """Changes the text of a file.
+
+    Raises:
+      UserError: the text cannot be changed.
+    """
+    from launch.engine.writers import write_text
+    from tasks.common.errors import UserError
+
+    try:
+        write_text(path, change(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 if __name__ == "__main__":

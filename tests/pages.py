@@ -96,7 +96,7 @@ class Shell:
         done = self._server.run([*given, *more], folder=self.folder)
         line = " ".join([*words, *more])
         assert done.returncode == 0, f"{line}\n{done.stdout[-500:]}\n{done.stderr[-1500:]}"
-        assert done.stdout, line
+        assert done.stdout or done.stderr, line
         if output is not None:
             (self.folder / output).write_text(done.stdout, encoding="utf-8")
 

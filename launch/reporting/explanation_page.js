@@ -478,14 +478,15 @@ function barsView(axis, {choose = null, label} = {}) {
   const all = few ? null : responsive(width => {
     const most = largest(shown) || 1, signed = shown.some(value => value < 0);
     const zero = signed ? 45 : 85, room = signed ? 40 : 80, step = width / labels.length;
-    let text = "";
+    const drawn = ["", ""];
     shown.forEach((value, n) => {
-      if (value) text += `M${(n * step).toFixed(2)} ${zero}v${(-room * value / most).toFixed(2)}` +
-        `h${Math.max(step * 0.9, 0.5).toFixed(2)}V${zero}z`;
+      if (value) drawn[+(value < 0)] += `M${(n * step).toFixed(2)} ${zero}` +
+        `v${(-room * value / most).toFixed(2)}h${Math.max(step * 0.9, 0.5).toFixed(2)}V${zero}z`;
     });
     return draw("svg", {class: "chart", viewBox: `0 0 ${width} 90`, width, height: 90, role: "img",
       "aria-label": `${label}, ${labels.length} positions. Largest: ${listed(shown, labels)}`},
-      draw("path", {class: "shade", d: text}),
+      draw("path", {class: "shade", d: drawn[0]}),
+      draw("path", {class: "shade negative", d: drawn[1]}),
       draw("path", {class: "grid", d: `M0 ${zero}H${width}`}));
   });
   const note = few ? null : make("p", {class: "note"});

@@ -51,6 +51,9 @@ _ORDERED = ("token", "character", "frame", "lag", "time", "step", "column", "ite
 _COMPARED = 64
 # Smallest numbers of heads, queries and keys of compiled statistics.
 _LEAST = (8, _COMPARED, 64)
+# What encloses styles and script in a page.
+_STYLES = ("<style>\n", "</style></head>")
+_SCRIPT = ('<script id="page-script">', "</script>\n</main>")
 
 _BODY = """
 {% for note in notes %}<p class="note">{{ note }}</p>
@@ -64,7 +67,7 @@ _BODY = """
 {% for run in runs %}{% set outer = loop.index0 %}{% for each in run %}
 <script type="application/json" id="run-{{ outer }}-{{ loop.index0 }}">{{ each }}</script>
 {% endfor %}{% endfor %}
-<script>{{ script }}</script>
+<script id="page-script">{{ script }}</script>
 """
 
 
@@ -119,18 +122,45 @@ def page(
     }
     found = tables.summarize(rows) if summary is None else summary
     count = len(rows) or sum(group.count for group in found.classes or found.lengths or found.bins)
-    files = Path(__file__).parent
+    styles, script = _assets()
     return pages.render(
         _BODY,
         title,
-        styles=(files / "explanation_page.css").read_text(encoding="utf-8"),
+        styles=styles,
         notes=notes,
         count=f"{count:,}",
         summary=Markup(tables.as_html(found, metric)),
         data=Markup(_embedded(printable(data))),
         runs=[[Markup(text) for text in run] for run in runs],
-        script=Markup((files / "explanation_page.js").read_text(encoding="utf-8")),
+        script=Markup(script),
     )
+
+
+def refreshed(text: str) -> str:
+    """Returns a page with the current styles and script, and its own content.
+
+    Args:
+      text: text of a page.
+
+    Raises:
+      ValueError: it is not a page of this module.
+    """
+    styles, script = _assets()
+    parts = (_STYLES, pages.CSS + styles), (_SCRIPT, script)
+    for (opening, closing), current in parts:
+        before, found, rest = text.partition(opening)
+        _, also, after = rest.partition(closing)
+        if not (found and also):
+            raise ValueError(f"the page has no {opening.strip()}; write it by launch.explain")
+        text = f"{before}{opening}{current}{closing}{after}"
+    return text
+
+
+def _assets() -> tuple[str, str]:
+    """Returns the styles and the script of explanations."""
+    names = ("explanation_page.css", "explanation_page.js")
+    styles, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
+    return styles, script
 
 
 def as_json(explanations: Sequence[Explanation]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -72,8 +73,10 @@ def test_page_and_json_of_inputs(command, tiny_run, tmp_path):
 
 def test_examples_of_a_split(command, tiny_run, tmp_path):
     folder, _ = tiny_run
-    target = tmp_path / "x.json"
-    done = explained(command, folder, "--select=3,0", f"--json={target}")
+    target, page = tmp_path / "x.json", tmp_path / "x.html"
+    done = explained(
+        command, folder, "--select=3,0", "--nolist", f"--json={target}", f"--output={page}"
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(target.read_text(encoding="utf-8"))
     with (folder / "predictions-test.csv").open(encoding="utf-8", newline="") as file:
@@ -82,6 +85,10 @@ def test_examples_of_a_split(command, tiny_run, tmp_path):
         for key in ("id", "input", "prediction", "target"):
             assert each[key] == row[key]
         assert each["kind"] in ("uncertain", "correct" if float(row["score"]) else "wrong")
+    text = page.read_text(encoding="utf-8")
+    (data,) = re.findall(r'id="page-data">(.*?)</script>', text, re.DOTALL)
+    assert len(json.loads(data)["rows"]["id"]) == 2
+    assert f"Summary of {len(rows)} examples" in text
 
 
 def test_methods_are_better_than_random_orders(command, tiny_run):

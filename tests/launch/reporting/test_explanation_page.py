@@ -12,6 +12,7 @@ from launch.reporting import explanation_tables as tables
 from launch.reporting import explanation_weights as weights
 from tasks.explanation import AttentionMap, Axis, Explanation
 from tests.launch.browser import launched, needs_browser
+from tests.launch.conftest import ROOT
 from tests.launch.reporting import explanations
 
 
@@ -187,6 +188,31 @@ def test_the_page_refers_to_no_other_file():
     addresses = set(re.findall(r"https?://[\w./]+", page))
     assert addresses == {"http://www.w3.org/2000/svg"}
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)
+
+
+def test_styles_and_script_of_a_page_are_refreshed():
+    page = pages.page([explanations.strange(), explanations.image()], "t")
+    assert pages.refreshed(page) == page
+    before, opening, rest = page.rpartition('<script id="page-script">')
+    _, closing, end = rest.rpartition("</script>")
+    old = f"{before}{opening}old(){closing}{end}"
+    old = old.replace("<style>\n", "<style>\nbody { margin: 9px }")
+    assert old != page
+    assert pages.refreshed(old) == page
+    for text in ("", "<style>\n</style></head>", "<html></html>"):
+        with pytest.raises(ValueError, match=r"write it by launch\.explain"):
+            pages.refreshed(text)
+
+
+def test_pages_of_the_documentation_are_linked_and_current():
+    folder = ROOT / "docs" / "explained"
+    found = {path.name for path in folder.glob("*.html")}
+    for page in ("README.md", "docs/EXPLAIN.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert found == set(re.findall(r"explained/(\w+\.html)", text)), page
+    for name in sorted(found):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert pages.refreshed(text) == text, f"{name}: run make results"
 
 
 # ---------------------------------------------------------------- in a browser
