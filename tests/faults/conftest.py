@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from launch.engine import loop
+from launch.engine import devices, loop
 from launch.runs import run
 from tests.faults.experiments import TASKS, case
 from tests.faults.tally import Tally
@@ -36,6 +36,7 @@ def without_reports(monkeypatch):
 @pytest.fixture(scope="session")
 def cases(tmp_path_factory):
     """Returns the experiments by task."""
+    devices.set_up_determinism()
     folder = tmp_path_factory.mktemp("faults")
     return {task: case(task, folder) for task in TASKS}
 
