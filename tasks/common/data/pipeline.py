@@ -9,7 +9,7 @@ batches without communication; each process takes its own rows.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -198,6 +198,31 @@ def train_iterator(
     """
     import grain
 
+    batch = numbered_batches(
+        examples,
+        batch_size=batch_size,
+        seed=seed,
+        buckets=buckets,
+        process_index=process_index,
+        process_count=process_count,
+        multiple=multiple,
+    )
+    dataset = grain.MapDataset.range(_BATCHES).map(batch)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def numbered_batches(
+    examples: Examples,
+    *,
+    batch_size: int,
+    seed: int,
+    buckets: Sequence[Bucket] | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    multiple: int = 1,
+) -> Callable[[int], dict[str, np.ndarray]]:
+    """Returns the function from n to batch n of `train_iterator`; n starts at 0."""
     batcher = _Batcher(examples, batch_size, buckets, process_index, process_count, multiple)
     epoch_batches = epoch_length(examples, batch_size, buckets)
 
@@ -211,9 +236,7 @@ def train_iterator(
         chosen = plan(epoch)
         return batcher.batch(chosen.members[position], chosen.buckets[position])
 
-    dataset = grain.MapDataset.range(_BATCHES).map(batch)
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    return iter(dataset.to_iter_dataset(options))
+    return batch
 
 
 def evaluation_batches(
