@@ -26,7 +26,7 @@ endif
 endif
 endif
 
-.PHONY: train test test-slow test-oracles test-accelerators test-trackers test-ray lint format docs notebooks bench tune results clean
+.PHONY: train test test-slow test-faults test-oracles test-accelerators test-trackers test-ray lint format docs notebooks bench tune results clean
 
 train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -37,6 +37,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "slow and not oracle and not accelerator"
+
+# Kills, damages and disturbs training; FAULTS_RECORD=results/faults.json writes the outcomes.
+test-faults: $(VENV)/.dev
+	$(BIN)/python -m pytest -m faults tests/faults
 
 test-oracles: $(VENV)/.oracles
 	FULL_COMPILATION=1 $(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m oracle
@@ -93,7 +97,7 @@ tune: $(VENV)/.run
 
 results: $(VENV)/.run
 	$(BIN)/python -m launch.report --results=results --output=RESULTS.md --readme=README.md \
-	  --pages=docs/applications --explanations=docs/EXPLAIN.md
+	  --pages=docs/applications --explanations=docs/EXPLAIN.md --faults=docs/RELIABILITY.md
 
 clean:
 	rm -rf $(VENV) $(VENV)-cuda $(VENV)-tpu $(VENV)-tracking $(VENV)-ray .jax_cache .pytest_cache .ruff_cache

@@ -20,6 +20,7 @@ PAGES = {
     "docs/CLUSTER.md": "CLUSTER.md",
     "docs/DEPLOYING.md": "DEPLOYING.md",
     "docs/PYTHON.md": "PYTHON.md",
+    "docs/RELIABILITY.md": "RELIABILITY.md",
     "docs/TRACKERS.md": "TRACKERS.md",
     "docs/STYLE.md": "STYLE.md",
     **{

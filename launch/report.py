@@ -12,7 +12,8 @@ With --readme the summary table is also inserted into a file, between the lines 
 <!-- /results -->. With --pages tables of models are inserted into the Markdown files of a folder,
 between lines such as <!-- models task=translation data=multi30k --> and <!-- /models -->, and
 tables of metrics between lines such as <!-- metrics translation --> and <!-- /metrics -->. With
---explanations the tables of launch.explain --evaluate --record are inserted into a file.
+--explanations the tables of launch.explain --evaluate --record are inserted into a file, and with
+--faults the table of make test-faults.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ flags.DEFINE_string("output", "RESULTS.md", "Output file; - prints the tables.")
 flags.DEFINE_string("readme", None, "File to insert the summary table into.")
 flags.DEFINE_string("pages", None, "Directory of Markdown files to insert tables of models into.")
 flags.DEFINE_string("explanations", None, "File to insert tables of faithfulness into.")
+flags.DEFINE_string("faults", None, "File to insert the table of injected faults into.")
 
 
 def report() -> None:
     """Runs the command `launch.report`."""
     from launch.engine.writers import write_text
-    from launch.reporting import faithfulness_table, results, tables
+    from launch.reporting import faithfulness_table, fault_table, results, tables
     from tasks.common.errors import UserError
 
     root = folder = Path(cli.required("results")).expanduser()
@@ -63,15 +65,16 @@ def report() -> None:
                 write_text(page, tables.insert_models(text, records))
             except ValueError as error:
                 raise UserError(f"{page}: {error}") from None
-    if cli.FLAGS.explanations is not None:
-        page = Path(cli.FLAGS.explanations)
+    for name, module in (("explanations", faithfulness_table), ("faults", fault_table)):
+        if cli.FLAGS[name].value is None:
+            continue
+        page = Path(cli.FLAGS[name].value)
         if not page.is_file():
-            raise UserError(f"--explanations={page}: no such file")
+            raise UserError(f"--{name}={page}: no such file")
         try:
-            text = faithfulness_table.insert(page.read_text(encoding="utf-8"), root)
-            write_text(page, text)
+            write_text(page, module.insert(page.read_text(encoding="utf-8"), root))
         except ValueError as error:
-            raise UserError(f"--explanations={page}: {error}") from None
+            raise UserError(f"--{name}={page}: {error}") from None
     text = tables.results_markdown(records)
     if output == "-":
         print(text, end="")

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -44,11 +44,14 @@ IMPORTED = (
 
 
 class ForkServer:
-    """Runs commands in forks of one process; close it at the end."""
+    """Runs commands in forks of one process; close it at the end.
 
-    def __init__(self) -> None:
+    `prefix` is a command that starts the process, such as `unshare`.
+    """
+
+    def __init__(self, prefix: Sequence[str] = ()) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [*prefix, sys.executable, "-m", __name__],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from launch.engine import positions, processes
 from launch.engine import state as states
 from launch.engine.writers import read_mapping, write_json
+from tasks.common.checksums import file_sums
 from tasks.common.errors import UserError
 
 COMMITTED = "_CHECKPOINT_METADATA"
@@ -33,7 +34,8 @@ class Checkpoints:
         _quiet()
         self._ocp = ocp
         self._folder = folder.absolute()
-        self._sums = self._folder.with_name(f"{self._folder.name}.sums.json")
+        self._sums = sums_file(self._folder)
+        self._saving: int | None = None
         policies: list[Any] = [
             # The second newest checkpoint is used if the newest is damaged.
             checkpoint_managers.LatestN(2),
@@ -48,6 +50,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._sum_incomplete),
             ),
         )
 
@@ -66,6 +69,7 @@ class Checkpoints:
         if known.pop(str(step), None) is not None and processes.is_first():
             # A removed checkpoint of the same step may have left its checksums.
             write_json(self._sums, known)
+        self._saving = step
         args = self._ocp.args
         items: dict[str, Any] = {"state": args.StandardSave(state)}
         if iterator is not None:
@@ -105,7 +109,7 @@ class Checkpoints:
                 raise UserError(f"{folder}: the checkpoint is damaged, {part} is missing; {remedy}")
         for name, sums in self._written_down().get(str(step), {}).items():
             file = folder / name
-            if not file.is_file() or _file_sums(file) != sums:
+            if not file.is_file() or file_sums(file) != sums:
                 raise UserError(
                     f"{folder}: the checkpoint is damaged, {name} has changed; {remedy}"
                 )
@@ -164,26 +168,49 @@ class Checkpoints:
             return
         known = self._written_down()
         steps = [str(step) for step in self.steps()]
-        if all(step in known for step in steps):
+        found = {step: _with_sums(self._folder / step, known.get(step, {})) for step in steps}
+        if any(found[step] != known.get(step) for step in steps):
+            write_json(self._sums, found)
+
+    def _sum_incomplete(self) -> None:
+        """Writes the checksums of the checkpoint that is being saved, before it is renamed.
+
+        Otherwise a run that is killed before the next save would leave none.
+        """
+        if not processes.is_first():
             return
-        sums = {
-            step: known.get(step) or {
-                str(file.relative_to(self._folder / step)): _file_sums(file)
-                for file in sorted((self._folder / step).rglob("*"))
-                if file.is_file()
-            }
-            for step in steps
-        }  # fmt: skip
-        write_json(self._sums, sums)
+        step = str(self._saving)
+        found = _with_sums(self._folder / f"{step}.orbax-checkpoint-tmp", {})
+        # Orbax adds the time to this file, and another file, before it renames the directory.
+        found.pop(COMMITTED, None)
+        if found:
+            write_json(self._sums, {**self._written_down(), step: found})
 
     def _written_down(self) -> dict[str, dict[str, list[int]]]:
-        # Without checksums, Orbax detects damage itself.
-        found = read_mapping(self._sums)
-        return found if all(isinstance(sums, dict) for sums in found.values()) else {}
+        return read_sums(self._folder)
 
     def close(self) -> None:
         """Waits for the pending save and closes the directory."""
         self._manager.close()
+
+
+def _with_sums(folder: Path, known: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Returns known checksums of the files in a directory, and those of its other files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    added = {str(file.relative_to(folder)): file for file in files}
+    return {**known, **{name: file_sums(added[name]) for name in added.keys() - known.keys()}}
+
+
+def sums_file(folder: Path) -> Path:
+    """Returns the file with the checksums of the checkpoints in a directory."""
+    return folder.with_name(f"{folder.name}.sums.json")
+
+
+def read_sums(folder: Path) -> dict[str, dict[str, list[int]]]:
+    """Returns size and checksum of each file of each checkpoint; {} if they are missing."""
+    # Without checksums, Orbax detects damage itself.
+    found = read_mapping(sums_file(folder))
+    return found if all(isinstance(sums, dict) for sums in found.values()) else {}
 
 
 def finished_steps(folder: Path) -> list[int]:
@@ -217,11 +244,6 @@ def _in_layout(state: Any, saved: Any, abstract_state: Any) -> Any:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
     convert = functools.partial(states.with_layout, like=abstract_state)
     return jax.jit(convert, out_shardings=shardings)(state)
-
-
-def _file_sums(file: Path) -> list[int]:
-    data = file.read_bytes()
-    return [len(data), zlib.crc32(data)]
 
 
 def _quiet() -> None:

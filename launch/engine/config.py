@@ -27,12 +27,14 @@ from typing import Any
 from launch.engine import keys
 from launch.engine.optimizers import OptimizerConfig
 from launch.engine.sharding import MeshConfig
-from tasks.common.configs import Config, NonNegativeInt, PositiveInt, within
+from tasks.common.configs import Config, NonNegativeInt, PositiveInt, one_of, within
 from tasks.common.data.user_files import UNSET
 from tasks.common.errors import UserError
 
 # Fields of models that change how results are computed, but not the results.
 _EXECUTION = ("rematerialize", "scan_layers", "loss_chunk_size")
+# Fields of the training that have no effect on the results of a run with finite losses.
+_ON_FAULTS = ("on_nan", "max_consecutive_skips")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,9 @@ class TrainingConfig(Config):
       patience: evaluations without improvement before training stops; 0 disables it.
       refit: whether to train again on the union of training and validation examples, up to the best
         step of the first training. The first training stays in the run's `selection` directory.
+      on_nan: what a non-finite loss or gradient does: `stop` ends the run with a message, `skip`
+        leaves the train state as it was before the step, and counts the step as skipped.
+      max_consecutive_skips: consecutive skipped steps after which the run ends with a message.
     """
 
     steps: PositiveInt = 1000
@@ -58,6 +63,8 @@ class TrainingConfig(Config):
     log_every: PositiveInt = 50
     patience: NonNegativeInt = 0
     refit: bool = False
+    on_nan: one_of("stop", "skip") = "stop"
+    max_consecutive_skips: PositiveInt = 20
 
     def __post_init__(self):
         super().__post_init__()
@@ -355,13 +362,16 @@ def identity(config: Experiment) -> str:
     """Returns a hash of all settings that affect results.
 
     The mesh and the model's `_EXECUTION` fields are excluded because they affect only speed and
-    memory. Hashes are stable across versions: renamed fields are hashed under their former names,
-    and newer fields of data, model and optimizer are excluded if they have their default value.
+    memory, and `_ON_FAULTS` because they affect only runs that would stop. Hashes are stable across
+    versions: renamed fields are hashed under their former names, and newer fields of data, model
+    and optimizer are excluded if they have their default value.
     """
     values = _with_former_keys(config, to_dict(config))
     del values["mesh"]
     for name in _EXECUTION:
         values["model"].pop(name, None)
+    for name in _ON_FAULTS:
+        del values["training"][name]
     for group in ("data", "model", "optimizer"):
         part = getattr(config, group)
         for field in dataclasses.fields(part):

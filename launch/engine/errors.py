@@ -13,6 +13,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+# Exit status after SIGTERM: 128 plus its number, as of a process that the signal killed. Schedulers
+# requeue jobs by it, see docs/RELIABILITY.md.
+REQUEUED = 128 + int(signal.SIGTERM)
+
 
 class Interrupted(Exception):
     """Raised if a signal interrupted training, after saving a checkpoint."""

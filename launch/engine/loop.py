@@ -21,19 +21,24 @@ from launch.engine.clock import Clock
 from launch.engine.config import Experiment, TrainingConfig
 from launch.engine.errors import Interrupted
 from launch.engine.evaluation import Evaluation, evaluate
+from launch.engine.nonfinite import Guard
 from launch.engine.profiling import Profile, Profiler
 from launch.engine.progress import ESTIMATE_AFTER, Progress
 from launch.engine.stack import Member
 from launch.engine.steps import Steps, make_steps
 from launch.engine.supervision import SUPERVISED
 from launch.engine.trackers import FINISHED, Silent, TensorBoard, Tracker
-from launch.engine.writers import Writers, best_step, validation_curve
-from tasks.common.data.pipeline import train_iterator
-from tasks.common.errors import UserError
+from launch.engine.writers import Writers, best_step, read_mapping, validation_curve, write_json
+from tasks.common.checksums import sealed, unsealed
+from tasks.common.data.pipeline import numbered_batches, train_iterator
 from tasks.task import Task
 
 # Score of a checkpoint that was not evaluated; it is kept only while it is the newest.
 UNRANKED = -1e30
+# Metrics of the steps since the last line of metrics.jsonl, of a run that a signal interrupted.
+WINDOW = "window.json"
+# Metric with the number of skipped steps since the last line of metrics.jsonl.
+SKIPPED = "skipped_steps"
 
 
 def train(
@@ -65,8 +70,8 @@ def train(
       `stop_after`), and that step.
 
     Raises:
-      UserError: the loss is not finite, no checkpoint can be read, or the steps of `profile` are
-        not trained.
+      UserError: a loss, a gradient or the train state is not finite (see `Guard`), no checkpoint
+        can be read, or the steps of `profile` are not trained.
       Interrupted: SIGINT or SIGTERM was received.
     """
     plan, metric = config.training, task.primary_metric
@@ -74,15 +79,22 @@ def train(
     sign = 1 if task.higher_is_better else -1
     clock = Clock() if member is None else Clock(member.size)
     steps = make_steps(task, config) if member is None else member.steps()
+    sizes: dict[str, Any] = {
+        "batch_size": plan.batch_size,
+        "seed": config.seed,
+        "buckets": task.buckets,
+        "multiple": steps.batch_shards,
+    }
     batches = train_iterator(
         task.examples("train"),
-        batch_size=plan.batch_size,
-        seed=config.seed,
-        buckets=task.buckets,
-        multiple=steps.batch_shards,
         shards=steps.local_shards,
+        **sizes,
     )
+    numbered = numbered_batches(task.examples("train"), **sizes)
     checkpoints = Checkpoints(folder / "checkpoints")
+    guard = Guard(
+        folder, config, steps.abstract_state, lambda step: numbered(step - 1), checkpoints.wait
+    )
     notes: list[str] = []
     step, state = checkpoints.restore_newest(steps.abstract_state, batches, notes.append)
     profiler = Profiler(profile, folder, step, last)
@@ -97,12 +109,13 @@ def train(
     try:
         display = (True, "") if member is None else (member.first, member.label)
         with Progress(last, step, metric, *display) as progress, stop:
+            guard.say = progress.say
             for note in notes:
                 progress.say(note)
             if step:
                 progress.say(f"resuming from step {step}")
             writers.timing(step, **clock.started(step, writers.lost_seconds))
-            window: list[Any] = []
+            window = _saved_window(folder, step)
             first = step
             over = _agreed_stop(folder, task, plan)
             while step < last and not over:
@@ -117,30 +130,41 @@ def train(
                     # Steps run asynchronously; the first one includes compilation.
                     jax.block_until_ready(metrics)
                     progress.timed(step, step % plan.log_every == 0 or step == last)
-                if step % plan.log_every and step < last:
+                logs = step % plan.log_every == 0 or step == last
+                # Processes receive a signal at different steps, and agree at the log steps.
+                between = 0 if logs or processes.count() > 1 else stop.received
+                if not (logs or between):
                     continue
                 clock.drain()
                 state = steps.resolve(state)
-                means = _means(window)
+                host = jax.device_get(window)
+                finite = guard.finite(step, host)
+                if between:
+                    writers.timing(step, **clock.lap(step))
+                    values = {"step": step, "rows": _as_json(host)}
+                    write_json(folder / WINDOW, sealed(values))
+                    writers.seal(step)
+                    _save_interrupted(checkpoints, guard, step, state, batches)
+                    raise Interrupted(step, between)
+                means = _means(finite, len(host))
                 window = []
-                if not math.isfinite(means["loss"]):
-                    raise UserError(
-                        f"loss: got {means['loss']} after step {step}, expected a finite number; "
-                        "lower config.optimizer.learning_rate, or check the data; earlier "
-                        "checkpoints are kept"
-                    )
                 writers.metrics(step, "train", means)
                 timing = clock.lap(step)
                 writers.timing(step, **timing)
                 saves = step % plan.evaluate_every == 0 or step == last
                 wait = timing.get("data_wait_fraction", 0.0)
-                progress.trained(step, means["loss"], wait, validates=saves and not stop_after)
+                loss = means.get("loss", math.nan)
+                progress.trained(step, loss, wait, validates=saves and not stop_after)
+                if saves:
+                    guard.check(step, state)
                 if saves and stop_after:
+                    writers.seal(step)
                     with clock.saving():
                         checkpoints.save(step, state, batches, step)
                 elif saves:
                     result = _validate(task, steps, state, plan.evaluation_batch_size)
                     writers.metrics(step, "validation", result.metrics)
+                    writers.seal(step)
                     with clock.saving():
                         checkpoints.save(step, state, batches, sign * result.metrics[metric])
                     progress.validated(step, result.metrics[metric])
@@ -148,10 +172,8 @@ def train(
                     writers.timing(step, **clock.lap(step, "evaluation_seconds"))
                 # A signal to any of the processes stops all of them after the same step.
                 if received := processes.largest(stop.received or 0):
-                    checkpoints.wait()
-                    if step not in checkpoints.steps():
-                        checkpoints.save(step, state, batches, UNRANKED)
-                    checkpoints.wait()
+                    writers.seal(step)
+                    _save_interrupted(checkpoints, guard, step, state, batches)
                     raise Interrupted(step, received)
             if over:
                 progress.say(str(over))
@@ -232,9 +254,41 @@ def _agreed_stop(folder: Path, task: Task, plan: TrainingConfig) -> EarlyStop | 
     return None if values is None else EarlyStop(**values)
 
 
-def _means(window: list[dict[str, Any]]) -> dict[str, float]:
-    host = jax.device_get(window)
-    return {name: float(np.mean([row[name] for row in host], dtype=np.float64)) for name in host[0]}
+def _means(finite: list[dict[str, Any]], count: int) -> dict[str, float]:
+    """Returns the means over the steps that were not skipped; only the number of skips if all were.
+
+    Args:
+      finite: metrics of these steps.
+      count: number of all steps.
+    """
+    names = finite[0] if finite else ()
+    means = {
+        name: float(np.mean([row[name] for row in finite], dtype=np.float64)) for name in names
+    }
+    return means if len(finite) == count else {**means, SKIPPED: float(count - len(finite))}
+
+
+def _as_json(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    return [{name: float(value) for name, value in row.items()} for row in rows]
+
+
+def _saved_window(folder: Path, step: int) -> list[Any]:
+    """Returns the metrics since the last log line, if a signal interrupted the run at this step."""
+    try:
+        saved = unsealed(read_mapping(folder / WINDOW))
+    except ValueError:
+        return []
+    return saved["rows"] if step and saved["step"] == step else []
+
+
+def _save_interrupted(
+    checkpoints: Checkpoints, guard: Guard, step: int, state: Any, batches: Any
+) -> None:
+    checkpoints.wait()
+    if step not in checkpoints.steps():
+        guard.check(step, state)
+        checkpoints.save(step, state, batches, UNRANKED)
+    checkpoints.wait()
 
 
 class _Signals:

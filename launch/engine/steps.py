@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from launch.engine import sharding
+from launch.engine import nonfinite, sharding
 from launch.engine import state as states
 from launch.engine.config import Experiment
 from launch.engine.optimizers import make_optimizer, make_schedule
@@ -27,7 +27,8 @@ class Steps:
       mesh: device mesh.
       abstract_state: shapes, dtypes and shardings of the train state.
       init: () -> state.
-      train: (state, batch) -> (state, metrics); the old state is donated.
+      train: (state, batch) -> (state, metrics); the old state is donated. The metric `nonfinite` is
+        0 if loss and gradients are finite; see `launch.engine.nonfinite`.
       evaluate: (variables, batch) -> (statistics, outputs); see `Task.evaluate`.
       predict: (variables, inputs) -> outputs of each example; see `Task.predict`.
       predict_fast: `predict` with `fast=True`.
@@ -77,6 +78,25 @@ def _identity(tree: Any) -> Any:
     return tree
 
 
+def loss_function(task: Task, graphdef: Any, seed: int) -> Any:
+    """Returns (params, statistics, step, batch) -> (loss, (metrics, new statistics)).
+
+    Args:
+      task: the task.
+      graphdef: graph definition of the model.
+      seed: seed of the dropout, whose key also depends on `step`.
+    """
+
+    def objective(params, statistics, step, batch):
+        dropout_key = jax.random.fold_in(jax.random.key(seed), step)
+        model = states.merge_model(graphdef, params, statistics)
+        loss, metrics = task.loss(model, batch, dropout_key)
+        _, _, statistics = states.split_model(model)
+        return loss, (metrics, statistics)
+
+    return objective
+
+
 def make_steps(task: Task, config: Experiment, devices: Sequence[Any] | None = None) -> Steps:
     """Returns the functions of an experiment, compiled at the first call with each input shape.
 
@@ -103,16 +123,9 @@ def make_steps(task: Task, config: Experiment, devices: Sequence[Any] | None = N
     over_batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
 
     def train(state, batch, seed=config.seed):
-        dropout_key = jax.random.fold_in(jax.random.key(seed), state["step"])
-
-        def objective(params):
-            model = states.merge_model(graphdef, params, state["statistics"])
-            loss, metrics = task.loss(model, batch, dropout_key)
-            _, _, statistics = states.split_model(model)
-            return loss, (metrics, statistics)
-
-        (loss, (metrics, statistics)), gradients = jax.value_and_grad(objective, has_aux=True)(
-            state["params"]
+        objective = jax.value_and_grad(loss_function(task, graphdef, seed), has_aux=True)
+        (loss, (metrics, statistics)), gradients = objective(
+            state["params"], state["statistics"], state["step"], batch
         )
         if mesh.size > 1:
             # Otherwise XLA may reshard a gradient in each operation of the optimizer.
@@ -129,11 +142,15 @@ def make_steps(task: Task, config: Experiment, devices: Sequence[Any] | None = N
             # The decay is smaller in early steps, so that the average forgets the initialization.
             decay = jnp.minimum(average_decay, (1 + state["step"]) / (10 + state["step"]))
             new["average"] = optax.incremental_update(params, state["average"], 1 - decay)
+        norm, flag = nonfinite.gradient_check(loss, gradients)
+        if config.training.on_nan == "skip":
+            new = nonfinite.keep_if_nonfinite(flag, new, state)
         metrics = {
             "loss": loss,
             **metrics,
-            "gradient_norm": optax.tree.norm(gradients),
+            "gradient_norm": norm,
             "learning_rate": schedule(state["step"]),
+            nonfinite.FLAG: flag,
         }
         return new, metrics
 

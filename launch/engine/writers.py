@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,11 +49,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+SUMS = "metrics.sums.json"
 _RESTORE = "restore the file, or train in another --workdir"
 _REMEDIES = {"timing.jsonl": "remove the file; the run time is then counted from now on"}
 
 
-def check_logs(folder: Path, steps: Sequence[int], evaluate_every: int, last: int) -> None:
+def check_logs(
+    folder: Path, steps: Sequence[int], evaluate_every: int, last: int, log_every: int = 1
+) -> None:
     """Raises unless the logs match the checkpoints.
 
     Otherwise missing validation metrics would silently change which step is the best.
@@ -62,6 +66,7 @@ def check_logs(folder: Path, steps: Sequence[int], evaluate_every: int, last: in
       steps: steps of the run's checkpoints.
       evaluate_every: steps between validations; 0 without validation.
       last: step of the last validation, which need not be a multiple of `evaluate_every`.
+      log_every: steps between log lines; a signal may save a checkpoint between two of them.
 
     Raises:
       UserError: metrics.jsonl is missing, damaged or lacks a step, or timing.jsonl is damaged.
@@ -70,7 +75,8 @@ def check_logs(folder: Path, steps: Sequence[int], evaluate_every: int, last: in
         return
     path, newest = folder / "metrics.jsonl", max(steps)
     found = {(record["step"], record.get("split")) for record in read_lines(path)}
-    expected = [(newest, None)]
+    logged = newest if newest == last else newest - newest % log_every
+    expected: list[tuple[int, str | None]] = [(logged, None)] if logged or not newest else []
     if evaluate_every:
         validated = [
             *range(evaluate_every, newest + 1, evaluate_every),
@@ -86,6 +92,7 @@ def check_logs(folder: Path, steps: Sequence[int], evaluate_every: int, last: in
                 f"{path}: has no {what} at step {step}, but checkpoints/ has step {newest}; "
                 f"{_RESTORE}"
             )
+    _check_sums(path, newest)
     read_lines(folder / "timing.jsonl")
 
 
@@ -137,7 +144,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """Returns the text that `write_json` writes."""
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
 class Receiver(Protocol):
@@ -165,8 +177,12 @@ class Writers:
         self._metrics = self._timing = None
         kept: list[dict[str, Any]] = []
         removed: list[dict[str, Any]] = []
+        self._sums, self._sum, self._known = None, [0, 0], {}
         if folder is not None:
-            self._metrics, _, _ = _cut_back(folder / "metrics.jsonl", step)
+            self._metrics, kept, _ = _cut_back(folder / "metrics.jsonl", step)
+            self._sums, self._sum = folder / SUMS, _extended([0, 0], "".join(map(_line, kept)))
+            self._known = {name: sums for name, sums in read_mapping(self._sums).items()
+                           if name.isdigit() and int(name) <= step}  # fmt: skip
             self._timing, kept, removed = _cut_back(folder / "timing.jsonl", step)
         self._wall, self._useful = sum(map(wall_seconds, kept)), sum(map(useful_seconds, kept))
         self.lost_seconds = sum(map(wall_seconds, removed))
@@ -175,9 +191,19 @@ class Writers:
     def metrics(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Writes one line to metrics.jsonl, and gives the same values to the trackers."""
         values = {name: float(value) for name, value in metrics.items()}
-        self._write(self._metrics, {"step": step, "split": split, **values})
+        record = {"step": step, "split": split, **values}
+        self._write(self._metrics, record)
+        self._sum = _extended(self._sum, _line(record))
         for tracker in self._trackers:
             tracker.scalars(split, step, values)
+
+    def seal(self, step: int) -> None:
+        """Writes size and checksum of metrics.jsonl up to a step whose checkpoint is saved next."""
+        if self._sums is None:
+            return
+        self._known[str(step)] = self._sum
+        # As many as the checkpoints that are kept, and one that is being removed.
+        write_json(self._sums, dict(list(self._known.items())[-4:]))
 
     def timing(self, step: int, **values: float) -> None:
         """Writes one line to timing.jsonl, and gives the same values to the trackers.
@@ -205,7 +231,7 @@ class Writers:
         if file is None:
             return
         try:
-            file.write(json.dumps(record) + "\n")
+            file.write(_line(record))
             file.flush()
         except OSError as error:
             raise UserError(f"{file.name}: cannot be written ({error.strerror})") from None
@@ -220,6 +246,30 @@ class Writers:
                 log.close()
 
 
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record) + "\n"
+
+
+def _extended(sums: Sequence[int], text: str) -> list[int]:
+    data = text.encode()
+    return [sums[0] + len(data), zlib.crc32(data, sums[1])]
+
+
+def _check_sums(path: Path, newest: int) -> None:
+    """Raises if metrics.jsonl has changed since the newest checkpoint.
+
+    Runs of earlier versions have no checksums.
+    """
+    known = {int(name): sums for name, sums in read_mapping(path.with_name(SUMS)).items()
+             if name.isdigit() and int(name) <= newest}  # fmt: skip
+    if not known:
+        return
+    step, sums = max(known.items())
+    data = path.read_bytes()[: sums[0]] if isinstance(sums, list) and len(sums) == 2 else b""
+    if [len(data), zlib.crc32(data)] != sums:
+        raise UserError(f"{path}: has changed since step {step}; {_RESTORE}")
+
+
 def _cut_back(path: Path, step: int) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]:
     """Removes the lines after a step; returns the file for appending, kept and removed records."""
     if step:
@@ -232,7 +282,7 @@ def _cut_back(path: Path, step: int) -> tuple[Any, list[dict[str, Any]], list[di
             records = []
     kept = [record for record in records if step and record["step"] <= step]
     removed = records[len(kept) :]
-    write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
+    write_text(path, "".join(map(_line, kept)))
     return path.open("a", encoding="utf-8"), kept, removed
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from launch.engine.evaluation import Evaluation
 from launch.engine.writers import read_mapping, write_json
 from launch.reporting import paired
+from tasks.common.checksums import sealed, unsealed
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
@@ -50,7 +51,7 @@ def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, di
                 found[name]["examples"] = examples
             # Without the cache file, the next run fits the baseline again.
             with contextlib.suppress(UserError):
-                write_json(path, found[name])
+                write_json(path, sealed(found[name]))
         found[name].pop("examples", None)
         if (theirs := found[name].pop("example_scores", None)) is not None:
             gain = sign * (scores.astype(np.float64) - np.asarray(theirs, np.float64))
@@ -60,9 +61,12 @@ def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, di
 
 
 def _cached(path: Path) -> dict[str, Any]:
-    """Returns the content of a cache file; an empty dict if the file is missing or damaged."""
-    found = read_mapping(path)
-    if "correctness" in found:
-        # Key used by earlier versions.
-        found["example_scores"] = found.pop("correctness")
-    return found
+    """Returns the content of a cache file; an empty dict if the file is missing or damaged.
+
+    Files of earlier versions have no checksum, so the baseline is fitted again.
+    """
+    try:
+        found = unsealed(read_mapping(path))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -7,13 +7,14 @@ A run file is results/<task>/<data>/<experiment>/<seed>.json. If runs of one exp
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from launch.engine.config import Experiment
 from launch.engine.environment import commit, device, dirty_files, versions
-from launch.engine.writers import write_json
+from launch.engine.writers import as_json, read_mapping, write_json, write_text
 from tasks.common.errors import UserError
 
 # Field names of a record and their types.
@@ -27,6 +28,7 @@ FIELDS = {
 
 # File of a run directory with the record of the finished run.
 RESULT = "result.json"
+SUMS = "result.sums.json"
 # Value of "kind" in records of `launch.explain --evaluate`, and their folder. Records of a kind are
 # not those of runs.
 FAITHFULNESS = "faithfulness"
@@ -79,7 +81,9 @@ def make_record(
 
 
 def training_notes(record: Mapping[str, Any]) -> list[str]:
-    """Returns sentences about early stopping and continuation; records of earlier runs have none.
+    """Returns sentences about early stopping, continuation and skipped steps.
+
+    Records of earlier versions have none.
 
     Args:
       record: record of a finished run.
@@ -98,6 +102,11 @@ def training_notes(record: Mapping[str, Any]) -> list[str]:
         )
     if earlier := facts.get("continued_from"):
         notes.append(f"Continued from a finished run of {' and '.join(map(str, earlier))} steps.")
+    if skipped := facts.get("skipped_steps"):
+        notes.append(
+            f"Skipped {skipped} of {facts['last_step']} steps, whose loss or gradient was not "
+            "finite; see nonfinite/ in the run directory."
+        )
     return notes
 
 
@@ -162,17 +171,31 @@ def _items(value: Any) -> Iterable[tuple[str, Any]]:
     return value.items() if isinstance(value, dict) else ()
 
 
+def save_result(record: Mapping[str, Any], folder: Path) -> None:
+    """Writes result.json of a run directory, and before it a file with its checksum."""
+    text = as_json(record)
+    data = text.encode("utf-8", "backslashreplace")
+    write_json(folder / SUMS, {"sums": [len(data), zlib.crc32(data)]})
+    # Written last, since this file marks the run as finished.
+    write_text(folder / RESULT, text)
+
+
 def load_result(path: Path) -> dict[str, Any]:
     """Reads the record of a finished run from its result.json.
 
     Raises:
       UserError: the file is damaged.
     """
+    text = path.read_bytes()
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(text)
     except ValueError:
         record = None
-    if faults := _faults(record):
+    faults = _faults(record)
+    sums = read_mapping(path.with_name(SUMS)).get("sums") if path.name == RESULT else None
+    if not faults and sums is not None and sums != [len(text), zlib.crc32(text)]:
+        faults = "it has changed since it was written"
+    if faults:
         raise UserError(
             f"{path}: is damaged ({faults}); remove the file, and the same command writes it "
             f"again from the checkpoints"

@@ -88,7 +88,8 @@ def _step_to_load(task: Task, config: Experiment, folder: Path) -> int:
         raise UserError(f"--workdir={folder}: has no checkpoint yet; train first")
     if config.training.refit:
         return max(whole)
-    check_logs(folder, whole, config.training.evaluate_every, config.training.steps)
+    plan = config.training
+    check_logs(folder, whole, plan.evaluate_every, plan.steps, plan.log_every)
     curve = dict(validation_curve(folder, task.primary_metric))
     if not curve:
         raise UserError(f"--workdir={folder}: has no checkpoint yet; train first")

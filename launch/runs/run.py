@@ -19,7 +19,7 @@ from launch.engine.checkpoints import finished_steps
 from launch.engine.config import Experiment
 from launch.engine.environment import environment
 from launch.engine.evaluation import evaluate
-from launch.engine.loop import early_stop, train
+from launch.engine.loop import SKIPPED, early_stop, train
 from launch.engine.predictor import outputs_of_examples
 from launch.engine.profiling import Profile
 from launch.engine.stack import Member
@@ -104,7 +104,7 @@ def run(
             # Refitting up to a selected step uses no validation.
             plan = config.training
             every = 0 if plan.refit and place == folder else plan.evaluate_every
-            check_logs(place, whole, every, plan.steps)
+            check_logs(place, whole, every, plan.steps, plan.log_every)
             Description.of(given).check(place, "restore the data, or name another --workdir")
     # All processes have read the directory before the first one writes to it.
     processes.barrier()
@@ -310,8 +310,7 @@ def _finish(
             [trackers.Drawing(*each) for each in figures.files(drawn)],
             [folder / "report.html", folder / "predictions-test.csv"],
         ), receivers)  # fmt: skip
-        # Written last, since this file marks the run as finished.
-        write_json(folder / results.RESULT, record)
+        results.save_result(record, folder)
         return record
 
     return processes.from_first(report)
@@ -349,6 +348,9 @@ def _training_facts(config: Experiment, task: Task, folder: Path) -> dict[str, A
         found |= {"patience": plan.patience, "stopped_early": stopped is not None}
     if earlier := continuing.earlier_steps(folder):
         found["continued_from"] = earlier
+    logs = {log, folder / "metrics.jsonl"}
+    if skipped := sum(line.get(SKIPPED, 0) for each in logs for line in read_lines(each)):
+        found[SKIPPED] = int(skipped)
     return found
 
 
@@ -377,7 +379,9 @@ def _check_folder(config: Experiment, folder: Path) -> Experiment | None:
                 f"{config.task}; name another --workdir"
             )
         differing = [
-            key for key in configs.differences(saved, config) if not key.startswith("mesh.")
+            key
+            for key in configs.differences(saved, config)
+            if not key.startswith(("mesh.", "training.on_nan", "training.max_consecutive_skips"))
         ]
         raise UserError(
             f"--workdir={folder}: contains a run of another config, which differs in "

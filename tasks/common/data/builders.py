@@ -7,6 +7,7 @@ TFDS builder class serves all definitions. `load` returns a split with random ac
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import shutil
@@ -20,6 +21,7 @@ from typing import Any
 import filelock
 import numpy as np
 
+from tasks.common.checksums import file_sums, sealed, unsealed
 from tasks.common.data.fetchers import short
 from tasks.common.data.paths import Paths
 from tasks.common.data.sources import Source, fetch
@@ -27,6 +29,7 @@ from tasks.common.data.splits import SPLITS
 from tasks.common.errors import UserError
 
 FILE_FORMAT = "array_record"
+CHECKSUMS = "checksums.json"
 
 Examples = Iterable[Mapping[str, Any]]
 
@@ -138,6 +141,35 @@ def find_damage(folder: Path) -> str | None:
                 return f"{name} cannot be read ({short(error)})"
             if records != length:
                 return f"{name} has {records} examples, expected {length}"
+    return _changed_file(folder)
+
+
+def _changed_file(folder: Path) -> str | None:
+    """Returns a description of the first file whose checksum has changed; None without checksums.
+
+    Folders that were prepared by TFDS, or by an earlier version, have no checksums.
+    """
+    try:
+        text = (folder / CHECKSUMS).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        sums = unsealed(json.loads(text))
+        stats = {name: (folder / name).stat() for name in sums}
+    except (OSError, ValueError) as error:
+        return f"{CHECKSUMS} or a file that it names is missing or damaged ({short(error)})"
+    return _verified(
+        folder, text, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats.values())
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _verified(folder: Path, sums: str, stats: tuple[tuple[int, int], ...]) -> str | None:
+    """Compares the checksums once per process, unless the sizes or times of the files change."""
+    del stats
+    for name, expected in json.loads(sums)["content"].items():
+        if file_sums(folder / name) != expected:
+            return f"{name} has changed since it was prepared"
     return None
 
 
@@ -175,6 +207,9 @@ def prepare(definition: DatasetDefinition, paths: Paths, *, quiet: bool = False)
                     f"{definition.name}: split {split!r} has {counts.get(split)} examples, "
                     f"expected {expected} according to the definition"
                 )
+        names = sorted(path.name for path in folder.iterdir() if path.is_file())
+        found = sealed({name: file_sums(folder / name) for name in names})
+        (folder / CHECKSUMS).write_text(json.dumps(found), encoding="utf-8")
         seconds = time.monotonic() - start
         _say(quiet, f" {sum(counts.values()):,} examples in {seconds:.1f} s\n")
 

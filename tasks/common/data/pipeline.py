@@ -9,7 +9,7 @@ batches without communication; each process reads the rows of its own devices.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -194,6 +194,29 @@ def train_iterator(
     """
     import grain
 
+    batch = numbered_batches(
+        examples,
+        batch_size=batch_size,
+        seed=seed,
+        buckets=buckets,
+        multiple=multiple,
+        shards=shards,
+    )
+    dataset = grain.MapDataset.range(_BATCHES).map(batch)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def numbered_batches(
+    examples: Examples,
+    *,
+    batch_size: int,
+    seed: int,
+    buckets: Sequence[Bucket] | None = None,
+    multiple: int = 1,
+    shards: Sequence[int] | None = None,
+) -> Callable[[int], dict[str, np.ndarray]]:
+    """Returns the function from n to batch n of `train_iterator`; n starts at 0."""
     batcher = _Batcher(examples, batch_size, buckets, multiple, shards)
     epoch_batches = epoch_length(examples, batch_size, buckets)
 
@@ -207,9 +230,7 @@ def train_iterator(
         chosen = plan(epoch)
         return batcher.batch(chosen.members[position], chosen.buckets[position])
 
-    dataset = grain.MapDataset.range(_BATCHES).map(batch)
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    return iter(dataset.to_iter_dataset(options))
+    return batch
 
 
 def evaluation_batches(

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tasks.common.checksums import sealed, unsealed
 from tasks.common.text.character_tokenizer import CharacterTokenizer
 from tasks.common.text.config import TextConfig
 from tasks.common.text.subword_tokenizer import SubwordTokenizer
@@ -72,7 +73,7 @@ class Tokenizer:
         if cache_dir is not None:
             file = Path(cache_dir) / "tokenizers" / f"{_content_hash(texts, config)}.json"
             try:
-                return cls.from_json(file.read_text(encoding="utf-8"))
+                return cls.from_json(unsealed(json.loads(file.read_text(encoding="utf-8"))))
             except (OSError, ValueError, KeyError, TypeError):
                 pass  # missing or damaged: the tokenizer is fitted and written
         model = _model_class(config).fit([replace_surrogates(text) for text in texts], config)
@@ -80,7 +81,7 @@ class Tokenizer:
         if file is not None:
             # Without a cache, the next run fits the tokenizer again.
             with contextlib.suppress(OSError):
-                _write(file, tokenizer.to_json())
+                _write(file, json.dumps(sealed(tokenizer.to_json())))
         return tokenizer
 
     @property

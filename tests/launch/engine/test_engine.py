@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import xml.etree.ElementTree
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from flax import nnx
 
 from launch.engine import state as states
 from launch.engine import writers
-from launch.engine.checkpoints import Checkpoints
+from launch.engine.checkpoints import Checkpoints, read_sums
 from launch.engine.evaluation import gather
 from launch.reporting import figures
 from tasks.common.data.pipeline import train_iterator
@@ -202,6 +203,63 @@ def test_damaged_step_is_named_and_the_one_before_taken(saved, damage):
         assert len(notes) == 1
         assert "checkpoints/3" in notes[0]
         assert "\n" not in notes[0]
+
+
+def test_checksums_are_written_when_a_checkpoint_is_complete(tmp_path):
+    """A process that is killed before the next save leaves checksums too."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, {"params": {"0": jnp.ones(4)}, "step": jnp.asarray(1)}, None, 0.0)
+    checkpoints._manager.wait_until_finished()
+    folder = tmp_path / "checkpoints" / "1"
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    # Orbax completes these two when it renames the directory.
+    last = {"_CHECKPOINT_METADATA", "commit_success.txt"}
+    assert set(read_sums(tmp_path / "checkpoints")["1"]) == files - last
+    checkpoints.wait()
+    checkpoints.close()
+    sums = read_sums(tmp_path / "checkpoints")["1"]
+    assert set(sums) == files
+    for name in files:
+        data = (folder / name).read_bytes()
+        assert sums[name] == [len(data), zlib.crc32(data)]
+
+
+def test_one_flipped_bit_is_named(saved):
+    folder, shapes, _ = saved
+    for path in sorted((folder / "3" / "state" / "d").iterdir()):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+    checkpoints, notes = Checkpoints(folder), []
+    assert checkpoints.restore_newest(shapes, None, notes.append)[0] == 2
+    checkpoints.close()
+    assert len(notes) == 1
+    assert "checkpoints/3: the checkpoint is damaged, state/d/" in notes[0]
+    assert "has changed" in notes[0]
+
+
+def test_a_changed_line_of_the_metrics_is_named(tmp_path):
+    first = writers.Writers(tmp_path, 0)
+    for step in (4, 8):
+        first.metrics(step, "train", {"loss": 1.0})
+        first.metrics(step, "validation", {"accuracy": 0.5})
+        first.seal(step)
+    first.metrics(10, "train", {"loss": 1.0})
+    first.close()
+    path = tmp_path / "metrics.jsonl"
+    text = path.read_text()
+    writers.check_logs(tmp_path, [4, 8], 4, 12)
+    path.write_text(text.replace("0.5", "0.7", 1))
+    with pytest.raises(UserError, match=r"metrics\.jsonl: has changed since step 8; restore"):
+        writers.check_logs(tmp_path, [4, 8], 4, 12)
+    # Lines after the newest checkpoint are written again, so they may have changed.
+    path.write_text(text.replace('"step": 10', '"step": 11'))
+    writers.check_logs(tmp_path, [4, 8], 4, 12)
+    second = writers.Writers(tmp_path, 8)
+    second.metrics(12, "validation", {"accuracy": 0.5})
+    second.seal(12)
+    second.close()
+    writers.check_logs(tmp_path, [8, 12], 4, 12)
 
 
 def test_nothing_readable_is_refused_and_nothing_saved_means_a_fresh_start(saved, tmp_path):

@@ -46,6 +46,15 @@ def seeded(seed: int, accuracy: float) -> dict:
     return record
 
 
+def test_a_changed_result_is_named(tmp_path):
+    results.save_result(RECORD, tmp_path)
+    path = tmp_path / "result.json"
+    assert results.load_result(path) == RECORD
+    path.write_text(path.read_text().replace(": 0.", ": 1.", 1))
+    with pytest.raises(UserError, match=r"result\.json: is damaged \(it has changed since"):
+        results.load_result(path)
+
+
 def test_mean_and_spread_by_hand():
     mean, spread = mean_and_spread([0.8, 0.82, 0.84])
     assert mean == pytest.approx(0.82)

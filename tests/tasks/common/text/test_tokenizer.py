@@ -1,5 +1,6 @@
 """Text to ids: hand-made examples, scikit-learn's vectorizers, scripts, determinism, cache."""
 
+import json
 import subprocess
 import sys
 import time
@@ -7,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from tasks.common.checksums import sealed
 from tasks.common.text.tokenizer import TextConfig, Tokenizer
 from tasks.common.text.words import NgramVocabulary, character_grams, split
 
@@ -297,11 +299,15 @@ def test_the_cache_is_keyed_by_content_and_config_and_survives_damage(tmp_path):
     config = TextConfig(min_count=1)
     first = Tokenizer.fit(TEXTS, config, tmp_path)
     (file,) = (tmp_path / "tokenizers").iterdir()
-    file.write_text(first.to_json().replace('"good"', '"evil"'), encoding="utf-8")
+    written = file.read_text(encoding="utf-8")
+    changed = first.to_json().replace('"good"', '"evil"')
+    file.write_text(json.dumps(sealed(changed)), encoding="utf-8")
     assert Tokenizer.fit(TEXTS, config, tmp_path).encode("evil")[0] != 1  # it was the cache's
-    file.write_text("{", encoding="utf-8")
-    assert Tokenizer.fit(TEXTS, config, tmp_path).to_json() == first.to_json()
-    assert file.read_text(encoding="utf-8") == first.to_json()
+    # Damaged files, also those that are still JSON, and files of earlier versions without checksum.
+    for content in ("{", written.replace("good", "evil"), first.to_json()):
+        file.write_text(content, encoding="utf-8")
+        assert Tokenizer.fit(TEXTS, config, tmp_path).to_json() == first.to_json()
+        assert file.read_text(encoding="utf-8") == written
     Tokenizer.fit(TEXTS[:2], config, tmp_path)
     Tokenizer.fit(TEXTS, TextConfig(min_count=2), tmp_path)
     Tokenizer.fit(["".join(TEXTS)], config, tmp_path)

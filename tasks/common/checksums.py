@@ -1,0 +1,46 @@
+"""Checksums of files, for caches and checkpoints that may be damaged on disk."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 20
+
+
+def file_sums(path: Path) -> list[int]:
+    """Returns size and CRC-32 of a file.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    size = checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(_CHUNK):
+            size += len(block)
+            checksum = zlib.crc32(block, checksum)
+    return [size, checksum]
+
+
+def sealed(content: Any) -> dict[str, Any]:
+    """Returns a JSON mapping of a JSON value and its checksum."""
+    return {"crc32": _checksum(content), "content": content}
+
+
+def unsealed(found: Any) -> Any:
+    """Returns the value of a mapping that `sealed` returned.
+
+    Raises:
+      ValueError: there is no checksum, or the value has changed.
+    """
+    if not isinstance(found, dict) or "content" not in found:
+        raise ValueError("content: is missing, expected a value with its checksum")
+    if found.get("crc32") != _checksum(found["content"]):
+        raise ValueError("crc32: does not fit the content")
+    return found["content"]
+
+
+def _checksum(content: Any) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
