@@ -149,11 +149,10 @@ def _changed_file(folder: Path) -> str | None:
 
     Folders that were prepared by TFDS, or by an earlier version, have no checksums.
     """
-    try:
-        text = (folder / CHECKSUMS).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not (folder / CHECKSUMS).exists():
         return None
     try:
+        text = (folder / CHECKSUMS).read_text(encoding="utf-8")
         sums = unsealed(json.loads(text))
         stats = {name: (folder / name).stat() for name in sums}
     except (OSError, ValueError) as error:
