@@ -178,6 +178,8 @@ def train(
             if over:
                 progress.say(str(over))
         checkpoints.wait()
+        if processes.is_first():
+            (folder / WINDOW).unlink(missing_ok=True)
         best = stop_after or processes.from_first(
             lambda: best_step(folder, metric, task.higher_is_better)
         )

@@ -58,11 +58,13 @@ class Child:
           prefix: text before each line on standard error.
           shown: error messages of all processes so far; a message is shown once.
         """
-        # Errors of C++ that are not fatal are raised as exceptions too.
-        quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", SUPERVISED: "1"}
+        # Errors of C++ that are not fatal are raised as exceptions too. JAX sets the level to 1
+        # when it is imported, so that value is not a choice of the user.
+        level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")
+        quiet = {"TF_CPP_MIN_LOG_LEVEL": "3" if level == "1" else level, SUPERVISED: "1"}
         self._popen = subprocess.Popen(
             words,
-            env={**quiet, **os.environ, SUPERVISED: "1", **environment},
+            env={**os.environ, **quiet, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

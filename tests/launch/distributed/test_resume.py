@@ -114,7 +114,7 @@ def test_a_process_that_loses_another_ends_with_one_line_within_a_minute(groups)
     assert seconds < 60
     errors = [line for line in printed if not line.startswith(("step ", "train ", "validation ",
               "test ", "sizes ", "unknown ", "duplicates ", "metric ", " "))]  # fmt: skip
-    assert len(errors) == 1, printed
+    assert len(errors) == 1, "\n".join(errors)
     assert errors[0].startswith("error: --distributed=127.0.0.1:")
     assert "another process of the run ended; the same command continues" in errors[0]
 
