@@ -9,7 +9,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-from launch.cli import command_sources, fail
+from launch.cli import fail
+from launch.command_line import command_sources
 from launch.engine import output
 
 _WIDTH = 80

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch import cli
+from launch import cli, command_line
 
 flags.DEFINE_integer("processes", 2, "Number of processes.", lower_bound=1)
 flags.DEFINE_integer(
@@ -62,7 +62,7 @@ def _command(words: Sequence[str]) -> list[str]:
     """
     from tasks.common.errors import UserError
 
-    known = [f"launch.{name}" for name, names in cli.flags_of_commands().items()
+    known = [f"launch.{name}" for name, names in command_line.flags_of_commands().items()
              if "distributed" in names]  # fmt: skip
     example = f"python -m launch.local --processes=2 -- python -m {known[-1]} --config=..."
     if not words:

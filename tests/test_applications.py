@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from launch import cli
+from launch import command_line
 from launch.engine import values as typed
 from launch.engine.config import flatten, load_file, load_values, task_names
 from launch.reporting import faithfulness_table, results, tables
@@ -330,7 +330,7 @@ def test_each_task_is_trained_on_a_page():
 @pytest.mark.parametrize("name", NAMES)
 def test_flags_configs_and_keys_exist(name):
     """Checks commands, and what the text names in backticks."""
-    text, known = text_of(name), cli.flags_of_commands()
+    text, known = text_of(name), command_line.flags_of_commands()
     configs = []
     for words in commands(text):
         if not (command := launched(words)):

@@ -33,9 +33,9 @@ SHELLCHECK = shutil.which(
 
 
 def flags_of(name):
-    from launch import cli
+    from launch import command_line
 
-    return cli.flags_of_commands()[name] | {"data_dir", "cache_dir", "data_mirror"}
+    return command_line.flags_of_commands()[name] | {"data_dir", "cache_dir", "data_mirror"}
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from launch import cli
+from launch import cli, command_line
 from launch.engine import config as configs
 from launch.engine import keys
 from launch.engine.config import TrainingConfig, load_file, override, resolve, to_dict
@@ -214,14 +214,14 @@ def test_former_keys_of_flags_and_config_files(renamed, tmp_path, capsys, monkey
     )
     assert load_file(str(file)).model.kernel_size == 4
     assert capsys.readouterr().err.splitlines() == [WIDTH]
-    monkeypatch.setattr(cli, "_overrides", cli._Overrides(allowed=True))
+    monkeypatch.setattr(command_line, "overrides", command_line.Overrides(allowed=True))
     words = ["x", f"--config={file}", "--config.model.group.candidates=6"]
-    cli._without_overrides(words)
+    command_line.without_overrides(words)
     assert cli.experiment().model == _Renamed("tiny", 4, _Group(6))
     # A command line overrides the file, by either name.
-    cli._without_overrides([*words[:2], "--config.model.width=5"])
+    command_line.without_overrides([*words[:2], "--config.model.width=5"])
     assert cli.experiment().model.kernel_size == 5
-    cli._without_overrides([*words[:2], "--config.model.kernel_size=6"])
+    command_line.without_overrides([*words[:2], "--config.model.kernel_size=6"])
     assert cli.experiment().model.kernel_size == 6
     assert capsys.readouterr().err.splitlines() == [CANDIDATES]
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 from absl import flags
 
-from launch import cli
+from launch import cli, command_line
 from launch.engine import config as configs
 from launch.engine import values
 from launch.runs.ablation import load_ablation, with_overrides
@@ -132,10 +132,10 @@ def parsed(monkeypatch):
         known = flags.FlagValues()
         flags.DEFINE_string("config", None, "", flag_values=known)
         flags.DEFINE_bool("baselines", True, "", flag_values=known)
-        monkeypatch.setattr(cli, "FLAGS", known)
-        monkeypatch.setattr(cli, "_overrides", cli._Overrides(allowed=True))
+        monkeypatch.setattr(command_line, "FLAGS", known)
+        monkeypatch.setattr(command_line, "overrides", command_line.Overrides(allowed=True))
         monkeypatch.setattr(sys, "argv", ["train", *words])
-        cli._parse(["train", *words])
+        command_line.parse(["train", *words])
         return cli.experiment()
 
     return parse
