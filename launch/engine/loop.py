@@ -85,11 +85,7 @@ def train(
         "buckets": task.buckets,
         "multiple": steps.batch_shards,
     }
-    batches = train_iterator(
-        task.examples("train"),
-        shards=steps.local_shards,
-        **sizes,
-    )
+    batches = train_iterator(task.examples("train"), shards=steps.local_shards, **sizes)
     numbered = numbered_batches(task.examples("train"), **sizes)
     checkpoints = Checkpoints(folder / "checkpoints")
     guard = Guard(
@@ -178,7 +174,7 @@ def train(
             if over:
                 progress.say(str(over))
         checkpoints.wait()
-        if processes.is_first():
+        if first_process:
             (folder / WINDOW).unlink(missing_ok=True)
         best = stop_after or processes.from_first(
             lambda: best_step(folder, metric, task.higher_is_better)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from launch.engine.memory import current_memory, peak_memory
 from launch.engine.monitoring import useful_seconds, wall_seconds
+from tasks.common.checksums import extended
 from tasks.common.errors import UserError
 
 
@@ -180,7 +180,10 @@ class Writers:
         self._sums, self._sum, self._known = None, [0, 0], {}
         if folder is not None:
             self._metrics, kept, _ = _cut_back(folder / "metrics.jsonl", step)
-            self._sums, self._sum = folder / SUMS, _extended([0, 0], "".join(map(_line, kept)))
+            self._sums, self._sum = (
+                folder / SUMS,
+                extended([0, 0], "".join(map(_line, kept)).encode()),
+            )
             self._known = {name: sums for name, sums in read_mapping(self._sums).items()
                            if name.isdigit() and int(name) <= step}  # fmt: skip
             self._timing, kept, removed = _cut_back(folder / "timing.jsonl", step)
@@ -193,7 +196,7 @@ class Writers:
         values = {name: float(value) for name, value in metrics.items()}
         record = {"step": step, "split": split, **values}
         self._write(self._metrics, record)
-        self._sum = _extended(self._sum, _line(record))
+        self._sum = extended(self._sum, _line(record).encode())
         for tracker in self._trackers:
             tracker.scalars(split, step, values)
 
@@ -250,11 +253,6 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record) + "\n"
 
 
-def _extended(sums: Sequence[int], text: str) -> list[int]:
-    data = text.encode()
-    return [sums[0] + len(data), zlib.crc32(data, sums[1])]
-
-
 def _check_sums(path: Path, newest: int) -> None:
     """Raises if metrics.jsonl has changed since the newest checkpoint.
 
@@ -266,7 +264,7 @@ def _check_sums(path: Path, newest: int) -> None:
         return
     step, sums = max(known.items())
     data = path.read_bytes()[: sums[0]] if isinstance(sums, list) and len(sums) == 2 else b""
-    if [len(data), zlib.crc32(data)] != sums:
+    if extended([0, 0], data) != sums:
         raise UserError(f"{path}: has changed since step {step}; {_RESTORE}")
 
 

@@ -7,7 +7,6 @@ A run file is results/<task>/<data>/<experiment>/<seed>.json. If runs of one exp
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from launch.engine.config import Experiment
 from launch.engine.environment import commit, device, dirty_files, versions
 from launch.engine.writers import as_json, read_mapping, write_json, write_text
+from tasks.common.checksums import extended
 from tasks.common.errors import UserError
 
 # Field names of a record and their types.
@@ -175,7 +175,7 @@ def save_result(record: Mapping[str, Any], folder: Path) -> None:
     """Writes result.json of a run directory, and before it a file with its checksum."""
     text = as_json(record)
     data = text.encode("utf-8", "backslashreplace")
-    write_json(folder / SUMS, {"sums": [len(data), zlib.crc32(data)]})
+    write_json(folder / SUMS, {"sums": extended([0, 0], data)})
     # Written last, since this file marks the run as finished.
     write_text(folder / RESULT, text)
 
@@ -193,7 +193,7 @@ def load_result(path: Path) -> dict[str, Any]:
         record = None
     faults = _faults(record)
     sums = read_mapping(path.with_name(SUMS)).get("sums") if path.name == RESULT else None
-    if not faults and sums is not None and sums != [len(text), zlib.crc32(text)]:
+    if not faults and sums is not None and sums != extended([0, 0], text):
         faults = "it has changed since it was written"
     if faults:
         raise UserError(

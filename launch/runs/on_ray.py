@@ -20,10 +20,10 @@ from typing import Any
 
 from launch.engine.environment import usable_cores
 from launch.engine.writers import write_text
-from launch.runs import processes
+from launch.runs import worker_process
 from launch.runs.jobs import Ended, Job, Options
 from launch.runs.pool import CLOSING, Pool, worker_setup
-from launch.runs.processes import ROOT, Lost
+from launch.runs.worker_process import ROOT, Lost
 from tasks.common.errors import UserError
 
 # Actors that wait for a free node at most; one would do, but more of them make clusters grow.
@@ -66,7 +66,7 @@ class OnRay:
                 "folder": os.getcwd(),
                 "root": str(ROOT),
                 "token": str(token.absolute()),
-                "variables": processes.settings(os.environ),
+                "variables": worker_process.settings(os.environ),
                 "workdir": str(options.folder.absolute()),
             }
             slots = [_RaySlot(setup, resources) for _ in jobs[:_SLOTS]]
@@ -272,21 +272,21 @@ def _actor_class() -> type:
             return ""
 
         def execute(self, job: dict[str, Any]) -> dict[str, Any]:
-            from launch.runs import processes
+            from launch.runs import worker_process
 
             setup = self._setup
             if self._process is None:
                 count = math.floor(setup["cpus"])
-                cores, self._claims = processes.claim_cores(count)
-                variables = processes.environment(setup["variables"])
-                self._process = processes.Process(
+                cores, self._claims = worker_process.claim_cores(count)
+                variables = worker_process.environment(setup["variables"])
+                self._process = worker_process.Process(
                     setup | {"cores": cores}, variables, setup["folder"]
                 )
             self._process.send(job)
             try:
                 while (answer := self._process.answer(1.0)) is None:
                     pass
-            except processes.Lost as lost:
+            except worker_process.Lost as lost:
                 self._process.close()
                 self._process = None
                 return {"lost": str(lost)}

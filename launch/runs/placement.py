@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from launch.engine.environment import usable_cores
-from launch.runs import processes
+from launch.runs import worker_process
 from launch.runs.jobs import Ended, Job, Options, Placement
 from launch.runs.pool import CLOSING, Pool, worker_setup
-from launch.runs.processes import Lost
+from launch.runs.worker_process import Lost
 from tasks.common.errors import UserError
 
 
@@ -87,7 +87,7 @@ class _LocalSlot:
 
     def __init__(self, setup: Mapping[str, Any], gpus: Sequence[str]):
         self._setup, self._process = setup, None
-        self._environment = processes.environment(os.environ)
+        self._environment = worker_process.environment(os.environ)
         if gpus:
             self._environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
 
@@ -96,7 +96,7 @@ class _LocalSlot:
 
     def start(self, job: dict[str, Any]) -> None:
         if self._process is None:
-            self._process = processes.Process(self._setup, self._environment, os.getcwd())
+            self._process = worker_process.Process(self._setup, self._environment, os.getcwd())
         self._process.send(job)
 
     def answer(self) -> dict[str, Any] | None:

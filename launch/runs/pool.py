@@ -18,7 +18,7 @@ from launch.engine import config as configs
 from launch.engine.errors import Terminated
 from launch.engine.progress import clock
 from launch.runs.jobs import Ended, Job, Options, retried
-from launch.runs.processes import Lost
+from launch.runs.worker_process import Lost
 from tasks.common.errors import UserError
 
 # Seconds between two checks of the workers.

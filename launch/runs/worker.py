@@ -1,4 +1,4 @@
-"""Worker process of a sweep or an ablation, see `launch.runs.processes`.
+"""Worker process of a sweep or an ablation, see `launch.runs.worker_process`.
 
 The first line of the standard input is the set-up:
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ def file_sums(path: Path) -> list[int]:
     Raises:
       OSError: the file cannot be read.
     """
-    size = checksum = 0
+    sums = [0, 0]
     with open(path, "rb") as file:
         while block := file.read(_CHUNK):
-            size += len(block)
-            checksum = zlib.crc32(block, checksum)
-    return [size, checksum]
+            sums = extended(sums, block)
+    return sums
+
+
+def extended(sums: Sequence[int], data: bytes) -> list[int]:
+    """Returns size and CRC-32 of data that follow data with the given ones; [0, 0] for none."""
+    return [sums[0] + len(data), zlib.crc32(data, sums[1])]
 
 
 def sealed(content: Any) -> dict[str, Any]:

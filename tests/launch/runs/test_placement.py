@@ -11,9 +11,9 @@ import types
 import pytest
 
 from launch import cli
-from launch.runs import experiments, on_ray, placement, pool, processes
+from launch.runs import experiments, on_ray, placement, pool, worker_process
 from launch.runs.jobs import Ended, Options, is_of_machine
-from launch.runs.processes import Lost
+from launch.runs.worker_process import Lost
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 from tests.launch import many_runs
@@ -79,24 +79,24 @@ def test_workers_have_the_settings_of_the_command_only(monkeypatch):
         "PYTHONPATH": "/p",
     })  # fmt: skip
     command = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": "/c", "HOME": "/other"}
-    assert processes.environment(command) == {
+    assert worker_process.environment(command) == {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": "/c",
         "HOME": "/h",
-        "PYTHONPATH": os.pathsep.join([str(processes.ROOT), "/p"]),
+        "PYTHONPATH": os.pathsep.join([str(worker_process.ROOT), "/p"]),
     }
 
 
 def test_cores_are_claimed_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(processes.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(worker_process.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 8}, raising=False)
-    first, claims = processes.claim_cores(2)
+    first, claims = worker_process.claim_cores(2)
     assert first == [3, 5]
-    assert processes.claim_cores(2) == (None, [])
-    assert processes.claim_cores(1)[0] == [8]
+    assert worker_process.claim_cores(2) == (None, [])
+    assert worker_process.claim_cores(1)[0] == [8]
     for claim in claims:
         claim.close()
-    assert processes.claim_cores(2)[0] == [3, 5]
+    assert worker_process.claim_cores(2)[0] == [3, 5]
 
 
 def test_failures_of_the_machine_are_told_from_those_of_the_user():
@@ -112,7 +112,7 @@ def test_failures_of_the_machine_are_told_from_those_of_the_user():
 def test_a_node_without_the_files_says_so(tmp_path):
     """The class of the actors, in this process."""
     token = tmp_path / ".nodes-1"
-    setup = {"root": str(processes.ROOT), "folder": str(tmp_path), "workdir": str(tmp_path),
+    setup = {"root": str(worker_process.ROOT), "folder": str(tmp_path), "workdir": str(tmp_path),
              "token": str(token)}  # fmt: skip
     opened = [on_ray._actor_class()(setup).open()]
     # Another directory of the same path has another file.
