@@ -6,6 +6,8 @@ import re
 
 from mkdocs.structure.files import File
 
+from launch.reporting.explanation_page import embedded
+
 ROOT = pathlib.Path(__file__).parents[1]
 # File of the repository -> its page.
 PAGES = {
@@ -52,6 +54,12 @@ def modules() -> list[str]:
 
 def on_files(files, config):
     """Adds the pages that have no file in docs/."""
+    for file in list(files):
+        # In the repository these pages share one script; those of the site are whole.
+        if file.src_uri.startswith("explained/") and file.src_uri.endswith(".html"):
+            text = embedded(pathlib.Path(file.abs_src_path).read_text(encoding="utf-8"))
+            files.remove(file)
+            files.append(File.generated(config, file.src_uri, content=text))
     for source, page in PAGES.items():
         if source.startswith("docs/"):
             continue

@@ -12,13 +12,14 @@ With --readme the summary table is also inserted into a file, between the lines 
 <!-- /results -->. With --pages tables of models are inserted into the Markdown files of a folder,
 between lines such as <!-- models task=translation data=multi30k --> and <!-- /models -->, and
 tables of metrics between lines such as <!-- metrics translation --> and <!-- /metrics -->. With
---explanations the tables of launch.explain --evaluate --record are inserted into a file, and the
-pages of launch.explain in the folder "explained" beside it get the current styles and script. With
---faults the table of make test-faults is inserted into a file.
+--explanations the tables of launch.explain --evaluate --record are inserted into a file, and pages
+of launch.explain in the subdirectory explained/ are made to share one style sheet and the script.
+With --faults the table of make test-faults is inserted into a file.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,13 +38,7 @@ flags.DEFINE_string("faults", None, "File to insert the table of injected faults
 def report() -> None:
     """Runs the command `launch.report`."""
     from launch.engine.writers import write_text
-    from launch.reporting import (
-        explanation_page,
-        faithfulness_table,
-        fault_table,
-        results,
-        tables,
-    )
+    from launch.reporting import faithfulness_table, fault_table, results, tables
     from tasks.common.errors import UserError
 
     root = folder = Path(cli.required("results")).expanduser()
@@ -68,8 +63,7 @@ def report() -> None:
     if cli.FLAGS.explanations is not None:
         page = Path(cli.FLAGS.explanations)
         _rewrite(page, lambda text: faithfulness_table.insert(text, root))
-        for each in sorted((page.parent / "explained").glob("*.html")):
-            _rewrite(each, explanation_page.refreshed)
+        _link_pages(page.parent / "explained")
     if cli.FLAGS.faults is not None:
         _rewrite(Path(cli.FLAGS.faults), lambda text: fault_table.insert(text, root))
     text = tables.results_markdown(records)
@@ -78,6 +72,21 @@ def report() -> None:
     else:
         write_text(Path(output), text)
         print(f"{len(records)} runs: {output}")
+
+
+def _link_pages(folder: Path) -> None:
+    """Makes the pages of explanations in docs/explained share one style sheet and the script."""
+    from launch.engine.writers import write_text
+    from launch.reporting import explanation_page
+
+    pages = sorted(folder.glob("*.html"))
+    if not pages:
+        return
+    write_text(folder / "page.css", explanation_page.style_sheet())
+    source = Path(explanation_page.__file__).with_suffix(".js")
+    script = Path(os.path.relpath(source, folder.absolute())).as_posix()
+    for each in pages:
+        _rewrite(each, lambda text: explanation_page.linked(text, "page.css", script))
 
 
 def _rewrite(path: Path, change: Callable[[str], str]) -> None:

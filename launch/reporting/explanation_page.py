@@ -12,6 +12,7 @@ import functools
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,9 @@ _ORDERED = ("token", "character", "frame", "lag", "time", "step", "column", "ite
 _COMPARED = 64
 # Smallest numbers of heads, queries and keys of compiled statistics.
 _LEAST = (8, _COMPARED, 64)
-# What encloses styles and script in a page.
-_STYLES = ("<style>\n", "</style></head>")
-_SCRIPT = ('<script id="page-script">', "</script>\n</main>")
+# Styles and script of a page, embedded or in files.
+_STYLES = re.compile(r'(?:<style>\n.*?</style>|<link rel="stylesheet"[^>]*>)</head>', re.DOTALL)
+_SCRIPT = re.compile(r'<script id="page-script".*?</script>\n</main>', re.DOTALL)
 
 _BODY = """
 {% for note in notes %}<p class="note">{{ note }}</p>
@@ -136,28 +137,51 @@ def page(
     )
 
 
-def refreshed(text: str) -> str:
-    """Returns a page with the current styles and script, and its own content.
+def embedded(text: str) -> str:
+    """Returns a page with the current styles and script in it.
 
     Args:
-      text: text of a page.
+      text: text of a page, whose styles and script may be in files.
 
     Raises:
       ValueError: it is not a page of this module.
     """
-    styles, script = _assets()
-    parts = (_STYLES, pages.CSS + styles), (_SCRIPT, script)
-    for (opening, closing), current in parts:
-        before, found, rest = text.partition(opening)
-        _, also, after = rest.partition(closing)
-        if not (found and also):
-            raise ValueError(f"the page has no {opening.strip()}; write it by launch.explain")
-        text = f"{before}{opening}{current}{closing}{after}"
+    _, script = _assets()
+    script = f'<script id="page-script">{script}</script>'
+    return _with_assets(text, f"<style>\n{style_sheet()}</style>", script)
+
+
+def linked(text: str, styles: str, script: str) -> str:
+    """Returns a page that refers to its styles and script.
+
+    Args:
+      text: text of a page.
+      styles: relative path of a file with `style_sheet`.
+      script: relative path of explanation_page.js.
+
+    Raises:
+      ValueError: it is not a page of this module.
+    """
+    link = f'<link rel="stylesheet" href="{styles}">'
+    return _with_assets(text, link, f'<script id="page-script" src="{script}"></script>')
+
+
+def style_sheet() -> str:
+    """Returns the styles of pages of explanations."""
+    return pages.CSS + _assets()[0]
+
+
+def _with_assets(text: str, styles: str, script: str) -> str:
+    for pattern, current in ((_STYLES, f"{styles}</head>"), (_SCRIPT, f"{script}\n</main>")):
+        before, *rest = pattern.split(text, maxsplit=1)
+        if not rest:
+            raise ValueError("it is not a page of explanations; write it by launch.explain")
+        text = before + current + rest[0]
     return text
 
 
 def _assets() -> tuple[str, str]:
-    """Returns the styles and the script of explanations."""
+    """Returns the styles, besides those of all pages, and the script of explanations."""
     names = ("explanation_page.css", "explanation_page.js")
     styles, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
     return styles, script

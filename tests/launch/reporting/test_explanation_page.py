@@ -190,29 +190,33 @@ def test_the_page_refers_to_no_other_file():
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)
 
 
-def test_styles_and_script_of_a_page_are_refreshed():
+def test_styles_and_script_are_embedded_or_in_files():
     page = pages.page([explanations.strange(), explanations.image()], "t")
-    assert pages.refreshed(page) == page
-    before, opening, rest = page.rpartition('<script id="page-script">')
-    _, closing, end = rest.rpartition("</script>")
-    old = f"{before}{opening}old(){closing}{end}"
-    old = old.replace("<style>\n", "<style>\nbody { margin: 9px }")
-    assert old != page
-    assert pages.refreshed(old) == page
+    assert pages.embedded(page) == page
+    short = pages.linked(page, "a.css", "b.js")
+    assert 'href="a.css"' in short
+    assert 'src="b.js"' in short
+    assert "<style>" not in short
+    assert len(page) - len(short) > 60_000
+    assert pages.linked(short, "a.css", "b.js") == short
+    assert pages.embedded(short) == page
     for text in ("", "<style>\n</style></head>", "<html></html>"):
         with pytest.raises(ValueError, match=r"write it by launch\.explain"):
-            pages.refreshed(text)
+            pages.embedded(text)
 
 
-def test_pages_of_the_documentation_are_linked_and_current():
+def test_pages_of_the_documentation_are_linked_and_share_styles_and_script():
     folder = ROOT / "docs" / "explained"
     found = {path.name for path in folder.glob("*.html")}
     for page in ("README.md", "docs/EXPLAIN.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
         assert found == set(re.findall(r"explained/(\w+\.html)", text)), page
+    assert (folder / "page.css").read_text(encoding="utf-8") == pages.style_sheet()
+    script = "../../launch/reporting/explanation_page.js"
+    assert (folder / script).is_file()
     for name in sorted(found):
         text = (folder / name).read_text(encoding="utf-8")
-        assert pages.refreshed(text) == text, f"{name}: run make results"
+        assert pages.linked(text, "page.css", script) == text, f"{name}: run make results"
 
 
 # ---------------------------------------------------------------- in a browser
