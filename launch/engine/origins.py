@@ -23,12 +23,10 @@ from flax import nnx
 from jax.extend import core
 
 from attention import recording
+from launch.engine import jaxprs
 
 _ROOT = Path(__file__).parents[2]
 _LIBRARIES = tuple(library.__path__[0] for library in (jax, flax, optax))
-# Primitives that call another program.
-_CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint",
-          "custom_jvp_call", "custom_vjp_call")  # fmt: skip
 _SCOPE = re.compile(r"<([^<>]*)>")
 
 
@@ -151,9 +149,8 @@ def _run(closed: Any, values: list[_Value], outer: str = "") -> list[_Value]:
 def _apply(equation: Any, values: list[_Value], outer: str) -> list[_Value]:
     name, options = equation.primitive.name, equation.params
     scopes = f"{outer}/{equation.source_info.name_stack}"
-    if name in _CALLS:
-        callee = next(each for each in options.values() if hasattr(each, "eqns"))
-        return _run(callee, values, scopes)
+    if name in jaxprs.CALLS:
+        return _run(jaxprs.callee(options), values, scopes)
     if name == "cond":
         return _run(options["branches"][int(values[0].array)], values[1:], scopes)
 
@@ -165,7 +162,7 @@ def _apply(equation: Any, values: list[_Value], outer: str) -> list[_Value]:
         inputs = [value for value in values if kind and _kind(value.array)]
         cause = next((value.origin for value in inputs if value.origin), None)
         if kind == "nan":
-            if name == "scan" and "num_carry" in options:
+            if name == "scan":
                 _loop(values, options, scopes)
             raise _Found(_origin(equation, scopes, kind, cause))
         origin = cause
@@ -177,7 +174,7 @@ def _apply(equation: Any, values: list[_Value], outer: str) -> list[_Value]:
 
 def _loop(values: list[_Value], options: Any, scopes: str) -> None:
     """Runs a scan that gives NaN step by step, which raises at the operation in its body."""
-    constants, carried = options["num_consts"], options["num_carry"]
+    constants, carried = jaxprs.scan_sizes(options)
     first = constants + carried
     carry = values[constants:first]
     order = range(options["length"])

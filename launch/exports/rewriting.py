@@ -16,11 +16,11 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from launch.engine import jaxprs
+
 Array = jax.Array
 
-# Primitives that call another jaxpr, and primitives that return their arguments.
-_CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint",
-          "custom_jvp_call", "custom_vjp_call")  # fmt: skip
+# Primitives that return their arguments.
 _IDENTITIES = ("copy", "copy_p", "stop_gradient", "optimization_barrier")
 # Linear primitives, which apply to the real and the imaginary part alike.
 _BY_PART = ("add", "broadcast_in_dim", "concatenate", "neg", "pad", "reduce_sum", "reshape", "rev",
@@ -75,8 +75,8 @@ def _apply(equation: Any, arrays: list[Any]) -> Any:
     for variable in equation.outvars:
         if jax.dtypes.issubdtype(variable.aval.dtype, jax.dtypes.prng_key):
             raise NotImplementedError(f"operation {name!r} on keys of random numbers")
-    if name in _CALLS:
-        return _function(_callee(options))(*arrays)
+    if name in jaxprs.CALLS:
+        return _function(jaxprs.callee(options))(*arrays)
     if name in _IDENTITIES:
         return arrays if equation.primitive.multiple_results else arrays[0]
     if name in ("real", "imag"):
@@ -98,20 +98,12 @@ def _real_result(primitive: Any, arrays: list[Any], options: Mapping[str, Any]) 
     return primitive.bind(*arrays, **options) if found is NotImplemented else found
 
 
-def _callee(options: Mapping[str, Any]) -> Any:
-    return next(value for value in options.values() if hasattr(value, "eqns"))
-
-
 # ---------------------------------------------------------------- control flow
 
 
 def _scan(arrays: list[Any], options: Mapping[str, Any]) -> list[Any]:
     """Inlines the body. A loop in reverse reads reversed arrays and reverses its results."""
-    if "ft_in" in options:  # jax 0.12
-        parts = options["ft_in"].update(arrays).unpack()
-        constants, carried, _ = (len(list(part)) for part in parts)
-    else:
-        constants, carried = options["num_consts"], options["num_carry"]
+    constants, carried = jaxprs.scan_sizes(options)
     body = _function(options["jaxpr"])
 
     def step(carry: Any, slices: Any) -> tuple[Any, Any]:
