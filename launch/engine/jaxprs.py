@@ -1,4 +1,4 @@
-"""Parameters of the equations of a jaxpr that call another jaxpr, for the supported JAX versions."""
+"""Parameters of equations that call another jaxpr, in the supported versions of JAX."""
 
 from __future__ import annotations
 
