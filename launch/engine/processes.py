@@ -97,6 +97,8 @@ def connect(connection: Connection) -> None:
 
     if connection.coordinator and connection.index == 0:
         _check_port(connection)
+    if supervisor := os.environ.get(SUPERVISED):
+        threading.Thread(target=_end_with, args=(int(supervisor),), daemon=True).start()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # SIGTERM is handled by the training loop, see `any_of`.
     jax.config.update("jax_enable_preemption_service", False)
@@ -120,8 +122,6 @@ def connect(connection: Connection) -> None:
         if connection.coordinator is None and "should be defined" in reason:
             reason = "found no Slurm, Open MPI, Kubernetes or TPU pod in the environment"
         raise UserError(f"{connection}: {reason}; {remedy}") from None
-    if os.environ.get(SUPERVISED):
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
 def _check_port(connection: Connection) -> None:

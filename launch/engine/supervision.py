@@ -26,7 +26,7 @@ LOST = 75
 """Exit status if another process of the run ended: EX_TEMPFAIL of sysexits.h, for a requeue."""
 USER_ERROR = 2
 SUPERVISED = "ATTENTION_SUPERVISED"
-"""Environment variable of processes that have a supervisor."""
+"""Environment variable of processes that have a supervisor: its process id."""
 
 # Fatal lines of absl's log, such as "F1201 08:49:27.008256   16734 client.h:80] ...".
 _FATAL = re.compile(rb"F\d{4} \d\d:\d\d:\d\d")
@@ -61,7 +61,8 @@ class Child:
         # Errors of C++ that are not fatal are raised as exceptions too. JAX sets the level to 1
         # when it is imported, so that value is not a choice of the user.
         level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")
-        quiet = {"TF_CPP_MIN_LOG_LEVEL": "3" if level == "1" else level, SUPERVISED: "1"}
+        level = "3" if level == "1" else level
+        quiet = {"TF_CPP_MIN_LOG_LEVEL": level, SUPERVISED: str(os.getpid())}
         self._popen = subprocess.Popen(
             words,
             env={**os.environ, **quiet, **environment},

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from launch.engine.supervision import UNREACHABLE, free_port
+from launch.engine.supervision import LOST, SUPERVISED, UNREACHABLE, free_port
 from tests.launch.conftest import ROOT, command_line
 
 
@@ -39,4 +39,17 @@ def test_one_line_and_status_2(tiny, cache, tmp_path):
             (line,) = err.splitlines()
             assert line.startswith(f"error: --distributed={value}: ")
             assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_process_whose_supervisor_was_killed_before_it_connected_ends(tiny, cache, tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    flags = [f"--workdir={tmp_path / 'run'}", f"--distributed=127.0.0.1:{free_port()},2,0"]
+    done = subprocess.run(
+        command_line("train", cache, *tiny, *flags), cwd=ROOT, capture_output=True,
+        env={**os.environ, SUPERVISED: str(ended.pid)}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == LOST
     assert not (tmp_path / "run").exists()

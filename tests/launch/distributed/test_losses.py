@@ -59,7 +59,7 @@ def environments(count):
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_NTASKS": str(count),
         "JAX_NUM_CPU_DEVICES": "2",
-        SUPERVISED: "1",
+        SUPERVISED: str(os.getpid()),
     }
     return [
         {**shared, "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}

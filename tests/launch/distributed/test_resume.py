@@ -1,20 +1,17 @@
 """One run directory on 2, 1 and 2 processes: lost processes, SIGTERM, and the very next batches."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from launch.engine.checkpoints import finished_steps
-from launch.engine.supervision import LOST, free_port
+from launch.engine.supervision import LOST
 from launch.runs.directory import prepared_task, saved_config
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import train_iterator
-from tests.launch.conftest import ROOT
+from tests.launch.distributed.group import Group
 
 EVALUATE, LOG, STEPS, BATCH = 10, 5, 30, 16
 
@@ -29,46 +26,14 @@ def lines(folder, split):
     return [row["step"] for row in rows if row["split"] == split]
 
 
-class Group:
+class Numbered(Group):
     """Processes that train in one directory and write their batches to a file each."""
 
     def __init__(self, flags, folder, name, count):
         self.files = [folder.parent / f"{folder.name}-{name}-{index}" for index in range(count)]
-        port = free_port()
-        self.processes = []
-        for index, file in enumerate(self.files):
-            more = [f"--distributed=127.0.0.1:{port},{count},{index}"] if count > 1 else []
-            words = [str(file), *flags, f"--workdir={folder}", *more]
-            self.processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "tests.launch.distributed.numbered", *words],
-                    cwd=ROOT,
-                    env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2"},
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
-
-    def wait_for(self, reached, seconds=400):
-        until = time.monotonic() + seconds
-        while not reached():
-            ended = [process for process in self.processes if process.poll() is not None]
-            if ended or time.monotonic() > until:
-                pytest.fail(str(self.ended(1) if ended else self.files))
-            time.sleep(0.02)
-
-    def ended(self, seconds):
-        """Returns exit status and lines of standard error of each process."""
-        try:
-            texts = [process.communicate(timeout=seconds)[1] for process in self.processes]
-        finally:
-            for process in self.processes:
-                process.kill()
-        return [
-            (process.returncode, text.splitlines())
-            for process, text in zip(self.processes, texts, strict=True)
-        ]
+        module = "tests.launch.distributed.numbered"
+        super().__init__([[module, str(file), *flags, f"--workdir={folder}"]
+                          for file in self.files])  # fmt: skip
 
     def batches(self):
         """Returns numbers and ids of the batches that each process has read."""
@@ -88,7 +53,7 @@ def groups(tiny, cache, tmp_path_factory):
         f"--config.training.log_every={LOG}",
     ]
     found = {}
-    group = Group(flags, folder, "killed", 2)
+    group = Numbered(flags, folder, "killed", 2)
     # A line after the first checkpoint.
     saved = folder / "checkpoints" / str(EVALUATE)
     group.wait_for(lambda: saved.exists() and EVALUATE + LOG in lines(folder, "train"))
@@ -97,11 +62,11 @@ def groups(tiny, cache, tmp_path_factory):
     ends = group.ended(90)
     found["killed"] = group, ends, time.monotonic() - began
     newest = finished_steps(folder / "checkpoints")[-1]
-    group = Group(flags, folder, "one", 1)
+    group = Numbered(flags, folder, "one", 1)
     group.wait_for(lambda: group.files[0].exists())
     group.processes[0].send_signal(signal.SIGTERM)
     found["one"] = group, group.ended(300), None
-    group = Group(flags, folder, "two", 2)
+    group = Numbered(flags, folder, "two", 2)
     found["two"] = group, group.ended(500), None
     return folder, found, newest
 
