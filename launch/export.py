@@ -42,6 +42,7 @@ flags.DEFINE_integer(
 def export() -> None:
     """Runs the command `launch.export`."""
     from launch.engine import prediction_options
+    from launch.engine.new_folder import check_new
     from launch.exports import card, writer
     from launch.exports.reader import InputError
     from launch.runs import directory
@@ -54,7 +55,7 @@ def export() -> None:
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch_size={batch_size}: expected at least 1")
     config = prediction_options.with_options(directory.saved_config(folder), cli.FLAGS.set)
-    writer.check_target(target)
+    check_new("output", target)
     cli.set_up_jax(config)
     task = directory.restored_task(config, folder)
     _, variables, step = directory.load_variables(task, config, folder)

@@ -52,6 +52,7 @@ def check_exportable(config: Experiment, folder: Path, target: Path) -> None:
     Raises:
       UserError: the run has another task or model, or the target exists.
     """
+    from launch.engine.new_folder import check_new
     from tasks.common.errors import UserError
 
     masked = config.task == "language_modeling" and config.model.objective == "masked"
@@ -66,22 +67,23 @@ def check_exportable(config: Experiment, folder: Path, target: Path) -> None:
             f"--workdir={folder}: got a run of {config.task}, expected a masked language model or "
             "a text classifier"
         )
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--to={target}: already exists; name a new directory")
+    check_new("to", target)
 
 
 def export(config: Experiment, folder: Path, target: Path) -> None:
     """Writes the exported directory from a run directory; needs no data set."""
+    from launch.engine.new_folder import new_folder
     from launch.runs import directory
     from tasks.common.huggingface.files import write_classifier, write_folder
 
     check_exportable(config, folder, target)
     task = directory.restored_task(config, folder)
     saved = _saved(task, config, folder)
-    if _is_classifier(config):
-        write_classifier(target, saved, task.labels, task.processor.tokenizer)
-    else:
-        write_folder(target, saved)
+    with new_folder("to", target) as written:
+        if _is_classifier(config):
+            write_classifier(written, saved, task.labels, task.processor.tokenizer)
+        else:
+            write_folder(written, saved)
 
 
 def _is_classifier(config: Experiment) -> bool:

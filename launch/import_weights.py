@@ -43,18 +43,18 @@ _LENGTH = 128
 
 def import_weights() -> None:
     """Runs the command `launch.import_weights`."""
-    from tasks.common.errors import UserError
+    from launch.engine.new_folder import check_new, new_folder
 
     given, folder = cli.required("from"), cli.workdir()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--workdir={folder}: already exists; name a new directory")
+    check_new("workdir", folder)
     source = _source(given)
     from tasks.common.huggingface.files import read_folder
 
     saved = read_folder(source)
     config = _experiment(saved, source)
     cli.set_up_jax(config)
-    initialized = _write_run(saved, config, folder)
+    with new_folder("workdir", folder) as written:
+        initialized = _write_run(saved, config, written)
     if initialized:
         print(f"not in {source}, initialized at random: {', '.join(initialized)}")
     for note in saved.notes:

@@ -15,7 +15,6 @@ import functools
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import numpy as np
 from attention import kernels
 from launch.engine import state as states
 from launch.engine.config import Experiment
+from launch.engine.new_folder import check_new, new_folder
 from launch.exports import onnx_programs, reader
 from launch.exports.onnx_programs import NotConvertible, OnnxProgram
 from tasks.common.errors import UserError
@@ -104,7 +104,7 @@ def write_export(
     Raises:
       UserError: the task or its model cannot be exported, or `target` is not an empty folder.
     """
-    check_target(target)
+    check_new("output", target)
     if format == "onnx":
         onnx_programs.check_installed()
     steps = task.processor.steps()
@@ -127,10 +127,7 @@ def write_export(
             raise UserError(f"--format=onnx: config.model.name={name}: {converted.required}")
         programs = {kind: programs[kind] for kind in converted.programs}
         decoding = decoding if "step" in programs else None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
-        folder.chmod(0o755)
+    with new_folder("output", target) as folder:
         signature = _signature(task, config, steps, sizes, programs, decoding, converted)
         _write_files(folder, steps, weights, programs, signature, converted)
         _write_golden(folder, signature, examples, weights, programs["predict"])
@@ -142,12 +139,6 @@ def write_export(
         (folder / "signature.json").write_text(text + "\n", encoding="utf-8")
         if card is not None:
             (folder / "README.md").write_text(card(signature), encoding="utf-8")
-        if target.exists():
-            target.rmdir()
-        folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     return signature
 
 
@@ -171,16 +162,6 @@ def build_programs(
             _exported(function, task, weights, input_shapes(specs, one), kind) for one in sizes
         ]
     return programs, _export_decoder(task, config, variables, sizes, programs)
-
-
-def check_target(target: Path) -> None:
-    """Checks that the folder does not exist, or is empty.
-
-    Raises:
-      UserError: a file or a folder with content has this name.
-    """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--output={target}: already exists; name a new directory")
 
 
 def named_weights(variables: Any) -> dict[str, np.ndarray]:
