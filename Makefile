@@ -86,9 +86,6 @@ bench: $(VENV)/.oracles
 	$(BIN)/python -m benchmarks.train_choices
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.report
-	$(BIN)/python -m benchmarks.steps --model=language_model
-	$(BIN)/python -m benchmarks.steps --model=patchtst
-	$(BIN)/python -m benchmarks.steps --model=speech
 	$(BIN)/python -m benchmarks.cache_layout
 
 # What "auto" chooses a kernel by, on this machine.

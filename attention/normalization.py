@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -27,10 +29,7 @@ def layer_norm(
     Raises:
       TypeError: scale or bias does not broadcast against x.
     """
-    wide = _wide(x)
-    centered = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
-    normal = centered * jax.lax.rsqrt(variance + epsilon) * scale
+    normal = _standardize(_wide(x), epsilon, True) * scale
     return (normal if bias is None else normal + bias).astype(x.dtype)
 
 
@@ -52,8 +51,7 @@ def rms_norm(x: Array, scale: Array | None = None, *, epsilon: float = 1e-6) -> 
     Raises:
       TypeError: scale does not broadcast against x.
     """
-    wide = _wide(x)
-    normal = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
+    normal = _standardize(_wide(x), epsilon, False)
     return (normal if scale is None else normal * scale).astype(x.dtype)
 
 
@@ -70,10 +68,8 @@ class LayerNorm(nnx.Module):
 
         The parts of a sum give parts of the norm of the sum. Both are [..., D].
         """
-        wide = _wide(whole)
-        scale = jax.lax.rsqrt(jnp.var(wide, axis=-1, keepdims=True) + self.epsilon)
-        centered = _wide(part) - jnp.mean(_wide(part), axis=-1, keepdims=True)
-        return centered * scale * self.scale[...]
+        scale = _inverse_deviation(_wide(whole), self.epsilon, True)
+        return _centered(_wide(part), True) * scale * self.scale[...]
 
     def __call__(self, x: Array) -> Array:
         bias = None if self.bias is None else self.bias[...]
@@ -89,11 +85,39 @@ class RMSNorm(nnx.Module):
 
     def linear(self, whole: Array, part: Array) -> Array:
         """Applies the norm to a part of `whole`, with the statistics of `whole`; [..., D]."""
-        square = jnp.mean(jnp.square(_wide(whole)), axis=-1, keepdims=True)
-        return _wide(part) * jax.lax.rsqrt(square + self.epsilon) * self.scale[...]
+        scale = _inverse_deviation(_wide(whole), self.epsilon, False)
+        return _wide(part) * scale * self.scale[...]
 
     def __call__(self, x: Array) -> Array:
         return rms_norm(x, self.scale[...], epsilon=self.epsilon)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _standardize(x: Array, epsilon: float, center: bool) -> Array:
+    """Returns c / sqrt(mean(c²) + ε) with c = x - mean(x), or c = x without `center`.
+
+    The derivative needs x and one number of each vector, which XLA keeps instead of c and others.
+    """
+    return _centered(x, center) * _inverse_deviation(x, epsilon, center)
+
+
+@_standardize.defjvp
+def _standardize_jvp(
+    epsilon: float, center: bool, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    inverse = _inverse_deviation(x, epsilon, center)
+    y, part = _centered(x, center) * inverse, _centered(tangent, center)
+    return y, inverse * (part - y * jnp.mean(y * part, axis=-1, keepdims=True))
+
+
+def _centered(x: Array, center: bool) -> Array:
+    return x - jnp.mean(x, axis=-1, keepdims=True) if center else x
+
+
+def _inverse_deviation(x: Array, epsilon: float, center: bool) -> Array:
+    square = jnp.mean(jnp.square(_centered(x, center)), axis=-1, keepdims=True)
+    return jax.lax.rsqrt(square + epsilon)
 
 
 def _wide(x: Array) -> Array:

@@ -87,11 +87,24 @@ def engine_steps(
 
 
 def torch_steps(
-    model: Any, config: Any, batches: Sequence[Any], loss: Callable[[Any, Any], Any]
+    model: Any,
+    config: Any,
+    batches: Sequence[Any],
+    loss: Callable[[Any, Any], Any],
+    compiled: bool = False,
 ) -> Callable[[int], float]:
-    """Returns a function that takes train steps with PyTorch, AdamW and gradient clipping."""
+    """Returns a function that takes train steps with PyTorch, AdamW and gradient clipping.
+
+    Args:
+      model: PyTorch module.
+      config: the experiment.
+      batches: batches, which are cycled through.
+      loss: (model, batch) -> loss.
+      compiled: whether `torch.compile` compiles the model.
+    """
     import torch
 
+    model = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.optimizer.learning_rate,

@@ -29,6 +29,15 @@ def put(path: pathlib.Path, name: str, section: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
+def rows(path: pathlib.Path, name: str) -> list[dict[str, Any]]:
+    """Returns the rows of a section that this machine has measured at this commit; else []."""
+    whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    section = whole.get(name, {})
+    here = {"load_before": None}
+    same = section.get("machine", {}) | here == machine() | here
+    return section["rows"] if same else []
+
+
 def command() -> str:
     """Returns the command line of this process, without --json."""
     module = getattr(sys.modules["__main__"], "__spec__", None)

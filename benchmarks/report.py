@@ -192,14 +192,27 @@ def _train_step(section: Mapping[str, Any]) -> list[str]:
     ways = _names(section["rows"])
     table = []
     for row in section["rows"]:
-        cells = [row["model"], _number(row["ways"].get("here", {}).get("milliseconds"))]
-        for name in ways[1:]:
-            one = row["ways"].get(name, {})
+        here, others = row["ways"]["here"], [row["ways"].get(name, {}) for name in ways[1:]]
+        cells = [row["model"], row["what"], _number(here.get("milliseconds"))]
+        for one in others:
             cells.append(_ratio(one, "over") if "over" in one else one.get("skipped", "-"))
-        table.append([*cells, verdict(row, "torch compiled", "over"), row.get("what", "")])
-    over = [f"here over {name}" for name in ways[1:]]
-    header = ["train step", "here, ms", *over, "target over torch compiled", "what"]
-    return _table(header, table)
+        times = [one["over"] for one in others if "over" in one]
+        cells += [_outcome(max(times, default=None), row["targets"]["time"])]
+        peaks = [one["peak"] for one in others if one.get("peak")]
+        cells += [_megabytes(here.get("peak"))]
+        cells += [_megabytes(one.get("peak")) or "-" for one in others]
+        memory = here["peak"] / min(peaks) if peaks and here.get("peak") else None
+        table.append([*cells, _outcome(memory, row["targets"]["memory"])])
+    header = ["train step", "what", "here, ms", *(f"here over {name}" for name in ways[1:])]
+    header += ["time over the faster", "memory here", *(f"memory of {name}" for name in ways[1:])]
+    return _table([*header, "memory over the smaller"], table)
+
+
+def _outcome(ratio: float | None, target: float) -> str:
+    """Formats a ratio with its target, such as '1.10 (at most 1.2: met)'; "" without a ratio."""
+    if ratio is None:
+        return ""
+    return f"{ratio:.2f} (at most {target:g}: {'met' if ratio <= target else 'not met'})"
 
 
 def _train_choices(section: Mapping[str, Any]) -> list[str]:

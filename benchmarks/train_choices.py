@@ -3,7 +3,7 @@
 python -m benchmarks.train_choices
 python -m benchmarks.train_choices --models=unet --rounds=9
 
-The models are those of `benchmarks.train_step`. Each choice of an option runs in a separate
+The models are three of `benchmarks.train_step`. Each choice of an option runs in a separate
 process, and the rounds of the processes alternate. Results are written to
 benchmarks/results/cpu.json or --json.
 """
@@ -24,10 +24,11 @@ from absl import flags
 from benchmarks import records, report
 from benchmarks.comparison import resident_peak
 from benchmarks.interleaved import summary, time_interleaved
-from benchmarks.train_step import MODELS, check_batch_size, define_common_flags
+from benchmarks.train_step import check_batch_size, define_common_flags
 from launch import cli
 from tasks.common.errors import UserError
 
+MODELS = ("transformer", "unet", "recurrent")
 PLAIN = "as configured"
 # Choice -> changes of the config and of the environment.
 CHOICES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
@@ -41,7 +42,7 @@ CHOICES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    define_common_flags()
+    define_common_flags(MODELS)
     flags.DEFINE_enum(
         "only", None, list(MODELS), "Take steps of this model on requests from stdin."
     )

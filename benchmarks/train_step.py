@@ -3,9 +3,11 @@
 python -m benchmarks.train_step                    (make bench installs torch)
 python -m benchmarks.train_step --models=unet --rounds=9
 
-The models are those of `benchmarks.steps` with a target. Each model runs in a separate process, in
-which the rounds of the implementations alternate. Ratios are this project's median time divided by
-PyTorch's. Results are written to benchmarks/results/cpu.json or --json.
+The models are those of `benchmarks.steps`. Each model runs in a separate process, in which the
+rounds of the implementations alternate. Ratios are this project's median time divided by PyTorch's.
+Memory is that of `benchmarks.steps`: the growth of a process of each implementation. Results are
+written to benchmarks/results/cpu.json or --json, and rows of other models are kept there if they
+were measured on the same machine at the same commit.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import math
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,16 +28,17 @@ from absl import flags
 from benchmarks import records, report
 from benchmarks.attention_backends import installed
 from benchmarks.interleaved import let_torch_wait, summary, time_interleaved
-from benchmarks.steps import MODELS as ALL_MODELS
+from benchmarks.steps import MODELS
 from launch import cli
 from tasks.common.errors import UserError
 
-MODELS = {name: model for name, model in ALL_MODELS.items() if model.what}
+# Largest wanted ratios to the better of PyTorch's two ways.
+TIME, MEMORY = 0.9, 1.2
 
 
-def define_common_flags() -> None:
+def define_common_flags(models: Sequence[str]) -> None:
     """Defines the flags that this command shares with `benchmarks.train_choices`."""
-    flags.DEFINE_multi_enum("models", [], list(MODELS), "Models to time; all by default.")
+    flags.DEFINE_multi_enum("models", [], list(models), "Models to time; all by default.")
     flags.DEFINE_integer("rounds", 7, "Number of rounds.", lower_bound=1)
     flags.DEFINE_float("seconds", 1.0, "Minimum seconds per timing.", lower_bound=0.0)
     flags.DEFINE_integer("batch_size", None, "Examples per step; by default that of the config.")
@@ -51,7 +55,7 @@ def check_batch_size() -> None:
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    define_common_flags()
+    define_common_flags(list(MODELS))
     flags.DEFINE_bool("compiled", True, "Whether to time torch.compile.")
     flags.DEFINE_enum("only", None, list(MODELS), "Print one model's row as JSON.")
 
@@ -69,7 +73,6 @@ def run() -> None:
     if waiting is None:
         print("torch is not installed: no ratios")
     path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
-    rows = []
     for name in values.models or MODELS:
         options = [word for word in sys.argv[1:] if not word.startswith(("--models", "--json"))]
         done = subprocess.run(
@@ -79,8 +82,14 @@ def run() -> None:
         )
         if done.returncode:
             sys.exit(done.returncode)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(show(rows[-1]), flush=True)
+        row = json.loads(done.stdout.splitlines()[-1])
+        for way, one in row["ways"].items():
+            if "milliseconds" in one:
+                one["peak"] = memory(name, way)
+        print(show(row), flush=True)
+        earlier = {one["model"]: one for one in records.rows(path, "train_step")}
+        found = earlier | {name: row}
+        rows = [found[name] for name in MODELS if name in found]
         records.put(path, "train_step", {"rows": rows, "torch_waits": waiting})
     if values.readme:
         report.write(path.parent)
@@ -104,7 +113,7 @@ def measure(name: str) -> dict[str, Any]:
     for way, make in makers.items():
         try:
             steps[way] = make()
-            loss = steps[way](len(data))
+            loss = steps[way](3)
         except Exception as error:
             if way == "here":
                 raise
@@ -121,10 +130,18 @@ def measure(name: str) -> dict[str, Any]:
             low, high = one.pop("ratio_range")
             one["over"] = round(1 / one.pop("ratio"), 3)
             one["over_range"] = [round(1 / high, 3), round(1 / low, 3)]
-    batch_size = len(data[0]["weight"])
-    what = f"{MODELS[name].what}, batch {batch_size}"
+    what = f"{MODELS[name].what}, batch {values.batch_size or config.training.batch_size}"
     ways = {way: found[way] for way in makers}
-    return {"model": name, "what": what, "target": MODELS[name].target, "ways": ways}
+    return {"model": name, "what": what, "targets": {"time": TIME, "memory": MEMORY}, "ways": ways}
+
+
+def memory(name: str, way: str) -> int | None:
+    """Returns the peak memory of an implementation in bytes; None if it cannot be measured."""
+    command = [sys.executable, "-m", "benchmarks.steps", f"--model={name}", f"--only={way}"]
+    if flags.FLAGS.batch_size is not None:
+        command.append(f"--batch_size={flags.FLAGS.batch_size}")
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
 def show(row: dict[str, Any]) -> str:
@@ -136,6 +153,8 @@ def show(row: dict[str, Any]) -> str:
             continue
         low, high = one["milliseconds_range"]
         ratio = "" if name == "here" else f"; here over it {one['over']:.2f}"
+        if one.get("peak"):
+            ratio += f"; {one['peak'] / 1e6:,.0f} MB"
         lines.append(
             f"{name:>16}: {one['milliseconds']:.3g} ms a step ({low:.3g} to {high:.3g}){ratio}"
         )

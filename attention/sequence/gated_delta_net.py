@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from attention import masks, shapes
+from attention.activations import silu
 from attention.dropout import dropout
 from attention.masks import MaskLike
 from attention.normalization import RMSNorm
@@ -242,7 +243,7 @@ class GatedDeltaNet(RecurrentMixer):
         ends = np.cumsum([math.prod(y.shape[2:]) for y in projected])[:-1]
         query, key, value = (
             part.reshape(y.shape)
-            for part, y in zip(jnp.split(jax.nn.silu(mixed), ends, axis=-1), projected, strict=True)
+            for part, y in zip(jnp.split(silu(mixed), ends, axis=-1), projected, strict=True)
         )
         query, key = l2_normalize(query) / self.sizes["H"] ** 0.5, l2_normalize(key)
         beta = jax.nn.sigmoid(self.beta(x).astype(mixed.dtype))
@@ -254,7 +255,7 @@ class GatedDeltaNet(RecurrentMixer):
         return _Inputs(query, key, value, log_decay, beta), conv_state
 
     def _gated(self, heads: Array, x: Array) -> Array:
-        return self.norm(heads) * jax.nn.silu(self.gate(x).astype(heads.dtype))
+        return self.norm(heads) * silu(self.gate(x).astype(heads.dtype))
 
     def _weights(self, inputs: _Inputs, query_valid: Array | None) -> Array:
         query, key, _, log_decay, beta = inputs

@@ -7,45 +7,54 @@ this project (`launch.engine`) and with PyTorch.
 
 from typing import NamedTuple
 
+WAYS = ("here", "torch", "torch compiled")
+"""Implementations that are compared."""
+
 
 class Model(NamedTuple):
-    """Settings of a model in `python -m benchmarks.steps`.
+    """Settings of a model in `python -m benchmarks.steps` and `python -m benchmarks.train_step`.
 
     Attributes:
+      what: task, config and size of the inputs, for the report.
       task: module with the task, loaded before memory is measured.
       library: module of the other implementation, loaded before memory is measured.
-      steps: train steps per round.
-      rounds: number of rounds.
-      memory: whether peak memory is compared too.
-      what: description in the report of `benchmarks.train_step`, empty to leave the model out.
-      target: largest wanted ratio of the time in JAX to the time with `torch.compile`, for this
-        report.
+      steps: train steps per round of `benchmarks.steps`.
+      rounds: number of rounds of `benchmarks.steps`.
     """
 
+    what: str
     task: str
     library: str = "torch"
     steps: int = 4
     rounds: int = 5
-    memory: bool = True
-    what: str = ""
-    target: float = 0.0
 
 
 MODELS = {
-    "language_model": Model("tasks.language_modeling.task", steps=2000, rounds=2, memory=False),
-    "mask_rcnn": Model("tasks.detection.task"),
-    "patchtst": Model("tasks.forecasting.task", "transformers"),
-    "recurrent": Model(
-        *("tasks.translation.task", "torch", 3, 5, False),
-        what="translation: rnn, 24 tokens, additive attention",
-        target=1.3,
-    ),
-    "sasrec": Model("launch.engine.steps"),
-    "speech": Model("tasks.speech_recognition.task", "transformers"),
     "transformer": Model(
-        *("tasks.text_classification.task", "torch", 100, 5, False),
-        what="text classifier: sst2, 32 tokens",
-        target=1.2,
+        "text classification: sst2, 32 tokens", "tasks.text_classification.task", steps=100
     ),
-    "unet": Model("tasks.segmentation.task", what="segmentation: camvid", target=1.3),
+    "translator": Model("translation: multi30k, 24 tokens", "tasks.translation.task"),
+    "recurrent": Model(
+        "translation: rnn, 24 tokens, additive attention", "tasks.translation.task", steps=3
+    ),
+    "language_model": Model(
+        "language modeling: tiny_shakespeare, 64 characters",
+        "tasks.language_modeling.task",
+        steps=2000,
+        rounds=2,
+    ),
+    "vit": Model(
+        "image classification: fashion_mnist, 49 patches", "tasks.image_classification.task"
+    ),
+    "unet": Model("segmentation: camvid", "tasks.segmentation.task"),
+    "mask_rcnn": Model("detection: nuclei", "tasks.detection.task", "torchvision"),
+    "speech": Model(
+        "speech recognition: conformer,ctc, 2 s", "tasks.speech_recognition.task", "transformers"
+    ),
+    "patchtst": Model("forecasting: etth1", "tasks.forecasting.task", "transformers"),
+    "sasrec": Model(
+        "recommendation: events as in movielens_100k, RecBole",
+        "tasks.recommendation.task",
+        "recbole",
+    ),
 }

@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.comparison import grown_by
-from benchmarks.steps import MODELS
+from benchmarks.steps import MODELS, WAYS
 from launch import cli
 from tasks.common.errors import UserError
 
@@ -37,9 +37,7 @@ flags.DEFINE_integer("batch_size", None, "Examples per step; by default that of 
 flags.DEFINE_multi_string(
     "set", [], "Override size=number of the model's `setup`, for example length=64."
 )
-flags.DEFINE_enum(
-    "only", None, ["here", "torch"], "Print the peak memory of one implementation, in bytes."
-)
+flags.DEFINE_enum("only", None, WAYS, "Print the peak memory of one implementation, in bytes.")
 FLAGS = flags.FLAGS
 
 
@@ -50,20 +48,22 @@ def run() -> None:
     config, data = module.setup(FLAGS.batch_size, **_sizes(module.setup))
 
     def warm(name: str) -> Callable[[int], float]:
-        step = {"here": module.jax_step, "torch": module.torch_step}[name](config, data)
+        if name == "here":
+            step = module.jax_step(config, data)
+        else:
+            step = module.torch_step(config, data, name == "torch compiled")
         step(1)
         return step
 
     if FLAGS.only:
-        importlib.import_module({"here": model.task, "torch": model.library}[FLAGS.only])
+        importlib.import_module(model.task if FLAGS.only == "here" else model.library)
         print(grown_by(lambda: warm(FLAGS.only), lambda step: step(3)))
         return
     steps, rounds = FLAGS.steps or model.steps, FLAGS.rounds or model.rounds
     medians = _time({name: warm(name) for name in ("here", "torch")}, steps, rounds)
     print(f" ratio: {medians['here'] / medians['torch']:.2f} (here / torch)")
-    if model.memory:
-        peaks = {name: _memory(name) for name in medians}
-        print(f" ratio: {peaks['here'] / peaks['torch']:.2f} (here / torch)")
+    peaks = {name: _memory(name) for name in medians}
+    print(f" ratio: {peaks['here'] / peaks['torch']:.2f} (here / torch)")
 
 
 def _sizes(setup: Callable[..., Any]) -> dict[str, Any]:

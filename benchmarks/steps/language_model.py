@@ -57,7 +57,9 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
     return engine_steps(task, config, data)
 
 
-def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def torch_step(
+    config, data: list[dict[str, np.ndarray]], compiled: bool = False
+) -> Callable[[int], float]:
     """Returns a function that takes train steps with PyTorch, with tied embeddings."""
     import torch
     from torch import nn
@@ -106,4 +108,4 @@ def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], flo
         tokens, targets = batch
         return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
 
-    return torch_steps(model, config, tensors, loss)
+    return torch_steps(model, config, tensors, loss, compiled)

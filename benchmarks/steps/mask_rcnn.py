@@ -68,7 +68,9 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
     return engine_steps(task, config, data)
 
 
-def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def torch_step(
+    config, data: list[dict[str, np.ndarray]], compiled: bool = False
+) -> Callable[[int], float]:
     """Returns a function that takes train steps with torchvision's Mask R-CNN."""
     import torch
     from torch import nn
@@ -172,4 +174,6 @@ def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], flo
         )
         for batch in data
     ]
-    return torch_steps(model, config, tensors, lambda model, batch: sum(model(*batch).values()))
+    return torch_steps(
+        model, config, tensors, lambda model, batch: sum(model(*batch).values()), compiled
+    )

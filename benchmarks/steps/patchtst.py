@@ -58,7 +58,9 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
     return engine_steps(task, config, data)
 
 
-def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def torch_step(
+    config, data: list[dict[str, np.ndarray]], compiled: bool = False
+) -> Callable[[int], float]:
     """Returns a function that takes train steps with PatchTST of `transformers`."""
     import torch
     from transformers import PatchTSTConfig, PatchTSTForPrediction
@@ -90,5 +92,9 @@ def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], flo
         for b in data
     ]
     return torch_steps(
-        PatchTSTForPrediction(theirs).train(), config, tensors, lambda m, batch: m(**batch).loss
+        PatchTSTForPrediction(theirs).train(),
+        config,
+        tensors,
+        lambda model, batch: model(**batch).loss,
+        compiled,
     )

@@ -71,7 +71,7 @@ def jax_step(config, part: float) -> Callable[[int], float]:
     return lambda rounds: run(rounds * count)
 
 
-def torch_step(config, part: float) -> Callable[[int], float]:
+def torch_step(config, part: float, compiled: bool = False) -> Callable[[int], float]:
     """Returns a function that takes rounds with RecBole and returns the last loss."""
     import torch
     from recbole.model.sequential_recommender.sasrec import SASRec
@@ -121,5 +121,7 @@ def torch_step(config, part: float) -> Callable[[int], float]:
     torch.manual_seed(0)
     model = SASRec(theirs, Data()).train()
     batches = [batch() for _ in range(count)]
-    run = torch_steps(model, config, batches, lambda model, batch: model.calculate_loss(batch))
+    run = torch_steps(
+        model, config, batches, lambda model, batch: model.calculate_loss(batch), compiled
+    )
     return lambda rounds: run(rounds * count)

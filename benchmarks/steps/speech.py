@@ -55,7 +55,9 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
     return engine_steps(SpeechRecognition(config.data, config.model, processor), config, data)
 
 
-def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def torch_step(
+    config, data: list[dict[str, np.ndarray]], compiled: bool = False
+) -> Callable[[int], float]:
     """Returns a function that takes train steps with PyTorch and returns the last loss."""
     import torch
     from transformers import SeamlessM4Tv2Config
@@ -110,4 +112,5 @@ def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], flo
 
     torch.manual_seed(0)
     tensors = [{name: torch.tensor(b[name]).long() for name in ("samples", "target")} for b in data]
-    return torch_steps(Recognizer().train(), config, tensors, lambda m, batch: m(**batch))
+    model = Recognizer().train()
+    return torch_steps(model, config, tensors, lambda m, batch: m(**batch), compiled)

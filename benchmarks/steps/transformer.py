@@ -115,5 +115,4 @@ def torch_step(
         logits = model(batch["tokens"], batch["length"])
         return nn.functional.cross_entropy(logits, batch["label"])
 
-    model = torch.compile(model) if compiled else model
-    return torch_steps(model, config, tensors, loss)
+    return torch_steps(model, config, tensors, loss, compiled)

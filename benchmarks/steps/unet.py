@@ -107,5 +107,4 @@ def torch_step(
         logits = model(4 * batch["image"].float() / 255 - 2)
         return functional.cross_entropy(logits, batch["labels"])
 
-    model = torch.compile(model) if compiled else model
-    return torch_steps(model, config, tensors, loss)
+    return torch_steps(model, config, tensors, loss, compiled)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks
+from attention.activations import gelu
 from attention.normalization import LayerNorm
 from attention.projection import Projection
 from tasks.common.backbones.embedding import TokenEmbedding, without_padding
@@ -114,7 +115,7 @@ class MaskedHead(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((max(vocabulary, config.min_rows),)))
 
     def __call__(self, x: Array, embedding: TokenEmbedding) -> Array:
-        x = self.norm(jax.nn.gelu(self.transform(x.astype(jnp.float32)), approximate=False))
+        x = self.norm(gelu(self.transform(x.astype(jnp.float32))))
         return embedding.logits(x) + self.bias[...]
 
 

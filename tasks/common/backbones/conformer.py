@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, shapes
+from attention.activations import silu
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Encoder
 from tasks.common.backbones.transformer_layers import (
@@ -83,7 +84,7 @@ class ConvolutionModule(nnx.Module):
             hidden = jnp.where(valid[..., None], hidden, 0)
         kernel = self.depthwise[...].astype(hidden.dtype)
         hidden = depthwise(hidden, kernel, causal=self.causal)
-        return self.down(jax.nn.silu(self.norm(hidden)))
+        return self.down(silu(self.norm(hidden)))
 
 
 class ConformerLayer(EncoderLayer):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import MultiHeadAttention, masks, recording, registry
+from attention import MultiHeadAttention, activations, masks, recording, registry
 from attention.dropout import dropout
 from attention.normalization import LayerNorm, RMSNorm
 from attention.positions import ADDED_POSITIONS, POSITIONS, build_added_positions
@@ -26,11 +26,11 @@ from tasks.common.configs import Config, Dtype, PositiveFloat, PositiveInt, Rate
 Array = jax.Array
 
 _ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": activations.gelu,
+    "gelu_tanh": activations.gelu_tanh,
     "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swiglu": jax.nn.silu,
+    "silu": activations.silu,
+    "swiglu": activations.silu,
 }
 
 

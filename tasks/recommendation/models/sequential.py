@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks
+from attention.activations import gelu
 from attention.normalization import LayerNorm
 from attention.projection import Projection
 from tasks.common.backbones.embedding import TokenEmbedding
@@ -187,7 +188,7 @@ class BERT4Rec(SequentialRecommender):
 
     def _transformed(self, hidden: Array) -> Array:
         hidden = self.transform(hidden.astype(jnp.float32))
-        return self.norm(jax.nn.gelu(hidden, approximate=False))
+        return self.norm(gelu(hidden))
 
     def _with_mask(self, items: Array) -> tuple[Array, Array]:
         """Appends a masked item: returns items [B, S + 1], and positions of the masks [B]."""
