@@ -132,7 +132,7 @@ def _explain(folder: Path, config: Any, targets: Mapping[str, str]) -> None:
             summary=explanation_tables.summarize(rows),
             against=compared,
             names=(folder.name, Path(cli.FLAGS.against or "").name),
-            metric=task.primary_metric,
+            metric=selecting.score_name(task, rows),
         ),
         "json": lambda: output.as_json(explanation_page.as_json(found)) + "\n",
         "bertviz": lambda: json.dumps([_viewed(each) for each in found]) + "\n",

@@ -77,11 +77,12 @@ def correct(row: Mapping[str, Any]) -> bool | None:
     """Returns whether the prediction of a record equals its target; None if unknown.
 
     Args:
-      row: record of `Task.predictions`. A value of the key "correct" is returned as it is. Only
-        texts, integers and truth values are compared.
+      row: record of `Task.predictions`. A value of the key "correct" is returned as it is; None if
+        examples have a degree, such as translations. Only texts, integers and truth values are
+        compared.
     """
-    if row.get("correct") is not None:
-        return bool(row["correct"])
+    if "correct" in row:
+        return None if row["correct"] is None else bool(row["correct"])
     prediction, target = row.get("prediction"), row.get("target")
     if isinstance(prediction, str | int) and isinstance(target, str | int):
         return prediction == target

@@ -18,6 +18,17 @@ from tasks.explanation import Explanation
 from tasks.task import Task
 
 
+def score_name(task: Task, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what the scores of examples are, for people.
+
+    Args:
+      task: the task.
+      rows: records of examples, see `select`.
+    """
+    graded = rows and all(row["correct"] is None for row in rows)
+    return f"contribution to {task.primary_metric}" if graded else task.primary_metric
+
+
 def select(
     task: Task,
     config: Experiment,
@@ -43,7 +54,8 @@ def select(
 
     Returns:
       Indices of the chosen examples; and a record of every example of the split, see
-      `tasks.task.Task.predictions`, with its "index" and "kind".
+      `tasks.task.Task.predictions`, with its "index", "kind", and "correct", which is None if
+      examples are neither correct nor wrong.
 
     Raises:
       UserError: there are no such examples.
@@ -56,11 +68,10 @@ def select(
     kinds = {row: kind for kind, members in groups.items() for row in members}
     perfect = 1 if task.higher_is_better else 0
     right = set(np.flatnonzero(scores == perfect).tolist())
+    judged = bool({"correct", "wrong"} & {*groups})
     for row, (record, index) in enumerate(zip(rows, indices, strict=True)):
-        kind = kinds.get(row, "")
-        record |= {"index": index, "kind": kind}
-        if {"correct", "wrong"} & {*groups}:
-            record["correct"] = row in right
+        record |= {"index": index, "kind": kinds.get(row, "")}
+        record["correct"] = row in right if judged else None
         if isinstance(record["input"], str) and not task.processor.input_suffixes:
             record["length"] = len(record["input"].split())
     if words is None:

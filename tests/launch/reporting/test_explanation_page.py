@@ -96,6 +96,20 @@ def test_tables_by_class_and_length():
     assert "Calibration" not in tables.as_html(summary)
 
 
+def test_examples_that_are_neither_right_nor_wrong_have_no_accuracy():
+    """Translations have a degree: an equal text is not the only right one."""
+    rows = [
+        {"prediction": f"ein {n}", "target": f"der {n}", "confidence": n / 10, "score": 30.0 - n,
+         "correct": None, "length": n} for n in range(10)
+    ]  # fmt: skip
+    summary = tables.summarize(rows)
+    assert not summary.bins
+    shown = tables.as_html(summary, "contribution to BLEU")
+    assert "mean contribution to BLEU" in shown
+    for word in ("Calibration", "accuracy", "most frequent error"):
+        assert word not in shown
+
+
 def test_the_list_has_rows_and_explanations_once():
     rows = [{"id": "a", "input": "x" * 500, "score": math.nan}, {"id": "plain", "target": [1, 2]}]
     found = tables.listed(rows, [explanations.single(), explanations.without_attention()])
