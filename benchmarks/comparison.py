@@ -70,18 +70,19 @@ def engine_steps(
     task: Any, config: Any, data: Sequence[Mapping[str, np.ndarray]]
 ) -> Callable[[int], float]:
     """Returns a function that takes train steps with the engine, cycling through the batches."""
-    import jax
-
+    from launch.engine.clock import Clock
     from launch.engine.steps import make_steps
 
-    steps = make_steps(task, config)
+    steps, clock = make_steps(task, config), Clock()
     state = steps.init()
 
     def run(count: int) -> float:
         nonlocal state
         for index in range(count):
-            state, metrics = steps.train(state, steps.place(data[index % len(data)]))
-        return float(jax.block_until_ready(metrics)["loss"])
+            batch = steps.place(data[index % len(data)])
+            state, metrics = clock.run(steps.train, state, batch)
+        clock.drain()
+        return float(metrics["loss"])
 
     return run
 

@@ -13,8 +13,9 @@ import jax
 
 from launch.engine import monitoring
 
-# Number of steps that may be in flight before the host waits for the oldest one.
-_IN_FLIGHT = 2
+# Number of steps in flight: the host waits for the oldest one before it starts another. A CPU
+# allocates the temporaries of a step when it is started, so each step in flight has its own.
+_IN_FLIGHT, _IN_FLIGHT_ON_CPU = 3, 1
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -23,8 +24,9 @@ class Clock:
 
     Steps run asynchronously: a call of the step function returns before the step has run. So the
     step time is the time between the completion of a step and that of the step before it, as the
-    host sees it. For that the host waits for each step after it has started the next two. The step
-    time includes a wait for data that delayed the step. Steps around a compilation are left out.
+    host sees it. For that the host waits for the step before the last two (on a CPU, for the last
+    one) when it has the next batch. The step time includes a wait for data that delayed the step.
+    Steps around a compilation are left out.
     """
 
     def __init__(self, seeds: int = 1):
@@ -38,6 +40,8 @@ class Clock:
         self._step, self._totals = 0, collections.defaultdict[str, float](float)
         self._began = time.monotonic()
         self._pending: collections.deque[tuple[Any, bool]] = collections.deque()
+        on_cpu = jax.default_backend() == "cpu"
+        self._in_flight = _IN_FLIGHT_ON_CPU if on_cpu else _IN_FLIGHT
         self._restart(0)
 
     def _restart(self, step: int) -> None:
@@ -79,14 +83,14 @@ class Clock:
 
         If the call compiles, its duration counts as compilation.
         """
+        while len(self._pending) >= self._in_flight:
+            self._complete()
         before, began = len(self._compilations), time.monotonic()
         state, metrics = function(*arguments)
         compiled = len(self._compilations) > before
         if compiled:
             self._totals["compile"] += time.monotonic() - began
         self._pending.append((metrics, compiled))
-        if len(self._pending) > _IN_FLIGHT:
-            self._complete()
         return state, metrics
 
     def _complete(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from launch.engine import processes
+from launch.engine.memory import return_free_memory
 from tasks.common.configs import Config, PositiveInt, within
 from tasks.common.errors import UserError
 
@@ -101,7 +102,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None):
 
 
 class OnMesh:
-    """A jitted function that runs under `jax.set_mesh(mesh)`, which attention kernels read."""
+    """A jitted function that runs under `jax.set_mesh(mesh)`, which attention kernels read.
+
+    Memory that its compilation has freed is returned to the system: `keep_large_buffers` would keep
+    hundreds of megabytes.
+    """
 
     def __init__(self, function: Any, mesh: Any):
         functools.update_wrapper(self, function)
@@ -110,8 +115,12 @@ class OnMesh:
     def __call__(self, *arguments: Any) -> Any:
         import jax
 
+        programs = self._function._cache_size()
         with jax.set_mesh(self._mesh):
-            return self._function(*arguments)
+            results = self._function(*arguments)
+        if self._function._cache_size() > programs:
+            return_free_memory()
+        return results
 
     def trace(self, *arguments: Any) -> Any:
         """Returns the `jax.stages.Traced` of arguments, which may be `jax.ShapeDtypeStruct`s."""
