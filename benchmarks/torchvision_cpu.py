@@ -9,7 +9,11 @@ import functools
 
 @functools.cache
 def load_torchvision():
-    """Returns the package with its compiled operations, loaded without CUDA."""
+    """Returns the package with its compiled operations, loaded without CUDA.
+
+    Raises:
+      ImportError: torchvision is not installed.
+    """
     import ctypes
     import importlib.util
     import pathlib
@@ -18,7 +22,10 @@ def load_torchvision():
 
     import torch  # noqa: F401  its libraries first
 
-    package = pathlib.Path(importlib.util.find_spec("torchvision").origin).parent
+    found = importlib.util.find_spec("torchvision")
+    if found is None:
+        raise ImportError("torchvision is not installed")
+    package = pathlib.Path(found.origin).parent
     listing = subprocess.run(
         ["nm", "-D", "--undefined-only", package / "_C.so"],
         capture_output=True,

@@ -27,6 +27,7 @@ from absl import flags
 
 from benchmarks.comparison import grown_by
 from benchmarks.steps import MODELS, WAYS
+from benchmarks.torchvision_cpu import load_torchvision
 from launch import cli
 from tasks.common.errors import UserError
 
@@ -56,7 +57,8 @@ def run() -> None:
         return step
 
     if FLAGS.only:
-        importlib.import_module(model.task if FLAGS.only == "here" else model.library)
+        library = model.task if FLAGS.only == "here" else model.library
+        load_torchvision() if library == "torchvision" else importlib.import_module(library)
         print(grown_by(lambda: warm(FLAGS.only), lambda step: step(3)))
         return
     steps, rounds = FLAGS.steps or model.steps, FLAGS.rounds or model.rounds
