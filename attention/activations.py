@@ -1,4 +1,4 @@
-"""Activation functions of which a train step keeps the input alone.
+"""Activation functions that keep their input alone for the backward pass.
 
 The derivatives are functions of -x. A compiler computes a term that value and derivative share,
 such as erf(x), once, and keeps it with the steps of its evaluation until the backward pass: erf of
