@@ -9,11 +9,12 @@ import pytest
 from launch.engine import config as configs
 from launch.runs.directory import prepared_task
 from launch.runs.provenance import Description
+from tasks.common.data import sources
 from tasks.common.data.paths import Paths
 from tests.faults.experiments import TASKS
 from tests.faults.tally import LOST, REFUSED, SEED, SURVIVED, attempt, damaged, damages
 from tests.faults.test_kills import same_results
-from tests.faults.test_system import PUBLIC
+from tests.faults.test_system import PUBLIC, unreachable
 from tests.small_data import prepare_small
 
 pytestmark = pytest.mark.faults
@@ -57,8 +58,9 @@ def described(config, paths):
 
 
 @pytest.mark.parametrize("task", PUBLIC)
-def test_damaged_prepared_data(task, tally, tmp_path):
+def test_damaged_prepared_data(task, tally, tmp_path, monkeypatch):
     """Damages each file of a prepared data set, whose sources cannot be had again."""
+    monkeypatch.setattr(sources, "_raw", unreachable)
     name, file = PUBLIC[task]
     kind, rng = "file of a prepared data set", random.Random(f"{SEED} {task}")
     paths, config = Paths(tmp_path / "data", tmp_path / "cache", None), configs.load_file(file)

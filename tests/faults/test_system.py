@@ -23,6 +23,11 @@ NAMESPACE = ("unshare", "--map-root-user", "--mount")
 SCRIPT = "tests/faults/on_small_disk.py"
 
 
+def unreachable(*_):
+    """Takes the place of `sources._raw` without a network."""
+    raise FetchError("no network")
+
+
 @pytest.fixture(scope="module")
 def mounting():
     """Returns a process whose forks may mount file systems."""
@@ -138,10 +143,6 @@ def test_a_mirror_that_is_not_there(tally, tmp_path, monkeypatch):
     from launch.engine import config as configs
 
     kind = "mirror and network unavailable"
-
-    def unreachable(*_):
-        raise FetchError("no network")
-
     monkeypatch.setattr(sources, "_raw", unreachable)
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "empty").mkdir()
