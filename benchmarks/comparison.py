@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,6 +64,12 @@ def experiment(path: str) -> Any:
     request_devices(config.mesh)
     keep_large_buffers()
     return config
+
+
+class Vocabulary(NamedTuple):
+    """A stand-in for a fitted tokenizer: the train step needs only its size."""
+
+    size: int
 
 
 def engine_steps(

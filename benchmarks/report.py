@@ -40,7 +40,11 @@ def verdict(row: Row, way: str = "auto", field: str = "ratio") -> str:
     target, ratio = row["target"], row["ways"].get(way, {}).get(field)
     if target is None or ratio is None:
         return ""
-    return f"{target:g}: {'met' if ratio <= target else 'not met'}"
+    return f"{target:g}: {_met(ratio, target)}"
+
+
+def _met(ratio: float, target: float) -> str:
+    return "met" if ratio <= target else "not met"
 
 
 def write(folder: pathlib.Path = FOLDER) -> None:
@@ -212,7 +216,7 @@ def _outcome(ratio: float | None, target: float) -> str:
     """Formats a ratio with its target, such as '1.10 (at most 1.2: met)'; "" without a ratio."""
     if ratio is None:
         return ""
-    return f"{ratio:.2f} (at most {target:g}: {'met' if ratio <= target else 'not met'})"
+    return f"{ratio:.2f} (at most {target:g}: {_met(ratio, target)})"
 
 
 def _train_choices(section: Mapping[str, Any]) -> list[str]:

@@ -12,15 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.comparison import engine_steps, experiment, torch_steps
+from benchmarks.comparison import Vocabulary, engine_steps, experiment, torch_steps
 
 CHARACTERS = 65
-
-
-class _Vocabulary:
-    """A stand-in for a fitted tokenizer: the train step needs only its size."""
-
-    size = CHARACTERS
 
 
 def setup(batch_size: int | None = None) -> tuple[Any, list]:
@@ -52,7 +46,7 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
     from tasks.language_modeling.processor import LanguageProcessor
     from tasks.language_modeling.task import LanguageModeling
 
-    processor = LanguageProcessor(config.data, config.model, _Vocabulary(), begin=3)
+    processor = LanguageProcessor(config.data, config.model, Vocabulary(CHARACTERS), begin=3)
     task = LanguageModeling(config.data, config.model, processor)
     return engine_steps(task, config, data)
 

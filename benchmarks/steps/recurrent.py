@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.comparison import engine_steps, experiment, torch_steps
+from benchmarks.comparison import Vocabulary, engine_steps, experiment, torch_steps
 
 CONFIG, VOCABULARY = "configs/translation.py:rnn", 5000
 
@@ -28,7 +28,9 @@ def setup(batch_size: int | None = None, length: int = 24) -> tuple[Any, list]:
     return config, batches(config.training.batch_size, length)
 
 
-def batches(batch_size: int, length: int, count: int = 3) -> list[dict[str, np.ndarray]]:
+def batches(
+    batch_size: int, length: int, count: int = 3, vocabulary: int = VOCABULARY
+) -> list[dict[str, np.ndarray]]:
     """Returns random sentence pairs of half to full length, each with an end token."""
     rng = np.random.default_rng(0)
     drawn = []
@@ -37,26 +39,22 @@ def batches(batch_size: int, length: int, count: int = 3) -> list[dict[str, np.n
         for side in ("source", "target"):
             lengths = rng.integers(length // 2, length + 1, batch_size)
             lengths[0] = length
-            tokens = rng.integers(3, VOCABULARY, (batch_size, length)).astype(np.int32)
-            tokens[np.arange(batch_size), lengths - 1] = VOCABULARY + 1
+            tokens = rng.integers(3, vocabulary, (batch_size, length)).astype(np.int32)
+            tokens[np.arange(batch_size), lengths - 1] = vocabulary + 1
             tokens[np.arange(length) >= lengths[:, None]] = 0
             batch[side] = tokens
         drawn.append(batch | {"id": batch["id"].astype(np.int32)})
     return drawn
 
 
-class _Vocabulary:
-    """A stand-in for a fitted tokenizer: the train step needs only its size."""
-
-    size = VOCABULARY
-
-
-def jax_step(config: Any, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def jax_step(
+    config: Any, data: list[dict[str, np.ndarray]], vocabulary: int = VOCABULARY
+) -> Callable[[int], float]:
     """Returns a function that takes train steps with the engine and returns the last loss."""
     from tasks.translation.processor import TranslationProcessor
     from tasks.translation.task import Translation
 
-    processor = TranslationProcessor(config.data, config.model, _Vocabulary(), [])
+    processor = TranslationProcessor(config.data, config.model, Vocabulary(vocabulary), [])
     return engine_steps(Translation(config.data, config.model, processor), config, data)
 
 

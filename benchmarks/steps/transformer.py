@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.comparison import engine_steps, experiment, torch_steps
+from benchmarks.comparison import Vocabulary, engine_steps, experiment, torch_steps
 
 CONFIG, VOCABULARY, CLASSES = "configs/text_classification.py:sst2", 14_000, 2
 
@@ -42,18 +42,14 @@ def batches(batch_size: int, length: int, count: int = 10) -> list[dict[str, np.
     return drawn
 
 
-class _Vocabulary:
-    """A stand-in for a fitted tokenizer: the train step needs only its size."""
-
-    size = VOCABULARY
-
-
 def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """Returns a function that takes train steps with the engine and returns the last loss."""
     from tasks.text_classification.task import TextClassification, TextProcessor
 
     buckets = [data[0]["tokens"].shape[1]]
-    processor = TextProcessor(config.data, config.model, ["no", "yes"], buckets, _Vocabulary())
+    processor = TextProcessor(
+        config.data, config.model, ["no", "yes"], buckets, Vocabulary(VOCABULARY)
+    )
     task = TextClassification(config.data, config.model, processor)
     return engine_steps(task, config, data)
 

@@ -6,21 +6,16 @@ embeddings, dropout, label smoothing, AdamW and gradient clipping.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.comparison import engine_steps, experiment, torch_steps
+from benchmarks.comparison import experiment, torch_steps
 from benchmarks.steps import recurrent
 
 CONFIG, VOCABULARY = "configs/translation.py:multi30k", 10_000
-
-
-class _Vocabulary:
-    """A stand-in for a fitted tokenizer: the train step needs only its size."""
-
-    size = VOCABULARY
 
 
 def setup(batch_size: int | None = None, length: int = 24) -> tuple[Any, list]:
@@ -28,16 +23,12 @@ def setup(batch_size: int | None = None, length: int = 24) -> tuple[Any, list]:
     from launch.engine import config as configs
 
     config = configs.override(experiment(CONFIG), {"optimizer.average_decay": 0.0})
-    return config, recurrent.batches(batch_size or config.training.batch_size, length)
+    return config, recurrent.batches(
+        batch_size or config.training.batch_size, length, vocabulary=VOCABULARY
+    )
 
 
-def jax_step(config: Any, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """Returns a function that takes train steps with the engine and returns the last loss."""
-    from tasks.translation.processor import TranslationProcessor
-    from tasks.translation.task import Translation
-
-    processor = TranslationProcessor(config.data, config.model, _Vocabulary(), [])
-    return engine_steps(Translation(config.data, config.model, processor), config, data)
+jax_step = functools.partial(recurrent.jax_step, vocabulary=VOCABULARY)
 
 
 def torch_step(
