@@ -14,6 +14,8 @@ import dataclasses
 import io
 import json
 import pathlib
+import re
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -53,7 +55,7 @@ class Tally:
                 "task": task,
                 "fault": fault,
                 "outcome": outcome,
-                "detail": detail[-200:],
+                "detail": detail,
             }
         )
 
@@ -74,10 +76,18 @@ class Tally:
             "device": device(),
             "seconds": old.get("seconds", 0) + now - self.written,
             "measured": {**old.get("measured", {}), **self.measured},
-            "faults": kept + [{**each, "commit": commit()} for each in self.faults],
+            "faults": [
+                {**each, "detail": _portable(each["detail"])}
+                for each in kept + [{**each, "commit": commit()} for each in self.faults]
+            ],
         }
         self.written = now
         write_json(path, record)
+
+
+def _portable(detail: str) -> str:
+    """Returns the end of a message without temporary directories."""
+    return re.sub(rf"{re.escape(tempfile.gettempdir())}/[^\s:]*/", "", detail)[-200:]
 
 
 @dataclasses.dataclass(frozen=True)
