@@ -134,17 +134,63 @@ def naive_bayes_prior(
       float32 [vocabulary, classes], 0 for the padding id. With two classes [vocabulary, 1], the
       ratios of class 1.
     """
-    from scipy.sparse import csr_matrix
-
-    unique = [np.unique(ids) for ids in tokens]
-    starts = np.cumsum([0, *(len(ids) for ids in unique)])
-    columns = np.concatenate(unique)
-    present = csr_matrix((np.ones(len(columns)), columns, starts), shape=(len(unique), vocabulary))
+    present = _presence(tokens, vocabulary)
     targets = [1] if classes == 2 else range(classes)
     ratios = [log_count_ratio(present, labels == target) for target in targets]
     prior = np.stack(ratios, axis=1).astype(np.float32)
     prior[PAD] = 0
     return prior
+
+
+def linear_svm_prior(
+    tokens: Sequence[np.ndarray], labels: np.ndarray, vocabulary: int, classes: int
+) -> np.ndarray:
+    """Computes the contribution of each token id to the scores of a linear SVM.
+
+    The SVM (C = 1, one class against the others) is fitted to TF-IDF vectors of presence,
+    x[t] = idf[t] / |idf of the text|. Column c of the result is idf * w_c, divided by the root mean
+    square of idf in the training texts: its sum over the n tokens of a text, divided by sqrt(n),
+    approximates the score of class c.
+
+    Args:
+      tokens: token ids of each text; repeated ids count once.
+      labels: class of each text, int [n].
+      vocabulary: number of token ids.
+      classes: number of classes.
+
+    Returns:
+      float32 [vocabulary, classes], 0 for the padding id. With two classes [vocabulary, 1], the
+      scores of class 1.
+    """
+    from sklearn.feature_extraction.text import TfidfTransformer
+    from sklearn.svm import LinearSVC
+
+    present = _presence(tokens, vocabulary)
+    weighting = TfidfTransformer().fit(present)
+    model = LinearSVC(C=1.0, random_state=_SEED, max_iter=10_000)
+    model.fit(weighting.transform(present), labels)
+    frequency = np.asarray(present.sum(axis=0)).ravel()
+    scale = np.sqrt(np.sum(frequency * weighting.idf_**2) / np.sum(frequency))
+    prior = np.zeros((vocabulary, 1 if classes == 2 else classes), np.float32)
+    # A class without a training text has no score.
+    columns = [0] if classes == 2 else model.classes_
+    prior[:, columns] = (model.coef_ * weighting.idf_ / scale).T
+    prior[PAD] = 0
+    return prior
+
+
+# Functions of token ids, labels, and numbers of token ids and of classes.
+PRIORS = {"naive_bayes": naive_bayes_prior, "linear_svm": linear_svm_prior}
+
+
+def _presence(tokens: Sequence[np.ndarray], vocabulary: int):
+    """Returns the sparse 0/1 matrix [n, vocabulary] of the token ids in each text."""
+    from scipy.sparse import csr_matrix
+
+    unique = [np.unique(ids) for ids in tokens]
+    starts = np.cumsum([0, *(len(ids) for ids in unique)])
+    columns = np.concatenate(unique)
+    return csr_matrix((np.ones(len(columns)), columns, starts), shape=(len(unique), vocabulary))
 
 
 def _tfidf(train_texts: Sequence[str], train_labels: np.ndarray, model) -> Predict:

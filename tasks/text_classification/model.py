@@ -34,7 +34,7 @@ Pool = one_of(*registry.names("pool"))
 # Number of tokens around the text that each pooling reads.
 AROUND = {"cls": 1, "bert": 2}
 PoolOrCls = one_of(*registry.names("pool"), *AROUND)
-Prior = one_of("none", "naive_bayes")
+Prior = one_of("none", "naive_bayes", "linear_svm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +43,10 @@ class EmbeddingConfig(ClassWeightsConfig):
 
     Attributes:
       embedding_scale: standard deviation of the initial embeddings.
-      prior: "naive_bayes" initializes the first coordinates of the embeddings by the log-count
-        ratios of the training split (Wang & Manning 2012); "none" initializes all at random.
-      prior_scale: factor of the log-count ratios.
+      prior: initial values of the first coordinates of the embeddings, fitted to the training
+        split: "naive_bayes" for log-count ratios (Wang & Manning 2012), "linear_svm" for the
+        weights of a linear SVM on TF-IDF vectors, "none" for random values.
+      prior_scale: factor of these values.
       For the other attributes see `ClassWeightsConfig`.
     """
 
@@ -177,8 +178,7 @@ class TextClassifier(nnx.Module):
     Args:
       config: one of MODEL_CONFIGS.
       vocabulary, classes: number of token ids and number of classes.
-      prior: naive Bayes log-count ratios [vocabulary, columns], see `EmbeddingConfig`; None for
-        none.
+      prior: values of the prior [vocabulary, columns], see `EmbeddingConfig`; None for none.
       start: initial embeddings and encoder from the run `init_from`; None for none.
     """
 

@@ -249,8 +249,8 @@ class TextClassification(ClassificationTask):
     # ------------------------------------------------------------------ objective
 
     def build_model(self, rngs: Any) -> Any:
-        """Returns the model, with the naive Bayes prior or pretrained parameters if configured."""
-        prior = self._prior() if self.model.prior == "naive_bayes" else None
+        """Returns the model, with the prior or the pretrained parameters of its config."""
+        prior = None if self.model.prior == "none" else self._prior()
         return models.build(
             self.model,
             self.processor.tokenizer.size,
@@ -266,16 +266,16 @@ class TextClassification(ClassificationTask):
         if columns > size:
             raise UserError(
                 f"config.model.embedding_size: got {size}, expected at least {columns}, the number "
-                "of classes, for prior='naive_bayes'"
+                f"of classes, for prior={self.model.prior!r}"
             )
         if self.dataset is None:
             # The parameters of a checkpoint replace the prior.
             return np.zeros((self.processor.tokenizer.size, columns), np.float32)
-        return self._log_count_ratio
+        return self._fitted_prior
 
     @functools.cached_property
-    def _log_count_ratio(self) -> np.ndarray:
-        return baselines.naive_bayes_prior(
+    def _fitted_prior(self) -> np.ndarray:
+        return baselines.PRIORS[self.model.prior](
             [row["tokens"] for row in self.examples("train")],
             self.dataset.splits["train"].labels,
             self.processor.tokenizer.size,
