@@ -89,25 +89,29 @@ def attention_pooling(data: str):
                     max_length=512,
                 ),
             ),
-            "model": AttentionPoolingConfig(prior="naive_bayes"),
+            "model": (
+                AttentionPoolingConfig(prior="tfidf", prior_scale=2.0)
+                if data == "sst2"
+                else AttentionPoolingConfig(prior="naive_bayes")
+            ),
             "optimizer": OptimizerConfig(
                 learning_rate=1e-3, beta2=0.99, final_fraction=0.02, average_decay=0.99
             ),
             "training": TrainingConfig(steps=1000, batch_size=32, evaluate_every=125, log_every=25),
         }
     sizes = {
-        "newsgroups20": {"vocabulary_size": 80_000, "min_count": 3, "max_length": 512},
-        "reuters_r8": {"vocabulary_size": 100_000, "max_length": 512},
-        "spam_assassin": {"vocabulary_size": 200_000, "max_length": 1024},
+        "newsgroups20": {"vocabulary_size": 400_000, "max_length": 1024, "unique": True},
+        "reuters_r8": {"vocabulary_size": 100_000, "max_length": 2048},
+        "spam_assassin": {"vocabulary_size": 200_000, "max_length": 1024, "unique": True},
     }[data]
-    reuters = data == "reuters_r8"
+    reuters, newsgroups = data == "reuters_r8", data == "newsgroups20"
     return {
-        "data": DataConfig(**_source(data), text=TextConfig(ngrams=2, unique=True, **sizes)),
+        "data": DataConfig(**_source(data), text=TextConfig(ngrams=2, **sizes)),
         "model": AttentionPoolingConfig(
             embedding_size=32 if reuters else 64,
             token_dropout_rate=0.3 if reuters else 0.5,
             dropout_rate=0.5 if data == "spam_assassin" else 0.3,
-            prior="naive_bayes" if data == "newsgroups20" else "none",
+            **({"prior": "tfidf", "prior_scale": 2.0} if newsgroups else {}),
         ),
         "optimizer": OptimizerConfig(
             learning_rate=4e-3 if reuters else 2e-3,
@@ -116,9 +120,9 @@ def attention_pooling(data: str):
             average_decay=0.99,
         ),
         "training": TrainingConfig(
-            steps={"newsgroups20": 800, "reuters_r8": 900, "spam_assassin": 400}[data],
+            steps=900 if reuters else 400,
             batch_size=32 if reuters else 64,
-            evaluate_every=100,
+            evaluate_every=50 if newsgroups else 100,
             log_every=25,
         ),
     }

@@ -142,45 +142,51 @@ def naive_bayes_prior(
     return prior
 
 
-def linear_svm_prior(
+def tfidf_prior(
     tokens: Sequence[np.ndarray], labels: np.ndarray, vocabulary: int, classes: int
 ) -> np.ndarray:
-    """Computes the contribution of each token id to the scores of a linear SVM.
+    """Computes the contribution of each token id to the class scores of two linear models.
 
-    The SVM (C = 1, one class against the others) is fitted to TF-IDF vectors of presence,
-    x[t] = idf[t] / |idf of the text|. Column c of the result is idf * w_c, divided by the root mean
-    square of idf in the training texts: its sum over the n tokens of a text, divided by sqrt(n),
-    approximates the score of class c.
+    The models are a linear SVM (C = 1, one class against the others) and complement naive Bayes
+    (Rennie et al. 2003; smoothing 0.1). Both are fitted to TF-IDF vectors of presence,
+    x[t] = idf[t] / |idf of the text|. Their scores are scaled to standard deviation 1 over the
+    training texts and added: s_c = x · w_c. Column c of the result is idf * w_c, divided by the
+    root mean square of idf in the training texts, so that its sum over the n tokens of a text,
+    divided by sqrt(n), approximates s_c.
 
     Args:
       tokens: token ids of each text; repeated ids count once.
-      labels: class of each text, int [n].
+      labels: class of each text, int [n]; every class occurs.
       vocabulary: number of token ids.
       classes: number of classes.
 
     Returns:
       float32 [vocabulary, classes], 0 for the padding id. With two classes [vocabulary, 1], the
-      scores of class 1.
+      difference of the scores of class 1 and class 0.
     """
     from sklearn.feature_extraction.text import TfidfTransformer
+    from sklearn.naive_bayes import ComplementNB
     from sklearn.svm import LinearSVC
 
     present = _presence(tokens, vocabulary)
     weighting = TfidfTransformer().fit(present)
-    model = LinearSVC(C=1.0, random_state=_SEED, max_iter=10_000)
-    model.fit(weighting.transform(present), labels)
+    features = weighting.transform(present)
+    svm = LinearSVC(C=1.0, random_state=_SEED, max_iter=10_000).fit(features, labels)
+    bayes = ComplementNB(alpha=0.1).fit(features, labels)
+    of_svm = np.stack([-svm.coef_[0], svm.coef_[0]]) if classes == 2 else svm.coef_
+    of_bayes = bayes.feature_log_prob_ - bayes.feature_log_prob_.mean(axis=0)
+    weights = sum(each / np.std(features @ each.T) for each in (of_svm, of_bayes))
     frequency = np.asarray(present.sum(axis=0)).ravel()
     scale = np.sqrt(np.sum(frequency * weighting.idf_**2) / np.sum(frequency))
-    prior = np.zeros((vocabulary, 1 if classes == 2 else classes), np.float32)
-    # A class without a training text has no score.
-    columns = [0] if classes == 2 else model.classes_
-    prior[:, columns] = (model.coef_ * weighting.idf_ / scale).T
+    prior = (weights * weighting.idf_ / scale).T.astype(np.float32)
+    if classes == 2:
+        prior = prior[:, 1:] - prior[:, :1]
     prior[PAD] = 0
     return prior
 
 
 # Functions of token ids, labels, and numbers of token ids and of classes.
-PRIORS = {"naive_bayes": naive_bayes_prior, "linear_svm": linear_svm_prior}
+PRIORS = {"naive_bayes": naive_bayes_prior, "tfidf": tfidf_prior}
 
 
 def _presence(tokens: Sequence[np.ndarray], vocabulary: int):

@@ -34,7 +34,7 @@ Pool = one_of(*registry.names("pool"))
 # Number of tokens around the text that each pooling reads.
 AROUND = {"cls": 1, "bert": 2}
 PoolOrCls = one_of(*registry.names("pool"), *AROUND)
-Prior = one_of("none", "naive_bayes", "linear_svm")
+Prior = one_of("none", "naive_bayes", "tfidf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,8 @@ class EmbeddingConfig(ClassWeightsConfig):
     Attributes:
       embedding_scale: standard deviation of the initial embeddings.
       prior: initial values of the first coordinates of the embeddings, fitted to the training
-        split: "naive_bayes" for log-count ratios (Wang & Manning 2012), "linear_svm" for the
-        weights of a linear SVM on TF-IDF vectors, "none" for random values.
+        split: "naive_bayes" for log-count ratios (Wang & Manning 2012), "tfidf" for the sum of
+        a linear SVM and complement naive Bayes on TF-IDF vectors, "none" for random values.
       prior_scale: factor of these values.
       For the other attributes see `ClassWeightsConfig`.
     """
