@@ -28,6 +28,7 @@ from tasks.forecasting.models.ridge import (
     RidgeSeasonalConfig,
 )
 from tasks.forecasting.models.seasonal import SeasonalLagConfig, SeasonalLagForecaster
+from tasks.forecasting.models.sparse_tsf import SparseTSF, SparseTSFConfig
 from tasks.forecasting.models.transformer import Transformer, TransformerConfig
 
 _MODELS = {
@@ -38,6 +39,7 @@ _MODELS = {
     InformerConfig: Informer,
     PatchTSTConfig: PatchTST,
     ITransformerConfig: ITransformer,
+    SparseTSFConfig: SparseTSF,
 }
 _ON_RIDGE = {
     RidgeConfig: RidgeForecaster,

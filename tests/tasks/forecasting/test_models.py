@@ -26,6 +26,7 @@ OPTIONS = {
     "patchtst": {"head": "quantile", **PATCHES, **LAYERS},
     "itransformer": {"head": "student_t", **LAYERS},
     "seasonal_lag": {"level": "last"},
+    "sparse_tsf": {"head": "student_t"},
     "ridge": {"ridge_level": "last"},
     "ridge_seasonal": {"head": "quantile", "share": 0.3},
     "ridge_residual": {"ridge_individual": True, "calendar_features": 1, **PATCHES, **LAYERS},
@@ -39,6 +40,7 @@ WEIGHTS = {
     "patchtst": {"patches": (C, 1, 2, 4, 4)},
     "itransformer": {"channels": (1, 2, C + K, C + K)},
     "seasonal_lag": {"lags": (C, F, L)},
+    "sparse_tsf": {},
     "ridge": {},
     "ridge_seasonal": {"lags": (C, F, L)},
     "ridge_residual": {"patches": (C, 1, 2, 2, 6)},
@@ -147,6 +149,23 @@ def test_seasonal_lag_is_a_mean_of_the_same_time_of_the_seasons_and_the_level():
     np.testing.assert_allclose(weights["lags"], expected, rtol=1e-5, atol=1e-7)
 
 
+def test_sparse_tsf_is_a_linear_map_of_smoothed_seasons():
+    model, params, _, run = forecaster("sparse_tsf")
+    found, _, _ = run(params, **WINDOW | {"valid": np.ones((B, L, C), bool)})
+    kernel = np.asarray(params["smooth"]["kernel"][...])[:, 0]
+    weights = np.asarray(params["seasons"]["kernel"][...])
+    assert kernel.shape == (5,)
+    assert weights.shape == (3, 2)
+    level = WINDOW["past"].mean(axis=1, keepdims=True)
+    over = WINDOW["past"] - level
+    padded = np.pad(over, ((0, 0), (2, 2), (0, 0)))
+    smooth = over + sum(kernel[i] * padded[:, i : i + L] for i in range(5))
+    # The first two times fill no season of 4.
+    seasons = smooth[:, 2:].reshape(B, 3, 4, C)
+    expected = level + np.einsum("BMPC,MJ->BJPC", seasons, weights).reshape(B, 8, C)[:, :F]
+    np.testing.assert_allclose(model.head.point(found), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_ridge_seasonal_is_a_mean_of_both():
     model, params, ridge, run = forecaster("ridge_seasonal")
     parameters, weights, _ = run(params, **WINDOW, valid=VALID)
@@ -216,6 +235,7 @@ def test_only_residual_lag_attention_follows_a_trend():
         ("itransformer", {"num_heads": 3}, "num_heads: got 3, expected a divisor of model_size"),
         ("itransformer", {"mixer": "informer"}, "mixer: .*'informer'"),
         ("seasonal_lag", {"season": 15}, "season: got 15, expected at most lookback=14"),
+        ("sparse_tsf", {"season": 15}, "season: got 15, expected at most lookback=14"),
         ("seasonal_lag", {"season": -1}, "season: got -1, expected at least 0"),
         ("ridge_seasonal", {"share": 1.5}, r"share: got 1.5, expected a number in \[0, 1\]"),
         ("ridge_residual", {"calendar_features": -1}, "calendar_features: got -1, expected at"),

@@ -4,9 +4,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.naive_bayes import ComplementNB
+from sklearn.svm import LinearSVC
 
 from tasks.text_classification import model as models
-from tasks.text_classification.baselines import naive_bayes_prior
+from tasks.text_classification.baselines import naive_bayes_prior, tfidf_prior
 from tasks.text_classification.figures import token_weights
 
 VOCABULARY, CLASSES = 50, 3
@@ -141,6 +145,36 @@ def test_prior_by_hand_for_two_classes():
     expected = np.log(inside / 8) - np.log(outside / 6)
     np.testing.assert_allclose(prior[1:, 0], expected[1:], rtol=1e-6)
     assert prior[0, 0] == 0
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_tfidf_prior_ranks_like_the_linear_models(classes):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(classes), 20)
+    # A class has three of the words 3 to 11 more often than others.
+    odds = np.where(np.arange(9) % classes == labels[:, None], 0.7, 0.3)
+    present = rng.uniform(size=odds.shape) < odds
+    present[:, 0] = True
+    tokens = [3 + np.flatnonzero(row) for row in present]
+    prior = tfidf_prior([np.repeat(ids, 2) for ids in tokens], labels, 12, classes)
+    assert prior.shape == (12, 1 if classes == 2 else classes)
+    assert not prior[0].any()
+
+    # The same columns as in the prior, because LinearSVC stops at a tolerance.
+    features = np.pad(present.astype(float), ((0, 0), (3, 0)))
+    features = TfidfTransformer().fit_transform(csr_matrix(features))
+    of_svm = LinearSVC(random_state=0).fit(features, labels)
+    svm = of_svm.decision_function(features) - of_svm.intercept_
+    svm = np.stack([-svm, svm], axis=1) if classes == 2 else svm
+    bayes = ComplementNB(alpha=0.1).fit(features, labels).predict_joint_log_proba(features)
+    bayes -= bayes.mean(axis=1, keepdims=True)
+    scores = svm / svm.std() + bayes / bayes.std()
+    expected = scores[:, 1:] - scores[:, :1] if classes == 2 else scores
+    # The sums differ by a positive factor of each text.
+    sums = np.stack([prior[ids].sum(axis=0) for ids in tokens])
+    factors = np.linalg.norm(sums, axis=1) / np.linalg.norm(expected, axis=1)
+    np.testing.assert_allclose(sums / factors[:, None], expected, rtol=1e-3, atol=1e-5)
+    assert 0.5 < np.median(factors / np.sqrt([len(ids) for ids in tokens])) < 2
 
 
 def test_prior_starts_the_embeddings():
