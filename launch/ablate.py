@@ -23,6 +23,11 @@ python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=run
 
 python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/text_pooling
     --on=local:4
+
+configs/ablations/atlas.py has an ablation for each kind of mechanism. Each has its own directory
+and table, and report.html and ranking.md in --workdir rank the mechanisms of all kinds:
+
+python -m launch.ablate --config=configs/ablations/atlas.py --workdir=runs/atlas
 """
 
 from __future__ import annotations
@@ -52,14 +57,21 @@ flags.DEFINE_multi_string(
 def ablate() -> None:
     """Runs the command `launch.ablate`."""
     from launch.runs import ablation as ablations
+    from launch.runs.experiments import Group
+    from tasks.common.errors import UserError
 
     path = cli.required("config")
-    cli.workdir()  # before the ablation is read
-    ablation = ablations.load_ablation(path)
-    ablation = ablations.with_own_data(ablation, cli.FLAGS.data, cli.own_columns())
-    ablation = ablations.with_overrides(ablation, cli.FLAGS.set)
-    experiments = ablations.resolve_ablation(ablation)
-    cli.run_all(experiments, cli.FLAGS.seeds or ablation.seeds, Path(path).stem)
+    cli.workdir()  # before the ablations are read
+    found = ablations.load_ablations(path)
+    if len(found) > 1 and (cli.FLAGS.data or cli.own_columns()):
+        raise UserError(f"--data: {path} has ablations of several tasks, expected one ablation")
+    groups = {}
+    for name, ablation in found.items():
+        ablation = ablations.with_own_data(ablation, cli.FLAGS.data, cli.own_columns())
+        ablation = ablations.with_overrides(ablation, cli.FLAGS.set)
+        experiments = ablations.resolve_ablation(ablation)
+        groups[name] = Group(experiments, cli.FLAGS.seeds or ablation.seeds, ablation.match)
+    cli.run_groups(groups, Path(path).stem)
 
 
 if __name__ == "__main__":

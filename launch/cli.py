@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shlex
@@ -290,7 +291,22 @@ def run_all(experiments: Mapping[str, Any], seeds: int, title: str) -> NoReturn:
       seeds: number of seeds.
       title: title of the table.
     """
-    from launch.runs import experiments as runs
+    from launch.runs.experiments import Group
+
+    run_groups({title: Group(experiments, seeds)}, title)
+
+
+def run_groups(groups: Mapping[str, Any], title: str) -> NoReturn:
+    """Runs groups of experiments as `run_all`; several of them in directories of their names.
+
+    Several groups also have a common page and ranking, see `comparison_files.write_ranking`.
+
+    Args:
+      groups: a `launch.runs.experiments.Group` for each title of a table.
+      title: title of the common page.
+    """
+    from launch.reporting import comparison_files
+    from launch.runs import stacked
 
     check_recordable()
     track = tracked()
@@ -299,25 +315,40 @@ def run_all(experiments: Mapping[str, Any], seeds: int, title: str) -> NoReturn:
     if FLAGS.stack_seeds and FLAGS.on:
         raise UserError("--stack_seeds: cannot be combined with --on; leave out one of them")
     placed = placement()
-    set_up_for(placed, next(iter(experiments.values())))
-    from launch.runs import stacked
-
+    set_up_for(placed, next(iter(next(iter(groups.values())).experiments.values())))
     if FLAGS.stack_seeds:
         placed = stacked.StackedSeeds()
-        for experiment in experiments.values():
-            stacked.check(experiment, seeds, track)
-    notes = []
-    if FLAGS.match:
-        from launch.runs import matching
+        for group in groups.values():
+            for experiment in group.experiments.values():
+                stacked.check(experiment, group.seeds, track)
+    options, code, found = run_options(placed, track), 0, []
+    for name, group in groups.items():
+        folder = workdir() / name if len(groups) > 1 else workdir()
+        outcomes, stopped, notes = _run_group(group, dataclasses.replace(options, folder=folder))
+        done = _finished(outcomes, stopped, name, folder, notes=notes)
+        found.append(done.comparison)
+        code = max(code, done.status)
+        if stopped:
+            break
+    if len(groups) > 1:
+        print(f"report: {comparison_files.write_ranking(workdir(), title, found)}")
+    sys.exit(code)
 
+
+def _run_group(group: Any, options: Any) -> tuple[dict[str, Any], int, list[str]]:
+    """Runs a group; returns outcomes, number of the signal that stopped it or 0, and notes."""
+    from launch.runs import experiments as runs
+    from launch.runs import matching, stacked
+
+    experiments, notes = group.experiments, []
+    if FLAGS.match or group.match:
         found = matching.match_parameters(experiments, paths(), FLAGS.match_key, status)
         experiments = {name: match.experiment for name, match in found.items()}
         notes = matching.notes(found)
-    options = run_options(placed, track)
-    outcomes, stopped = runs.run_all(experiments, seeds, options)
+    outcomes, stopped = runs.run_all(experiments, group.seeds, options)
     if FLAGS.stack_seeds:
         notes += stacked.notes(outcomes)
-    finish_runs(outcomes, stopped, title, notes=notes)
+    return outcomes, stopped, notes
 
 
 def run_options(placed: Any, track: Sequence[str]):
@@ -349,11 +380,16 @@ def finish_runs(outcomes: Mapping[str, Any], stopped: int, title: str, **options
       title: title of the table.
       **options: of `launch.runs.experiments.finish`.
     """
+    sys.exit(_finished(outcomes, stopped, title, workdir(), **options).status)
+
+
+def _finished(outcomes: Mapping[str, Any], stopped: int, title: str, folder: Path, **options: Any):
+    """Records the runs and prints their table; returns that of `launch.runs.experiments.finish`."""
     from launch.runs import experiments as runs
 
     if not stopped:
         record(record for outcome in outcomes.values() for record in outcome.records.values())
-    sys.exit(runs.finish(workdir(), title, outcomes, stopped, **options))
+    return runs.finish(folder, title, outcomes, stopped, **options)
 
 
 def status(line: str) -> None:

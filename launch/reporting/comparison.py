@@ -328,6 +328,37 @@ def table(comparison: Comparison, between: str = ", ") -> tuple[list[str], list[
     return without_empty_columns(header, rows)
 
 
+def ranking(found: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Ranks the experiments of each comparison by the mean primary metric on test.
+
+    The differences and their intervals are those of `table`. Neighboring ranks whose intervals
+    overlap are not distinguished by the data.
+
+    Returns:
+      The header and the rows of a table as texts; experiments without a finished run are last.
+    """
+    header = ["comparison", "rank", "experiment", "metric", "test", "difference (95 %)", "seeds",
+              "parameters"]  # fmt: skip
+    lines = []
+    for each in found:
+        metric, sign = each.metric, 1 if each.task.higher_is_better else -1
+
+        def mean(row: Row, metric: str = metric) -> float:
+            return mean_and_spread([run["metrics"][metric] for run in row.runs])[0]
+
+        done = sorted((row for row in each.rows if row.runs), key=lambda row: -sign * mean(row))
+        name = metric if each.task.higher_is_better else f"{metric} (lower is better)"
+        for rank, row in enumerate(done, 1):
+            gap = row.difference
+            change = paired.format_difference(gap.mean, gap.half) if gap else each.role
+            count = f"{row.runs[0]['parameters']:,}"
+            lines.append([each.title, str(rank), row.name, name, format_metric(row.runs, metric),
+                          change, str(len(row.runs)), count])  # fmt: skip
+        rest = [row for row in each.rows if not row.runs]
+        lines += [[each.title, "", row.name, name, "no run finished", "", "0", ""] for row in rest]
+    return header, lines
+
+
 def format_changes(changes: Mapping[str, Any], between: str = ", ") -> str:
     """Formats values of keys, as they are written after --config."""
     return between.join(f"{key}={_short(value)}" for key, value in changes.items())

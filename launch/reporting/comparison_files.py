@@ -178,6 +178,27 @@ def write_files(folder: Path, comparison: Comparison) -> list[Path]:
     return written
 
 
+def write_ranking(folder: Path, title: str, found: Sequence[Comparison]) -> Path:
+    """Writes ranking.md, with the experiments of each comparison from best to worst, and
+    report.html, with the ranking and the comparisons.
+
+    Returns:
+      Path of the report.
+    """
+    from markupsafe import Markup
+
+    header, rows = comparisons.ranking(found)
+    text = "\n".join([f"# {title}", "", *markdown_table(header, rows), ""])
+    write_text(folder / "ranking.md", text)
+    lines = "".join(f"<tr>{''.join(_cell('td', cell, True) for cell in row)}</tr>" for row in rows)
+    names = "".join(_cell("th scope='col'", name, True) for name in header)
+    table = page.scrolling(f"<table><tr>{names}</tr>{lines}</table>", "ranking")
+    report = folder / "report.html"
+    content = Markup(table + sections(found, title=title))
+    write_text(report, page.render("{{ content }}", title, content=content))
+    return report
+
+
 def drawn(comparison: Comparison) -> dict[str, Figure]:
     """Returns the figures of a comparison by file name.
 

@@ -1,13 +1,14 @@
 """Ablations: a base experiment, named deltas and seeds.
 
-`configs/ablations/<name>.py` defines `get_ablation()`, which returns an `Ablation`. Before any
-training, the config of every delta is compared with the config of the base: exactly the declared
-fields must differ.
+`configs/ablations/<name>.py` defines `get_ablation()`, which returns an `Ablation`, or
+`get_ablations()`, which returns several by name. Before any training, the config of every delta is
+compared with the config of the base: exactly the declared fields must differ.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Ablation:
       overrides: values by dotted key, for the base and every delta.
       base_name: name of the base in the table.
       seeds: number of seeds, counted from 0.
+      match: whether the parameter counts are matched, as by --match=parameters.
     """
 
     base: str
@@ -56,9 +58,11 @@ class Ablation:
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     base_name: str = "base"
     seeds: int = 3
+    match: bool = False
 
     def __post_init__(self):
         _check(self, base=str, deltas=Mapping, overrides=Mapping, base_name=str, seeds=int)
+        _check(self, match=bool)
         for name, delta in self.deltas.items():
             if not isinstance(name, str) or not isinstance(delta, Delta):
                 raise ValueError(f"deltas: got {name!r}: {delta!r}, expected a name and a Delta")
@@ -83,25 +87,49 @@ def load_ablation(path: str) -> Ablation:
     """Loads the ablation of a file.
 
     Raises:
-      UserError: the file does not exist, raises an exception, or has no `get_ablation` that returns
-        an `Ablation`.
+      UserError: as for `load_ablations`, or the file has several ablations.
+    """
+    found = load_ablations(path)
+    if len(found) > 1:
+        raise UserError(f"{path}: has {len(found)} ablations ({', '.join(found)}), expected one")
+    return next(iter(found.values()))
+
+
+def load_ablations(path: str) -> dict[str, Ablation]:
+    """Loads the ablations of a file by name; a single ablation has the name of the file.
+
+    Raises:
+      UserError: the file does not exist, raises an exception, or has neither a `get_ablation` that
+        returns an `Ablation` nor a `get_ablations` that returns several by name.
     """
     file = path.partition(":")[0]
     module = configs.load_module(path if Path(path).exists() else file)
-    if hasattr(module, "get_config") and not hasattr(module, "get_ablation"):
+    several, single = (getattr(module, f"get_ablation{end}", None) for end in ("s", ""))
+    if hasattr(module, "get_config") and not (several or single):
         raise UserError(
             f"--config={path}: is the config of one experiment, expected an ablation file such as "
             f"configs/ablations/text_pooling.py; run it with launch.train or launch.sweep"
         )
     if file != path:
         raise UserError(f"--config={path}: an ablation file takes no argument; write {file}")
-    ablation = None
-    if hasattr(module, "get_ablation"):
-        with configs.located_error(path):
-            ablation = module.get_ablation()
-    if not isinstance(ablation, Ablation):
-        raise UserError(f"{path}: has no get_ablation function that returns an Ablation")
-    return ablation
+    found: Any = {}
+    with configs.located_error(path):
+        if several:
+            found = several()
+        elif single:
+            found = {Path(path).stem: single()}
+    if not (
+        isinstance(found, Mapping)
+        and found
+        and all(isinstance(each, Ablation) for each in found.values())
+        # Names of directories.
+        and (not several or all(re.fullmatch(r"\w+", str(name)) for name in found))
+    ):
+        raise UserError(
+            f"{path}: has no get_ablation function that returns an Ablation, and no get_ablations "
+            "function that returns several by name"
+        )
+    return dict(found)
 
 
 def with_own_data(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from launch.engine import config as configs
 from launch.engine.config import Experiment
@@ -13,8 +14,36 @@ from launch.engine.errors import Interrupted, signal_of, terminable
 from launch.engine.writers import write_json
 from launch.reporting import comparison as comparisons
 from launch.reporting import comparison_files
-from launch.reporting.comparison import Outcome
+from launch.reporting.comparison import Comparison, Outcome
 from launch.runs.jobs import Ended, InProcess, Job, Options
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Experiments of one task that are compared in a table.
+
+    Attributes:
+      experiments: experiments by name, the base first.
+      seeds: number of seeds.
+      match: whether the parameter counts are matched to that of the base.
+    """
+
+    experiments: Mapping[str, Experiment]
+    seeds: int
+    match: bool = False
+
+
+class Finished(NamedTuple):
+    """A written table.
+
+    Attributes:
+      status: exit status, 128 plus the number of the signal that stopped the runs, 1 if a run
+        failed, otherwise 0.
+      comparison: the table.
+    """
+
+    status: int
+    comparison: Comparison
 
 
 def run_all(
@@ -107,7 +136,7 @@ def finish(
     *,
     against_best: bool = False,
     notes: Sequence[str] = (),
-) -> int:
+) -> Finished:
     """Prints the table and writes it as table.md, table.csv, table.json and report.html.
 
     Args:
@@ -119,7 +148,7 @@ def finish(
       notes: further lines that explain the table.
 
     Returns:
-      Exit status: 128 plus the signal number, 1 if a run failed, otherwise 0.
+      Exit status and table.
     """
     if stopped:
         title = f"{title} (partial)"
@@ -143,6 +172,4 @@ def finish(
     print(f"report: {written[0]}")
     for run, message in failures.items():
         print(f"failed: {run}: {message}")
-    if stopped:
-        return 128 + stopped
-    return 1 if failures else 0
+    return Finished(128 + stopped if stopped else int(bool(failures)), compared)

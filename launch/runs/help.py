@@ -25,15 +25,19 @@ def help_page(
     """
     if original is not None and values is not None:
         return config_page(specification, values, original, "--config.")
-    ablation = ablations.load_ablation(specification)
+    found = ablations.load_ablations(specification)
+    if len(found) > 1:
+        groups = ["\n".join([f"{name}:", *_experiments(each)]) for name, each in found.items()]
+        return "\n\n".join([specification, *groups])
+    (ablation,) = found.values()
     base = configs.load_values(ablation.base)
     changed = configs.to_dict(configs.override(configs.resolve(base), ablation.overrides))
     page = config_page(ablation.base, changed, base, "--set=")
-    return "\n".join([*_experiments(specification, ablation), "", f"Base: {page}"])
+    return "\n".join([specification, "", *_experiments(ablation), "", f"Base: {page}"])
 
 
-def _experiments(path: str, ablation: ablations.Ablation) -> list[str]:
-    lines = [path, "", f"{ablation.base_name}: the base experiment, {ablation.base}"]
+def _experiments(ablation: ablations.Ablation) -> list[str]:
+    lines = [f"{ablation.base_name}: the base experiment, {ablation.base}"]
     for name, delta in ablation.deltas.items():
         changes = [f"{key}={value!r}" for key, value in delta.overrides.items()]
         lines.append(f"{name}: {', '.join([*filter(None, [delta.config]), *changes])}")
