@@ -147,10 +147,10 @@ def linear_svm_prior(
 ) -> np.ndarray:
     """Computes the contribution of each token id to the scores of a linear SVM.
 
-    The SVM (C = 1, one class against the others) is fitted to TF-IDF vectors of presence,
-    x[t] = idf[t] / |idf of the text|. Column c of the result is idf * w_c, divided by the root mean
-    square of idf in the training texts: its sum over the n tokens of a text, divided by sqrt(n),
-    approximates the score of class c.
+    The SVM (C = 1, one class against the others) is fitted to TF-IDF vectors of the tokens that a
+    text contains: x[t] = idf[t], divided by the Euclidean norm of these values. Column c of the
+    result is idf * w_c, divided by the root mean square of idf in the training texts. Its sum over
+    the n tokens of a text, divided by sqrt(n), approximates the score of class c.
 
     Args:
       tokens: token ids of each text; repeated ids count once.
@@ -172,14 +172,15 @@ def linear_svm_prior(
     frequency = np.asarray(present.sum(axis=0)).ravel()
     scale = np.sqrt(np.sum(frequency * weighting.idf_**2) / np.sum(frequency))
     prior = np.zeros((vocabulary, 1 if classes == 2 else classes), np.float32)
-    # A class without a training text has no score.
+    # Classes without a training text are not among the SVM's classes; their scores stay 0.
     columns = [0] if classes == 2 else model.classes_
     prior[:, columns] = (model.coef_ * weighting.idf_ / scale).T
     prior[PAD] = 0
     return prior
 
 
-# Functions of token ids, labels, and numbers of token ids and of classes.
+# Functions for `EmbeddingConfig.prior`, with the same arguments: token ids of the texts, labels,
+# number of token ids, number of classes.
 PRIORS = {"naive_bayes": naive_bayes_prior, "linear_svm": linear_svm_prior}
 
 
@@ -201,7 +202,7 @@ def _tfidf(train_texts: Sequence[str], train_labels: np.ndarray, model) -> Predi
     )
     try:
         features = vectorizer.fit_transform(train_texts)
-    except ValueError:  # few short texts without a common word
+    except ValueError:  # no n-gram occurs in two texts
         vectorizer.set_params(min_df=1)
         features = vectorizer.fit_transform(train_texts)
     model.fit(features, train_labels)
