@@ -87,7 +87,7 @@ def _data(name: str):
 
 
 def mask_rcnn(data: str, attention: str, long: bool):
-    """Returns the fields of Mask R-CNN on a small ResNet, with anchors for the sizes of objects."""
+    """Returns the settings of Mask R-CNN on a small ResNet, with anchors for the object sizes."""
     words = re.findall(r"\w+(?:\.\w+)?", attention.removeprefix("none"))
     name = "_".join(["mask_rcnn", *words, *(["long"] if long else [])])
     build = {"nuclei": _nuclei, "clothes_on_satellite": _clothes}.get(data, _images)
@@ -116,8 +116,10 @@ def _training(steps: int, batch_size: int, evaluations: int):
 
 
 def _nuclei(attention: str, long: bool):
-    """Fields for up to 100 round objects of 5 to 30 pixels: one aspect ratio, features at stride
-    2."""
+    """Returns model and training for up to 100 round objects of 5 to 30 pixels.
+
+    Round objects need only one aspect ratio, and small ones need features at stride 2.
+    """
     channels = (48, 96, 192) if long else (24, 48, 96)
     width = 96 if long else 48
     model = MaskRCNNConfig(
@@ -147,7 +149,7 @@ def _from_stage_2(attention: str, long: bool, rpn: RPNConfig, heads: HeadsConfig
 
 
 def _clothes(attention: str, long: bool):
-    """Fields for up to six objects of 14 to 55 pixels in images of 128 x 128."""
+    """Returns model and training for up to six objects of 14 to 55 pixels in 128 x 128 images."""
     rpn = RPNConfig(sizes=(16, 28, 48), positive_iou=0.6, pre_nms_top_k=100, post_nms_top_k=60)
     heads = HeadsConfig(samples=32, canonical_scale=24.0, pre_nms_top_k=100, detections=20)
     training = _training(8000, 32, 10) if long else _training(1200, 16, 4)
@@ -155,7 +157,7 @@ def _clothes(attention: str, long: bool):
 
 
 def _images(attention: str, long: bool):
-    """Fields for objects of 16 to 150 pixels in images of 256 x 256."""
+    """Returns model and training for objects of 16 to 150 pixels in images of 256 x 256."""
     rpn = RPNConfig(sizes=(20, 40, 80), positive_iou=0.6)
     heads = HeadsConfig(samples=64, canonical_scale=28.0)
     training = _training(6000, 16, 10) if long else _training(960, 4, 4)
@@ -163,7 +165,7 @@ def _images(attention: str, long: bool):
 
 
 def detr(data: str):
-    """Returns the fields of DETR with as many queries as an image may have objects."""
+    """Returns the settings of DETR with as many queries as an image may have objects."""
     clothes = data == "clothes_on_satellite"
     queries = {"nuclei": 150, "clothes_on_satellite": 20, "trees": 50}
     channels = (32, 64, 128) if clothes else (16, 32, 64, 128)

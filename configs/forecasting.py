@@ -39,8 +39,8 @@ from tasks.forecasting.datasets import DATA_SETS
 from tasks.forecasting.models import MODEL_CONFIGS
 from tasks.forecasting.models.heads import HEADS
 
-# Three weeks of hours (best for ridge on the validation split), a year of working days, five days
-# of ten-minute steps, four days of hours.
+# In steps: three weeks of hours (best for ridge on the validation split), 336 days, five days of
+# ten-minute steps, and four days of hours.
 LOOKBACKS = {"etth1": 512, "exchange_rate": 336, "appliance_energy": 720, "trend": 96, OWN: 96}
 # The values of the papers. Each time step of transformer and informer is a token; longer lookbacks
 # increased the error.

@@ -30,7 +30,7 @@ from tasks.handwriting_recognition.data import NAMES, DataConfig
 from tasks.handwriting_recognition.datasets.digit_lines import Lines
 from tasks.handwriting_recognition.model import LineConfig
 
-# Largest number of units of a line of digits, and of a line of the user.
+# Largest number of units of a line of digits, and of a line in a user file.
 _UNITS, _LONGEST = 20, 120
 
 

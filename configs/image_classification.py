@@ -68,7 +68,7 @@ def get_config(argument: str = "digits"):
 
 
 def digits(model: str, attention: str):
-    """Returns the fields for digits: a two-layer ViT or a three-stage convolutional network."""
+    """Returns the settings for digits: a two-layer ViT or a three-stage convolutional network."""
     if model == "vit":
         return {
             "data": DataConfig(),
@@ -93,7 +93,7 @@ def digits(model: str, attention: str):
 
 
 def fashion_mnist(model: str, attention: str):
-    """Returns the fields for Fashion-MNIST: networks with fewer than 100,000 parameters."""
+    """Returns the settings for Fashion-MNIST: networks with fewer than 100,000 parameters."""
     if model == "vit":
         network = ViTConfig(
             head=attention or "multi_head",
@@ -125,7 +125,7 @@ def fashion_mnist(model: str, attention: str):
 
 
 def own(model: str, attention: str):
-    """Returns the fields for user images of 64 x 64 pixels: the networks for Fashion-MNIST."""
+    """Returns the settings for user images of 64 x 64 pixels: the networks for Fashion-MNIST."""
     fields = fashion_mnist(model, attention)
     return {
         **fields,

@@ -97,7 +97,7 @@ def get_config(argument: str = "tiny_shakespeare"):
 
 
 def causal(source: dict):
-    """Returns the fields of a causal character model."""
+    """Returns the settings of a causal character model."""
     return {
         "data": DataConfig(**source, length=64),
         "model": LanguageModelConfig(
@@ -126,10 +126,10 @@ def causal(source: dict):
 
 
 def modern(source: dict):
-    """Returns `causal` with the changes of `MODERN`.
+    """Returns the settings of `causal` with the changes of `MODERN`.
 
-    feedforward_size is two thirds of that of `causal`, because a gated layer has three kernels
-    instead of two.
+    feedforward_size is about two thirds of that of `causal`, because a gated layer has three
+    kernels instead of two.
     """
     fields = causal(source)
     changed = {**vars(fields["model"]), **MODERN, "feedforward_size": 344}
@@ -137,13 +137,13 @@ def modern(source: dict):
 
 
 def wide(source: dict):
-    """Returns the fields of a causal character model for half an hour on 2 cores."""
+    """Returns the settings of a causal character model for half an hour on 2 cores."""
     sizes = {"model_size": 192, "num_layers": 6, "num_heads": 6, "feedforward_size": 512}
     return _with_context(source, 256, steps=3500, batch_size=24, dropout_rate=0.1, **sizes)
 
 
 def long(source: dict):
-    """Returns the fields of a causal character model with the GPU budget of nanoGPT.
+    """Returns the settings of a causal character model with the GPU budget of nanoGPT.
 
     6 layers of width 384, context 256, dropout rate 0.2, and 5,000 steps of 64 windows.
     """
@@ -152,7 +152,7 @@ def long(source: dict):
 
 
 def _with_context(source: dict, length: int, *, steps: int, batch_size: int, **changes):
-    """Returns the fields of `modern` for windows of `length` characters."""
+    """Returns the settings of `modern` for windows of `length` characters."""
     fields = modern(source)
     return {
         "data": dataclasses.replace(fields["data"], length=length),
@@ -167,14 +167,14 @@ def _with_context(source: dict, length: int, *, steps: int, batch_size: int, **c
 
 
 def gpt_1b(source: dict):
-    """Returns the fields of a GPT with the sizes of GPT-3 XL (Brown et al. 2020, table 2.1).
+    """Returns the settings of a GPT with the sizes of GPT-3 XL (Brown et al. 2020, table 2.1).
 
     24 layers, width 2,048, 16 heads of size 128, context 2,048. As in Brown et al., a step has 1
     million tokens, the learning rate is 2e-4 after a warm-up of 375 million tokens, and beta2 is
-    0.95. 25,000 steps are 20 tokens per parameter (Hoffmann et al. 2022). The table has the 50,304
-    rows of the vocabulary of GPT-2, rounded up to a multiple of 128, for any data set; the loss
-    computes the logits of a third of them at a time. Activations are bfloat16, and those inside a
-    layer are recomputed in the backward pass.
+    0.95. 25,000 steps are 20 tokens per parameter (Hoffmann et al. 2022). For any data set, the
+    embedding table has 50,304 rows: the vocabulary of GPT-2, rounded up to a multiple of 128. The
+    loss computes the logits of a third of them at a time. Activations are bfloat16, and those
+    inside a layer are recomputed in the backward pass.
     """
     return {
         "data": DataConfig(
@@ -218,7 +218,7 @@ def gpt_1b(source: dict):
 
 
 def masked(source: dict, **changes):
-    """Returns the fields of a masked language model with a pre-norm encoder."""
+    """Returns the settings of a masked language model with a pre-norm encoder."""
     shape = {
         "objective": "masked",
         "model_size": 128,
@@ -245,5 +245,5 @@ def masked(source: dict, **changes):
 
 
 def bert(source: dict):
-    """Returns the fields of a small BERT with next-sentence prediction (Devlin et al. 2019)."""
+    """Returns the settings of a small BERT with next-sentence prediction (Devlin et al. 2019)."""
     return masked(source, **BERT)

@@ -41,7 +41,7 @@ from tasks.recommendation.datasets import DATA_SETS
 from tasks.recommendation.models import MODEL_CONFIGS
 from tasks.recommendation.models.losses import LossConfig
 
-# Models of counts have few parameters and train in few steps.
+# Models that score by co-occurrence counts have few parameters and train in few steps.
 _COUNTED = ("hybrid", "user_neighbours")
 _QUICK = (*_COUNTED, "nais", "acf")
 
@@ -75,7 +75,7 @@ def _training(steps: int, batch_size: int, evaluated: int, *, evaluations: int, 
 
 
 def movielens_100k(model: str):
-    """Returns the fields for 943 users with 106 films on average. Each step scores all films."""
+    """Returns the settings for 943 users with 106 films on average. Each step scores all films."""
     counted = model in _COUNTED
     options = {
         "sasrec": {"dropout_rate": 0.3, "attention_dropout_rate": 0.3},
@@ -96,7 +96,7 @@ def movielens_100k(model: str):
 
 
 def beauty(model: str):
-    """Returns the fields for 40,226 users with, on average, 9 of 54,542 articles."""
+    """Returns the settings for 40,226 users with, on average, 9 of 54,542 articles."""
     counted = model in _COUNTED
     sampled = {"objective": LossConfig("gbce")}
     options = {
@@ -104,7 +104,7 @@ def beauty(model: str):
         "bert4rec": sampled,
         "acf": sampled,
         "user_neighbours": {"neighbours": 50},
-        # The ridge matrix takes 400 MB. Neighbors are the slowest part and are left out.
+        # The ridge matrix takes 400 MB. The term of similar users is the slowest and is left out.
         "hybrid": {"ridge_items": 10_000, "cooccurrence_window": 20, "neighbours": 0},
     }.get(model, {})
     steps = 300 if counted else 1500
@@ -120,6 +120,6 @@ def beauty(model: str):
 
 
 def own(model: str):
-    """Returns the fields of `movielens_100k` for user data."""
+    """Returns the settings of `movielens_100k` for user data."""
     fields = movielens_100k(model)
     return {**fields, "data": dataclasses.replace(fields["data"], name=OWN, path=UNSET)}

@@ -59,7 +59,8 @@ def get_config(argument: str = "camvid"):
         fields = {"camvid": camvid, "land_water": land_water, OWN: own}[data](long)
         model = UNetConfig(**fields.pop("model"), attention=attention)
         if attention != "none":
-            # The number of classes of user data, which hardly matters, is not known.
+            # The number of classes of user data is not known. It hardly affects the parameter
+            # count, so that of camvid is used.
             of_data = "camvid" if data == OWN else data
             model = match_parameter_count(model, len(DATA_SETS[of_data].names))
     except ValueError as error:
@@ -70,7 +71,7 @@ def get_config(argument: str = "camvid"):
 
 
 def camvid(long: bool):
-    """Returns the fields for 367 street frames, scaled to 240 x 180."""
+    """Returns the settings for 367 street frames, scaled to 240 x 180."""
     colors = {"brightness": 0.1, "contrast": 0.2, "saturation": 0.2}
     return {
         "data": DataConfig(
@@ -99,7 +100,7 @@ def camvid(long: bool):
 
 
 def land_water(long: bool):
-    """Returns the fields for 218 crops of the Blue Marble. Vertical flips keep the labels valid."""
+    """Returns the settings for 218 crops of the Blue Marble. Vertical flips keep labels valid."""
     return {
         "data": DataConfig(
             name="land_water",
@@ -122,7 +123,7 @@ def land_water(long: bool):
 
 
 def own(long: bool):
-    """Returns the fields of `camvid` for user images."""
+    """Returns the settings of `camvid` for user images."""
     fields = camvid(long)
     data = dataclasses.replace(fields["data"], name=OWN, path=UNSET)
     return {**fields, "data": data}

@@ -73,8 +73,10 @@ def _source(data: str) -> dict:
 
 
 def _transcriber(name: str, units: int, aligned: str) -> TranscriberConfig:
-    """Returns the config of a decoder of at most `units` units; `aligned` replaces
-    "location_aware"."""
+    """Returns the config of a decoder of at most `units` units.
+
+    The alignment `aligned` replaces "location_aware".
+    """
     common = {"max_length": units}
     if name == "ctc":
         return TranscriberConfig(decoder="none", ctc_weight=1.0, decoding_ctc_weight=0, **common)
@@ -107,9 +109,9 @@ _SMALL = {"model_size": 64, "num_layers": 2, "feedforward_size": 128, "conv_kern
 
 
 def _strings():
-    """Returns the fields for digit strings of four training speakers."""
+    """Returns the settings for digit strings of four training speakers."""
     return {
-        # Of the six speakers, one with a median error of the SVM on single digits.
+        # The SVM on single digits has a median error for the test speaker, one of six.
         "data": {"held_out": "theo", "dynamic_range": 35.0, "augmentation": _augmentation()},
         "units": 24,
         # A word spans about ten encoder frames: the filters cover the previous and the next word.
@@ -123,7 +125,7 @@ def _strings():
 
 
 def _single():
-    """Returns the fields for single digits: 3,000 clips of half a second."""
+    """Returns the settings for single digits: 3,000 clips of half a second."""
     augmentation = _augmentation(time_masks=1)
     return {
         "data": {"trim": 25.0, "dynamic_range": 35.0, "augmentation": augmentation},

@@ -75,7 +75,10 @@ def _source(data: str) -> dict:
 
 
 def attention_pooling(data: str):
-    """Returns the fields of attention pooling over word and, in short texts, character n-grams."""
+    """Returns the settings of attention pooling over word n-grams.
+
+    For data sets of short texts, there are also character n-grams.
+    """
     if data not in LONG:
         return {
             "data": DataConfig(
@@ -137,7 +140,7 @@ def _words(data: str) -> TextConfig:
 
 
 def transformer(data: str):
-    """Returns the fields of a small pre-norm Transformer encoder over words."""
+    """Returns the settings of a small pre-norm Transformer encoder over words."""
     return {
         "data": DataConfig(**_source(data), text=_words(data)),
         "model": TransformerConfig(
@@ -158,7 +161,7 @@ def transformer(data: str):
 
 
 def bigru(data: str):
-    """Returns the fields of a bidirectional GRU over words with attention over its states."""
+    """Returns the settings of a bidirectional GRU over words with attention over its states."""
     return {
         "data": DataConfig(**_source(data), text=_words(data)),
         "model": BiGRUConfig(prior="naive_bayes"),
@@ -168,7 +171,7 @@ def bigru(data: str):
 
 
 def pretrained(data: str):
-    """Returns the fields for fine-tuning runs/DATA_masked.
+    """Returns the settings for fine-tuning runs/DATA_masked.
 
     init_from="" trains the same model from scratch.
     """
@@ -196,7 +199,7 @@ def pretrained(data: str):
 
 
 def fine_tuned(data: str, folder: str):
-    """Returns the fields for fine-tuning the encoder of a language modeling run."""
+    """Returns the settings for fine-tuning the encoder of a language modeling run."""
     try:
         saved = saved_config(Path(folder).expanduser())
     except UserError as error:
@@ -206,7 +209,8 @@ def fine_tuned(data: str, folder: str):
             f"config: {FROM}{folder}: got a run of {saved.task}, expected a run of "
             f"language_modeling"
         )
-    # BERT reads texts between [CLS] and [SEP]; others read the first position as [CLS].
+    # A BERT reads texts between [CLS] and [SEP]. Other language models may have [CLS] at the first
+    # position, which the classifier skips.
     is_bert = (saved.model.objective, saved.model.norm, saved.model.input_norm) == (
         "masked", "post", True,
     )  # fmt: skip

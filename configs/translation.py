@@ -63,7 +63,7 @@ def get_config(argument: str = "multi30k"):
         )
     except ValueError as error:
         raise UserError(f"config: {error}") from None
-    # The logits take half of the time of a recurrent step.
+    # The logits take half of the time of a recurrent step, so its vocabulary is smaller.
     vocabulary = 5_000 if recurrent else 10_000
     return experiment(task="translation", data=_data(data, vocabulary), **fields)
 
@@ -87,7 +87,7 @@ def _inverse_sqrt(learning_rate: float, warmup_steps: int, average_decay: float)
 
 
 def transformer():
-    """Returns the fields of a Transformer with four layers on each side, small enough for a CPU."""
+    """Returns the settings of a Transformer with four layers on each side, which suits a CPU."""
     return {
         "name": "transformer",
         "model": TransformerConfig(dropout_rate=0.15),
@@ -119,7 +119,7 @@ def long():
 
 
 def rnn(alignment: str):
-    """Returns the fields of a GRU encoder-decoder with an alignment."""
+    """Returns the settings of a GRU encoder-decoder with an alignment."""
     words = re.findall(r"\w+(?:\.\w+)?", alignment)
     return {
         "name": "_".join(["rnn", *words]),

@@ -8,7 +8,7 @@ from launch.runs.ablation import Ablation, deltas_of
 
 
 def get_ablation() -> Ablation:
-    """Compares fitted weights with equal weights and with each forecast alone, on etth1."""
+    """Returns an ablation that compares fitted weights with equal ones and each forecast alone."""
     shares = {"ridge_alone": 0.0, "equal_shares": 0.5, "seasons_alone": 1.0}
     return Ablation(
         base="configs/forecasting.py:etth1,ridge_seasonal",

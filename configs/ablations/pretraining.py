@@ -9,7 +9,7 @@ from launch.runs.ablation import Ablation, deltas_of
 
 
 def get_ablation() -> Ablation:
-    """Compares a fine-tuned encoder on movie_reviews with one from scratch, three seeds."""
+    """Returns an ablation of a fine-tuned encoder on movie_reviews, with three seeds."""
     return Ablation(
         base="configs/text_classification.py:movie_reviews,pretrained",
         base_name="pretrained",

@@ -9,7 +9,7 @@ from launch.runs.ablation import Ablation, deltas_of
 
 
 def get_ablation() -> Ablation:
-    """Compares a fine-tuned encoder on sst2 with one from scratch, three seeds."""
+    """Returns an ablation of a fine-tuned encoder on sst2, with three seeds."""
     return Ablation(
         base="configs/text_classification.py:sst2,pretrained",
         base_name="pretrained",

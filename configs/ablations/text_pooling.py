@@ -7,7 +7,7 @@ from launch.runs.ablation import Ablation, deltas_of
 
 
 def get_ablation() -> Ablation:
-    """Compares attention pooling with mean and max on movie_reviews, three seeds."""
+    """Returns an ablation of attention pooling on movie_reviews, with three seeds."""
     return Ablation(
         base="configs/text_classification.py:movie_reviews,attention_pooling",
         base_name="attention",

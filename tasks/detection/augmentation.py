@@ -2,6 +2,8 @@
 
 Each example has a random key of its own. The image stays in the upper left corner of its square,
 zero-padded to the right and below.
+
+B batch, S side of the square, M objects including padding.
 """
 
 from __future__ import annotations

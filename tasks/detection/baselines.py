@@ -27,7 +27,7 @@ from tasks.detection.ops.pasting import to_rle
 FACTORS = (0.7, 0.85, 1.0)
 DISTANCES = (3, 5, 8)
 SIZES = (12, 30)
-# Validation images for the selection of settings.
+# Number of validation images for the selection of settings.
 _SELECTION = 60
 
 
@@ -91,7 +91,7 @@ def prediction(
     """Finds objects in one image by a threshold and inscribed discs.
 
     Args:
-      gray: [Y, X].
+      gray: gray image, [Y, X].
       setting: factor of the threshold, minimum distance of seeds, minimum pixels of an object.
       label: label of all objects.
       has_masks: whether masks are predicted.
@@ -101,7 +101,7 @@ def prediction(
     border = np.concatenate([smooth[0], smooth[-1], smooth[:, 0], smooth[:, -1]])
     if np.median(border) > (smooth.min() + smooth.max()) / 2:
         smooth = smooth.max() - smooth
-    # A uniform image has no objects.
+    # With the second condition, a uniform image has no objects.
     inside = (smooth > factor * otsu(smooth)) & (smooth > smooth.min())
     objects = split_touching(scipy.ndimage.binary_fill_holes(inside), distance)
     numbers, counts = np.unique(objects[objects > 0], return_counts=True)
@@ -136,8 +136,8 @@ def split_touching(inside: np.ndarray, distance: int) -> np.ndarray:
         part(p) = argmin_s |p - s|² - r_s²
 
     Pixel p goes to the part of one seed s in the same connected region. Seeds are the local maxima
-    of the distance from the background, which is r_s at s. The border between two overlapping discs
-    is the line through their intersections.
+    of the smoothed distance from the background, which is r_s at s. The border between two
+    overlapping discs is the line through their intersections.
 
     Args:
       inside: bool [Y, X].

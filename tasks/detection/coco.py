@@ -24,8 +24,8 @@ from tasks.detection.ops.pasting import RunLength
 
 # Pixels by which a box may exceed the image, because tools round differently.
 _SLACK = 1.0
-# Maximum distance between the sides of box and mask, as a fraction of the object; some pixels of
-# tolerance are added.
+# Maximum distance between a side of the box and that of the mask's bounding box, as a fraction of
+# the width or height of the mask; some pixels of tolerance are added.
 _FAR = 0.25
 # Pillow's limit on the number of pixels of an image.
 _MOST_PIXELS = 178_956_970
@@ -50,7 +50,7 @@ class Annotated:
     group: str = ""
 
     def labels(self) -> tuple[np.ndarray, int]:
-        """Classes of the objects, and number of crowd regions."""
+        """Returns the classes of the objects, and the number of crowd regions."""
         return self.truth.labels[~self.truth.crowd], int(self.truth.crowd.sum())
 
 
@@ -359,7 +359,7 @@ def _identity(file: Path, where: str, row: Any, key: str) -> int | str:
 
 
 def _is_number(value: Any) -> bool:
-    # An integer may be too large for a float.
+    # Bounded, because an integer may be too large for a float.
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST_PIXELS
     )

@@ -1,7 +1,8 @@
 """Images with boxes, classes and masks of objects, from built-in data sets or COCO files.
 
 All examples are squares of the same size. Larger images are scaled down to fit, smaller images keep
-their size, and both are zero-padded on the right and at the bottom. Fields of an example:
+their size, and both are zero-padded on the right and at the bottom. Y and X are the height and
+width of the square, M is the number of objects including padding. Fields of an example:
 
 * image: uint8 [Y, X, 3];
 * size: int32 [2], height and width without padding;
@@ -37,7 +38,7 @@ from tasks.detection.metrics import Truth
 from tasks.detection.ops.pasting import to_rle
 
 _USER_SIDE = 256
-# Bytes of examples of a split that are cached; other examples are computed on each access.
+# Maximum size in bytes of the cached examples of a split; others are computed on each access.
 _KEPT_BYTES = 1 << 30
 
 
@@ -49,10 +50,11 @@ class DataConfig(HeldOutConfig):
       name: name of a built-in data set. With `path`, name under which results are stored,
         own_<file> by default.
       path: user annotations in COCO's format. A single file is split by the hash of the image
-        pixels, with a tenth each for validation and test. A folder contains train.json and
-        optionally validation.json (or valid, val, dev) and test.json; or three files are separated
-        by commas. Each split must have an object that is not a crowd region (iscrowd 1). For images
-        with an EXIF orientation see `tasks.common.images.orientation`.
+        pixels, with a tenth each for validation and test. Or it is a folder with train.json and
+        optionally validation.json (or valid, val, dev) and test.json, or three files for train,
+        validation and test, separated by commas. Each split must have an object that is not a crowd
+        region (iscrowd 1). For images with an EXIF orientation see
+        `tasks.common.images.orientation`.
       images: folder of the images; None for the folder of the annotations, or a folder images in it
         or next to it.
       image_size: side of the examples in pixels; None for the default of the data set, which is 256

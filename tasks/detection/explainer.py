@@ -1,4 +1,8 @@
-"""Explanations of detection; positions are cells of a grid."""
+"""Explanations of detection; positions are cells of a grid.
+
+A gate g of 0 or 1 replaces each cell x of the image by the same cell r of a blurred copy or keeps
+it, g x + (1 - g) r, and the change of a score of the prediction is measured.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,8 @@ _OVERLAP, _SHOWN = 0.5, 0.5
 class DetectionExplainer(Explainer):
     """Explains the log-odds of the most confident object.
 
-    The score is that of the detection of the same class which overlaps it with an IoU of 0.5 or
-    more. It has no useful gradients, because detections are selected.
+    The score is the highest one of the detections of the same class that overlap the object with an
+    IoU of 0.5 or more. It has no useful gradients, because detections are selected.
     """
 
     replacement = "a blurred copy"
@@ -48,7 +52,7 @@ class DetectionExplainer(Explainer):
         return (y * Y // rows < height) & (x * X // columns < width)
 
     def score(self, model: Any, inputs: Mapping[str, Any], gates: Any, target: Any) -> Any:
-        """Computes the log-odds of the object's score for blurred cells."""
+        """Computes the log-odds of the object's score, for gated images."""
         images = gated_images(to_unit(inputs["image"]), gates, *self._grid(inputs))
         images = images * 255 if inputs["image"].dtype == jnp.uint8 else images
         batch = {name: repeated(array, gates) for name, array in inputs.items()}
@@ -60,7 +64,7 @@ class DetectionExplainer(Explainer):
         return jnp.log(best) - jnp.log1p(-best)
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
-        """Returns the map of the most confident object, or that of the last stage."""
+        """Returns the attention map of the most confident object, or else of the last stage."""
         maps = [weights for _, weights in self.task.attended(subject.attention)]
         if not maps:
             return None
@@ -68,7 +72,7 @@ class DetectionExplainer(Explainer):
         return AttentionPath(grid[self.positions(subject.inputs)])
 
     def describe(self, subject: Subject) -> Description:
-        """Returns the image with detections, and the maps."""
+        """Returns the image with detections, and the attention maps."""
         _, Y, X, _ = subject.inputs["image"].shape
         height, width = subject.inputs["size"][0].tolist()
         real, whole = self.positions(subject.inputs), np.array([X, Y, X, Y])

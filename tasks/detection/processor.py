@@ -101,7 +101,7 @@ class DetectionProcessor(Processor):
         }
 
     def steps(self) -> ProcessingSteps:
-        """Returns the steps that scale an image and that map its objects to pixels of the image."""
+        """Returns the processing steps of exports, which scale images and map objects to pixels."""
         encode = [
             {"op": "read_image", "mode": "RGB", "to": "image"},
             {"op": "fit_square", "side": self.image_size, "to": "image"},

@@ -1,4 +1,7 @@
-"""Object detection and instance segmentation with Mask R-CNN and DETR."""
+"""Object detection and instance segmentation with Mask R-CNN and DETR.
+
+B batch, D detections of an image.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ Model = MaskRCNN | DETR
 Config = MaskRCNNConfig | DETRConfig
 MODEL_CONFIGS: dict[str, type] = {"mask_rcnn": MaskRCNNConfig, "detr": DETRConfig}
 
-# Most objects of an image of a user file that count in the loss of Mask R-CNN.
+# Maximum number of objects of an image of a user file that count in the loss of Mask R-CNN.
 MOST_OBJECTS = 1000
 
 
@@ -109,7 +112,7 @@ class Detection(Task):
         return self._with_dataset(read_labeled(file, images, *described, most))
 
     def columns(self, split: str) -> Columns:
-        """Compares images at the size of the examples; their label are boxes and classes."""
+        """Returns the images of the examples for the data summary, with boxes and classes."""
         examples = self.examples(split)
 
         def pair(index: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
@@ -172,7 +175,8 @@ class Detection(Task):
         """Returns D detections per image, highest score first, and the inputs' "original" [B, 2].
 
         Detections are boxes [B, D, 4] in pixels of the example, scores, labels and valid [B, D]
-        and, if the model predicts masks, masks float16 [B, D, S, S]: probabilities over the box.
+        and, if the model predicts masks, masks float16 [B, D, S, S]: probabilities of S x S cells
+        of the box.
         """
         return {**self._detections(model, inputs), "original": inputs["original"]}
 
@@ -191,7 +195,7 @@ class Detection(Task):
         return found if masks is None else {**found, "masks": masks.astype(jnp.float16)}
 
     def attention(self, model: Model, inputs: Batch) -> dict[str, jax.Array]:
-        """Returns the map attention weights of the backbone's stages, "stage_1", ...
+        """Returns the attention weights of the backbone's stages by name, "stage_1", ...
 
         DETR also has "objects" [B, Q, S], the weights of each of Q detections over the S cells of
         the last map.
@@ -217,7 +221,7 @@ class Detection(Task):
         return {**metrics, **means, "loss": sum(means.values())}
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns one hash per image of its name, size and true objects."""
+        """Returns for each image a hash of its name, size and true objects."""
         names, truths = self.examples(split).ids, self._truths(split)
         shown = [(truth.size, truth.boxes, truth.labels) for truth in truths]
         return digests.ids(names, shown)
@@ -239,10 +243,10 @@ class Detection(Task):
         ]
 
     def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
-        """Returns the name of each image, and its true objects and those of a score of 0.5 or more.
+        """Returns the name of each image, its true objects, and its predicted objects.
 
-        An object has a label and a box (x1, y1, x2, y2) in pixels of the image; a predicted one
-        also a score.
+        An object has a label and a box (x1, y1, x2, y2) in pixels of the image. A predicted object
+        also has a score, which is at least 0.5.
         """
         names, side, found = self.processor.names, self.processor.image_size, []
         for index, truth in enumerate(self._truths(split)):
@@ -263,7 +267,7 @@ class Detection(Task):
         return {"objects": {"object": None, "cell": None}}
 
     def explainer(self) -> DetectionExplainer:
-        """Returns the explainer, whose positions are cells of a grid."""
+        """Returns the explainer, which attributes predictions to cells of the image."""
         return DetectionExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
@@ -313,7 +317,7 @@ class Detection(Task):
         scores = outputs["scores"][index][shown]
         drawn: list[Figure] = [DetectedImage(caption, image, boxes, labels, scores, masks, true)]
         for where, weights in self.attended(attention):
-            # The attention weights cover the padded square.
+            # Cropped to the image, because the attention weights cover the padded square.
             rows, columns = (
                 -(-length * cells // self.processor.image_size)
                 for length, cells in zip((height, width), weights.shape, strict=True)

@@ -163,7 +163,7 @@ def load_labeled(
 
     Args:
       path: annotation file in COCO's format.
-      images: folder of the images; None for the folder of the annotations.
+      images: folder of the images; None for the folder of the annotations, or images/ near it.
       names: class names of the run. Categories are matched by name, not by id.
       has_masks: whether the run was trained on masks.
 
@@ -247,7 +247,7 @@ def _pixel_hash(annotated: Annotated, turns: AnnotationTurns) -> np.ndarray:
 
 
 def _turned(annotated: Annotated, orientation: int) -> Annotated:
-    """Converts the annotations of a stored image to pixels of the displayed image."""
+    """Converts annotations from pixels of the stored image to those in its EXIF orientation."""
     truth = annotated.truth
     masks = truth.masks
     if masks is not None:

@@ -15,7 +15,7 @@ import numpy as np
 from tasks.forecasting.data import ForecastingData
 from tasks.forecasting.metrics import error_sums, forecast_metrics, noise_metric
 
-# Grid of ridge penalties, relative to the mean square of the features.
+# Grid of ridge penalties, as multiples of the mean eigenvalue of the features' Gram matrix.
 _STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 9))
 # Width of the moving average of DLinear.
 _TREND = 25
@@ -138,7 +138,7 @@ def fit_linear(
     value.
 
     Args:
-      data: W is fitted on training windows, λ is selected on validation windows.
+      data: series; W is fitted on its training windows, and λ is selected on validation windows.
       level: kind of the level c, see `Linear`.
       individual: whether each channel has its own W and λ.
       decomposed: whether the features are a moving average, the remainder, and 1, as in DLinear
@@ -201,7 +201,7 @@ def _solve(train: _Moments, validation: _Moments, group: int) -> tuple[np.ndarra
     """Returns W [P, F] and the penalty strength with the smallest squared error on validation."""
     values, vectors = np.linalg.eigh(train.gram[group])
     rotated = vectors.T @ train.cross[group]
-    # Solved in the eigenbasis of the training Gram matrix.
+    # In the eigenbasis of the training Gram matrix, the solution for a penalty is a division.
     gram = vectors.T @ validation.gram[group] @ vectors
     cross = vectors.T @ validation.cross[group]
     unit = max(float(np.mean(np.maximum(values, 0))), 1e-12)

@@ -69,7 +69,7 @@ def read_cells(name: str, wanted: Sequence[str]) -> Cells:
 
     def is_header(row: list[str]) -> bool:
         first[:] = row
-        # A header that contains numbers raises an error below.
+        # If the first row contains numbers, there is no header, which raises an error below.
         return not any(np.isfinite(plain_number(cell) or np.nan) for cell in row)
 
     table = open_table(name, [*TIME_COLUMNS, *wanted], extensions=None, is_header=is_header)
@@ -106,7 +106,7 @@ def find_time_column(table: Cells, wanted: str, trained: bool = False) -> str | 
         return None
     if wanted:
         if wanted not in table.header:
-            # The config of a trained model cannot be changed.
+            # Suggests a flag only before training; the config of a trained model is fixed.
             key = None if trained else "time"
             raise no_column(table.name, wanted, table.header, key)
         return wanted
@@ -151,7 +151,7 @@ def read_columns(
                 continue
             where = f"{table.name}: line {table.lines[error.index]}: {quote(column)} is"
             if error.two_readings:
-                # The config of a trained model cannot be changed.
+                # Suggests a flag only before training; the config of a trained model is fixed.
                 remedy = "write it as 1234.5" if trained else f"set {DECIMAL_KEY} to '.' or ','"
                 raise UserError(f"{where} {quote(cells[error.index])}, {error}; {remedy}") from None
             note = f" ({error})" if str(error) else ""

@@ -35,11 +35,11 @@ class DataConfig(Config):
       name: name of a built-in data set. With `path`, name under which results are stored,
         own_<file> by default.
       path: user file with a header, a column of times and columns of numbers: CSV separated by
-        commas, semicolons or tabs, or JSON lines (.jsonl). A folder or glob pattern of files of
-        consecutive times; or three for train, validation and test, separated by commas. Times may
-        be written as 2024-05-31T13:00+02:00, 31.05.2024 13:00, 05/31/2024, "May 31, 2024", 2024-05,
-        2024-Q2 or 2024-W22, or be numbers since 1970 (seconds to nanoseconds) or as 20240531. Times
-        with a UTC offset are read in local time if the step is a day or more.
+        commas, semicolons or tabs, or JSON lines (.jsonl). Or it is a folder or glob pattern of
+        files of consecutive times, or three paths for train, validation and test, separated by
+        commas. Times may be written as 2024-05-31T13:00+02:00, 31.05.2024 13:00, 05/31/2024,
+        "May 31, 2024", 2024-05, 2024-Q2, 2024-W22 or 20240531, or be numbers since 1970 (seconds to
+        nanoseconds). Times with a UTC offset are read in local time if the step is a day or more.
       time_column: time column of the user file. "" means the first column named date, time,
         timestamp, datetime or ds; if there is none, the first column of the file, if it has no
         name. "none" means that the file has no times and that its rows are one step apart.
@@ -148,8 +148,8 @@ class ForecastingData(digests.Fingerprinted):
       period: number of steps in a season.
       bounds: start and end index of each split. The look-back of validation and test windows may
         extend into the previous split; the forecast steps of a window are in one split.
-      lookback: L.
-      horizon: F.
+      lookback: L, number of steps of the look-back.
+      horizon: F, number of forecast steps.
       noise: noise levels; empty for no noise.
       reading: notation of numbers and times in the file.
     """
@@ -296,7 +296,7 @@ def read_channels(
 def read_labeled(
     file: str, config: DataConfig, fitted: ForecastingData, reading: Reading
 ) -> ForecastingData:
-    """Reads a series as test split, in the units of a training split.
+    """Reads a series as the test split, standardized by the mean and deviation of the run.
 
     Args:
       file: file with the channels of the run.
@@ -386,7 +386,7 @@ def _standardize(
             f"{np.nanmax(np.abs(values[train, channel])):.3g}, too large to be squared; rescale "
             f"the column"
         )
-    # Rounding errors give constant channels a nonzero deviation.
+    # Constant channels; rounding errors may give them a small deviation above 0.
     still = std <= 1e-9 * np.abs(mean)
     if still.any():
         names = ", ".join(np.array(series.names)[still])

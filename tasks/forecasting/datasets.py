@@ -24,8 +24,8 @@ class BuiltinSeries:
     """Definition of a built-in series and its splits.
 
     Attributes:
-      read: function from the file to the series; None for synthetic data.
-      source: source of the file.
+      read: function from the path of the file to the series; for synthetic data it receives None.
+      source: source of the file; None for synthetic data.
       splits: number of steps of train, validation and test; later steps are not used. None for the
         fractions SHARES.
       period: number of steps in a season.
@@ -43,7 +43,7 @@ class BuiltinSeries:
 
 # ---------------------------------------------------------------------- ETT
 
-# Months of 30 days (Zhou et al. 2021).
+# Hours in a month of 30 days (Zhou et al. 2021).
 _MONTH = 30 * 24
 _ETT = url_source(
     "ett/ETTh1.csv",
@@ -70,8 +70,8 @@ ETTH1 = BuiltinSeries(
     period=24,
     source=_ETT,
     splits=(12 * _MONTH, 4 * _MONTH, 4 * _MONTH),
-    description="Six loads and the oil temperature (OT) of a transformer, by the hour from July "
-    "2016 on: 12, 4 and 4 months of 30 days.",
+    description="Six loads and the oil temperature (OT) of a transformer, every hour from July "
+    "2016 on. The splits are 12, 4 and 4 months of 30 days.",
     license="CC BY-ND 4.0",
 )
 
@@ -98,8 +98,8 @@ EXCHANGE_RATE = BuiltinSeries(
     _read_exchange,
     period=7,
     source=_EXCHANGE,
-    description="Rates of eight currencies by the day, 1990 to 2010, without time stamps (Lai et "
-    "al. 2018).",
+    description="Daily exchange rates of eight currencies, 1990 to 2010, without time stamps (Lai "
+    "et al. 2018).",
     license="none stated",
 )
 
@@ -151,8 +151,9 @@ def _compose_trend(_: Path | None) -> Series:
 TREND = BuiltinSeries(
     _compose_trend,
     period=24,
-    description="Composed, not measured: a line up and a line down, 0.5 a day, each with a season "
-    "of a day, of amplitude 1, and noise of deviation 0.2, by the hour of 60 days.",
+    description="Synthetic: two series with a value for each hour of 60 days, one that rises and "
+    "one that falls by 0.5 a day, each plus a daily sine wave of amplitude 1 and noise of standard "
+    "deviation 0.2.",
     license="none needed",
 )
 

@@ -1,4 +1,8 @@
-"""Explanations of forecasts; positions are segments of the look-back."""
+"""Explanations of forecasts; positions are segments of the look-back.
+
+A gate g in [0, 1] fades the values x of each segment towards the mean r of their channel,
+g x + (1 - g) r, and the change of a score of the forecast is measured.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ _SEGMENTS = 48
 class ForecastExplainer(Explainer):
     """Explains the mean of the forecast of the last channel by segments of the look-back.
 
-    The segments are of all channels.
+    A segment has the values of all channels.
     """
 
     replacement = "the mean of each channel in the look-back"
@@ -28,7 +32,7 @@ class ForecastExplainer(Explainer):
     signed = False
 
     def target(self, outputs: Arrays) -> dict[str, np.ndarray]:
-        """Returns nothing, because every forecast has the same score."""
+        """Returns no arrays, because the score is a function of the inputs alone."""
         return {}
 
     @property
@@ -36,7 +40,7 @@ class ForecastExplainer(Explainer):
         """First step of each segment of the look-back."""
         lookback = self.task.data.lookback
         width = -(-lookback // min(_SEGMENTS, lookback))
-        # The last segments are whole, so that lags of all segments are the same multiples.
+        # Counted from the end, so that only the first segment may be shorter than the others.
         return np.maximum(np.arange(lookback - width, -width, -width)[::-1], 0)
 
     def _segments(self) -> np.ndarray:
@@ -48,7 +52,7 @@ class ForecastExplainer(Explainer):
         return np.ones(len(self._starts), bool)
 
     def score(self, model: Any, inputs: Mapping[str, Any], gates: Any, target: Any) -> Any:
-        """Computes the mean of the forecast for segments mixed with the mean of the channel."""
+        """Computes the mean of the forecast of the last channel, for a gated look-back."""
         past, valid = inputs["past"], inputs["past_valid"]
         total = jnp.sum(jnp.where(valid, past, 0), axis=1, keepdims=True)
         mean = total / jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
@@ -60,33 +64,35 @@ class ForecastExplainer(Explainer):
         return jnp.mean(self.task.head.point(found)[..., -1], axis=1)
 
     def measure(self, scores: np.ndarray, whole: float) -> np.ndarray:
-        """Returns minus the absolute difference from the whole forecast."""
+        """Returns minus the absolute difference from the score without replacements."""
         return -np.abs(scores - whole)
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
-        """Returns the weights of lags or of patches, summed over segments."""
+        """Returns the attention weights of lags or of patches, summed within each segment."""
         weights = self._by_step(subject.attention)
         if weights is None:
             return None
         return AttentionPath(np.bincount(self._segments(), weights, len(self._starts)))
 
     def _by_step(self, attention: Arrays) -> np.ndarray | None:
-        """Returns the weight of each step of the look-back for the last channel, [L]."""
+        """Returns the weight of each step of the look-back for the last channel, [look-back]."""
         lookback = self.task.data.lookback
         if "lags" in attention and attention["lags"].shape[-1] == lookback:
             return attention["lags"][-1].mean(axis=0)
         if "patches" in attention:
             weights = attention["patches"][-1, -1].mean(axis=(0, 1))
-            # Patches of the horizon, if they are queries, come after those of the look-back.
+            # If the queries are the patches of the horizon, these are also the last keys, which
+            # are dropped.
             queries, keys = attention["patches"].shape[-2:]
             weights = weights[: keys - queries or keys]
-            # Overlapping patches are spread evenly over the look-back.
+            # Patches may overlap. Each gets an equal part of the look-back instead, and its weight
+            # is spread evenly over the steps of this part.
             owner = np.arange(lookback) * len(weights) // lookback
             return weights[owner] / np.bincount(owner)[owner]
         return None
 
     def describe(self, subject: Subject) -> Description:
-        """Returns past and forecast of the last channel, and the weights over the past."""
+        """Returns past and forecast of the last channel, and the attention weights."""
         task, processor = self.task, self.task.processor
         L, F, channel = task.data.lookback, task.data.horizon, len(processor.names) - 1
         mean, std = processor.mean[channel], processor.std[channel]

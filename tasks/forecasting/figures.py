@@ -14,9 +14,9 @@ from tasks.figures import Alignment, Curves, Figure, Forecast
 from tasks.forecasting.models.heads import Head
 
 INTERVALS = {0.8: (0.1, 0.9), 0.4: (0.3, 0.7)}
-"""Nominal coverage of an interval -> its levels."""
+"""Quantile levels of the bounds of each interval, by nominal coverage of the interval."""
 LEVELS = tuple(sorted(level for levels in INTERVALS.values() for level in levels))
-"""Levels of all intervals."""
+"""Quantile levels of all intervals, ascending."""
 
 
 def forecast_figure(

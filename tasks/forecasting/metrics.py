@@ -52,7 +52,7 @@ def forecast_metrics(sums: Mapping[str, Any], seasonal_error: np.ndarray) -> dic
         MASE = mean_c (mean |ŷ - y| of channel c) / q_c             (Hyndman & Koehler 2006)
 
     Args:
-      sums: sums of `error_sums` and, for a distribution, "crps" [C].
+      sums: the sums that `error_sums` returns and, for a distribution, the sum "crps" [C].
       seasonal_error: q, [C]: mean absolute error of the seasonal naive forecast in the training
         split. MASE excludes channels with a q of 0 or NaN.
 

@@ -93,7 +93,7 @@ class Column:
     Attributes:
       values: float64 [n], NaN for missing cells.
       convention: notation of the numbers; None for Python notation.
-      example: first cell that is no number, or another number, in Python notation; "" for None.
+      example: first cell that `float` does not read as the same number; "" if `convention` is None.
     """
 
     values: np.ndarray
@@ -188,7 +188,8 @@ def _unreadable(
         kind = _unit(text)
         like += kind == ""
         units[kind] += bool(kind)
-    # Units are the same in most cells, unlike letters of names.
+    # Cells with the most frequent unit count as numbers. The letters in a column of texts differ
+    # from cell to cell.
     like += max(units.values(), default=0)
     others = sum(plain[index] is None for index in there)
     is_text = 2 * others > len(cells) and 2 * like < len(texts)

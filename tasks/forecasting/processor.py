@@ -27,7 +27,7 @@ from tasks.forecasting.user_files import Reading
 from tasks.task import ArraySpec, ProcessingSteps, Processor
 
 MOST_STEPS = 100_000
-# Horizons of the exported programs.
+# Numbers of horizons that the exported programs forecast.
 _EXPORTED = (1, 2, 4)
 
 
@@ -152,7 +152,7 @@ class ForecastingProcessor(Processor):
         }
 
     def steps(self) -> ProcessingSteps:
-        """Returns the steps that read a table with ISO times and convert outputs to forecasts."""
+        """Returns the processing steps of exports, which read tables and return forecasts."""
         head, reading = self.head, self.reading
         common = {
             "channels": list(self.names),
@@ -192,7 +192,7 @@ class ForecastingProcessor(Processor):
 
     @functools.cached_property
     def _inputs(self) -> dict[str, ForecastInput]:
-        # `decode` and the figures use the inputs that `encode` has read.
+        # A cache, because `decode` and the figures use the inputs that `encode` has read.
         return {}
 
     def input(self, raw: str) -> ForecastInput:
@@ -271,7 +271,7 @@ class ForecastingProcessor(Processor):
             yield text, parameters[:steps], quantiles
 
     def _lines(self, parameters: np.ndarray, quantiles: np.ndarray | None) -> dict[str, np.ndarray]:
-        """Returns [S, C] of the point forecast (key "") and of interval bounds (keys " LEVEL")."""
+        """Returns values [S, C]: point forecast (key "") and interval bounds (keys " LEVEL")."""
         found = {"": np.asarray(self.head.point(parameters)) * self.std + self.mean}
         if quantiles is not None:
             for level in INTERVALS[max(INTERVALS)]:

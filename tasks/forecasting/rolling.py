@@ -20,7 +20,8 @@ from tasks.forecasting.baselines import fit_linear, level_of, window_batches
 from tasks.forecasting.data import ForecastingData
 from tasks.forecasting.models.ridge import RidgeSeasonalConfig
 
-# Ends of the parts for fitting, penalties and evaluation, in tenths of the training split.
+# For each origin, the ends of three parts of the training split, in tenths of it: for fitting
+# weights, for selecting penalties, and for evaluation.
 _PARTS = tuple((tenth, tenth + 1, tenth + 2) for tenth in range(4, 9))
 # Only every n-th window is used, because adjacent windows are similar. The ridge regression has
 # more parameters and is fitted to all windows, as in the model.
@@ -29,7 +30,7 @@ _UNKNOWN = 0.5
 
 
 def rolling_origins(data: ForecastingData) -> Iterator[ForecastingData]:
-    """Yields, for each origin, the series with three splits that lie in its training split."""
+    """Yields the series once per origin, with three splits that lie in the given training split."""
     first, end = data.bounds["train"]
     for tenths in _PARTS:
         ends = [first + (end - first) * tenth // 10 for tenth in tenths]
@@ -47,7 +48,7 @@ def fit_seasons(data: ForecastingData, season: int, level: str) -> np.ndarray:
 
     Args:
       data: series whose training windows are fitted.
-      season: P.
+      season: P, number of steps in a season.
       level: "mean" or "last".
 
     Returns:

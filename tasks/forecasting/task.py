@@ -39,9 +39,9 @@ from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task, se
 
 Array = jax.Array
 
-# Number of channels in figures of a report, and look-back in figures in horizons.
+# Number of channels in the figures of a report, and length of the drawn look-back in horizons.
 _CHANNELS, _DRAWN_PAST = 12, 3
-# Channels whose deviation the data summary names.
+# Number of channels whose standard deviation the data summary shows.
 _UNITS = 8
 
 
@@ -84,7 +84,7 @@ class Forecasting(Task):
         return ForecastingProcessor(data, model, *scales, dataset.period, dataset.reading)
 
     def with_file(self, file: str, images: str | None = None) -> Task:
-        """Reads a table with the channels of the run; forecasts are compared at every time step.
+        """Reads a table with the channels of the run; a window starts at every time step.
 
         There is no MASE, whose divisor is an error on the training split.
         """
@@ -126,7 +126,7 @@ class Forecasting(Task):
         return HEADS[self.model.head]
 
     def columns(self, split: str) -> Columns:
-        """Compares the values ahead of each window; windows without any change are omitted."""
+        """Returns the values ahead of each window for the data summary, except constant ones."""
         series, origins, ahead = self.dataset, self.dataset.origins(split), self.data.horizon
         codes = row_codes(series.series, series.valid)
         changes = np.concatenate([[0, 0], np.cumsum(codes[1:] != codes[:-1])])
@@ -161,7 +161,7 @@ class Forecasting(Task):
 
     @functools.cached_property
     def _ridge(self) -> np.ndarray | None:
-        # A restored model has the ridge matrix in its checkpoint.
+        # Without data, the matrix is not fitted but restored from a checkpoint.
         model = self.model
         if self.dataset is None or not hasattr(model, "ridge_level"):
             return None
@@ -263,7 +263,7 @@ class Forecasting(Task):
     # ------------------------------------------------------------------ on the host
 
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
-        """Returns `forecast_metrics`, the head's loss, and the MSE at each noise level."""
+        """Returns the metrics of `forecast_metrics`, the loss, and the MSE at each noise level."""
         metrics = forecast_metrics(statistics, self.dataset.seasonal_error)
         cells = np.sum(statistics["cells"])
         metrics["loss"] = float(statistics["loss"] / cells)
@@ -273,7 +273,7 @@ class Forecasting(Task):
         return metrics
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns hashes of the first forecast time and the future values of each window."""
+        """Returns for each window a hash of its first forecast time and its future values."""
         series, origins = self.dataset, self.dataset.origins(split)
         ahead = [slice(origin, origin + series.horizon) for origin in origins]
         return digests.ids(origins, [(series.series[s], series.valid[s]) for s in ahead])
@@ -343,13 +343,13 @@ class Forecasting(Task):
         return found
 
     def explainer(self) -> ForecastExplainer:
-        """Returns the explainer, whose positions are segments of the look-back."""
+        """Returns the explainer, which attributes predictions to segments of the look-back."""
         return ForecastExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
         """Returns figures of forecasts, of the error by step ahead, and of attention weights.
 
-        Windows are drawn with all channels; of more than 12, those with the largest errors.
+        Each window is drawn with all channels, or with the 12 that have the largest errors.
         """
         series, split, statistics = self.dataset, results.split, results.statistics
         origins, drawn = series.origins(split), []

@@ -136,7 +136,7 @@ def regular_step(times: np.ndarray) -> Step:
             if np.ptp(within) <= _SAVING and within.min() >= -np.timedelta64(1, "D"):
                 return Step(months=step, ends=ends)
     median = Step(seconds=float(_median(gaps.astype(np.int64)) / 1e6))
-    # In case of a tie, an exact median is preferred.
+    # The median comes first, so `min` returns it in case of a tie.
     return min([median, *_round_steps(median)], key=lambda step: _distance(times, step))
 
 

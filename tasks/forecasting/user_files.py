@@ -214,7 +214,7 @@ def _set_back(times: np.ndarray) -> str:
 
 
 def _expect_step(name: str, times: np.ndarray, step: Step) -> None:
-    # With fewer differences, the median may be a gap.
+    # With fewer rows, the median difference may be a gap.
     if len(times) > 3:
         own = clock.regular_step(times)
         if not 0.99 < own.days / step.days < 1.01:

@@ -44,7 +44,7 @@ def _read(test: TranscriptionExamples, index: int, model) -> str:
 
 
 def _pieces(columns: np.ndarray) -> list[np.ndarray]:
-    """Returns each run of adjacent columns with ink, resized to 16 x 16 and flattened."""
+    """Returns each run of at least two columns with ink, resized to 16 x 16 and flattened."""
     from tasks.common.images.files import resize
 
     inked = np.concatenate([[False], (columns > _INK).any(axis=1), [False]])

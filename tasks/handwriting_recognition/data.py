@@ -41,8 +41,8 @@ HANDWRITTEN_DIGITS = DatasetDefinition(
     sources=(mnist_digits.SOURCE,),
     generate=mnist_digits.generate,
     counts={"train": 7992, "validation": 1003, "test": 1005},
-    description="10,000 of MNIST's handwritten digits (LeCun et al. 1998), 28 x 28. Of every ten "
-    "of a digit in the order of the file the first is test, the second validation.",
+    description="10,000 of MNIST's handwritten digits (LeCun et al. 1998), 28 x 28. In the order "
+    "of the file, of every ten images of a digit the first is in test, the second in validation.",
     license="MIT (the package)",
 )
 
@@ -116,7 +116,7 @@ def _composed(config: DataConfig, paths: Paths) -> HandwritingData:
 
 
 def _examples(parts: Sequence[WrittenLines], tokenizer: Tokenizer) -> TranscriptionExamples:
-    """Renders the lines of one or more conditions, and holds them in memory."""
+    """Renders the lines of one or more test conditions, and holds them in memory."""
     columns = [part[index] for part in parts for index in range(len(part))]
     texts = [text for part in parts for text in part.texts]
     groups = np.repeat(np.arange(len(parts)), [len(part) for part in parts]).astype(np.int32)

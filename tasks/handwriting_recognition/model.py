@@ -32,8 +32,8 @@ class LineConfig(Config):
     """Config of the encoder and the transcriber.
 
     Attributes:
-      channels: channels of the convolutions. Each convolution halves the number of rows; the first
-        two also halve the number of columns.
+      channels: channels of the convolutions. Pooling after each of them halves the number of rows;
+        after the first two, it also halves the number of columns.
       model_size: D, state size of both directions of the GRUs together.
       num_layers: number of GRU layers.
       dropout_rate: dropout rate after convolutions and GRUs.
@@ -86,7 +86,7 @@ class LineRecognizer(nnx.Module):
         real: Array | None = None,
         dropout_key: Array | None = None,
     ) -> EncoderOutput:
-        """Encodes columns for the transcriber, with memory [B, S, D].
+        """Encodes columns to the memory [B, S, D] of the transcriber.
 
         Args:
           columns: float32 [B, X, Y] in [0, 1], 1 for ink. Values at padding are ignored.

@@ -23,7 +23,7 @@ from tasks.task import Arrays, ArraySpec, Batch, ProcessingSteps
 from tasks.transcription import FAILURES, TranscriptionProcessor, TranscriptionTask
 
 LENGTH_MULTIPLE = 16
-# Columns of the first exported program.
+# Number of columns of the exported program with the narrowest input.
 _NARROWEST = 256
 
 
@@ -41,7 +41,7 @@ class HandwritingProcessor(TranscriptionProcessor):
         return read_line(path, self.data)
 
     def steps(self) -> ProcessingSteps:
-        """Returns the steps that convert line images to columns and that decode texts."""
+        """Returns the processing steps of exports, which read line images and decode texts."""
         file = "tokenizer.json"
         line = {"rows": HEIGHT, "dark": self.data.dark_ink, "limit": self.data.max_columns}
         encode = [
@@ -86,12 +86,12 @@ class HandwritingRecognition(TranscriptionTask):
 
     def encode(self, model: LineRecognizer, batch: Batch, key: Any = None) -> EncoderOutput:
         columns = batch["columns"].astype(jnp.float32) / 255
-        # Only the batch statistics of training need to know the rows that count.
+        # Padding rows matter in training only, where they are left out of the batch statistics.
         real = None if key is None else batch["weight"] > 0
         return model.encode(columns, batch["length"], real, key)
 
     def explainer(self) -> HandwritingExplainer:
-        """Returns the explainer, whose positions are encoded columns."""
+        """Returns the explainer, which attributes predictions to columns of the line."""
         return HandwritingExplainer(self)
 
     def input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:

@@ -14,7 +14,7 @@ from tasks.image_classification.datasets import Images
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 MANY, MANY_STRENGTHS = 10_000, (0.001, 0.01, 0.1)
 GRADIENT_STRENGTHS = (0.01, 0.1)
-# Sides in pixels above which images are downsampled for logistic regression and for gradients.
+# Sides in pixels above which images are downsampled for features of pixels and of gradients.
 LARGEST, LARGEST_GRADIENTS = 32, 64
 _ORIENTATIONS, _CELL, _BLOCK = 9, 4, 2
 _CHUNK = 2000
@@ -56,8 +56,8 @@ def hog_linear_svc(splits: Mapping[str, Images]) -> np.ndarray:
 def oriented_gradients(gray: np.ndarray) -> np.ndarray:
     """Computes histograms of oriented gradients (Dalal & Triggs 2005).
 
-    Each cell of 4 x 4 pixels has a histogram of gradient lengths over 9 directions from 0 to π; a
-    length is divided between the two nearest bins. Gradients are central differences, 0 at the
+    Each cell of 4 x 4 pixels has a histogram of gradient magnitudes over 9 directions from 0 to π;
+    a magnitude is divided between the two nearest bins. Gradients are central differences, 0 at the
     border. The histograms of each block of 2 x 2 cells are divided by their joint Euclidean norm,
     clipped at 0.2, and normalized again.
 

@@ -1,7 +1,8 @@
 """A small convolutional network with optional map attention after each stage.
 
 B batch, Y X height and width, C channels. A stage is two 3 x 3 convolutions with batch norm (Ioffe
-& Szegedy 2015) and ReLU. Each stage halves the map, as in VGG (Simonyan & Zisserman 2015).
+& Szegedy 2015) and ReLU. Each stage halves the map, as in VGG (Simonyan & Zisserman 2015). Map
+attention is a module of `attention.registry`, such as CBAM, that is applied to the feature map.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class ConvolutionalClassifier(ImageModel):
         raise NotImplementedError
 
     def _maps(self, images: Array, **flags: Any) -> tuple[list[Array], dict[str, Array]]:
-        """Returns the maps of the backbone and its attention weights."""
+        """Returns the feature map of each stage of the backbone, and attention weights by name."""
         raise NotImplementedError
 
     def _apply(

@@ -1,4 +1,8 @@
-"""Explanations of image classification; positions are patches, or cells of a grid."""
+"""Explanations of image classification; positions are patches of a ViT, or cells of a grid.
+
+A gate g in [0, 1] fades each patch or cell x of the image towards the same part r of a blurred
+copy, g x + (1 - g) r, and the change of a score of the prediction is measured.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +44,16 @@ class ImageExplainer(ClassificationExplainer):
         return np.ones(np.prod(self._grid), bool)
 
     def score(self, model: Any, inputs: Mapping[str, Any], gates: Any, target: Any) -> Any:
-        """Computes the log-odds of the predicted class for images with blurred cells."""
+        """Computes the log-odds of the predicted class for gated images."""
         images = gated_images(to_unit(inputs["image"]), gates, *self._grid)
         return log_odds(self.task.logits(model, {"image": images}), target["label"])
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
-        """Returns the layers of a ViT and the weights of its head, or a spatial map of the last
-        stage of a convolutional network, averaged over the cells."""
+        """Returns the attention weights that lead from the positions to the logits.
+
+        For a ViT these are the weights of its layers and of its head. For a convolutional network
+        it is the last map of `_spatial`, averaged within each cell.
+        """
         attention = subject.attention
         if not isinstance(self.task.model, ViTConfig):
             maps = [found for _, found in self._spatial(attention)]
@@ -66,7 +73,7 @@ class ImageExplainer(ClassificationExplainer):
         return AttentionPath(readout, layers, first)
 
     def _spatial(self, attention: Arrays) -> list[tuple[str, np.ndarray]]:
-        """Returns name and map [y, x] of each stage of a convolutional network with a map."""
+        """Returns name and spatial map [y, x] of each stage whose attention weights have one."""
         if not attention:
             return []
         grids = self.task.model.sides(*self.task.data.image_shape[:2])
@@ -77,7 +84,7 @@ class ImageExplainer(ClassificationExplainer):
         return [(name, weights) for name, weights in found if weights is not None]
 
     def describe(self, subject: Subject) -> Description:
-        """Returns the image, and the weights of a ViT, or the maps of the stages."""
+        """Returns the image, and the attention weights of a ViT or the spatial maps of stages."""
         rows, columns = self._grid
         kind = "patch" if isinstance(self.task.model, ViTConfig) else "cell"
         areas = grid_areas(rows, columns)

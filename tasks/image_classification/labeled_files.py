@@ -50,7 +50,7 @@ def find(path: str, config: ImageTableConfig, skip_broken: bool) -> dict[str, Fi
 
     Args:
       path: see `tasks.image_classification.data.DataConfig`.
-      config: columns of tables.
+      config: names of the columns of tables.
       skip_broken: whether tables may list files that do not exist.
 
     Raises:
@@ -86,7 +86,7 @@ def _find(name: str, config: ImageTableConfig, skip_broken: bool) -> Files:
 
 
 def _by_parent(name: str, paths: Sequence[Path], config: ImageTableConfig) -> Files:
-    """Returns the images of a pattern, whose classes are the names of their folders."""
+    """Returns the images that match a pattern; their classes are the names of their folders."""
     expect_no_group(config, name)
     images = [path for path in paths if path.suffix.lower() in SUFFIXES]
     if not images:

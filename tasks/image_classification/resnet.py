@@ -1,6 +1,7 @@
 """A residual network (He et al. 2016) with optional map attention after each stage.
 
-B batch, Y X height and width, C channels.
+B batch, Y X height and width, C channels. Map attention is a module of `attention.registry`, such
+as CBAM, that is applied to the feature map.
 """
 
 from __future__ import annotations

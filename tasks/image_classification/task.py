@@ -67,7 +67,7 @@ class ImageProcessor(Processor):
         return user_files.read_inputs(raw, DATA_SETS.get(self.data.name), self.data.side)
 
     def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
-        """Returns label and class probabilities; the printed text has the three most probable."""
+        """Returns label and class probabilities; the printed text has the three best classes."""
         return classes_by_probability(raw, outputs["probabilities"], self.labels, _SHOWN)
 
     def signature(self) -> dict[str, ArraySpec]:
@@ -76,7 +76,7 @@ class ImageProcessor(Processor):
         return {"image": ArraySpec(("batch", *self.data.image_shape), dtype)}
 
     def steps(self) -> ProcessingSteps:
-        """Returns the steps that read images and that rank the classes by probability."""
+        """Returns the processing steps of exports, which read images and rank classes."""
         side, built_in = self.data.side, DATA_SETS.get(self.data.name)
         if built_in is None:
             encode: list[dict[str, Any]] = [
@@ -161,7 +161,7 @@ class ImageClassification(ClassificationTask):
         weight = batch["weight"]
         rows = jnp.maximum(jnp.sum(weight), 1)
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
-        # The losses of padding rows may be infinite.
+        # The losses of padding rows may be infinite, and infinity times a weight of 0 is NaN.
         total = jnp.sum(jnp.where(weight > 0, losses * weight, 0))
         return total / rows, {"accuracy": jnp.sum(correct * weight) / rows}
 
@@ -175,7 +175,7 @@ class ImageClassification(ClassificationTask):
         images = random_translation(to_unit(batch["image"]), data.shift, jax.random.split(key)[0])
         if data.augmentation == AugmentationConfig() and not data.mixup:
             return images, None
-        # These keys are independent of the keys of `split`.
+        # Not 0 and 1, for which `fold_in` gives the same keys as `split`.
         augment_keys, mixup_keys = (
             example_keys(jax.random.fold_in(key, number), batch["id"]) for number in (2, 3)
         )
@@ -200,7 +200,10 @@ class ImageClassification(ClassificationTask):
     # ------------------------------------------------------------------ on the host
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns hashes of image files (of pixels for built-in data sets) and class names."""
+        """Returns for each example a hash of its class name and its image file.
+
+        Built-in data sets have no image files; the hash is that of the pixels.
+        """
         part = self.dataset.splits[split]
         images = part.images if part.ids is None else part.ids
         return digests.ids(images, [self.labels[label] for label in part.labels])
@@ -220,7 +223,7 @@ class ImageClassification(ClassificationTask):
         return found
 
     def explainer(self) -> ImageExplainer:
-        """Returns the explainer, whose positions are patches or cells of the image."""
+        """Returns the explainer, which attributes predictions to patches or cells of the image."""
         return ImageExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:

@@ -36,7 +36,7 @@ def read_images(
       path: see `DataConfig.path`.
       side: side length in pixels to which images are scaled.
       skip_broken: whether to skip images that cannot be read, with a message.
-      config: columns of tables, and settings of the held-out splits.
+      config: names of the columns of tables, and settings of the held-out splits.
 
     Returns:
       Names of the classes, sorted, and the three splits, uint8 [n, side, side, 3].
@@ -95,8 +95,10 @@ def read_images(
 def _read_files(
     files: Files, labels: Sequence[str], side: int, skip_broken: bool
 ) -> tuple[Images, list[int]]:
-    """Reads the images of a split, with the hashes of their files; returns the indices of those
-    that could be read."""
+    """Reads the images of a split that can be read, and returns them with their indices.
+
+    The ids of the images are the hashes of their files.
+    """
     number = {label: index for index, label in enumerate(labels)}
 
     def read(path: Path) -> np.ndarray:
@@ -105,7 +107,7 @@ def _read_files(
     images, kept = read_each(files.paths, read, skip_broken=skip_broken)
     shape = (-1, side, side, 3)
     stacked = np.stack(images).reshape(shape) if images else np.empty((0, *shape[1:]), np.uint8)
-    # The hash is that of the file, because the scaled image depends on `side`.
+    # Hashes of the files, because those of the scaled images would depend on `side`.
     ids = [hashlib.sha256(files.paths[index].read_bytes()).hexdigest() for index in kept]
     classes = np.array([number[files.labels[index]] for index in kept], np.int32)
     return Images(stacked, classes, ids), kept
@@ -131,12 +133,14 @@ def _warn_conflicts(files: Files, images: Images) -> None:
 
 
 def labeled_paths(path: str, config: ImageTableConfig) -> tuple[list[str], list[str], list[str]]:
-    """Returns path, label and place of each image of a labeled folder or table.
+    """Returns path, label and origin of each image of a labeled folder or table.
+
+    The origin names the image in messages: its path in the folder, or its line in the table.
 
     Args:
       path: folder with a folder of images for each class; or a table with the columns of `config`,
         whose paths are relative to the table.
-      config: columns of the run.
+      config: names of the columns of tables, as in the run.
 
     Raises:
       UserError: the folder or table cannot be read, or a file is missing.

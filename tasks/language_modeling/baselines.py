@@ -13,6 +13,8 @@ import numpy as np
 class _Order:
     """Counts of the n-grams of one order, sorted by code, and statistics of their contexts.
 
+    A code is the number that `KneserNey` assigns to an n-gram.
+
     Attributes:
       codes, counts: code and count of each n-gram.
       contexts, totals, kinds: code of each context, sum of the counts after it, and number of
@@ -44,7 +46,7 @@ class KneserNey:
 
         Args:
           texts: tokens of each text, in [0, vocabulary).
-          vocabulary: V.
+          vocabulary: V, number of tokens.
           order: n, at least 1.
 
         Raises:
@@ -78,7 +80,7 @@ class KneserNey:
         return codes
 
     def _table(self, codes: np.ndarray, counts: np.ndarray) -> _Order:
-        # Sorted codes of one context are adjacent.
+        # The codes are sorted, so those of one context are adjacent and begin at `first`.
         contexts, first = np.unique(codes // self._base, return_index=True)
         once, twice = int(np.sum(counts == 1)), int(np.sum(counts == 2))
         return _Order(

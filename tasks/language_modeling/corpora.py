@@ -35,8 +35,8 @@ TINY_SHAKESPEARE = DatasetDefinition(
     generate=_generate,
     counts={"train": 1, "validation": 1, "test": 1},
     description="40,000 lines of Shakespeare's plays (Karpathy 2015), 1,115,394 characters. The "
-    "first nine tenths are train, the last tenth is validation, as published figures have it; test "
-    "is the same text as validation, so its figures are those of the step chosen on it.",
+    "first nine tenths are train, the last tenth is validation, as in published results. Test is "
+    "the same text as validation, so test metrics are those of a step that was selected on it.",
     license="public domain",
 )
 

@@ -73,7 +73,7 @@ class Corpus(digests.Fingerprinted):
     Attributes:
       name: name of the data set in the config.
       splits: texts of train, validation and test.
-      running: whether a split is one running text, with windows at every token.
+      running: whether a split is one running text instead of separate texts.
     """
 
     name: str

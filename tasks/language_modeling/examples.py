@@ -20,7 +20,7 @@ from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, Tokenizer
 
 MASK = "[MASK]"
 RESERVED = 2
-# `words` at tokens that belong to no word.
+# Value of `words` for tokens that belong to no word.
 NO_WORD = -1
 
 
@@ -144,7 +144,7 @@ class MaskedTexts:
             self.padded["words"] = NO_WORD
         if pair_seed is not None:
             self.padded["segments"] = 0
-            # Halves may come from texts of other lengths, so all have the largest length.
+            # The second half may be of a longer text, so all examples have the largest length.
             longest = max(map(len, self.texts), default=2) + 3
             self.lengths = np.full(len(self.texts), longest, np.int32)
         else:
@@ -161,13 +161,13 @@ class MaskedTexts:
             other = ids
             if len(self.texts) > 1 and random.random() < 0.5:
                 follows = 0
-                # Any text but this one.
+                # A random text other than this one.
                 number = int(random.integers(len(self.texts) - 1))
                 other = self.texts[number + (number >= index)]
             parts = [ids[: len(ids) // 2], other[len(other) // 2 :]]
         closed = [np.append(part, self._end) for part in parts]
         tokens = np.concatenate([[np.int32(CLS)], *closed])
-        # `blank` is the position that `predict` reads; only examples of inputs have one.
+        # `blank` is the position that `predict` reads. Examples of splits have none, so it is 0.
         example = {"tokens": tokens, "length": np.int32(len(tokens)), "blank": np.int32(0)}
         if self._starts is not None:
             example["words"] = self._words(parts)
@@ -195,7 +195,7 @@ class TextRows:
 
     def __init__(self, rows: Sequence[dict[str, np.ndarray]]):
         self._rows = rows
-        # The shortest bucket: shapes do not depend on it.
+        # Lengths only select a bucket, and the rows have the same shape in any bucket.
         self.lengths = np.ones(len(rows), np.int32)
 
     def __len__(self) -> int:

@@ -1,4 +1,8 @@
-"""Explanations of masked words and of next tokens; positions are tokens."""
+"""Explanations of masked words and of next tokens; positions are tokens.
+
+A gate g in [0, 1] fades the embedding x of each token towards a replacement r, g x + (1 - g) r, and
+the change of a score of the prediction is measured.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ class LanguageExplainer(Explainer):
 
     @property
     def replacement(self) -> str:
-        """The embedding of [MASK], or the mean of the vocabulary for a causal model."""
+        """The embedding of [MASK], or the mean of all token embeddings for a causal model."""
         return "the mean of all token embeddings" if self._causal else LAST[0]
 
     def target(self, outputs: Arrays) -> dict[str, np.ndarray]:
@@ -56,11 +60,11 @@ class LanguageExplainer(Explainer):
         return " ".join(words), word
 
     def positions(self, inputs: Arrays) -> np.ndarray:
-        """Returns the mask of tokens."""
+        """Returns True for tokens and False for padding, bool [T]."""
         return np.arange(inputs["tokens"].shape[1]) < int(inputs["length"][0])
 
     def score(self, model: Any, inputs: Mapping[str, Any], gates: Any, target: Any) -> Any:
-        """Computes the log-odds of the token for mixed embeddings."""
+        """Computes the log-odds of the predicted token, with gated token embeddings."""
         size, mask = self.task.processor.tokenizer.size, self.task.processor.mask_id
         if self._causal:
             replacement = mean_embedding(model.embedding, size)
@@ -79,7 +83,7 @@ class LanguageExplainer(Explainer):
         return log_odds(logits, target["token"])
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
-        """Returns the layers of the encoder, which is read at the mask or the last token."""
+        """Returns the attention weights of all layers; the mask or the last token is read."""
         if "encoder" not in subject.attention:
             return None
         length = int(subject.inputs["length"][0])
@@ -88,7 +92,7 @@ class LanguageExplainer(Explainer):
         return AttentionPath(np.eye(length)[at], layers)
 
     def describe(self, subject: Subject) -> Description:
-        """Returns the tokens and the weights of all layers."""
+        """Returns the tokens and the attention weights of all layers."""
         tokenizer, length = self.task.processor.tokenizer, int(subject.inputs["length"][0])
         tokens = [token_text(tokenizer, token) for token in subject.inputs["tokens"][0][:length]]
         maps = []

@@ -71,7 +71,7 @@ def _mask_row(
 ) -> tuple[Array, Array, Array, Array]:
     T = len(tokens)
     word_key, how_key, other_key = jax.random.split(key, 3)
-    # Words with only unknown tokens have no target.
+    # Words without a candidate token, such as unknown words, cannot be selected.
     present = jnp.zeros((T,), bool).at[jnp.where(words >= 0, words, T)].set(True, mode="drop")
     count = jnp.sum(present)
     wanted = jnp.maximum(1, jnp.floor(rate * count + 0.5)).astype(jnp.int32)

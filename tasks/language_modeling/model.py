@@ -82,7 +82,7 @@ class LanguageModelConfig(EncoderConfig):
                 f"decoding.n_best: got {self.decoding.n_best}, expected 1, because a prompt has a "
                 "single completion"
             )
-        # Fields of the other objective would have no effect.
+        # Fields that only the other objective reads must have their defaults.
         read = {
             "causal": ("tied", "loss_chunk_size", "max_new_tokens", "decoding"),
             "masked": ("segments", "next_sentence", "mask_rate", "whole_words"),
@@ -191,7 +191,7 @@ class LanguageModel(nnx.Module):
         return without_padding(self.head(hidden.astype(jnp.float32)), self.vocabulary)
 
     def compare(self, hidden: Array, targets: Array) -> tuple[Array, Array]:
-        """Compares predictions with targets, in chunks of the vocabulary with `loss_chunk_size`.
+        """Compares predictions with targets, in chunks of the vocabulary if `loss_chunk_size` > 0.
 
         Args:
           hidden: [..., D].
@@ -244,7 +244,7 @@ def decoding(model: LanguageModel, prompt: Array, lengths: Array, end: int | Non
     B, kept = prompt.shape
     cache = model.encoder.init_cache(B, config.max_length)
     _, cache = model.encoder.decode(model._embedded(prompt, None), cache, lengths - 1)
-    # Tokens that are not text; the last two are those of the task.
+    # Tokens that are not text; the last two ids are the mask token and the end token.
     reserved = {PAD, UNKNOWN, CLS, model.vocabulary - 2, model.vocabulary - 1}
     return TokenDecoder(
         model.step,
@@ -291,7 +291,7 @@ def complete(model: LanguageModel, prompt: Array, lengths: Array, ids: Array, en
         written = decoder.generate(config.decoding, keys).tokens[:, 0]
         written = jnp.where(ended[:, None], PAD, written)
         ended = ended | jnp.any(written == (PAD if end is None else end), axis=1)
-        # The last tokens; of a row that has ended they are not used.
+        # Positions of the last tokens, which are the next window. Rows that have ended ignore it.
         positions = jnp.maximum(length + room - kept, 0)[:, None] + jnp.arange(kept)
         all_ids = jnp.concatenate([window, written], axis=1)
         after = kept + positions - length[:, None]

@@ -51,7 +51,10 @@ class LanguageProcessor(Processor):
         return self.model.objective == "causal"
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the specifications of tokens, length, and id (for sampling) or blank."""
+        """Returns the specifications of the arrays that `encode` returns, and of "id" for sampling.
+
+        A causal model has "id"; a masked model has "blank", the position of the mask.
+        """
         scalar = ArraySpec(("batch",), "int32")
         tokens = ArraySpec(("batch", "length"), "int32", PAD)
         found = {"tokens": tokens, "length": scalar}
@@ -62,7 +65,7 @@ class LanguageProcessor(Processor):
         return {**found, "blank": scalar}
 
     def steps(self) -> ProcessingSteps:
-        """Returns the steps that tokenize prompts or texts with [MASK], and that decode outputs."""
+        """Returns the processing steps of exports, which tokenize texts and decode outputs."""
         file = "tokenizer.json"
         width, tokens = self.export_sizes()[0]["length"], {"file": file, "end": self.end_id}
         if self.causal:

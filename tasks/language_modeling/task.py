@@ -1,4 +1,7 @@
-"""Language modeling: next-token and masked-token prediction."""
+"""Language modeling: next-token and masked-token prediction.
+
+B batch, T length, L layers, N heads.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +47,9 @@ from tasks.language_modeling.processor import LanguageProcessor, blank_line, tok
 from tasks.language_modeling.user_files import OWN_DATA
 from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task
 
-# Quantiles of the training lengths that become buckets.
+# Quantiles of the training lengths to which batches are padded.
 _BUCKET_QUANTILES = (0.5, 0.8)
-# The masks of evaluation depend only on the id of the example.
+# A fixed seed, so that the masks in evaluation depend only on the id of the example.
 _EVALUATION_SEED = 0
 # Seed of the second segments of pairs, the same for every run.
 _PAIR_SEED = 0
@@ -184,13 +187,13 @@ class LanguageModeling(Task):
         return {split: SplitSummary(len(self.examples(split))) for split in SPLITS}
 
     def columns(self, split: str) -> Columns:
-        """Compares texts, or the longer lines of a running text; sizes are those of sequences."""
+        """Returns texts, or the longer lines of a running text, for the data summary."""
         examples, texts, unit = self.examples(split), self.dataset.splits[split], "texts"
         ids = examples.texts
         known, total = sum(int(np.sum(x != UNKNOWN)) for x in ids), sum(map(len, ids))
         lengths = examples.lengths
         if isinstance(examples, sequences.MaskedTexts) and self.model.next_sentence:
-            # All examples have the length of the longest pair; the texts differ.
+            # All examples have the length of the longest pair; the texts have different lengths.
             lengths = np.array([len(x) for x in ids])
         sizes, facts = {"tokens": lengths}, {"tokens": f"{total:,}"}
         if self.dataset.running:
@@ -276,7 +279,11 @@ class LanguageModeling(Task):
         return sums
 
     def evaluate(self, model: LanguageModel, batch: Batch) -> tuple[dict, dict]:
-        """Sums cross-entropy, correct predictions and targets; outputs loss and targets by row."""
+        """Sums the cross-entropy, and counts correct predictions and targets.
+
+        The outputs of each row are its "loss", the sum of the cross-entropy over its targets, and
+        "tokens", the number of its targets.
+        """
         sums = self._sums(model, batch, jax.random.key(_EVALUATION_SEED), None)
         statistics = {name: jnp.sum(values) for name, values in sums.items()}
         return statistics, {"loss": sums["loss"], "tokens": sums["tokens"]}
@@ -313,7 +320,7 @@ class LanguageModeling(Task):
         return None if self.processor.begin is not None else self.processor.end_id
 
     def attention(self, model: LanguageModel, inputs: Batch) -> dict[str, Any]:
-        """Returns the attention weights of all layers [B, L, N, T, T] for unmasked inputs."""
+        """Returns the attention weights of all layers [B, L, N, T, T]; no tokens are masked."""
         if "weights" not in self.model.entry.capabilities:
             return {}
         _, weights = model(
@@ -325,17 +332,17 @@ class LanguageModeling(Task):
 
     @property
     def compiles_options(self) -> bool:
-        """True if another number of words is listed."""
+        """True with the option `top_k`, which is the number of words that `predict` returns."""
         return self.options.top_k is not None
 
     def with_options(self, options: AnswerOptions) -> Task:
-        """Checks also that a causal model gets no options."""
+        """Raises UserError also if a causal model gets an option."""
         if self.processor.causal:
             options.check({**self.answer_options, "top_k": _GENERATED})
         return super().with_options(options)
 
     def answers(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
-        """Returns `LanguageProcessor.decode`; the outputs have `top_k` words."""
+        """Returns the result of `LanguageProcessor.decode`; `predict` already applied `top_k`."""
         return self.processor.decode(raw, outputs)
 
     @classmethod
@@ -378,7 +385,7 @@ class LanguageModeling(Task):
         if self.processor.causal and self.data.text.tokenizer in _LOSSLESS:
             characters = sum(map(len, self.dataset.splits[split]))
             if self.dataset.running:
-                # The first token is not a target.
+                # Without the characters of the first token, which is not a target.
                 characters -= len(self.processor.tokenizer.decode(self._ids(split)[0][:1]))
             metrics["bits_per_character"] = nats / math.log(2) / max(characters, 1)
         return metrics
@@ -398,7 +405,7 @@ class LanguageModeling(Task):
         return losses * len(losses) / np.sum(outputs["tokens"], dtype=np.float64)
 
     def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
-        """Returns the text of each example; it is its own target, so the others are None."""
+        """Returns the text of each example as its input; the other fields are None."""
         examples, tokenizer = self.examples(split), self.processor.tokenizer
         found = []
         for index in range(len(examples)):
@@ -415,13 +422,14 @@ class LanguageModeling(Task):
         return {"encoder": {"layer": None, "head": None, "query": shown, "key": shown}}
 
     def explainer(self) -> LanguageExplainer:
-        """Returns the explainer, whose positions are tokens."""
+        """Returns the explainer, which attributes predictions to tokens."""
         return LanguageExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
-        """Returns figures of the last layer's attention, averaged over heads, or else texts.
+        """Returns figures of the last layer's attention weights, averaged over heads.
 
-        Long texts are drawn up to a limit of tokens.
+        For a model without attention weights, the texts are shown instead. Only the first tokens
+        of long texts are drawn.
         """
         drawn: list[Figure] = []
         layers, outputs = results.attention.get("encoder"), results.outputs
@@ -442,7 +450,7 @@ class LanguageModeling(Task):
     def input_figures(
         self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
-        """Returns the attention in the last layer over each prompt, or one figure per [MASK]."""
+        """Draws the last layer's attention weights for each prompt, or for each [MASK]."""
         examples, drawn = self.processor.encode(raw), [[] for _ in raw]
         owners = [
             owner

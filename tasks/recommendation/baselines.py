@@ -28,12 +28,12 @@ from tasks.recommendation.metrics import list_metrics, ndcg, ranked, ranking_met
 
 Settings = Mapping[str, Any]
 Scores = Callable[[np.ndarray], np.ndarray]
-"""Indices in a split -> scores [users, I]."""
+"""Function from indices of users in a split to their scores, [users, I]."""
 
-# Users that are scored at a time, and validation users for the selection of settings.
+# Number of users that are scored at a time, and of validation users for the selection of settings.
 _BLOCK, _CHOOSERS = 512, 2048
-# EASE uses the most popular items, since its time is cubic; with many items only one strength is
-# tried.
+# EASE uses this many of the most popular items, since its time is cubic. If there are more than
+# `_FEW_ITEMS` items, only one ridge strength is tried.
 _EASE_ITEMS, _FEW_ITEMS = 10_000, 4_000
 # Weight of popularity, which breaks ties of transition counts.
 _BACKOFF = 0.01
@@ -43,7 +43,7 @@ _RIDGES = (100.0, 300.0, 1000.0)
 _SHRINKS = (0.0, 10.0)
 _WINDOWS = (2, 3, 5, 10)
 _SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)
-# With more events, only popularity and Markov are fitted, which need a single pass.
+# Number of events above which only popularity and the Markov chains are fitted.
 _LARGE = 2_000_000
 
 
@@ -55,7 +55,7 @@ class Baselines:
     """
 
     def __init__(self, data: RecommendationData, validation: HeldOut, test: HeldOut):
-        """Args: events; validation and test split."""
+        """Initializes the baselines with the events, and with the validation and test splits."""
         self._data, self._splits = data, {"validation": validation, "test": test}
         self._fitted = {"validation": _Fitted(data, False), "test": _Fitted(data, True)}
         light = ("popularity", "markov", "markov_windowed")
@@ -158,7 +158,7 @@ class _Fitted:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def transitions(self, window: int, decay: float) -> sp.csr_matrix:
-        """Returns transition probabilities; events d <= `window` apart count γ^(d - 1)."""
+        """Returns transition probabilities; events d <= `window` apart count `decay`^(d - 1)."""
         data, total = self._data, sp.csr_matrix((self._data.num_items,) * 2, dtype=np.float32)
         position = np.arange(len(data.items))
         end = np.repeat(self._ends, np.diff(data.starts))

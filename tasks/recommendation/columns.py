@@ -81,7 +81,7 @@ class Layout:
       indices: index of the column of each role; roles without a column are missing.
       names: names of the columns by role, for messages.
       notes: assumptions about the columns, to be printed.
-      guessed: whether the file has no header and no column is named.
+      guessed: whether the file has no header, and the settings name no column.
     """
 
     indices: Mapping[str, int]
@@ -222,7 +222,7 @@ def ratings_for_times(name: str, column: str) -> UserError:
 
 
 def may_be_name(cell: Any) -> bool:
-    """Returns True for the name of a column: a text without digits."""
+    """Returns True if a cell may be the name of a column: a text without digits."""
     return isinstance(cell, str) and re.search(r"\d", cell) is None and bool(cell.strip())
 
 
@@ -292,7 +292,7 @@ def _flags(*roles: str) -> str:
 
 
 def _found(role: str, header: Sequence[str]) -> list[str]:
-    """Returns the columns with the first name of the role in `_NAMES` that the header has."""
+    """Returns the columns whose name is the first one in `_NAMES[role]` that the header has."""
     plain = [_plain(cell) for cell in header]
     for name in _NAMES[role]:
         if found := [cell for cell, each in zip(header, plain, strict=True) if each == name]:
@@ -301,7 +301,7 @@ def _found(role: str, header: Sequence[str]) -> list[str]:
 
 
 def _plain(cell: str) -> str:
-    # RecBole's files name the type after a colon.
+    # Without the type that RecBole's files append to names after a colon.
     name = re.sub(r":(token|float)(_seq)?$", "", cell.strip().casefold())
     return re.sub(r"[\W_]", "", name)
 

@@ -253,7 +253,7 @@ def in_order(events: user_files.Events) -> tuple[RecommendationData, int]:
     if seconds is not None:
         last = np.repeat(seconds[kept][starts[1:] - 1], np.diff(starts))
         ages = ((last - seconds[kept]) / _DAY).astype(np.float32)
-    # New number of each item, and the item of each number.
+    # `order` has the item of each new index, and `number` the new index of each item.
     order = np.random.default_rng(_SEED).permutation(num_items)
     number = np.empty(num_items, np.int32)
     number[order] = np.arange(num_items)
@@ -274,7 +274,7 @@ def padded(items: np.ndarray, size: int) -> np.ndarray:
 
 
 class _Sequences:
-    """Base class of the splits."""
+    """Base class of the examples of a split."""
 
     lengths = None
     padded: Mapping[str, int] = {}
@@ -337,7 +337,7 @@ class TrainSequences(_Sequences):
             )
         self.user = np.repeat(np.arange(data.num_users, dtype=np.int32), count)
         number = np.arange(len(self.user)) - np.repeat(np.cumsum(count) - count, count)
-        # End of `next` of each sequence.
+        # Index in `data.items` after the last event of each sequence's `next`.
         self.end = self._ends[self.user] - number * self._length
 
     def __len__(self) -> int:

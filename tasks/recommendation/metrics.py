@@ -38,7 +38,7 @@ def ranked(
       float32 [B].
     """
     num_items = scores.shape[1]
-    # Indices past the end are dropped; -1 would be the last item.
+    # Padding becomes an index past the end, which is dropped; -1 would be the last item.
     indices = jnp.where(seen < 0, num_items, seen)
     lowest = jnp.finfo(scores.dtype).min
     scores = jnp.where(jnp.isnan(scores), lowest, jnp.maximum(scores, lowest))
@@ -48,7 +48,7 @@ def ranked(
     if target is None:
         return found
     own = jnp.take_along_axis(scores, jnp.maximum(target, 0)[:, None], axis=1)
-    # The target itself is counted among the equal scores.
+    # The target itself is among the equal scores, so (halves + 1) / 2 is the rank.
     halves = jnp.sum(2 * (scores > own).astype(jnp.int32) + (scores == own), axis=1)
     return {**found, "rank": (halves + 1).astype(jnp.float32) / 2}
 

@@ -23,7 +23,7 @@ _USER = "user:"
 _PART = "part_"
 # Number of attributions shown per item.
 _SHOWN = 3
-# Least number of items that a query of an export may name.
+# A query of an export may name at least this many items.
 _NAMED = 1000
 
 
@@ -46,7 +46,7 @@ class UserQuery:
     unknown: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
 
-# Unknown titles for which a similar one is searched, which takes long for many.
+# Maximum number of unknown titles for which a similar title is searched, because that takes long.
 _MOST_SUGGESTIONS = 20
 
 
@@ -162,7 +162,7 @@ class RecommendationProcessor(Processor):
         }
 
     def steps(self) -> ProcessingSteps:
-        """Returns the steps that parse queries and that name the recommended items."""
+        """Returns the processing steps of exports, which parse queries and name items."""
         events = self.events
         titles = None if events.titles == events.names else events.titles
         catalog = {"users": events.users, "names": events.names, "titles": titles}
@@ -201,7 +201,7 @@ class RecommendationProcessor(Processor):
 
     @functools.cached_property
     def _parse(self) -> Any:
-        # `encode` and `decode` parse the same inputs.
+        # Cached, because `encode` and `decode` parse the same inputs.
         return functools.lru_cache(maxsize=4096)(QueryParser(self.events))
 
     def history(self, raw: str) -> np.ndarray:

@@ -100,7 +100,7 @@ class Recommendation(Task):
         return self._with_dataset(dataset)
 
     def columns(self, split: str) -> Columns:
-        """Compares the histories of users up to the last event of the split.
+        """Returns the histories of users for the data summary, up to the last event of the split.
 
         All splits have the same users, so histories of different splits are not compared.
         """
@@ -189,11 +189,11 @@ class Recommendation(Task):
 
     @property
     def compiles_options(self) -> bool:
-        """True if lists have another length."""
+        """True with the option `top_k`, which is the length of the lists of `predict`."""
         return self.options.top_k is not None
 
     def answers(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
-        """Returns `RecommendationProcessor.decode` with lists of `top_k` items."""
+        """Returns the result of `RecommendationProcessor.decode`, with lists of `top_k` items."""
         return self.processor.decode(raw, outputs, self.options.top_k or TOP)
 
     @classmethod
@@ -245,7 +245,10 @@ class Recommendation(Task):
         }
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns hashes of users and held-out items, or of training sequences."""
+        """Returns for each example a hash of its user and held-out item.
+
+        In the training split it is a hash of the sequence.
+        """
         if split == "train":
             return super().example_ids(split)
         part, events = self.examples(split), self.processor.events
@@ -282,7 +285,7 @@ class Recommendation(Task):
         }
 
     def explainer(self) -> RecommendationExplainer:
-        """Returns the explainer, whose positions are items of the history."""
+        """Returns the explainer, which attributes predictions to items of the history."""
         return RecommendationExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:

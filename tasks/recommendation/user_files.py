@@ -287,7 +287,7 @@ class _Ids:
     def __init__(self, file: str, column: str):
         self._file, self._column = file, column
         self._numbers: dict[str, int] = {}
-        # Cells as in the file: most need no further processing.
+        # Indices of cells that have occurred before, which need not be parsed again.
         self._known: dict[str, int] = {}
 
     @property

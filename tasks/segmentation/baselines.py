@@ -15,7 +15,8 @@ from tasks.segmentation.metrics import (
     segmentation_metrics,
 )
 
-# Training pixels, trees and minimum leaf size of the forest, which takes a few seconds.
+# Number of training pixels, number of trees and minimum leaf size of the forest. With these values
+# it is fitted in a few seconds.
 _PIXELS, _TREES, _LEAF = 200_000, 20, 20
 # Number of images that are classified at a time.
 _PORTION = 16

@@ -42,7 +42,7 @@ class DataConfig(ImageTableConfig):
         own_<folder> by default.
       path: folder of user files. It contains either images/ and masks/, in which an image and its
         mask have the same name, or the folders train/ and optionally validation/ and test/, which
-        each contain images/ and masks/. Also a table with the paths of images and masks, or three
+        each contain images/ and masks/. Or it is a table with paths of images and masks, or three
         paths for train, validation and test, separated by commas. A missing split is a tenth of the
         training split, selected by the hash of the pixels. A mask contains the class index of each
         pixel, in grayscale or with a palette. An optional file classes.txt lists the class names,
@@ -314,14 +314,14 @@ def _fitted(
     ids: Sequence[str] = (),
     subsets: Mapping[str, str] | None = None,
 ) -> SegmentationExamples:
-    """Fits images to the size of the config; `subsets` maps names of subsets to prefixes of ids."""
+    """Resizes images, or cuts them into windows; `subsets` maps subset names to id prefixes."""
     size, tiled = tuple(config.image_size), config.fit == "tiles"
     images, labels, source, codes, void = [], [], [], [], 0
     for number, (image, mask) in enumerate(pairs):
         whole = digests.code((image, mask))
         if tiled:
             windows = tiles.training_windows(image, mask, size, VOID)
-            # Pixels of an earlier window are void only in the window, not in the mask.
+            # Counted in the mask, because windows also have the pixels of earlier windows as void.
             void += int(np.sum(mask == VOID))
         else:
             windows = [(resize(image, size), nearest(mask, size))]

@@ -60,7 +60,7 @@ def _camvid_files(archive: zipfile.ZipFile) -> dict[str, str]:
 
 
 def camvid_pixels(path: Path) -> Iterator[bytes]:
-    """Yields names and pixels of all images of an archive, which the hash of the source covers."""
+    """Yields names and pixels of all images of an archive, for the hash of the source."""
     from PIL import Image
 
     with zipfile.ZipFile(path) as archive:
@@ -142,7 +142,8 @@ CAMVID = LabeledImages(
 
 # ---------------------------------------------------------------------- land and water
 
-# Pixels a side of a crop, 7.2°; columns of crops in a band; least fraction of either class.
+# Side of a crop in pixels, 7.2°; number of columns of crops in a band. Crops are kept if the
+# fractions of land and water are both above `_LEAST`.
 LAND_SIDE, _BAND, _LEAST = 108, 5, 0.02
 
 
@@ -182,8 +183,9 @@ LAND_WATER = LabeledImages(
         generate=_land_water,
         counts={"train": 218, "validation": 67, "test": 109},
         description="Crops of the Blue Marble, 7.2° and 108 pixels a side, with land or water "
-        "(seas and lakes) for each pixel; those with at least 2 % of either. Split by bands of 36° "
-        "of longitude from 180° west on; of five the second is validation and the fourth test.",
+        "(seas and lakes) for each pixel; only crops with more than 2 % of both. Split by bands of "
+        "36° of longitude from 180° west on; of every five bands the second is validation and the "
+        "fourth test.",
         license=blue_marble.LICENSE,
     ),
     ("water", "land"),

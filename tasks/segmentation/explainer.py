@@ -1,4 +1,8 @@
-"""Explanations of segmentation; positions are cells of a grid."""
+"""Explanations of segmentation; positions are cells of a grid.
+
+A gate g in [0, 1] fades each cell x of the image towards the same cell r of a blurred copy,
+g x + (1 - g) r, and the change of a score of the prediction is measured.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from tasks.processor import Arrays
 
 
 class SegmentationExplainer(Explainer):
-    """Explains the pixels of the class with the most predicted pixels besides the background.
+    """Explains one class at its predicted pixels: the class with the most besides the background.
 
     The background is class 0. If all pixels are background, the background is explained.
     """
@@ -54,7 +58,7 @@ class SegmentationExplainer(Explainer):
         return np.ones(np.prod(self._grid(inputs)), bool)
 
     def score(self, model: Any, inputs: Mapping[str, Any], gates: Any, target: Any) -> Any:
-        """Computes the mean log-probability of the class at its pixels for blurred cells."""
+        """Computes the mean log-probability of the class at its pixels, for gated images."""
         images = gated_images(to_unit(inputs["image"]), gates, *self._grid(inputs))
         found = jax.nn.log_softmax(model(center(images)).astype(jnp.float32))
         chosen = jnp.take(found, target["class"][0], axis=-1)
@@ -66,7 +70,7 @@ class SegmentationExplainer(Explainer):
         return np.exp(np.minimum(scores, 0))
 
     def _maps(self, subject: Subject) -> list[tuple[str, np.ndarray]]:
-        """Returns name and map [y, x] of each attention with spatial weights, coarsest last."""
+        """Returns name and spatial map [y, x] of each attention whose weights have one."""
         model, found = self.task.model, []
         sides = model.sides(*subject.inputs["image"].shape[1:3])
         for name, weights in subject.attention.items():
@@ -77,7 +81,7 @@ class SegmentationExplainer(Explainer):
         return found
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
-        """Returns the finest map, averaged over cells."""
+        """Returns the attention map with the most positions, averaged within each cell."""
         maps = self._maps(subject)
         if not maps:
             return None
@@ -85,7 +89,7 @@ class SegmentationExplainer(Explainer):
         return AttentionPath(on_grid(finest, self._grid(subject.inputs)).ravel())
 
     def describe(self, subject: Subject) -> Description:
-        """Returns the image with predicted classes, and the maps."""
+        """Returns the image with predicted classes, and the attention maps."""
         labels = self._labels(subject.outputs)
         grid = self._grid(subject.inputs)
         axes, maps = {"image": Axis("cell", grid_labels(*grid), grid_areas(*grid))}, []

@@ -61,7 +61,7 @@ class LossConfig(Config):
 
         Args:
           labels: integers [n, Y, X] of the training split; those not in [0, K) are void.
-          classes: K.
+          classes: K, number of classes.
 
         Raises:
           ValueError: the number of comma-separated weights differs from K.
@@ -85,7 +85,7 @@ def median_frequency(labels: np.ndarray, classes: int) -> np.ndarray:
 
     Args:
       labels: integers [n, Y, X]; those not in [0, K) are void.
-      classes: K.
+      classes: K, number of classes.
 
     Returns:
       float32 [K]; 1 for a class that never occurs.
@@ -149,7 +149,7 @@ def focal_loss(
     labels = jnp.where(counted, labels, 0).astype(jnp.int32)
     entropy = losses.cross_entropy(logits, labels)
     weight = jnp.where(counted, jnp.asarray(class_weights)[labels], 0)
-    # The power of 1 - p has no finite gradient at p = 1.
+    # Bounded below, because (1 - p)^γ with γ < 1 has no finite gradient at p = 1.
     missing = jnp.maximum(-jnp.expm1(-entropy), 1e-6)
     modulated = entropy * (missing**gamma if gamma else 1.0)
     return jnp.sum(modulated * weight) / jnp.maximum(jnp.sum(weight), 1e-6)

@@ -19,7 +19,7 @@ def confusion_matrices(truth: np.ndarray, predicted: np.ndarray, classes: int) -
     Args:
       truth: integers [n, Y, X], void allowed.
       predicted: integers [n, Y, X] in [0, K).
-      classes: K.
+      classes: K, number of classes.
     """
     counts = np.zeros((len(truth), classes, classes), np.int64)
     for image, (true, found) in enumerate(zip(truth, predicted, strict=True)):
@@ -113,7 +113,7 @@ def boundary_f1(
     Args:
       truth: integers [Y, X] of each image, void allowed.
       predicted: integers [Y, X] in [0, K) of each image.
-      classes: K.
+      classes: K, number of classes.
       tolerance: maximum distance of matching boundaries in pixels.
 
     Returns:

@@ -1,4 +1,7 @@
-"""Semantic segmentation with a U-Net."""
+"""Semantic segmentation with a U-Net.
+
+B batch, Y X height and width, K classes.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +117,7 @@ class SegmentationProcessor(Processor):
         return {"image": image, "place": ArraySpec(("batch", 5), "int32")}
 
     def steps(self) -> ProcessingSteps:
-        """Returns the steps that convert images to windows, and outputs to class masks."""
+        """Returns the processing steps of exports, which read images and return masks."""
         size, tiled = list(self.data.image_size), self.data.fit == "tiles"
         overlap = OVERLAP if tiled else None
         encode = [
@@ -183,7 +186,7 @@ class Segmentation(Task):
         return self.model.loss.weights(self.dataset.splits["train"].labels, len(self.names))
 
     def columns(self, split: str) -> Columns:
-        """Compares images, or windows of images; their label is the mask."""
+        """Returns images, or windows of images, for the data summary, with the masks as labels."""
         part = self.dataset.splits[split]
         return Columns(
             len(part),
@@ -234,7 +237,7 @@ class Segmentation(Task):
             jax.nn.one_hot(classes, len(self.names), dtype=jnp.float32)
             for classes in (labels, predicted)
         )
-        # Counts up to the number of pixels of an image are exact in float32.
+        # The product counts the pixels of an image in float32, which is exact up to 2^24.
         true = true * counted[..., None]
         confusion = jnp.einsum("byxk,byxl->bkl", true, found, precision="highest")
         statistics = {
@@ -257,7 +260,11 @@ class Segmentation(Task):
         return {"place": inputs["place"], "labels": jnp.argmax(logits, axis=-1).astype(jnp.uint8)}
 
     def attention(self, model: UNet, inputs: Batch) -> dict[str, jax.Array]:
-        """Returns the weights of the gates "gate_1", ..., or of the map attention of each stage."""
+        """Returns attention weights by name.
+
+        The names are "gate_1", ... for gates, or "encoder_1", ..., "decoder_1", ... for the map
+        attention of each stage.
+        """
         return model(center(to_unit(inputs["image"])), return_weights=True)[1]
 
     def _counted(self, labels: jax.Array, weight: jax.Array) -> jax.Array:
@@ -293,7 +300,7 @@ class Segmentation(Task):
         return iou_contributions(confusions).astype(np.float32)
 
     def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
-        """Returns the fraction of pixels of each class, of the pixels that have a class."""
+        """Returns true and predicted fractions of the classes, over pixels with a true class."""
         truths = self.dataset.splits[split].labels
         return [
             ExamplePrediction(None, self._fractions(truth), self._fractions(found[truth != VOID]))
@@ -308,7 +315,7 @@ class Segmentation(Task):
         return {name: round(count / total, 4) for name, count in pairs if count}
 
     def explainer(self) -> SegmentationExplainer:
-        """Returns the explainer, whose positions are cells of a grid."""
+        """Returns the explainer, which attributes predictions to cells of the image."""
         return SegmentationExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:

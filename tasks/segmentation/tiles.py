@@ -15,7 +15,9 @@ _ROWS = 512
 
 
 def window_starts(length: int, size: int, step: int) -> list[int]:
-    """Returns evenly spaced starts of windows that cover an axis; the last window ends at its end.
+    """Returns evenly spaced starts of windows; the last window ends at the end of the axis.
+
+    If the axis is not longer than a window, there is one window, at 0.
 
     Args:
       length: length of the axis.
@@ -61,7 +63,7 @@ def training_windows(
       image: [Y, X, C].
       labels: [Y, X].
       size: height and width of a window.
-      void: label of pixels of earlier windows and of pixels beyond the image.
+      void: label for pixels that an earlier window contains, and for pixels beyond the image.
     """
     taken = np.zeros(labels.shape, bool)
     for top, left in window_corners(*labels.shape, size, 0.0):

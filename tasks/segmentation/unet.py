@@ -3,7 +3,8 @@
 B batch, Y X height and width, C channels, K classes, P side of a patch in pixels. Each stage of the
 encoder is two 3 x 3 convolutions and halves the map. Each stage of the decoder upsamples the map
 and concatenates the encoder's map of the same size (skip connection). Unlike the paper,
-convolutions are zero-padded and followed by batch norm.
+convolutions are zero-padded and followed by batch norm. Map attention is a module of
+`attention.registry`, such as CBAM, that is applied to the feature map at the end of each stage.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def match_parameter_count(config: UNetConfig, classes: int, image_channels: int 
 
     Args:
       config: config with attention, and with the channels of the network without attention.
-      classes: K.
+      classes: K, number of classes.
       image_channels: number of channels of the input.
 
     Returns:
@@ -137,7 +138,7 @@ def match_parameter_count(config: UNetConfig, classes: int, image_channels: int 
         candidate = dataclasses.replace(config, channels=channels)
         got = parameter_count(candidate, classes, image_channels)
         tried.append((abs(got - wanted), channels, candidate))
-        # The number of parameters is about quadratic in the channels.
+        # The square root, because the number of parameters is about quadratic in the channels.
         scale *= (wanted / got) ** 0.5
     return min(tried, key=lambda found: found[:2])[2]
 
@@ -149,7 +150,7 @@ def parameter_count(config: UNetConfig, classes: int, image_channels: int = 3) -
 
 
 def to_patches(images: Array, P: int) -> Array:
-    """Splits [B, Y, X, C], zero-padded, into patches [B, ceil(Y / P), ceil(X / P), P² C]."""
+    """Splits images [B, Y, X, C] into patches [B, ceil(Y / P), ceil(X / P), P² C], zero-padded."""
     B, Y, X, C = images.shape
     images = jnp.pad(images, ((0, 0), (0, -Y % P), (0, -X % P), (0, 0)))
     rows, columns = images.shape[1] // P, images.shape[2] // P
@@ -160,9 +161,9 @@ def to_patches(images: Array, P: int) -> Array:
 def from_patches(x: Array, Y: int, X: int) -> Array:
     """Joins patches [B, rows, columns, P, P, C] to maps [B, Y, X, C], cropped to Y x X.
 
-    The rows of the patches are joined by concatenation, and the gradient takes every P-th cell. A
-    transpose of six axes has a short last axis, which a TPU pads to 128: at 11 classes it takes 12
-    times the memory of the map.
+    The rows of the patches are joined one by one, and the gradient takes every P-th cell. A single
+    transpose of six axes would have a short last axis, which a TPU pads to 128: with 11 classes it
+    would need 12 times the memory of the map.
     """
     _, rows, columns, P, _, _ = x.shape
 
@@ -195,7 +196,7 @@ class UNet(ImageModel):
     Args:
       config: see `UNetConfig`.
       image_channels: number of channels of the input.
-      classes: K.
+      classes: K, number of classes.
     """
 
     def __init__(self, config: UNetConfig, image_channels: int, classes: int, *, rngs: nnx.Rngs):
@@ -218,8 +219,8 @@ class UNet(ImageModel):
         )
         self.decoder = nnx.List([stage(2 * fine, fine) for fine, _ in pairs])
         self.classify = Projection((sizes[0],), (P, P, classes), rngs=rngs)
-        # All pixels of a patch start equal, against checkerboard patterns (Aitken et al. 2017,
-        # "Checkerboard artifact free sub-pixel convolution").
+        # All pixels of a patch start with the same parameters, which prevents checkerboard patterns
+        # (Aitken et al. 2017, "Checkerboard artifact free sub-pixel convolution").
         kernel = self.classify.kernel
         kernel[...] = jnp.broadcast_to(kernel[...][:, :1, :1], kernel.shape)
 
@@ -228,7 +229,7 @@ class UNet(ImageModel):
     ) -> tuple[Array, dict[str, Array | None]]:
         """Returns logits [B, Y, X, K], and attention weights by name.
 
-        The weights are "gate_1", ... of gates, or "encoder_1", ..., "decoder_1", ... of a map
+        The names are "gate_1", ... for gates, or "encoder_1", ..., "decoder_1", ... for map
         attention. Number 1 belongs to the largest map.
         """
         P, sizes = self.config.patch_size, {}

@@ -32,7 +32,7 @@ from tasks.common.images.tables import (
 from tasks.segmentation.metrics import VOID
 
 IMAGES, MASKS, CLASSES = "images", "masks", "classes.txt"
-# Lossless formats.
+# Lossless formats, which keep the class numbers.
 _EXACT = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 MOST_CLASSES = 255
 
@@ -50,7 +50,7 @@ def find_all(path: str, config: ImageTableConfig) -> tuple[dict[str, list[Pair]]
     Args:
       path: a folder as for `find`, a table, a pattern of tables, or three of them for train,
         validation and test.
-      config: columns of tables; `label_column` has the paths of masks.
+      config: names of the columns of tables; `label_column` names that of the paths of masks.
 
     Raises:
       UserError: as for `find`, or a table cannot be read, lacks a column or names missing files.
@@ -72,7 +72,7 @@ def find_all(path: str, config: ImageTableConfig) -> tuple[dict[str, list[Pair]]
 
 
 def _table(name: str, config: ImageTableConfig, groups: dict[Path, str]) -> Iterator[Pair]:
-    """Yields image and mask of each row of a table, and adds its group to `groups`."""
+    """Yields image and mask of each row of a table, and adds the image's group to `groups`."""
     column = config.label_column
     for row in image_rows(name, config):
         pair = row.image, image_file(name, row.label, row.where, column)

@@ -1,8 +1,8 @@
 """Generated strings of digits whose targets are the reversed or the same strings.
 
-A string of n digits is converted to `source`, its n digits, and `target`, the digits in reverse
-("reversed_digits") or in order ("copied_digits") and an end token. Source and target are padded to
-the same length.
+A string of n digits becomes an example with `source`, the ids of its digits, and `target`, the same
+ids in reverse ("reversed_digits") or in the same order ("copied_digits"), followed by an end token.
+Source and target are padded to the same length.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
 
 DATA_SETS = ("reversed_digits", "copied_digits")
-# Token ids. START is what a decoder reads before its first digit.
+# Token ids. START is the input of the decoder at its first step.
 PAD, START, END, FIRST_DIGIT = 0, 1, 2, 3
 VOCABULARY = FIRST_DIGIT + 10
-# How many of ten hash values belong to each split.
+# Number of the ten hash values of `split_of` that belong to each split.
 SHARES = {"test": 1, "validation": 1, "train": 8}
 
 
@@ -53,7 +53,8 @@ class DataConfig(Config):
         self.expect("max_length", longer, f"at least min_length={self.min_length}")
         digits = range(self.min_length, self.max_length + 1)
         for split, share in SHARES.items():
-            # Half of all strings, so that random generation ends soon.
+            # At most half of the strings that belong to the split, so that `generate`, which draws
+            # random strings until it has enough different ones, ends soon.
             most = sum(10**length for length in digits) * share // 20
             name, lengths = f"{split}_size", f"{self.min_length} to {self.max_length} digits"
             self.expect(name, getattr(self, name) <= most, f"at most {most} with {lengths}")
@@ -184,7 +185,7 @@ def read_strings(raw: Sequence[str], max_length: int) -> DigitStrings:
     strings = [text.strip() for text in raw]
     for text in strings:
         shown = repr(text if len(text) <= 60 else text[:57] + "...")
-        # str.isdigit accepts digits of all scripts.
+        # `isascii` is needed too, because `str.isdigit` accepts the digits of all scripts.
         if not (text.isascii() and text.isdigit()):
             raise UserError(f"input {shown}: expected only digits 0 to 9, such as 31415")
         if len(text) > max_length:

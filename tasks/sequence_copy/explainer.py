@@ -1,4 +1,8 @@
-"""Explanations of copied strings; positions are digits of the source."""
+"""Explanations of copied strings; positions are digits of the source.
+
+A gate g in [0, 1] fades the embedding x of each position towards a replacement r, g x + (1 - g) r,
+and the change of a score of the prediction is measured.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +37,11 @@ class CopyExplainer(SequenceExplainer):
         return {"tokens": outputs["tokens"]}
 
     def positions(self, inputs: Arrays) -> np.ndarray:
-        """Returns the mask of digits."""
+        """Returns True for digits and False for padding, bool [S]."""
         return np.arange(inputs["source"].shape[1]) < int(inputs["length"][0])
 
     def score(self, model: Any, inputs: Mapping[str, Any], gates: Any, target: Any) -> Any:
-        """Computes the mean log-probability of the decoded tokens for mixed source embeddings."""
+        """Computes the mean log-probability of the decoded tokens, with a gated source."""
         replacement = jnp.mean(model.decoder.embedding.embedding[...], axis=0)
         model.encoder = GatedInput(model.encoder, gates, replacement)
         tokens = repeated(target["tokens"], gates)
@@ -46,7 +50,7 @@ class CopyExplainer(SequenceExplainer):
         return mean_log_probability(logits, tokens, tokens != PAD)
 
     def _alignment(self, subject: Subject) -> np.ndarray | None:
-        """Returns the attention weights over the source, [N, T, S], without padding."""
+        """Returns attention weights [heads, output steps, digits] without padding, None if none."""
         weights = subject.attention.get("alignment")
         if weights is None:
             return None
@@ -55,12 +59,12 @@ class CopyExplainer(SequenceExplainer):
         return np.moveaxis(weights[:, None] if weights.ndim == 2 else weights, 0, 1)
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
-        """Returns the mean of the alignment over steps and heads."""
+        """Returns the attention weights of the digits, averaged over steps and heads."""
         weights = self._alignment(subject)
         return None if weights is None else AttentionPath(weights.mean(axis=(0, 1)))
 
     def describe(self, subject: Subject) -> Description:
-        """Returns the digits of source and output, and the alignment."""
+        """Returns the digits of source and output, and the attention weights between them."""
         source, target = subject.raw, None
         if source is None:
             part = self.task.examples(subject.split)

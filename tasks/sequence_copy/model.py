@@ -1,7 +1,8 @@
-"""A GRU encoder-decoder with an alignment of `attention.registry`.
+"""A GRU encoder-decoder whose decoder attends to the source by an alignment.
 
-Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation". With the
-alignment "none" it is the model of Sutskever et al. 2014, whose decoder reads one fixed vector.
+Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation". The
+alignments are those of `attention.registry`. With the alignment "none", the decoder reads one fixed
+vector instead, as in Sutskever et al. 2014.
 
 B batch, S source length, T target length, E embedding size, D state size.
 """
@@ -31,11 +32,11 @@ class EncoderDecoderConfig(Config):
     """Config of two GRUs, encoder and decoder, and of the alignment between them.
 
     Attributes:
-      embedding_size: E.
+      embedding_size: E, size of the token embeddings.
       state_size: D, state size of each GRU.
       alignment: an alignment of `attention.registry`, such as "dot", "additive" or
-        "location_aware(width=5)"; or "none" for a decoder that reads one fixed vector, with as many
-        parameters as "dot".
+        "location_aware(width=5)"; or "none" for a decoder that reads one fixed vector. Models with
+        "none" and "dot" have the same number of parameters.
       dropout_rate: dropout rate of the embeddings and of the inputs of the output layer.
     """
 
@@ -82,8 +83,8 @@ class EncoderDecoder(nnx.Module):
 
         h_1 ... h_S = GRU(e(x)),   s_0 = h_S
 
-    The encoder states h, of source x with embeddings e, are the memory of an `AttentionDecoder`,
-    which has the initial state s_0 and the same embeddings.
+    x is the source and e(x) are its embeddings. The encoder states h are the memory of an
+    `AttentionDecoder`, which starts from the state s_0 and uses the same embeddings.
     """
 
     def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):

@@ -68,14 +68,15 @@ class DigitProcessor(Processor):
         }
 
     def steps(self) -> ProcessingSteps:
-        """Returns the steps that convert digits to ids and back."""
+        """Returns the processing steps of exports, which convert digits to ids and back."""
         limits = {"first": strings.FIRST_DIGIT, "limit": self.data.max_length}
         return ProcessingSteps(
             "text",
             [
                 {"op": "digits", **limits, "to": "source"},
                 {"op": "length", "of": "source", "to": "length"},
-                # The output is as long as the padded source, which leaves room for the end token.
+                # The output is as long as the padded source. One more PAD makes room for the end
+                # token.
                 {"op": "append", "to": "source", "value": PAD},
             ],
             [{"op": "spell_digits", "first": strings.FIRST_DIGIT}],
@@ -106,7 +107,7 @@ class SequenceCopy(Task):
         r"exact_match_(\d+)_(\d+)": fraction("strings of {0} to {1} digits with all tokens right"),
         r"exact_match_(\d+)": fraction("strings of {0} digits with all tokens right"),
         "token_accuracy": fraction("right tokens of decoded strings"),
-        "alignment_accuracy": fraction("decoding steps that attend to the source digit or next"),
+        "alignment_accuracy": fraction("steps that attend to the source digit or to a neighbor"),
         "forced_accuracy": fraction("right tokens under teacher forcing"),
         "loss": lower("cross-entropy under teacher forcing", "nats per token"),
     }
@@ -119,7 +120,7 @@ class SequenceCopy(Task):
         return DigitData(strings.generate(data))
 
     def columns(self, split: str) -> Columns:
-        """Compares the strings; their label is the target string."""
+        """Returns the strings for the data summary, with the target strings as labels."""
         part = self.examples(split)
         return Columns(
             len(part),
@@ -143,7 +144,7 @@ class SequenceCopy(Task):
         return jnp.sum(losses) / tokens, {"forced_accuracy": jnp.sum(correct) / tokens}
 
     def evaluate(self, model: EncoderDecoder, batch: Batch) -> tuple[dict, dict]:
-        """Sums cross-entropy, correct tokens and tokens under teacher forcing."""
+        """Sums the cross-entropy, and counts correct and all tokens, under teacher forcing."""
         losses, correct, weight = _by_token(model, batch, None)
         sums = {"loss": jnp.sum(losses), "right": jnp.sum(correct), "tokens": jnp.sum(weight)}
         return sums, {}
@@ -155,7 +156,7 @@ class SequenceCopy(Task):
 
         Returns:
           "tokens" [B, T], with the end token, padded with 0. With attention also "looked" [B, T]: 1
-          + the position of the largest attention weight, averaged over heads; 0 for padding.
+          + the source position with the largest mean attention weight of the heads; 0 for padding.
         """
         source = inputs["source"]
         tokens, weights = model.generate(source, inputs["length"], source.shape[1])
@@ -185,8 +186,9 @@ class SequenceCopy(Task):
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns metrics of greedy decoding and of teacher forcing.
 
-        Greedy decoding has `sequence_metrics` and, with attention, `alignment_accuracy`. Teacher
-        forcing has `loss` and `forced_accuracy`, the fraction of correct tokens.
+        Greedy decoding gives the metrics of `sequence_metrics` and, with attention,
+        `alignment_accuracy`. Teacher forcing gives `loss` and `forced_accuracy`, the fraction of
+        correct tokens.
         """
         tokens, examples = float(statistics["tokens"]), self.examples(split)
         aligned = {}
@@ -200,7 +202,7 @@ class SequenceCopy(Task):
         }
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns one hash per example of its string and target."""
+        """Returns for each example a hash of its string and its target."""
         part = self.examples(split)
         return digests.ids(part.strings, part.answers)
 
@@ -224,7 +226,7 @@ class SequenceCopy(Task):
         return {"alignment": {"output": output, **heads, "source": source}}
 
     def explainer(self) -> CopyExplainer:
-        """Returns the explainer, whose positions are digits of the source."""
+        """Returns the explainer, which attributes predictions to digits of the source."""
         return CopyExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
@@ -243,7 +245,7 @@ class SequenceCopy(Task):
                 drawn.append(Transcript(title, written, answer, source, words=False))
                 continue
             weights = alignments[row]
-            # Up to the step of the end token.
+            # Number of steps up to the end token, including it.
             steps = int(np.sum(tokens != PAD))
             verdict = "right" if written == answer else "wrong"
             heads = [weights] if weights.ndim == 2 else np.swapaxes(weights, 0, 1)
@@ -328,7 +330,7 @@ def alignment_accuracy(looked: np.ndarray, examples: DigitStrings) -> float:
 
 
 def _groups(digits: np.ndarray) -> list[tuple[int, int]]:
-    """Returns (first, last) of at most four groups of lengths, and the greatest length twice."""
+    """Returns (least, greatest) length of at most four groups, then the greatest length twice."""
     parts = np.array_split(np.unique(digits), 4)
     groups = [(int(part[0]), int(part[-1])) for part in parts if len(part)]
     greatest = int(digits.max())

@@ -15,10 +15,10 @@ from tasks.common.metrics.error_rates import text_errors, transcript_metrics
 from tasks.speech_recognition.data import SpeechData
 
 _COEFFICIENTS, _PARTS = 20, 10
-# Frames this many decibels below the loudest are silent.
+# Single digits: frames that are this many decibels or more below the loudest frame are silent.
 _SILENCE = 30.0
-# Of strings: thresholds of silence to select from, in decibels; shortest silence and shortest word,
-# in frames; number of training strings.
+# Strings of digits: candidates for that number of decibels; shortest silence between words and
+# shortest word, in frames; number of training strings.
 _SILENCES, _GAP, _WORD, _STRINGS = (15.0, 20.0, 25.0, 30.0, 35.0, 40.0), 4, 8, 1000
 # Sample rate of PocketSphinx' model.
 _SPHINX_RATE = 16000
@@ -120,7 +120,7 @@ def _scored(said: Sequence[str], written: Sequence[str]) -> dict[str, Any]:
 def _features(
     clips: TranscriptionExamples, chosen: Iterable[int], config: LogMelConfig
 ) -> Iterator[np.ndarray]:
-    """Yields log-mel features [frames, F] of the clips with the indices `chosen`."""
+    """Yields log-mel features [frames, bands] of the clips with the indices `chosen`."""
     import jax
 
     compute = jax.jit(lambda x, length: log_mel(x[None], length[None], config)[0][0])
@@ -159,7 +159,7 @@ def _cepstra(features: np.ndarray) -> np.ndarray:
     from scipy.fft import dct
 
     cepstra = dct(features, norm="ortho", axis=1)[:, :_COEFFICIENTS]
-    # In short clips segments share frames.
+    # Each segment has at least one frame, so segments of short clips share frames.
     edges = np.linspace(0, len(cepstra), _PARTS + 1)
     parts = [
         cepstra[int(low) : max(int(np.ceil(high)), int(low) + 1)].mean(axis=0)

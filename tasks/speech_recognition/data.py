@@ -53,9 +53,9 @@ class DataConfig(TranscribedConfig):
 
     Attributes:
       held_out: speaker of the test split of spoken_digits and spoken_digit_strings. The validation
-        split consists of the next speaker (spoken_digit_strings), or of recordings 0 to 4 of each
-        digit by the other speakers (spoken_digits). "official", only for spoken_digits: test is
-        recordings 0 to 4 of each digit by all speakers, validation is recordings 5 to 9.
+        split has the recordings of the next speaker (spoken_digit_strings), or recordings 0 to 4 of
+        each digit by the other speakers (spoken_digits). With "official", only for spoken_digits,
+        test has recordings 0 to 4 of each digit by all speakers, and validation recordings 5 to 9.
       strings: composition of spoken_digit_strings.
       long_strings: composition of the test condition "long", whose strings are longer than any
         training string.

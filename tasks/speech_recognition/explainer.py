@@ -1,4 +1,8 @@
-"""Explanations of speech recognition; positions are encoded frames."""
+"""Explanations of speech recognition; positions are the frames after the encoder.
+
+A gate g in [0, 1] fades the standardized features x of the frames of each position to 0, their mean
+in training, g x, and the change of a score of the transcript is measured.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +28,11 @@ class SpeechExplainer(TranscriptionExplainer):
         return self.task.model.frames(self.task.data.features.frames(samples))
 
     def frames(self, inputs: Arrays) -> tuple[int, int]:
-        """Returns the numbers of encoded frames of recording and padded array."""
+        """Returns the number of encoded frames of the recording, and that of the padded array."""
         return self._encoded(int(inputs["length"][0])), self._encoded(inputs["samples"].shape[1])
 
     def encode(self, model: Any, batch: Mapping[str, Any], gates: Any) -> Any:
-        """Encodes recordings whose standardized features are mixed with 0."""
+        """Encodes recordings whose standardized features are multiplied by the gates."""
         total = self.task.data.features.frames(batch["samples"].shape[1])
         factor = -(-total // gates.shape[1])
         model.encoder = GatedInput(model.encoder, gates, jnp.zeros(()), factor=factor)

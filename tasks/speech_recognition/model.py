@@ -138,7 +138,7 @@ class ChunkTerm(Pattern):
         return (distance >= 0) & (distance <= self._limit)
 
     def any_visible(self, query_first, query_last, key_first, key_last):
-        # Blocks have no gaps, so every distance between these two occurs.
+        # Queries and keys of a block are contiguous, so every distance from low to high occurs.
         low = query_first // self.chunk_size - key_last // self.chunk_size
         high = query_last // self.chunk_size - key_first // self.chunk_size
         return np.maximum(low, 0) <= np.minimum(high, self._limit)
@@ -223,7 +223,7 @@ class SpeechRecognizer(nnx.Module):
 
 
 def _paired(x: Array, valid: Array) -> tuple[Array, Array]:
-    """Joins pairs of frames, [B, S, F] -> [B, ceil(S / 2), 2F], valid where the first frame is."""
+    """Joins pairs of frames, [B, S, F] -> [B, ceil(S / 2), 2F]; valid if the first frame is."""
     x = jnp.where(valid[..., None], x, 0.0)
     B, S, F = x.shape
     x = jnp.pad(x, ((0, 0), (0, S % 2), (0, 0)))

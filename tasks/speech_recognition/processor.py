@@ -19,7 +19,7 @@ from tasks.transcription import TranscriptionProcessor
 
 # Number of training clips for the feature statistics, and the batch size of that computation.
 _SCALE_CLIPS, _SCALE_BATCH = 500, 32
-# Peak of a normalized clip; minimum peak of a clip that is normalized.
+# Peak of a normalized clip; minimum of the peak by which a clip is divided.
 _PEAK, _LEAST_PEAK = 0.5, 1e-3
 
 Change = Callable[[jax.Array], jax.Array]
@@ -46,7 +46,7 @@ class SpeechProcessor(TranscriptionProcessor):
         return read_clip(path, self.data)
 
     def steps(self) -> ProcessingSteps:
-        """Returns the steps that read sound files and that decode transcripts."""
+        """Returns the processing steps of exports, which read sound files and decode texts."""
         file, rate = "tokenizer.json", self.data.features.sample_rate
         sound = {"rate": rate, "seconds": self.data.max_seconds, "trim": self.data.trim}
         return ProcessingSteps(
@@ -68,7 +68,7 @@ class SpeechProcessor(TranscriptionProcessor):
         config, model = self.data.features, self.model
         longest = math.ceil(config.sample_rate * self.data.max_seconds)
         if model.encoder != "pyramid":
-            # Two convolutions subsample the frames by 4.
+            # The longest clip whose frames, subsampled by 4, are no more than `max_length`.
             most = 4 * model.max_length - 1
             longest = min(
                 longest, config.samples_of(config.window) + most * config.samples_of(config.hop)

@@ -71,7 +71,7 @@ class SpeechRecognition(TranscriptionTask):
 
     @property
     def input_unit(self) -> tuple[str, float]:
-        """Seconds, and the duration of a sample."""
+        """Unit in which inputs are measured, seconds, and the duration of a sample in it."""
         return "seconds", 1 / self.data.features.sample_rate
 
     # ------------------------------------------------------------------ objective
@@ -82,7 +82,7 @@ class SpeechRecognition(TranscriptionTask):
         return SpeechRecognizer(self.model, self.data.features, units, rngs=rngs)
 
     def encode(self, model: SpeechRecognizer, batch: Batch, key: Any = None) -> EncoderOutput:
-        """Encodes clips; with a key, samples and features are augmented before."""
+        """Encodes clips; with a key, their samples and features are augmented first."""
         samples = batch["samples"].astype(jnp.float32) / 32768
         lengths, config = batch["length"], self.data.augmentation
         if key is None:
@@ -99,7 +99,7 @@ class SpeechRecognition(TranscriptionTask):
     # ------------------------------------------------------------------ on the host
 
     def explainer(self) -> SpeechExplainer:
-        """Returns the explainer, whose positions are encoded frames."""
+        """Returns the explainer, which attributes predictions to frames of the recording."""
         return SpeechExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:

@@ -148,11 +148,11 @@ def tfidf_prior(
     """Computes the contribution of each token id to the class scores of two linear models.
 
     The models are a linear SVM (C = 1, one class against the others) and complement naive Bayes
-    (Rennie et al. 2003; smoothing 0.1). Both are fitted to TF-IDF vectors of presence,
-    x[t] = idf[t] / |idf of the text|. Their scores are scaled to standard deviation 1 over the
-    training texts and added: s_c = x · w_c. Column c of the result is idf * w_c, divided by the
-    root mean square of idf in the training texts, so that its sum over the n tokens of a text,
-    divided by sqrt(n), approximates s_c.
+    (Rennie et al. 2003; smoothing 0.1). Both are fitted to TF-IDF vectors of the tokens that a text
+    contains: x[t] = idf[t], divided by the Euclidean norm of these values. The scores of each model
+    are scaled to standard deviation 1 over the training texts, and added: s_c = x · w_c. Column c
+    of the result is idf * w_c, divided by the root mean square of idf in the training texts. Its
+    sum over the n tokens of a text, divided by sqrt(n), approximates s_c.
 
     Args:
       tokens: token ids of each text; repeated ids count once.
@@ -185,7 +185,8 @@ def tfidf_prior(
     return prior
 
 
-# Functions of token ids, labels, and numbers of token ids and of classes.
+# Functions for `EmbeddingConfig.prior`, with the same arguments: token ids of the texts, labels,
+# number of token ids, number of classes.
 PRIORS = {"naive_bayes": naive_bayes_prior, "tfidf": tfidf_prior}
 
 
@@ -207,7 +208,7 @@ def _tfidf(train_texts: Sequence[str], train_labels: np.ndarray, model) -> Predi
     )
     try:
         features = vectorizer.fit_transform(train_texts)
-    except ValueError:  # few short texts without a common word
+    except ValueError:  # no n-gram occurs in two texts
         vectorizer.set_params(min_df=1)
         features = vectorizer.fit_transform(train_texts)
     model.fit(features, train_labels)

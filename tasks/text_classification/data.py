@@ -29,8 +29,8 @@ class DataConfig(HeldOutConfig, TextFilesConfig):
       name: name of a built-in data set, or tfds:NAME for a data set of the TFDS catalog; see
         `TextFilesConfig`.
       train_file, validation_file, test_file: CSV, TSV or JSONL files; each is a file, a folder of
-        files or a glob pattern. A missing split is a tenth of the training split, see `stratify`;
-        texts that differ only in case or punctuation are in the same split.
+        files or a glob pattern. A missing split is a tenth of the training split (see `stratify`).
+        Texts that differ only in case or punctuation are in the same split.
       text_column: column (CSV, TSV), key (JSONL) or feature (TFDS) that contains the text.
       label_column: column, key or feature that contains the class.
       text: config of the tokenizer.

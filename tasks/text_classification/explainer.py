@@ -1,4 +1,8 @@
-"""Explanations of text classification; positions are tokens."""
+"""Explanations of text classification; positions are tokens of the text.
+
+A gate g in [0, 1] fades the embedding x of each token towards a replacement r, g x + (1 - g) r, and
+the change of a score of the prediction is measured.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ class TextExplainer(ClassificationExplainer):
 
     @property
     def replacement(self) -> str:
-        """The embedding of [MASK] if the model has one, else the mean of the vocabulary."""
+        """The embedding of [MASK] if the model has one, else the mean of all token embeddings."""
         return LAST[0] if self._has_mask else "the mean of all token embeddings"
 
     @property
@@ -41,11 +45,11 @@ class TextExplainer(ClassificationExplainer):
         return self._around == models.AROUND["bert"]
 
     def positions(self, inputs: Arrays) -> np.ndarray:
-        """Returns the mask of tokens."""
+        """Returns True for tokens and False for padding, bool [T]."""
         return np.arange(inputs["tokens"].shape[1]) < int(inputs["length"][0])
 
     def score(self, model: Any, inputs: Mapping[str, Any], gates: Any, target: Any) -> Any:
-        """Computes the log-odds of the predicted class for mixed token embeddings."""
+        """Computes the log-odds of the predicted class, with gated token embeddings."""
         table = model.tokens.embedding[...]
         size = self.task.processor.tokenizer.size
         replacement = table[-len(LAST)] if self._has_mask else jnp.mean(table[:size], axis=0)
@@ -54,7 +58,11 @@ class TextExplainer(ClassificationExplainer):
         return log_odds(self.task.logits(model, batch), target["label"])
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
-        """Returns the layers of the encoder, and the weights of the pool over its states."""
+        """Returns the attention weights that lead from the tokens to the logits.
+
+        These are the weights of the encoder's layers, and those with which the pool, or the
+        classification token, reads the states.
+        """
         attention, first = subject.attention, min(self._around, 1)
         length = int(subject.inputs["length"][0])
         states = length + self._around
@@ -72,7 +80,7 @@ class TextExplainer(ClassificationExplainer):
         return AttentionPath(readout, layers, first)
 
     def describe(self, subject: Subject) -> Description:
-        """Returns tokens, and the weights of encoder and pool."""
+        """Returns the tokens, and the attention weights of encoder and pool."""
         text = subject.raw
         if text is None:
             text = self.task.inputs(subject.split)[subject.index]

@@ -19,8 +19,8 @@ def token_weights(
       has_cls: whether texts begin with a classification token. If so, the last layer's weights are
         those with which this token attends to the other tokens. If not, they are averaged over the
         attending tokens.
-      lengths: int [n], number of tokens of each text, n at least the number of examples. Only these
-        tokens enter the average; all positions if None.
+      lengths: int [n], number of tokens of each text; n is at least the number of examples. The
+        average is over these tokens only, or over all positions if None.
 
     Returns:
       [examples, T], nonnegative; empty if the model has no attention weights.
@@ -29,7 +29,7 @@ def token_weights(
         return attention["pool"].mean(axis=1)
     if "encoder" not in attention:
         return np.zeros((0, 0), np.float32)
-    # Mixers that subtract attention maps have negative weights.
+    # Absolute values, because mixers that subtract attention maps have negative weights.
     last = np.abs(attention["encoder"][:, -1]).mean(axis=1)
     if has_cls:
         return last[:, 0, 1:]

@@ -19,7 +19,8 @@ from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import LAST, TextConfig, Tokenizer
 from tasks.task import Pretrained
 
-# Config keys that may differ, because the values of parameters do not depend on them.
+# Config keys in which the classifier may differ from the language model. The parameters of the
+# encoder do not depend on them.
 _FREE = (
     "dropout_rate",
     "attention_dropout_rate",
@@ -82,8 +83,8 @@ def initial_weights_from(
     differing += _differing("config.model", model, pretrained.model, EncoderConfig, _FREE)
     learned, wanted = pretrained.model.max_length, model.max_length
     by_length = model.positions_are("learned")
-    # A masked language model reads texts after a classification token; the classifier only if it
-    # pools that token.
+    # A masked language model, and a causal one of separate texts, reads a text after a
+    # classification token. A classifier without this token skips its learned position.
     began = pretrained.model.objective == "masked" or pretrained.assets["begin"] is None
     pools_first = model.pooling in ("cls", "bert")
     skipped = int(began and not pools_first)
@@ -99,8 +100,8 @@ def initial_weights_from(
             "keys, or use another run"
         )
     params = pretrained.params
-    # The tokens of the language model that come last are read with pooling "bert" only. All tokens
-    # are of the first segment.
+    # [MASK] and [SEP], the last tokens of the language model, are used with pooling "bert" only.
+    # All tokens of a classifier are in the first segment, so its embedding is added to the table.
     is_bert = model.pooling == "bert"
     rows = tokenizer.size + (len(LAST) if is_bert else 0)
     table = np.asarray(params["embedding"]["embedding"])[:rows]

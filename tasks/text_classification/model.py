@@ -31,7 +31,7 @@ Array = jax.Array
 
 
 Pool = one_of(*registry.names("pool"))
-# Number of tokens around the text that each pooling reads.
+# Number of tokens that a pooling adds around the text; other poolings add none.
 AROUND = {"cls": 1, "bert": 2}
 PoolOrCls = one_of(*registry.names("pool"), *AROUND)
 Prior = one_of("none", "naive_bayes", "tfidf")
@@ -60,7 +60,7 @@ class AttentionPoolingConfig(EmbeddingConfig):
     """Config of a pool over embeddings of words and n-grams, and a linear layer.
 
     Attributes:
-      embedding_size: D.
+      embedding_size: D, size of the token embeddings.
       pooling: a pool of `attention.registry`.
       attention_size: hidden size of the score network of `pooling="attention"`, else unused.
       length_scaling: whether to multiply the pooled vector by the square root of the text length,
@@ -86,7 +86,8 @@ class TransformerConfig(EmbeddingConfig, EncoderConfig):
     Attributes:
       pooling: a pool of `attention.registry`; "cls" for the state of a token before the text; or
         "bert" for tanh(W h + b) with h the state of [CLS] in "[CLS] text [SEP]", as in BERT
-        (Devlin et al. 2019), whose classifiers launch.export_weights writes for transformers.
+        (Devlin et al. 2019). launch.export_weights writes such classifiers for the library
+        transformers.
       token_dropout_rate: probability of dropping whole tokens at the input.
       head_dropout_rate: dropout rate of the pooled vector.
       init_from: run directory of a language model; its embeddings, encoder and tokenizer initialize
@@ -182,7 +183,7 @@ class TextClassifier(nnx.Module):
       start: initial embeddings and encoder from the run `init_from`; None for none.
     """
 
-    # Number of dropout keys; the last one is of the pooled vector.
+    # Number of dropout keys; the last one is for the pooled vector.
     keys: ClassVar[int] = 3
 
     def __init__(
@@ -196,7 +197,7 @@ class TextClassifier(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        # The rows after the vocabulary are of [MASK] and [SEP], as in a language model.
+        # The rows after the vocabulary embed [MASK] and [SEP], as in a language model.
         rows = vocabulary + len(LAST) if self._is_bert else vocabulary
         self.tokens = Embedding(config, rows, prior, rngs=rngs)
         self.encoder, size = self._encoder(rngs)
@@ -290,7 +291,10 @@ class AttentionPoolingClassifier(TextClassifier):
 
 
 def _prior_readout(columns: int, classes: int) -> np.ndarray:
-    """Returns the initial W of the prior's columns, [columns, classes]; two classes share one."""
+    """Returns the initial rows of W for the columns of the prior, [columns, classes].
+
+    Two classes share one column, with the weights -0.5 for class 0 and 0.5 for class 1.
+    """
     if columns == 1:
         return np.array([[-0.5, 0.5]], np.float32)
     return np.eye(columns, classes, dtype=np.float32)

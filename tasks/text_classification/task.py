@@ -37,7 +37,7 @@ from tasks.text_classification.figures import token_weights
 from tasks.text_classification.finetuning import InitialWeights, initial_weights_from
 from tasks.text_classification.user_files import OWN_DATA, read_labelled
 
-# Quantiles of the training lengths that define the padded lengths; each is compiled once.
+# Batches are padded to these quantiles of the training lengths; each length is compiled once.
 _BUCKET_QUANTILES = (0.5, 0.8, 0.95, 1.0)
 
 
@@ -119,7 +119,7 @@ class TextProcessor(Processor):
         }
 
     def steps(self) -> ProcessingSteps:
-        """Returns the steps that tokenize texts and that rank the classes by probability."""
+        """Returns the processing steps of exports, which tokenize texts and rank classes."""
         file = "tokenizer.json"
         return ProcessingSteps(
             "text",
@@ -229,7 +229,7 @@ class TextClassification(ClassificationTask):
         return found
 
     def columns(self, split: str) -> Columns:
-        """Compares the texts as read; their sizes are tokens."""
+        """Returns the texts for the data summary, with the classes as labels."""
         part, examples = self.dataset.splits[split], self.examples(split)
         return Columns(
             len(part),
@@ -242,7 +242,7 @@ class TextClassification(ClassificationTask):
         )
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns hashes of texts and class names."""
+        """Returns for each example a hash of its text and its class name."""
         part = self.dataset.splits[split]
         return digests.ids(part.texts, [self.labels[label] for label in part.labels])
 
@@ -269,7 +269,7 @@ class TextClassification(ClassificationTask):
                 f"of classes, for prior={self.model.prior!r}"
             )
         if self.dataset is None:
-            # The parameters of a checkpoint replace the prior.
+            # Without data no prior can be fitted; the parameters of a checkpoint replace the zeros.
             return np.zeros((self.processor.tokenizer.size, columns), np.float32)
         return self._fitted_prior
 
@@ -310,7 +310,7 @@ class TextClassification(ClassificationTask):
         }
 
     def explainer(self) -> TextExplainer:
-        """Returns the explainer, whose positions are tokens."""
+        """Returns the explainer, which attributes predictions to tokens."""
         return TextExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:

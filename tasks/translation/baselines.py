@@ -47,7 +47,8 @@ def lexicon(sources: Sequence[str], targets: Sequence[str], iterations: int = 5)
         count += len(e) * len(f)
         if pairs and count > _MAX_LINKS:
             break
-        # Each target word with all source words; `word_of` is the index of the target word.
+        # Pairs of each target word with all source words; `word_of` has the index of the target
+        # word of each pair.
         pairs.append((np.array(e)[None, :] * size + np.array(f, np.int64)[:, None]).ravel())
         word_of.append(np.repeat(np.arange(offset, offset + len(f)), len(e)))
         offset += len(f)

@@ -13,7 +13,8 @@ from tasks.common.data.debian import members
 from tasks.common.data.fetchers import AptPackage
 from tasks.common.data.sources import Source
 
-# OSIS elements whose content is not part of the verse, and elements within a sentence.
+# OSIS elements whose content is not part of the verse, and elements within a sentence, whose tags
+# are removed without a space.
 _ASIDE = r"note|title|speaker|catchWord|rdg"
 _WITHIN = r"w|seg|q|transChange|name"
 # Books of several genres that have few parallel passages in other books.
@@ -21,8 +22,8 @@ SPLITS = {
     "validation": ("Ruth", "Esth", "Dan", "Rom", "Jas"),
     "test": ("Judg", "Eccl", "Jonah", "Acts", "Heb"),
 }
-# Maximum ratio of the lengths of a pair. If the numbering of verses differs, one verse may contain
-# two verses of the other language.
+# Maximum ratio of the lengths of a pair. A larger ratio suggests that the numbering of verses
+# differs, so that one verse contains two verses of the other language.
 _MAX_LENGTH_RATIO = 2.2
 
 

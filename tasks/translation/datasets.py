@@ -1,4 +1,4 @@
-"""Built-in parallel texts, by name."""
+"""Definitions of the built-in data sets of parallel texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Explanations of translations; positions are tokens of the source."""
+"""Explanations of translations; positions are tokens of the source.
+
+A gate g in [0, 1] fades the embedding x of each token towards a replacement r, g x + (1 - g) r, and
+the change of a score of the translation is measured.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +36,11 @@ class TranslationExplainer(SequenceExplainer):
         return {"tokens": outputs["tokens"][:, 0]}
 
     def positions(self, inputs: Arrays) -> np.ndarray:
-        """Returns the mask of tokens, with the end token."""
+        """Returns True for tokens, including the end token, and False for padding, bool [S]."""
         return inputs["source"][0] != PAD
 
     def score(self, model: Any, inputs: Mapping[str, Any], gates: Any, target: Any) -> Any:
-        """Computes the mean log-probability of the translation for mixed source embeddings."""
+        """Computes the mean log-probability of the translation's tokens, with a gated source."""
         replacement = mean_embedding(model.embedding, model.start)
         model.encoder = GatedInput(model.encoder, gates, replacement)
         tokens = repeated(target["tokens"], gates)
@@ -44,7 +48,7 @@ class TranslationExplainer(SequenceExplainer):
         return mean_log_probability(logits, tokens, tokens != PAD)
 
     def _alignment(self, subject: Subject) -> np.ndarray | None:
-        """Returns the attention weights over the source, [L, N, T, S], without padding."""
+        """Returns attention weights [layers, heads, steps, tokens], unpadded; None if none."""
         weights = subject.attention.get("alignment")
         if weights is None:
             return None
@@ -55,14 +59,17 @@ class TranslationExplainer(SequenceExplainer):
         return np.moveaxis(weights, 0, 2)
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
-        """Returns the mean over steps and heads of the second to last layer (Garg et al. 2019)."""
+        """Returns the weights of the second to last layer, averaged over steps and heads.
+
+        This layer aligns best (Garg et al. 2019).
+        """
         weights = self._alignment(subject)
         if weights is None:
             return None
         return AttentionPath(weights[max(len(weights) - 2, 0)].mean(axis=(0, 1)))
 
     def describe(self, subject: Subject) -> Description:
-        """Returns the tokens of source and translation, and the alignment."""
+        """Returns the tokens of source and translation, and the attention weights between them."""
         target = None
         source = subject.raw
         if source is None:

@@ -105,7 +105,7 @@ class RecurrentConfig(Config):
     """Config of a bidirectional encoder, and a decoder with an alignment (Bahdanau et al. 2015).
 
     Attributes:
-      embedding_size: E; both languages share one embedding table.
+      embedding_size: E, size of the token embeddings, which both languages share.
       state_size: D, state size of the decoder, and of both directions of the encoder together.
       num_layers: number of layers of the decoder.
       cell: "gru" or "lstm".
@@ -200,7 +200,7 @@ class Translator(nnx.Module):
         Args:
           source: int [B, S], end token included, PAD after it.
           config: decoding method.
-          max_length: T.
+          max_length: T, maximum number of tokens of a translation.
           ids: int [B], ids of the examples, for sampling.
           return_weights: whether `extras` of the result contains the attention weights of every
             step, "alignment" [B, n_best, T, ..., S].

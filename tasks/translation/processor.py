@@ -39,7 +39,7 @@ class TranslationProcessor(Processor):
         return arrays
 
     def steps(self) -> ProcessingSteps:
-        """Returns the steps that tokenize sentences and that detokenize translations."""
+        """Returns the processing steps of exports, which tokenize texts and restore them."""
         file, limit = "tokenizer.json", self.data.text.max_length
         return ProcessingSteps(
             "text",
@@ -53,7 +53,11 @@ class TranslationProcessor(Processor):
         )
 
     def encode(self, raw: Sequence[str]) -> PairExamples:
-        """Tokenizes sentences of at most `config.data.text.max_length` tokens."""
+        """Tokenizes sentences.
+
+        Raises:
+          UserError: a sentence has more than `config.data.text.max_length` tokens.
+        """
         limit = self.data.text.max_length
         sources = self.tokenizer.encode_batch(raw)
         for text, ids in zip(raw, sources, strict=True):

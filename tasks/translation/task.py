@@ -1,4 +1,7 @@
-"""Translation: objective and metrics of the task."""
+"""Translation: objective and metrics of the task.
+
+B batch, S source length, T target length, L layers, N heads, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,8 @@ from tasks.translation.user_files import OWN_DATA, read_labeled
 
 # Quantiles of the lengths of the training split to which batches are padded.
 _BUCKET_QUANTILES = (0.5, 0.9, 0.99)
-# Length limit of the tokenizer, which truncates nothing: `examples` and `encode` apply the limit.
+# Length limit with which the tokenizer truncates nothing; `examples` and `encode` apply the limit
+# of the config.
 _UNLIMITED = 2**31 - 1
 _LENGTH_GROUPS = 5
 
@@ -143,7 +147,7 @@ class Translation(Task):
         return found
 
     def columns(self, split: str) -> Columns:
-        """Compares source sentences; their label is the target sentence."""
+        """Returns the source sentences for the data summary, with the targets as labels."""
         part = self.dataset.splits[split]
         encoded = dict(zip(("source tokens", "target tokens"), self._encoded(split), strict=True))
         units = {name: np.concatenate(ids) for name, ids in encoded.items()}
@@ -160,7 +164,7 @@ class Translation(Task):
         )
 
     def _lost_case(self, split: str) -> list[str]:
-        """Returns a note on the target words whose capitals the tokenizer folds, if it does."""
+        """Returns a note on target words with capitals if the tokenizer lower-cases, else none."""
         words = [word for text in self.dataset.splits[split].targets for word in text.split()]
         lost = sum(word != word.lower() for word in words)
         if not (self.data.text.lower_case and lost):
@@ -192,7 +196,7 @@ class Translation(Task):
         return loss, {"cross_entropy": jnp.sum(losses * weight) / tokens}
 
     def evaluate(self, model: models.Translator, batch: Batch) -> tuple[dict, dict]:
-        """Sums cross-entropy, correct tokens and tokens under teacher forcing."""
+        """Sums the cross-entropy, and counts correct and all tokens, under teacher forcing."""
         logits, weight = _teacher_forcing(model, batch, None)
         losses = cross_entropy(logits, batch["target"])
         right = jnp.argmax(logits, axis=-1) == batch["target"]
@@ -238,7 +242,7 @@ class Translation(Task):
     # ------------------------------------------------------------------ on the host
 
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
-        """Returns `translation_metrics`, and two metrics under teacher forcing.
+        """Returns the metrics of `translation_metrics`, and two metrics under teacher forcing.
 
         `loss` is the cross-entropy per token without smoothing, and `forced_accuracy` is the
         fraction of correct tokens.
@@ -251,7 +255,7 @@ class Translation(Task):
         }
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns one hash per pair of its source and target."""
+        """Returns for each pair a hash of its source and its target."""
         part = self.dataset.splits[split]
         return digests.ids(part.sources, part.targets)
 
@@ -276,7 +280,7 @@ class Translation(Task):
     def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
         """Returns the tokens of the translation and of the source as labels."""
         steps, tokens = self._labels(raw, outputs["tokens"][0, 0])
-        # [T, S], [T, N, S] or [T, L, N, S].
+        # The weights are [T, S], [T, N, S] or [T, L, N, S].
         between = ("layer", "head")[4 - np.ndim(attention.get("alignment", tokens)) :]
         return {"alignment": {"output": steps, **dict.fromkeys(between), "source": tokens}}
 
@@ -287,7 +291,7 @@ class Translation(Task):
         return steps, [*found, "end"]
 
     def explainer(self) -> TranslationExplainer:
-        """Returns the explainer, whose positions are tokens of the source."""
+        """Returns the explainer, which attributes predictions to tokens of the source."""
         return TranslationExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
@@ -296,7 +300,7 @@ class Translation(Task):
         part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
         drawn: list[Figure] = [_by_length(part, hypotheses, self.data.text.lower_case)]
         own = {"tokens": outputs["tokens"][chosen]}
-        # The texts are in the figures of the transcripts.
+        # Captions without the texts, which the figures of the transcripts show.
         names = [f"attention of {split} example {index}" for index in chosen]
         sources = [part.sources[index] for index in chosen]
         alignments = self._alignments(sources, own, results.attention, names)
@@ -320,9 +324,9 @@ class Translation(Task):
         attention: Arrays,
         names: Sequence[str] | None = None,
     ) -> list[Figure]:
-        """Returns the alignments of the first sources, as many as have attention weights.
+        """Draws the alignment of each source that has attention weights, which are the first ones.
 
-        Their captions are the texts, or the `names`.
+        The captions are the texts, or the `names`.
         """
         processor, drawn = self.processor, []
         for index, weights in enumerate(attention.get("alignment", ())):

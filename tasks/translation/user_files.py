@@ -44,8 +44,8 @@ def find(path: str, source: str, target: str) -> dict[str, Parallel]:
       path: a folder with STEM.SOURCE and STEM.TARGET, such as train.en and train.de; two files of
         the training split, separated by a comma; a table or a glob pattern of tables; or three
         tables, folders or stems of files for train, validation and test.
-      source: extension of the files in the source language, or its column.
-      target: extension of the files in the target language, or its column.
+      source: extension of the files in the source language, or its column in tables.
+      target: extension of the files in the target language, or its column in tables.
 
     Raises:
       UserError: there is no training split, a file has no counterpart in the other language, or two
@@ -63,7 +63,7 @@ def find(path: str, source: str, target: str) -> dict[str, Parallel]:
             found[split] = files_of(name)
             continue
         folder = Path(name).expanduser()
-        # A folder has the files of its split under any stem.
+        # In the folder of a split, the two files may have any common stem.
         stems = [folder]
         if folder.is_dir():
             stems = [folder / file.stem for file in sorted(folder.glob(f"*.{source}"))]
@@ -165,7 +165,7 @@ def read_parallel(
     """Reads sources, targets, ids (file name and line) and groups of two text files, or of tables.
 
     Args:
-      files: files of `find`.
+      files: files of one split, as `find` returns them.
       source, target: columns of tables.
       group: column of tables with the group of each pair; "" for none.
 

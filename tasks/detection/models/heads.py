@@ -89,7 +89,7 @@ class BoxHead(nnx.Module):
 
     Args:
       config: config of the heads.
-      channels: C.
+      channels: C, number of channels of the pyramid.
       classes: K, number of classes without the background.
       dtype: dtype of h; the results are float32.
     """
@@ -117,7 +117,7 @@ class MaskHead(nnx.Module):
 
     Args:
       config: config of the heads.
-      channels: C.
+      channels: C, number of channels of the pyramid.
       classes: K, number of classes without the background.
       dtype: dtype of the computation; the results are float32.
     """
@@ -134,7 +134,7 @@ class MaskHead(nnx.Module):
                 for number in range(config.mask_convolutions)
             ]
         )
-        # A transposed convolution of 2 x 2 with stride 2: outputs do not overlap.
+        # Equals a transposed convolution of 2 x 2 with stride 2, whose outputs do not overlap.
         self.enlarge = Projection((hidden,), (2, 2, hidden), dtype=dtype, rngs=rngs)
         self.enlarge.kernel = nnx.Param(
             kernel_init(rngs, 1, 1, hidden, 4 * hidden)[...].reshape(hidden, 2, 2, hidden)

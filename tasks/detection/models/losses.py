@@ -73,7 +73,7 @@ def boxes(deltas: Array, targets: Array, positive: Array, counted: Array) -> Los
       counted: bool [N], True for anchors or regions that are counted.
     """
     positive = (positive & counted)[:, None]
-    # Otherwise infinite targets that do not count would make the gradient NaN.
+    # Targets that do not count are replaced, because infinite ones would make the gradient NaN.
     losses = smooth_l1(deltas, jnp.where(positive, targets, 0))
     total = jnp.sum(jnp.where(positive, losses, 0))
     return LossTerm(total, jnp.sum(counted, dtype=deltas.dtype))

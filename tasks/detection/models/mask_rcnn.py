@@ -97,7 +97,7 @@ class MaskRCNN(nnx.Module):
     Args:
       config: config of the model.
       channels: channels of the images.
-      classes: K.
+      classes: K, number of classes.
       has_masks: whether there is a mask head.
     """
 

@@ -9,7 +9,7 @@ import numpy as np
 RunLength = dict[str, Any]
 """A mask in COCO's encoding: {"size": [Y, X], "counts": str}."""
 
-# Minimum probability of a pixel to belong to an object.
+# Minimum probability at which a pixel belongs to an object.
 THRESHOLD = 0.5
 
 
@@ -93,7 +93,7 @@ def pasted_codes(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) ->
 
     Masks are pasted one at a time, because all masks of a large image may not fit into memory.
     """
-    # COCO's encoding is column-major.
+    # The canvas is column-major, like COCO's encoding.
     canvas, found = np.zeros(size[::-1], np.uint8).T, []
     for mask, box in zip(masks, boxes, strict=True):
         # The mask may extend beyond the box by half a cell.

@@ -24,10 +24,10 @@ class WindowSizes:
     """Sizes of windows.
 
     Attributes:
-      channels: C.
-      lookback: L.
-      horizon: F.
-      calendar: K; 0 without time stamps.
+      channels: C, number of channels.
+      lookback: L, number of steps of the look-back.
+      horizon: F, number of forecast steps.
+      calendar: K, number of calendar features; 0 without time stamps.
       period: number of steps in a season.
     """
 
@@ -162,7 +162,7 @@ class InstanceNorm(nnx.Module):
     Parameters: if learned, scale [C] (γ) and bias [C] (β).
 
     Args:
-      channels: C.
+      channels: C, number of channels.
       learned: whether to learn γ and β.
     """
 

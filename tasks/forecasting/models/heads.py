@@ -289,7 +289,7 @@ def _stretches() -> np.ndarray:
     """
     from scipy import stats
 
-    # The values at z = 0 and ν = inf are limits.
+    # 1e-3 and 1e-9 stand for 0, where the value is a limit.
     z = np.maximum(np.linspace(0, _LARGEST_SCORE, 241), 1e-3)
     freedom = StudentT.fewest / np.maximum(np.linspace(0, 1, 65), 1e-9)
     t = stats.t.isf(stats.norm.sf(z), freedom[:, None])

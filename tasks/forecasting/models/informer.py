@@ -59,7 +59,7 @@ class Distil(nnx.Module):
     Parameters: convolution/kernel [3, D, D] and bias [D], and the parameters of the norm.
 
     Args:
-      model_size: D.
+      model_size: D, size of the inputs and outputs.
     """
 
     def __init__(self, model_size: int, *, rngs: nnx.Rngs):
@@ -78,7 +78,7 @@ class Distil(nnx.Module):
         counted = jnp.any(present, axis=1)
         counted = counted if valid is None else counted & valid
         y = jax.nn.elu(self.norm(self.convolution(near), valid=counted, training=training))
-        # -1 is below all values of ELU.
+        # Missing times never win the maximum, because -1 is below all values of ELU.
         y = _max_pool(jnp.where(present[..., None], y, -1.0), -1.0)
         present = _max_pool(present, False)
         return jnp.where(present[..., None], y, 0), present

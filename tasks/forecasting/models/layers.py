@@ -1,4 +1,7 @@
-"""Transformer layers of forecasters."""
+"""Transformer layers of forecasters.
+
+B sequences, T positions, D model size, N heads.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class PatchTSTConfig(LayersConfig):
     Unlike the paper, layers have layer norm instead of batch norm.
 
     Attributes:
-      patch_length: R.
+      patch_length: R, number of values in a patch.
       patch_stride: distance between the starts of adjacent patches. The last patch ends at the last
         value of the look-back; the oldest values are omitted if they do not fill a patch.
     """
@@ -70,7 +70,7 @@ class Patches(nnx.Module):
 
     Args:
       config: PatchTSTConfig, or another config with its fields.
-      lookback: L.
+      lookback: L, number of steps of the look-back.
     """
 
     def __init__(self, config: PatchTSTConfig, lookback: int, *, rngs: nnx.Rngs):

@@ -234,7 +234,7 @@ class RidgeSeasonal(RidgeBased):
 
     def _build(self, config: RidgeSeasonalConfig, sizes: WindowSizes, rngs: nnx.Rngs) -> None:
         super()._build(config, sizes, rngs)
-        # Without a share, the variables are restored from a checkpoint.
+        # Without a share in the config, the value is restored from a checkpoint.
         self.share = FixedVariable(jnp.float32(0 if config.share is None else config.share))
         self.seasonal = SeasonalLag(config, sizes, rngs=rngs)
 

@@ -39,7 +39,7 @@ def build(
 
     Args:
       config: config of `MODEL_CONFIGS`.
-      num_items: I.
+      num_items: I, number of items.
       features: float32 [I, G], G features of the items, 0 or 1; None if there are none.
       train_matrix: events of the training split, CSR [U, I]. An entry is the position of the event
         in the history of its user, from 1. It may be empty if the model is restored from a

@@ -64,7 +64,7 @@ class Recommender(nnx.Module, abc.ABC):
 
     @abc.abstractmethod
     def loss(self, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-        """Computes the mean loss of the next events; rows have the weights "weight".
+        """Computes the mean loss of the next events, with the field "weight" as weights of rows.
 
         Args:
           batch: training examples.
@@ -109,7 +109,7 @@ def sample_positions(key: Array, following: Array, count: int) -> tuple[Array, A
     Args:
       key: random key of `jax.random`.
       following: the field "next" of a batch, int [B, S], -1 for no next item.
-      count: T.
+      count: T, number of sampled positions.
 
     Returns:
       Positions int32 [B, T]; their next items, int [B, T]; and weights [B, 1], the number of

@@ -17,7 +17,7 @@ from tasks.recommendation.models.base import Buffer, safe_ids
 
 Array = jax.Array
 
-# Maximum size of a dense matrix; larger matrices keep only the largest entries of each row.
+# Maximum number of entries of a dense matrix; larger matrices keep the largest entries of each row.
 DENSE = 2**23
 
 
@@ -71,7 +71,7 @@ def ridge_inverse(matrix: sp.csr_matrix, strength: float) -> np.ndarray:
 
     Args:
       matrix: X, events [U, I], which are counted as 1.
-      strength: λ.
+      strength: λ, ridge penalty.
 
     Returns:
       P, float32 [I, I].

@@ -49,7 +49,7 @@ from tasks.recommendation.models.sequential import SASRec, SASRecConfig
 
 Array = jax.Array
 
-# Maximum number of logits of a step.
+# Maximum number of logits of a training step.
 LOGITS = 2**23
 
 
@@ -209,7 +209,7 @@ class Hybrid(Recommender):
         return self._logits(history, self._weights(history))[:, 0]
 
     def score_parts(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns popularity with bias, each term from counts, and the Transformer."""
+        """Returns the terms of popularity with bias, of each count, and of the Transformer."""
         history = _after_last(batch)
         parts = self._parts(history, self._weights(history))
         shape = (items.shape[0], self.num_items)
@@ -261,7 +261,7 @@ class Hybrid(Recommender):
         last = gather_positions(batch["next"], last_positions(items))
         history = History(items, batch["ages"], batch["user"], positions, last, own)
         logits = self._logits(history, self._weights(history), dropout_key)
-        # First position of each item; an index past the end for absent items.
+        # `first` is the position at which each item first occurs, or past the end if it is absent.
         outside = jnp.where(is_event(items), items, self.num_items)
         never, numbers = jnp.full((self.num_items,), items.shape[1]), jnp.arange(items.shape[1])
         first = jax.vmap(lambda row: never.at[row].min(numbers, mode="drop"))(outside)

@@ -40,7 +40,8 @@ from tasks.recommendation.models.losses import LossConfig, gbce, next_item_loss
 
 Array = jax.Array
 
-# Items that NAIS scores at a time, because each item has its own weights over the history.
+# Number of items that NAIS scores at a time. It bounds memory, because each item has its own
+# weights over the history.
 _BLOCK = 128
 
 
@@ -49,7 +50,7 @@ class ItemAttentionConfig(Config):
     """Base class of the configs of NAIS and ACF.
 
     Attributes:
-      model_size: D.
+      model_size: D, size of the embeddings.
       hidden_size: hidden size of the attention.
       positions_per_step: T, number of positions sampled from each sequence.
       embedding_scale: standard deviation of initial embeddings.

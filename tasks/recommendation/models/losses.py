@@ -49,8 +49,8 @@ def gbce(positive: Array, negatives: Array, num_items: int, calibration: float) 
     Args:
       positive: s⁺, logits of the positives, [...].
       negatives: s⁻, logits of the negatives, [..., k].
-      num_items: I.
-      calibration: t.
+      num_items: I, number of items.
+      calibration: t, in [0, 1].
 
     Returns:
       L, [...].
@@ -68,8 +68,8 @@ def sample_negatives(key: Array, targets: Array, num_items: int, count: int) -> 
     Args:
       key: random key of `jax.random`.
       targets: int [B, S].
-      num_items: I.
-      count: k.
+      num_items: I, number of items.
+      count: k, number of negatives.
 
     Returns:
       int32 [B, k], shared by all positions of a row; and bool [B, S, k], False if a negative is

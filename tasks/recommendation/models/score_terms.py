@@ -41,7 +41,7 @@ Array = jax.Array
 PACE = 10.0
 _BUCKETS = 32
 _MINUTES = 24 * 60
-# β of the weights over positions, between a sum over the history and a mean.
+# β of the weights over positions: between 0, a sum over the history, and 1, a weighted mean.
 _BETA = 0.5
 _LEAST = 1e-4
 
@@ -132,7 +132,7 @@ class Ease(nnx.Module):
 
     Args:
       matrix: training events [U, I].
-      strength: λ.
+      strength: λ, ridge penalty.
       half_life: see `RecencyAttention`.
       items: maximum of k.
     """
@@ -174,8 +174,8 @@ class MarkovChain(nnx.Module):
 
         score_i = (1 + n_i)^(-ρ) Σ_j a_j C_ji / (Σ_i' C_ji' + e^s)
 
-    with C of `cooccurrence.transitions` and n_i the number of training events of item i. In
-    training, the pairs of events in the sequence itself are subtracted from C.
+    where C are the counts of `cooccurrence.transitions`, and n_i is the number of training events
+    of item i. In training, the pairs of events in the sequence itself are subtracted from C.
 
     Buffers: counts (C), totals [I] (row sums of C), log_popularity [I]. Parameters: attention, mix
     (`ScoreScale`); and, stored divided by `PACE`, smoothing (s) and discount (ρ).

@@ -142,7 +142,10 @@ class SASRec(SequentialRecommender):
         return logits if self.bias is None else logits + self.bias[...]
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the last layer's mean weights of the last position, equal for all items."""
+        """Returns the last layer's weights of the last position, averaged over heads.
+
+        They are equal for all items.
+        """
         if "weights" not in self.config.entry.capabilities:
             return {}
         weights = self._last_layer(batch["items"], last_positions(batch["items"]))
@@ -202,7 +205,10 @@ class BERT4Rec(SequentialRecommender):
         return jnp.einsum("BD,ID->BI", hidden, table) + self.bias[...]
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the last layer's mean weights of the masked position, equal for all items."""
+        """Returns the last layer's weights of the masked position, averaged over heads.
+
+        They are equal for all items.
+        """
         if "weights" not in self.config.entry.capabilities:
             return {}
         asked, position = self._with_mask(batch["items"])

@@ -1,4 +1,4 @@
-"""Built-in recordings, by name."""
+"""Definitions of the built-in data sets of recordings."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def _prompts(language: str) -> DatasetDefinition:
         counts=dict(zip(("train", "validation", "test"), _COUNTS[language], strict=True)),
         description=f"{prompts.LANGUAGES[language]} prompts of a telephone exchange (Asterisk's "
         "core sounds), by one speaker, 8 kHz, with transcripts in lower case, without "
-        "punctuation. Split by the hash of the text, near-duplicates together: 0 of 10 is "
-        "test, 1 validation.",
+        "punctuation. Split by the hash of the text modulo 10: 0 is test, 1 is validation; "
+        "near-duplicates are in the same split.",
         license="CC BY-SA 3.0",
     )
 

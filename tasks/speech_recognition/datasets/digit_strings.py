@@ -34,7 +34,9 @@ class Strings(Config):
 
 
 class JoinedDigits:
-    """Random strings of digits, joined from recordings of one speaker each; a function of the seed.
+    """Random strings of digits, each joined from the recordings of one speaker.
+
+    Equal arguments give equal strings.
 
     Args:
       recordings: samples int16 [P] by speaker, digit and number of the recording.
