@@ -18,7 +18,7 @@ _INDENT = 20
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the requested part of the table; returns 2 if the kind or name is unknown."""
+    """Prints the requested part of the table; returns the exit status, 2 for invalid arguments."""
     if arguments[:1] in (["-h"], ["--help"]) or len(arguments) > 1:
         kinds = ", ".join(registry.KINDS)
         print(f"usage: python -m attention [KIND or NAME]; kinds are {kinds}")

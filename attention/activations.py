@@ -1,8 +1,8 @@
-"""Activation functions that keep their input alone for the backward pass.
+"""Activation functions that store only their input for the backward pass.
 
-The derivatives are functions of -x. A compiler computes a term that value and derivative share,
-such as erf(x), once, and keeps it with the steps of its evaluation until the backward pass: erf of
--x is another term, which is computed again.
+The derivatives are written in terms of -x. If value and derivative shared a term such as erf(x),
+XLA would compute it once and store it, with the steps of its evaluation, until the backward pass.
+erf(-x) is a different term, so it is recomputed from x.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def gelu(x: Array) -> Array:
 def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (tangent,) = primals, tangents
     wide = x.astype(accumulator(x))
-    # y' = Φ(x) + x φ(x), with Φ(x) = (1 - erf(-x / √2)) / 2.
+    # y' = Φ(x) + x φ(x), with Φ(x) = (1 - erf(-x / √2)) / 2 and the normal density φ.
     slope = 0.5 * (1 - jax.lax.erf(wide * -_SQRT_HALF))
     slope += wide * _DENSITY * jnp.exp(-0.5 * wide * wide)
     return gelu(x), (slope * tangent).astype(x.dtype)
@@ -78,7 +78,7 @@ def gelu_tanh(x: Array) -> Array:
 def _gelu_tanh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (tangent,) = primals, tangents
     wide = x.astype(accumulator(x))
-    # With t = tanh(-u) for y = x · (1 + tanh(u)) / 2.
+    # y' = (1 - t) / 2 + x (1 - t²) u' / 2, with y = x · (1 + tanh(u)) / 2 and t = tanh(-u).
     t = jnp.tanh(-_SQRT_2_PI * (wide + _CUBIC * wide**3))
     inner = _SQRT_2_PI * (1 + 3 * _CUBIC * wide * wide)
     slope = 0.5 * (1 - t) + 0.5 * wide * (1 - t * t) * inner

@@ -5,8 +5,8 @@
     full = cache.overflow()              # bool [B]
 
 B batch, T new positions, C capacity, K key/value heads, H head size, V value head size. The arrays
-are [B, K, C, H], contiguous for each head: for one query against a long cache this is many times
-faster than [B, C, K, H].
+are [B, K, C, H], so that the keys of a head are contiguous. Attention of one query to a long cache
+is many times faster in this layout than in [B, C, K, H].
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class KeyValueCache:
       key: [B, K, C, H].
       value: [B, K, C, V].
       length: int32 [B], number of past positions of each example.
-      window: maximum number of keys before its own position that a query attends to, or None. With
-        a window the cache is a ring buffer of window + 1 slots, with position p in slot p modulo C.
+      window: number of positions before its own to which a query attends; all if None. With a
+        window the cache is a ring buffer of window + 1 slots, with position p in slot p modulo C.
     """
 
     key: Array
@@ -56,7 +56,7 @@ class KeyValueCache:
         Args:
           batch_size, max_length: B, and the maximum number of positions.
           key_value_heads, head_size, value_head_size: K, H, V; V is H if None.
-          window: see the class; with a window the capacity is at most window + 1.
+          window: see the class; the capacity is then the smaller of window + 1 and max_length.
           dtype: dtype of keys and values.
 
         Raises:
@@ -122,7 +122,7 @@ class KeyValueCache:
         if self.window is not None:
             kept = kept & (steps >= real[:, None] - C)
             slots = slots % C
-        # Positions that are not stored are written to slot C, which is out of range and dropped.
+        # Positions that are not stored get slot C, which is out of range: their write is dropped.
         slots = jnp.where(kept, slots, C)
         rows = jnp.arange(B)[:, None]
         write = {"mode": "drop", "unique_indices": False}
@@ -168,16 +168,17 @@ def valid_lengths(lengths: Array | None, B: int, T: int) -> Array:
 def append_keys_values(
     cache: KeyValueCache, key: Array, value: Array, lengths: Array | None = None
 ) -> tuple[KeyValueCache, Array, Array, Array, masks.Mask]:
-    """Appends T positions; returns the keys, values and mask to which their queries attend.
+    """Appends T positions to a cache; returns keys, values and mask for the T new queries.
 
-        query t at position p = length + t attends to keys j <= p, with a window to j >= p - window
+        a query at position p attends to keys at positions j <= p, with a window only to
+        j >= p - window
 
     Args:
       cache, key, value, lengths: as for `KeyValueCache.append`.
 
     Returns:
-      The new cache; keys [B, S, K, H] and values [B, S, K, V] of S past and new positions; these
-      positions, int [S] or [B, S]; and the mask of the T queries.
+      The new cache; keys [B, S, K, H] and values [B, S, K, V], which are past, new or empty slots;
+      the position of each slot, int [S] or [B, S]; and the mask of the T queries.
 
     Raises:
       ValueError: see `KeyValueCache.append`.
@@ -194,8 +195,8 @@ def append_keys_values(
         positions = new.positions()
         real = positions >= 0
     else:
-        # New keys may overwrite keys of the first queries, so the old ring and the new keys are
-        # both read.
+        # In the ring, the last new keys may overwrite keys to which the first new queries attend.
+        # So the queries attend to the old ring and the new keys, not to the new ring.
         keys = jnp.concatenate([jnp.swapaxes(cache.key, 1, 2), key], axis=1)
         values = jnp.concatenate([jnp.swapaxes(cache.value, 1, 2), value], axis=1)
         positions = jnp.concatenate([cache.positions(), queries], axis=1)

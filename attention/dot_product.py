@@ -2,6 +2,8 @@
 
 Vaswani et al. 2017, "Attention Is All You Need". `kernels/reference.py` defines the result. Every
 other kernel computes the same result or raises NotImplementedError.
+
+B examples, T queries, S keys, N query heads, K key/value heads, H head size, V value head size.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ def attend(
     Raises:
       ValueError: shapes, dtypes or values do not fit.
       NotImplementedError: the kernel does not support the arguments (the message names kernels that
-        do), or does not have a derivative that is taken.
+        do) or a derivative that is computed.
     """
     request = _checked(
         query, key, value, mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key
@@ -110,8 +112,8 @@ def attention_weights(
 
         w_ts = exp(l_ts) / (Σ_s' exp(l_ts') + exp(sink)),   l as for `attend`
 
-    Rows sum to 1, to less than 1 with sinks, and to 0 if they may attend to nothing. There is no
-    dropout.
+    Rows sum to 1, to less than 1 with sinks, and to 0 if they may attend to nothing. Dropout is
+    not applied.
 
     Args:
       query: [B, T, N, H].
@@ -131,10 +133,11 @@ def attention_weights(
 def explain_choice(query: Array, key: Array, value: Array, **options: Any) -> KernelChoice:
     """Returns the kernel that `attend(query, key, value, **options)` selects under "auto".
 
-    Nothing is computed.
+    The attention itself is not computed.
 
     Args:
-      query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V], or `jax.ShapeDtypeStruct`s.
+      query, key, value: arrays [B, T, N, H], [B, S, K, H] and [B, S, K, V], or
+        `jax.ShapeDtypeStruct`s of these shapes.
       **options: as for `attend`, without the implementation.
 
     Returns:
@@ -154,13 +157,13 @@ def explain_choice(query: Array, key: Array, value: Array, **options: Any) -> Ke
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """Checked arguments, ready for a kernel."""
+    """Checked arguments of `attend`, in the form in which kernels receive them."""
 
     arrays: tuple[Array, ...]
     options: dict[str, Any]
 
     def of_rows(self, rows: Array) -> _Request:
-        """Returns the request restricted to the queries with these indices, int [R]."""
+        """Returns the request for the queries with these indices, int [R], without values."""
         query, key = self.arrays[:2]
         B, T, N, _ = query.shape
         mask, bias = self.options["mask"], self.options["bias"]
@@ -187,7 +190,7 @@ class _Request:
         return _kernel(name)(*self.arrays, **self.options)
 
     def guarded(self, name: str) -> _Request:
-        """Returns the request with guards against derivatives that the kernel does not support."""
+        """Returns the request with arrays that raise for derivatives that the kernel lacks."""
         can = registry.find("kernel", name).capabilities
         if "forward_mode" in can:
             return self
@@ -210,18 +213,18 @@ class _Request:
                 raise NotImplementedError(f"{name}: got shape {got}, expected no symbolic size")
 
     def slower_reason(self, name: str) -> str | None:
-        """Returns the kernel's `slower_reason`: why another kernel is faster, or None."""
+        """Returns why another kernel is faster, from the kernel's `slower_reason`, or None."""
         module = sys.modules[registry.load("kernel", name).__module__]
         return module.slower_reason(*self.arrays[:2]) if hasattr(module, "slower_reason") else None
 
     def unsupported_reason(self, name: str) -> str | None:
-        """Returns why a kernel does not support the request, or None; the kernel is only traced."""
+        """Returns why a kernel does not support the request, or None, by tracing the kernel."""
         static = {
             k: v for k, v in self.options.items() if k in ("scale", "logit_cap", "dropout_rate")
         }
         traced = {k: v for k, v in self.options.items() if k not in static}
         try:
-            # Checked first because it costs nothing.
+            # These checks are cheap, so they come before the trace.
             can = registry.find("kernel", name).capabilities
             devices.expect_device(can)
             self._expect_sizes(can)
@@ -233,7 +236,7 @@ class _Request:
 
 
 def _kernel(name: str) -> Callable[..., Array]:
-    """Returns the function of a kernel, for all devices of the mesh in context."""
+    """Returns a kernel; "per_device" kernels run on each device of the mesh in context."""
     kernel = registry.load("kernel", name)
     if "per_device" not in registry.find("kernel", name).capabilities:
         return kernel
@@ -269,8 +272,8 @@ def _run_named(name: str, request: _Request) -> Array:
         raise NotImplementedError(f"{name}: {error}; supported by: {', '.join(able)}") from error
 
 
-# A cap of at least 2^100 changes no logit below 2^80. A larger one may be infinite in float32, and
-# 0 times infinity is NaN. A cap below 2^-100 may be 0 in float32.
+# A cap of at least 2^100 changes no logit below 2^80, so it is ignored: a large cap may be infinite
+# in float32, and 0 times infinity is NaN. A cap below 2^-100 may be 0 in float32 and is rejected.
 _NO_CAP, _LEAST_CAP = 2.0**100, 2.0**-100
 
 
@@ -299,7 +302,7 @@ def _checked(
         shapes.expect_floating("sinks", sinks)
         shapes.expect("sinks", sinks, "N", {"N": N})
     if scale is None:
-        # For vectors without elements all logits are 0.
+        # If H is 0, all logits are 0 for any scale, and H**-0.5 would divide by zero.
         scale = sizes["H"] ** -0.5 if sizes["H"] else 1.0
     logit_cap = _checked_cap(logit_cap)
     shapes.expect_rate("dropout_rate", dropout_rate, dropout_key)
@@ -308,7 +311,7 @@ def _checked(
         raise ValueError(f"dropout_rate: got {got}, expected 0 with symbolic sizes")
     if mask is not None:
         mask = mask if isinstance(mask, masks.Mask) else masks.dense(mask)
-        # This checks the sizes at no cost; the kernel may never materialize the mask.
+        # Checks the sizes without computing the mask; the kernel may never materialize it.
         jax.eval_shape(lambda m: m.materialize(B, N, T, sizes["S"]), mask)
     arrays = (query, key) if value is None else (query, key, value)
     return _Request(

@@ -42,14 +42,14 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def keep(x: jax.Array, mask: jax.Array, rate: float) -> jax.Array:
-    """Applies a mask of `keep_mask` as `dropout` does (Srivastava et al. 2014).
+    """Applies a dropout mask that `keep_mask` has drawn (Srivastava et al. 2014).
 
-        y = x · m / p
+        y = x · m / p,   p = keep_probability(rate)
 
     Args:
       x: [...], any shape.
       mask: m, bool, of the shape of x.
-      rate: rate of the mask, in [0, 1).
+      rate: rate with which the mask was drawn, in [0, 1).
 
     Returns:
       y, [...] in x's dtype.
@@ -66,7 +66,7 @@ def dropout_options(rate: float, key: jax.Array | None) -> dict[str, Any]:
 
 
 def keep_probability(rate: float) -> float:
-    """Returns the rounded probability of `keep_mask` (Srivastava et al. 2014).
+    """Returns the probability with which dropout keeps an entry (Srivastava et al. 2014).
 
         p = round((1 - rate) · 2¹⁶) / 2¹⁶, at least 2⁻¹⁶
 
@@ -130,20 +130,20 @@ def keep_block(
         m = keep_mask(key, rate, shape)[start_1 : start_1 + size_1, start_2 : ...]
 
     A threefry word depends only on the key and the word's index (Salmon et al. 2011). The entry
-    with flat index i, a 64-bit number, uses half of word i // 2. Starts may be traced. Spans may
-    extend beyond the shape; entries there are undefined.
+    with flat index i, a 64-bit number, uses half of word i // 2. The starts of spans may be
+    traced. Spans may extend beyond the shape; entries there are undefined.
 
     Args:
       key: a threefry key of `jax.random`, [].
       rate: in [0, 1).
       shape: shape of the complete mask, each size below 2³².
-      spans: span of each dimension.
+      spans: start and size of the block along each dimension.
 
     Returns:
       m, a bool array [size_1, size_2, ...].
 
     Raises:
-      NotImplementedError: words of this key cannot be drawn individually (`validate_threefry`).
+      NotImplementedError: words of this key cannot be drawn individually; see `validate_threefry`.
     """
     words = validate_threefry(key)
     threshold, _ = keep_levels(rate)
@@ -158,7 +158,7 @@ def keep_block(
         index = _multiply_add(*index, size, positions)
     high, low = _multiply_add(*index, shape[-1], jnp.asarray(columns.start).astype(jnp.uint32))
     second = (low & 1).astype(bool)[..., None]
-    # The words that contain the entries of a row.
+    # Index of the first of the consecutive words that contain the entries of a row.
     first = ((low >> 1) | (high << 31))[..., None]
     lows = first + jnp.arange(columns.size // 2 + 1, dtype="uint32")
     highs = (high >> 1)[..., None] + (lows < first).astype("uint32")
@@ -170,7 +170,7 @@ def keep_block(
 
 
 def validate_threefry(key: jax.Array) -> jax.Array:
-    """Returns the data of a threefry key, as used by `keep_block`.
+    """Returns the two words of a threefry key, from which `keep_block` draws.
 
     Args:
       key: a key of `jax.random`, [].

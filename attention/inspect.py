@@ -6,6 +6,9 @@
 
 The model is not changed. It runs with its own kernels, including fused ones, and the weights are
 computed separately from the same queries and keys.
+
+B examples, N heads, T queries, S keys. Mixers, pools and alignments are kinds of mechanisms, see
+`attention.mechanisms`.
 """
 
 from __future__ import annotations
@@ -47,22 +50,23 @@ def capture(
 ) -> dict[str, np.ndarray]:
     """Runs a model once and returns the weights of each attention that it computes.
 
-    The weights equal those of `return_weights`: exact, before dropout, in at least float32.
-    Attention inside jit, scan, remat, cond and vmap is captured too. Each call traces and compiles
-    the model again, so do not call this in a training loop.
+    The weights equal those that a module returns with `return_weights=True`: exact, before dropout,
+    in at least float32. Attention inside jit, scan, remat, cond and vmap is captured too. Each call
+    traces and compiles the model again, so do not call this in a training loop.
 
     For an attention that runs once, the result is [B, N, T, S] for a mixer, [B, heads, T] for a
     pool, and [B, S] or [B, N, S] for an alignment. An attention that runs several times (in a scan,
-    or in a shared or stacked layer) gives [calls, ...] in the order of the calls. The axis of
-    `jax.vmap` comes first within each call. A branch of `jax.lax.cond` that is not taken gives
-    nothing (under vmap JAX takes both branches).
+    or in a shared or stacked layer) gives [calls, ...] in the order of the calls. An axis that
+    `jax.vmap` maps over comes first within each call. A branch of `jax.lax.cond` that is not taken
+    gives nothing (under vmap JAX takes both branches).
 
     Names are the paths of the modules, such as "encoder/layers/0/attention" or "pool"; the model
-    itself and plain functions are named "attention". Further calls in the same module get the
+    itself and plain functions are named "attention". Further attention calls in a module get the
     suffixes "_1", "_2", ... A function with its own `jax.jit` is traced once per shape; if several
     modules call it, all its weights appear under the first module.
 
-    Only selected weights are computed, and they are sliced on the device.
+    Weights of layers that are not selected are not computed. Heads and rows are selected on the
+    device, before the transfer to the host.
 
     Args:
       model: a module, or any function of arrays, which may call modules.
@@ -148,7 +152,7 @@ def head_entropy(weights: Array, valid: Array | None = None) -> Array:
       valid: bool [B, T], queries to include; all if None.
 
     Returns:
-      [..., B, N] in at least float32; NaN without rows.
+      [..., B, N] in at least float32; NaN if no row is included.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -169,7 +173,7 @@ def head_similarity(weights: Array, valid: Array | None = None) -> Array:
       valid: bool [B, T], queries to include; all if None.
 
     Returns:
-      [..., B, N, N], symmetric, in at least float32; NaN without common rows.
+      [..., B, N, N], symmetric, in at least float32; NaN if no row is included in both heads.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -204,7 +208,7 @@ def head_distance(
       distances: d, [T, S], such as distances between the centers of patches; |t - s| if None.
 
     Returns:
-      [..., B, N] in at least float32, in the unit of the distances; NaN without rows.
+      [..., B, N] in at least float32, in the unit of the distances; NaN if no row is included.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -228,21 +232,22 @@ def head_pattern(
     separators: Array | None = None,
     tokens: Array | None = None,
 ) -> list[str]:
-    """Returns the name of the known pattern of each head (Clark et al. 2019, section 3).
+    """Returns the name of the pattern that each head follows (Clark et al. 2019, section 3).
 
         m_n = mean_(b, t) Σ_(s ∈ P_t) w_nts,   rows scaled to sum to 1
 
-    The name is that of the set P_t with the largest m, if m is at least 0.5:
+    A pattern is a set P_t of keys for each query t. A head has the name of the pattern with the
+    largest m_n, if m_n is at least 0.5:
 
     * "diagonal": s = t; "previous token": s = t - 1; "next token": s = t + 1;
     * "separator": the separators; "first token": s = 0, for t > 0;
-    * "induction": s < t after an earlier occurrence of the token at t, x_(s-1) = x_t (Olsson et al.
-      2022, "In-context Learning and Induction Heads").
+    * "induction": s < t right after an earlier occurrence of the token at t, x_(s-1) = x_t (Olsson
+      et al. 2022, "In-context Learning and Induction Heads").
 
-    Otherwise it is "broad" if the mean entropy of the rows is at least 0.9 times that of uniform
-    weights on the keys with weight, else "". Rows with an empty P_t are not part of the mean, and a
-    pattern without rows has no name. Among equal means the first one of the list counts. It runs on
-    the host.
+    Otherwise the name is "broad" if the entropy of the rows, relative to that of uniform weights on
+    the keys with nonzero weight, is at least 0.9 on average, else "". Rows with an empty P_t are
+    excluded from the mean, and a pattern without rows is not assigned. Among patterns of equal m_n
+    the first in the list is chosen. The computation uses NumPy, so it does not run under jit.
 
     Args:
       weights: [B, N, T, T], at least 0. Rows of zeros are excluded.
@@ -290,13 +295,13 @@ def head_pattern(
 
 
 def _mean_on(scaled: np.ndarray, rows: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Returns the mean weight on the keys `members`, bool [(B,) T or 1, T], of each head."""
+    """Returns for each head the mean weight on the keys `members`, bool [..., T or 1, T]."""
     members = np.broadcast_to(members, (scaled.shape[0], *scaled.shape[2:]))[:, None]
     return _mean_where(np.sum(scaled * members, axis=-1), rows & members.any(axis=-1))
 
 
 def _mean_where(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Returns the mean over examples and rows [B, N, T] of each head; NaN without rows."""
+    """Returns for each head the mean of values [B, N, T] where `counted`; NaN if nowhere."""
     number = counted.sum(axis=(0, 2))
     total = np.where(counted, values, 0).sum(axis=(0, 2))
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)

@@ -1,12 +1,12 @@
-"""Attention over the past of a series: a forecast is a learned mean of the last values by lag.
+"""Attention over the past of a series: forecasts are means of past values, weighted by lag.
 
     y = attention(x, valid=valid)           # [B, T, C] -> [B, F, C], F steps ahead
 
 This is an autoregression (Yule 1927) whose coefficients are attention weights. They depend on the
 lag of a value, not on the value or the time. Each channel is forecast separately.
 
-B series, T given times, L lags, F steps of the forecast, C channels, N heads, G groups of weights:
-1 for all channels together, or C for one per channel.
+B series, T past times, L lags, F forecast steps, C channels, N heads, G groups of weights: 1 if all
+channels share the weights, C if each channel has its own.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Array = jax.Array
 
 
 def lag_attention(x: Array, logits: Array, valid: Array | None = None) -> tuple[Array, Array]:
-    """Computes a mean of the past with weights by lag (Yule 1927; softmax: Vaswani et al. 2017).
+    """Computes a mean of the past, weighted by lag (Yule 1927; softmax: Vaswani et al. 2017).
 
         ŷ_(t+f) = Σ_i w_fi x_(t+1-i),   w_f = softmax_i(l_f),   i = 1 ... L
 
-    so that i = 1 is the last given value; one step ahead (f = 1) this is y_t = Σ_i w_i x_(t-i).
+    Lag i = 1 is the last given value. One step ahead (f = 1), this is y_t = Σ_i w_i x_(t-i).
     The weights sum to 1, so a forecast stays in the range of its past: min x ≤ ŷ ≤ max x. It cannot
     follow a trend; `residual_lag_attention` can.
 
@@ -39,8 +39,8 @@ def lag_attention(x: Array, logits: Array, valid: Array | None = None) -> tuple[
       valid: bool [B, T], or [B, T, C]; all are present if None.
 
     Returns:
-      ŷ, [B, F, C] in x's dtype, 0 if the past is empty; and the weights by time
-      [B, 1 or C, F, T], first time first, in at least float32.
+      ŷ, [B, F, C] in x's dtype, 0 if the past is empty; and the weights of the T times,
+      [B, 1 or C, F, T] in at least float32.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -62,13 +62,14 @@ def residual_lag_attention(
 
         ŷ_(t+f) = c + Σ_n W_nf Σ_i w_nfi (x_(t+1-i) - c),   w_nf = softmax_i(l_nf)
 
-    c is the last value, or the mean of the L values. The value projection W is one number of either
-    sign for each head and step, so the forecast can leave the range of the past. It can follow a
-    trend: a head on early values with W < 0 and a head on late values with W > 0 estimate a slope.
-    With W of both signs, the heads together can represent any linear map of the differences.
+    The level c is the last value, or the mean of the L values. The value projection W is one number
+    of either sign for each head and step, so the forecast can leave the range of the past. It can
+    follow a trend: a head on early values with W < 0 and a head on late values with W > 0 estimate
+    a slope. With W of both signs, the heads together can represent any linear map of the
+    differences.
 
-    The forecast is equivariant to level and scale: ŷ(a x + b) = a ŷ(x) + b. The normalization by
-    the standard deviation of Kim et al. 2022 would have no effect, as the map is linear. Missing
+    The forecast is equivariant to level and scale: ŷ(a x + b) = a ŷ(x) + b. Normalization by the
+    standard deviation, as in Kim et al. 2022, would have no effect, as the map is linear. Missing
     values are treated as in `lag_attention`; the last value is the last one that is present.
 
     Args:
@@ -108,7 +109,7 @@ class LagAttention(nnx.Module):
         ŷ_(t+f) = Σ_i w_fi x_(t+1-i),   w_f = softmax(l_f)
 
     A forecast stays between the minimum and the maximum of its past, so it cannot follow a trend.
-    This is the usual form of the mechanism, and the control for `ResidualLagAttention`. Its initial
+    This is the usual form of attention, and the control for `ResidualLagAttention`. Its initial
     forecast is the mean of the last L values.
 
     Parameters: logits [1 or C, F, L] (l), lag 1, the last value, first.
@@ -142,9 +143,10 @@ class LagAttention(nnx.Module):
     def __call__(
         self, x: Array, *, valid: Array | None = None, return_weights: bool = False
     ) -> Array | tuple[Array, Array]:
-        """Forecasts x [B, T, C]: [B, F, C] in `dtype`, or that and the weights [B, 1 or C, F, T].
+        """Returns the forecast [B, F, C] of x [B, T, C] in `dtype`.
 
-        Arguments are those of `lag_attention`.
+        With `return_weights`, also returns the weights [B, 1 or C, F, T]. The arguments are those
+        of `lag_attention`.
         """
         expect_series(x, self.channels)
         y, weights = lag_attention(x.astype(self.dtype), self.logits[...], valid)
@@ -161,8 +163,8 @@ class ResidualLagAttention(nnx.Module):
         ŷ_(t+f) = c + Σ_n W_nf Σ_i w_nfi (x_(t+1-i) - c),   w_nf = softmax(l_nf)
 
     See `residual_lag_attention`. W is initialized to 1, -1, 1, ... and l to 0, so with an even
-    number of heads the initial forecast repeats the level c. The last value is a strong baseline
-    for a random walk.
+    number of heads the initial forecast repeats the level c. The last value as the forecast is a
+    strong baseline for a random walk.
 
     Parameters: logits [1 or C, N, F, L] (l), lag 1, the last value, first; values [1 or C, N, F]
     (W).
@@ -203,9 +205,10 @@ class ResidualLagAttention(nnx.Module):
     def __call__(
         self, x: Array, *, valid: Array | None = None, return_weights: bool = False
     ) -> Array | tuple[Array, Array]:
-        """Forecasts x [B, T, C]: [B, F, C] in `dtype`, or that and the matrix [B, 1 or C, F, T].
+        """Returns the forecast [B, F, C] of x [B, T, C] in `dtype`.
 
-        Arguments are those of `residual_lag_attention`.
+        With `return_weights`, also returns the matrix [B, 1 or C, F, T]. The arguments are those of
+        `residual_lag_attention`.
         """
         expect_series(x, self.channels)
         y, weights = residual_lag_attention(
@@ -270,7 +273,7 @@ def _lag_weights(logits: Array, seen: Array) -> Array:
 
 
 def _apply(weights: Array, past: Array) -> Array:
-    """Applies weights [B or 1, 1 or C, F, L] to the past [B, L, C]: [B, F, C]."""
+    """Applies weights [B or 1, 1 or C, F, L] to the past [B, L, C]; returns [B, F, C]."""
     many, groups = weights.shape[:2]
     if groups == 1:
         return jnp.matmul(weights[:, 0], past)
@@ -280,7 +283,7 @@ def _apply(weights: Array, past: Array) -> Array:
 
 
 def _level_weights(seen: Array, level: str) -> Array:
-    """Returns the weights of the level, [B or 1, 1 or C, 1, L]."""
+    """Returns the weights of the L values in the level c, [B or 1, 1 or C, 1, L]."""
     there = jnp.swapaxes(seen, 1, 2)[:, :, None].astype(jnp.float32)
     if level == "last":
         return there * (jnp.cumsum(there, axis=-1) == 1)

@@ -3,7 +3,8 @@
 A new mechanism is one file and one entry of `_ENTRIES`; the contract suite then tests it. Modules
 are imported on first use; `attention.registry` is the interface.
 
-Signatures of each kind:
+Signatures of each kind, with B examples, T queries or times, S keys, N heads and D model size. "Or
+with the weights" refers to calls with `return_weights=True`:
 
 * kernel: a function with the signature of `attention.attend`, without `implementation` and defaults
   (`attention.kernels.options`).
@@ -19,11 +20,11 @@ Signatures of each kind:
 * map_attention: `cls(channels, dtype=float32, rngs=rngs, **options)`, then
   `y = attention(x, *, valid=None, training=False, return_weights=False)`, or with the weights; x
   and y [B, Y, X, C]. `training` and `valid`, bool [B], affect batch statistics only. The
-  weights of a gate are the factors of x, [B, Y or 1, X or 1, C or 1]; weights between positions are
-  [B, N, P, P], P = Y·X in row-major order.
+  weights of a mechanism with the capability "gate" are the factors of x, [B, Y or 1, X or 1, C or
+  1]; weights between positions are [B, N, P, P], P = Y·X in row-major order.
 * gate: `cls(channels, signal_channels, dtype=float32, rngs=rngs, **options)`, then
-  `y = gate(x, gating_signal, ...)` as above; the gating signal is a map [B, Y', X', G] no finer
-  than x.
+  `y = gate(x, gating_signal, ...)` as above; the gating signal is a feature map [B, Y', X', G]
+  whose resolution is at most that of x.
 * pool: `cls(model_size, rngs=rngs, **options)`, then
   `pooled, weights = pool(states, valid=..., dropout_key=None)`, [B, D] and [B, heads, T]; several
   queries or hops count as heads.
@@ -36,17 +37,17 @@ Signatures of each kind:
   `scores = attention(candidates, history, *, bias=None, valid=None, return_weights=False)`, [B, I],
   or with the weights [B, 1, I, S]; candidates [B, I, D], history [B, S, D]; valid bool [B, S] or
   [B, I, S].
-* profile: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
-  `profile = attention(user, items, auxiliary, *, valid=None, return_weights=False)`, [B, D], or
-  with the weights [B, 1, 1, S]; user [B, D], items and auxiliary [B, S, D]; valid bool [B, S]. A
-  module with content takes it as `content`, [B, S, C].
+* profile: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then `profile = attention(user,
+  items, auxiliary, *, valid=None, return_weights=False)`, [B, D], or with the weights [B, 1, 1, S];
+  user [B, D], items and auxiliary [B, S, D]; valid bool [B, S]. A module with a `content_size`
+  takes the content of the items as `content`, [B, S, C].
 * components: `cls(model_size, component_size, dtype=float32, rngs=rngs, **options)`, then
   `content = attention(user, components, *, valid=None, return_weights=False)`, [B, S, C], or with
   the weights [B, 1, S, M]; user [B, D], components [B, S, M, C]; valid bool [B, S, M].
 * lags: `cls(channels, lags, horizon, dtype=float32, rngs=rngs, **options)`, then
-  `y = attention(x, *, valid=None, return_weights=False)`, x [B, T, C] with the last `lags` times
-  used, y [B, horizon, C], or with the weights [B, 1 or C, horizon, T]; valid bool [B, T] or
-  [B, T, C].
+  `y = attention(x, *, valid=None, return_weights=False)`, x [B, T, C], where only the last `lags`
+  times are used, y [B, horizon, C], or with the weights [B, 1 or C, horizon, T]; valid bool [B, T]
+  or [B, T, C].
 """
 
 from __future__ import annotations
@@ -60,20 +61,20 @@ KINDS = {
     "mixer": "Sequence mixers",
     "alignment": "Alignments for recurrent decoders",
     "map_attention": "Attention over feature maps",
-    "gate": "Gates of a feature map by a coarser one",
-    "pool": "Pools: a sequence to one vector",
+    "gate": "Gates: a coarser feature map weights a finer one",
+    "pool": "Pools: one vector for a sequence",
     "neighbours": "Similar users: scores from their ratings",
     "history": "Histories: scores by the similarity of items",
-    "profile": "Histories: a vector of the user",
-    "components": "Components of an item: its content for a user",
-    "lags": "The past of a series: forecasts",
+    "profile": "Profiles: a vector of the user from the history",
+    "components": "Components: a vector of each item from its components",
+    "lags": "Lags: forecasts from the past of a series",
 }
 
 CAPABILITIES = {
     "mask": "supports any `Mask`",
     "padding": "supports `masks.lengths` and `masks.valid`, or the argument `valid`",
     "causal": "supports `masks.causal()`: no position depends on a later one",
-    "always_causal": "is causal with any mask",
+    "always_causal": "is causal even without a causal mask",
     "cross": "queries and keys may come from different sequences (T != S)",
     "weights": "returns its weights, the matrix from values to results",
     "normalized": "weights are at least 0, and rows with a visible key sum to 1",
@@ -92,15 +93,15 @@ CAPABILITIES = {
     "interpreted": "runs anywhere under `kernels.interpreted()`, slowly, for tests",
     "cache": "decodes step by step: `init_cache`, `decode`",
     "max_length": "is built for a maximum length",
-    "length_dependent": "results depend on the amount of padding; for inputs of equal length",
+    "length_dependent": "results depend on the amount of padding; inputs should have equal length",
     "state": "carries a state from step to step",
     "gate": "its weights are factors of the input",
     "gradients": "`attribution.attention_gradients` computes gradients of its weights",
     "forward_mode": "has forward-mode derivatives (jvp, jacfwd, hessian)",
-    "higher_derivatives": "has reverse-mode derivatives of derivatives",
+    "higher_derivatives": "has second and higher derivatives in reverse mode",
     "symbolic": "supports symbolic batch sizes of `jax.export`",
     "per_device": "runs on each device of a mesh for its examples and heads, without communication",
-    "mesh": "shards sequences over the mesh axis 'sequence', and runs only there",
+    "mesh": "shards sequences over the mesh axis 'sequence', and needs a mesh with this axis",
     "batch_statistics": "normalizes by the batch in training, by running statistics in evaluation",
 }
 
@@ -160,17 +161,18 @@ def _parsed(kind: str, paragraph: str) -> Mechanism:
 #     time ...; memory ...
 #     capabilities, on one or more lines
 #
-# Kernels are in the order in which "auto" tries them; the reference, which supports all, is last.
+# Kernels are in the order in which "auto" tries them; the reference, which supports everything, is
+# last.
 _ENTRIES = {
     "kernel": """
 ring | kernels.blockwise.ring:attend | Liu et al. 2023 (Ring Attention)
-  Σ_r exp(z_r - z)·o_r, r over the parts of the keys
+  Σ_r exp(z_r - z)·o_r, r over the shards of the keys
   time O(T·S / R), R devices; memory O((T + S) / R)
   mask padding causal cross weights normalized bias logit_cap sinks grouped_query value_size
   dropout permutation mesh
 
 ulysses | kernels.blockwise.ulysses:attend | Jacobs et al. 2023 (DeepSpeed Ulysses)
-  softmax(cap(scale·qkᵀ + bias))·v, some heads a device
+  softmax(cap(scale·qkᵀ + bias))·v, a part of the heads on each device
   time O(T·S / R), R devices; memory O((T + S) / R)
   mask padding causal cross weights normalized bias logit_cap sinks grouped_query value_size
   dropout permutation mesh
@@ -182,7 +184,7 @@ cudnn | kernels.gpu.cudnn:attend | Dao 2024, by cuDNN
 
 triton | kernels.gpu.triton:attend | Dao 2024, through Pallas
   softmax(cap(scale·qkᵀ + bias))·v, block by block
-  time O(T·S); O(T·W) where blocks are skipped; memory O(T + S); O(T·S) for a bias that learns
+  time O(T·S); O(T·W) where blocks are skipped; memory O(T + S); O(T·S) for a bias with gradient
   mask padding causal cross bias logit_cap sinks grouped_query value_size permutation cuda
   interpreted per_device
 
@@ -199,7 +201,7 @@ tokamax | kernels.gpu.tokamax:attend | Dao 2024, by tokamax
 
 native | kernels.cpu.attention:attend | Dao et al. 2022; Milakov & Gimelshein 2018
   softmax(cap(scale·qkᵀ + bias))·v by blocks, in C++ on a CPU
-  time O(T·S); of seen blocks only; memory O(T + S)
+  time O(T·S), visible blocks only; memory O(T + S)
   mask padding causal cross weights normalized bias logit_cap sinks grouped_query value_size
   dropout permutation cpu higher_derivatives
 
@@ -247,7 +249,7 @@ longformer | sequence.longformer:Longformer | Beltagy et al. 2020
   sparse cache gradients
 
 bigbird | sequence.sparse:BigBird | Zaheer et al. 2020
-  attend over blocks near by, at the front and at random
+  attend over neighboring, first and random blocks
   time O(T·W·D + T·D²) where blocks are skipped; memory O(T²); O(T·W) where blocks are skipped
   mask padding causal weights normalized bias logit_cap grouped_query value_size dropout positions
   sparse cache gradients

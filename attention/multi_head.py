@@ -3,6 +3,8 @@
 Vaswani et al. 2017, "Attention Is All You Need". Options: grouped-query attention (Ainslie et
 al. 2023), positions (`attention.positions`), QK-norm (Henry et al. 2020, Dehghani et al. 2023),
 gated output (Qiu et al. 2025), sinks (Xiao et al. 2024, as learned logits in gpt-oss 2025).
+
+Letters are those of `attention.shapes`; D_m is the size of a memory.
 """
 
 from __future__ import annotations
@@ -271,7 +273,7 @@ class MultiHeadAttention(CachedAttention):
         dropout_key: Array | None = None,
     ) -> Array:
         """Returns the result [B, T, D] for query, key and value."""
-        # Under a gate, the contribution of a value depends on the query too.
+        # With a gate, no projection is recorded: a value's contribution also depends on the query.
         with recording.projected(self._recorded_output()):
             heads = attend(
                 query,

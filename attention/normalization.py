@@ -64,9 +64,10 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((size,))) if use_bias else None
 
     def linear(self, whole: Array, part: Array) -> Array:
-        """Applies the norm without bias to a part of `whole`, with the statistics of `whole`.
+        """Applies the norm without bias to `part`, with mean and variance of `whole`.
 
-        The parts of a sum give parts of the norm of the sum. Both are [..., D].
+        If parts add up to `whole`, their results add up to its norm without bias. Both arguments
+        are [..., D].
         """
         scale = _inverse_deviation(_wide(whole), self.epsilon, True)
         return _centered(_wide(part), True) * scale * self.scale[...]
@@ -84,7 +85,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((size,)))
 
     def linear(self, whole: Array, part: Array) -> Array:
-        """Applies the norm to a part of `whole`, with the statistics of `whole`; [..., D]."""
+        """Applies the norm to `part` with the root mean square of `whole`, both [..., D]."""
         scale = _inverse_deviation(_wide(whole), self.epsilon, False)
         return _wide(part) * scale * self.scale[...]
 
@@ -96,7 +97,7 @@ class RMSNorm(nnx.Module):
 def _standardize(x: Array, epsilon: float, center: bool) -> Array:
     """Returns c / sqrt(mean(c²) + ε) with c = x - mean(x), or c = x without `center`.
 
-    The derivative needs x and one number of each vector, which XLA keeps instead of c and others.
+    The derivative needs only x and one number per vector, so XLA does not store c and other terms.
     """
     return _centered(x, center) * _inverse_deviation(x, epsilon, center)
 

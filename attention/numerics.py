@@ -1,4 +1,7 @@
-"""Accumulation dtypes, and a softmax that returns 0 for rows of -inf."""
+"""Accumulation dtypes, and a softmax that returns 0 for rows of -inf.
+
+Letters are those of `attention.shapes`.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ Array = jax.Array
 
 
 def accumulator(array: Array) -> jnp.dtype:
-    """Returns the accumulation dtype, at least float32."""
+    """Returns the dtype for sums over the array, at least float32."""
     return jnp.promote_types(array.dtype, jnp.float32)
 
 
 def product(equation: str, a: Array, b: Array) -> Array:
-    """Computes `jnp.einsum` with sums in at least float32; the result has the dtype of b."""
+    """Computes `jnp.einsum(equation, a, b)` in the dtype of b, with sums in at least float32."""
     sums = accumulator(b)
     return jnp.einsum(equation, a.astype(b.dtype), b, preferred_element_type=sums).astype(b.dtype)
 
@@ -37,7 +40,7 @@ def softmax(logits: Array, sinks: Array | None = None) -> Array:
 
         w_s = exp(l_s) / (Σ_s' exp(l_s') + exp(sink))
 
-    The sink is the extra logit of Xiao et al. 2024.
+    The sink, if given, is an extra logit that has no column in the result (Xiao et al. 2024).
 
     Args:
       logits: l, [..., S], -inf where masked.

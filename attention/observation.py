@@ -1,4 +1,4 @@
-"""Runs of a model with a recorder: names of its attention calls, and transfer to the host."""
+"""Execution of a model under a recorder: names of attention calls, and transfer of weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NUMBERS = itertools.count()
 def prepare(
     model: Any, method: str, inputs: tuple[Any, ...], keywords: dict[str, Any]
 ) -> tuple[Callable[..., Any], tuple[Any, list[Array]]]:
-    """Returns a function of arrays that runs a copy of the model, and those arrays."""
+    """Returns a function that runs a copy of the model, and the arrays to call it with."""
     if isinstance(model, types.MethodType) and isinstance(model.__self__, nnx.Module):
         model, method = model.__self__, model.__name__
     leaves, tree = jax.tree.flatten((inputs, keywords))
@@ -75,7 +75,7 @@ class _Names:
         return list(self._of.values())
 
     def of(self, shape: tuple[int, ...], frames: Iterator[types.FrameType]) -> str:
-        """Returns the name of a call with these frames, innermost first.
+        """Returns the name of a call from its stack frames, innermost first.
 
         Calls share a name if they have the same module path, the same source lines between module
         and `record`, and the same shape, so that their weights can be stacked.
@@ -102,12 +102,13 @@ def trace(
     take: Callable[[str, recording.Weights, tuple[int, ...]], Array | None],
     execute: Callable[..., Any] | None = None,
 ) -> list[str]:
-    """Runs, or only traces, with a recorder that passes names, weights and shapes to `take`.
+    """Runs or traces a function; passes name, weights and shape of each attention to `take`.
 
     Args:
       run: function of the arrays.
-      arrays: its arguments.
-      take: as for `recording.recorder`, with name and shape of the weights.
+      arrays: the arguments of `run`.
+      take: function of name, weights and shape; returns an array that replaces the result of the
+        attention, or None.
       execute: transformation of the run, such as `jax.jit`; the run is only traced if None.
 
     Returns:
@@ -166,7 +167,7 @@ def sender(taken: list[np.ndarray]) -> Callable[[Array], tuple[()]]:
         # JAX unrolls callbacks under vmap; here a single callback gets the complete axis.
         return sender(taken)(weights), ()
 
-    # Derivatives that the model takes itself do not pass through the callback.
+    # If the model computes derivatives itself, they must not pass through the callback.
     return lambda weights: send(jax.lax.stop_gradient(weights))
 
 

@@ -2,6 +2,8 @@
 
 All functions take `valid` (bool [B, T], True = a real position) and return 0 for a sequence without
 valid positions. All modules have the signature of `Pool`.
+
+B sequences, T positions, D model size, A hidden size of a score.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ def max_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
         recording.record(lambda: weights)
         return jnp.zeros((B, D), states.dtype), weights
     masked = jnp.where(valid[..., None], states, -jnp.inf)
-    # The gradient goes to the first maximum alone, in agreement with the weights.
+    # Selects by argmax, so that the gradient goes to the first maximum only, as do the weights.
     winner = jnp.argmax(masked, axis=1)
     pooled = jnp.take_along_axis(states, winner[:, None], axis=1)[:, 0]
     any_valid = jnp.any(valid, axis=1, keepdims=True)
@@ -94,7 +96,7 @@ def attention_pool(
       states: [B, T, D].
       scores: [B, T].
       valid: bool [B, T]; all if None.
-      dropout_rate, dropout_key: rate and random key of dropout of the weights.
+      dropout_rate, dropout_key: rate and random key of the dropout applied to the weights.
 
     Returns:
       [B, D], and the weights before dropout [B, 1, T].
@@ -120,8 +122,8 @@ class Pool(nnx.Module):
 
     Args:
       model_size: D.
-      dropout_rate: active if a dropout_key is given. The subclass determines the array that dropout
-        is applied to.
+      dropout_rate: dropout rate, active if a dropout_key is given. The subclass determines to which
+        array dropout is applied.
       dtype: dtype of the computation; parameters are float32.
 
     Raises:
@@ -135,7 +137,7 @@ class Pool(nnx.Module):
         self.model_size, self.dropout_rate, self.dtype = model_size, dropout_rate, dtype
 
     def _pool(self, states: Array, valid: Array | None, **dropout: Any) -> tuple[Array, Array]:
-        """Returns the result of `__call__` for states in `dtype`; dropout as for `attend`."""
+        """Returns pooled states and weights for states in `dtype`; dropout as for `attend`."""
         raise NotImplementedError
 
     def __call__(
@@ -220,13 +222,14 @@ class AttentionPool(Pool):
 
 
 class MultiHeadPool(Pool):
-    """Multi-head attention with learned queries (Lee et al. 2019, Set Transformer: PMA).
+    """Multi-head attention with learned queries (PMA of the Set Transformer, Lee et al. 2019).
 
         s = concat_in(attend(seed_in, x W_k,n, x W_v,n)) W_o,   i = 1 ... queries
 
-    With one query this is PMA with one seed vector. Several queries attend independently, and W_o
-    combines their results. There is no output bias, so that a sequence without valid states gives
-    0. The weights are [B, I·N, T]: first the N heads of query 1, then those of query 2, and so on.
+    With one query this is PMA (pooling by multi-head attention) with one seed vector. Several
+    queries attend independently, and W_o combines their results. There is no output bias, so that a
+    sequence without valid states gives 0. The weights are [B, I·N, T]: first the N heads of query
+    1, then those of query 2, and so on.
 
     Parameters: seed [I, N, H], key/kernel and value/kernel [D, N, H], biases [N, H], out/kernel
     [N, I·H, D].
@@ -260,7 +263,7 @@ class MultiHeadPool(Pool):
         self.seed = nnx.Param(jax.random.normal(rngs.params(), (queries, N, H)))
         self.key = Projection((model_size,), (N, H), **shared)
         self.value = Projection((model_size,), (N, H), **shared)
-        # Heads first, as in every `out`: a mesh shards that axis.
+        # The head axis comes first, as in every `out`, so that it can be sharded.
         self.out = Projection((N, queries * H), (model_size,), use_bias=False, **shared)
 
     def _pool(self, states: Array, valid: Array | None, **dropout: Any) -> tuple[Array, Array]:

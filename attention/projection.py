@@ -12,7 +12,7 @@ from attention import shapes
 
 
 class Projection(nnx.Module):
-    """y = x·W + b from the last axes `inputs` to the axes `outputs`.
+    """Linear map y = x·W + b from the last axes of x, of sizes `inputs`, to axes `outputs`.
 
     The kernel has shape [*inputs, *outputs], so that a sharding rule can name its head axis. The
     product is one matrix multiplication with sums in float32.
@@ -46,7 +46,7 @@ class Projection(nnx.Module):
             raise ValueError(f"x: got shape {got}, expected [..., {expected}]")
         rows, sums = x.shape[:-axes], jnp.promote_types(self.dtype, jnp.float32)
         kernel = self.kernel[...].astype(self.dtype).reshape(math.prod(self.inputs), -1)
-        # Two axes, not three: for more, XLA copies an operand to compute the kernel's gradient.
+        # Flattened to two axes: with more, XLA copies an operand for the kernel's gradient.
         flat = x.astype(self.dtype).reshape(-1, kernel.shape[0])
         y = jnp.matmul(flat, kernel, preferred_element_type=sums)
         if self.bias is not None:

@@ -1,8 +1,10 @@
 """Hooks through which mechanisms expose their attention weights to `attention.inspect.capture`.
 
 A mechanism calls `heads = record_result(heads, compute, mix=...)` where it computes attention, or
-`record(compute)` if its result is not a linear function of the weights. The functions are called
-only if a recorder is active.
+`record(compute)` if its result is not a linear function of the weights. The functions `compute` and
+`mix` are called only if a recorder is active.
+
+Letters are those of `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -18,18 +20,18 @@ from flax import nnx
 
 Array = jax.Array
 Map = Callable[[Array], Array]
-# Modules of the running copy store their path. Copies that the model makes of them (nnx.split and
-# merge, nnx.scan over layers) keep the path, but not the id.
+# Attribute in which modules of the running copy store their path. Copies that the model makes of
+# its modules (nnx.split and merge, nnx.scan over layers) keep this attribute, but not the id.
 TAG = "_path_in_capture"
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """Output projection of an attention module, and what a layer adds to its result.
+    """Output projection of an attention module: a linear map of the values, and a bias.
 
     Attributes:
-      project: function from values of all heads, [B, S, N, V], to contributions to the result of
-        the module, [B, S, N, D], linear.
+      project: linear function from the values of all heads, [B, S, N, V], to their contributions
+        to the result of the module, [B, S, N, D].
       bias: [D], added to the sum of the contributions; None for 0.
     """
 
@@ -43,9 +45,9 @@ class Residual:
 
     Attributes:
       x: [B, T, D].
-      norm: the norm; None if there is none after the sum.
-      linear: function of the sum z and of parts u, both [..., D], that applies to u the linear part
-        of the norm with the statistics of z.
+      norm: the norm after the sum; None if there is none.
+      linear: function of the sum z and of a summand u, both [..., D]; applies the norm to u,
+        without bias and with the statistics of z.
     """
 
     x: Array
@@ -55,18 +57,18 @@ class Residual:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Attention weights that are computed when called.
+    """Attention weights, computed when the object is called.
 
     Attributes:
       compute: function that returns all weights.
       of_rows: function from query indices, int [R], to weights [B, N, R, S]; None if this is not
         cheaper than computing all weights.
-      result: what the mechanism computes with the weights; None if `mix` is.
+      result: result that the mechanism computes with the weights; None if recorded by `record`.
       mix: function from weights to the result, linear up to a constant; None if there is none, or
-        if weights are dropped.
+        under dropout.
       values: values [B, S, K, V] that the weights mix, for K heads that divide N; None if there are
         none.
-      output, residual: what follows the attention; None if unknown.
+      output, residual: projection and residual connection after the attention; None if unknown.
     """
 
     compute: Callable[[], Array]
@@ -110,13 +112,12 @@ def record_result(
     """Passes weights with their result to the innermost recorder, if there is one.
 
     Args:
-      result: result of the mechanism, equal to `mix(compute())`.
+      result: result of the mechanism, equal to `mix(compute())` if there is a `mix`.
       compute, of_rows: as for `record`.
       mix, values: see `Weights`.
 
     Returns:
-      The result, to be used in its place. Recorders of gradients return another array of the same
-      value.
+      An array that the caller must use in place of `result`: a recorder may return another one.
     """
     around = _OUTPUT.get(), _RESIDUAL.get()
     replaced = _taken(Weights(compute, of_rows, result, mix, values, *around))
@@ -156,7 +157,7 @@ def active() -> bool:
 
 
 def rename(module: nnx.Module, name: str) -> None:
-    """Replaces the last component of a module's path in a running copy, also for its submodules."""
+    """Renames a module of a running copy: the last component of its path, also in submodules."""
     path = getattr(module, TAG, None)
     if path is None:
         return
@@ -166,7 +167,7 @@ def rename(module: nnx.Module, name: str) -> None:
 
 
 def recorder(take: Take | None) -> contextlib.AbstractContextManager[None]:
-    """Passes everything recorded within the context to `take`."""
+    """Passes weights recorded in the context to `take`; an array from it replaces the result."""
     return _set(_RECORDER, take)
 
 

@@ -128,7 +128,7 @@ def expect_broadcastable(
     free: str = "B N",
     hint: str = "",
 ) -> None:
-    """Checks like `expect` with known letters only; dimensions in `free` may also have size 1."""
+    """Checks a shape like `expect`; the sizes must be known, and letters in `free` may be 1."""
     letters, may_be_one = dimensions.split(), free.split()
     shape = tuple(jnp.shape(array))
     fits = len(shape) == len(letters) and all(
@@ -207,7 +207,7 @@ def key_heads(argument: str, num_heads: int, given: int | None) -> int:
 
 
 def layout_hint(got: Sequence[int], expected: Sequence[int], N: int) -> str:
-    """Returns `LAYOUT_HINT` if all sizes in `got` are the number of heads N, else ""."""
+    """Returns `LAYOUT_HINT` if `got` is not `expected` but N, the number of heads; else ""."""
     swapped = N > 1 and tuple(got) != tuple(expected) and all(size == N for size in got)
     return LAYOUT_HINT if swapped else ""
 

@@ -1,9 +1,9 @@
 """Sharding of activations over the mesh of `jax.set_mesh`, by dimension letters.
 
 Examples are sharded over the mesh axes "data" and "fsdp", heads and hidden units over "tensor", and
-sequences over "sequence". These are the rules of activations beside those of parameters. Without
-them XLA may shard features of activations over "fsdp", as parameters are, and then sums over
-features are sums over devices. Without a mesh, or on one device, the functions here do nothing.
+sequences over "sequence". The sharding of parameters has its own rules. Without these rules XLA may
+shard the features of activations over "fsdp", as those of parameters, and every sum over features
+would need communication. Without a mesh, or on one device, the functions here do nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ Array = jax.Array
 
 BATCH, HEADS, SEQUENCE = ("data", "fsdp"), "tensor", "sequence"
 
-# Mesh axes of each dimension letter; dimensions with other letters are replicated.
+# Mesh axes of each dimension letter: B examples, N and K heads, F hidden units, V vocabulary, T and
+# S positions. Dimensions with other letters are replicated.
 RULES: dict[str, tuple[str, ...]] = {
     "B": BATCH,
     "N": (HEADS,),
@@ -37,7 +38,7 @@ def constrain(x: Array, axes: str) -> Array:
         x = constrain(x, "B T D")
 
     A dimension is sharded over the axes of its letter (`RULES`) whose sizes divide it. XLA chooses
-    the sharding of a dimension "_", and of a batch that no axis divides.
+    the sharding of a dimension with the letter "_", and of a dimension "B" that no axis divides.
 
     Args:
       x: [...], with a dimension for each letter.
@@ -78,12 +79,12 @@ def constrain_examples(x: Array) -> Array:
 def over_examples(
     function: Callable[..., Any], *examples: Any, shared: tuple[Any, ...] = ()
 ) -> Any:
-    """Calls a function for the examples of each device, without communication between devices.
+    """Calls a function on each device for the device's own examples, without communication.
 
-    XLA would otherwise sum gradients of `shared` over the devices in every iteration of a loop, and
-    would gather the examples before an operation that it does not partition. Devices sum gradients
-    of `shared` once. The function may not depend on how many examples it gets: dropout, for
-    instance, is drawn outside.
+    Gradients of `shared` are summed over the devices once. XLA alone would sum them in every
+    iteration of a loop, and would gather the examples before an operation that it does not
+    partition. The function must not depend on the number of examples that it receives; dropout
+    masks, for example, must be drawn outside.
 
     Args:
       function: function of (*examples, *shared) whose results have leaves [B, ...].
@@ -110,7 +111,7 @@ def over_examples(
 
 
 def top_k_by_example(x: Array, k: int) -> tuple[Array, Array]:
-    """Computes `jax.lax.top_k` for the examples of each device, as XLA does not partition it.
+    """Computes `jax.lax.top_k` on each device for its own examples; XLA does not partition it.
 
     Args:
       x: [B, ..., S].
@@ -123,10 +124,10 @@ def top_k_by_example(x: Array, k: int) -> tuple[Array, Array]:
 
 
 def mesh_axes() -> dict[str, int]:
-    """Returns the sizes above 1 of the axes of the mesh in context that XLA partitions over.
+    """Returns name -> size of the axes over which XLA partitions automatically; sizes above 1.
 
-    Manual axes belong to a `jax.shard_map` that is being traced; arrays have explicit axes in their
-    types.
+    The axes are those of the mesh in context. Manual axes, which belong to a `jax.shard_map` being
+    traced, and explicit axes, which are part of the types of arrays, are not included.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh is None or not mesh.axis_names:
@@ -139,7 +140,7 @@ def mesh_axes() -> dict[str, int]:
 
 
 def dividing(names: tuple[str, ...], size: int, sizes: dict[str, int]) -> tuple[str, ...]:
-    """Returns those axes of `names`, from the first, that together divide a size.
+    """Returns the axes whose product divides a size, chosen greedily in the order of `names`.
 
     Args:
       names: names of mesh axes.

@@ -1,7 +1,8 @@
 """Structured self-attention: several hops over a sequence, and a penalty on their overlap.
 
-Lin et al. 2017, "A Structured Self-attentive Sentence Embedding". Called like the other pools
-(`attention.pooling`):
+Lin et al. 2017, "A Structured Self-attentive Sentence Embedding". A hop is one set of weights over
+the positions. R hops; other letters as in `attention.pooling`. The module is called like the other
+pools (`attention.pooling`):
 
     pooled, weights = pool(states, valid=valid, dropout_key=key)
     loss = loss + 0.3 * jnp.mean(structured_penalty(weights))
@@ -40,7 +41,7 @@ def structured_pool(
       states: X, [B, T, D].
       scores: [B, R, T], one row for each hop.
       valid: bool [B, T]; all if None.
-      dropout_rate, dropout_key: rate and random key of dropout of A.
+      dropout_rate, dropout_key: rate and random key of the dropout applied to A.
 
     Returns:
       M, [B, R, D], and A before dropout, [B, R, T] in at least float32.
@@ -72,7 +73,7 @@ def structured_penalty(weights: Array) -> Array:
     valid positions has P = R and gradient 0.
 
     Args:
-      weights: A, [B, R, T], of `structured_pool` or of a pool with several heads.
+      weights: A, [B, R, T], from `structured_pool` or a pool with several heads.
 
     Returns:
       P, [B] in at least float32.
@@ -92,14 +93,14 @@ class StructuredPool(Pool):
         A = softmax_t(W_2 tanh(W_1 xᵀ)),   s = concat_r(A x) W_o
 
     A hop is a row of A. The paper passes the R sums to a fully connected layer; here W_o combines
-    them to one vector, as for other pools. `structured_penalty` discourages overlapping hops. There
-    are no biases, as in the paper.
+    them into one vector, as for other pools. `structured_penalty` discourages overlapping hops.
+    There are no biases, as in the paper.
 
     Parameters: hidden/kernel [D, A] (W_1), hops/kernel [A, R] (W_2), out/kernel [R, D, D] (W_o).
 
     Args:
       hops: R.
-      hidden_size: A; D if None.
+      hidden_size: size A of the hidden layer; D if None.
       model_size, options: those of `Pool`. Dropout is applied to the entries of A.
 
     Raises:

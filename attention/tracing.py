@@ -10,9 +10,9 @@ _shapes_only: list[bool] = []
 
 @contextlib.contextmanager
 def shapes_only() -> Iterator[None]:
-    """Traces for shapes only, as under `jax.eval_shape`.
+    """Declares that traces in this context compute only shapes, as under `jax.eval_shape`.
 
-    In this context, "auto" selects the reference kernel without initializing the devices.
+    "auto" then selects the reference kernel without initializing the devices.
     """
     _shapes_only.append(True)
     try:

@@ -1,4 +1,7 @@
-"""Contributions of the inputs to the outputs of a stack of layers, from attention weights."""
+"""Contributions of the inputs to the outputs of a stack of layers, from attention weights.
+
+L layers (M of a decoder), B examples, N heads, T positions, S positions of an encoder.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from attention import shapes
 from attention.numerics import accumulator
 
 Array = jax.Array
-# Capacities of the layer graph are integers. The flow into or out of a position is below 2^31.
+# Flow capacities must be integers, in units of 2^-30. The flow at a position stays below 2^31.
 _UNIT = 2**30
 
 
@@ -46,9 +49,9 @@ def attention_flow(
 
         F_ts = maximum flow from output t to input s,   capacity of (l, t) -> (l - 1, s) = A_lts
 
-    where A_l is the matrix of `rollout`. It runs on the host, one maximum flow (Dinic 1970) for
-    each pair of positions, with capacities in units of 2^-30. Time is O(B·R·T) flows in a graph of
-    L·T² edges; restrict the rows for long sequences.
+    where A_l is the matrix of `rollout`. The flow is computed on the host, one maximum flow (Dinic
+    1970) for each pair of positions, with capacities in units of 2^-30. Time is O(B·R·T) flows in a
+    graph of L·T² edges; restrict the rows for long sequences.
 
     Args:
       weights: [L, B, N, T, T], first layer first, at least 0. A row of zeros attends to itself.
@@ -92,7 +95,7 @@ def relevance(weights: Array, gradients: Array) -> Array:
 
         Ā_l = mean_n max(∇W_ln ⊙ W_ln, 0),   R <- R + Ā_l R from R = I, first layer first
 
-    from "Generic Attention-model Explainability". Row 0 minus the identity is the relevance for a
+    The paper is "Generic Attention-model Explainability". Row 0 of R - I is the relevance for a
     classifier that reads position 0.
 
     Args:
@@ -118,9 +121,9 @@ class CrossRelevance(NamedTuple):
     """Relevance of the positions of an encoder-decoder.
 
     Attributes:
-      source: [B, S, S], of the encoder's inputs for its outputs.
-      target: [B, T, T], of the decoder's inputs for its outputs.
-      cross: [B, T, S], of the encoder's inputs for the decoder's outputs.
+      source: [B, S, S], relevance of the encoder's inputs for its outputs.
+      target: [B, T, T], relevance of the decoder's inputs for its outputs.
+      cross: [B, T, S], relevance of the encoder's inputs for the decoder's outputs.
     """
 
     source: Array
@@ -140,14 +143,14 @@ def cross_relevance(
         cross-attention:  R_ts <- R_ts + N(R_tt)ᵀ Ā N(R_ss)
         N(R) = (R - I) / rowsum(R - I) + I,   Ā = mean_n max(∇W_n ⊙ W_n, 0)
 
-    from R_ss = R_tt = I and R_ts = 0: equations 6 to 10 of "Generic Attention-model
-    Explainability". Each decoder layer applies self-attention, then cross-attention. A row of zeros
-    of R - I stays zero.
+    The initial values are R_ss = R_tt = I and R_ts = 0. These are equations 6 to 10 of "Generic
+    Attention-model Explainability". Each decoder layer applies self-attention, then
+    cross-attention. A row of zeros of R - I stays zero.
 
     Args:
       encoder: weights and their gradients, each [L, B, N, S, S], first layer first.
-      decoder: the same of the decoder's self-attention, [M, B, N, T, T].
-      cross: the same of its cross-attention, [M, B, N, T, S].
+      decoder: the same for the decoder's self-attention, [M, B, N, T, T].
+      cross: the same for the decoder's cross-attention, [M, B, N, T, S].
 
     Returns:
       `CrossRelevance`: source [B, S, S], target [B, T, T], cross [B, T, S], in at least float32.
@@ -180,7 +183,7 @@ def cross_relevance(
 
 
 def _with_residual(weights: Array, residual: float) -> Array:
-    """Returns A of `rollout`, [L, B, T, T]."""
+    """Returns the matrices A_l of `rollout`, [L, B, T, T]."""
     sizes: dict[str, int] = {}
     shapes.expect_floating("weights", weights)
     shapes.expect("weights", weights, "L B N T T", sizes)
@@ -198,7 +201,7 @@ def _with_residual(weights: Array, residual: float) -> Array:
 def _positive_mean(
     names: Sequence[str], pair: tuple[Array, Array], letters: str, sizes: dict[str, int]
 ) -> Array:
-    """Returns mean_n max(∇W ⊙ W, 0), [L, B, T, S], of weights and gradients with these names."""
+    """Returns mean_n max(∇W ⊙ W, 0), [L, B, T, S]; `names` of both arrays are for messages."""
     for name, array in zip(names, pair, strict=True):
         shapes.expect_floating(name, array)
         shapes.expect(name, array, letters, sizes)

@@ -1,4 +1,7 @@
-"""Gradients of a score with respect to the attention weights of any model."""
+"""Gradients of a score with respect to the attention weights of any model.
+
+Letters are those of `attention.inspect`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ Array = jax.Array
 
 
 class AttentionGradients(NamedTuple):
-    """Attention weights and gradients of a score, by the names of `inspect.capture`.
+    """Attention weights and gradients of a score, keyed by the names of `inspect.capture`.
 
     Attributes:
       weights: name -> W, [B, N, T, S] of a mixer; see `inspect.capture` for the other shapes.
@@ -43,10 +46,10 @@ def attention_gradients(
 
     The model is not changed and runs with its own kernels, including fused ones: the gradient of
     the weights follows from the values and the gradient of the result of each attention. The
-    weights of one attention are independent variables: the gradient does not pass through their
-    softmax, and reaches other attention through the residual stream, as that of `retain_grad` in
-    PyTorch. It is not 0 at masked positions, although the weights are. A cumulative use of the
-    weights, as in location-aware alignment, is not part of it.
+    weights of each attention are independent variables: the gradient passes through all later
+    layers, but not through the softmax of these weights, as with `retain_grad` in PyTorch. It is
+    not 0 at masked positions, although the weights are. The use of the weights in later steps, as
+    in location-aware alignment, is not included.
 
     Attention inside jit, scan, remat, cond and vmap is supported; inside `jax.lax.while_loop` it is
     not. Mechanisms with the capability "gradients" are supported, and `attend` with any kernel.
@@ -92,7 +95,8 @@ def attention_gradients(
 
     def total(variable: Array, *arrays: Any) -> Array:
         variables.append(variable)
-        # `jax.grad` passes other arguments as they are; Flax's variables must be of its trace.
+        # `jax.grad` passes other arguments on as they are. Mapping the tree creates Flax variables
+        # that belong to its trace.
         scores = score(run(*jax.tree.map(lambda leaf: leaf, arrays)))
         if jnp.ndim(scores) > 1:
             got = shapes.show(jnp.shape(scores))
@@ -125,7 +129,7 @@ def _tapped(variable: Array, recorded: recording.Weights, send: Callable[[Array]
     _, backward = jax.vjp(
         lambda weights: mix(weights).astype(result.dtype), jnp.zeros(shape.shape, shape.dtype)
     )
-    # Values have their own gradient, through the result.
+    # The gradient of the values flows through the result, so it is stopped here.
     leaves, tree = jax.tree.flatten(backward)
     leaves = [jax.lax.stop_gradient(leaf) for leaf in leaves]
 
@@ -146,7 +150,7 @@ def _tapped(variable: Array, recorded: recording.Weights, send: Callable[[Array]
 
 
 def _gathered(name: str, calls: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """Returns the gradients of all calls in the order of the calls; the last came first."""
+    """Returns the gradients in the order of the calls; the backward pass sends the last first."""
     if not calls:
         return np.zeros_like(weights)
     if calls[0].shape == weights.shape and len(calls) == 1:

@@ -1,4 +1,7 @@
-"""Contributions of positions by attention weights and projected values."""
+"""Contributions of positions by attention weights and projected values.
+
+B examples, N heads, T queries, S keys, D model size.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ class WeightedNorms(NamedTuple):
     """Norms of weighted values.
 
     Attributes:
-      heads: [B, N, T, S], of each head.
-      total: [B, T, S], of the sum over heads.
+      heads: [B, N, T, S], norms for each head.
+      total: [B, T, S], norms of the sum over heads.
     """
 
     heads: Any
@@ -78,7 +81,7 @@ def value_weighted_norms(
 
     Raises:
       ValueError: the model has no attention, or layers do not exist.
-      NotImplementedError: an attention is not that of `MultiHeadAttention`, or has a gate.
+      NotImplementedError: an attention is not computed by `MultiHeadAttention`, or has a gate.
     """
 
     def norms(recorded: recording.Weights) -> WeightedNorms:
@@ -105,10 +108,10 @@ def token_contributions(
         T_t(x_s) = L(Σ_n α_nts f_n(x_s) + [s = t] x_t),   y_t = norm(x_t + Σ_ns α_nts f_n(x_s) + b)
         c_ts = max(|y_t| - |y_t - T_t(x_s)|, 0),   rows scaled to sum to 1,   L1 norms
 
-    from "Measuring the Mixing of Contextual Information in the Transformer", equations 5 to 9. L is
-    the linear part of the norm with the statistics of its input. Without a norm after the residual
-    connection (pre-norm layers), norm and L are the identity. A row without positive contributions
-    attends to itself.
+    These are equations 5 to 9 of "Measuring the Mixing of Contextual Information in the
+    Transformer". L is the linear part of the norm with the statistics of its input. Without a norm
+    after the residual connection (pre-norm layers), norm and L are the identity. A row without
+    positive contributions attends to itself.
 
     Args:
       weights: α, [B, N, T, T].
@@ -164,9 +167,9 @@ def alti(
 
         R = C_L ··· C_2 C_1
 
-    with C of `token_contributions` of each layer (Ferrando et al. 2022, section 3.3). It needs
-    layers with `MultiHeadAttention` that declare their residual connection, as those of
-    `tasks.common.backbones`, with pre-norm or post-norm.
+    C_l are the `token_contributions` of layer l (Ferrando et al. 2022, section 3.3). The layers
+    need `MultiHeadAttention` and must declare their residual connection (`recording.added`), as
+    those of `tasks.common.backbones` do, with pre-norm or post-norm.
 
     Args:
       model, inputs, method, keywords: as for `value_weighted_norms`; inputs are arrays [B, T] or
@@ -179,8 +182,8 @@ def alti(
 
     Raises:
       ValueError: the model has no attention, layers do not exist, or their lengths differ.
-      NotImplementedError: an attention is not that of `MultiHeadAttention` without a gate in a
-        layer with a residual connection.
+      NotImplementedError: an attention is not computed by a `MultiHeadAttention` without a gate in
+        a layer with a residual connection.
     """
 
     def contributions(recorded: recording.Weights) -> tuple[Array]:
@@ -214,7 +217,7 @@ def alti(
 
 
 def _transformed(recorded: recording.Weights) -> Array:
-    """Returns f_n(x_s), [B, S, N, D]."""
+    """Returns the projected values f_n(x_s) of `weighted_norms`, [B, S, N, D]."""
     assert recorded.values is not None
     assert recorded.output is not None
     assert recorded.result is not None
@@ -234,7 +237,7 @@ def _observed(
     layers: Layers,
     method: str,
 ) -> dict[str, list[np.ndarray]]:
-    """Runs the model; returns what `compute` returns for each chosen attention, by name."""
+    """Runs the model; returns by name the results of `compute` for each chosen attention."""
     called, arrays = prepare(model, method, inputs, keywords)
 
     def run(*arrays: Any) -> None:
@@ -272,7 +275,7 @@ def _observed(
 
 
 def _expect(weights: Array, transformed: Array) -> tuple[Array, Array]:
-    """Returns both in at least float32."""
+    """Returns both arrays in at least float32, after checking them."""
     shapes.expect_arrays({"weights": (weights, "B N T S"), "transformed": (transformed, "B S N D")})
     weights, transformed = jnp.asarray(weights), jnp.asarray(transformed)
     wide = jnp.promote_types(accumulator(weights), accumulator(transformed))
@@ -280,7 +283,7 @@ def _expect(weights: Array, transformed: Array) -> tuple[Array, Array]:
 
 
 def _by_row(compute: Callable[[Array, Array], Array], weights: Array, transformed: Array) -> Array:
-    """Returns [B, T, S] of a function of a row's Σ_n α_nts f_n(x_s), [B, S, D], and its index."""
+    """Applies compute(Σ_n α_nts f_n(x_s) [B, S, D], t) to each row t; returns [B, T, S]."""
 
     def row(pair: tuple[Array, Array]) -> Array:
         alpha, t = pair

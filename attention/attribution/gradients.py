@@ -160,7 +160,7 @@ def _gradient(function: Function, x: Array) -> Array:
 
 
 def _rule(method: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns points in [0, 1] and weights of sum 1."""
+    """Returns points in [0, 1] and weights that sum to 1."""
     if method == "gauss_legendre":
         points, weights = np.polynomial.legendre.leggauss(steps)
         return (points + 1) / 2, weights / 2

@@ -5,6 +5,8 @@ a reference, such as the embedding of [MASK] or a blurred image. It returns scor
 
     def score(gate):                                            # [B, U] -> [B]
         return logits(gate[..., None] * x + (1 - gate[..., None]) * reference)[:, label]
+
+B examples, U positions, G groups of positions, K steps of a curve.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ def deletion_curve(
     Args:
       score: f, from gates [B, U] in [0, 1] to scores [B].
       order: int [B, U], indices of the positions, most important first; see `importance_order`.
-      valid: bool [B, U], positions that are counted; all if None. Others stay 1.
+      valid: bool [B, U], positions to remove or insert; all if None. Gates of others stay 1.
       steps: K, at least 1; U if None.
       chunk: number of gates that are computed together, under `jax.vmap`.
 
@@ -162,12 +164,12 @@ def importance_order(attributions: Array) -> Array:
 
 
 def uniform_order(batch_size: int, length: int) -> Array:
-    """Returns positions in a fixed order whose beginnings are spread evenly over the input.
+    """Returns positions in a fixed order whose first k are spread evenly, for any k.
 
         order = positions u sorted by the bit-reversed binary digits of u
 
-    This is the control for uniform attributions: the sequence of van der Corput 1935. Sorting equal
-    attributions would begin with the first positions instead.
+    This is the sequence of van der Corput 1935. It is the control for uniform attributions, for
+    which `importance_order` would begin with the first positions.
 
     Args:
       batch_size: B.
@@ -207,7 +209,7 @@ def random_order(key: Array, batch_size: int, length: int) -> Array:
 
 
 def _chosen(order: Array, valid: Array | None, steps: int | None) -> tuple[Array, Array, Array]:
-    """Returns fractions [K + 1], the positions chosen by then, bool [B, K + 1, U], and valid."""
+    """Returns fractions [K + 1], positions chosen at each, bool [B, K + 1, U], and `valid`."""
     sizes: dict[str, int] = {}
     shapes.expect_integer("order", order)
     shapes.expect("order", order, "B U", sizes)
@@ -219,7 +221,7 @@ def _chosen(order: Array, valid: Array | None, steps: int | None) -> tuple[Array
         counted = jnp.asarray(valid)
     K = max(sizes["U"], 1) if steps is None else steps
     fractions = jnp.arange(K + 1, dtype=jnp.float32) / K
-    # Ranks among the valid positions.
+    # Ranks of the positions in the order, counting only valid positions.
     order = jnp.asarray(order)
     in_order = jnp.take_along_axis(counted, order, axis=1)
     ranks = jnp.take_along_axis(jnp.cumsum(in_order, axis=1) - 1, jnp.argsort(order), axis=1)

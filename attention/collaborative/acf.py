@@ -80,7 +80,7 @@ def profile_scores(
 
     Args:
       user: u, [B, D].
-      profile: s, [B, D], of `attend_items`.
+      profile: s, [B, D], from `attend_items`.
       candidates: v, [B, I, D].
       bias: b, [B, I]; 0 if None, as in the paper.
 

@@ -118,7 +118,7 @@ def length_factor(valid: Array, alpha: float) -> Array:
 
 
 class _ItemSimilarity(nnx.Module):
-    """Base class: scores = b + Σ_j w_ij q_j·p_i with the weights of `weigh`."""
+    """Base class: scores = b + Σ_j w_ij q_j·p_i, where w is `weigh` times `length_factor`."""
 
     def __init__(self, model_size: int, alpha: float, dtype: jnp.dtype):
         if not 0.0 <= alpha <= 1.0:
@@ -150,7 +150,7 @@ class _ItemSimilarity(nnx.Module):
           candidates: p, [B, I, D].
           history: q, [B, S, D].
           bias: bias of the candidates, [B, I]; 0 if None.
-          valid: bool [B, S], or [B, I, S] of `without_target`; all are real if None.
+          valid: bool [B, S], or [B, I, S] from `without_target`; all are real if None.
           return_weights: whether to return the weights of the similarities too.
 
         Returns:

@@ -1,7 +1,7 @@
 """Attention over similar users: their ratings of an item, weighted by similarity.
 
 User-based collaborative filtering (Resnick et al. 1994, "GroupLens") in which each neighbor has a
-learned weight besides its similarity. There are two forms of the same sum:
+learned weight in addition to its similarity. There are two forms of the same sum:
 
 * `neighbor_scores`: a list of neighbors [B, S] for each user, such as that of `top_neighbors`;
 * `dense_neighbor_scores`: all U users for each user, by two matrix products.
@@ -67,7 +67,8 @@ def top_neighbors(similarity: Array, k: int, valid: Array | None = None) -> tupl
       valid: bool [B, U], users that may be chosen; all if None.
 
     Returns:
-      int [B, k], most similar first, and bool [B, k], False if fewer than k may be chosen.
+      int [B, k], most similar first, and bool [B, k], False for the rest if fewer than k may be
+      chosen.
 
     Raises:
       ValueError: shapes or dtypes do not fit, or k is out of range.
@@ -197,11 +198,11 @@ class UserNeighbors(nnx.Module):
 
         score(u, i) = Σ_v w_v sim(u, v) r(v, i) / Σ_v |w_v sim(u, v)|,   sim = cos(e_u, e_v)
 
-    The weight of a neighbor, the same for all queries, is w_v = softplus(a·e_v + c); with
+    The weight of a neighbor, the same for all users u, is w_v = softplus(a·e_v + c); with
     `num_users` it is w_v = softplus(c_v), one number for each user. The weight is positive, so the
     sign comes from the similarity, and it grows at most linearly with its logit, so that no
     neighbor dominates early in training. All weights are initialized to 1, which gives the average
-    over neighbors.
+    over neighbors by similarity.
 
     Attentive collaborative filtering over the items of a history is in
     `attention.collaborative.acf`.

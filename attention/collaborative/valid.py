@@ -25,7 +25,7 @@ def validate_valid(valid: Array | None, sizes: dict[str, int]) -> Array:
     if jnp.ndim(valid) == 2:
         shapes.expect("valid", valid, "B S", sizes)
         return jnp.asarray(valid)[:, None]
-    hint = "or [B, S] where all candidates have the same"
+    hint = "or [B, S] if it is the same for all candidates"
     shapes.expect("valid", valid, "B I S", sizes, hint=hint)
     return jnp.asarray(valid)
 

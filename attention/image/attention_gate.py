@@ -1,5 +1,8 @@
 """Attention gate of Attention U-Net: a coarse gating signal weights the features of a skip
-connection (Oktay et al. 2018)."""
+connection (Oktay et al. 2018).
+
+G channels of the gating signal, F hidden channels; other letters as in `attention.image.maps`.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ def additive_gate(
       score_bias: b_ψ, [1].
 
     Returns:
-      α, [B, Y, X, 1] in at least float32, to multiply the map with.
+      α, [B, Y, X, 1] in at least float32, the factors of x.
 
     Raises:
       ValueError: shapes or dtypes do not fit.

@@ -1,4 +1,7 @@
-"""Axial attention: along the rows, then along the columns (Ho et al. 2019; Wang et al. 2020)."""
+"""Axial attention: along the rows, then along the columns (Ho et al. 2019; Wang et al. 2020).
+
+Letters are those of `attention.image.maps`.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +47,13 @@ def along(x: Array, axis: str, mix: Callable[[Array], Array]) -> Array:
 
 
 def between_positions(weights: Array, Y: int, X: int, axis: str) -> Array:
-    """Expands weights along rows or columns to all positions (Ho et al. 2019, section 3).
+    """Expands weights along rows or columns to pairs of positions (Ho et al. 2019, section 3).
 
         row: w'_(y,x)(y',x') = w_y,xx' if y = y', else 0
         column: w'_(y,x)(y',x') = w_x,yy' if x = x', else 0
 
     Args:
-      weights: weights of rows [B·Y, N, X, X], of columns [B·X, N, Y, Y].
+      weights: weights along rows [B·Y, N, X, X], or along columns [B·X, N, Y, Y].
       Y, X: the map's sizes.
       axis: "row" or "column".
 

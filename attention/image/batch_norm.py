@@ -1,4 +1,7 @@
-"""Batch normalization with running statistics (Ioffe & Szegedy 2015)."""
+"""Batch normalization with running statistics (Ioffe & Szegedy 2015).
+
+B examples, C channels.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ def batch_moments(x: Array, valid: Array | None = None) -> tuple[Array, Array, A
 
         μ_c = Σ_i x_ic / n,   σ²_c = Σ_i (x_ic - μ_c)² / n
 
-    over the n positions i of all valid examples. On a mesh, the statistics are those of the global
-    batch.
+    over the n positions i of all valid examples. On a mesh, the statistics are computed over the
+    global batch.
 
     Args:
       x: [B, ..., C].
@@ -71,8 +74,8 @@ class BatchNorm(nnx.Module):
 
         running = (1 - m) · running + m · batch,   with the variance of the batch times n / (n - 1)
 
-    The running statistics are `nnx.BatchStat`s, not parameters, and must be stored by the training
-    step. n is the number of valid positions; if n is 0, the statistics do not change.
+    The running statistics are `nnx.BatchStat`s, not parameters; the training step must keep their
+    new values. n is the number of valid positions; if n is 0, the statistics do not change.
 
     Args:
       size: C.

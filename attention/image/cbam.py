@@ -1,4 +1,7 @@
-"""CBAM: a channel gate, then a spatial gate (Woo et al. 2018)."""
+"""CBAM: a channel gate, then a spatial gate (Woo et al. 2018).
+
+Letters are those of `attention.image.maps`.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def channel_gate(
 
     Args:
       x: [B, Y, X, C].
-      reduce_kernel, expand_kernel, reduce_bias, expand_bias: the MLP's, as for
+      reduce_kernel, expand_kernel, reduce_bias, expand_bias: parameters of the MLP, as for
         `attention.image.channel.excite`.
 
     Returns:
@@ -60,7 +63,7 @@ def spatial_descriptor(x: Array) -> Array:
         d_yx = [max_c x_yxc; mean_c x_yxc]
 
     The maximum comes first, as in the authors' code; the paper's equation 3 and timm put the mean
-    first. To load their weights, swap the kernel's two inputs.
+    first. To load weights for that order, swap the two input channels of the kernel.
 
     Args:
       x: [B, Y, X, C].
@@ -154,7 +157,8 @@ class CBAM(MapGate):
 
         x' = x · M_c(x),   y = x' · M_s(x')
 
-    with M_c of `ChannelGate` and M_s of `SpatialGate`. The weights are M_c · M_s, [B, Y, X, C].
+    M_c is the gate of `ChannelGate`, M_s that of `SpatialGate`. The weights are M_c · M_s,
+    [B, Y, X, C].
 
     Args:
       channels: C.

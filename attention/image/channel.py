@@ -1,4 +1,7 @@
-"""Channel gates from the mean of a map: squeeze-and-excitation, and ECA."""
+"""Channel gates from the mean of a map: squeeze-and-excitation, and ECA.
+
+R channels of a bottleneck; other letters as in `attention.image.maps`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Coordinate attention: a gate of the rows times one of the columns (Hou et al. 2021)."""
+"""Coordinate attention: a gate for each row times a gate for each column (Hou et al. 2021).
+
+Letters are those of `attention.image.maps`.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ def coordinate_gate(rows: Array, columns: Array) -> Array:
 
 
 class Coordinate(MapGate):
-    """Coordinate attention (Hou et al. 2021): a gate of rows and one of columns for each channel.
+    """Coordinate attention (Hou et al. 2021): gates of rows and of columns for each channel.
 
         y_yxc = x_yxc · σ(f^h_y W_h + b_h)_c · σ(f^w_x W_w + b_w)_c
         [f^h; f^w] = hswish(BN([mean_x x; mean_y x] W + b)),   hswish(a) = a · relu6(a + 3) / 6

@@ -1,4 +1,7 @@
-"""The non-local block: attention between all positions of a map (Wang et al. 2018)."""
+"""The non-local block: attention between all positions of a map (Wang et al. 2018).
+
+H and V sizes of a head; other letters as in `attention.image.maps`.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ def non_local(
         return attend(query, key, value, scale=1.0)
     shapes.expect_attention(query, key, value)
     sums = accumulator(query)
-    # Divided first: a sum over a large map would lose bits of a narrow dtype.
+    # In at least float32, since a sum over a large map would lose bits in a narrow dtype.
     kept = jnp.einsum("BPNH,BPNV->BNHV", key, value, preferred_element_type=sums) / key.shape[1]
     y = jnp.einsum("BPNH,BNHV->BPNV", query.astype(sums), kept)
     return recording.record_result(

@@ -1,4 +1,7 @@
-"""Concurrent spatial and channel squeeze and excitation (Roy et al. 2018)."""
+"""Concurrent spatial and channel squeeze and excitation (Roy et al. 2018).
+
+Letters are those of `attention.image.maps`.
+"""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def window_attention(
 
         o_p = Σ_q softmax_q(q_p·k_q / sqrt(H) + b_pq) v_q,   q in the window and region of p
 
-    The recorded weights are those of `window_weights`.
+    The weights are recorded in the form of `window_weights`.
 
     Args:
       query, key: [B, Y, X, N, H].
@@ -120,7 +120,7 @@ def window_attention(
     with recording.suppressed():
         attended = attend(*arrays, mask=mask, bias=bias)
     options = {"size": size, "shift": shift, "bias": bias}
-    # Each position is in exactly one window; this is its index within that window.
+    # Each position is in exactly one window. `order` is its index in the concatenated windows.
     order = np.argsort(indices.ravel(), kind="stable")[: Y * X]
     flat = attended.reshape(B, indices.size, *attended.shape[2:])[:, order]
     flat = recording.record_result(
@@ -136,7 +136,7 @@ def window_weights(
 ) -> Array:
     """Computes the weights of `window_attention` between all positions (Liu et al. 2021).
 
-        w_pq = softmax_q(q_p·k_q / sqrt(H) + b_pq) in a window's region, else 0
+        w_pq = softmax_q(q_p·k_q / sqrt(H) + b_pq) for q in the window and region of p, else 0
 
     Args:
       query, key, size, shift, bias: as for `window_attention`.
@@ -166,7 +166,7 @@ def _expect_heads(*arrays: Array) -> tuple[int, int, int]:
 
 
 def _gather(x: Array, indices: np.ndarray) -> Array:
-    """Gathers windows [B·W, S·S, N, H] of [B, Y, X, N, H], 0 at padding."""
+    """Gathers windows [B·W, S·S, N, H] from [B, Y, X, N, H], 0 at padding."""
     B, Y, X, *heads = x.shape
     flat = x.reshape(B, Y * X, *heads)
     if (indices == Y * X).any():

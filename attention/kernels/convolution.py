@@ -2,8 +2,8 @@
 
 On CPUs, XLA's convolutions, above all the gradient of the kernel, are several times slower than the
 same products in blocks that fit into the caches. The C++ sources are in cpu/source and are compiled
-on first use (`cpu.build`). XLA is used if there is no compiler, for other dtypes, on other
-platforms and on several devices. The choice is made when a program is lowered.
+on first use (`cpu.build`). XLA is used if there is no compiler, for dtypes other than float32 and
+bfloat16, on other platforms and on several devices. The choice is made when a program is lowered.
 
 A convolution and its two transposes are bilinear primitives, and the transposes of each are among
 the three. So derivatives of any order are available in forward and reverse mode.
@@ -62,7 +62,7 @@ def convolve(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array
     y = jax.eval_shape(functools.partial(_by_xla, **options), x, kernel)
     # On a mesh with explicit axes, only XLA's operation can determine the sharding of its result.
     typed = any(kind != AxisType.Auto for kind in jax.sharding.get_abstract_mesh().axis_types)
-    # A program for all platforms has operations that other formats and converters know.
+    # A portable program may contain only operations that other formats and converters support.
     if typed or devices.is_portable() or 0 in (x.size, kernel.size, y.size):
         return _by_xla(x, kernel, **options)
     return _forward.bind(x, kernel, **options)
@@ -135,7 +135,7 @@ def _primitive(name: str, target: str, by_xla) -> core.Primitive:
 
 
 def _mapped(primitive: core.Primitive, arrays, axes, **parameters) -> tuple[Array, int]:
-    """Batching rule: mapped feature maps join the batch; kernels are processed one by one."""
+    """Batching rule: a mapped axis joins the batch if possible; else it becomes a loop."""
     arrays = [
         array if axis is None else jnp.moveaxis(array, axis, 0)
         for array, axis in zip(arrays, axes, strict=True)

@@ -1,6 +1,6 @@
 """Estimates of run times of kernels, from operations, memory traffic and launches.
 
-"auto" follows them on kinds of GPUs and TPUs that `benchmarks.tune` has not measured. A kernel's
+"auto" uses them on kinds of GPUs and TPUs that `benchmarks.tune` has not measured. A kernel's
 module defines `cost(call)`, which returns its `Cost`. Roofline model (Williams et al. 2009):
 
     seconds = max(operations / (peak · efficiency), bytes / bandwidth) + launches · latency
@@ -23,7 +23,7 @@ class DeviceSpeed:
 
     Attributes:
       half: operations per second of matrix products of 16-bit numbers.
-      single: the same of float32 at JAX's default precision (TF32, or bfloat16 on a TPU).
+      single: the same for float32 at JAX's default precision (TF32, or bfloat16 on a TPU).
       bandwidth: bytes per second of the memory.
       cores: number of multiprocessors, or of cores of a TPU.
       memory: bytes of memory.
@@ -36,7 +36,7 @@ class DeviceSpeed:
     memory: float
 
 
-# By part of the device kind; the first part that occurs in the kind applies. Dense rates.
+# Keys are parts of device kinds; the first that occurs in the kind applies. Rates without sparsity.
 SPEEDS: Mapping[str, DeviceSpeed] = {
     "B200": DeviceSpeed(2250e12, 1100e12, 8.0e12, 148, 180e9),
     "H200": DeviceSpeed(989e12, 494e12, 4.8e12, 132, 141e9),
@@ -52,7 +52,7 @@ SPEEDS: Mapping[str, DeviceSpeed] = {
     "TPU v5": DeviceSpeed(459e12, 459e12, 2.765e12, 2, 95e9),
     "TPU v4": DeviceSpeed(275e12, 275e12, 1.228e12, 2, 32e9),
 }
-# Devices without an entry; only the ratios of the three numbers matter.
+# Speeds that are assumed for devices without an entry; the estimates only rank kernels.
 _OTHERS = {"cuda": SPEEDS["A100"], "tpu": SPEEDS["TPU v5 lite"]}
 
 # Seconds of a kernel launch on a GPU, and of an operation or a grid step on a TPU.
@@ -62,14 +62,14 @@ GRID_STEP = 0.4e-6
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A call of `attend`, as one device computes it.
+    """The part of a call of `attend` that one device computes.
 
     Attributes:
       platform: "cuda" or "tpu".
-      batch, heads, kv_heads, queries, keys, size, value_size: B, N, K, T, S, H, V of the device.
+      batch, heads, kv_heads, queries, keys, size, value_size: B, N, K, T, S, H, V on the device.
       itemsize: bytes of a number of the query.
-      visible: fraction of the pairs in blocks that are not hidden.
-      array: bytes of bias and dense mask for each pair.
+      visible: fraction of the pairs of queries and keys that static windows leave visible.
+      array: bytes of bias and dense mask for each pair of query and key.
       backward: whether the backward pass counts too.
       speed: speed of the device.
     """
@@ -89,10 +89,10 @@ class Call:
     speed: DeviceSpeed
 
     def operations(self, products: int, block: int = 1, width: int = 1) -> int:
-        """Returns the operations of matrix products over all pairs of queries and keys.
+        """Returns the number of operations of matrix products over all pairs of queries and keys.
 
         Args:
-          products: number of products; half of them contract or yield H, half V.
+          products: number of products, half of them over vectors of size H and half of size V.
           block: number that T and S are padded to a multiple of.
           width: number that H and V are padded to a multiple of.
         """
@@ -108,14 +108,14 @@ class Call:
         return (rows * self.heads + columns * self.kv_heads) * both * self.itemsize
 
     def pairs(self) -> int:
-        """Returns the number of pairs of an array [B, N, T, S] in memory, padded on a TPU."""
+        """Returns the number of elements of an array [B, N, T, S] in memory, padded on a TPU."""
         rows, columns = self.queries, self.keys
         if self.platform == "tpu":
             rows, columns = padded(rows, SUBLANES), padded(columns, LANES)
         return self.batch * self.heads * rows * columns
 
     def occupancy(self, blocks: int) -> float:
-        """Returns the fraction of the cores that this number of programs uses."""
+        """Returns the mean fraction of cores in use while `blocks` equal programs run."""
         cores = self.speed.cores
         return blocks / (math.ceil(blocks / cores) * cores) if blocks else 1.0
 
@@ -125,10 +125,10 @@ class Cost:
     """Cost of a call of a kernel.
 
     Attributes:
-      operations: floating-point operations, with those on padding and of recomputation.
+      operations: floating-point operations, including padding and recomputation.
       traffic: bytes read and written.
-      efficiency: fraction of the peak rate that its products reach.
-      launches: number of kernels.
+      efficiency: fraction of the peak rate that the matrix products reach.
+      launches: number of kernel launches.
       grid_steps: steps of a sequential grid on a TPU.
       memory: bytes of matrices [B, N, T, S]; 0 for a kernel that never has one in memory.
     """
@@ -142,7 +142,7 @@ class Cost:
 
 
 def seconds(call: Call, cost: Cost) -> float:
-    """Returns the estimated seconds; infinite if matrices [B, N, T, S] take half of the memory."""
+    """Returns the estimated seconds; infinite if [B, N, T, S] takes over half of the memory."""
     speed = call.speed
     if cost.memory > speed.memory / 2:
         return math.inf
@@ -152,7 +152,7 @@ def seconds(call: Call, cost: Cost) -> float:
 
 
 def speed_of(platform: str, kind: str | None) -> DeviceSpeed:
-    """Returns the speed of a kind of device, or that of a common one of the platform."""
+    """Returns the speed of a kind of device, or of a common device if the kind is unknown."""
     return next(
         (speed for part, speed in SPEEDS.items() if part in (kind or "")), _OTHERS[platform]
     )

@@ -1,8 +1,8 @@
 """Error messages for derivatives that a kernel does not support.
 
 Most kernels have only a hand-written first derivative in reverse mode. For other derivatives, the
-error message of JAX would mention a `custom_vjp` function or a loop. `guard_derivatives` raises an
-error that names a kernel with these derivatives.
+error message of JAX would mention a `custom_vjp` function or a loop. With `guard_derivatives`, the
+error names a kernel that has these derivatives.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ mlir.register_lowering(_guard, lambda context, x, **_: [x])
 _tangent.def_impl(_raise)
 _tangent.def_abstract_eval(lambda x, **_: x)
 ad.primitive_transposes[_tangent] = lambda tangent, _, kernel: [tangent]
-# Reverse mode transposes tangents before another derivative or `vmap` applies to them.
+# Reverse mode transposes tangents first, so only forward mode reaches these rules.
 ad.primitive_jvps[_tangent] = lambda *_, kernel: _raise(kernel=kernel)
 batching.primitive_batchers[_tangent] = lambda *_, kernel: _raise(kernel=kernel)
 mlir.register_lowering(_tangent, lambda context, *arrays, kernel: _raise(kernel=kernel))

@@ -16,10 +16,10 @@ import jax
 
 PLATFORMS = {"cuda": "an NVIDIA GPU", "tpu": "a TPU", "cpu": "a CPU"}
 
-# Platform of `portable`, which no kernel of one platform supports.
+# Platform within `portable`. It is no real platform, so kernels for one platform reject it.
 _PORTABLE = "every platform"
 
-# Stack of settings of the context managers below, innermost last.
+# Stacks of the settings of active context managers (below), innermost last.
 _interpreted: list[bool] = []
 _assumed: list[Target] = []
 
@@ -65,8 +65,8 @@ def lowering_for(platform: str, device: Any = None) -> Iterator[None]:
     Args:
       platform: "cuda", "tpu" or "cpu".
       device: the device: its kind, such as "NVIDIA H100 80GB HBM3", or an object with the attribute
-        `device_kind`, such as a device of `jax.experimental.topologies`. If None, only what every
-        device of the platform supports is used, and no measurements.
+        `device_kind`, such as a device of `jax.experimental.topologies`. If None, no measurements
+        are used, and only features that every device of the platform supports.
 
     Raises:
       ValueError: the platform is unknown.
@@ -104,14 +104,14 @@ def is_portable() -> bool:
 # Minimal device of each platform for lowering; JAX 0.12 and later require a device.
 _LEAST = {"cuda": ("gpu", "NVIDIA A100")}
 
-# Compute capabilities by part of the kind, for devices that are absent.
+# Compute capability by a part of the device kind, for devices that are not present.
 CAPABILITIES = {"A100": (8, 0), "H100": (9, 0), "H200": (9, 0)}
 
 
 def _described(
     platform: str, kind: str | None, device: Any
 ) -> contextlib.AbstractContextManager[Any]:
-    """Returns a context that sets the device, or else that of `_LEAST`, as target of lowering."""
+    """Returns a context that sets the device, or that of `_LEAST`, as target of lowering."""
     if platform not in _LEAST or (kind is None and default_platform() == platform):
         return contextlib.nullcontext()
     name, least = _LEAST[platform]

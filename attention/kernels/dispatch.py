@@ -35,10 +35,11 @@ Array = jax.Array
 
 TIMINGS = pathlib.Path(__file__).with_name("timings.json")
 
-# Decoding has few queries and many keys and needs no gradient, so only the forward pass is timed.
+# Up to this number of queries, with more keys, a call counts as decoding. Decoding needs no
+# gradient, so only the forward pass is timed.
 DECODE_QUERIES = 8
 
-# From this number of queries and keys on, estimates are for kernels in O(T) memory only.
+# If T·S is at least LONG², only kernels with memory O(T + S) have an estimate.
 LONG = 512
 
 _KEPT = 4096
@@ -53,8 +54,8 @@ class KernelChoice:
 
     Attributes:
       name: name of the kernel.
-      unsupported: kernel -> reason why it does not support the call, for the kernels that rank
-        before the selected one.
+      unsupported: kernel -> reason why it was rejected (it does not support the call, or is slower
+        than another kernel), for the kernels that were tried before the selected one.
       reason: measurements or estimates that led to the choice, or a note that there are none.
     """
 
@@ -167,7 +168,7 @@ def workload_class(queries: int, keys: int, mask: Mask | None, bias: Any) -> str
             continue
         causal = isinstance(term, Prefix)
         causal = causal or (isinstance(term, Window) and None in (term.left, term.right))
-        # A disjunction may hide anything.
+        # A disjunction may hide any pairs, like a dense mask.
         one = "array" if isinstance(term, Or) else "causal" if causal else "sparse"
         found = max(found, one, key=["dense", "causal", "sparse", "array"].index)
     return found
@@ -226,7 +227,7 @@ def choose(
     measured = timings().get(device, ())
     sizes, entry = _sizes(arrays), None
     try:
-        # Symbols of different `jax.export` scopes cannot be compared (TypeError): not cached.
+        # Symbolic sizes are not cached: symbols of several `jax.export` scopes cannot be compared.
         known = None if sizes is None else (_signature(arrays, options), kernels, device, context)
         if known in _found:
             return dataclasses.replace(_found[known], unsupported=dict(_found[known].unsupported))
@@ -276,8 +277,8 @@ def in_order(
     """Returns the kernels in the order in which they are tried.
 
     Kernels that were never measured on this device keep their ranks in the registry, so that a new
-    kernel at the front is selected. The measured kernels fill the remaining ranks, fastest first;
-    those without a time for this call come last.
+    kernel at the front is tried first. The measured kernels fill the remaining ranks, fastest
+    first; those without a time for this call come last.
     """
     if not milliseconds:
         return list(names)
@@ -291,8 +292,8 @@ def estimates(
 ) -> dict[str, float]:
     """Estimates the milliseconds of kernels on one device of the mesh in context.
 
-    They are those of forward and backward pass, or of the forward pass for decoding. From `LONG`
-    queries and keys on, kernels that keep matrices [B, N, T, S] in memory have no estimate, because
+    The estimates include forward and backward pass, for decoding only the forward pass. If T·S is
+    at least `LONG`², kernels that keep matrices [B, N, T, S] in memory have no estimate, because
     their memory limits the batch size.
 
     Args:
@@ -352,7 +353,7 @@ def _call(platform: str, arrays: Sequence[Array], options: Mapping[str, Any]) ->
 
 
 def visible_fraction(mask: Mask | None, T: int, S: int) -> float:
-    """Returns the fraction of the pairs that static windows of a mask show; 1 without windows."""
+    """Returns the fraction of pairs that the static windows of a mask leave visible."""
     low, high = np.zeros(T), np.full(T, S - 1.0)
     for term in () if mask is None else mask.terms:
         if isinstance(term, Window) and is_static(term.query_offset):
@@ -365,7 +366,7 @@ def visible_fraction(mask: Mask | None, T: int, S: int) -> float:
 
 
 def device_kind() -> str:
-    """Returns the kind of device traced for, "cpu" or "NVIDIA H100 80GB HBM3", or its platform."""
+    """Returns the kind of the device that JAX traces for, such as "cpu", or else its platform."""
     return devices.expected_kind() or devices.expected_platform()
 
 
@@ -377,7 +378,7 @@ def _sizes(arrays: Sequence[Array]) -> tuple[int, int, int, int, int] | None:
 
 
 def _signature(arrays: Sequence[Array], options: Mapping[str, Any]) -> tuple:
-    """Returns a hashable key of everything that the choice of a kernel may depend on."""
+    """Returns a hashable key of the arguments and the mesh, on which the choice depends."""
     leaves, tree = jax.tree.flatten((tuple(arrays), dict(options)))
     return tuple(map(_abstract, leaves)), tree, jax.sharding.get_abstract_mesh()
 

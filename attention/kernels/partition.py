@@ -3,8 +3,10 @@
 Examples are sharded over the mesh axes "data" and "fsdp", heads over "tensor" and sequences over
 "sequence". A dimension is sharded only if the size of the mesh axis divides it.
 
-`run_per_device` runs a kernel that is a program of one device, such as a Pallas kernel, on each
-device's shard of the examples and heads. Other kernels use `MeshSplit` themselves.
+`run_per_device` runs a kernel that supports a single device, such as a Pallas kernel, on each
+device's shard of the examples and heads. Other kernels shard their arrays with `MeshSplit`.
+
+Letters are those of `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -65,15 +67,15 @@ class MeshSplit:
 
     def mask_specs(self, mask: Any, B: int, N: int) -> Any:
         """Returns the specs of a mask: sharded by examples and heads, not by positions."""
-        # Only a dense mask has heads, and four dimensions; all other arrays begin with the
-        # examples.
+        # Only the array of a dense mask has a head axis; it has four dimensions. The first axis of
+        # every array is the axis of examples.
         return jax.tree.map(
             lambda x: self.specs(x, "BN" if x.ndim == 4 else "B", {"B": B, "N": N}), mask
         )
 
     @property
     def used(self) -> tuple[str, ...]:
-        """Axes that shard a dimension."""
+        """Names of all mesh axes that shard a dimension."""
         return (*self.batch, *self.heads, *((self.sequence,) if self.sequence else ()))
 
     def index(self, axes: tuple[str, ...]) -> Array:
@@ -95,10 +97,10 @@ def mesh_split(B: int, N: int, K: int) -> MeshSplit | None:
 
 
 def device_split(B: int, N: int, K: int) -> MeshSplit | None:
-    """Returns the split of a program of one device, or None if one device runs it already.
+    """Returns the split for a single-device program, or None if one device runs it already.
 
-    Sequences are not sharded. Axes that shard nothing are part of the split nevertheless: a
-    compiler that finds an axis which is not manual would have to partition the program.
+    Sequences are not sharded. On several devices there is a split even if no dimension is sharded:
+    the program must run in a `jax.shard_map`, as the compiler cannot partition it.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if math.prod(mesh.axis_sizes) <= 1 or not _free_axes(mesh):
@@ -129,10 +131,10 @@ def run_per_device(
 
         o_bn = kernel(q_bn, k_bn, v_bn, ...),   b, n: examples and heads of the device
 
-    The mesh is that of `jax.set_mesh`. Without a mesh, on a mesh of one device and within a
-    `jax.shard_map` over all its axes, the kernel is called as it is. Queries, keys and values are
-    not communicated if they are sharded by examples and heads already. Axes that divide neither
-    the examples nor the heads, and an axis "sequence", repeat the computation.
+    The mesh is set by `jax.set_mesh`. Without a mesh, on a mesh of one device and within a
+    `jax.shard_map` over all its axes, the kernel is called directly. Queries, keys and values are
+    not communicated if they are sharded by examples and heads already. Devices along an axis that
+    shards neither examples nor heads, such as "sequence", repeat the computation.
 
     Args:
       kernel: function with the signature of a kernel, without communication.
@@ -140,8 +142,9 @@ def run_per_device(
       options: the `KernelOptions`.
 
     Returns:
-      o, [B, T, N, V]. It has the kernel's first derivatives in reverse mode. Gradients that devices
-      share, such as that of a bias for all examples, are summed over them in at least float32.
+      o, [B, T, N, V]. It has the kernel's first derivatives in reverse mode. Gradients of arguments
+      that devices share, such as a bias for all examples, are summed over these devices in at least
+      float32.
 
     Raises:
       NotImplementedError: the kernel does not support the arguments.
@@ -165,7 +168,7 @@ def _is_dynamic(option: Any) -> bool:
 
 
 def _specs(split: MeshSplit, given: Mapping[str, Any]) -> tuple[list[Any], Any]:
-    """Returns the specs of all leaves of the arguments, and that of the output."""
+    """Returns the `PartitionSpec` of each leaf of the arguments, and of the output."""
     query, _, value = given["arrays"]
     sizes = {"B": query.shape[0], "N": query.shape[2], "K": value.shape[2]}
     rows, columns = split.specs(query, "BTN", sizes), split.specs(value, "BSK", sizes)
@@ -179,7 +182,7 @@ def _specs(split: MeshSplit, given: Mapping[str, Any]) -> tuple[list[Any], Any]:
 
 
 def _resharded(split: MeshSplit, leaves: list[Any], specs: list[Any]) -> list[Any]:
-    """Returns the arguments in the sharding of the specs, where types have a sharding."""
+    """Reshards the arguments to the specs if the mesh has explicit axes."""
     if AxisType.Explicit not in split.mesh.axis_types:
         return leaves
     return [jax.sharding.reshard(x, spec) for x, spec in zip(leaves, specs, strict=True)]
@@ -196,7 +199,7 @@ class _Program:
       specs: `PartitionSpec` of each leaf of the arguments.
       out: `PartitionSpec` of the output.
       numbers: names and values of the other options.
-      context: settings of `devices`, by which traces of `jax.jit` are cached.
+      context: settings of `devices`; part of the key by which `jax.jit` caches traces.
     """
 
     kernel: Callable[..., Array]
@@ -230,14 +233,14 @@ class _Program:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Pullback:
-    """The static part of a pullback: its structure, and the leaves that are differentiated."""
+    """Static part of a pullback: its tree structure, and the indices of differentiated leaves."""
 
     tree: Any
     learned: tuple[int, ...]
 
 
-# `jax.shard_map` would differentiate the kernel too, but sums gradients over axes that repeat the
-# computation as well. So the pullback of each device is kept, and applied on that device.
+# The derivative of `jax.shard_map` would also sum gradients over axes that repeat the computation.
+# So each device keeps the pullback of its kernel call, and the backward pass applies it there.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _partitioned(program: _Program, leaves: list[Any]) -> Array:
     specs = (list(program.specs),)

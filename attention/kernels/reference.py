@@ -1,4 +1,7 @@
-"""The kernel "reference", which defines `attend`: dense, with all options, on all platforms."""
+"""The kernel "reference", which defines `attend`: dense, with all options, on all platforms.
+
+Letters are those of `attention.shapes`.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,8 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
         kept = keep_mask(cast(Array, options["dropout_key"]), rate, probabilities.shape)
         probabilities = jnp.where(kept, probabilities / keep_probability(rate), 0.0)
     grouped = probabilities.astype(value.dtype).reshape(B, K, N // K, T, S)
-    # The result is transposed afterwards: for cached values, which are stored by heads, XLA on CPU
-    # has no bfloat16 product with float32 accumulation that gives "BTKGV" directly.
+    # The result is transposed afterwards: for cached values, which are stored heads first, XLA on
+    # CPU has no bfloat16 product with float32 accumulation that gives "BTKGV" directly.
     result = jnp.einsum(
         "BKGTS,BSKV->BKGTV", grouped, value, preferred_element_type=accumulator(value)
     )
@@ -51,7 +54,7 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
 def weights(query: Array, key: Array, **options: Unpack[KernelOptions]) -> Array:
     """Computes the attention weights (Vaswani et al. 2017); see `attention.attention_weights`.
 
-        w = softmax_s(cap(scale · q·k + bias)), with a sink's logit in the sum
+        w = softmax_s(cap(scale · q·k + bias)), with the sink's logit in the denominator
 
     Args:
       query, key: [B, T, N, H], [B, S, K, H].
@@ -85,7 +88,7 @@ def weights(query: Array, key: Array, **options: Unpack[KernelOptions]) -> Array
 
 
 def cost(call: costs.Call) -> costs.Cost:
-    """Returns the cost for the choice of a kernel: matrices [B, N, T, S] are in memory.
+    """Returns the estimated cost of a call; matrices [B, N, T, S] are in memory.
 
     The forward pass writes and reads logits and weights; the backward pass reads the weights and
     writes and reads the gradients of both.

@@ -21,7 +21,7 @@ from attention.kernels.cpu import build
 
 Array = jax.Array
 
-# Bytes of a row from which a call of C++ is faster.
+# Size of a row in bytes from which the C++ code is faster.
 _LEAST = 512
 
 
@@ -61,7 +61,7 @@ def _natively(x: Array, rows: Array) -> Array:
 
 
 def _lower_on_a_cpu(context: mlir.LoweringRuleContext, *arrays: Any) -> Any:
-    # Sizes may be symbolic in exported programs.
+    # `_are_long` comes second: sizes may be symbolic in exported programs, where C++ is not used.
     can = build.can_register(context, "rows.cc", ("ReorderRows",)) and _are_long(*context.avals_in)
     run = _natively if can else _by_xla
     return mlir.lower_fun(run, multiple_results=False)(context, *arrays)

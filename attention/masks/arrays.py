@@ -1,4 +1,7 @@
-"""Conversion of masks to arrays for compiled kernels, without T x S entries unless dense."""
+"""Conversion of masks to arrays for compiled kernels, without T x S entries unless dense.
+
+B examples, N heads, T queries, S keys.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ Array = jax.Array
 
 
 class MaskArrays(NamedTuple):
-    """Arrays whose conjunction is the mask; an array is None if no term of the mask needs it.
+    """Arrays that each hide some keys of a query; None if no term of the mask needs the array.
 
     Attributes:
       low, high: int32 [B or 1, T]; a query attends to keys low <= s < high.
@@ -25,7 +28,7 @@ class MaskArrays(NamedTuple):
       dense: bool [B or 1, N or 1, T, S].
       block_codes: int32 [query blocks, key blocks]: 0 for a hidden block, 1 for a full one, k + 2
         for one with pattern k.
-      block_patterns: bool [patterns, query block, key block].
+      block_patterns: bool [patterns, query_block, key_block], visible pairs within a block.
     """
 
     low: Array | None = None
@@ -107,7 +110,7 @@ def _table(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the block codes and patterns of static terms."""
     mask = Mask(terms)
-    # Keeps the results NumPy arrays under jit instead of operations of the program.
+    # Under jit, evaluates the mask during the trace instead of adding operations to the program.
     with jax.ensure_compile_time_eval():
         visible, full = (
             np.asarray(x)[0] for x in mask.block_visibility(1, T, S, query_block, key_block)
@@ -121,7 +124,7 @@ def _table(
             start, size = int(row) * query_block, min(query_block, T)
             strip = np.asarray(mask.materialize(1, 1, T, S, Span(start, size)))
             strip = np.broadcast_to(strip, (1, 1, size, S))[0, 0]
-            # Entries beyond the last query and key are undefined.
+            # `materialize` leaves entries beyond the last query undefined; they become False.
             strip = np.pad(
                 strip[: T - start],
                 ((0, query_block - min(size, T - start)), (0, -S % key_block)),

@@ -2,6 +2,8 @@
 
 With a block mask, causal, padded, windowed and block-sparse attention (Zaheer et al. 2020) are the
 same loop over a list of visible blocks.
+
+B examples, N heads, T queries, S keys.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ kernels can skip hidden blocks without forming an array. Masks are combined with
     mask.static_block_mask(T, S, 256, 512)    # bool [query blocks, key blocks], without the data
 
 Sparse patterns (strided, global tokens, random blocks, ...) are in `attention.masks.patterns`.
+
+B examples, N heads, T queries, S keys.
 """
 
 from __future__ import annotations
@@ -264,7 +266,7 @@ def segments(query_ids: Array, key_ids: Array) -> Mask:
         allowed_bts = (query_ids_bt = key_ids_bs)
 
     Args:
-      query_ids, key_ids: int [B, T], int [B, S].
+      query_ids, key_ids: int [B, T], int [B, S], the sequence that each position belongs to.
 
     Returns:
       The `Mask`.
@@ -341,7 +343,7 @@ def _lengths(argument: str, array: Any) -> Array | None:
 def _ids(argument: str, array: Any) -> Array:
     shapes.expect_integer(argument, array)
     if isinstance(array, np.ndarray) and array.size:
-        # JAX would drop the upper 32 bits, and different ids might become equal.
+        # Larger ids are rejected: JAX would drop their upper 32 bits and could make them equal.
         limits = jnp.iinfo(jnp.asarray(array[:0]).dtype)
         for number in (array.min(), array.max()):
             if not limits.min <= number <= limits.max:

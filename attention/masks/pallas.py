@@ -3,6 +3,8 @@
 `prepare_for_kernel` converts the arrays of a mask to integers padded to complete blocks. A kernel
 receives references to the converted arrays, from which `evaluate_block` reads one block. Terms that
 depend only on positions take no memory.
+
+B examples, T queries, S keys.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ Array = jax.Array
 
 
 class Sizes(NamedTuple):
-    """Sizes of a mask; rows and columns are T and S padded to complete blocks."""
+    """Sizes of a mask; rows and columns are T and S rounded up to complete blocks."""
 
     T: int
     S: int
@@ -56,7 +58,9 @@ class _Table(MaskTerm):
 def prepare_for_kernel(term: MaskTerm, sizes: Sizes) -> Any:
     """Converts the arrays of a term for a kernel (masks in the kernel: Dao et al. 2022).
 
-        prepared_ts = m_ts,   0 at the padding of arrays
+        prepared_ts = m_ts for t < T, s < S
+
+    The mask m of the term does not change; its arrays are padded with zeros to complete blocks.
 
     Args:
       term: a mask term or a `Mask`.
@@ -88,7 +92,7 @@ def _(term: terms.Window, sizes):
     low, high = (
         each if terms.is_static(each) else _numbers(each) for each in term.bounds(sizes.T, sizes.S)
     )
-    # Each bound becomes a single offset, so that no sum of positions overflows.
+    # Each bound becomes the offset of a window with a side of 0, so that no sum overflows.
     sides = () if low is None else (terms.Window(0, None, low),)
     return Mask(sides if high is None else (*sides, terms.Window(None, 0, high)))
 
@@ -167,7 +171,7 @@ def _vector(array: Array, length: int) -> Array:
 def evaluate_block(term: MaskTerm, index: BlockIndex) -> Array:
     """Evaluates a term for a block, within a kernel (masks in the kernel: Dao et al. 2022).
 
-        result_ij = m_ts,   t and s positions of the block
+        result_ij = m_ts,   t and s positions of query i and key j of the block
 
     Args:
       term: a term or a `Mask` from `prepare_for_kernel`, with references instead of arrays.
@@ -272,7 +276,7 @@ def of_shared(shape: tuple[int, ...], *indices: Any) -> tuple[Any, ...]:
 
 def slice_of(start: Any, size: int) -> Any:
     """Returns the slice of `size` positions from `start`, for an axis of a reference."""
-    # Imported here because it is slow, and kernels that are not supported do not need it.
+    # The import is slow, and only a Pallas kernel that is being traced needs it.
     from jax.experimental import pallas as pl
 
     return pl.ds(start, size)

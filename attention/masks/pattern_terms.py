@@ -1,4 +1,4 @@
-"""Mask terms of sparse patterns; `attention.masks.patterns` defines them. T queries, S keys."""
+"""Mask terms of the sparse patterns in `attention.masks.patterns`. T queries, S keys."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Pattern(MaskTerm):
         key_first: np.ndarray,
         key_last: np.ndarray,
     ) -> np.ndarray:
-        """Returns exactly whether any query of a query block attends to any key of a key block.
+        """Returns whether any query of a query block attends to any key of a key block, exactly.
 
         Args:
           query_first, query_last: first and last positions of the query blocks, [Q, 1].
@@ -61,7 +61,7 @@ class Pattern(MaskTerm):
 
 
 def _holds_multiple(low: np.ndarray, high: np.ndarray, number: int) -> np.ndarray:
-    """Returns whether one of low, ..., high is a multiple of a number."""
+    """Returns whether one of low, ..., high is a multiple of `number`."""
     return high // number * number >= low
 
 
@@ -227,14 +227,14 @@ class BigBird(MaskTerm):
 
 @functools.lru_cache(maxsize=64)
 def _draws(count: int, window: int, global_blocks: int, random_blocks: int, seed: int):
-    """Returns the earlier blocks that each block of `big_bird` draws, bool [count, count].
+    """Draws random earlier blocks for each block of `big_bird`, bool [count, count].
 
-    Row i depends on i and the seed, but not on the count of blocks.
+    Row i does not depend on the number of blocks.
     """
     drawn = np.zeros((count, count), bool)
     for row in range(count):
         others = np.arange(global_blocks, row - window)
-        # NumPy guarantees the stream of this legacy generator.
+        # NumPy guarantees that the stream of this legacy generator never changes.
         order = np.random.RandomState([seed, row]).permutation(len(others))
         drawn[row, others[order[:random_blocks]]] = True
     return drawn

@@ -1,11 +1,12 @@
-"""Sparse patterns as masks, independent of the data.
+"""Sparse attention patterns as masks.
 
 The patterns combine with the masks of `attention.masks` by `&` and `|`. They are bidirectional;
 combined with `masks.causal()` they are the causal patterns of the papers:
 
     mask = patterns.strided(64) & masks.causal() & masks.lengths(key=lengths)
 
-i is the position of a query among the keys (t + query_offset), j the position of a key.
+i is the position of a query among the keys (t + query_offset), j the position of a key. B examples,
+T queries, S keys.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def dilated_window(
         Required if T != S.
 
     Returns:
-      A mask, [1 or B, 1, T, S] as an array.
+      The `Mask`, [1 or B, 1, T, S] if materialized.
 
     Raises:
       ValueError: a number is out of range.
@@ -64,7 +65,7 @@ def strided(stride: int, query_offset: Offset | None = None) -> Mask:
       query_offset: as in `dilated_window`.
 
     Returns:
-      A mask, [1 or B, 1, T, S] as an array.
+      The `Mask`, [1 or B, 1, T, S] if materialized.
 
     Raises:
       ValueError: the stride is out of range.
@@ -87,7 +88,7 @@ def fixed(block: int, summary: int = 1, query_offset: Offset | None = None) -> M
       query_offset: as in `dilated_window`.
 
     Returns:
-      A mask, [1 or B, 1, T, S] as an array.
+      The `Mask`, [1 or B, 1, T, S] if materialized.
 
     Raises:
       ValueError: a number is out of range.
@@ -103,12 +104,15 @@ def global_tokens(count: int, query_offset: Offset | None = None) -> Mask:
 
         allowed_ij = min(i, j) <= count - 1
 
+    A global position attends to all keys, and all queries attend to it. Other pairs are hidden, so
+    combine this mask with another one by `|`.
+
     Args:
       count: number of global positions, at least 0.
       query_offset: as in `dilated_window`.
 
     Returns:
-      A mask, [1 or B, 1, T, S] as an array.
+      The `Mask`, [1 or B, 1, T, S] if materialized.
 
     Raises:
       ValueError: the count is out of range.
@@ -121,11 +125,13 @@ def global_marks(query: Array, key: Array) -> Mask:
 
         allowed_ij = query_i or key_j
 
+    As for `global_tokens`, combine this mask with another one by `|`.
+
     Args:
-      query, key: bool [B, T], bool [B, S], True = global; the same array for self-attention.
+      query, key: bool [B, T], bool [B, S], True = global; for self-attention, pass one array twice.
 
     Returns:
-      A mask, [B, 1, T, S] as an array.
+      The `Mask`, [B, 1, T, S] if materialized.
 
     Raises:
       ValueError: an array is not boolean or not of rank 2.
@@ -152,24 +158,24 @@ def big_bird(
         I = floor(i / block),  J = floor(j / block)
 
     Each block draws `random_blocks` among the earlier blocks that it does not attend to otherwise;
-    drawn pairs attend to each other. In the paper, a block draws from all blocks. Drawing from
-    earlier blocks makes the pattern independent of sequence length and padding. With
-    `masks.causal()` a block attends to `random_blocks` random blocks, otherwise to twice as many on
-    average.
+    the two blocks of a drawn pair attend to each other. In the paper, a block draws from all
+    blocks. Drawing from earlier blocks makes the pattern independent of sequence length and
+    padding. With `masks.causal()` a block attends to `random_blocks` random blocks, otherwise to
+    twice as many on average.
 
     Args:
       block: positions in a block, at least 1.
       window: number of neighboring blocks on each side, at least 0.
       global_blocks: number of global blocks at the start.
       random_blocks: number of blocks that each block draws, or fewer if not enough are available.
-      seed: seed of the draws, 0 to 2³² - 1. All heads share them.
+      seed: seed of the draws, 0 to 2³² - 1. All heads share the draws.
       links: replacement for the random draws, for parameters that were trained with another
         implementation: for each query block, the indices of the key blocks that it attends to in
         addition to window and global blocks.
       query_offset: as in `dilated_window`.
 
     Returns:
-      A mask, [1 or B, 1, T, S] as an array.
+      The `Mask`, [1 or B, 1, T, S] if materialized.
 
     Raises:
       ValueError: a number is out of range; or, when the mask is used, `links` has fewer entries
@@ -210,7 +216,7 @@ _MOST = {"seed": 2**32 - 1}
 
 
 def _expect_offset(offset: Offset | None) -> Offset | None:
-    """Returns `masks.validate_offset`, limited to the range of int32 positions."""
+    """Returns the checked offset; raises ValueError for an int beyond the range of positions."""
     offset = masks.validate_offset(offset)
     if isinstance(offset, int) and abs(offset) > FAR:
         raise ValueError(f"query_offset: got {offset}, expected an int from {-FAR} to {FAR}")

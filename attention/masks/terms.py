@@ -2,7 +2,8 @@
 
 T queries, S keys. Kernels evaluate a term as an array of all positions or of a block (`allowed`).
 They use the visibility of blocks (`static_block_mask`, `block_visibility`) to skip hidden blocks,
-and to evaluate arrays only in partial blocks.
+and to evaluate the array only in partial blocks. A block is a set of consecutive queries and
+consecutive keys: hidden if no query attends to a key, full if each query attends to each key.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Span(NamedTuple):
 
     Attributes:
       start: first position; may be traced.
-      size: number of positions, at most the length of the sequence. Positions beyond its end are
-        undefined.
+      size: number of positions, at most the length of the sequence. Entries at positions beyond the
+        end of the sequence are undefined.
     """
 
     start: int | Array
@@ -47,7 +48,10 @@ class MaskTerm:
     def allowed(
         self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
     ) -> Array:
-        """Returns which queries may attend to which keys, bool [B or 1, N or 1, T or 1, S or 1]."""
+        """Returns which queries may attend to which keys, bool [B or 1, N or 1, T or 1, S or 1].
+
+        Spans of queries (`rows`) and keys (`columns`) restrict the axes T and S.
+        """
         raise NotImplementedError
 
     def static_block_mask(
@@ -63,9 +67,10 @@ class MaskTerm:
     def block_visibility(
         self, B: int, T: int, S: int, query_block: int, key_block: int
     ) -> tuple[Array | np.ndarray, Array | np.ndarray]:
-        """Returns which blocks are visible and which are full, each conservatively.
+        """Returns which blocks are visible and which are full.
 
-        Both are bool [1 or B, query blocks or 1, key blocks or 1], NumPy arrays if static.
+        A visible block is never marked hidden, and a partial block is never marked full. Both are
+        bool [1 or B, query blocks or 1, key blocks or 1], NumPy arrays if static.
         """
         return np.ones((1, 1, 1), bool), np.zeros((1, 1, 1), bool)
 
@@ -279,7 +284,7 @@ class Segments(MaskTerm):
         return queries[:, None, :, None] == keys[:, None, None, :]
 
     def block_visibility(self, B, T, S, query_block, key_block):
-        # Bounds by the smallest and largest id of a block.
+        # Blocks whose ranges of ids do not overlap share no id. Full blocks have a single id.
         queries, keys = (
             split_into_blocks(self.query_ids, query_block),
             split_into_blocks(self.key_ids, key_block),
@@ -325,14 +330,14 @@ def positions(length: int, span: Span | None) -> Array:
 
 
 def slice_span(array: Array, axis: int, span: Span | None) -> Array:
-    """Returns a span of an axis; entries beyond its end are undefined."""
+    """Slices an axis to a span; entries beyond the end of the axis are undefined."""
     if span is None:
         return array
     result = jax.lax.dynamic_slice_in_dim(array, span.start, span.size, axis)
     length = array.shape[axis]
     if length % span.size == 0:
         return result
-    # JAX moves the start of a slice that would end beyond the array; undo it.
+    # JAX moves the start of a slice that would end beyond the array; the roll undoes this.
     return jnp.roll(result, jnp.minimum(length - span.size - span.start, 0), axis)
 
 
@@ -378,7 +383,7 @@ def clipped_sum(offset: Offset, more: int) -> Offset:
     least, most = max(-FAR - more, limits.min), min(FAR - more, limits.max)
     if least > most:
         return jnp.full(offset.shape, -FAR if more < 0 else FAR, jnp.int32)
-    # The difference is at most 2·FAR, and `least + more` is within ±FAR.
+    # The difference is at most 2·FAR and `least + more` within ±FAR, so neither overflows int32.
     return (jnp.clip(offset, least, most) - least).astype(jnp.int32) + (least + more)
 
 

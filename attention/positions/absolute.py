@@ -66,7 +66,7 @@ class SinusoidalPositions(nnx.Module):
     """`sinusoidal` as a module without parameters.
 
     Args:
-      max_length: not used; there is no longest length.
+      max_length: not used; sinusoidal positions have no maximum length.
       model_size: D, even.
       base, interleaved: as for `sinusoidal`.
     """

@@ -1,4 +1,4 @@
-"""Position modules by the names and options of a spec."""
+"""Construction of position modules from specs such as "rope(base=500000)"."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ POSITIONS = {
 def build_positions(
     spec: str, num_heads: int, head_size: int, *, rngs: nnx.Rngs
 ) -> RelativePositions | None:
-    """Builds the position module of an attention, which changes its logits.
+    """Builds the position module inside an attention, which changes the logits.
 
         l_ts = scale · rotate(q_t)·rotate(k_s) + bias_ts
 
@@ -55,7 +55,7 @@ def build_added_positions(
     Args:
       spec: "none", or a name of `ADDED_POSITIONS` with or without options, such as
         "sinusoidal(interleaved=False)".
-      max_length: max length of learned positions.
+      max_length: maximum length of learned positions.
       model_size: D of [B, T, D].
       rngs: random streams that initialize learned positions.
 

@@ -1,4 +1,7 @@
-"""Relative positions as a term of the logits: ALiBi, T5 and Shaw, and their base class."""
+"""Relative positions as a term of the logits: ALiBi, T5 and Shaw, and their base class.
+
+B examples, T queries, S keys, N heads, H head size.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
         m_n = 2^(-8 n / N),   n = 1 ... N,   for N a power of two
 
-    For other N, the slopes are those for P heads, the next smaller power of two, followed by slopes
-    1, 3, 5, ... of those for 2P heads, as in the authors' code.
+    For other N, the slopes are those for P heads, the next smaller power of two, followed by the
+    first, third, fifth, ... slope for 2P heads, as in the authors' code.
 
     Args:
       num_heads: N, at least 1.
@@ -99,7 +102,7 @@ def t5_buckets(
     relative = jnp.asarray(relative, jnp.int32)
     side = jnp.where(relative > 0, n, 0) if bidirectional else 0
     r = jnp.abs(relative) if bidirectional else jnp.maximum(-relative, 0)
-    # Integer boundaries are used because a float32 logarithm may fall on either side of a boundary.
+    # Buckets have integer boundaries: a rounded logarithm could fall on the wrong side of one.
     first = [exact * (max_distance / exact) ** (i / (n - exact)) for i in range(1, n - exact)]
     first = np.array([math.ceil(f - 1e-9) for f in first], np.int32)
     wide = exact + jnp.sum(r[..., None] >= first, axis=-1, dtype=jnp.int32)
@@ -140,8 +143,8 @@ class T5Positions(RelativePositions):
     Parameters: table [buckets, N], initialized to 0.
 
     Args:
-      num_heads, head_size: N, H of the attention. T5 has no 1 / sqrt(H): weights of T5 need an
-        attention with scale=1.
+      num_heads, head_size: N, H of the attention. T5 does not scale logits by 1 / sqrt(H), so
+        weights of T5 need an attention with scale=1.
       bidirectional, buckets, max_distance: as for `t5_buckets`.
     """
 

@@ -1,4 +1,7 @@
-"""Rotary positions (RoPE): queries and keys rotated by an angle proportional to the position."""
+"""Rotary positions (RoPE): queries and keys rotated by an angle proportional to the position.
+
+R rotated features; other letters as in `attention.shapes`.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,9 @@ def rotary(
     The product of a rotated query and a rotated key depends only on the distance of their
     positions. The first R = fraction · H features are rotated; the others are unchanged.
 
-    Two scalings extend the range to texts longer than those of training. "linear" replaces p by
-    p / factor (Chen et al. 2023). "ntk" replaces the base by base · factor^(R / (R - 2)), which
-    keeps the shortest wavelength and stretches the longest by the factor (bloc97 2023,
-    "NTK-aware").
+    Two scalings extend the range to texts longer than in training. "linear" replaces p by p /
+    factor (Chen et al. 2023). "ntk" replaces the base by base · factor^(R / (R - 2)), which keeps
+    the shortest wavelength and stretches the longest by the factor (bloc97 2023, "NTK-aware").
 
     Args:
       x: [B, T, N, H].
@@ -74,7 +76,7 @@ def rotary(
 
 
 class RotaryPositions(RelativePositions):
-    """`rotary` of queries and keys, without parameters.
+    """Rotary positions of queries and keys (`rotary`), without parameters.
 
     Args:
       num_heads, head_size: N, H of the attention.
@@ -104,7 +106,7 @@ class RotaryPositions(RelativePositions):
 
 
 def _rotated_size(size: int, base: float, fraction: float, scaling: str, factor: float) -> int:
-    """Returns R after checking all options."""
+    """Returns R, the number of rotated features, after checking all options."""
     if not base > 1:
         raise ValueError(f"base: got {base}, expected a number above 1")
     if not 0 < fraction <= 1:

@@ -1,7 +1,8 @@
 """Additive alignments: the score is a network with one hidden layer.
 
 Bahdanau et al. 2015, "Neural Machine Translation by Jointly Learning to Align and Translate", and
-the score "concat" of Luong et al. 2015. `attention.recurrent.memory` has the signatures.
+the score "concat" of Luong et al. 2015. `attention.recurrent.memory` has their interface and the
+letters of dimensions.
 """
 
 from __future__ import annotations

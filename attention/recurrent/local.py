@@ -1,7 +1,8 @@
 """Local alignment: the decoder predicts a position and attends to a window around it.
 
 Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation", section
-3.2, "local-p". `attention.recurrent.memory` has the signatures.
+3.2, "local-p". `attention.recurrent.memory` has the interface of alignments and the letters; D is
+the window here, D_h the size of the encoder's states.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ def local_step(query: Array, memory: Memory, center: Array, *, window: int) -> t
 
     Args:
       query: q, [B, Q].
-      memory: keys k [B, S, Q], values h [B, S, D] and valid positions.
+      memory: keys k [B, S, Q], values h [B, S, D_h] and valid positions.
       center: p, float [B], with a gradient through the Gaussian.
       window: D, at least 1.
 
     Returns:
-      The context c [B, D] and the weights a [B, S], float32. Both are 0 for an empty memory.
+      The context c [B, D_h] and the weights a [B, S], float32. Both are 0 for an empty memory.
 
     Raises:
       ValueError: shapes, dtypes or the window do not fit.
@@ -61,10 +62,10 @@ class LocalAlignment(Alignment):
         a_s = softmax_s(score(q, h_s)) · exp(-(s - p)² / 2σ²),   |s - p| <= D,   σ = D / 2
 
     S is the number of valid states of each example, and s = 0 ... S - 1 counts them. The score is
-    Luong's "general", qᵀ W h_s, or "dot". Rows sum to less than 1, as the Gaussian comes after the
-    softmax.
+    Luong's "general", qᵀ W h_s, or "dot". The weights sum to less than 1, as the Gaussian comes
+    after the softmax.
 
-    Parameters: position/kernel [Q, Q] (W_p), position_score [Q] (v) and, of "general", key/kernel
+    Parameters: position/kernel [Q, Q] (W_p), position_score [Q] (v) and, for "general", key/kernel
     [D_h, Q].
 
     Args:
@@ -96,7 +97,7 @@ class LocalAlignment(Alignment):
         Q = query_size
         super().__init__(query_size, memory_size, dtype=dtype, rngs=rngs)
         self.window = window
-        # Rounded to bfloat16, the position could cross the edge of a window.
+        # At least float32: a position rounded to bfloat16 could move the edge of the window.
         wide = jnp.promote_types(dtype, jnp.float32)
         self.position = Projection((Q,), (Q,), use_bias=False, dtype=wide, rngs=rngs)
         self.position_score = nnx.Param(jax.random.normal(rngs.params(), (Q,)) * Q**-0.5)

@@ -1,7 +1,7 @@
 """Location-aware alignment: scores depend on the weights of earlier steps.
 
 Chorowski et al. 2015, "Attention-Based Models for Speech Recognition". `attention.recurrent.memory`
-has the signatures.
+has the interface of alignments and the letters of dimensions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LocationMemory(NamedTuple):
     """Encoder states with the valid ones first, so that padding does not separate neighbors.
 
     Attributes:
-      keys: [B, S, A], the constant term of the score.
+      keys: [B, S, A], the term of the score that is the same in all steps.
       values: [B, S, D].
       valid: bool [B, S], True first.
       places: int [B, S], index in these arrays of each position in the caller's order.
@@ -41,7 +41,7 @@ class LocationState(NamedTuple):
     """Weights of earlier steps, valid positions first.
 
     Attributes:
-      previous: [B, S], the weights of the step before.
+      previous: [B, S], the weights of the previous step.
       cumulative: [B, S], the sum of the weights of all steps.
     """
 
@@ -91,7 +91,7 @@ def smoothed(scores: Array, valid: Array) -> Array:
     Raises:
       TypeError: shapes do not broadcast.
     """
-    # As a softmax of ln σ(e), so that the sum cannot underflow.
+    # Computed as a softmax of ln σ(e), so that the sum cannot underflow.
     return softmax(jnp.where(valid, jax.nn.log_sigmoid(scores), -jnp.inf))
 
 
@@ -113,7 +113,7 @@ class LocationAwareAlignment(nnx.Module):
       hidden_size: A; D if None.
       num_filters: K.
       width: width of the filters, odd.
-      cumulative: whether to use the sum over all steps besides the previous step.
+      cumulative: whether to use the sum over all steps in addition to the previous step.
       smooth: whether to use sigmoids instead of exponentials (section 2.3), for broader weights.
       sharpening: β, above 1 for narrower weights; 1 with `smooth`.
       dtype: dtype of the computation; parameters, α and f are float32.

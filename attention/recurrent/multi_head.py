@@ -1,7 +1,7 @@
 """Multi-head attention of a decoder's state over an encoder's states.
 
 Vaswani et al. 2017, "Attention Is All You Need", as an alignment. `attention.recurrent.memory` has
-the signatures.
+the interface of alignments and the letters of dimensions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class MultiHeadAlignment(Alignment):
 
         a_n = softmax_s(q W_q,n · h_s W_k,n / √H),   c = concat_n(Σ_s a_ns h_s W_v,n) W_o
 
-    Keys and values are computed once, in `prepare`. The weights are those of each head, [B, N, S].
+    Keys and values are computed once, in `prepare`. Each head has its own weights, [B, N, S].
     There is no output bias, so that an empty memory gives 0.
 
     Parameters: query/kernel [Q, N, H], key/kernel and value/kernel [D, N, H], biases [N, H],

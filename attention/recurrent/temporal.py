@@ -1,7 +1,7 @@
 """Temporal attention: a recurrent state attends to its past states.
 
 Cheng et al. 2016, "Long Short-Term Memory-Networks for Machine Reading" ("intra-attention"). Paulus
-et al. 2018 use it in a decoder. The heads are those of Vaswani et al. 2017.
+et al. 2018 use it in a decoder. Multiple heads follow Vaswani et al. 2017.
 
 Complete sequences and the single steps of a decoder give equal results:
 
@@ -31,9 +31,9 @@ class TemporalAttention(MultiHeadAttention):
         c_t = concat_n(attend(h_t W_q,n, h_s W_k,n, h_s W_v,n)) W_o
         over s <= t with `current`, else over s < t
 
-    It is causal with any mask. The caller combines h_t and c_t, by a sum or by tanh(W [c_t; h_t])
-    (Luong et al. 2015). Without `current` the first state attends to nothing, and its c is the bias
-    of W_o (0 in Paulus et al. 2018, equation 5).
+    It is always causal. The caller combines h_t and c_t, by a sum or by tanh(W [c_t; h_t]) (Luong
+    et al. 2015). Without `current` the first state attends to nothing, and its c is the bias of W_o
+    (0 in Paulus et al. 2018, equation 5).
 
     Parameters: those of `MultiHeadAttention`.
 
@@ -81,7 +81,7 @@ class TemporalAttention(MultiHeadAttention):
     def step(
         self, state: Array, cache: KeyValueCache, *, valid: Array | None = None
     ) -> tuple[Array, Array, KeyValueCache]:
-        """Computes one step of each sequence as `decode` does, with the weights.
+        """Computes one step of each sequence like `decode`, and also returns the weights.
 
         Args:
           state: h_t, [B, D].

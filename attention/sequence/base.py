@@ -1,4 +1,8 @@
-"""Base classes of sequence mixers: calls, recorded weights, decoding, projections."""
+"""Base classes of sequence mixers: calls, recorded weights, decoding, projections.
+
+A mixer maps a sequence [B, T, D] to a sequence of the same shape. Letters are those of
+`attention.shapes`.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,8 @@ class SequenceMixer(nnx.Module):
     Args:
       model_size: D of x and of the result.
       use_bias: whether the projections have biases.
-      dropout_rate: active if a dropout_key is given. The subclass determines the array that dropout
-        is applied to.
+      dropout_rate: dropout rate, active if a dropout_key is given. The subclass determines to which
+        array dropout is applied.
       dtype: dtype of the computation; parameters are float32.
 
     Raises:
@@ -83,7 +87,7 @@ class CachedAttention(SequenceMixer):
         return None
 
     def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask | None:
-        """Returns the mask that is combined with every mask of a caller; None for no restriction.
+        """Returns the mask that is combined with the caller's mask; None for no restriction.
 
         Args:
           query_offset: position of the first query among the keys, as for `masks.causal`.
@@ -91,7 +95,7 @@ class CachedAttention(SequenceMixer):
         return None
 
     def cache_window(self) -> int | None:
-        """Returns the maximum number of keys before a query that it attends to; None for all.
+        """Returns the number of positions before its own to which a query attends; None for all.
 
         If it is a number, `pattern_mask` must be exactly that window to the left. The cache then
         stores only these keys and the query's own, and decoding does not call `pattern_mask`.
@@ -154,7 +158,7 @@ class CachedAttention(SequenceMixer):
         Args:
           batch_size: B.
           max_length: largest number of positions, prompt included.
-          dtype: dtype of keys and values; that of the computation if None.
+          dtype: dtype of keys and values; the dtype of the computation if None.
         """
         K, H, V = self.cache_sizes
         return KeyValueCache.empty(
@@ -170,7 +174,7 @@ class CachedAttention(SequenceMixer):
     def decode(
         self, x: Array, cache: KeyValueCache, *, lengths: Array | None = None
     ) -> tuple[Array, KeyValueCache]:
-        """Computes the next T positions of causal sequences: a prompt, then steps.
+        """Computes the next T positions of causal sequences: a prompt, or a step of decoding.
 
         Equal to `self(x_of_all_positions, mask=masks.causal())` at these positions.
 

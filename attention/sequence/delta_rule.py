@@ -35,7 +35,7 @@ def gated_delta_rule_recurrent(
 
     Args:
       query: [B, T, K, H].
-      key: [B, T, K, H]; a stable recurrence needs vectors of length 1.
+      key: [B, T, K, H]; a stable recurrence needs vectors of norm 1.
       value: [B, T, N, V]; K divides N, value head n uses query and key head n // (N / K).
       log_decay: g, at most 0, [B, T, N].
       beta: β, the fraction of the error that is written, in [0, 1], [B, T, N].
@@ -101,7 +101,7 @@ def gated_delta_rule_chunked(
     expect_chunk_size(chunk_size)
     dtype, T = value.dtype, value.shape[1]
     arrays, state = _checked(query, key, value, log_decay, beta, state)
-    # Padding of the last chunk has β = 0 and g = 0.
+    # Padding of the last chunk has β = 0 and g = 0, so it does not change the state.
     chunks = [_chunks_first(x, min(chunk_size, max(T, 1))) for x in arrays]
 
     def step(state, chunk):
@@ -125,7 +125,7 @@ def _solved(query: Array, key: Array, value: Array, log_decay: Array, beta: Arra
     C = key.shape[-2]
     total = jnp.cumsum(log_decay, axis=-1)
     since = total[..., :, None] - total[..., None, :]
-    # Masked before exp: above the diagonal it would overflow.
+    # Masked before exp, which could overflow above the diagonal.
     decay = jnp.exp(jnp.where(jnp.tri(C, dtype=bool), since, -jnp.inf))
     transposed = jnp.swapaxes(key, -1, -2)
     inside = jnp.where(jnp.tri(C, k=-1, dtype=bool), key @ transposed * decay, 0)

@@ -1,6 +1,8 @@
 """Differential attention: the difference of two softmax maps, which cancels common-mode noise.
 
 Ye et al. 2024, "Differential Transformer".
+
+H size of each query and key of a pair; other letters as in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ def differential_attention(
       key: [B, S, K, 2H], k₁ and k₂; K divides N.
       value: [B, S, K, V].
       lam: λ, a number.
-      mask: as for `attend`, of both maps.
+      mask: as for `attend`, for both maps.
       biases: added to the logits of the first map and of the second.
       scale, implementation: as for `attend`.
 
@@ -95,7 +97,7 @@ def differential_weights(
     biases: Biases = (None, None),
     scale: float | None = None,
 ) -> Array:
-    """Computes the map of `differential_attention` (Ye et al. 2024), which may be negative.
+    """Computes the weights of `differential_attention` (Ye et al. 2024), which may be negative.
 
         w = softmax(q₁k₁ᵀ / sqrt(H)) - λ softmax(q₂k₂ᵀ / sqrt(H))
 
@@ -159,7 +161,7 @@ class DifferentialAttention(CachedAttention):
         **options: Any,
     ):
         if num_heads < 1 or (head_size is None and model_size % (2 * num_heads)):
-            expected = f"twice it to divide model_size={model_size} (or give head_size)"
+            expected = f"2 x num_heads to divide model_size={model_size} (or give head_size)"
             raise ValueError(f"num_heads: got {num_heads}, expected {expected}")
         H = shapes.head_size(model_size, 2 * num_heads, head_size)
         K = shapes.key_heads("key_value_heads", num_heads, key_value_heads)
@@ -197,7 +199,7 @@ class DifferentialAttention(CachedAttention):
         return self._rotate(self.key(x), positions), self.value(x)
 
     def _rotate(self, x: Array, positions: Array) -> Array:
-        """Rotates both halves of [B, T, N, 2H]."""
+        """Rotates both halves of queries or keys x, [B, T, N, 2H], by their positions."""
         if self.positions is None:
             return x
         halves = [self.positions.rotate(half, positions) for half in jnp.split(x, 2, axis=-1)]

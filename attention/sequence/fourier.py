@@ -1,6 +1,8 @@
 """FNet: mixing by a Fourier transform, a control without attention or parameters.
 
 Lee-Thorp et al. 2022, "FNet: Mixing Tokens with Fourier Transforms".
+
+B examples, T positions, D model size.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class Fourier(nnx.Module):
       model_size: D of x and of the result.
       num_heads: has no effect; every mixer has this argument.
       orthonormal: whether to divide by sqrt(T D). FNet does not, and normalizes y + x afterwards.
-        With pre-norm an undivided y dominates x, and training fails.
+        With pre-norm, y without this factor dominates x, and training fails.
       dropout_rate: dropout rate of the result, active if a dropout_key is given.
       dtype: dtype of the result.
       rngs: has no effect.
@@ -128,13 +130,13 @@ def _mixed_by_matrix(x: Array, valid: Array) -> Array:
     """Transforms x [B, T, D], which is 0 where not valid, over the valid positions."""
     rank = jnp.cumsum(valid, axis=1) - valid
     count = jnp.maximum(jnp.sum(valid, axis=1), 1)[:, None, None]
-    # Integers: float32 angles of thousands of turns would be inaccurate.
+    # Reduced as integers, since float32 angles of thousands of turns would be inaccurate.
     turns = rank[:, :, None] * rank[:, None, :] % count
     angles = (2 * math.pi / count.astype(x.dtype)) * turns.astype(x.dtype)
     features = jnp.fft.fft(x, axis=-1)
 
     def transformed(matrix, part):
-        # Some platforms use fewer bits by default.
+        # Some platforms multiply matrices at lower precision by default.
         return jnp.matmul(matrix, part, precision=jax.lax.Precision.HIGHEST)
 
     # Re((cos - i sin)(a + i b)) = cos a + sin b.

@@ -54,8 +54,8 @@ def causal_depthwise_convolution(
 
         y_t = Σ_{j < W} f_j x_{t-j}
 
-    x_{t-j} is the j-th real position before t; positions that are not real are skipped. Inputs
-    before the first real position come from `conv_state`.
+    x_{t-j} is the input at the j-th real position before t; positions that are not real are
+    skipped. Inputs before the first real position come from `conv_state`.
 
     Args:
       x: [B, T, C].
@@ -130,7 +130,7 @@ class _Inputs(NamedTuple):
 
 
 class GatedDeltaNet(RecurrentMixer):
-    """Gated DeltaNet (Yang et al. 2025); causal with any mask.
+    """Gated DeltaNet (Yang et al. 2025); always causal, also without a causal mask.
 
         q, k, v = silu(conv(x W_q)), silu(conv(x W_k)), silu(conv(x W_v))
         g = -exp(a) softplus(x W_a + b_a),   β = sigmoid(x W_β)
@@ -142,11 +142,10 @@ class GatedDeltaNet(RecurrentMixer):
     queries give 0, but their positions still update the state as keys. The returned weights map the
     values v to the outputs o, before gate and norm.
 
-    Parameters: query/kernel, key/kernel [D, K, H], value/kernel, gate/kernel [D, N, V],
-    beta/kernel,
-      decay/kernel [D, N] and out/kernel [N, V, D] with biases (decay/bias always, b_a
-      above); log_rate [N], a above; query_filter, key_filter [W, K, H], value_filter [W, N, V];
-      norm/scale [V].
+    Parameters: query/kernel and key/kernel [D, K, H], value/kernel and gate/kernel [D, N, V],
+      beta/kernel and decay/kernel [D, N], out/kernel [N, V, D] and their biases (decay/bias is b_a
+      above and exists even without `use_bias`); log_rate [N], a above; query_filter and key_filter
+      [W, K, H], value_filter [W, N, V]; norm/scale [V].
 
     Args:
       model_size: D.
@@ -159,7 +158,7 @@ class GatedDeltaNet(RecurrentMixer):
       epsilon: epsilon of the norm.
       options: those of `SequenceMixer`. Dropout is applied to the input of the output projection,
         because the weights are never computed. Everything except the projections is computed in at
-        least float32. In Qwen3-Next only the decay has a bias.
+        least float32. Qwen3-Next has use_bias=False.
 
     Raises:
       ValueError: a size is below 1 or does not divide another, or epsilon is not positive.

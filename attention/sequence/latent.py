@@ -2,6 +2,8 @@
 
 DeepSeek-AI 2024, "DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language
 Model", section 2.1.
+
+C size of the latent, R rotated features; other letters as in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -110,14 +112,13 @@ class LatentAttention(CachedAttention):
         c = rmsnorm(x W_c),   k = rotate(x W_k)
         a = rmsnorm(x W_a),   q_n = [a W_n; rotate(a W'_n)]
 
-    where a is x without a query_rank. The cache holds c and k, C + R numbers for each position and
+    Here a is x if query_rank is None. The cache holds c and k, C + R numbers for each position and
     all heads together; decoding uses the absorbed form.
 
-    Parameters: latent/kernel [D, C], rotary_key/kernel [D, R], query_latent/kernel [D, A] if there
-    is
-      a query_rank, their biases, latent_norm and query_norm: scale [C], [A]; query/kernel
-      [D or A, N, H + R], key/kernel [C, N, H], value/kernel [C, N, V], without biases; out/kernel
-      [N, V, D], bias [D].
+    Parameters: latent/kernel [D, C], rotary_key/kernel [D, R] and their biases; latent_norm/scale
+      [C]; with a query_rank, query_latent/kernel [D, A], its bias and query_norm/scale [A];
+      query/kernel [D or A, N, H + R], key/kernel [C, N, H] and value/kernel [C, N, V], without
+      biases; out/kernel [N, V, D] and its bias [D].
 
     Args:
       model_size: D.
@@ -191,7 +192,7 @@ class LatentAttention(CachedAttention):
         return jnp.concatenate([query[..., :H], rotated], axis=-1)
 
     def _key_value(self, x: Array, positions: Array) -> tuple[Array, Array]:
-        """Returns the latents and rotated keys [B, T, 1, C + R], and no values."""
+        """Returns the latents and rotated keys, [B, T, 1, C + R], and empty values."""
         rotary_key = self.positions.rotate(self.rotary_key(x)[:, :, None], positions)
         entry = jnp.concatenate([self.latent_norm(self.latent(x))[:, :, None], rotary_key], axis=-1)
         return entry, entry[..., :0]

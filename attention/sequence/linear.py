@@ -59,7 +59,7 @@ def elu_features(x: Array) -> Array:
     """
     shapes.expect_floating("x", x)
     x = x.astype(accumulator(x))
-    # elu(x) + 1 would round values far below 0 to multiples of 2^-24.
+    # Not elu(x) + 1, which rounds small features, near 0, to multiples of 2^-24.
     return jnp.where(x > 0, x + 1, jnp.exp(jnp.clip(x, -34, 0)))
 
 
@@ -106,7 +106,7 @@ def linear_attention(
     )
     wide = jnp.promote_types(accumulator(query_features), value.dtype)
     query, key, values = (x.astype(wide) for x in (query_features, key_features, value))
-    # The scale of a query's features cancels; this one keeps the denominator away from 0.
+    # The scale of a query's features cancels. A maximum of 1 keeps the denominator away from 0.
     highest = jax.lax.stop_gradient(jnp.max(query, axis=-1, keepdims=True))
     query = query / jnp.where(highest > 0, highest, 1)
     values = append_ones(values)
@@ -195,7 +195,7 @@ def append_ones(value: Array) -> Array:
 
 
 def normalize_sums(sums: Array, query_valid: Array | None) -> Array:
-    """Divides sums over values of `append_ones` by the sum of the ones; returns 0 without keys."""
+    """Divides sums over values by the sum of the ones of `append_ones`; returns 0 without keys."""
     total = sums[..., -1:]
     some = total > jnp.finfo(total.dtype).tiny
     if query_valid is not None:
@@ -210,7 +210,7 @@ def _joined(state: LinearState, sizes: dict[str, int]) -> Array:
 
 
 class FeatureAttention(RecurrentMixer, MultiHeadMixer):
-    """Base class of mixers with feature maps.
+    """Base class of mixers that compute linear attention from features of queries and keys.
 
     A subclass defines `_linear_attention` and `_empty_state`.
 
@@ -233,7 +233,7 @@ class FeatureAttention(RecurrentMixer, MultiHeadMixer):
         self.chunk_size = chunk_size
 
     def _linear_attention(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
-        """Computes `linear_attention` of projected queries and keys; takes the same options."""
+        """Computes linear attention of projections; options as for `linear_attention`."""
         raise NotImplementedError(f"{self.name} has no feature map; override _linear_attention")
 
     def _mix(

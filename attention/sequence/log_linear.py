@@ -1,7 +1,9 @@
 """Linear attention with features given as logarithms, for kernels such as exp(q·k).
 
 Choromanski et al. 2021 subtract the maximum over all positions before the exponential, so that a
-late key can make early ones underflow. Here the sums of a query have the scale of its visible keys.
+late key can make early ones underflow. Here the sums of a query are scaled by its own visible keys.
+
+F features, C positions in a chunk; other letters as in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -61,12 +63,12 @@ def log_linear_attention(
 
         o_t = Σ_s φ(q_t)·φ(k_s) v_s / Σ_s φ(q_t)·φ(k_s),   φ = exp(log φ)
 
-    There is no overflow: numerator and denominator are computed times exp(-M_t), M_t = max_f max_s
-    (log φ_f(q_t) + log φ_f(k_s)) over the visible keys of t, so that the denominator is at least 1.
-    All exponents are at most 0: a sum over keys has, for each feature, the scale of its largest
-    key. In the causal form, a query uses only sums over earlier keys. In a chunk of C positions,
-    the queries of the later half use sums over the keys of the earlier half, and each half is split
-    again: O(T·F·log C) exponentials, O(T·C) weights, O(T/C) sums.
+    There is no overflow: numerator and denominator are multiplied by exp(-M_t), with M_t = max_f
+    max_s (log φ_f(q_t) + log φ_f(k_s)) over the visible keys of t, so that the denominator is at
+    least 1. All exponents are at most 0, because a sum over keys is scaled, for each feature, by
+    the largest key. In the causal form, a query uses only sums over earlier keys. In a chunk of C
+    positions, the queries of the later half use sums over the keys of the earlier half, and each
+    half is split again: O(T·F·log C) exponentials, O(T·C) weights, O(T/C) sums.
 
     Args:
       log_query_features: log φ(q), [B, T, N, F], finite.
@@ -114,8 +116,8 @@ def expect_power_of_two(chunk_size: int) -> None:
         raise ValueError(f"chunk_size: got {chunk_size}, expected a power of two")
 
 
-# Sums of keys and values are a pair (m, Σ_s exp(log φ(k_s) - m) v_s): [..., N, F], [..., N, F, V].
-# The value does not depend on m, so no gradient goes through it.
+# The functions below represent sums over keys and values by a pair (m, Σ_s exp(log φ(k_s) - m) v_s)
+# of shapes [..., N, F] and [..., N, F, V]. The result does not depend on m, so m has no gradient.
 
 
 def _fixed(highest: Array) -> Array:
@@ -176,7 +178,7 @@ def _causal(
     earlier, after = ([x[:, part] for x in pairs] for part in (slice(-1), -1))
     seen = jnp.maximum(jax.lax.cummax(jax.lax.stop_gradient(key), axis=2), earlier[0][:, :, None])
     scale = _fixed(jnp.max(query + seen, axis=-1, keepdims=True))
-    # Rematerialized: each level has factors as large as the queries and keys.
+    # Rematerialized, since each level would store factors as large as queries and keys.
     read = jax.checkpoint(_read)
     result = read(query, scale, earlier)
     itself = jnp.sum(jnp.exp(query + key - scale), axis=-1, keepdims=True)

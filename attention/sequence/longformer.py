@@ -1,6 +1,8 @@
 """Longformer: a sliding window, and a few global positions with separate projections.
 
 Beltagy et al. 2020, "Longformer: The Long-Document Transformer".
+
+Letters are those of `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -48,9 +50,8 @@ class Longformer(MultiHeadAttention):
 
     The first positions are global, as for a classification token, or those marked by the caller.
 
-    Parameters: those of `MultiHeadAttention`, and query_global, key_global, value_global of the
-    shapes
-      of query, key, value.
+    Parameters: those of `MultiHeadAttention`, and query_global, key_global and value_global with
+      the shapes of query, key and value.
 
     Args:
       window: keys on each side of the query, without itself (half of the paper's w).
@@ -101,12 +102,12 @@ class Longformer(MultiHeadAttention):
 
         Args:
           x: [B, T, D].
-          global_marks: bool [B, T], True = global, instead of the first `global_tokens`. Any row
-            may then be global, so the second equation is computed for all rows: O(T²).
+          global_marks: bool [B, T], True = global, instead of the first `global_tokens`. Any
+            query may then be global, so the second equation is computed for all queries: O(T²).
           mask, bias: as for `attend`.
           dropout_key: None for evaluation.
-          return_weights: whether to return the weights before dropout. The weights of global rows
-            apply to the values x W_v'.
+          return_weights: whether to return the weights before dropout. The weights of global
+            queries apply to the values x W_v'.
 
         Returns:
           [B, T, D], or that and the weights [B, N, T, T].
@@ -178,7 +179,7 @@ class Longformer(MultiHeadAttention):
         near_weights: list[Callable[[], Array]] = []
         with recording.recorder(near_weights.append):
             near, local = super().decode(x, cache.local, lengths=lengths)
-        # A global row is among the first positions, and its keys are those before it.
+        # Global queries are the first positions. Their keys are those before them, in `start`.
         B, T = x.shape[:2]
         positions = cache.local.length[:, None] + jnp.arange(T)
         left = jnp.maximum(cache.start.capacity - cache.start.length, 0)

@@ -1,6 +1,8 @@
 """Linformer: attention over a fixed number of learned mixtures of the keys and values.
 
 Wang et al. 2020, "Linformer: Self-Attention with Linear Complexity".
+
+R mixtures; other letters as in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ class Linformer(MultiHeadMixer):
     [1 or N, max_length, R].
 
     Args:
-      max_length: rows of E and F.
+      max_length: maximum sequence length, the number of rows of E and F.
       projected_length: R, the number of mixtures ("k" in the paper).
       sharing: "none": each head has its own E and F; "heads": all heads share E and F; "key_value":
         also F = E.
@@ -189,6 +191,6 @@ def _mixed(rows: Array, projection: Array, seen: Array | None) -> Array:
     if seen is not None:
         rows = jnp.where(seen[:, :, None, None], rows, jnp.zeros((), rows.dtype))
     projection = jnp.broadcast_to(projection, (rows.shape[2], *projection.shape[1:]))
-    # XLA on CPU cannot sum a bfloat16 product in float32 for "BRNH" directly.
+    # Transposed afterwards: XLA on CPU cannot sum a bfloat16 product in float32 for "BRNH".
     mixed = jnp.einsum("BSNH,NSR->NBHR", rows, projection, preferred_element_type=accumulator(rows))
     return mixed.transpose(1, 3, 0, 2).astype(rows.dtype)

@@ -1,6 +1,8 @@
 """Nyströmformer: attention through landmarks by the Nyström method.
 
 Xiong et al. 2021, "Nyströmformer: A Nyström-Based Algorithm for Approximating Self-Attention".
+
+M landmarks; other letters as in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ Array = jax.Array
 def iterative_inverse(matrix: Array, *, iterations: int = 6) -> Array:
     """Computes the Moore-Penrose inverse iteratively (Xiong et al. 2021, equations 11 and 12).
 
-    After Razavi et al. 2014:
+    The iteration is that of Razavi et al. 2014:
 
         Z₀ = Aᵀ / (‖A‖₁ ‖A‖_∞),   Z ← ¼ Z (13 I - AZ (15 I - AZ (7 I - AZ)))
 
@@ -259,7 +261,7 @@ def _factors(
     marks = masks.padding(mask, B, T, T, of="nystromformer", causal=False)
     M, wide = min(num_landmarks, T), accumulator(query)
     query, key = query.astype(wide) * sizes["H"] ** -0.5, key.astype(wide)
-    # Without a query mask, the valid queries are the valid keys.
+    # Without a query mask, segments of queries contain the positions of real keys.
     asking, _, _ = _segments(marks.key if marks.query is None else marks.query, B, T, M, wide)
     segments, used, is_exact = _segments(marks.key, B, T, M, wide)
     query_landmarks = jnp.einsum("BTM,BTNH->BMNH", asking, query)
@@ -283,7 +285,7 @@ def _factors(
 
 
 def _segments(valid: Array | None, B: int, T: int, M: int, dtype) -> tuple[Array, Array, Array]:
-    """Returns the segment-mean matrix [B, T, M], the non-empty segments [B, M], and L <= M."""
+    """Returns the segment-mean matrix [B, T, M], non-empty segments [B, M], and L <= M [B]."""
     real = jnp.ones((B, T), bool) if valid is None else valid
     count = jnp.sum(real, axis=1)
     segment = _rank(real, T) * M // jnp.maximum(count, 1)[:, None]
@@ -325,5 +327,5 @@ def _convolved(value: Array, taps: Array, valid: Array | None) -> Array:
 
 
 def _product(a: Array, b: Array) -> Array:
-    # Some platforms use fewer bits by default, and the iteration amplifies rounding errors.
+    # Some platforms multiply at lower precision by default, and iteration amplifies the errors.
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -1,6 +1,7 @@
 """Performer (FAVOR+): linear attention with random features of the softmax or ReLU kernel.
 
-Choromanski et al. 2021, "Rethinking Attention with Performers". F random features.
+Choromanski et al. 2021, "Rethinking Attention with Performers". F random features; other letters as
+in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def draw_directions(key: Array, features: int, head_size: int, *, orthogonal: bo
     if not orthogonal:
         return normal
     blocks = (-(-features // head_size),)
-    # Uniform (Haar): the signs of a plain QR decomposition would bias the features.
+    # Uniform (Haar) matrices. Those of a plain QR decomposition have biased signs.
     matrices = jax.random.orthogonal(orthogonal_key, head_size, blocks, jnp.float32)
     lengths = jnp.linalg.norm(normal, axis=-1, keepdims=True)
     return lengths * matrices.reshape(-1, head_size)[:features]
@@ -127,7 +128,7 @@ class Performer(FeatureAttention):
       options: those of `FeatureAttention`.
 
     Raises:
-      ValueError: a size is below 1, the kernel is unknown, or chunk_size does not fit it.
+      ValueError: a size is below 1, the kernel is unknown, or it does not support the chunk_size.
     """
 
     name = "performer"

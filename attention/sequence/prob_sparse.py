@@ -2,6 +2,8 @@
 
 Zhou et al. 2021, "Informer: Beyond Efficient Transformer for Long Sequence Time-Series
 Forecasting".
+
+A active queries, U sampled keys per query; other letters as in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ def prob_sparse(
 
         o_i = softmax(s_i) v   for the A largest M_i of a head,   mean_j v_j   for the others
 
-    with R_i the sampled keys of query i; the factor 1 / T is that of the authors' code. The choice
-    of active queries has no gradient. Hidden positions are neither keys nor active queries. A query
+    with R_i the sampled keys of query i; the factor 1 / T follows the authors' code. The choice of
+    active queries has no gradient. Hidden positions are neither keys nor active queries. A query
     whose samples are all hidden is not active.
 
     Args:
@@ -87,7 +89,7 @@ def prob_sparse_weights(
 ) -> Array:
     """Computes the matrix that maps values to the result of `prob_sparse` (Zhou et al. 2021).
 
-        w_i = softmax(s_i) of an active query,   1 / T of the others
+        w_i = softmax(s_i) for an active query,   1 / T for the others
 
     Args:
       query, key, samples, num_active, mask: as for `prob_sparse`.
@@ -111,8 +113,9 @@ class ProbSparse(MultiHeadMixer):
 
         A = U = min(factor · ⌈ln(1 + T)⌉, T)
 
-    active queries and sampled keys per query, as in `prob_sparse`. The sampled keys depend only on
-    the seed and the length, so that the same input gives the same result.
+    A is the number of active queries, U that of sampled keys per query; see `prob_sparse`. The
+    sampled keys depend only on the seed and the length, so that the same input gives the same
+    result.
 
     Parameters: those of `MultiHeadMixer`.
 
@@ -133,12 +136,12 @@ class ProbSparse(MultiHeadMixer):
         self.factor, self.seed = factor, seed
 
     def samples(self, length: int) -> np.ndarray:
-        """Returns R of `prob_sparse` for T = length, int [T, U]."""
+        """Returns the sampled keys R for T = length, int [T, U]."""
         rng = np.random.default_rng(self.seed)
         return rng.integers(length, size=(length, self.num_active(length)))
 
     def num_active(self, length: int) -> int:
-        """Returns A, which equals U, for T = length."""
+        """Returns the number of active queries A, which equals U, for T = length."""
         return min(length, self.factor * math.ceil(math.log1p(length)))
 
     def _mix(

@@ -32,10 +32,10 @@ class SlidingWindow(SparseAttention):
 
         y_i = attend over j with  i - j = k·dilation,  -right <= k <= left
 
-    Decoding caches only the last `left` keys, unless dilated.
+    Without dilation, the cache of `decode` holds only the last `left` + 1 keys.
 
     Args:
-      left, right: keys on each side of the query, without itself; None for all.
+      left, right: number of keys on each side of the query, without itself; None for all.
       dilation: distance between attended keys; with 1 no key in the window is skipped.
       options: those of `MultiHeadAttention`.
 
@@ -72,7 +72,8 @@ class Strided(SparseAttention):
         y_i = attend over j with  |i - j| < stride  or  (i - j) mod stride = 0
 
     Args:
-      stride: about the square root of the length, or a period of the data (the row of an image).
+      stride: about the square root of the length, or a period of the data (such as the width of an
+        image).
       options: those of `MultiHeadAttention`.
 
     Raises:

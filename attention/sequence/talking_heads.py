@@ -1,6 +1,8 @@
 """Talking-heads attention: linear maps across heads before and after the softmax.
 
 Shazeer et al. 2020, "Talking-Heads Attention".
+
+Letters are those of `attention.shapes`.
 """
 
 from __future__ import annotations

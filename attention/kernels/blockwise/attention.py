@@ -3,6 +3,8 @@
 Dao et al. 2022, "FlashAttention": blocks of queries and keys, recomputed in the backward pass.
 Hidden blocks are skipped, and a mask is evaluated in partial blocks only. `online_softmax.py` has
 the computation.
+
+Letters are those of `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ Array = jax.Array
 
 QUERY_BLOCK, KEY_BLOCK = 256, 512
 
-# Number of query-key pairs above which this kernel is faster than dense attention on a CPU. An
-# accelerator is faster with one large product, as long as the weights fit into its memory.
+# Below _PAIRS pairs of query and key, dense attention is faster. On an accelerator it is faster
+# below _WEIGHTS weights in total: one large product is fast as long as the weights fit into memory.
 _PAIRS, _WEIGHTS = 2**18, 2**28
 
 
@@ -42,8 +44,8 @@ def attend(
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
-      query_block, key_block: rows and columns of a block of logits. Query heads that share keys are
-        additional rows.
+      query_block, key_block: rows and columns of a block of logits. All query heads
+        that share keys are rows of the same block.
       options: all are supported; the dropout mask is the same as that of the reference.
 
     Returns:

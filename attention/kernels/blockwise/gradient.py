@@ -99,7 +99,7 @@ def _forward_with_residuals(method, spec, *given):
     fixed = bias is not None and not bias.perturbed
     query, *others = jax.tree.map(lambda x: x.value, given, is_leaf=_is_primal)
     out, lse = _forward(method, spec, query, *others)
-    # The tree structure of the residuals is static, whereas a flag in them would be traced.
+    # `fixed` becomes () or None: the tree structure of residuals is static, a bool would be traced.
     return out, ((query, *others), out, lse, () if fixed else None)
 
 

@@ -3,7 +3,7 @@
 The forward pass keeps a running maximum and sum (Milakov & Gimelshein 2018, Rabe & Staats 2021).
 The backward pass recomputes the weights (Dao et al. 2022, "FlashAttention"). Memory is O(T + S) in
 addition to the inputs and the gradient of a bias. l are the logits and w the weights of
-`attention.attend`.
+`attention.attend`, dx is the gradient with respect to x. Letters are those of `attention.shapes`.
 
 A shard is a slice of the examples, heads, queries and keys. Masks and dropout use global positions.
 """
@@ -235,7 +235,10 @@ def backward(
 
 @dataclasses.dataclass(frozen=True)
 class _Blocks:
-    """A shard split into blocks; the rows of a block are the queries in all heads of a group.
+    """A shard split into blocks.
+
+    The rows of a block are the queries of all heads that share a key head. In the methods, b is an
+    example, i a query block and j a key block.
 
     Attributes:
       mask, bias, key_data, spec, offset: as for `forward`.
@@ -284,7 +287,7 @@ class _Blocks:
         return x.transpose(0, 2, 1, 3)[:, :S]
 
     def example_and_heads(self, number: Array) -> tuple[Array, Span]:
-        """Returns the example and the query heads of an entry of B·K."""
+        """Returns the example and the query heads of an index into the axis B·K."""
         _, N, K, _, _ = self.sizes
         return number // K, Span(number % K * (N // K), N // K)
 
@@ -301,8 +304,8 @@ class _Blocks:
     ) -> tuple[Array, Array | None]:
         """Computes the logits of a pair of blocks and, with a cap, the value of tanh.
 
-        The shape is [rows, keys], or [keys, rows] if `transposed`. Only in a `partial` block are
-        logits masked with -inf.
+        The shape is [rows, keys], or [keys, rows] if `transposed`. Logits are
+        masked with -inf only if the block is `partial`.
         """
         cap, tanh_logits = self.spec.logit_cap, None
         first, second = (key, query) if transposed else (query, key)

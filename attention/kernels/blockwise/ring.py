@@ -2,8 +2,10 @@
 
 Liu et al. 2023, "Ring Attention with Blockwise Transformers". With a mask, each device computes an
 early and a late part of the sequence, which balances the work of causal attention. Brandon et al.
-2023, "Striped Attention", instead deal single positions to the devices in turn; with two parts, key
-blocks stay contiguous.
+2023, "Striped Attention", instead assign single positions to the devices in turn. With two parts,
+key blocks stay contiguous.
+
+Letters are those of `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -33,12 +35,12 @@ def attend(
     key_block: int = KEY_BLOCK,
     **options: Unpack[KernelOptions],
 ) -> Array:
-    """Computes attention over the mesh axis "sequence" (Liu et al. 2023); see `attend`.
+    """Computes attention over the mesh axis "sequence" (Liu et al. 2023); see `attention.attend`.
 
         o_t = Σ_r exp(z_tr - z_t) o_tr,   z_t = log Σ_r exp(z_tr),   r over devices
 
     o_tr and z_tr are the output and log-sum-exp of a query over the keys of device r. The mesh is
-    that of `jax.set_mesh`; examples and heads are sharded as well.
+    set by `jax.set_mesh`; examples and heads are sharded as well.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
@@ -56,7 +58,7 @@ def attend(
     B, T, N, _ = query.shape
     S, K, V = value.shape[1:]
     split = mesh.expect_sequence_split(B, N, K, T, S)
-    # Without a mask all devices have equal work.
+    # Without a mask all devices have equal work with one part each.
     divisible = T % (2 * split.num_shards) == S % (2 * split.num_shards) == 0
     parts = 2 if options["mask"] is not None and divisible else 1
     spec = online_softmax.BlockwiseSpec(
@@ -82,7 +84,7 @@ class Ring:
 
     Attributes:
       axis: mesh axis that shards the sequence.
-      devices: number of devices of the axis.
+      devices: number of devices along the axis.
       parts: 2 if each device computes an early and a late part of the sequence, 1 if it computes
         its own shard.
     """
@@ -166,7 +168,8 @@ class Ring:
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, pairs), arrays)
 
     # Device r holds parts 2r and 2r + 1 of 2·devices, and computes parts r and 2·devices - 1 - r.
-    # First the even parts are exchanged, then the odd ones: each device sends and receives one.
+    # In the exchange of the even parts and in that of the odd ones, each device sends and receives
+    # one.
 
     def _routes(self, odd: int) -> list[tuple[int, int]]:
         parts = [2 * r + odd for r in range(self.devices)]

@@ -2,6 +2,8 @@
 
 Jacobs et al. 2023, "DeepSpeed Ulysses": between two all-to-alls each device has all positions of
 some heads and uses any single-device kernel.
+
+Letters are those of `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ def attend(
     kernel: str = "blockwise",
     **options: Unpack[KernelOptions],
 ) -> Array:
-    """Computes attention over the mesh axis "sequence" (Jacobs et al. 2023); see `attend`.
+    """Computes attention over the axis "sequence" (Jacobs et al. 2023); see `attention.attend`.
 
         o = heads_to_positions(attend(positions_to_heads(q), positions_to_heads(k), ...))
 
-    The mesh is that of `jax.set_mesh`; examples and heads are sharded as well.
+    The mesh is set by `jax.set_mesh`; examples and heads are sharded as well.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
       kernel: name of the kernel for the heads of each device. Only "blockwise" supports dropout.
-      options: those of that kernel.
+      options: those that this kernel supports.
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -64,7 +66,7 @@ def attend(
             "mask by global positions"
         )
     sizes = dict(zip("BTNSK", (B, T, N, S, K), strict=True))
-    # Arrays with heads are sharded by the heads of a device between the all-to-alls.
+    # Between the all-to-alls, heads are also sharded along the sequence axis.
     inner = dataclasses.replace(split, heads=(*split.heads, split.sequence), sequence=None)
     spec = attention.make_spec((B, N, T, S), N // K, options)
 

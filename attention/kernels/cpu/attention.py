@@ -7,6 +7,8 @@ once, in the layout of `attention.cache`.
 
 The sources are in source/ and are compiled on first use (`build`). On a mesh the kernel is
 partitioned by examples and heads.
+
+Letters are those of `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from attention.masks.arrays import MaskArrays, mask_arrays
 Array = jax.Array
 
 _QUERY_BLOCK, _KEY_BLOCK = 64, 256
-# Up to this number of queries per key/value head, packing the keys is not worthwhile.
+# Up to this number of queries per key/value head, copying keys into packed blocks does not pay off.
 _FEW = 16
 
 
@@ -44,7 +46,7 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V]; float32 or bfloat16.
-      options: all are supported; the draws of dropout are those of the reference.
+      options: all are supported; the dropout mask is the same as that of the reference.
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -130,7 +132,7 @@ def _pair_forward(options, *arguments):
 
 
 def _pair_backward(options, saved, cotangents):
-    # The log-sum-exp has no cotangent: `_gradient` treats the residuals as constants.
+    # The cotangent of the log-sum-exp is 0, because `_gradient` treats its residuals as constants.
     static = (options, saved[3] is not None)
     return (*cast(tuple, _gradient(static, *saved, cotangents[0])), None)
 
@@ -161,7 +163,7 @@ def _gradient(static, query, key, value, bias, sinks, others, output, log_sum, c
     by_bias = by_bias.astype(bias.dtype) if bias_wanted else None
     by_sinks = None
     if sinks is not None:
-        # d log Σ / d sink is the weight of the sink, which has no value in the output.
+        # The sink takes weight from the keys but has no value: dsink = -Σ_bt weight · (do·o).
         pull = jnp.einsum("btnv,btnv->bnt", output, cotangent, preferred_element_type=jnp.float32)
         weight = jnp.exp(sinks.astype(jnp.float32)[:, None] - log_sum)
         by_sinks = -jnp.sum(weight * pull, (0, 2)).astype(sinks.dtype)
@@ -190,7 +192,7 @@ def _gradient_forward(static, *arguments):
 def _gradient_backward(static, saved, cotangents):
     *given, others, output, log_sum, cotangent = saved
     _, pull = jax.vjp(functools.partial(_by_reference, static, others), *given, cotangent)
-    # Output and log-sum-exp are functions of the other inputs; these gradients include them.
+    # The gradients of the other inputs already include the path through output and log-sum-exp.
     *gradients, by_cotangent = pull(cotangents)
     return (*gradients, None, jnp.zeros_like(output), jnp.zeros_like(log_sum), by_cotangent)
 
@@ -237,7 +239,7 @@ class _Problem:
             Operand(None if bias is None else bias.astype(jnp.float32), "BNts"),
             Operand(None if sinks is None else sinks.astype(jnp.float32)[None], "Bn"),
             Operand(key_data[None] if drawn else None, "Bc"),
-            # Global positions: dropout is the same on any mesh.
+            # Global indices of examples and heads, so that dropout is the same on any mesh.
             Operand(jnp.arange(B, dtype=jnp.int32) if drawn else None, "b"),
             Operand(jnp.arange(self._heads, dtype=jnp.int32) if drawn else None, "n"),
         ]

@@ -45,7 +45,7 @@ def can_register(
       there is a compiler.
     """
     module = context.module_context
-    # XLA partitions its own operations over several devices.
+    # Over several devices, XLA can partition only its own operations.
     if getattr(module.axis_context, "num_devices", None) != 1 or module.platforms != ("cpu",):
         return False
     # An exported program may run on another host, without these sources.
@@ -80,7 +80,7 @@ def load_library(
 
 @functools.cache
 def _try_load(folder: pathlib.Path, main: str, macros: tuple) -> ctypes.CDLL | str:
-    """Returns the library or the reason for a failure, which is cached and not retried."""
+    """Returns the library, or the reason for a failure; failures are cached too, not retried."""
     try:
         return _load(folder, main, macros)
     except NotImplementedError as error:
@@ -109,7 +109,7 @@ def find_compiler() -> list[str] | None:
     """Returns the C++ compiler and its arguments: CXX ("ccache g++"), g++ or c++; else None."""
     named = os.environ.get("CXX", "").strip()
     try:
-        # A path may contain spaces.
+        # CXX may be the path of a program with spaces, which must not be split.
         words = [named] if shutil.which(named) else shlex.split(named)
     except ValueError:  # an unclosed quotation mark
         return None
@@ -143,7 +143,7 @@ def _compile(command: list[str], path: pathlib.Path) -> None:
 
 
 def _cache() -> pathlib.Path:
-    """Returns the same cache directory as tasks/common/data/paths.py."""
+    """Returns the folder of compiled libraries, in the cache of tasks/common/data/paths.py."""
     own = os.environ.get("ATTENTION_CACHE_DIR")
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(own or f"{home}/attention").expanduser() / "compiled"

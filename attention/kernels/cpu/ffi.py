@@ -110,7 +110,7 @@ def _mapped(what: _Call):
         if any(
             on and dims[:1] not in ("b", "1") for on, dims in zip(mapped, what.dims, strict=True)
         ):
-            # Block tables and heads cannot be merged into the batch axis.
+            # Operands without an example axis, such as block tables, cannot join the batch.
             return _one_by_one(what, size, mapped, arrays)
         batch = arrays[0].shape[1 if mapped[0] else 0]
         summed = [i for i, (dims, *_) in enumerate(what.results) if dims[:1] == "1"]
@@ -210,7 +210,7 @@ def _sharding_rule(
 ) -> tuple[str, dict[str, Any]]:
     """Returns the Shardy sharding rule, which matches dimensions of operands and results."""
     alone = iter(range(10_000))
-    # Shardy does not accept a factor of size 1.
+    # Shardy does not accept a factor of size 1, so "k" is left out if there is one key head.
     alone_heads = kv_heads == 1 and group > 1
 
     def side(arrays: Sequence[str]) -> str:

@@ -2,7 +2,9 @@
 
 `jax.nn.dot_product_attention` differs from `attention.attend` in rows that may attend to nothing:
 it returns the mean of the values or NaN there, and gradients of padding are undefined. `arguments`
-converts a mask to its arguments; `compute` corrects the result.
+converts a mask to arguments of that function; `compute` corrects the result.
+
+Letters are those of `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
 
         o = softmax(scale·qkᵀ + bias)·v
 
-    On a mesh, `attend` runs it on each device for its examples and heads.
+    On a mesh, `attention.attend` runs this kernel on each device for its examples and heads.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, H], bfloat16 or float16; H a multiple
@@ -183,7 +185,7 @@ def compute(
     S = key.shape[1]
     query_lengths, key_lengths = found.query, found.key
     if key_lengths is not None and found.left is not None:
-        # Queries after this position have no real key in their window.
+        # From this position on, queries have no real key in their window.
         last = jnp.where(key_lengths > 0, key_lengths + found.left, 0)
         query_lengths = jnp.minimum(last, T if query_lengths is None else query_lengths)
     visible = None
@@ -202,9 +204,9 @@ def compute(
         if visible is not None:
             bias = jnp.where(_real_pairs(B, T, S, visible, key_lengths), bias, 0)
     if S % _TILE and key_lengths is None:
-        # Otherwise the backward pass may treat the padding of its last tile as keys.
+        # Without lengths, the backward pass may treat the padding of its last tile as keys.
         key_lengths = jnp.full((B,), S, jnp.int32)
-    # An example without a query or a key is computed with one and then set to 0.
+    # Lengths are at least 1; examples without a query or a key are set to 0 below.
     lengths = [
         None if each is None else jnp.maximum(each, 1) for each in (query_lengths, key_lengths)
     ]
@@ -240,7 +242,7 @@ def _real_pairs(B: int, T: int, S: int, visible: Array, key_lengths: Array | Non
 
 
 def cost(call: costs.Call) -> costs.Cost:
-    """Returns the cost for the choice of a kernel."""
+    """Returns the estimated cost of a call."""
     programs = call.batch * call.heads * -(-call.queries // _TILE)
     return costs.Cost(
         operations=call.operations(7 if call.backward else 2, _TILE, 8) * call.visible,

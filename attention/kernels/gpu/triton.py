@@ -3,6 +3,8 @@
 This kernel supports cases that cuDNN does not: float32, any mask, logit caps, sinks, and the
 gradient of a bias. The programs are in `triton_kernels.py`, block-wise masks in
 `attention/masks/pallas.py`.
+
+Letters are those of `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
         o_t = Σ_s exp(l_ts - L_t) v_s,   L_t = log(Σ_s exp(l_ts) + exp(sink)),   s block by block
 
     Memory is O(T + S) besides mask and bias; the gradient of a bias, if needed, takes O(B·N·T·S).
-    Hidden blocks are skipped in both passes. There are no higher derivatives. On a mesh, `attend`
-    runs it on each device for its examples and heads.
+    Hidden blocks are skipped in both passes. There are no higher derivatives. On a mesh,
+    `attention.attend` runs this kernel on each device for its examples and heads.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V]; bfloat16, float16 or float32, H
@@ -82,9 +84,9 @@ def block_sizes(T: int, S: int, width: int) -> tuple[int, int]:
 
         size ~ M / width,   M bytes of fast memory
 
-    Four such blocks and their sums have to fit into the fast memory of a multiprocessor, also in
-    the backward pass. Compiled for A100 and H100, the programs spill at most 64 bytes of registers,
-    most of them none.
+    Four blocks of this size and their sums have to fit into the fast memory of a multiprocessor,
+    also in the backward pass. With these sizes, the programs compiled for A100 and H100 spill at
+    most 64 bytes of registers, most of them none.
 
     Args:
       T, S: number of queries and keys.
@@ -94,7 +96,7 @@ def block_sizes(T: int, S: int, width: int) -> tuple[int, int]:
       Two powers of 2, at least 16.
     """
     most = 64 if width <= 256 else 32 if width <= 512 else 16
-    # Two parts of different sizes, such as 64 and 16, need more registers than one part of 128.
+    # A vector in two parts, such as 64 and 16 numbers, needs more registers than one part of 128.
     rows = 32 if 128 < width < 256 else most
     return min(rows, _power(T)), min(most, _power(S))
 
@@ -152,7 +154,7 @@ def _attend_backward(settings, residuals, cotangent):
         shared = [axis for axis in (0, 1) if bias.shape[axis] == 1]
         dbias = logits_grad[:, :, :T, : settings.keys].sum(shared, keepdims=True).astype(bias.dtype)
     if sinks is not None:
-        # The gradient of a sink's logit in each row: p_sink (0 - δ).
+        # The gradient of a sink's logit in each row is p_sink (0 - δ), with p_sink its weight.
         taken = jnp.exp(sinks.astype(jnp.float32)[:, None] - log_sum) * delta
         dsinks = -taken.sum((0, 2)).astype(sinks.dtype)
     S = settings.keys
@@ -201,8 +203,8 @@ def _power(number: int) -> int:
 
 
 def cost(call: costs.Call) -> costs.Cost:
-    """Returns the cost for the choice of a kernel: logits are computed again in both gradients."""
-    # Other dtypes are refused.
+    """Returns the estimated cost of a call; both gradient programs recompute the logits."""
+    # Numbers have 2 or 4 bytes, because `attend` rejects other dtypes.
     width = _vector_bytes(max(call.size, call.value_size), 2 if call.itemsize <= 2 else 4)
     block, key_block = block_sizes(call.queries, call.keys, width)
     # In float32 each product is three products of TF32 numbers.

@@ -3,6 +3,8 @@
 Dao 2024, "FlashAttention-2". A program of the forward pass or of dq processes one query block and
 loops over key blocks. A program of dk and dv processes one key block and loops over the query
 blocks of all heads that share it. All arrays are padded to complete blocks.
+
+Letters are those of `attention.shapes`; dx is the gradient with respect to x.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ class Settings:
         return pallas.Sizes(*lengths, *padded)
 
 
-# Largest part of a vector that a product reads at once. A thread would have to hold longer parts in
-# more registers than it has; parts of float32 are two TF32 numbers in the tensor cores.
+# Bytes of a number -> largest part of a head's vector that a matrix product reads at once. Longer
+# parts need more registers than a thread has. A float32 number is two TF32 numbers in tensor cores.
 _PARTS = {2: 128, 4: 64}
 
 
@@ -59,7 +61,8 @@ def parts(size: int, itemsize: int) -> tuple[tuple[int, int], ...]:
     """Returns start and size of the parts of a head's vector: powers of 2, at least 16.
 
     In bfloat16 a head size of 80 has parts of 64 and 16, instead of padding to 128. In float32 the
-    second part is 32: the warps would share the columns of a shorter one, and spill registers.
+    second part is at least 32: the warps would share the columns of a shorter part, and spill
+    registers.
     """
     found, start, most = [], 0, _PARTS[itemsize]
     unit = 32 if itemsize == 4 and size > 16 else 16
@@ -187,7 +190,7 @@ def key_gradient(
 ) -> tuple[Array, Array]:
     """Computes the gradient of keys and values (Dao 2024, "FlashAttention-2", algorithm 2).
 
-        dv_s = Σ_t p_ts do_t,   dk_s = scale Σ_t dl_ts q_t,   over all heads that share s
+        dv_s = Σ_t p_ts do_t,   dk_s = scale Σ_t dl_ts q_t,   over all query heads that share key s
 
     Args:
       settings, query, key, value, bias, mask: as for `forward`.
@@ -249,8 +252,8 @@ def _call(kernel, settings, name, grid, in_specs, out_specs, out_shape, blocked,
         return pl.BlockSpec(array.shape, lambda *_: (0,) * array.ndim)
 
     halves = blocked[0].dtype.itemsize == 2
-    # Accumulators of long vectors need the registers of more threads. A float32 number is a pair of
-    # TF32 numbers, as in `triton.attend`.
+    # Accumulators of long vectors need the registers of more threads. A float32 number counts
+    # twice, as a pair of TF32 numbers.
     block_bytes = settings.query_block * blocked[0].shape[-1] * (2 if halves else 8)
     return pl.pallas_call(
         functools.partial(kernel, settings),
@@ -295,7 +298,7 @@ def _forward(
     if sinks_ref is not None:
         sink = sinks_ref[head]
         new_max = jnp.maximum(row_max, sink)
-        # A row that may attend to nothing, with a sink of -inf.
+        # Avoids inf - inf in a row that may attend to nothing, with a sink of -inf.
         base = jnp.where(new_max == -jnp.inf, 0.0, new_max)
         shrink = jnp.exp(row_max - base)
         row_sum, acc = shrink * row_sum + jnp.exp(sink - base), [shrink[:, None] * x for x in acc]
@@ -411,7 +414,7 @@ def _products(settings: Settings, left: list[Array], right: list[Array]) -> Arra
 
 
 def _over_blocks(block_mask: Any, example: Any, block: Any, step: Any, carry: Any) -> Any:
-    """Folds step(block index, carry, masked) over the full blocks, then over the partial blocks."""
+    """Applies step(number, carry, masked) to the full blocks, then to the partial blocks."""
     num_full = _entry(block_mask.num_full, example, block)
     num_visible = _entry(block_mask.num_visible, example, block)
     carry = jax.lax.fori_loop(0, num_full, lambda n, c: step(n, c, False), carry)
@@ -482,8 +485,8 @@ def _logits_grad(
 def _dot(settings: Settings, left: Array, right: Array) -> Array:
     """Computes a matrix product accumulated in float32; float32 inputs use three TF32 products.
 
-    Without tensor cores, each thread would hold complete rows and columns of the blocks, which
-    exceeds its registers even at a head size of 64.
+    A float32 product without tensor cores would exceed the registers even at a head size of 64,
+    because each thread would hold complete rows and columns of the blocks.
     """
     exact = None
     if left.dtype == jnp.float32:

@@ -2,6 +2,8 @@
 
 Splash attention takes static windows and segment ids instead of a mask. Lengths, validity and
 padding are converted to ids.
+
+Letters are those of `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from attention.masks import Mask, terms
 Array = jax.Array
 
 # A sink with this logit takes all weight of rows that may attend to nothing, and no weight of other
-# rows. Without it the kernel would return the mean of the values instead of 0. Logits that the
-# kernel masks are far below.
+# rows. Without it the kernel would return the mean of the values instead of 0. The kernel sets
+# masked logits to a value far below this.
 NOTHING = -1e30
-# Ids of padding queries and keys, which match no id.
+# Ids of padding queries and keys. They differ, so that padding matches nothing.
 NO_QUERY, NO_KEY = -(2**31), -(2**31) + 1
 LANES = 128
 
@@ -42,13 +44,14 @@ class Structure(NamedTuple):
 
 
 def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptions]) -> Array:
-    """Computes blockwise attention on a TPU (Dao 2024, "FlashAttention-2"); see `attend`.
+    """Computes blockwise attention on a TPU (Dao 2024, "FlashAttention-2"); see `attention.attend`.
 
-        o_t = Σ_s w_ts v_s,   w = softmax_s(cap(scale·q·k)), with a sink's logit in the sum
+        o_t = Σ_s w_ts v_s,   w = softmax_s(cap(scale·q·k)), with the sink in the denominator
 
-    Queries are scaled first, in their own dtype. Products of float32 have the TPU's default
-    precision. Blocks hidden by windows are skipped. There are no higher derivatives. On a
-    mesh, `attend` runs it on each device for its examples and heads.
+    Queries are multiplied by the scale in their own dtype, before the kernel. Products of float32
+    have the TPU's default precision. Blocks hidden by windows are skipped. There are no higher
+    derivatives. On a mesh, `attention.attend` runs this kernel on each device for its examples and
+    heads.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V], bfloat16 or float32.
@@ -220,7 +223,7 @@ def _by_head(array: Array, length: int) -> Array:
 
 
 def cost(call: costs.Call) -> costs.Cost:
-    """Returns the cost for the choice of a kernel: blocks and heads are padded to 128."""
+    """Returns the estimated cost of a call; blocks and heads are padded to 128."""
     rows, columns = (costs.padded(length, LANES) for length in (call.queries, call.keys))
     blocks = (rows // _block(rows)) * (columns // _block(columns))
     steps = call.batch * call.heads * blocks * call.visible

@@ -111,8 +111,8 @@ def test_a_full_cache_is_told():
 
 def test_mistakes_are_told():
     for wrong, message in (
-        ({"num_heads": 4}, "num_heads: got 4, expected twice it to divide model_size=12"),
-        ({"num_heads": 0}, "num_heads: got 0, expected twice it"),
+        ({"num_heads": 4}, "num_heads: got 4, expected 2 x num_heads to divide model_size=12"),
+        ({"num_heads": 0}, "num_heads: got 0, expected 2 x num_heads"),
         ({"key_value_heads": 3}, "key_value_heads: got 3, expected a positive divisor"),
         ({"head_size": 0}, "head_size: got 0, expected at least 1"),
         ({"lambda_init": 1.0}, r"lambda_init: got 1.0, expected a number in \[0, 1\)"),
