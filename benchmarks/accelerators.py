@@ -2,8 +2,8 @@
 
 python -m benchmarks.accelerators
 
-The tables are in benchmarks/README.md. Nothing of it ran on a GPU or TPU: the numbers are those of
-the compilers.
+The tables are in benchmarks/README.md. No program ran on a GPU or TPU: the numbers are those that
+the compilers report.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def steps(folder: pathlib.Path) -> list[dict[str, Any]]:
                     "flops": step["flops"],
                     "collectives": _by_kind(step["collectives"]),
                     "kernels": _by_name(step["kernels"]),
-                    # On a machine with other work the time of the clock says little.
+                    # Other work on the machine prolongs the wall time, which may then exceed the
+                    # CPU time.
                     "seconds": round(min(sum(step["seconds"].values()), step["cpu_seconds"]), 1),
                 }
             )
@@ -48,7 +49,10 @@ def steps(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def programs(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the largest numbers of the kernel "triton" over its options, by dtype and size."""
+    """Returns registers, spills and shared memory of the programs of the kernel "triton".
+
+    There is a row by device, dtype, head size and program, with the largest numbers over options.
+    """
     found: dict[tuple[str, str, int, str], dict[str, Any]] = {}
     for words, case in _kernel_cases(folder):
         device, _, _, dtype, size, *_ = words
@@ -63,7 +67,7 @@ def programs(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def kernels(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns a row for each kernel and device: numbers of cases, CPU seconds, and refusals."""
+    """Returns a row for each kernel and device: compiled cases, CPU seconds, refusals by reason."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for (device, kernel, *_), case in _kernel_cases(folder):
         start = {
@@ -87,7 +91,7 @@ def kernels(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _kernel_cases(folder: pathlib.Path) -> list[tuple[list[str], dict[str, Any]]]:
-    """Returns words of the name, and record, of each case of tests/accelerators/kernels."""
+    """Returns the words of the name and the record of each case of tests/accelerators/kernels."""
     found = []
     for path in sorted((folder / "kernels").glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))

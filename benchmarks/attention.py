@@ -50,7 +50,7 @@ MEMORY = Case("causal", 1, 8, 8192, causal=True)
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_enum("suite", "cpu", ["cpu", "gpu"], "Which devices.")
+    flags.DEFINE_enum("suite", "cpu", ["cpu", "gpu"], "Devices to measure on.")
     flags.DEFINE_string("json", None, "Output file; benchmarks/results/SUITE.json by default.")
     flags.DEFINE_string(
         "cases", "", "Regular expression that selects cases by name, sizes and dtype."
@@ -222,7 +222,7 @@ def _print_memory(name: str) -> None:
     """Prints the memory growth of this process in one call, after compilation."""
     case = _shrunk(MEMORY)
     prepared = backends(flags.FLAGS.suite)[name](case, "both", arrays(case), LIMIT)
-    # Arrays that exist already do not count.
+    # The input arrays exist already, so they do not count.
     print(grown_by(lambda: None, lambda _: prepared.run()))
 
 

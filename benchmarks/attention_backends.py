@@ -1,6 +1,6 @@
 """Backends of `benchmarks.attention`: kernels of this project, JAX, Flax and PyTorch.
 
-A backend prepares one pass ("forward" or "both") of a case: a function that runs it and waits for
+For one pass ("forward" or "both") of a case, a backend makes a function that runs it and waits for
 the result, and a function that returns the results as float32 NumPy arrays. Unsupported cases raise
 NotImplementedError with the reason.
 
@@ -32,8 +32,8 @@ class Prepared:
 
     Attributes:
       run: runs the pass once and waits for it.
-      result: cotangent -> NumPy arrays: the output, or the gradients of query, key, value and a
-        learned bias.
+      result: function from the cotangent of the output to NumPy arrays: the output, or the
+        gradients of query, key, value and a learned bias.
       temporaries: bytes of temporaries of the compiled program; None if unknown.
     """
 
@@ -203,7 +203,7 @@ def _in_torch(
     if device == "cpu":
         torch.set_num_threads(os.cpu_count())
     else:
-        # The default of JAX.
+        # TF32, as JAX by default.
         torch.set_float32_matmul_precision("high")
     dtype = getattr(torch, case.dtype)
 

@@ -30,7 +30,7 @@ class Case:
       cached: whether keys and values have the layout of `attention.cache`, [B, K, S, H].
       passes: keys of `PASSES`.
       targets: pass -> largest wanted ratio of the time of "auto" to that of PyTorch.
-      growth: whether the case is a point of the curves over T in `attention.growth`.
+      growth: whether the case is a point of the curves over T, see `benchmarks.report.points`.
     """
 
     name: str

@@ -32,7 +32,7 @@ from launch import cli
 
 # Fraction of sequences that must be equal to those of transformers.
 EQUAL = 0.9
-# Largest ratio of the time here to that of transformers that is wanted.
+# Largest wanted ratio of this project's time to that of transformers.
 TARGET = 0.67
 
 
@@ -121,7 +121,7 @@ def show(row: dict[str, Any]) -> str:
         if "skipped" in one:
             lines.append(f"{name:>14}: {one['skipped']}")
             continue
-        ratio = "" if name == "here" else f"; time here over it {one['over']:.2f}"
+        ratio = "" if name == "here" else f"; this project takes {one['over']:.2f} times as long"
         lines.append(
             f"{name:>14}: {one['tokens_per_second']:,} tokens/s, {one['milliseconds']:.4g} ms"
             f"{ratio}, {one['equal']:.0%} equal"

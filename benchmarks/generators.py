@@ -28,7 +28,8 @@ VOCABULARIES = {"translation": 10_000, "language_model": 68}
 # Lengths of the source sentences or prompts, and tokens generated after them. The language model
 # has a context of 64.
 LENGTHS = {"translation": (16, 32), "language_model": (16, 48)}
-# Weights of training are larger than at initialization; otherwise the best tokens nearly tie.
+# Factor of the initial weights. Trained weights are larger too; without it, the best tokens would
+# nearly tie.
 _GAIN = 3.0
 Generate = Callable[[], np.ndarray]
 
@@ -84,7 +85,7 @@ class Problem:
         from tasks.language_modeling.model import decoding
 
         if self.name == "translation":
-            # The last token within the limit would be the end token.
+            # One more token, because the last one within the limit is the end token.
             found = model.decoding(tokens, self.new + 1)
         else:
             lengths = np.full(len(tokens), tokens.shape[1], np.int32)
@@ -103,7 +104,7 @@ def problem(name: str, batch_size: int) -> Problem:
 
     config, V = configs.load_file(CONFIGS[name]), VOCABULARIES[name] + 2
     if name == "translation":
-        # V is that of the tokenizer there.
+        # The translator takes the size of the tokenizer, and adds the start and end tokens.
         model = TransformerTranslator(config.model, V - 2, rngs=nnx.Rngs(0))
     else:
         model = LanguageModel(config.model, V, rngs=nnx.Rngs(0))
@@ -161,9 +162,9 @@ def with_transformers(given: Problem, beams: int) -> Generate:
 
 
 def with_ctranslate2(given: Problem, beams: int, threads: int) -> Generate:
-    """Returns generation with CTranslate2 in float32.
+    """Returns a function that generates with CTranslate2 in float32.
 
-    The end token of CTranslate2 is excluded by the minimum length.
+    The minimum length keeps CTranslate2 from generating the end token.
     """
     import ctranslate2
     from ctranslate2.converters import transformers as loaders
@@ -171,7 +172,7 @@ def with_ctranslate2(given: Problem, beams: int, threads: int) -> Generate:
     model = torch_model(given)
     names = [str(number) for number in range(given.vocabulary)]
     loader = loaders.GPT2Loader() if given.name == "language_model" else loaders.PegasusLoader()
-    # The loader reads names of BART.
+    # The loader reads these attributes, which configs of BART have.
     model.config.normalize_before, model.config.normalize_embedding = True, False
     spec = loader.get_model_spec(model)
     loader.set_vocabulary(spec, names)
@@ -206,7 +207,7 @@ def with_ctranslate2(given: Problem, beams: int, threads: int) -> Generate:
             written = [one.sequences[0] for one in found]
         return np.array([[int(name) for name in row] for row in written])
 
-    run.folder = folder  # removed with the function
+    run.folder = folder  # deleted together with the function
     return run
 
 
@@ -257,7 +258,7 @@ def torch_model(given: Problem) -> Any:
         )
         found = _gpt2_weights(given)
     expected = model.state_dict()
-    # Zeros of Pegasus that this project's model lacks.
+    # A bias of Pegasus, which is 0, and which this project's model does not have.
     found = {"final_logits_bias": expected.get("final_logits_bias")} | found
     tensors = {
         name: value if torch.is_tensor(value) else torch.from_numpy(np.array(value))

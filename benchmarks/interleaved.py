@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 NAP = 0.01
-# Seconds of a call from which on the previous function has no effect.
+# Duration of a call, in seconds, from which on effects of the previous function are negligible.
 LONG = 0.5
 
 

@@ -1,4 +1,4 @@
-"""Synthetic data on which the position that decides is known, as a test of attributions.
+"""Synthetic data whose output depends on one known position, as a test of attributions.
 
 python -m benchmarks.known_positions [CASE ...]
 
@@ -41,8 +41,9 @@ class Known:
       config: config file with its argument.
       changes: new values by key.
       write: writes the data to a folder; returns the value of --data.
-      examples: writes new inputs to a folder; returns each with the right output, None if every
-        output counts, and with a function that marks the deciding positions of the axis, bool [n].
+      examples: writes new inputs to a folder; returns (input, right output, function) of each. The
+        output is None if every output counts. The function marks the deciding positions of an axis,
+        bool [n].
       columns: columns of the data by flag.
     """
 
@@ -54,12 +55,16 @@ class Known:
 
 
 def labeled(word: str) -> Decides:
-    """Returns the mark of positions with this label."""
+    """Returns a function that marks the positions with this label."""
     return lambda axis: np.array([label == word for label in axis.labels])
 
 
 def overlapping(low: Sequence[float], high: Sequence[float]) -> Decides:
-    """Returns the mark of positions whose area overlaps the area from `low` to `high` (x, y)."""
+    """Returns a function that marks the positions whose area overlaps an area.
+
+    Args:
+      low, high: the corners (x, y) of the area.
+    """
 
     def mark(axis: Axis) -> np.ndarray:
         assert axis.areas is not None
@@ -145,10 +150,10 @@ _LAG, _LOOKBACK = 7, 24
 
 
 def _series(rng: np.random.Generator, length: int) -> np.ndarray:
-    """Returns values that depend on the value 7 steps before, whose sign changes at random."""
+    """Returns an autoregressive series: a value depends on that 7 steps before it, and on noise."""
     values = rng.normal(size=length)
     for step in range(_LAG, length):
-        # A weak memory, so that twice the lag explains little.
+        # With a coefficient well below 1, the value at twice the lag explains little.
         values[step] = 0.7 * values[step - _LAG] + 0.7 * values[step]
     return values
 
@@ -180,7 +185,7 @@ _PAIRS = {f"ticket {name}": f"visit {name}" for name in ("red", "blue", "green",
 
 
 def _block(rng: np.random.Generator, fillers: list[str], ticket: str) -> list[str]:
-    """Returns three to seven of the fillers, which are removed, and the ticket among them."""
+    """Removes three to seven fillers from the list; returns them with the ticket among them."""
     items = [fillers.pop() for _ in range(int(rng.integers(3, 8)))]
     items.insert(int(rng.integers(len(items) + 1)), ticket)
     return items
@@ -189,7 +194,7 @@ def _block(rng: np.random.Generator, fillers: list[str], ticket: str) -> list[st
 def _write_events(folder: Path) -> Path:
     rng, lines = np.random.default_rng(0), ["user,item,timestamp"]
     for user in range(2000):
-        # An item counts once for each user.
+        # An item occurs at most once for each user, because repetitions do not count.
         fillers, tickets = rng.permutation(_ITEMS).tolist(), rng.permutation([*_PAIRS]).tolist()
         history = []
         for ticket in tickets[:3]:

@@ -44,7 +44,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_enum("ways", WAYS, WAYS, "Placements besides sequential execution.")
     flags.DEFINE_integer("seeds", 4, "Number of seeds of each of the 3 experiments.", lower_bound=1)
     flags.DEFINE_integer("steps", 60, "Steps of each run.", lower_bound=10)
-    flags.DEFINE_bool("warm", True, "Fill the caches first; otherwise an earlier command did.")
+    flags.DEFINE_bool("warm", True, "Fill the caches first; not needed after an earlier command.")
     flags.DEFINE_string("json", None, "Output file.")
 
 
@@ -161,9 +161,9 @@ def table(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def differences(found: Any, expected: Any, path: str = "") -> Iterator[str]:
-    """Yields the values that differ; numbers differ by more than 1e-5 of their size.
+    """Yields the values that differ; floats only if they differ by more than 1e-5 of their size.
 
-    XLA adds in another order with another number of threads.
+    With another number of threads, XLA adds numbers in another order.
     """
     if isinstance(found, Mapping) and isinstance(expected, Mapping):
         for key in sorted({*found, *expected} - {*_OTHER}):

@@ -46,7 +46,7 @@ def command() -> str:
     return " ".join(["python -m", name, *flags])
 
 
-# Load by other processes: at import nothing has been measured yet.
+# The load at import is that of other processes, because nothing has been measured yet.
 _LOAD = round(os.getloadavg()[0], 1)
 
 

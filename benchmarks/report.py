@@ -113,7 +113,7 @@ def _attention(section: Mapping[str, Any]) -> list[str]:
             lines += [f"### {title.capitalize()}", "", *_ratios(rows), ""]
     waits = section.get("torch_waits")
     if waits:
-        lines += [f"Waiting of PyTorch's threads, the faster for it: {_plain(waits)}.", ""]
+        lines += [f"OMP_WAIT_POLICY for PyTorch, the faster of two: {_plain(waits)}.", ""]
     if section.get("growth"):
         lines += ["### Growth over the length T (causal, forward + backward)", ""]
         table = []
@@ -247,14 +247,14 @@ def _generation(section: Mapping[str, Any]) -> list[str]:
     header = ["generation", "here, tokens/s"]
     header += [word for name in others for word in (f"time here over {name}", "equal outputs")]
     lines = [
-        "All have the same float32 weights and generate the same number of tokens, with no end "
-        "token. The translation model is a `PegasusForConditionalGeneration` in transformers, the "
-        "language model a `GPT2LMHeadModel`.",
+        "All implementations have the same float32 weights and generate the same number of tokens, "
+        "with no end token. The translation model is a `PegasusForConditionalGeneration` in "
+        "transformers, the language model a `GPT2LMHeadModel`.",
         "",
         *_table([*header, "target over transformers"], table),
     ]
     if waits := section.get("torch_waits"):
-        lines += ["", f"Waiting of PyTorch's threads, the faster for it: {_plain(waits)}."]
+        lines += ["", f"OMP_WAIT_POLICY for PyTorch, the faster of two: {_plain(waits)}."]
     return lines
 
 
@@ -273,9 +273,9 @@ def _serving(section: Mapping[str, Any]) -> list[str]:
     return [
         f"{section['requests']:,} requests to each server by {section['clients']} clients at once "
         "over loopback, in rounds that alternate. Each server is one process and shares the cores "
-        "with the clients. Ratios are to the server with 1. Each answer is compared with that of "
-        "the export read in process. Images are uploaded as forms. Programs of "
-        "movie_reviews have one thread in all servers.",
+        "with the clients. Ratios are relative to the server whose ratio is 1. Each answer is "
+        "compared with that of the export, read in the process of the benchmark. Images are "
+        "uploaded as forms. Programs of movie_reviews have one thread in all servers.",
         "",
         *_table(header, table),
     ]
@@ -306,7 +306,7 @@ def _accelerator_steps(section: Mapping[str, Any]) -> list[str]:
     header += ["operations", "collectives", "kernels of `attend`", "compilation, s"]
     return [
         "Steps of the default configs and of large ones, compiled by `launch.compile` for machines "
-        "that were not present; nothing ran. Bytes are those of one device, operations those of "
+        "that were not present; none was run. Bytes are those of one device, operations those of "
         "all devices; collectives are numbers of executions and bytes on one device in a step. "
         f"Compilers: {_plain(section['compilers'])}.",
         "",
@@ -341,12 +341,12 @@ def _accelerator_kernels(section: Mapping[str, Any]) -> list[str]:
     header = ["kernel", "device", "compiled", "CPU seconds, median", "longest", "refused"]
     return [
         "Kernels of `attend` compiled for devices that were not present, by options, dtypes and "
-        "head sizes; nothing ran. A refusal is an error with this message. "
+        "head sizes; none was run. A refusal is an error with the shown message. "
         f"Compilers: {_plain(section['compilers'])}.",
         "",
         *_table(header, table),
         "",
-        "Programs of triton: registers of a thread / bytes of them that are spilled / KB of shared "
+        "Programs of triton: registers of a thread / bytes of spilled registers / KB of shared "
         "memory, the largest over the options that were compiled.",
         "",
         *_table(["dtype", "head size", *(" ".join(column) for column in columns)], programs),

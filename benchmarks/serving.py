@@ -1,4 +1,4 @@
-"""Load test of `launch.serve` over loopback: latency, throughput, and every answer.
+"""Load test of `launch.serve` over loopback: latency, throughput, and correctness of all answers.
 
 python -m launch.train  --config=configs/text_classification.py:movie_reviews,attention_pooling
     --workdir=runs/reviews
@@ -37,13 +37,14 @@ from benchmarks.attention_backends import installed
 from launch import cli
 
 BATCHES, SINGLE, TORCH = "batches", "single inputs", "PyTorch and Starlette"
-# Probabilities are rounded to four digits, and batches of other sizes may round differently.
+# Largest difference of scores, which are rounded to four digits; batches of other sizes may round
+# differently.
 SCORES = 2e-4
 # Fraction of the pixels that may have another class, where two are nearly equally probable.
 PIXELS = 1e-3
-# Largest ratio of p50 to that of PyTorch that is wanted.
+# Largest wanted ratio of p50, the median latency, to that of PyTorch.
 TARGET = 1.0
-# Most different inputs.
+# Largest number of different inputs.
 _INPUTS = 500
 
 
@@ -288,7 +289,7 @@ def check(
 ) -> dict[str, int]:
     """Returns the number of answers and the number of wrong ones; prints the first wrong answer."""
     counts = {"answers": 0, "wrong": 0}
-    # An answer is often the same bytes again.
+    # Answers that are known to be right; most later answers have the same bytes and are not parsed.
     right: set[tuple[int, bytes]] = set()
     for one in rounds:
         for answer in one.answers:

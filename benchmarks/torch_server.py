@@ -21,9 +21,11 @@ flags.DEFINE_string("export", None, "Folder of launch.export.", required=True)
 
 
 def classifier(export: Export) -> Any:
-    """Returns the function from tokens int [T] to probabilities [C].
+    """Returns the function from tokens int [T] to class probabilities p, [C].
 
-    p = softmax(sqrt(T) Σ_t α_t e_t W + b),  α = softmax_t(tanh(e_t V + c) · u)
+        p = softmax(sqrt(T) Σ_t α_t e_t W + b),  α = softmax_t(tanh(e_t V + c) · u)
+
+    e_t is the embedding of token t and α_t its attention weight; V, c, u, W and b are parameters.
     """
     import torch
 

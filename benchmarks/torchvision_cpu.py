@@ -20,7 +20,7 @@ def load_torchvision():
     import subprocess
     import tempfile
 
-    import torch  # noqa: F401  its libraries first
+    import torch  # noqa: F401  loads the libraries that torchvision needs
 
     found = importlib.util.find_spec("torchvision")
     if found is None:

@@ -25,7 +25,7 @@ def commands() -> dict[str, str]:
 
 
 def page() -> str:
-    """Returns the list of commands and of config files."""
+    """Returns the help page, which lists the commands and the config files."""
     found = commands()
     longest = max(map(len, found))
     lines = ["usage: python -m launch.COMMAND --flag=value ...", ""]

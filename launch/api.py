@@ -53,8 +53,8 @@ def config(
         value of a flag. A mapping changes some keys of a group; a dataclass replaces the group.
       data: your own data, as the flag --data: a file, a folder or a glob pattern, or a sequence of
         train, validation and test. Relative paths are relative to the working directory.
-      columns: names of columns of `data`, by the flags of the commands: text, label, user, item,
-        time, image, audio, speaker, group.
+      columns: names of columns of `data` by their role, which is the name of a flag of the
+        commands: text, label, user, item, time, image, audio, speaker, group.
 
     Raises:
       UserError: the file, a key or a value is invalid.
@@ -148,14 +148,14 @@ def train(
         runs.run(experiment, folder, paths, command, baselines, track=names)
     except Interrupted as stopped:
         if stopped.signal_number == signal.SIGTERM:
-            # The program's own handler, which training had replaced; by default the process ends.
+            # Training replaced the program's own handler, so the signal is raised again for it.
             signal.raise_signal(signal.SIGTERM)
         raise KeyboardInterrupt(str(stopped)) from None
     return Run(folder, experiment, paths)
 
 
 def _experiment(given: Any, data: Data | None, columns: Mapping[str, str] | None) -> Experiment:
-    # `config` is also the name of an argument.
+    # A separate function, because the argument `config` of `train` hides the function `config`.
     return config(given, data=data, columns=columns)
 
 
@@ -192,13 +192,13 @@ def compare(runs: Sequence[Folder | Run], against: Folder | Run = "best") -> Com
 
     Args:
       runs: runs, run directories, or directories that contain some.
-      against: what the differences are from: "best" on validation, "first", or one of the runs.
+      against: reference of the differences: "best" on validation, "first", or one of the runs.
 
     Returns:
       The tables; unfinished and damaged runs are named in `left_out`.
 
     Raises:
-      UserError: none of the runs is finished, or `against` is none of them.
+      UserError: none of the runs is finished, or `against` is not one of the runs.
     """
     if isinstance(runs, str | os.PathLike | Run):
         raise UserError(f"runs: got {runs!r}, expected a list of runs; write [...]")

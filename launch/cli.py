@@ -234,7 +234,7 @@ def define_placement() -> None:
 
 
 def placement():
-    """Returns the placement given by --on; None for this process."""
+    """Returns the placement given by --on; None if runs are executed in this process."""
     from launch.runs import placement as placements
 
     given = {"num_cpus": FLAGS.cpus_per_run, "num_gpus": FLAGS.gpus_per_run}
@@ -245,8 +245,8 @@ def placement():
 def set_up_for(placement: Any, config: Any) -> None:
     """Sets up JAX in a command whose runs are executed by `placement`.
 
-    Workers set up JAX themselves. The command then uses the CPU only, and leaves accelerators to
-    them.
+    With a placement, each worker sets up JAX itself, and the command uses only the CPU, so that the
+    workers can use the accelerators.
     """
     if placement is None:
         set_up_jax(config)
@@ -404,7 +404,7 @@ def required(name: str) -> str:
       UserError: the flag was not given.
     """
     if not FLAGS[name].value:
-        # The first word of a flag's help names what it takes.
+        # The help text of a flag describes its value.
         about = " ".join((FLAGS[name].help or "").split()).rstrip(".")
         raise UserError(f"--{name} is missing; write --{name}=VALUE ({about}), see --help")
     return FLAGS[name].value
@@ -469,7 +469,8 @@ def main(command: Callable[[], None], usage: str) -> None:
     set_up_process()
     sys.modules["__main__"].__doc__ = usage
     for flag in FLAGS.flags_by_module_dict().get(__name__, ()):
-        # --help shows only key flags of the main module.
+        # --help shows only the key flags of the main module, so the flags of this module must be
+        # registered as such.
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
         app.run(
@@ -493,7 +494,7 @@ def _processes() -> Any:
 
 
 def _leave(status: int) -> None:
-    """Ends a process of several with a status; returns if it is the only one."""
+    """Ends this process with a status; does nothing if the run has no other process."""
     if (processes := _processes()) is not None:
         processes.leave(status)
 
@@ -501,7 +502,7 @@ def _leave(status: int) -> None:
 def _guarded(function: Callable[[], Any]) -> Any:
     try:
         result = function()
-        # Flushing here can still reveal a closed pipe or a full disk.
+        # A closed pipe or a full disk may raise only when the output is flushed.
         sys.stdout.flush()
         return result
     except UserError as error:
@@ -519,12 +520,13 @@ def _guarded(function: Callable[[], Any]) -> Any:
     except Exception as error:
         if (processes := _processes()) is not None:
             processes.end_if_lost(error)
-        # absl reports flag errors itself. All other exceptions are bugs.
+        # Exceptions that are not errors of the operating system are raised: absl reports those of
+        # flags, and all others are bugs.
         reason = system_error(error)
         if reason is None:
             raise
         if ": " not in reason:
-            # The operating system gives no path for standard streams.
+            # Without a path, the error may be that of a standard stream.
             folder = f"--workdir={FLAGS.workdir} or " if FLAGS.get_flag_value("workdir", "") else ""
             reason = f"{folder}standard output: {reason}"
         fail(reason)
@@ -546,10 +548,10 @@ def _failed_callback(failure: Any) -> None:
 
 
 def _is_no_system_error(record: logging.LogRecord) -> bool:
-    """Drops log records of system errors in asynchronous tasks, as `_failed_thread` does.
+    """Returns False for log records of system errors in asynchronous tasks, which drops them.
 
-    Arrays are written by one task each. If several fail, asyncio logs the errors that the save
-    operation did not raise.
+    Each array of a checkpoint is written by its own task. If several tasks fail, the save operation
+    raises one of the errors, and asyncio logs the others.
     """
     failure = record.exc_info[1] if record.exc_info else None
     return failure is None or system_error(failure) is None

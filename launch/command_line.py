@@ -60,7 +60,8 @@ def parse(argv: Sequence[str]) -> list[str]:
             ) from None
     try:
         words = FLAGS.read_flags_from_files(list(argv), force_gnu=False)
-        # A flag of another command may explain an error in the config file, which is loaded next.
+        # Unknown flags are reported before the config file is loaded, because they may be the cause
+        # of an error in it.
         _expect_known(words)
         if overrides.allowed:
             words = without_overrides(words)

@@ -3,13 +3,14 @@
 python -m launch.compare runs/*
 python -m launch.compare runs/first runs/second --against=runs/first --csv=runs.csv --html=runs.html
 
-The arguments are run directories, or directories that contain some. Runs that differ in seed only
-share a row. For each task and test data there is one table, the best run on validation first: the
+The arguments are run directories, or directories that contain some. Runs that differ only in their
+seed share a row. For each task and test data there is one table, best on validation first, with the
 config keys that differ, validation and test metrics, parameters, time, and the difference of the
 test metric from that of the best run with its 95 % confidence interval. Differences are paired by
 test example or, if the examples cannot be paired, by seed. Unfinished and damaged runs are named.
 
---csv, --json and --html write the tables to files; - prints one of them instead of the tables.
+--csv, --json and --html write the tables to files; with the value -, that format is printed instead
+of the tables.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from launch import cli
 
 cli.define_arguments()
 flags.DEFINE_string(
-    "against", "best", "Run that the differences are from: best (on validation), first, or a run "
+    "against", "best", "Reference run of the differences: best (on validation), first, or a run "
     "directory.",
 )  # fmt: skip
 flags.DEFINE_string("csv", None, "CSV file to write, one row for each row of the tables.")

@@ -56,7 +56,7 @@ def compile_() -> None:
         raise UserError(f"--json={target}: the directory {target.parent} does not exist")
     if target is not None and target.is_dir():
         raise UserError(f"--json={target}: is a directory; name a file")
-    # The program runs nowhere here, and an accelerator may be in use by another process.
+    # The compiled programs are not run, so JAX needs no accelerator, which another process may use.
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
 

@@ -5,10 +5,10 @@ python -m launch.evaluate --workdir=runs/sst2 --split=test
 Writes evaluation-<split>.json to the run directory and prints its content. With --distributed, the
 command is started on each of several processes; see docs/CLUSTER.md.
 
-A labeled file is in the form of the user files of the task: a table with the columns of the run, a
-folder of class folders, images/ and masks/, a COCO file, a manifest, a series, events, parallel
-files, or text. Classes, vocabulary and scales are those of the run, whose data are not needed and
-whose records are not changed. Metrics have 95 % confidence intervals:
+A labeled file has the form of the files that the task accepts as --data: a table with the columns
+of the run, a folder of class folders, images/ and masks/, a COCO file, a manifest, a series,
+events, parallel files, or text. Classes, vocabulary and scales are those of the run, whose data are
+not needed and whose records are not changed. Metrics have 95 % confidence intervals:
 
 python -m launch.evaluate --workdir=runs/mine --file=labeled.csv --output=rows.csv
 python -m launch.evaluate --workdir=runs/spam --file=labeled.csv --positive=spam --threshold=0.2

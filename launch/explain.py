@@ -40,7 +40,7 @@ flags.DEFINE_string(
     "select",
     None,
     "Examples of --split: wrong, correct, uncertain or random, or numbers such as 3,17 (from 0). "
-    "The default are correct, wrong and uncertain ones, as in reports.",
+    "By default correct, wrong and uncertain ones, as in reports.",
 )
 flags.DEFINE_integer("count", 8, "Number of examples that --select chooses.", lower_bound=1)
 flags.DEFINE_bool("list", True, "List all examples of --split, besides those that are explained.")
@@ -142,7 +142,7 @@ def _explain(folder: Path, config: Any, targets: Mapping[str, str]) -> None:
 
 
 def _viewed(explanation: Any) -> dict[str, Any]:
-    """Returns the maps of an explanation that have as many layers and heads as the first one."""
+    """Returns the BertViz data of the maps with as many layers and heads as the first map."""
     from launch.reporting import explanation_page
     from tasks.common.errors import UserError
 
@@ -167,10 +167,10 @@ def _loaded(task: Any, config: Any, folder: Path) -> tuple[Any, Any, Any, Any]:
 
 
 def _other(config: Any) -> Any:
-    """Returns the explanations of the run given by --against.
+    """Returns the `Explaining` of the run given by --against.
 
     Raises:
-      UserError: it is no run of the same task and data.
+      UserError: the run is of another task or other data.
     """
     from launch.runs import directory
     from launch.runs.explaining import Explaining

@@ -10,7 +10,7 @@ pip install -r exported/requirements.txt
 python exported/predict.py --input="a gripping, funny film"
 python -m launch.predict --export=exported --input="a gripping, funny film"
 
---input gives inputs whose golden outputs are stored; without it they are random arrays.
+--input gives the golden inputs, whose outputs are stored; without it they are random arrays.
 
 --format=onnx converts the programs to ONNX for onnxruntime (pip install -r requirements-onnx.txt),
 and compares their outputs with those of JAX. docs/DEPLOYING.md lists what can be converted.
@@ -35,7 +35,7 @@ flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "Format of the p
 flags.DEFINE_integer(
     "batch_size",
     None,
-    "Batch size of ONNX programs that cannot be converted for any; 1 by default.",
+    "Batch size of ONNX programs that cannot be converted for all batch sizes; 1 by default.",
 )
 
 

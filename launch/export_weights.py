@@ -4,7 +4,7 @@ python -m launch.export_weights --workdir=runs/bert --to=exported
 
 A masked language model becomes a directory of BERT, DistilBERT, RoBERTa or XLM-RoBERTa. The run was
 trained with configs/language_modeling.py:DATA,bert or made by launch.import_weights. An imported
-run is exported as the kind of model that it was, its tensors bit for bit and in their original
+run is exported as the kind of model that was imported, with bitwise equal tensors in their original
 order. A trained model with segment embeddings is exported as BERT, a model without them as
 DistilBERT. Tokenizers fitted by this project apply NFKC normalization first, which vocab.txt cannot
 express.
@@ -12,8 +12,9 @@ express.
 A text classifier with config.model.pooling=bert, such as one of
 configs/text_classification.py:DATA,from:runs/bert, becomes a directory of
 BertForSequenceClassification, or of (XLM)RobertaForSequenceClassification if it was fine-tuned from
-such a model, with its labels and its tokenizer. Texts are truncated as here by `truncation=True`;
-special tokens in a text, such as "[SEP]", are plain text here and special there.
+such a model, with its labels and its tokenizer. With `truncation=True`, transformers truncates
+texts as this project does. Special tokens in a text, such as "[SEP]", are plain text in this
+project and special in transformers.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def export_weights() -> None:
 
 
 def check_exportable(config: Experiment, folder: Path, target: Path) -> None:
-    """Raises unless transformers has the model, and the target does not exist.
+    """Raises unless transformers supports the model, and the target does not exist.
 
     Raises:
       UserError: the run has another task or model, or the target exists.

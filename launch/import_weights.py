@@ -95,7 +95,7 @@ def _experiment(saved: LanguageModelFolder, source: Path) -> Experiment:
         {
             "task": "language_modeling",
             "name": f"imported_{saved.kind}",
-            # There is no data set; a command that needs one reports that this path is a directory.
+            # There is no data set. A command that needs one reports that this path is a directory.
             "data": {"train_file": str(source.absolute()), "length": length, "text": text},
             "model": dict(saved.model),
             # This optimizer keeps no state, so the checkpoint needs none.

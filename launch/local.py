@@ -3,7 +3,7 @@
 python -m launch.local --processes=2 --devices=2 -- python -m launch.train --config=configs/text_classification.py:sst2 --workdir=runs/sst2
 
 Starts `launch.train` or `launch.evaluate` once for each process, with --distributed. The output of
-the first process is shown, and errors of the others. SIGINT and SIGTERM are passed on, so training
+the first process and the errors of all are shown. SIGINT and SIGTERM are passed on, so training
 saves a checkpoint and stops. If a process ends with an error, the others are ended too; the exit
 status is that of the first error. The same command continues the run, also with another number of
 processes.
@@ -23,7 +23,7 @@ flags.DEFINE_integer("processes", 2, "Number of processes.", lower_bound=1)
 flags.DEFINE_integer(
     "devices",
     1,
-    "Devices of each process: virtual CPU devices, or the next ones of the GPUs of this machine.",
+    "Number of devices of each process: virtual CPU devices, or consecutive GPUs of this machine.",
     lower_bound=1,
 )
 cli.define_arguments()

@@ -7,9 +7,11 @@ python -m launch.predict --workdir=runs/mine --input_file=new.csv > predicted.cs
 
 The best checkpoint is used, and no data set is needed.
 
-For a table, the inputs are in the column that the run was trained on, or in the column path for
-files. Its rows are printed as CSV with additional columns of predictions, or with --format=json as
-JSON lines with the key "row". --output writes a file, whose extension gives the format:
+The inputs of a table are in the column that the run was trained on; if the run was trained without
+a table, paths of files are in the column "path". Rows are printed as CSV with additional columns of
+predictions, or with --format=json as
+JSON lines with the row under the key "row". --output writes a file, whose extension gives the
+format:
 
 python -m launch.predict --workdir=runs/mine --input_file=new.csv --output=predicted.jsonl
 
@@ -223,7 +225,13 @@ class _Model(NamedTuple):
 
 
 def _rows(rows: Rows) -> Rows:
-    """Returns the rows of a task, with --probability_columns a column for each class."""
+    """Returns a function from an answer to table rows.
+
+    With --probability_columns, the rows have a column for the probability of each class.
+
+    Args:
+      rows: such a function without these columns.
+    """
     from tasks.common.errors import UserError
 
     def wide(answer: Any) -> Sequence[dict[str, Any]]:
@@ -248,7 +256,7 @@ def _rows(rows: Rows) -> Rows:
 def _write(form: str, columns: InputColumns, rows: Rows, load: Callable[[], _Model]) -> None:
     """Predicts for all inputs, and writes the predictions.
 
-    Mistakes of flags and files are found before the model is loaded.
+    Invalid flags and files are reported before the model is loaded.
 
     Args:
       form: one of `launch.engine.answers.FORMATS`.
@@ -263,7 +271,7 @@ def _write(form: str, columns: InputColumns, rows: Rows, load: Callable[[], _Mod
     read = [name for name in (file, *given * bool(columns.input_suffixes)) if name]
     with answers.Destination(cli.FLAGS.output, read) as destination:
         found = None
-        # A pipe can be read only once.
+        # Only regular files are checked in advance, because a pipe can be read only once.
         if file and os.path.isfile(os.path.expanduser(file)):
             found = inputs.check_file(file, columns)
         count = found.count if found is not None and not given else None

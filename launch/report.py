@@ -12,9 +12,9 @@ With --readme the summary table is also inserted into a file, between the lines 
 <!-- /results -->. With --pages tables of models are inserted into the Markdown files of a folder,
 between lines such as <!-- models task=translation data=multi30k --> and <!-- /models -->, and
 tables of metrics between lines such as <!-- metrics translation --> and <!-- /metrics -->. With
---explanations the tables of launch.explain --evaluate --record are inserted into a file, and pages
-of launch.explain in the subdirectory explained/ are made to share one style sheet and the script.
-With --faults the table of make test-faults is inserted into a file.
+--explanations the tables of launch.explain --evaluate --record are inserted into a file, and the
+pages of launch.explain in the directory explained/ next to that file are changed to use one common
+style sheet and script. With --faults the table of make test-faults is inserted into a file.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def report() -> None:
     records = results.load_records(folder)
     output = cli.required("output")
     if cli.FLAGS["output"].using_default_value and results.run_directories(folder):
-        # RESULTS.md holds the recorded runs of the project.
+        # The default file, RESULTS.md, holds the recorded runs of the project; tables of other run
+        # directories must not overwrite it.
         output = "-"
     if Path(output).is_dir():
         raise UserError(f"--output={output}: is a directory, expected a file")
@@ -75,7 +76,7 @@ def report() -> None:
 
 
 def _link_pages(folder: Path) -> None:
-    """Makes the pages of explanations in docs/explained share one style sheet and the script."""
+    """Changes the explanation pages in a directory to use one common style sheet and script."""
     from launch.engine.writers import write_text
     from launch.reporting import explanation_page
 

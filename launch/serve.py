@@ -99,7 +99,7 @@ def serve() -> None:
         cli.fail(failures[0])
     print("stopped", flush=True)
     if not all([model.stop(_STOP_S) for model in application.models.values()]):
-        # A thread within a compilation cannot be ended, and would crash the interpreter's end.
+        # A thread that is compiling cannot be stopped, and would crash the interpreter at its exit.
         sys.stderr.flush()
         os._exit(0)
 
@@ -110,7 +110,7 @@ def _run_in_calls() -> None:
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if cli.FLAGS.threads:
-        # XLA reads it when the devices are made.
+        # XLA reads this variable when it creates the devices.
         os.environ["NPROC"] = str(cli.FLAGS.threads)
 
 
@@ -133,7 +133,8 @@ def _announce(application: Application) -> None:
         for model in application.models.values():
             model.wait_ready()
         if application.ready:
-            # What lives as long as the server would make each full collection of garbage a pause.
+            # Otherwise each full garbage collection would pause the server to traverse the objects
+            # that live as long as it.
             gc.collect()
             gc.freeze()
             print(f"ready after {time.monotonic() - start:.1f} s", flush=True)

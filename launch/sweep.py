@@ -43,7 +43,7 @@ flags.DEFINE_multi_string(
 )
 flags.DEFINE_enum("search", None, ["optuna"], "Choose the combinations by a search, with Optuna.")
 flags.DEFINE_integer(
-    "trials", 20, "Number of combinations of --search, with those of earlier commands.",
+    "trials", 20, "Number of combinations of --search, including those of earlier commands.",
     lower_bound=1,
 )  # fmt: skip
 cli.define_match()

@@ -8,7 +8,7 @@ this project (`launch.engine`) and with PyTorch.
 from typing import NamedTuple
 
 WAYS = ("here", "torch", "torch compiled")
-"""Implementations that are compared."""
+"""Implementations that are compared; "here" is this project."""
 
 
 class Model(NamedTuple):

@@ -53,7 +53,7 @@ def jax_step(config, part: float) -> Callable[[int], float]:
     from tasks.recommendation.data import RecommendationData, RecommendationDataset
     from tasks.recommendation.task import Recommendation
 
-    # Two more events of each user are held out.
+    # Two events are added for each user, because the last two are held out.
     items = np.pad(histories(), ((0, 0), (0, 2)), mode="wrap")
     starts = np.arange(USERS + 1, dtype=np.int64) * items.shape[1]
     names = tuple(str(number) for number in range(ITEMS))

@@ -1,4 +1,4 @@
-"""Writing of predictions: as text, as JSON lines, or as table rows beside those of the input."""
+"""Writing of predictions: as text, as JSON lines, or as columns that are added to the input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launch.engine.output import as_json
 from tasks.common.errors import UserError
 
 PREFIX = "predicted_"
-# Formats of the values of --format, and of the extensions of --output.
+# Formats of predictions: the values of --format, to which the extensions of --output are mapped.
 FORMATS = ("text", "json", "csv", "tsv", "jsonl")
 SUFFIXES = {
     ".csv": "csv",
@@ -64,7 +64,8 @@ class Destination:
                     raise UserError(f"{where}: is also the input; name another file")
         if self.path.exists() and not os.access(self.path, os.W_OK):
             raise UserError(f"{where}: cannot be written (Permission denied); name another file")
-        # Devices and pipes cannot be replaced.
+        # A regular file is written under a temporary name and replaced when it is complete. Devices
+        # and pipes are opened directly, because they cannot be replaced.
         opened = self.path
         if self.path.is_file() or not self.path.exists():
             opened = self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
@@ -94,7 +95,7 @@ class Destination:
                     self._temporary.unlink(missing_ok=True)
 
     def json(self, value: Any) -> str:
-        """Returns a value as JSON in one line, in the encoding of the destination."""
+        """Returns one line of JSON whose characters the destination's encoding can represent."""
         return as_json(value) if self._file is None else json.dumps(value, ensure_ascii=False)
 
     def write(self, line: str) -> None:
@@ -154,10 +155,10 @@ def one_row(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
 class Answers:
     """Writer of predictions in one of `FORMATS`.
 
-    * text: the text of each prediction; for rows of a table CSV.
-    * json: the complete predictions; for a table with its row under the key "row".
-    * csv, tsv, jsonl: the columns of the table, then a column predicted_<key> for each key of a
-      prediction. Inputs that are not in a table have the column input.
+    * text: the text of each prediction; if the inputs are rows of a table, the same as csv.
+    * json: one line for each complete prediction; the row of a table is under the key "row".
+    * csv, tsv, jsonl: the columns of the input table, then a column predicted_<key> for each key of
+      a prediction. Inputs that are not from a table are in the single column "input".
     """
 
     def __init__(
@@ -263,6 +264,7 @@ def cell(value: Any) -> str:
 
 def _line(cells: Sequence[str], delimiter: str = ",") -> str:
     buffer = io.StringIO()
-    # Only cells with characters of the line end are quoted, so it contains both.
+    # The csv module quotes cells with characters of the line terminator. It therefore has both line
+    # end characters, although it is removed below.
     csv.writer(buffer, delimiter=delimiter, lineterminator="\r\n").writerow(cells)
     return buffer.getvalue().removesuffix("\r\n")

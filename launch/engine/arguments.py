@@ -17,17 +17,19 @@ def check_argument(
     *,
     required: bool = False,
 ) -> None:
-    """Checks the order of the words of a config file's argument, as far as they are known names.
+    """Checks the order of those words of a config file's argument that are known names.
 
     Unknown words are accepted, because they may be specs of mechanisms, runs or numbers.
 
     Args:
       argument: words separated by commas, such as "sst2,transformer".
-      kinds: known names of each part, in the order of the parts. The first part is the data set.
+      kinds: known names of each part of the argument, such as "DATA" and "MODEL", in the order of
+        the parts. The first part is the data set.
       required: whether the first part cannot be left out.
 
     Raises:
-      UserError: the words are in another order, a part is given twice, or a word is a file.
+      UserError: the words are in another order, a part is given twice, the required first part is
+        missing, or the first word is a path.
     """
     words = [word.strip() for word in split(argument)]
     form, order = ",".join(kinds), list(kinds)
@@ -62,10 +64,10 @@ def check_argument(
 def wrong_argument(
     error: ValueError, argument: str, kinds: Mapping[str, Collection[str] | str]
 ) -> UserError:
-    """Returns the error for an argument with an unknown word, which lists the known names.
+    """Returns the error for an argument with an unknown word; its message lists the known names.
 
     Args:
-      error: reason.
+      error: error about the unknown word, whose message is included.
       argument: as for `check_argument`.
       kinds: known names of each part, or a description of them.
     """

@@ -175,13 +175,14 @@ class Checkpoints:
     def _sum_incomplete(self) -> None:
         """Writes the checksums of the checkpoint that is being saved, before it is renamed.
 
-        Otherwise a run that is killed before the next save would leave none.
+        Otherwise a run that is killed before the next save would leave a checkpoint without
+        checksums.
         """
         if not processes.is_first():
             return
         step = str(self._saving)
         found = _with_sums(self._folder / f"{step}.orbax-checkpoint-tmp", {})
-        # Orbax adds the time to this file, and another file, before it renames the directory.
+        # Orbax changes this file before it renames the directory.
         found.pop(COMMITTED, None)
         if found:
             write_json(self._sums, {**self._written_down(), step: found})
@@ -195,7 +196,7 @@ class Checkpoints:
 
 
 def _with_sums(folder: Path, known: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """Returns known checksums of the files in a directory, and those of its other files."""
+    """Returns the known checksums of files in a directory, and computes those of all others."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     added = {str(file.relative_to(folder)): file for file in files}
     return {**known, **{name: file_sums(added[name]) for name in added.keys() - known.keys()}}
@@ -208,7 +209,7 @@ def sums_file(folder: Path) -> Path:
 
 def read_sums(folder: Path) -> dict[str, dict[str, list[int]]]:
     """Returns size and checksum of each file of each checkpoint; {} if they are missing."""
-    # Without checksums, Orbax detects damage itself.
+    # Missing checksums are not an error: then only Orbax's own checks detect damage.
     found = read_mapping(sums_file(folder))
     return found if all(isinstance(sums, dict) for sums in found.values()) else {}
 

@@ -24,13 +24,13 @@ class Clock:
 
     Steps run asynchronously: a call of the step function returns before the step has run. So the
     step time is the time between the completion of a step and that of the step before it, as the
-    host sees it. For that the host waits for the step before the last two (on a CPU, for the last
-    one) when it has the next batch. The step time includes a wait for data that delayed the step.
-    Steps around a compilation are left out.
+    host sees it. Before the host starts a step, it waits until at most two (on a CPU, none) of the
+    earlier steps are running. The step time includes a wait for data that delayed the step. Steps
+    around a compilation are left out.
     """
 
     def __init__(self, seeds: int = 1):
-        """Starts the clock with the time of the start; see `started`.
+        """Starts the clock; the time until `started` is called is that of the start.
 
         Args:
           seeds: number of seeds that train together.
@@ -50,11 +50,11 @@ class Clock:
         self._completed, self._durations = self._began, []
 
     def started(self, step: int, lost: float) -> dict[str, float]:
-        """Returns the values of the line of a start, and begins the first window.
+        """Returns the values of the line that a start of training writes; begins the first window.
 
         Args:
           step: step that training goes on from.
-          lost: wall time of the lines after that step, in seconds.
+          lost: wall time, in seconds, of the lines after that step, which were removed.
         """
         result = {"start_seconds": round(time.monotonic() - self._began, 4)}
         if lost:
@@ -71,11 +71,11 @@ class Clock:
             self._totals[name] += time.monotonic() - began
 
     def waiting(self):
-        """Returns a context in which the host waits for data."""
+        """Returns a context whose time counts as waiting for data."""
         return self._counting("wait")
 
     def saving(self):
-        """Returns a context in which a checkpoint is saved."""
+        """Returns a context whose time counts as saving a checkpoint."""
         return self._counting("save")
 
     def run(self, function: Callable[..., tuple[Any, Any]], *arguments: Any) -> tuple[Any, Any]:
@@ -97,7 +97,7 @@ class Clock:
         metrics, compiled = self._pending.popleft()
         jax.block_until_ready(metrics)
         now = time.monotonic()
-        # While the host compiled a later step, it could not see this one complete.
+        # The duration is unknown if the host compiled a later step while this one completed.
         if not compiled and not any(later for _, later in self._pending):
             self._durations.append(now - self._completed)
         self._completed = now

@@ -35,16 +35,17 @@ class Collective:
 
     Attributes:
       kind: one of `KINDS`.
-      shape: shape of the result on one device without its layout, such as "f32[16,24]"; of several
-        arrays in one collective "(f32[16,24], f32[24])".
+      shape: shape of the result on one device without its layout, such as "f32[16,24]", or, for
+        several arrays in one collective, "(f32[16,24], f32[24])".
       bytes: size of the whole arrays on one device: of the operand of a reduce-scatter, of the
         result of any other kind.
-      group_size: number of devices that take part; of a collective-permute the longest chain.
+      group_size: number of devices that take part; for a collective-permute, the number of devices
+        in the longest chain of sources and targets.
       source: "file:line" of the innermost frame outside installed packages, else of the innermost
         frame; "" if the program does not have it.
       op_name: name of the JAX operation, such as "jit(train)/jvp()/dot_general"; "" if unknown.
-      count: number of executions per run of the program; None in a loop of unknown length. Each
-        branch of a conditional counts.
+      count: number of executions per run of the program; None in a loop of unknown length. All
+        branches of a conditional are counted.
     """
 
     kind: str
@@ -68,9 +69,9 @@ class _Instruction:
 def collectives(hlo_text: str) -> list[Collective]:
     """Returns the collectives of a program, in the order of its text.
 
-    Pairs of start and done, and the parts of one asynchronous collective that XLA:TPU fuses with
-    other work, count once. An all-reduce that XLA:TPU fuses with the slice that each device
-    keeps is a reduce-scatter.
+    The pair of start and done instructions, and the parts of one asynchronous collective that
+    XLA:TPU fuses with other operations, count once. An all-reduce that XLA:TPU fuses with the slice
+    that each device keeps is returned as a reduce-scatter.
 
     Args:
       hlo_text: `jax.stages.Compiled.as_text()` of a program for CPU, GPU or TPU.
@@ -160,7 +161,7 @@ def _callers(computations: dict[str, list[_Instruction]]) -> dict[str, list[_Ins
 
 
 def _counts(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, int | None]:
-    """Returns how often each computation that the entry reaches runs; None if unknown."""
+    """Returns how often each computation runs that the entry reaches; None if that is unknown."""
     order: list[str] = []
 
     def visit(name: str) -> None:
@@ -174,7 +175,8 @@ def _counts(computations: dict[str, list[_Instruction]], entry: str) -> dict[str
     visit(entry)
     found: dict[str, int | None] = dict.fromkeys(order, 0)
     found[entry] = 1
-    # Callers come after what they call, so in reverse every caller's count is complete.
+    # `order` lists each computation after those that it calls. In reverse, the count of a caller is
+    # therefore complete before it is used.
     for name in reversed(order):
         for instruction in computations[name]:
             trips = 1
@@ -197,8 +199,8 @@ def _trips(
 ) -> int | None:
     """Returns the number of iterations of a while loop, or None.
 
-    XLA:TPU does not print it, so it is read from the initial value, the step and the limit of the
-    counter if all three are constants.
+    XLA:TPU does not print this number, so it is computed from the initial value, the step and the
+    limit of the loop counter if all three are constants.
     """
     if known := _TRIPS.search(loop.rest):
         return int(known.group(1))
@@ -234,7 +236,7 @@ def _operands(instruction: _Instruction) -> list[str]:
 
 
 def _origin(name: str, instructions: list[_Instruction]) -> _Instruction | None:
-    """Returns the instruction of a name; of a copy, the instruction that it copies."""
+    """Returns the instruction with a name or, if that is a copy, the instruction it copies."""
     found = next((each for each in instructions if each.name == name), None)
     while found and found.operation in ("copy", "bitcast"):
         source = _operands(found)[0]
@@ -256,7 +258,7 @@ def _constant(instruction: _Instruction | None) -> int | None:
 
 
 def _result(instruction: _Instruction) -> str:
-    """Returns the shape of the result; the tuple of a start has operands, results and contexts."""
+    """Returns the shape of the result, the second element of the tuple of most start operations."""
     shape = instruction.shape
     if instruction.operation.endswith("-start") and instruction.operation != "all-reduce-start":
         return _parts(shape)[1]
@@ -276,7 +278,7 @@ def _parts(shape: str) -> list[str]:
 
 
 def _scattered(instruction: _Instruction, instructions: list[_Instruction]) -> _Instruction | None:
-    """Returns the slice of an all-reduce in the fused computation of a reduce-scatter."""
+    """Returns the slice if a fused computation is an all-reduce with a slice of it; else None."""
     root = next((each for each in instructions if each.root), None)
     fused = (
         instruction.operation == "all-reduce"
@@ -311,7 +313,7 @@ def _devices(text: str) -> int:
 
 
 def _group_size(rest: str, devices: int) -> int:
-    """Returns the size of a group from the replica groups, in any notation, or from the pairs."""
+    """Returns the size of a group from replica groups in any notation or source-target pairs."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
         found = re.findall(r"(\d+),(\d+)", pairs.group(1))
         targets = {int(source): int(target) for source, target in found}

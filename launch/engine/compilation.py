@@ -1,4 +1,4 @@
-"""Compilation of an experiment's steps for a machine that need not be present."""
+"""Compilation of an experiment's steps for devices that may be absent."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ STEPS = ("train", "evaluate", "predict")
 # XLA:GPU measures the tilings of its Triton matrix products on the device. Without a device some
 # have no valid tiling, and the compilation fails; cuBLAS computes these products instead.
 # XLA:TPU unrolls the windows of convolutions and matrix products until no window is faster by its
-# estimate; nearly all of the compile time is spent on that code. A window within 1 / 0.8 of the
-# fastest takes a fraction of the time, and bytes, operations and collectives remain those of a
-# run, which is compiled without these options.
+# estimate, and most of the compile time is spent on the unrolled code. To accept a window within
+# 1 / 0.8 of the fastest takes a fraction of that time. Bytes, operations and collectives remain
+# those of a run, which is compiled without these options.
 _COMPILER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "cuda": {"xla_gpu_enable_triton_gemm": False},
     "tpu": {"xla_jf_convolution_performance_target": 0.8},
@@ -53,8 +53,8 @@ class CompiledStep:
       flops: floating-point operations on all devices, see `launch.engine.flops`.
       collectives: collectives of the program.
       choices: kernels of `attend`, with the number of calls.
-      seconds: seconds of tracing, lowering and compilation.
-      cpu_seconds: CPU seconds of all of these, over all threads.
+      seconds: seconds by phase: "trace", "lower" and "compile".
+      cpu_seconds: CPU seconds of all phases, over all threads.
       failure: message of the compiler if the program does not fit into the memory, else "".
     """
 
@@ -176,7 +176,7 @@ def _compile(
 
 
 def compile_program(lowered: Any, platform: str) -> Any:
-    """Compiles a `jax.stages.Lowered` for a platform that is absent, with the options for it.
+    """Compiles a `jax.stages.Lowered` with the options for compiling for absent devices.
 
     Options that this version of the compiler lacks are left out.
     """
@@ -225,7 +225,8 @@ def _failure(error: Exception, topology: Topology) -> str:
 
 def _flops(function: Any, mesh: Any, *arguments: Any) -> float:
     python = function.__wrapped__.__wrapped__
-    # A new function each time: JAX must not reuse this trace, which has the reference kernel.
+    # A new function at each call: JAX caches traces by function, and this trace, which uses the
+    # reference kernel, must not be reused.
     with tracing.shapes_only(), jax.set_mesh(mesh):
         return count_flops(jax.make_jaxpr(lambda *given: python(*given))(*arguments))
 
@@ -258,7 +259,7 @@ def _shard_bytes(array: Any) -> int:
 
 
 def advice(compilation: Compilation, one: CompiledStep) -> list[str]:
-    """Returns what to change if a step does not fit into the memory of a device; else nothing."""
+    """Returns what to change if a step does not fit into the memory of a device; [] if it does."""
     memory = compilation.topology.memory
     if memory is None or (one.peak <= memory and not one.failure):
         return []

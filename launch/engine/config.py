@@ -140,7 +140,7 @@ def task_class(name: str) -> type:
 def experiment(**fields: Any):
     """Returns the fields of an `Experiment` as an `ml_collections.ConfigDict`, for config files.
 
-    Fields that are None by default keep their type.
+    A field whose value is None becomes a placeholder with the type of the field.
     """
     return _config_dict(Experiment(**fields))
 

@@ -63,7 +63,8 @@ def _check_xla_flags(given: str) -> None:
     """Checks XLA_FLAGS in another process, because XLA aborts the process if a flag is unknown."""
     if not given or not hasattr(os, "fork"):
         return
-    # A fork takes milliseconds, but a lock that another thread holds stays locked in it.
+    # A fork takes milliseconds. It is not used with other threads, because a lock that one of them
+    # holds would stay locked in the fork.
     lines = _aborted_fork() if threading.active_count() == 1 else _aborted_process()
     if lines is None:
         return

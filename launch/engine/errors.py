@@ -13,8 +13,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-# Exit status after SIGTERM: 128 plus its number, as of a process that the signal killed. Schedulers
-# requeue jobs by it, see docs/RELIABILITY.md.
+# Exit status after SIGTERM: 128 plus its number, as for a process that the signal killed.
+# Schedulers can requeue jobs with this status, see docs/RELIABILITY.md.
 REQUEUED = 128 + int(signal.SIGTERM)
 
 
@@ -58,8 +58,8 @@ def terminable() -> Iterator[None]:
 def keep_interrupts() -> None:
     """Installs a hook that raises an interrupt again if it occurs where Python ignores exceptions.
 
-    These are destructors and callbacks of weak references, whose exceptions go to
-    `sys.unraisablehook`, after which the program continues.
+    Python passes exceptions in destructors and in callbacks of weak references to
+    `sys.unraisablehook`, and the program continues.
     """
     earlier = sys.unraisablehook
 
@@ -100,8 +100,8 @@ def system_error(error: BaseException) -> str | None:
     """Returns 'PATH: reason' if an error of the operating system caused an exception.
 
     Args:
-      error: any exception. Its causes, contexts and groups are searched too, because libraries that
-        write in threads raise other exceptions from the system error.
+      error: any exception. Its causes, contexts and members of exception groups are searched too,
+        because libraries that write in threads raise other exceptions from the system error.
 
     Returns:
       One line that names the path, if known, and the reason; None for any other exception.
@@ -126,7 +126,7 @@ def system_error(error: BaseException) -> str | None:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields an exception and the exceptions that it was raised from, during or for."""
+    """Yields an exception, and recursively its cause or context and members of its group."""
     yield from (found for found, _ in _chain(error, _REASONS))
 
 

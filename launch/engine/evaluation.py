@@ -131,7 +131,7 @@ def split_by_length(examples: Any, batch_size: int, least: int) -> list[tuple[np
     The batch size is `batch_size`, or less if a batch would have over 2²¹ padded positions.
 
     Args:
-      examples: examples with or without lengths.
+      examples: examples; without lengths (None), they form a single group.
       batch_size: largest batch size.
       least: number that all batch sizes are multiples of.
 

@@ -1,6 +1,6 @@
 """Number of floating-point operations of a traced program, counted in its jaxpr.
 
-Compilers report it on some platforms only, and not for the kernels of attention.
+Compilers report this number only on some platforms, and not for attention kernels.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 def count_flops(jaxpr: Any) -> float:
     """Counts the operations of matrix products and convolutions, two for each multiplication.
 
-    Loops of unknown length (`lax.while_loop`) count once, and of the branches of a condition the
-    largest one counts. Pallas kernels and foreign functions are not counted: trace with the
-    reference kernel (`attention.tracing.shapes_only`).
+    The body of a loop of unknown length (`lax.while_loop`) counts once. Of the branches of a
+    `lax.cond`, the one with most operations counts. Pallas kernels and foreign functions are not
+    counted, so trace with the reference kernel (`attention.tracing.shapes_only`).
 
     Args:
-      jaxpr: a `jax.extend.core.ClosedJaxpr` or Jaxpr, as of `jax.stages.Traced.jaxpr`.
+      jaxpr: a `jax.extend.core.ClosedJaxpr` or Jaxpr, such as `jax.stages.Traced.jaxpr`.
 
     Returns:
       The number of operations on all devices.
@@ -55,8 +55,8 @@ def _dot(equation: Any) -> float:
 def _convolution(equation: Any) -> float:
     kernel = equation.invars[1].aval.shape
     out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    # Each output is a sum over the kernel of one output feature. Zeros that dilation inserts into
-    # the input, as in the gradient of a strided convolution, are not multiplied.
+    # Each output element is a sum over the kernel entries of its output feature. Zeros that
+    # dilation inserts into the input, as in the gradient of a strided convolution, do not count.
     dilation = math.prod(equation.params["lhs_dilation"])
     taps = math.prod(kernel) / max(out_features, 1)
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * taps / dilation

@@ -36,7 +36,7 @@ class Key:
       name: dotted key without the prefix "config.".
       value: present value.
       expected: type and allowed values.
-      description: first sentence or more about the key.
+      description: description of the key; "" if there is none.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Group:
     Attributes:
       name: dotted key of the group; "" for the experiment itself.
       summary: summary line of the dataclass.
-      keys: keys of the group that are no groups themselves.
+      keys: keys of the group, without those that are groups themselves.
     """
 
     name: str
@@ -87,7 +87,7 @@ def config_page(
 
 
 def _metric_lines(task: Any) -> list[str]:
-    """Returns the metrics of tables with their units; the first selects the step on validation."""
+    """Returns lines that describe the metrics of tables; the first metric selects the step."""
     lines = ["", "metrics: the first, on the validation split, selects the step."]
     for name in task.table_metrics:
         if metric := task.describe_metric(name):
@@ -192,7 +192,10 @@ def _descriptions(kind: type, name: str) -> Iterator[str]:
 
 
 def metadata(kind: type, name: str) -> tuple[Any, ...]:
-    """Returns the checks and names of a field, also from the classes its docstring refers to."""
+    """Returns the `Check`s and `Names` of a field.
+
+    Classes that the docstring of the config class refers to are searched too.
+    """
     for owner in classes(kind):
         hints = typing.get_type_hints(owner) if dataclasses.is_dataclass(owner) else {}
         if name in hints and (found := field_metadata(owner, name)):
@@ -215,7 +218,7 @@ def classes(kind: type) -> tuple[type, ...]:
 def _class(owner: type, name: str) -> type | None:
     """Returns the dataclass that a docstring of `owner` names, or None.
 
-    A name without a module is one of the modules of `owner` and of its base classes.
+    A name without a module is looked up in the modules of `owner` and of its base classes.
     """
     module, _, last = name.rpartition(".")
     modules = [module] if module else [each.__module__ for each in owner.__mro__]
@@ -272,5 +275,5 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _wrapped(text: str) -> list[str]:
-    # Words with hyphens are flags and names.
+    # Lines are not broken at hyphens, because words with hyphens are flags and names.
     return textwrap.wrap(text, WIDTH, break_on_hyphens=False, break_long_words=False)

@@ -71,7 +71,7 @@ def read_inputs(given: Sequence[str], file: str | None, columns: InputColumns) -
         yield from expanded(text, columns.input_suffixes)
     if file is None:
         return
-    # `open_table` raises an error that describes the expected JSON format.
+    # A .json file is not supported: `open_table` raises an error that names the supported format.
     if Path(file).suffix.lower() in (*EXTENSIONS, ".json"):
         yield from _table_inputs(file, columns)
         return
@@ -216,7 +216,7 @@ class Skipped:
           check: function that raises UserError if an input cannot be read.
 
         Raises:
-          UserError: an input cannot be read that is not from a folder or pattern.
+          UserError: an input that is not from a folder or pattern cannot be read.
         """
         for one in portion:
             if one.group is not None:

@@ -39,8 +39,8 @@ def replace_former(
       kind: dataclass whose fields the mapping contains.
       values: nested mapping.
       path: dotted key of the mapping, for messages.
-      parts: dataclasses of groups of keys by name, for groups whose dataclass depends on other
-        values instead of the type annotation.
+      parts: dataclasses by the name of their group of keys, for groups such as `model`, whose
+        dataclass is given by other values and not by the type annotation.
     """
     found, hints = dict(values), typing.get_type_hints(kind)
     for old, new in _former_keys(kind).items():

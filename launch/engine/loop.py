@@ -35,7 +35,8 @@ from tasks.task import Task
 
 # Score of a checkpoint that was not evaluated; it is kept only while it is the newest.
 UNRANKED = -1e30
-# Metrics of the steps since the last line of metrics.jsonl, of a run that a signal interrupted.
+# File of a run that a signal interrupted: metrics of the steps since the last line of
+# metrics.jsonl.
 WINDOW = "window.json"
 # Metric with the number of skipped steps since the last line of metrics.jsonl.
 SKIPPED = "skipped_steps"
@@ -63,7 +64,7 @@ def train(
         validation; learning rate schedules still span all steps.
       trackers: receivers of the metrics besides TensorBoard.
       profile: steps to trace.
-      member: place in a stack of seeds that take their steps together; None to train alone.
+      member: member of the stack of seeds that take their steps together; None to train alone.
 
     Returns:
       The compiled functions, the variables at the step with the best validation metric (or at
@@ -95,7 +96,7 @@ def train(
     step, state = checkpoints.restore_newest(steps.abstract_state, batches, notes.append)
     profiler = Profiler(profile, folder, step, last)
     checkpoints.delete_after(step)
-    # The other processes write nothing.
+    # Only the first process writes files.
     first_process = processes.is_first()
     events = TensorBoard(folder, config, after=step) if first_process else Silent()
     writers = Writers(folder if first_process else None, step, [events, *trackers])
@@ -123,11 +124,12 @@ def train(
                 step += 1
                 profiler.after(step, clock.drain)
                 if step - first in (1, ESTIMATE_AFTER):
-                    # Steps run asynchronously; the first one includes compilation.
+                    # The host waits for the step, because steps run asynchronously.
                     jax.block_until_ready(metrics)
                     progress.timed(step, step % plan.log_every == 0 or step == last)
                 logs = step % plan.log_every == 0 or step == last
-                # Processes receive a signal at different steps, and agree at the log steps.
+                # Several processes stop only at log steps: they may receive a signal at different
+                # steps, and agree on it there.
                 between = 0 if logs or processes.count() > 1 else stop.received
                 if not (logs or between):
                     continue
@@ -220,7 +222,7 @@ class EarlyStop:
 
 
 def early_stop(folder: Path, task: Any, plan: TrainingConfig) -> EarlyStop | None:
-    """Returns the end of a training whose patience is exhausted; None if it may continue.
+    """Returns the `EarlyStop` of a training whose patience is exhausted; None if it may continue.
 
     Args:
       folder: directory of the training, with metrics.jsonl.
@@ -242,7 +244,7 @@ def early_stop(folder: Path, task: Any, plan: TrainingConfig) -> EarlyStop | Non
 
 
 def _agreed_stop(folder: Path, task: Task, plan: TrainingConfig) -> EarlyStop | None:
-    """Returns `early_stop` of the first process, which alone writes metrics.jsonl."""
+    """Returns the result of `early_stop` on the first process, which alone writes metrics.jsonl."""
 
     def found() -> dict[str, Any] | None:
         stop = early_stop(folder, task, plan)
@@ -253,10 +255,10 @@ def _agreed_stop(folder: Path, task: Task, plan: TrainingConfig) -> EarlyStop | 
 
 
 def _means(finite: list[dict[str, Any]], count: int) -> dict[str, float]:
-    """Returns the means over the steps that were not skipped; only the number of skips if all were.
+    """Returns means over the steps that were not skipped, and the number of skipped steps if any.
 
     Args:
-      finite: metrics of these steps.
+      finite: metrics of the steps that were not skipped.
       count: number of all steps.
     """
     names = finite[0] if finite else ()
@@ -290,7 +292,7 @@ def _save_interrupted(
 
 
 class _Signals:
-    """Recorder of SIGINT or SIGTERM, so that training stops after the step; a second one kills."""
+    """Recorder of SIGINT or SIGTERM, after which training stops; a second one kills the process."""
 
     def __init__(self):
         self.received: int | None = None
@@ -302,7 +304,7 @@ class _Signals:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
         except ValueError:
-            # Only the main thread can handle signals; it forwards them to a stack of seeds.
+            # Only the main thread can handle signals; it calls `forward_signal`.
             _in_threads.add(self)
         return self
 
@@ -312,7 +314,8 @@ class _Signals:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         elif self.received is None and os.environ.get(SUPERVISED):
-            # A scheduler may send a signal to this process and to its supervisor, which repeats it.
+            # A scheduler may send a signal to this process and to its supervisor, which passes it
+            # on, so that it arrives twice.
             self._ignored_until = now + 2
         self.received = number
 

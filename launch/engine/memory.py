@@ -42,8 +42,8 @@ class PeakMemory:
 
     Attributes:
       process: memory of the process on the host.
-      device: memory of the local device that used most; None if the devices do not report it, as
-        CPUs.
+      device: memory of the local device that used most; None if the devices do not report it, such
+        as CPUs.
       limit: memory that JAX may use on that device; None if it is not reported.
     """
 

@@ -23,7 +23,7 @@ _OVERHEAD = ("compile_seconds", "save_seconds")
 
 
 def wall_seconds(line: Line) -> float:
-    """Returns the wall time of a line, with that of lost lines before it."""
+    """Returns the wall time of a line, including the `lost_seconds` of removed lines."""
     return sum(line.get(key, 0.0) for key in _WALL)
 
 
@@ -44,7 +44,8 @@ def useful_seconds(line: Line) -> float:
 def run_seconds(line: Line) -> float:
     """Returns the time of training and validation in a line, per seed.
 
-    A line of stacked seeds has the time of the stack, and in `stacked_seeds` their number.
+    If seeds are trained together (--stack_seeds), a line has the time of all of them, and their
+    number as `stacked_seeds`.
     """
     spent = line.get("seconds", 0.0) + line.get("evaluation_seconds", 0.0)
     return spent / line.get("stacked_seeds", 1)
@@ -53,11 +54,11 @@ def run_seconds(line: Line) -> float:
 def goodput(lines: Iterable[Line]) -> float | None:
     """Computes the fraction of the wall time of a run in which useful steps ran.
 
-    The wall time is that of all processes which trained the run, each from the start of its
-    training loop. Time in the loop is useful except for compilation, waiting for data, evaluation,
-    saving, restoring, and the time of steps that were repeated because a process was killed. Not
-    counted as wall time are the preparation of data, the test split, the time between two
-    processes, and the time of a killed process after its last line.
+    The wall time is the sum over the successive processes that trained the run, each from the start
+    of its training loop. Time in the loop is useful except for compilation, waiting for data,
+    evaluation, saving, restoring, and steps that were repeated because a process was killed. The
+    wall time excludes the preparation of data, the evaluation on the test split, the time between
+    two processes, and the time of a killed process after its last line.
 
     Args:
       lines: lines of timing.jsonl. Lines of earlier versions lack the time of compilation and
@@ -101,7 +102,8 @@ def summarize(lines: Sequence[Line]) -> dict[str, float]:
 
     Returns:
       Goodput, sums of seconds by purpose, medians over the windows of the percentiles of the step
-      time, peak memory in MB, and the number of stacked seeds. What was not measured is left out.
+      time, peak memory in MB, and the number of stacked seeds. Values that were not measured are
+      left out.
     """
     found: dict[str, float] = {}
     if (fraction := goodput(lines)) is not None:

@@ -29,8 +29,8 @@ def check_new(flag: str, target: Path) -> None:
 def new_folder(flag: str, target: Path) -> Iterator[Path]:
     """Yields a temporary directory, which gets the name `target` at the end of the block.
 
-    If the block raises, nothing remains. Of two processes with the same target the first one to end
-    keeps it.
+    If the block raises, nothing remains. If two processes have the same target, the one that ends
+    first gets it.
 
     Args:
       flag: name of the flag that names the directory.

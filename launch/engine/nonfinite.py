@@ -1,9 +1,9 @@
 """Detection of non-finite losses and gradients, and the files for `launch.replay`.
 
 Each train step returns the number of the first parameter with a non-finite gradient. The training
-loop reads it with the other metrics, so that detection costs no synchronization. The directory
-nonfinite/step-N of a run then has the batch of step N, and the newest checkpoint before it. Batches
-and steps are deterministic, so the state before step N follows from both.
+loop reads it with the other metrics, so that detection costs no synchronization. If step N is not
+finite, its batch and the newest checkpoint before it are saved in the directory nonfinite/step-N of
+the run. Batches and steps are deterministic, so `launch.replay` can repeat the steps between them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from launch.engine.writers import write_json
 from tasks.common.errors import UserError
 
 FOLDER, RECORD, BATCH = "nonfinite", "record.json", "batch.npz"
-# Metric of a train step: 0 if all is finite, n for the n-th parameter, -1 for the loss alone.
+# Metric of a train step: 0 if loss and gradients are finite; n if the gradient of the n-th
+# parameter is the first that is not; -1 if only the loss is not.
 FLAG = "nonfinite"
-# Number of skipped steps that are saved; each keeps a checkpoint from being removed.
+# Largest number of non-finite steps that are saved, because each keeps a checkpoint.
 SAVED = 10
 
 
 def gradient_check(loss: jax.Array, gradients: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns the norm of the gradients, and `FLAG`.
+    """Returns the norm of the gradients, and the value of the metric `FLAG`.
 
     A gradient whose squares overflow counts as non-finite, since it makes the norm infinite.
     """
@@ -48,7 +49,7 @@ def gradient_check(loss: jax.Array, gradients: Any) -> tuple[jax.Array, jax.Arra
 
 
 def keep_if_nonfinite(flag: jax.Array, new: Any, old: Any) -> Any:
-    """Returns the new train state, or the old one if something is not finite."""
+    """Returns the new train state if the metric `FLAG` is 0, and the old one otherwise."""
     return jax.tree.map(lambda after, before: jnp.where(flag == 0, after, before), new, old)
 
 
@@ -63,7 +64,7 @@ class Guard:
       batch: function from the number of a step to its batch, with the rows of all processes.
       wait: function that waits for the checkpoint that is being written.
       say: function that prints a line about each saved step that was skipped.
-      consecutive: number of steps skipped since the last one that was not.
+      consecutive: number of non-finite steps since the last finite one.
     """
 
     folder: Path

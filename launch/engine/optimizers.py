@@ -30,10 +30,10 @@ class OptimizerConfig(Config):
       learning_rate: learning rate after the warm-up.
       schedule: "constant", "linear", "cosine" or "inverse_sqrt"; linear and cosine decay to
         `final_fraction` of the rate.
-      warmup_steps: steps of linear increase from 0.
+      warmup_steps: number of first steps in which the rate increases linearly; 0 disables it.
       decay_steps: steps of the linear or cosine decay after the warm-up; 0 for all remaining steps.
-        With a number of its own, the schedule does not depend on training.steps, so that a finished
-        run can be continued.
+        With another value than 0, the schedule does not depend on training.steps, so that a
+        finished run can be continued.
       final_fraction: final learning rate as a fraction of `learning_rate`.
       weight_decay: coefficient of decoupled weight decay for parameters that match
         `weight_decay_on`.
@@ -104,7 +104,7 @@ def make_schedule(config: OptimizerConfig, steps: int):
         after = optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction)
     if not warmup:
         return after
-    # The warm-up starts above 0, because a step with learning rate 0 would change nothing.
+    # The warm-up starts at peak / warmup, because a step with learning rate 0 would change nothing.
     ramp = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
     return optax.join_schedules([ramp, after], [warmup])
 
@@ -115,7 +115,8 @@ def make_optimizer(config: OptimizerConfig, steps: int):
     Weight decay applies only to parameters whose '/'-joined path matches `weight_decay_on`.
 
     Raises:
-      UserError: by `init`, if `weight_decay_on` matches some of the layers in a stacked parameter.
+      UserError: raised by the result's `init` if `weight_decay_on` matches only some of the layers
+        in a stacked parameter.
     """
     import optax
 

@@ -37,7 +37,7 @@ class Origin:
     Attributes:
       kind: "nan" or "inf".
       primitive: name of the JAX primitive.
-      module: path of the innermost module whose call contains it; "" outside of modules.
+      module: path of the innermost module whose call contains the operation; "" if there is none.
       line: source file, line and function; "" if unknown.
       backward: whether the operation belongs to the backward pass.
       cause: for NaN, the operation that produced an infinite input; None if the inputs are finite.
@@ -61,8 +61,8 @@ class Origin:
 def first_nonfinite(function: Callable[..., Any], *arguments: Any) -> Origin | None:
     """Returns the operation that makes a result non-finite; None if all results are finite.
 
-    The first operation with NaN from inputs without NaN is returned. If there is none, it is the
-    operation from which an infinite result comes. Infinite values that have no effect on the
+    This is the first operation with NaN from inputs without NaN. If there is none, it is the
+    operation from which the first infinite result comes. Infinite values that have no effect on the
     results, such as masked logits, do not count.
 
     Args:
@@ -108,7 +108,7 @@ def _scoped(call: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Value:
-    """An array, and the operation from which its infinite elements come; None if it has none."""
+    """An array, and the operation from which its infinite elements come; None if all are finite."""
 
     array: Any
     origin: Origin | None = None
@@ -123,7 +123,7 @@ class _Found(Exception):
 
 
 def _run(closed: Any, values: list[_Value], outer: str = "") -> list[_Value]:
-    """Evaluates a program whose call has the scopes `outer`."""
+    """Evaluates a jaxpr; `outer` is the name stack of the equation that calls it."""
     jaxpr, constants = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
     known = dict(zip(jaxpr.constvars, map(_Value, constants), strict=True))
     known |= dict(zip(jaxpr.invars, values, strict=True))
@@ -173,7 +173,7 @@ def _apply(equation: Any, values: list[_Value], outer: str) -> list[_Value]:
 
 
 def _loop(values: list[_Value], options: Any, scopes: str) -> None:
-    """Runs a scan that gives NaN step by step, which raises at the operation in its body."""
+    """Repeats a scan with a NaN result step by step; raises `_Found` in the body of the scan."""
     constants, carried = jaxprs.scan_sizes(options)
     first = constants + carried
     carry = values[constants:first]

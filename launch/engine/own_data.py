@@ -26,16 +26,17 @@ def with_own_data(
 def changes(
     values: Mapping[str, Any], data: Data | None, columns: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Returns the values by dotted key that the flags of user data set.
+    """Returns the config values, by dotted key, that follow from the flags of user data.
 
     Args:
       values: nested mapping of an experiment.
-      data: file, folder or glob pattern; or several, of train, validation and test; None for the
-        data of `values`.
+      data: file, folder or glob pattern, or several of them for the splits; None for the data of
+        `values`.
       columns: names of columns by flag, such as {"text": "review"}.
 
     Raises:
-      UserError: the task takes no user data or no such column, or the paths denote no splits.
+      UserError: the task takes no user data or no such column, or the paths cannot be assigned to
+        splits.
     """
     columns = dict(columns or {})
     for name in columns:

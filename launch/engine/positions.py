@@ -1,6 +1,6 @@
 """Checkpoint handler of the position of a data iterator, for any number of processes.
 
-grain writes one file for each process, and reads it with the same number of processes only. The
+grain writes one file for each process, and can read them only with as many processes. The
 state of `tasks.common.data.pipeline.train_iterator` is the same on all processes, so the first one
 writes it, in the file that grain writes for a single process, and all of them read it.
 """

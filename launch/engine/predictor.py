@@ -68,8 +68,8 @@ class Predictor:
         """Returns the attention weights of one input, and their axes, by name.
 
         The padding at the end of axes with labels is removed. Of an input with several examples,
-        such as the windows of an image, only the first counts. Both are empty for a model without
-        attention weights.
+        such as the windows of an image, only the first is used. Both dicts are empty for a model
+        without attention weights.
 
         Raises:
           UserError: the input cannot be read.
@@ -107,9 +107,10 @@ class Predictor:
 def outputs_of_examples(
     task: Task, steps: Steps, variables: Any, split: str, indices: Sequence[int]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns the attention weights of some examples of a split by name, in the order of `indices`.
+    """Returns attention weights and predictions of some examples of a split, each by name.
 
-    If `Task.draws_predictions` is set, their predictions are returned too.
+    Rows are in the order of `indices`. Predictions are computed only if `Task.draws_predictions` is
+    set; otherwise the second dict is empty.
     """
     import jax
 

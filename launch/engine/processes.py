@@ -1,8 +1,9 @@
 """Processes of one run: connection, agreement, and the end of a process.
 
-All processes execute the same steps. The first process writes the files of the run; the others get
-values that depend on files from it. Small values and barriers use the coordination service of JAX,
-which the first process hosts, so they need no collective of the devices.
+All processes execute the same steps. The first process writes the files of the run, and sends
+values that depend on these files to the other processes. Small values and barriers use the
+coordination service of JAX, which the first process hosts, so they need no collective of the
+devices.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def connect(connection: Connection) -> None:
     see `launch.engine.supervision`.
 
     Raises:
-      UserError: nothing is detected, or the coordinator's address cannot be used.
+      UserError: JAX detects no cluster, or the coordinator's address cannot be used.
     """
     import jax
 
@@ -100,7 +101,7 @@ def connect(connection: Connection) -> None:
     if supervisor := os.environ.get(SUPERVISED):
         threading.Thread(target=_end_with, args=(int(supervisor),), daemon=True).start()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # SIGTERM is handled by the training loop, see `any_of`.
+    # SIGTERM is handled by the training loop, which uses `largest`.
     jax.config.update("jax_enable_preemption_service", False)
     given: dict[str, Any] = {}
     if connection.coordinator:
@@ -138,7 +139,7 @@ def _check_port(connection: Connection) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process soon after its supervisor, even if that was killed."""
+    """Waits for the end of the supervisor, however it ends, and then ends this process."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(LOST)
@@ -165,13 +166,13 @@ def _client() -> Any:
 
 
 def from_first(function: Callable[[], Any]) -> Any:
-    """Calls a function on the first process, and returns its value on all.
+    """Calls a function on the first process only, and returns the result on every process.
 
-    The other processes wait as long as the first one runs. All processes must call it in the same
-    order.
+    The other processes wait until the function has returned. All processes must call `from_first`
+    and `barrier` in the same order.
 
     Args:
-      function: returns a value of JSON.
+      function: returns a value that JSON can represent.
     """
     if count() == 1:
         return function()
@@ -184,7 +185,7 @@ def from_first(function: Callable[[], Any]) -> Any:
         try:
             return json.loads(_client().blocking_key_value_get(key, 1000))
         except Exception as error:
-            # Signals are handled between two calls.
+            # Each call times out after a second, because signals are handled only between calls.
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
 
@@ -192,7 +193,7 @@ def from_first(function: Callable[[], Any]) -> Any:
 def barrier() -> None:
     """Waits until all processes call it."""
     if count() > 1:
-        # A process may be hours behind, if it prepares data.
+        # The timeout is a day, because a process that prepares data may be hours behind.
         _client().wait_at_barrier(f"attention/barrier/{next(_numbers)}", 24 * 3600 * 1000)
 
 
@@ -222,10 +223,10 @@ def end_if_lost(error: BaseException) -> None:
 
 
 def leave(status: int) -> None:
-    """Ends a process of several that failed, without waiting until the others end.
+    """Ends this process if it is one of several, without waiting until the others end.
 
-    Processes that fail with the same message wait for each other shortly. So all of them report it,
-    and not some of them that another process ended.
+    It first waits a few seconds for the others, which may fail with the same error. Otherwise some
+    of them would report that another process ended, and not the error.
 
     Args:
       status: exit status.
@@ -236,7 +237,7 @@ def leave(status: int) -> None:
         if status != LOST:
             _client().wait_at_barrier("attention/failed", 1000 * _SAME_END_S)
     except Exception:
-        # The others did not fail.
+        # Not all of the others failed within this time.
         pass
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tasks.common.errors import UserError
 
-# Steps of a process before a trace of "the next N steps": they compile and fill caches.
+# Number of steps, which compile and fill caches, before a trace of a given number of steps.
 WARM_UP = 10
 FOLDER = "profile"
 _EXPECTED = "a number of steps such as 10, or a range of steps such as 100-110"

@@ -37,7 +37,7 @@ class Progress:
           first_step: number of finished steps.
           metric: name of the validation metric.
           shown: whether anything but the lines of `say` is displayed.
-          label: name before these lines.
+          label: prefix of the lines of `say`.
         """
         self._steps, self._first, self._metric = steps, first_step, metric
         self._silent = not processes.is_first()
@@ -141,7 +141,7 @@ class PredictionProgress:
     """Lines on standard error with the number of predictions, one every few seconds."""
 
     def __init__(self, count: int | None, what: str = "inputs", verb: str = "predicted"):
-        """Args: number of inputs; None if it is unknown; plural noun for them; what was done."""
+        """Args: number of inputs, or None if unknown; their plural noun; a past participle."""
         self._count, self._what, self._verb, self._done = count, what, verb, 0
         self._began = self._shown = time.monotonic()
 

@@ -1,4 +1,8 @@
-"""Compiled scores of single predictions while positions of the input are replaced."""
+"""Compiled scores of single predictions while positions of the input are replaced.
+
+The U positions of an input have gates in [0, 1]: 1 keeps a position, 0 replaces it, and a value
+between mixes the position and its replacement; see `tasks.explainer.Explainer.score`.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,10 @@ from launch.engine import sharding
 from launch.engine import state as states
 from tasks.explainer import Explainer
 
-# Points of the integral of integrated gradients, and points of a curve besides its start.
+# Number of points of the integral of integrated gradients; number of points of a curve, without its
+# start.
 _PATH, _POINTS = 32, 20
-# Rows that occlusion computes together.
+# Number of positions whose occlusion is computed at a time.
 _ROWS = 8
 
 
@@ -40,7 +45,7 @@ class Scorer:
             model = states.merge_model(graph, variables["params"], variables["statistics"])
             return explainer.score(model, inputs, gates, target)
 
-        # Not compiled: a function of arrays.
+        # Uncompiled, for functions that differentiate it.
         self.score = score_of
 
         def compiled(function: Callable[..., Any]) -> Any:
@@ -70,11 +75,11 @@ class Scorer:
         return found
 
     def scores(self, inputs: Mapping[str, Any], target: Any, gates: np.ndarray) -> np.ndarray:
-        """Returns scores, [G], for gates [G, U]."""
+        """Returns the scores [G] for G rows of gates, [G, U]."""
         return np.asarray(self._call(self._scores, inputs, target, np.float32(gates)))
 
     def gradient(self, inputs: Mapping[str, Any], target: Any) -> np.ndarray:
-        """Returns the derivative of the score with respect to each gate at 1, [U]."""
+        """Returns the derivative of the score with respect to each gate, [U], where all are 1."""
         gates = np.ones((1, self._width(inputs)), np.float32)
         return np.asarray(self._call(self._gradient, inputs, target, gates)[0])
 
@@ -97,12 +102,16 @@ class Scorer:
     def curves(
         self, inputs: Mapping[str, Any], target: Any, orders: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns fractions [p], and scores of deletion and insertion [M, p].
+        """Returns fractions of deleted or inserted positions, [p], and the scores of both curves.
 
         Args:
           inputs: inputs of the model, with one row.
           target: see `tasks.explainer.Explainer.target`.
-          orders: int [M, U], permutations of all positions; those of padding are ignored.
+          orders: int [M, U], M permutations of all positions; padding is ignored.
+
+        Returns:
+          Fractions [p], scores of the deletion curves [M, p], and scores of the insertion curves
+          [M, p].
         """
         valid = np.broadcast_to(self.explainer.positions(inputs), orders.shape)
         found = self._call(self._curves, inputs, target, orders, valid)

@@ -6,8 +6,8 @@
     model.num_layers=1,linear(2,8,4)             a list with both
     optimizer.learning_rate=log(1e-5,1e-2)       a range, for searches
 
-`log` and `linear` are for keys whose values are numbers, and give integers for integer keys. Values
-of other keys may be specs of these names, such as model.mixer=dot_product,linear.
+`log` and `linear` are for keys whose values are numbers, and give integers for integer keys. For
+other keys, these words are values like any other, such as in model.mixer=dot_product,linear.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Range:
 
     Attributes:
       low, high: limits, which are included.
-      log: whether equal ratios, not equal distances, have equal weight.
+      log: whether the numbers are searched on a logarithmic scale.
       integer: whether the numbers are integers.
     """
 

@@ -33,11 +33,13 @@ _REMEDY = "leave out --stack_seeds to train the seeds one after another"
 class Stack:
     """Seeds that are trained in one program on one device.
 
+    The lane of a seed is its index in the leading dimension of the stacked train states.
+
     Attributes:
       configs: experiments that differ only in their seeds.
       turn: condition whose lock the running thread holds.
       seeds: number of seeds that train together, on all devices.
-      members: places of the seeds, for their training loops.
+      members: a `Member` for each seed, which its training loop uses.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Stack:
         if self._shared is None:
             config = self.configs[0]
             task = prepare()
-            # The only device of the mesh has no other axis.
+            # A mesh of one device, whose axes all have size 1.
             single = dataclasses.replace(config, mesh=sharding.MeshConfig())
             self._shared = task, make_steps(task, single, [self._device])
         return self._shared[0]
@@ -198,7 +200,7 @@ class Member:
 
     @property
     def first(self) -> bool:
-        """Role of the member: True for the one whose progress is displayed."""
+        """True for the member whose progress is displayed."""
         return self._number == min(self._stack._alive, default=self._number)
 
     def task(self, prepare: Callable[[], Task]) -> Task:
@@ -245,7 +247,7 @@ def _shapes(batch: Mapping[str, Any]) -> Hashable:
 
 
 def _largest_group(shapes: Mapping[int, Hashable]) -> list[int]:
-    """Returns the members with the most frequent shape; of equal ones that of the first member."""
+    """Returns the members whose batch has the most frequent shape, the first such shape if tied."""
     (shape, _), = collections.Counter(shapes.values()).most_common(1)  # fmt: skip
     return [member for member, each in shapes.items() if each == shape]
 

@@ -86,7 +86,7 @@ def initial_state(
 
 
 def with_layout(state: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a train state whose layers are stacked where those of another train state are.
+    """Stacks or separates the layers of a train state, as they are in another train state.
 
     Args:
       state: arrays, or shapes, dtypes and shardings.
@@ -99,7 +99,7 @@ def with_layout(state: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, 
         def convert(node: Any) -> Any:
             return stacking.with_layout(node, wanted, stack=_stack, select=_select)
 
-        # Optimizers keep trees like the parameters in named tuples.
+        # Optimizer states are named tuples that contain mappings like that of the parameters.
         return jax.tree.map(convert, tree, is_leaf=lambda node: isinstance(node, Mapping))
 
     return {name: converted(name, tree) for name, tree in state.items()}

@@ -203,9 +203,9 @@ def stacked_train(train: Any) -> Any:
       train: (state, batch, seed) -> (state, metrics).
 
     Returns:
-      A function of states, a tree with a leading dimension [S]; a tuple of S batches of one shape;
-      seeds [S]; and a mask [S], True for the seeds that take the step, or None for all. It returns
-      the states and a list of the metrics of each seed.
+      A function for S seeds, of the train states, whose arrays have a leading dimension S; a tuple
+      of S batches of one shape; seeds [S]; and a mask [S], True for the seeds that take the step,
+      or None for all. It returns the states and a list of the metrics of each seed.
     """
 
     def step(states_of_seeds, batches, seeds, mask):

@@ -36,7 +36,7 @@ _REASON = b"\x1elost: "
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Largest number of lines after a fatal line that are kept.
 _KEPT = 200
-# Seconds in which processes end by themselves after another one failed.
+# Seconds that the other processes have to end by themselves after one has failed.
 _GRACE_S = 10
 
 
@@ -58,8 +58,8 @@ class Child:
           prefix: text before each line on standard error.
           shown: error messages of all processes so far; a message is shown once.
         """
-        # Errors of C++ that are not fatal are raised as exceptions too. JAX sets the level to 1
-        # when it is imported, so that value is not a choice of the user.
+        # By default only fatal messages of C++ are logged, because other errors are raised as
+        # exceptions too. A level of 1 is not a choice of the user: JAX sets it when it is imported.
         level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")
         level = "3" if level == "1" else level
         quiet = {"TF_CPP_MIN_LOG_LEVEL": level, SUPERVISED: str(os.getpid())}
@@ -123,7 +123,7 @@ class Child:
         """
         code = self._popen.wait()
         for thread in self._threads:
-            # A grandchild may keep the pipes open.
+            # The timeout is needed because a grandchild may keep the pipes open.
             thread.join(5)
         text = b"".join(self._fatal).decode(errors="replace")
         if code != 0 and "RegisterTask" in text:
@@ -158,7 +158,8 @@ def _copy(stream: Any, write: Callable[[bytes], None]) -> None:
         try:
             write(line)
         except (OSError, ValueError):
-            # The pipe is read on, so that the process does not block.
+            # A line that cannot be written is dropped. The pipe must still be read, because the
+            # process would block if it were full.
             continue
 
 

@@ -1,4 +1,4 @@
-"""Files that a command writes as a whole, given by one flag each."""
+"""Output files of a command, each named by a flag."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def check(targets: Mapping[str, str | None]) -> None:
 
 
 def write(target: str, text: str) -> None:
-    """Writes a file, whose folder is created, and says so; or prints the text, for "-".
+    """Writes a file and prints its name on standard error; for "-", prints the text instead.
+
+    The folder of the file is created if it does not exist.
 
     Raises:
       UserError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Machines to compile for, which need not be present: "h100x8", "v5e:4x4", "cpu:8".
+"""Devices to compile for, which may be absent: "h100x8", "v5e:4x4", "cpu:8".
 
 The compilers of GPUs and TPUs are packages (requirements-cuda.txt, requirements-tpu.txt) and work
 without a device. Each of the two needs an environment of its own.
@@ -93,7 +93,7 @@ class Tpu:
     Attributes:
       memory: bytes of memory of a device.
       type_prefix: beginning of the accelerator type; a number of cores or chips follows.
-      cores: number by which the accelerator type counts a chip.
+      cores: number that the accelerator type counts for each chip.
       smallest: shape of the smallest topology.
     """
 

@@ -110,7 +110,8 @@ class TensorBoard(Tracker):
         logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
         purge = None if after is None else after + 1
         self._config = config
-        # File names have seconds, so that files opened within a second would be the same.
+        # The default file names contain the time in seconds, so files that are opened within a
+        # second would have the same name.
         suffix = f".{time.monotonic_ns()}"
         self._events = SummaryWriter(
             str(folder / "tensorboard"), purge_step=purge, filename_suffix=suffix
@@ -297,7 +298,7 @@ class _Mirror(Tracker):
 
 
 class Prefixed(Tracker):
-    """A tracker that receives only metrics, under a prefix: of the first training of a refit."""
+    """A tracker that receives only metrics, under a prefix, for the first training of a refit."""
 
     def __init__(self, tracker: Tracker, prefix: str):
         """Args: tracker that receives the metrics; prefix of the names of the splits."""
@@ -376,7 +377,7 @@ def _known(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _plain(config: Experiment) -> dict[str, Any]:
-    """Returns the keys of a config with numbers, booleans and texts."""
+    """Returns the values of a config by dotted key; those without a simple type become texts."""
     found = configs.flatten(configs.to_dict(config))
     return {
         key: value if isinstance(value, bool | int | float | str) else str(value)

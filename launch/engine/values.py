@@ -42,7 +42,7 @@ def field_type(values: Mapping[str, Any], key: str) -> Any:
             known = configs.flatten(values)
             raise UserError(f"config.{key}: no such key{configs.did_you_mean(key, known)}")
         kind, group, parts = parts.get(name, hints[name]), group[name], {}
-        # A group that may be None is given the group's own type if a value is set.
+        # The annotation of a group may be a union of its dataclass and None.
         if isinstance(group, Mapping):
             kind = keys.group_type(kind) or kind
     if isinstance(group, Mapping):

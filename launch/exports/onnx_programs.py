@@ -1,8 +1,9 @@
 """Conversion of programs to ONNX by jax2onnx, compared with XLA by onnxruntime.
 
-A program is traced without the patches of jax2onnx, rewritten (`rewriting`), and then converted one
-primitive at a time. Weights are inputs of the conversion, so that they keep their names; in files
-they are initializers with external data, which all programs share.
+A program is traced without the patches that jax2onnx applies to JAX, rewritten (`rewriting`), and
+then converted one primitive at a time. Weights are inputs of the conversion, so that they keep
+their names. In the written files they are initializers, whose external data is one file for all
+programs.
 """
 
 from __future__ import annotations
@@ -86,15 +87,15 @@ def convert(
     example: Mapping[str, np.ndarray],
     batch_size: int,
 ) -> OnnxProgram:
-    """Converts a program for any batch size, or else for one.
+    """Converts a program for any batch size or, if that fails, for one batch size.
 
     Args:
       function: program of weights and inputs by name, which returns arrays [B, ...] by name.
       weights: arrays by name.
       inputs: shapes by name, whose first size is a symbol.
       expected: the same program, compiled by XLA.
-      example: inputs of a few rows that the results are compared for.
-      batch_size: the size if the conversion needs a number.
+      example: inputs with a few rows, on which the results are compared.
+      batch_size: the batch size if the conversion for any fails.
 
     Raises:
       NotConvertible: an operation has no conversion, or results differ.
@@ -154,7 +155,7 @@ def _compare(
     """Returns the largest difference of outputs.
 
     Raises:
-      NotConvertible: it exceeds the tolerance.
+      NotConvertible: the difference exceeds the tolerance.
     """
     found, largest = run(arrays), 0.0
     for name, value in expected(weights, arrays).items():
@@ -186,7 +187,7 @@ def _reason(error: Exception) -> str:
     """Returns one line that names the operation at which a conversion failed."""
     operation = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        # The name of the primitive in the frames of jax2onnx, the innermost last.
+        # Frames of jax2onnx hold the primitive's name in this variable. The innermost comes last.
         operation = frame.f_locals.get("primitive_name", operation)
     line = (str(error).splitlines() or [""])[0] or type(error).__name__
     line = re.sub(r"^\[\w+\] ", "", line)
@@ -205,7 +206,7 @@ def _name_outputs(graph: Any, names: Sequence[str]) -> None:
     taken = {value.name for value in graph.input}
     for output, name in zip(graph.output, names, strict=True):
         final = f"{name}{reader.OUTPUT_SUFFIX}" if name in taken else name
-        # An output may be an input, or one value may be two outputs.
+        # A node for each name, because an output may be an input, or two outputs the same value.
         graph.node.append(helper.make_node("Identity", [output.name], [final]))
         output.name = final
 
@@ -239,7 +240,7 @@ def write(
       folder: folder of the export, with the file `WEIGHTS`.
       weights: arrays by name.
       programs: programs by kind.
-      files: their paths below the folder.
+      files: paths of the programs by kind, relative to the folder.
     """
     placed = _positions(folder / WEIGHTS)
     for kind, many in programs.items():

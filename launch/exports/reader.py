@@ -1,4 +1,4 @@
-"""Predicts with an exported model; needs jax or onnxruntime, and the libraries of its inputs.
+"""Predicts with an exported model; needs only the packages in requirements.txt of the export.
 
 python predict.py --input="a gripping, funny film"
 python predict.py --input=photo.jpg --format=json
@@ -6,12 +6,13 @@ python predict.py --verify
 
 The script reads the export in its own folder, or the one given by --export=FOLDER. It is
 self-contained: it imports neither flax nor the code that trained the model. signature.json
-describes the compiled programs, their inputs and outputs, and the pre- and postprocessing
-operations, which are implemented here by the functions in `ENCODERS` and `DECODERS`. A row is the
-input of a program for one example. Programs are StableHLO, which JAX runs, or ONNX, which
-onnxruntime runs.
+describes the programs, their inputs and outputs, and the pre- and postprocessing operations, which
+are the functions in `ENCODERS` and `DECODERS`. Programs are StableHLO, which JAX runs, or ONNX,
+which onnxruntime runs. They run on batches of rows. Preprocessing converts an input to one or more
+rows, such as the windows of a large image.
 
-B batch, T tokens, Y X height and width of an image.
+In shapes, B is the number of rows in a batch, T the number of tokens, and Y and X are the height
+and width of an image.
 """
 
 from __future__ import annotations
@@ -38,18 +39,19 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 FORMAT = 1
-# Inputs per call of the decoders; ids of examples start again in each portion.
+# Largest number of inputs that are in memory at a time, called a portion. The ids of rows, which
+# seed random sampling, begin at 0 in each portion.
 PORTION = 2048
 # Bytes of arrays, such as images, after which a portion ends.
 PORTION_BYTES = 1 << 28
-# Padded positions of a batch, which bounds memory.
+# Largest number of padded positions in a batch; bounds memory.
 POSITIONS = 1 << 21
-# Characters of a word up to which its stem and n-grams are kept.
+# Largest number of characters of a word whose stem and n-grams are cached.
 _CACHED_WORD = 64
 PAD, UNKNOWN, CLS = 0, 1, 2
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]")
 MASK = "[MASK]"
-# Follows the names of outputs of ONNX programs that are also names of inputs.
+# Suffix of the name of an output of an ONNX program if an input has the same name.
 OUTPUT_SUFFIX = "/output"
 
 Raw = str | bytes
@@ -242,7 +244,7 @@ class Tokenizer:
         ]
 
     def _spans(self, spelled: Sequence[str]) -> list[tuple[int, int, int]]:
-        """Returns ids with the first word and the one after the last that each stands for."""
+        """Returns (id, start, end) of each id, which stands for the words [start, end)."""
         words, found = [self._stem(word) for word in spelled], []
         for start, word in enumerate(words):
             found.append((self._ids.get(word, UNKNOWN), start, start + 1))
@@ -256,10 +258,10 @@ class Tokenizer:
         return found
 
     def spans(self, text: str, ids: Sequence[int]) -> tuple[list[str], list[list[int]]] | None:
-        """Returns the words of a text, and [first, end) of the words that each of its ids means.
+        """Returns the words of a text, and for each id the range [first, end) of its words.
 
-        An id that occurs once for several words means the first. None if the ids are other than
-        those of words and their n-grams.
+        If the tokenizer keeps only one of several equal ids, the range is that of the first. The
+        result is None if tokens are not words, or if `ids` are not the ids of the text.
         """
         if self.kind != "word":
             return None
@@ -308,7 +310,7 @@ class Tokenizer:
 
 
 def _cached(function: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Returns a function of a word that keeps the results of 100,000 words, none of them long."""
+    """Returns a function of a word that caches the results of 100,000 words, except long ones."""
     cached = functools.lru_cache(100_000)(function)
     return lambda word: cached(word) if len(word) <= _CACHED_WORD else function(word)
 
@@ -325,7 +327,8 @@ def _character_grams(word: str, shortest: int, longest: int) -> list[str]:
 # ---------------------------------------------------------------- operations
 
 # name -> function (options, folder) that returns the operation: an encoder maps a row to a row or
-# to several rows, a decoder fills the answer of an item.
+# to several rows, a decoder fills the answer of an item. Docstrings of operations have the names of
+# options in backquotes, and the names of arrays in quotes.
 Encoder = Callable[[Row], Row | list[Row]]
 Decoder = Callable[[Item], None]
 ENCODERS: dict[str, Callable[[Mapping[str, Any], Path], Encoder]] = {}
@@ -584,12 +587,13 @@ def fill_blanks(options: Mapping[str, Any], folder: Path) -> Decoder:
 
 # ---------------------------------------------------------------- images
 
-# Formats whose decoders start no other program, as that of PostScript does.
+# Image formats that are read. Decoders of others, such as PostScript, may start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 _MOST_PIXELS = 40_000_000
-# Pixels that are converted at a time, and those that the scans of a JPEG file may update.
+# Number of pixels that are converted at a time; largest number of pixels that the scans of a JPEG
+# file may update in total.
 _BAND_PIXELS, _MOST_UPDATES = 1 << 22, 100 * _MOST_PIXELS
-# Sums of probabilities that are held at a time; bounds memory.
+# Largest number of class probabilities that are in memory at a time.
 _MOST_SUMS = 1 << 25
 # Largest value of grayscale images with 16 bits per pixel.
 _BRIGHTEST = 65535
@@ -654,7 +658,7 @@ def declared_pixels(image: Any) -> int:
     return max(image.width * image.height, int(width) * int(length))
 
 
-# Of JPEG segments: neither stuffed bytes nor restarts, which are within scans.
+# Markers of JPEG segments; excludes stuffed bytes and restart markers, which are within scans.
 _MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
 
 
@@ -1038,13 +1042,13 @@ def objects(options: Mapping[str, Any], folder: Path) -> Decoder:
 
 
 def _pasted(mask: np.ndarray, box: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Resizes mask probabilities [S, S] to a box of an image, thresholds them: bool [Y, X].
+    """Resizes square mask probabilities to a box of an image; returns the mask, bool [Y, X].
 
     The probability at the center of a pixel is interpolated between the centers of mask cells, and
     is 0 outside the mask.
     """
     cells = len(mask)
-    # Half a cell around the box may belong to the mask.
+    # By interpolation the mask may exceed the box by half a cell.
     around = (box[2:] - box[:2]) / cells + 1
     low = np.maximum(np.floor(box[:2] - around), 0).astype(int)
     high = np.minimum(np.ceil(box[2:] + around), size[::-1]).astype(int)
@@ -1054,7 +1058,7 @@ def _pasted(mask: np.ndarray, box: np.ndarray, size: Sequence[int]) -> np.ndarra
     )
     part = np.zeros((high[1] - low[1], high[0] - low[0]), np.float32)
     part[y, x] = rows @ mask.astype(np.float32) @ columns.T
-    # Column-major as its encoding.
+    # The mask is stored by columns, because `run_lengths` reads it by columns.
     canvas = np.zeros(size[::-1], bool).T
     canvas[low[1] : high[1], low[0] : high[0]] = part >= 0.5
     return canvas
@@ -1101,7 +1105,10 @@ def _chunks(data: bytes, order: Any, start: int = 12) -> Iterator[tuple[int, byt
 
 
 def _with_true_sizes(data: bytes) -> bytes:
-    """Replaces the sizes in the header of a WAV file from a pipe, which are 0 or placeholders."""
+    """Corrects the sizes in the header of a WAV file that was written to a pipe.
+
+    Such sizes are 0 or placeholders, because the header is written before the samples.
+    """
     order = _WAVES.get(data[:4])
     chunks = _chunks(data, order) if order and data[8:12] == b"WAVE" else ()
     start, size = next(((at + 8, size) for at, name, size in chunks if name == b"data"), (0, 1))
@@ -1116,7 +1123,7 @@ def _with_true_sizes(data: bytes) -> bytes:
 
 
 def _are_chunks(data: bytes, start: int, order: Any) -> bool:
-    """Tests if the bytes from `start` on are chunks of metadata, so that there are no samples."""
+    """Returns whether the bytes from `start` on are chunks of metadata, and not samples."""
     end = start
     for at, name, size in _chunks(data, order, start):
         if not (name.isascii() and name.decode().isprintable()) or at + 8 + size > len(data):
@@ -1147,7 +1154,7 @@ def _missing_bytes(data: bytes) -> int:
 
 
 _WAVES = {b"RIFF": "little", b"RIFX": "big"}
-# Decoded samples of a sound; bounds memory where few bytes stand for many samples.
+# Largest number of decoded samples of a sound; bounds memory for highly compressed files.
 _MOST_SAMPLES = 1 << 25
 _SOUNDS = ("WAV", "WAVEX", "AIFF", "FLAC", "OGG", "MP3")
 _CONVERT = "convert it to WAV or FLAC, as by ffmpeg -i FILE out.wav"
@@ -1186,7 +1193,7 @@ def decode_sound(data: bytes, seconds: float) -> tuple[np.ndarray, int]:
                 raise InputError(f"is truncated: {missing} bytes are missing; copy it again")
             block = np.empty((max((1 << 16) // sound.channels, 1), sound.channels), np.float32)
             parts, total = [block[:0, 0]], 0
-            # Not at once, because the header may give a length beyond the memory.
+            # Read in blocks, because the length in the header may exceed the memory.
             while count := sound.buffer_read_into(block, "float32"):
                 parts.append(block[:count].mean(axis=1))
                 total += count
@@ -1539,7 +1546,7 @@ def _on_grid(
             text = _spelled(times[row : row + 1])[0]
             raise InputError(f"{table.name}: the time {text} has two rows; remove one")
     values, times = np.delete(values, again, axis=0), np.delete(times, again)
-    # The median of fewer differences may be a gap.
+    # With fewer rows the median of the differences may be that of a gap.
     if len(times) > 3:
         months = step["months"]
         gaps = np.diff(_months(times) if months else times.astype(np.int64) / 1e6)
@@ -1631,7 +1638,8 @@ class Catalog:
         self.titles = self.names if values["titles"] is None else values["titles"]
         self._events = read_tensors(events)
         self._numbers = {name: number for number, name in enumerate(self.users)}
-        # A title of several items stands for the most popular one; titles take precedence.
+        # If several items have a title, it stands for the most popular one. Titles take precedence
+        # over names.
         counts = np.bincount(self._events["items"], minlength=len(self.names))
         order = np.argsort(counts, kind="stable").tolist()
         names = {self.names[item].casefold(): item for item in order}
@@ -1662,7 +1670,7 @@ class Catalog:
         return {_sorted_words(title): title for title in self.titles}
 
 
-# Unknown titles for which a similar one is searched, which takes long for many.
+# Largest number of unknown titles for which a similar title is searched; a search takes long.
 _MOST_SUGGESTIONS = 20
 
 
@@ -1815,7 +1823,7 @@ def onnx_program(
     Args:
       source: path of the file, or its content.
       batch_size: the only batch size of the program; None for any.
-      weights: inputs that are not initializers.
+      weights: values of the inputs that are weights, if the program does not contain them.
 
     Raises:
       InputError: onnxruntime cannot load the program.
@@ -1825,7 +1833,7 @@ def onnx_program(
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     present = onnxruntime.get_available_providers()
     options = onnxruntime.SessionOptions()
-    # Errors are raised, too.
+    # Only fatal messages are logged, because errors are raised as exceptions.
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(
@@ -1852,7 +1860,7 @@ def _line_of(error: Exception) -> str:
 
 
 def in_batches(run: Program, size: int) -> Program:
-    """Returns a program of one batch size as one of any: rows are padded with the first one."""
+    """Makes a program with a fixed batch size accept any, by splitting and padding batches."""
 
     def run_all(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
         count = len(next(iter(arrays.values())))
@@ -1871,8 +1879,9 @@ def in_batches(run: Program, size: int) -> Program:
 def difference(found: Any, expected: Any) -> float:
     """Returns the largest difference of two arrays, relative to the largest finite value.
 
-    Integers and float16 count with their mean difference, since single ones flip at ties. The
-    result is infinite if shapes differ, or infinities or NaN stand at other positions.
+    For dtypes other than float32, such as integers and float16, it is the mean difference, since
+    single values may change at ties. The result is infinite if shapes differ, or if infinities or
+    NaN are at different positions.
     """
     exact = np.asarray(found).dtype == np.float32
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
@@ -1964,7 +1973,11 @@ class Export:
         return jax.device_put({name: np.array(x) for name, x in read_tensors(path).items()})
 
     def _checked(self, name: str) -> Path:
-        """Returns the path of a file with the hash of the signature."""
+        """Returns the path of a file, after comparing its hash with that in the signature.
+
+        Raises:
+          InputError: the hashes differ.
+        """
         path, expected = self.folder / name, self.signature["sha256"].get(name)
         if expected is not None and path.exists():
             with path.open("rb") as file:
@@ -2109,7 +2122,7 @@ class Export:
             most = max(min(self.signature["batch_size"], POSITIONS // longest), 1)
             for start in range(0, len(members), most):
                 chosen = members[start : start + most]
-                # Few batch sizes, so that few programs are compiled.
+                # Batch sizes are powers of two, or the largest size, so that few are compiled.
                 size = min(1 << (len(chosen) - 1).bit_length(), most)
                 ids = [first + index for index in chosen]
                 batch = self.batch([rows[index] for index in chosen], ids, bucket, size)
@@ -2183,7 +2196,8 @@ class Export:
         now, array = Item(item.raw, [row]), np.array(tokens, np.int32)
         found: dict[str, Any] = {}
         for name, spec in self.signature["outputs"].items():
-            # Sequences are [T], or [n, T] of several hypotheses with scores [n].
+            # A model with several hypotheses has sequences [n, T] and scores [n], others have
+            # sequences [T] and one score.
             several = len(spec["shape"]) > (2 if name in ("tokens", "completion") else 1)
             if name in ("tokens", "completion"):
                 found[name] = array[None] if several else array
@@ -2268,7 +2282,7 @@ def main() -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
-        # The interpreter must not flush the pipe again at its end.
+        # Otherwise the interpreter would flush the closed pipe again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print("error: the reader of the output has closed the pipe", file=sys.stderr)
         sys.exit(2)

@@ -102,7 +102,7 @@ def _real_result(primitive: Any, arrays: list[Any], options: Mapping[str, Any]) 
 
 
 def _scan(arrays: list[Any], options: Mapping[str, Any]) -> list[Any]:
-    """Inlines the body. A loop in reverse reads reversed arrays and reverses its results."""
+    """Inlines the body. A reverse scan becomes a scan of reversed arrays with reversed results."""
     constants, carried = jaxprs.scan_sizes(options)
     body = _function(options["jaxpr"])
 
@@ -138,7 +138,7 @@ def _cond(arrays: list[Any], options: Mapping[str, Any]) -> list[Any]:
 
 
 def _platform_index(arrays: list[Any], options: Mapping[str, Any]) -> np.int32:
-    """Returns the branch for any platform, or else that for CPUs; `_cond` inlines it."""
+    """Returns the index of the branch for any platform, or else for CPUs; `_cond` inlines it."""
     platforms = options["platforms"]
     for index, names in enumerate(platforms):
         if names is None or (None not in platforms and "cpu" in names):
@@ -150,7 +150,7 @@ def _platform_index(arrays: list[Any], options: Mapping[str, Any]) -> np.int32:
 
 
 def _pad(arrays: list[Any], options: Mapping[str, Any]) -> Any:
-    """Concatenates constants: converters expect known sizes of all axes of an operand."""
+    """Pads by concatenating constants, since converters of "pad" need known sizes of all axes."""
     x, value = arrays
     if any(interior for *_, interior in options["padding_config"]):
         return NotImplemented
@@ -176,7 +176,7 @@ def _remainder(arrays: list[Any], options: Mapping[str, Any]) -> Any:
 
 
 def _select(arrays: list[Any], options: Mapping[str, Any]) -> Any:
-    """Selects truth values by logic: onnxruntime selects among numbers only."""
+    """Selects booleans by logical operations, because onnxruntime selects only among numbers."""
     which, *cases = arrays
     if len(cases) != 2 or any(np.result_type(x) != np.bool_ for x in arrays):
         return NotImplemented
@@ -187,7 +187,10 @@ def _select(arrays: list[Any], options: Mapping[str, Any]) -> Any:
 
 
 def _gather(arrays: list[Any], options: Mapping[str, Any]) -> Any:
-    """Gathers truth values as numbers, for the reason of `_select`; a fill is True in both."""
+    """Gathers booleans as integers, because onnxruntime gathers only numbers.
+
+    The default fill value is True for booleans, and an integer other than 0, which becomes True.
+    """
     x, indices = arrays
     if np.result_type(x) != np.bool_ or options["fill_value"] is not None:
         return NotImplemented
@@ -209,7 +212,7 @@ def _is_complex(dtype: Any) -> bool:
 
 
 def _split(constant: Any) -> Any:
-    """Returns a constant, as two real ones if it is complex."""
+    """Returns a constant; a complex one becomes a pair of real arrays."""
     if not np.iscomplexobj(constant):
         return constant
     parts = np.real(constant), np.imag(constant)
@@ -252,7 +255,8 @@ def _fourier(x: Any, options: Mapping[str, Any]) -> Any:
         x = _transform(x, axis, cosines * scale, sines * scale)
     if kind != "IRFFT":
         return x
-    # The frequencies that are left out are the conjugates of those between the first and the last.
+    # Each frequency between the first and the last counts twice, because the frequencies that are
+    # left out are their conjugates.
     length = lengths[-1]
     count = length // 2 + 1
     cosines, sines = (wave[:count] for wave in _waves(length, 1, length))
@@ -275,7 +279,7 @@ def _transform(x: _Complex, axis: int, cosines: np.ndarray, sines: np.ndarray) -
     order.insert(axis, order.pop())
 
     def product(part: Array, matrix: np.ndarray) -> Array:
-        # The axis of the result is the last one.
+        # `dot_general` makes the transformed axis the last one.
         found = lax.dot_general(part, matrix, (((axis,), (0,)), ((), ())), lax.Precision.HIGHEST)
         return lax.transpose(found, order)
 

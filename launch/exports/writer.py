@@ -4,7 +4,7 @@ A program is `Task.predict` or `Task.attention` as a function of parameters and 
 serialized as StableHLO by `jax.export` with a symbolic batch size. There is one program for each
 combination of the other variable sizes; see `Processor.export_sizes`. For tasks that decode token
 by token, prefill and a single decoding step are exported as programs, too. With the format "onnx",
-programs are converted (`onnx_programs`).
+the programs are converted by `onnx_programs`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORMATS = ("stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Allowed difference between machines and versions, relative to the largest value of an output.
 TOLERANCE = 1e-4
-# JAX loads a serialized program in its releases of the next half year.
+# Days for which new releases of JAX promise to load a serialized program.
 COMPATIBLE_DAYS = 180
 _GOLDEN_ROWS = 2
 # Errors of operations that do not support a symbolic batch size.
@@ -92,8 +92,8 @@ def write_export(
       variables: variables of the model for evaluation.
       target: folder that does not exist, or is empty.
       with_attention: whether to export `Task.attention`, too.
-      examples: raw inputs for the golden outputs; programs whose size none of them has get random
-        input arrays.
+      examples: raw inputs for the golden outputs; a program whose size none of them fits gets
+        random input arrays.
       card: function that returns the text of README.md for a signature.
       format: format of the programs, one of `FORMATS`.
       batch_size: batch size of ONNX programs whose conversion needs a number.
@@ -132,7 +132,7 @@ def write_export(
         _write_files(folder, steps, weights, programs, signature, converted)
         _write_golden(folder, signature, examples, weights, programs["predict"])
         for path in folder.rglob("*"):
-            # Some libraries write files for their owner alone.
+            # Some libraries write files that only their owner can read.
             path.chmod(0o755 if path.is_dir() else 0o644)
         signature["sha256"] = _hashes(folder)
         text = json.dumps(signature, indent=1, ensure_ascii=False)
@@ -145,7 +145,7 @@ def write_export(
 def build_programs(
     task: Task, config: Experiment, variables: Any, with_attention: bool
 ) -> tuple[dict[str, list[Program]], dict[str, Any] | None]:
-    """Returns the programs of a task by kind, in the order of sizes, and the entry "decoding".
+    """Returns the programs of a task by kind, one for each size, and the entry "decoding".
 
     Raises:
       UserError: the task or its model cannot be exported.
@@ -252,7 +252,8 @@ def _export_decoder(
         lengths.append(found[-1].max_length)
 
         def step(model: Any, now: Mapping[str, Any], inputs: Any = inputs) -> dict[str, Any]:
-            # The closure of the step only depends on the model: the state is replaced.
+            # The decoder is made from zeros, because only its step function is used, which does not
+            # depend on the inputs; its state is replaced by the given one.
             zeros = {n: jnp.zeros((now["token"].shape[0], *x.shape[1:]), x.dtype)
                      for n, x in inputs.items()}  # fmt: skip
             decoder = task.decoder(model, zeros)
@@ -296,7 +297,7 @@ class Converted:
 
     @property
     def required(self) -> str | None:
-        """The reason why an export is impossible; it can do without decoding token by token."""
+        """Reason why the export is impossible; None if "predict" and "attention" are converted."""
         for kind in ("predict", "attention"):
             if kind in self.reasons:
                 return f"{kind}: {self.reasons[kind]}"
@@ -314,7 +315,7 @@ def convert(
     Args:
       programs: programs by kind, in the order of sizes.
       weights: arrays by name.
-      examples: inputs for each size that the results are compared for.
+      examples: inputs, one batch for each size, on which the results are compared.
       batch_size: batch size of programs whose conversion needs a number.
     """
     found: dict[str, list[OnnxProgram]] = {}
@@ -382,7 +383,7 @@ def input_entries(specs: Mapping[str, ArraySpec]) -> dict[str, dict[str, Any]]:
 
 
 def _described(converted: Converted | None) -> dict[str, Any]:
-    """Returns what the programs were written by, and what can read them."""
+    """Returns the entries of the signature about formats, versions and platforms of programs."""
     if converted is not None:
         reasons = {"not_converted": dict(converted.reasons)}
         return {"onnx": {**onnx_programs.describe(), "deviation": converted.deviation, **reasons}}
@@ -396,7 +397,7 @@ def _described(converted: Converted | None) -> dict[str, Any]:
 def _entry(
     kind: str, number: int, sizes: Mapping[str, int], converted: Converted | None
 ) -> dict[str, Any]:
-    """Returns the entry of a program in the signature; "batch_size" if it has only one."""
+    """Returns the entry of a program in the signature, with "batch_size" if it accepts no other."""
     name = f"programs/{kind}-{number}"
     if converted is None:
         return {"sizes": dict(sizes), "file": f"{name}.stablehlo"}
@@ -446,7 +447,7 @@ def _write_files(
 
 
 def write_tensors(tensors: Mapping[str, Any], file: Path) -> None:
-    """Writes arrays as safetensors, with their shapes: `np.ascontiguousarray` has no scalars."""
+    """Writes arrays as safetensors; `np.ascontiguousarray` would give scalars a dimension."""
     from safetensors.numpy import save_file
 
     save_file({name: np.asarray(x, order="C") for name, x in tensors.items()}, file)
@@ -532,7 +533,7 @@ def made_up_inputs(
             elif dtype.kind == "f":
                 row[name] = random.standard_normal(shape).astype(dtype)
             elif dtype == np.int32 and spec["padding"] is None:
-                # Sizes and places of images.
+                # Sizes of images, and places of windows in them.
                 row[name] = np.full(shape, largest, dtype)
             else:
                 # Sounds, images, and tokens that every vocabulary has.

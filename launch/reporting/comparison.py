@@ -127,8 +127,8 @@ class Row:
       name: name in the tables.
       outcome: its results.
       changes: values of the keys that differ between the rows; a model may lack some.
-      difference: difference from the reference; None for the reference itself, and if there is
-        none.
+      difference: difference from the reference; None for the reference itself, and for an
+        experiment that cannot be paired with it.
     """
 
     name: str
@@ -150,7 +150,7 @@ class Comparison:
       title: task and data.
       task: class of the task.
       rows: the experiments.
-      reference: name of the experiment from which the differences are.
+      reference: name of the experiment that the others are compared with.
       role: what the reference is, such as "base" or "best"; part of the header.
       best: name of the experiment that is best on validation; "" if no run is finished.
       baselines: test metrics of the baselines by name.
@@ -372,8 +372,8 @@ def _short(value: Any) -> str:
 def records(comparison: Comparison) -> list[dict[str, Any]]:
     """Returns a record of each experiment, as JSON values, without the baselines.
 
-    The keys are "comparison" (title), "run", "best" and "reference" (whether it is), "directories"
-    and "seeds", config keys that differ ("config.model.num_layers"), means and standard deviations
+    The keys are "comparison" (title), "run", "best" and "reference" (booleans), "directories" and
+    "seeds", config keys that differ ("config.model.num_layers"), means and standard deviations
     of the metrics ("validation_accuracy", "validation_accuracy_sd", "test_accuracy", ...),
     "difference", its half-width "difference_95", "difference_over" and the number of pairs,
     "parameters", and the mean of "seconds". Missing values are None.

@@ -256,7 +256,7 @@ def _time(comparison: Comparison, rows: Sequence[Row]) -> Curves | None:
 
 
 def _curve(row: Row, metric: str) -> tuple[list[float], list[float]]:
-    """Returns time and validation metric, averaged over the seeds, at the steps of all seeds."""
+    """Returns time and validation metric, averaged over the seeds, at steps that all seeds have."""
     curves = [_points(row.outcome.folders[seed], metric) for seed in row.outcome.records]
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     pairs = [[curve[step] for curve in curves] for step in steps]

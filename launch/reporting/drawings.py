@@ -38,7 +38,7 @@ WIDTH = 3.6
 _LINE = 90
 # Number of detected objects up to which the drawing has their names; others are numbered.
 NAMED = 12
-# Number of classes up to which a confusion matrix has its counts.
+# Number of classes up to which a confusion matrix shows its counts.
 _COUNTED = 25
 
 
@@ -49,9 +49,9 @@ class Panel:
     Attributes:
       alternative: text alternative.
       width, height: size in inches.
-      draw: draws into an empty matplotlib figure or subfigure.
+      draw: function that draws into an empty matplotlib figure or subfigure.
       title: description, if the figure has several panels.
-      pixels: image uint8 [Y, X, 3] of a panel that has nothing else.
+      pixels: image uint8 [Y, X, 3], if the panel consists of an image alone.
     """
 
     alternative: str
@@ -120,7 +120,7 @@ def style() -> Iterator[None]:
     changed = {
         "text.parse_math": False,
         "svg.fonttype": "none",
-        # Identifiers in SVG then follow from the content.
+        # With a fixed salt, identifiers in SVG depend only on the content.
         "svg.hashsalt": "figure",
         "font.size": 9,
         "axes.titlesize": 9,
@@ -150,7 +150,7 @@ def curves(
     x_label: str = "step",
     mark: tuple[str, float] | None = None,
 ) -> Panel:
-    """Returns a panel of line plots of name -> (steps, values).
+    """Returns a panel of line plots.
 
     Args:
       title: quantity of the vertical axis.
@@ -211,7 +211,7 @@ def _interval_panel(figure: Intervals, label: str) -> Panel:
         axes = canvas.subplots()
         if label in figure.zero:
             axes.axvline(0, color=INK, linewidth=0.8)
-        # The series of a row are drawn above each other.
+        # The series of a row are shifted vertically, so that they do not overlap.
         shifts = 0.2 * (np.arange(len(series)) - (len(series) - 1) / 2)
         for shift, (name, (values, halves)) in zip(shifts, series.items(), strict=True):
             look = {"fmt": "o", "markersize": 4, "capsize": 3, "label": name}
@@ -246,7 +246,7 @@ def _confusion_matrix(figure: ConfusionMatrix) -> list[Panel]:
 
     def draw(canvas: Any) -> None:
         axes = canvas.subplots()
-        # Cells without counts show the page.
+        # Cells without counts are transparent.
         axes.imshow(_shaded(LINES[0], fraction))
         axes.set_xticks(range(count), figure.labels, rotation=60 if longest > 2 else 0, ha="right")
         axes.set_yticks(range(count), figure.labels)
@@ -290,7 +290,7 @@ def _alignment(figure: Alignment) -> list[Panel]:
     height = max(1.7, 0.7 + min(0.05 * longest, 0.8) + 0.2 * len(figure.outputs))
     height += 0.9 * (figure.over is not None)
     most = float(weights.max(initial=0.0))
-    # Weights over many inputs are small.
+    # Weights over many inputs are small, so that a scale from 0 to 1 would show no differences.
     top = 1.0 if most > 0.5 else max(most, 1e-12)
 
     def draw(canvas: Any) -> None:
@@ -598,4 +598,4 @@ _PANELS: Mapping[type, Callable[[Any], list[Panel]]] = {
 }
 
 unnumbered = functools.partial(_detected_image, numbered=False)
-"""Panels of a `DetectedImage` for a medium without a list of its objects."""
+"""Returns the panels of a `DetectedImage` without numbers, which refer to a list of objects."""

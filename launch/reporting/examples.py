@@ -13,7 +13,7 @@ from tasks.figures import Shown
 from tasks.task import Task
 
 _UNCERTAIN = "uncertain"
-# Reasons for a choice, as the note says them.
+# Kind of chosen examples -> description in the note.
 _KINDS: Mapping[str, str] = {
     "correct": "correct",
     "wrong": "wrong",
@@ -34,9 +34,10 @@ class Choice(NamedTuple):
 def choose(task: Task, evaluation: Evaluation, split: str, seed: int) -> Choice:
     """Chooses the examples of a report.
 
-    A quarter are those with the lowest confidence, if the task has confidences. The others are
-    drawn at random in equal numbers among correct and wrong examples. If scores are neither, such
-    as squared errors, they are drawn among the best quarter, the middle half and the worst quarter.
+    If the task has confidences, a quarter of the examples are those with the lowest confidence. The
+    others are drawn at random, as many correct as wrong ones. If scores do not tell whether an
+    example is correct, such as squared errors, examples are drawn equally from the best quarter,
+    the middle half and the worst quarter of the scores.
 
     Args:
       task: task with its data.
@@ -78,13 +79,14 @@ def grouped(
         is missing if there are no confidences.
 
     Returns:
-      Indices of rows by kind: "correct" and "wrong", or quarters of the scores.
+      Indices of rows by kind: "correct" and "wrong", or "best quarter", "worst quarter" and "middle
+      half"; and "uncertain".
     """
     confidence = np.array(
         [math.nan if row["confidence"] is None else row["confidence"] for row in rows], float
     )
     found: dict[str, list[int]] = {}
-    # An error rate of 0 is a correct answer, as a score of 1 is among scores of 0 and 1.
+    # A correct example has an error rate of 0 or, if all scores are 0 or 1, a score of 1.
     perfect = scores == (1 if higher_is_better else 0)
     if perfect.any() and (not higher_is_better or np.isin(scores, (0, 1)).all()):
         found = {"correct": np.flatnonzero(perfect), "wrong": np.flatnonzero(~perfect)}

@@ -1,6 +1,6 @@
-"""Interactive, self-contained pages of explanations, and their content for programs.
+"""Interactive, self-contained pages of explanations, and explanations as JSON for programs.
 
-The page draws everything from JSON values in it by a script, `explanation_page.js`. It refers to no
+A page contains JSON values and a script, `explanation_page.js`, which draws them. It refers to no
 other file. Attention weights are quantized, see `launch.reporting.explanation_weights`.
 """
 
@@ -42,7 +42,7 @@ from tasks.explanation import (
 WEIGHT_BYTES = 4_500_000
 """Size of the attention weights of a page, in characters, unless there are many explanations."""
 
-# Size of the attention weights of each explanation if there are many.
+# Size in characters of the attention weights of each explanation if there are many.
 _EACH = 1_500_000
 # Largest side of an image in pixels.
 _LARGEST_SIDE = 768
@@ -50,7 +50,7 @@ _LARGEST_SIDE = 768
 _ORDERED = ("token", "character", "frame", "lag", "time", "step", "column", "item")
 # Largest number of queries from which head similarities are computed.
 _COMPARED = 64
-# Smallest numbers of heads, queries and keys of compiled statistics.
+# Numbers of heads, queries and keys to which weights are padded at least, see `_padded`.
 _LEAST = (8, _COMPARED, 64)
 # Styles and script of a page, embedded or in files.
 _STYLES = re.compile(r'(?:<style>\n.*?</style>|<link rel="stylesheet"[^>]*>)</head>', re.DOTALL)
@@ -100,9 +100,9 @@ def page(
       notes: sentences for the reader.
       metric: name of the score.
       summary: calibration and tables by class and length; None to compute them from `rows`.
-      weight_bytes: size of the attention weights of all explanations in characters, estimated. By
-        default 4.5 MB, or 1.5 MB for each explanation if that is more. Of larger weights only the
-        largest are kept, and the page states what is missing.
+      weight_bytes: approximate size of the attention weights of all explanations, in characters. By
+        default 4.5 MB, or 1.5 MB for each explanation if that is more. If the weights do not fit,
+        only the largest are kept, and the page states how much is missing.
 
     Raises:
       ValueError: the shape of an attention map, of an attribution or of areas does not fit its
@@ -144,7 +144,7 @@ def embedded(text: str) -> str:
       text: text of a page, whose styles and script may be in files.
 
     Raises:
-      ValueError: it is not a page of this module.
+      ValueError: the text is not a page of this module.
     """
     _, script = _assets()
     script = f'<script id="page-script">{script}</script>'
@@ -160,7 +160,7 @@ def linked(text: str, styles: str, script: str) -> str:
       script: relative path of explanation_page.js.
 
     Raises:
-      ValueError: it is not a page of this module.
+      ValueError: the text is not a page of this module.
     """
     link = f'<link rel="stylesheet" href="{styles}">'
     return _with_assets(text, link, f'<script id="page-script" src="{script}"></script>')
@@ -344,7 +344,10 @@ def _map(explanation: Explanation, attention: AttentionMap, kept: weights.Kept) 
 
 
 def _statistics(explanation: Explanation, attention: AttentionMap) -> dict[str, Any]:
-    """Returns "statistics", name -> [L][N], and "similarity", [L][N][N] or None."""
+    """Returns "statistics" and "similarity" of the N heads of L layers.
+
+    "statistics" are lists [L][N] by name. "similarity" is [L][N][N], or None if it is not computed.
+    """
     given = {name: _list(values) for name, values in attention.statistics.items()}
     L, N, T, S = attention.weights.shape
     if not T * S or np.fmin.reduce(attention.weights, axis=None, initial=0) < 0:
@@ -354,7 +357,8 @@ def _statistics(explanation: Explanation, attention: AttentionMap) -> dict[str, 
     distances = _distances(explanation.axes[attention.keys])
     if attention.queries != attention.keys or T == 1:
         distances = None
-    # Rows at equal distances, because the time grows with the square of the number of heads.
+    # Similarities are computed from a part of the rows, at equal distances, because the time grows
+    # with the square of the number of heads.
     rows = np.unique(np.linspace(0, T - 1, min(T, _COMPARED)).round().astype(int))
     similar = []
     for layer in range(L):
@@ -397,10 +401,10 @@ def _jitted() -> tuple[Any, Any, Any]:
 
 
 def _padded(heads: np.ndarray) -> np.ndarray:
-    """Returns [1, N', T', S'] of weights [N, T, S], with sizes that are powers of two.
+    """Pads the weights [N, T, S] of N heads with zeros to [1, N', T', S'], with powers of two.
 
-    Heads, rows and keys of zeros change no statistic of the others. Inputs of similar lengths share
-    a compiled program.
+    So inputs of similar lengths share a compiled program. Heads, rows and keys of zeros do not
+    change the statistics of the others.
     """
     sizes = zip(heads.shape, _LEAST, strict=True)
     spare = [(0, (1 << (max(size, least) - 1).bit_length()) - size) for size, least in sizes]
@@ -508,7 +512,7 @@ def _list(values: Any, digits: int = 5) -> list[Any]:
 
 
 def _values(value: Any) -> Any:
-    """Returns JSON values of the data of explanations."""
+    """Returns an explanation, or a part of one, as JSON values."""
     if isinstance(value, Picture):
         fields = {**_fields(value), "image": _png(overlays.to_rgb(value.image))}
         return fields

@@ -19,7 +19,7 @@ from launch.reporting.page import scrolling
 from tasks.explanation import Explanation
 
 COLUMNS = ("id", "kind", "input", "prediction", "target", "confidence", "score")
-"""Columns of the list of examples, in the order of their keys."""
+"""Keys of the columns of the list of examples."""
 
 # Largest number of characters of an input in the list.
 _CLIPPED = 160
@@ -77,9 +77,9 @@ def correct(row: Mapping[str, Any]) -> bool | None:
     """Returns whether the prediction of a record equals its target; None if unknown.
 
     Args:
-      row: record of `Task.predictions`. A value of the key "correct" is returned as it is; None if
-        examples have a degree, such as translations. Only texts, integers and truth values are
-        compared.
+      row: record of `Task.predictions`. The value of the key "correct" is returned if it has one;
+        None means that examples are neither correct nor wrong, such as translations. Otherwise
+        texts, integers and booleans are compared.
     """
     if "correct" in row:
         return None if row["correct"] is None else bool(row["correct"])
@@ -249,7 +249,7 @@ def _table(name: str, groups: Sequence[Group], metric: str) -> str:
         "examples": [f"{group.count:,}" for group in groups],
         "accuracy": [_shown(group.accuracy) for group in groups],
         "mean confidence": [_shown(group.confidence) for group in groups],
-        # The score may be the accuracy.
+        # Removed below if the score is the accuracy.
         f"mean {metric}": [_shown(group.score) for group in groups],
         "most frequent error": [html.escape(group.confused) for group in groups],
     }

@@ -1,8 +1,8 @@
 """Quantization and compression of attention weights for pages of explanations.
 
-Weights of a head are stored as integers relative to the largest weight of their query, and only
-the largest weights are kept if the size is limited. What is kept is measured, so that a page can
-state it.
+A weight is stored as an integer, relative to the largest weight of the same query. If the size is
+limited, only the largest weights are stored. The fraction of the weights that is not stored is
+measured, so that a page can state how much is missing.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tasks.explanation import AttentionMap
 _UNSIGNED, _SIGNED = 255, 127
 # Largest integer of the scale of a row, relative to the largest weight of its head.
 _SCALES = 65535
-# A byte that skips 255 zeros without a weight after them.
+# Gap that stands for 255 zeros and no weight after them.
 _SKIP = 255
-# Numbers of largest weights of each query that are kept at any size, tried in this order.
+# Numbers of weights that each query keeps if not all weights fit, tried in this order.
 _ALWAYS = (8, 4, 2, 1)
-# About the number of weights whose compressed size estimates that of all weights.
+# Approximate number of weights that are compressed to estimate the compressed size of all weights.
 _SAMPLE = 2_000_000
 # Base64 has four characters for three bytes.
 _BASE64 = 4 / 3
@@ -35,7 +35,7 @@ _SMALL = 24
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """Weights that a page holds, which are the same for all maps of an explanation.
+    """Rule that selects the weights a page stores, the same for all maps of an explanation.
 
     Attributes:
       always: number of largest weights that each query keeps; None if all weights are kept.
@@ -49,8 +49,9 @@ class Kept:
 def choose(maps: Sequence[AttentionMap], size: int) -> Kept:
     """Chooses the weights to keep such that their encoding has about a given size.
 
-    All weights are kept if they fit. Else each query keeps its 8 largest weights, or 4, 2 or 1 if
-    these do not fit. All weights above a common threshold are kept too, as many as fit.
+    All weights are kept if they fit. Otherwise each query keeps its 8 largest weights, or 4, 2 or 1
+    if these do not fit. All weights above a common threshold are kept too; the threshold is chosen
+    such that they fit.
 
     Args:
       maps: attention maps of one explanation.
@@ -80,7 +81,7 @@ def choose(maps: Sequence[AttentionMap], size: int) -> Kept:
 
 
 def _samples(attention: AttentionMap) -> Iterator[tuple[np.ndarray, int, float]]:
-    """Yields some rows of each head, the levels of the map and the number of rows for each row."""
+    """Yields sampled rows of each head, the largest integer, and the ratio of all rows to these."""
     levels, T = _levels(attention), attention.weights.shape[2]
     step = max(1, min(T, attention.weights.size // _SAMPLE))
     for head in _heads(attention):
@@ -92,21 +93,22 @@ def encode(attention: AttentionMap, kept: Kept) -> dict[str, Any]:
 
     The data of a head is compressed by zlib and encoded in base64. It consists of
 
-        the scale of each row, uint16 [T]; scale · max / 65535 is the weight of the largest integer
+        the scale of each row, uint16 [T]
         the number n of gaps, uint32
-        gaps, uint8 [n]: the number of zeros before each kept weight in row-major order; 255 skips
-          255 zeros without a weight after them
+        gaps, uint8 [n]: the number of zeros before each kept weight in row-major order; 255 stands
+          for 255 zeros and no weight after them
         the integer of each kept weight, uint8, or int8 if weights are negative
 
-    with integers in little-endian order. An integer i stands for the weight i · scale / levels, so
-    the error of a kept weight is at most half of scale / levels.
+    with integers in little-endian order. In a row with the scale s, the integer i stands for the
+    weight i · u with u = s / 65535 · max / levels, where "max" and "levels" are described below.
+    The error of a kept weight is at most u / 2.
 
     Args:
       attention: attention map; weights that are not finite become 0.
       kept: weights to keep.
 
     Returns:
-      "heads", data of each head, layer by layer; "max", the largest absolute weight of each head;
+      "heads", the data of each head, layer by layer; "max", the largest absolute weight by head;
       "levels", the largest integer, 255 or 127; "signed"; "largest_missing", the largest absolute
       weight that is shown as 0; "missing_most" and "missing_mean", the largest and the mean
       fraction of the weight of a query that is shown as 0; "always" of `kept`; "nonfinite", the
@@ -138,10 +140,10 @@ def decode(data: str, shape: tuple[int, int], largest: float, levels: int) -> np
     """Decodes the weights of a head, as the page does.
 
     Args:
-      data: one of the "heads" of `encode`.
+      data: entry of the list "heads" in the result of `encode`.
       shape: numbers of queries and keys, (T, S).
-      largest: the "max" of the head.
-      levels: the "levels" of the map.
+      largest: entry of the list "max" for the same head.
+      levels: value of "levels" in the same result.
 
     Returns:
       float64 [T, S].
@@ -204,12 +206,12 @@ def _heads(attention: AttentionMap) -> Iterator[np.ndarray]:
 
 
 def _levels(attention: AttentionMap) -> int:
-    # The minimum ignores NaN, and takes no memory.
+    # `np.fmin` ignores NaN, and makes no copy of the weights.
     return _SIGNED if np.fmin.reduce(attention.weights, axis=None, initial=0) < 0 else _UNSIGNED
 
 
 def _packed(head: np.ndarray, levels: int, kept: Kept) -> tuple[bytes, float, np.ndarray]:
-    """Returns compressed weights, the largest weight without an integer, and what rows miss.
+    """Returns compressed weights, and measures of the weights that are missing in them.
 
     Args:
       head: [T, S], finite.
@@ -217,8 +219,8 @@ def _packed(head: np.ndarray, levels: int, kept: Kept) -> tuple[bytes, float, np
       kept: weights to keep.
 
     Returns:
-      Data, see `encode`; largest absolute weight whose integer is 0; fraction of the sum of
-      absolute weights of each row whose integer is 0, [T].
+      Data, see `encode`; largest absolute weight whose integer is 0; and [T], for each row the sum
+      of the absolute weights whose integer is 0, as a fraction of the sum of all.
     """
     size = np.abs(head)
     rows = size.max(axis=-1, initial=0)

@@ -85,7 +85,7 @@ def _fraction(value: float | None) -> str:
 
 
 def insert(text: str, root: Path) -> str:
-    """Inserts tables between <!-- faithfulness --> and <!-- /faithfulness -->, and known_positions.
+    """Inserts tables after <!-- faithfulness --> and <!-- known_positions -->, up to their ends.
 
     Args:
       text: text of a page.

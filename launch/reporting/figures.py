@@ -249,7 +249,8 @@ def _attended_text(figure: AttendedText) -> str:
     )
     largest = [n for n in np.argsort(-weights, kind="stable")[:_LISTED] if weights[n] > 0]
     names = {n: figure.tokens[n] for n in largest}
-    # A comma between numbers would not be read as a token.
+    # Tokens without letters or digits are quoted; a comma between numbers would look like a
+    # separator.
     names = {n: name if re.search(r"\w", name) else f'"{name}"' for n, name in names.items()}
     listed = ", ".join(f"{html.escape(name)} {weights[n]:.3f}" for n, name in names.items())
     if listed:

@@ -46,7 +46,7 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def background(names: Sequence[str]) -> tuple[int, ...]:
-    """Returns the numbers of the classes that are the background of the others, by their name."""
+    """Returns the numbers of the background classes, which are recognized by their names."""
     return tuple(n for n, name in enumerate(names) if name.strip().lower() in _BACKGROUND)
 
 
@@ -130,7 +130,7 @@ def overlay_weights(image: np.ndarray, weights: np.ndarray, opacity: float = 0.8
         for length, cells in zip(below.shape[:2], weights.shape, strict=True)
     )
     relative = relative[rows][:, columns]
-    # The colors of small weights are too dark for dark images.
+    # The dark end of the color map is not used, because it is invisible on dark images.
     above = 255 * matplotlib.colormaps["inferno"](0.45 + 0.45 * relative)[..., :3]
     return np.round(below + opacity * relative[..., None] * (above - below)).astype(np.uint8)
 

@@ -187,7 +187,7 @@ def step_times(folder: Path) -> str:
 
 
 def _described(task: Task, record: Mapping[str, Any]) -> list[tuple[str, Metric]]:
-    """Returns the metrics of a record with their descriptions; only the first of a pattern."""
+    """Returns metrics with their descriptions; of names with the same pattern only the first."""
     found: dict[str, tuple[str, Metric]] = {}
     for name in record["metrics"]:
         metric = task.describe_metric(name)
@@ -198,9 +198,9 @@ def _described(task: Task, record: Mapping[str, Any]) -> list[tuple[str, Metric]
 
 
 def log_file(folder: Path) -> Path:
-    """Returns the path of the metrics by step of a run.
+    """Returns the path of metrics.jsonl of a run.
 
-    For a refitted run, it is that of the first training, which used validation.
+    For a refitted run, this is the file of the first training, which used validation.
     """
     selection = folder / SELECTION
     return (selection if selection.is_dir() else folder) / "metrics.jsonl"

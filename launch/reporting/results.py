@@ -29,8 +29,8 @@ FIELDS = {
 # File of a run directory with the record of the finished run.
 RESULT = "result.json"
 SUMS = "result.sums.json"
-# Value of "kind" in records of `launch.explain --evaluate`, and their folder. Records of a kind are
-# not those of runs.
+# Value of "kind" in records of `launch.explain --evaluate`, and the name of their folder. Records
+# of runs do not have the key "kind".
 FAITHFULNESS = "faithfulness"
 
 
@@ -206,8 +206,8 @@ def load_result(path: Path) -> dict[str, Any]:
 def load_records(root: Path) -> list[dict[str, Any]]:
     """Reads all run files under a directory, sorted by path.
 
-    Of a run directory, or of a directory that contains some, the results of the finished runs are
-    read.
+    If the directory is a run directory or contains run directories, the records of the finished
+    runs are read instead.
 
     Raises:
       UserError: the directory does not exist or is empty, or a file is not a run file.

@@ -15,9 +15,9 @@ Record = Mapping[str, Any]
 
 # Label in rows with the mean and deviation over all values of a setting.
 _MEAN = "all (mean)"
-# The first line of a table of models.
+# Line of a page before a table of models.
 _MODELS = re.compile(r"^<!-- models (.*) -->\n", re.M)
-# The first line of a table of metrics.
+# Line of a page before a table of metrics.
 _METRICS = re.compile(r"^<!-- metrics (\w+) -->\n", re.M)
 # Keys in the metrics of a baseline: the model's gain over it, and the half-width of its interval.
 _GAIN = ("gain", "gain_95")
@@ -68,7 +68,7 @@ def format_differences(record: Record) -> dict[str, str]:
 
 
 def verdicts(record: Record) -> dict[str, str]:
-    """Returns "better", "worse" or "no clear difference" for each of `format_differences`."""
+    """Returns "better", "worse" or "no clear difference" for each baseline with a difference."""
     found = {}
     for name, values in record["baselines"].items():
         if _GAIN[0] in values:
@@ -163,8 +163,8 @@ def insert_models(text: str, records: Iterable[Record]) -> str:
     """Inserts tables of models after the lines <!-- models KEY=VALUE ... -->.
 
     They replace the text before the lines <!-- /models -->. The keys select runs: task, data,
-    experiment (several are separated by commas), or one of `settings`. Without experiment these are
-    the runs of `launch.train`.
+    experiment (several are separated by commas), or one of `settings`. Without the key experiment,
+    the runs of `launch.train` are selected.
 
     Raises:
       ValueError: a table has no end, no key task, a malformed key, or selects no run.
@@ -251,7 +251,8 @@ def _unselected(row: _Row, wanted: Mapping[str, str]) -> tuple[tuple[str, Any], 
 def _numbers(task: Any, group: Sequence[Record]) -> Iterator[tuple[_Row, list[str]]]:
     """Yields rows with parameters, test metric and time; of the baselines only the best.
 
-    Rows of single values of `Task.averaged_over` are left out if there is their mean.
+    If there is a row with the mean over the setting `Task.averaged_over`, the rows with single
+    values of this setting are left out.
     """
     runs, given = _by_row(group)
     primary, sign = task.primary_metric, 1 if task.higher_is_better else -1
@@ -482,7 +483,7 @@ def show(record: Mapping[str, Any], metrics: Sequence[str]) -> None:
         table.add_column(metric, justify="right", overflow="fold")
     gains = format_differences(record)
     if gains:
-        # Its numbers are narrower than the heading.
+        # Without a minimum width, the column would be as wide as its heading.
         table.add_column(DIFFERENCE, justify="right", min_width=26)
     table.add_column("seed", justify="right")
     table.add_column("time", justify="right")

@@ -22,7 +22,7 @@ from launch.reporting.report import SELECTION
 from launch.runs.directory import saved_config
 from tasks.common.errors import UserError
 
-# What the differences of a table are from, besides the name of a run directory.
+# Values of `against` in `compare_runs`, besides the name of a run directory.
 REFERENCES = ("best", "first")
 
 
@@ -44,13 +44,13 @@ class FinishedRun:
 
 
 def collect(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
-    """Reads the finished runs among directories, and below directories that are no runs.
+    """Reads the finished runs among directories, and below directories that contain runs.
 
     Args:
       folders: run directories, or directories that contain some.
 
     Returns:
-      The runs, and a message about each run that is unfinished or damaged and about what is no run.
+      The runs, and messages about unfinished and damaged runs and about paths without runs.
     """
     found, messages, files = [], [], []
     for folder in dict.fromkeys(folders):
@@ -118,8 +118,8 @@ def compare_runs(runs: Sequence[FinishedRun], against: str = "best") -> list[Com
 
     Args:
       runs: finished runs.
-      against: what the differences are from: "best" on validation, the "first" of the given runs,
-        or the name of a run directory.
+      against: reference of the differences: "best" on validation, the "first" of the given runs, or
+        the name of a run directory.
 
     Returns:
       Comparisons in the order of their first runs.
@@ -150,7 +150,7 @@ def _is(run: FinishedRun, name: str) -> bool:
 def _test_data(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:
     """Returns a key of the test examples: their ids or, without ids, the data config.
 
-    A run without ids belongs to a run with ids and the same data config.
+    A run without ids gets the key of a run that has ids and the same data config, if there is one.
     """
     if run.examples:
         return run.examples
@@ -163,7 +163,7 @@ def _test_data(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:
 
 
 def _with_size(title: str, group: Sequence[FinishedRun]) -> str:
-    """Adds what distinguishes test data of the same name: settings, number of examples."""
+    """Adds settings, number and hash of the test examples, to distinguish data of the same name."""
     first = group[0]
     settings = ", ".join(f"{key}={value}" for key, value in first.record["settings"].items())
     try:

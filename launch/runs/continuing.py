@@ -1,8 +1,8 @@
 """Continuation of a run by raising `config.training.steps` or `config.training.patience`.
 
-A run is continued only if it ends as one that had the larger values from the start. So its learning
-rate must not depend on the number of steps, and its last validation must be one that the longer run
-has too.
+A run is continued only if the result is that of a run with the larger values from the start. So its
+learning rate must not depend on the number of steps, and its last validation must be at a step at
+which the longer run has one too.
 """
 
 from __future__ import annotations
@@ -73,7 +73,11 @@ def check(saved: Experiment, config: Experiment, folder: Path) -> None:
 
 
 def _last_common(saved: Experiment, folder: Path, whole: list[int]) -> int | None:
-    """Returns the newest checkpoint that a longer run has too; None if it or the best is gone."""
+    """Returns the step of the newest checkpoint that a longer run has too.
+
+    The result is 0 if there is no such step, and None if this checkpoint, or the best one up to it,
+    does not exist any more.
+    """
     every, newest = saved.training.evaluate_every, max(whole)
     if newest < saved.training.steps or newest % every == 0:
         return newest
@@ -87,7 +91,7 @@ def _last_common(saved: Experiment, folder: Path, whole: list[int]) -> int | Non
 
 
 def begin(saved: Experiment, config: Experiment, folder: Path) -> None:
-    """Makes a finished run one that is to be continued; its result is kept in result-<steps>.json.
+    """Prepares a finished run for continuation; its result is kept in result-<steps>.json.
 
     Args:
       saved: experiment of the run.

@@ -187,7 +187,7 @@ def check_assets(task: Task, folder: Path) -> None:
 def save_outputs(folder: Path, task: Task, evaluation: Evaluation, split: str) -> None:
     """Writes the outputs, score and prediction of every example of a split.
 
-    These are outputs-<split>.npz, for paired comparisons, and predictions-<split>.csv.
+    The files are outputs-<split>.npz, for paired comparisons, and predictions-<split>.csv.
 
     Raises:
       UserError: the directory cannot be written.

@@ -81,7 +81,7 @@ def evaluate_file(
     rows = task.predictions(found.outputs, "test", scores=scores)
     metrics = {**found.metrics, **task.decided(found.outputs, "test")}
     middle, half = mean_and_interval(scores.astype(np.float64), task.overlap)
-    # Equal scores say nothing about the spread.
+    # Equal scores give an interval of width 0, which says nothing and is left out.
     primary = {task.primary_metric: (middle - half, middle + half)} if half else {}
     intervals = {**primary, **task.intervals(found.outputs, "test")}
     record = {
@@ -127,7 +127,7 @@ def evaluate_run(
       folder: run directory.
       split: split to evaluate on.
       paths: directories of data sets and caches.
-      task: task of `prepared_for_evaluation`; None to prepare it.
+      task: result of `prepared_for_evaluation`; None to call it.
       options: options of predictions. Their metrics are returned, but not written.
 
     Returns:

@@ -69,8 +69,8 @@ def show(
 
     Args:
       model, *inputs: as for `attention.inspect.capture`.
-      labels: labels of the positions of the example, without those of padding; weights are cut to
-        them. None for numbers.
+      labels: labels of the positions of the example, without those of padding; weights of other
+        positions are left out. None to number the positions.
       example: index of the shown example in the batch.
       **options: further arguments of `capture`, such as layers.
 
@@ -118,7 +118,7 @@ def show(
 
 def _of_example(name: str, weights: np.ndarray, example: int) -> np.ndarray:
     """Returns the weights of one example as [L, N, T, S], from any result of `capture`."""
-    # [B, N, T, S], [B, heads, T], [B, S], or with calls first.
+    # Shapes are [B, N, T, S], [B, heads, T], [B, S], or [calls, B, N, T, S] after several calls.
     calls = weights.ndim == 5
     batch = weights.shape[1 if calls else 0]
     if not -batch <= example < batch:

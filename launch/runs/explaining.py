@@ -22,7 +22,7 @@ from tasks.explainer import AttentionPath, Subject
 from tasks.explanation import AttentionMap, Attribution, Axis, Curve, Explanation
 from tasks.task import Task
 
-# Kinds of axes whose heads have the patterns of `inspect.head_pattern`, and labels of separators.
+# Kinds of axes for which `inspect.head_pattern` finds patterns, and labels of separator tokens.
 _WRITTEN, _SEPARATORS = ("token", "character"), ("[SEP]", "[END]", "end", "</s>")
 # Random orders whose curves are averaged.
 _ORDERS = 5
@@ -57,7 +57,7 @@ class Found:
 
 
 class Explaining:
-    """Explanations of the predictions of one model.
+    """Computation of attributions, curves and explanations for the predictions of one model.
 
     Args:
       task: the task of a run.
@@ -70,12 +70,12 @@ class Explaining:
     def __init__(self, task: Task, config: Experiment, steps: Steps, variables: Any, seed: int = 0):
         self.task, self.explainer, self.seed = task, task.explainer(), seed
         self._steps, self._variables = steps, variables
-        # Relevance, and seconds to compute it.
+        # Result of `_relevances` for an example, and seconds to compute it.
         self._known: dict[Subject, tuple[np.ndarray, float]] = {}
         self.scorer = Scorer(self.explainer, steps.mesh, variables, config.seed)
 
     def with_variables(self, variables: Any) -> Explaining:
-        """Returns the explanations of a model with other variables."""
+        """Returns a copy that explains the model with other variables."""
         found = copy.copy(self)
         found._variables, found._known = variables, {}
         found.scorer = self.scorer.with_variables(variables)
@@ -84,7 +84,7 @@ class Explaining:
     # ------------------------------------------------------------------ examples
 
     def of_split(self, split: str, indices: Sequence[int]) -> Iterator[Subject]:
-        """Yields examples of a split."""
+        """Yields the `Subject`s of examples of a split."""
         for index in map(int, indices):
             raw = self.explainer.raw(split, index)
             examples, row = self.task.examples(split), index
@@ -93,7 +93,7 @@ class Explaining:
             yield self._subject(examples, row, raw=raw, split=split, index=index)
 
     def of_inputs(self, raw: Sequence[str]) -> Iterator[Subject]:
-        """Yields raw inputs; of an input with several examples, such as windows, the first.
+        """Yields a `Subject` for each raw input; if it has several windows, for the first one.
 
         Raises:
           UserError: an input cannot be read.
@@ -113,7 +113,7 @@ class Explaining:
         )
         inputs = prediction_inputs(self.task, self._steps.place(batch))
         found = [inputs, self._steps.predict(self._variables, inputs), self._attention(inputs)]
-        # Rows of padding may follow.
+        # Only the first row is kept, because rows of padding may follow.
         inputs, outputs, attention = (
             {name: np.asarray(array)[:1] for name, array in jax.device_get(arrays).items()}
             for arrays in found
@@ -125,7 +125,10 @@ class Explaining:
         return self._steps.attention(self._variables, inputs)
 
     def again(self, subject: Subject) -> Subject:
-        """Returns an example with the attention weights of this model, for the same prediction."""
+        """Returns a subject of another model with the attention weights of this model.
+
+        The explained prediction remains that of the other model.
+        """
         inputs = {
             name: np.repeat(array, self._steps.batch_shards, axis=0)
             for name, array in subject.inputs.items()
@@ -207,7 +210,11 @@ class Explaining:
                 self._known[each] = (relevance, seconds)
 
     def _relevances(self, group: Sequence[Subject]) -> np.ndarray:
-        """Returns the relevance of states for each other (Chefer et al. 2021), [B, T, T]."""
+        """Returns the relevance of T states for each other (Chefer et al. 2021), [B, T, T].
+
+        Args:
+          group: B examples whose inputs have the same shapes.
+        """
         inputs, target = (
             {name: np.concatenate([one[name] for one in each]) for name in each[0]}
             for each in (
@@ -222,7 +229,8 @@ class Explaining:
         path = self.explainer.attention_path(group[0])
         assert path is not None
         assert path.layers is not None
-        # Other attention, such as that of a pool, has other shapes.
+        # The self-attention of layers has square weights, other attention such as that of a pool
+        # has not.
         names = [name for name, x in found.weights.items() if x.ndim == 4 and _is_square(x)]
         assert len(names) == len(path.layers), (names, path.layers.shape)
         stacked = (np.stack([part[name] for name in names]) for part in found)
@@ -363,11 +371,11 @@ def area(curve: Curve) -> float:
 
 
 def _with_patterns(attention: AttentionMap, axes: Mapping[str, Axis]) -> AttentionMap:
-    """Returns self-attention between tokens with the pattern of each head, if it has one."""
+    """Adds the pattern of each head to self-attention between tokens; other maps stay unchanged."""
     keys = axes[attention.keys]
     if attention.queries != attention.keys or keys.kind not in _WRITTEN:
         return attention
-    # Weights of subtracted maps have no such patterns.
+    # Weights that are differences of attention maps can be negative, and have no such patterns.
     if (attention.weights < 0).any():
         return attention
     labels = np.asarray(keys.labels)
@@ -385,14 +393,19 @@ def _is_square(weights: np.ndarray) -> bool:
 
 
 def _read(path: AttentionPath, count: int) -> np.ndarray:
-    """Returns the readout of positions, through the last layer if there are layers."""
+    """Returns the weight with which the output reads each position, through the last layer if any.
+
+    Args:
+      path: attention from the positions to the output.
+      count: number of positions.
+    """
     if path.layers is None:
         return path.readout[path.first :][:count]
     return _through(path, np.abs(path.layers[-1]).mean(axis=0), count)
 
 
 def _through(path: AttentionPath, matrix: np.ndarray, count: int) -> np.ndarray:
-    """Returns the readout of states times a matrix [T, T] from states to positions."""
+    """Multiplies the readout of states by a matrix [T, T]; returns the result by position."""
     states = len(path.readout)
     return (path.readout @ matrix[:states, :states])[path.first :][:count]
 

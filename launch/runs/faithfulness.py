@@ -54,12 +54,12 @@ def evaluate(
     """Measures the faithfulness of attributions on examples of a split.
 
     Args:
-      explaining: explanations of the model.
+      explaining: `Explaining` of the model.
       split: name of the split.
       indices: examples.
       methods: names of methods; all that apply if None.
-      randomized: explanations of the same model with random parameters (Adebayo et al. 2018).
-      other: explanations of a model that was trained with another seed.
+      randomized: `Explaining` of the same model with random parameters (Adebayo et al. 2018).
+      other: `Explaining` of a model that was trained with another seed.
       progress: called with the number of new examples.
 
     Returns:
@@ -102,7 +102,7 @@ def _prepared(
     indices: Sequence[int],
     models: Mapping[str, Explaining | None],
 ) -> Iterator[tuple[Subject, dict[str, tuple[Explaining, Subject]]]]:
-    """Yields examples, with other models and the same examples for them by name."""
+    """Yields each example and, by name, each other model with the example for that model."""
     for start in range(0, len(indices), _TOGETHER):
         subjects = list(explaining.of_split(split, indices[start : start + _TOGETHER]))
         explaining.prepare(subjects)
@@ -159,7 +159,7 @@ def random_variables(task: Task, config: Experiment, variables: Any) -> Any:
 
     Args:
       task: the task.
-      config: its experiment; the seed is the next one.
+      config: its experiment; parameters are initialized with the next seed.
       variables: trained variables.
     """
 

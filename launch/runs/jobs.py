@@ -99,7 +99,7 @@ class Placement(Protocol):
 
         Raises:
           Interrupted: a signal stopped the runs; checkpoints were saved.
-          KeyboardInterrupt: the same, without training in this process.
+          KeyboardInterrupt: a signal stopped runs that other processes execute.
           UserError: no process can execute the jobs.
         """
         ...
@@ -136,7 +136,7 @@ def perform(job: Job, options: Options, member: Member | None = None) -> Ended:
     Args:
       job: the job.
       options: directories and command.
-      member: place of the job in a stack of seeds; None to train alone.
+      member: member of a stack of seeds that trains the job; None to train alone.
 
     Raises:
       Interrupted: a signal stopped training; a checkpoint was saved.

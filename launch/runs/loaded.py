@@ -83,7 +83,7 @@ class Run:
     """A run directory: config, results, and predictions of the model with the best parameters.
 
     Files are read, and the model is compiled, on first use. A run that is still in training has no
-    metrics yet; `launch.load` again to see later checkpoints.
+    metrics yet; call `launch.load` again to use later checkpoints.
 
     Attributes:
       folder: run directory.
@@ -247,11 +247,11 @@ class Run:
     def attention(self, x: Folder) -> dict[str, AttentionWeights]:
         """Returns the attention weights of the model for one input, by name.
 
-        They are empty for a model that has no attention weights.
+        The dict is empty for a model without attention weights.
 
         Args:
           x: text, or the path of an image, sound or table. Of a large image that is cut into
-            windows, only the first counts.
+            windows, only the first window is used.
 
         Raises:
           UserError: the input cannot be read, or there is no checkpoint.
@@ -332,8 +332,8 @@ class Run:
         """Evaluates the best parameters as `python -m launch.evaluate` does.
 
         Args:
-          file: labeled file or folder in the form of the user files of the task, instead of a
-            split. The data of the run are not needed, and nothing is written.
+          file: labeled file or folder to evaluate on instead of a split, in a form that the task
+            accepts as user data. The data of the run are not needed, and nothing is written.
           split: "train", "validation" or "test".
           images: folder of the images of an annotation file.
           top_k, threshold, positive: see `tasks.answers.AnswerOptions`; they add metrics.
@@ -362,8 +362,8 @@ class Run:
     def predictions(self, split: str = "test") -> list[dict[str, Any]]:
         """Returns target, prediction and score of each example of a split.
 
-        Those of the test split are computed from the saved outputs of a finished run. Other splits
-        are evaluated first. `pandas.DataFrame(run.predictions())` makes a table.
+        For the test split of a finished run, they are computed from saved outputs. Other splits are
+        evaluated first. `pandas.DataFrame(run.predictions())` makes a table.
 
         Args:
           split: "train", "validation" or "test".

@@ -31,7 +31,7 @@ WIDTHS = (
 )
 # Largest relative difference of the parameter counts, and the difference that ends the search.
 TOLERANCE, CLOSE = 0.02, 0.005
-# Limits of the search.
+# Largest size, and largest number of steps, of the search.
 _LARGEST, _MOST_COUNTS = 1 << 20, 60
 
 
@@ -186,7 +186,7 @@ def _available(name: str, experiment: Experiment, keys: Sequence[str]) -> list[s
 class _Dimension:
     """Parameter counts of an experiment by the value of a dimension.
 
-    The values of a tuple are changed in proportion; they are addressed by the largest.
+    If the dimension is a tuple of sizes, they are scaled together, and the size is the largest.
     """
 
     def __init__(self, task: Task, experiment: Experiment, field: str):
@@ -196,7 +196,7 @@ class _Dimension:
 
     @property
     def start(self) -> int:
-        """Present size."""
+        """Size in the experiment."""
         return max(self._own) if isinstance(self._own, tuple) else self._own
 
     def value(self, size: int) -> Any:

@@ -1,8 +1,9 @@
 """Slots on a Ray cluster (--on=ray), an optional package; see `launch.runs.pool`.
 
 Each slot is an actor with the CPUs and GPUs of one run. The actor starts a worker process like
-those of --on=local, so that JAX is set up as on one machine. Clone, environment and run directories
-must have the same paths on all nodes, as in a shared file system. Ray: Moritz et al. 2018.
+those of --on=local, so that JAX is set up as on one machine. The clone of the repository, the
+Python environment and the run directories must have the same paths on all nodes, as in a shared
+file system. Ray: Moritz et al. 2018.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from launch.runs.pool import CLOSING, Pool, worker_setup
 from launch.runs.worker_process import ROOT, Lost
 from tasks.common.errors import UserError
 
-# Actors that wait for a free node at most; one would do, but more of them make clusters grow.
+# Largest number of actors. Those that wait for a free node make a cluster add nodes.
 _SLOTS = 1000
-# Actors of one slot that may end before their first job.
+# Number of successive actors of a slot that may end before their first job.
 _STARTS = 3
 
 # Environment of Ray. Workers of a cluster that is started here get the priority of this command.
@@ -116,7 +117,7 @@ def _check_port(address: str) -> None:
 
 @contextlib.contextmanager
 def _token(folder: Path) -> Iterator[Path]:
-    """Writes a file that nodes must see if they share the output directory."""
+    """Writes a file by which nodes check whether they share the output directory."""
     path = folder / f".nodes-{uuid.uuid4().hex}"
     write_text(path, path.name)
     try:
@@ -130,7 +131,7 @@ def _resources(given: Mapping[str, float]) -> dict[str, float]:
     """Returns CPUs and GPUs of each run.
 
     Raises:
-      UserError: no node has as many.
+      UserError: no node has so many CPUs and GPUs.
     """
     import ray
 
@@ -239,7 +240,8 @@ def _reason(error: Exception) -> str:
 def _actor_class() -> type:
     """Returns the class of the actors.
 
-    Ray serializes classes of functions by value, so that a node that lacks this code can say so.
+    Ray serializes a class that is defined in a function by value. So an actor also starts on a node
+    that lacks this code, and can report it.
     """
 
     class Slot:

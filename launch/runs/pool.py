@@ -23,9 +23,9 @@ from tasks.common.errors import UserError
 
 # Seconds between two checks of the workers.
 _INTERVAL = 0.05
-# Seconds without a worker after which a line says so.
+# Seconds without a running job after which a line says that the command waits for a worker.
 _PATIENCE = 60.0
-# Seconds after which a worker is killed that was asked to end.
+# Seconds that a worker has to end after it was asked to; after that it is killed.
 CLOSING = 60.0
 
 
@@ -43,7 +43,7 @@ def worker_setup(jobs: Sequence[Job], options: Options, cores: Sequence[int] | N
 
 
 def message(job: Job, log: Path) -> dict[str, Any]:
-    """Returns the line that gives a job to a worker."""
+    """Returns the message that gives a job to a worker, see `launch.runs.worker`."""
     return {
         "name": job.name,
         "config": configs.to_dict(job.config),
@@ -100,7 +100,7 @@ class Pool:
     """Jobs that are being executed by slots."""
 
     def __init__(self, slots: Sequence[Slot], options: Options, done: Callable[[Job, Ended], None]):
-        """Args: workers; options of the jobs; called with each job and its result."""
+        """Args: workers; options of the jobs; function that is called with each job and result."""
         self._slots, self._options, self._done = list(slots), options, done
         self._running: dict[Slot, Job] = {}
         self._began: dict[Path, float] = {}
@@ -125,7 +125,7 @@ class Pool:
                     self._collect(waiting)
                     time.sleep(_INTERVAL)
             finally:
-                # After an error, such as a closed pipe, jobs are still running.
+                # After an error, such as a closed pipe, jobs may still be running.
                 for slot in self._slots:
                     slot.stop()
                 for slot in self._slots:
@@ -152,7 +152,7 @@ class Pool:
         """Returns whether a slot can start a job; a slot that never can is removed.
 
         Raises:
-          UserError: it was the last one.
+          UserError: no other slot is left.
         """
         try:
             return slot.ready()
@@ -181,7 +181,7 @@ class Pool:
                 if "refused" in answer:
                     raise UserError(answer["refused"])
                 if "stopped" in answer:
-                    # A scheduler stopped this worker alone.
+                    # The signal reached only this worker, for example from a scheduler.
                     ended = Ended(failure="the worker was stopped by a signal", retriable=True)
                 else:
                     ended = Ended(**answer)
@@ -194,7 +194,7 @@ class Pool:
         if ended.retriable and attempt < retries:
             self._attempts[job.folder] += 1
             say(retried(job, ended.failure, attempt, retries))
-            # The job keeps its place, so that the order of the starts is that of the jobs.
+            # The job is the next one to start, so that jobs start in the given order.
             waiting.appendleft(job)
             return
         seconds = time.monotonic() - self._began.pop(job.folder)

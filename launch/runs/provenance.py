@@ -2,9 +2,9 @@
 
 Before training, `data.json` is written to the run directory. It contains the task's fingerprint,
 the hash of each part of the data and the number of examples of each split. `assets.json` contains
-labels and tokenizer. A run is neither resumed nor repeated if either file differs. Run directories
-of earlier versions have no data.json: only their assets are compared, and no data.json is added,
-since it would describe data that were never compared.
+labels and tokenizer. A run is neither resumed nor repeated if either file differs from the present
+data. Run directories of earlier versions have no data.json: only their assets are compared, and no
+data.json is added, since it would describe data that were never compared.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from tasks.task import SPLITS, Task
 
 DATA = "data.json"
 ASSETS = "assets.json"
-# Sums of floats differ between processors in the last digits; assets are rounded to 5 decimals.
+# Tolerances of assets, because sums of floats differ between processors in the last digits, and
+# assets are rounded to 5 decimals.
 _RELATIVE, _ABSOLUTE = 1e-5, 2e-5
 # Assets that messages name first. Other assets are derived from the data and are named only if
 # nothing else differs.

@@ -66,7 +66,7 @@ def run(
         once.
       track: trackers of `launch.engine.trackers.NAMES` that receive metrics and results.
       profile: steps to trace; with config.training.refit, of the first training.
-      member: place in a stack of seeds that take their steps together; None to train alone.
+      member: member of a stack of seeds that take their steps together; None to train alone.
 
     Returns:
       The result record, which is also written to result.json.
@@ -192,7 +192,7 @@ def _verify_finished(config: Experiment, folder: Path, paths: Paths, known: dict
     values = configs.to_dict(config)
     key = json.dumps([values["task"], values["data"], values["model"], config.training.refit])
     if getattr(config.model, "init_from", ""):
-        # The tokenizer is then read from the run directory.
+        # The description depends on the run directory, from which the tokenizer is then read.
         key += str(folder)
     if key not in known:
         try:
@@ -317,7 +317,7 @@ def _finish(
 
 
 def _timing(folder: Path) -> list[dict[str, Any]]:
-    """Returns the lines of timing.jsonl, with those of an earlier selection."""
+    """Returns the lines of timing.jsonl; of a refitted run also those of the first training."""
     return [
         line
         for place in (folder / SELECTION, folder)

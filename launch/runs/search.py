@@ -93,7 +93,7 @@ def run_search(
 
         def finish(trial: Any) -> None:
             if set(trial.params) != {space.key for space in given}:
-                # The search was killed while it chose the values.
+                # The search was killed before all values of this trial were chosen.
                 _tell(study, trial.number, None)
                 return
             name, experiment = with_values(base, _values(given, trial.params))

@@ -19,7 +19,7 @@ from tasks.task import Task
 
 
 def score_name(task: Task, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns what the scores of examples are, for people.
+    """Returns a name for the scores of examples, for pages.
 
     Args:
       task: the task.

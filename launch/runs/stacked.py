@@ -103,7 +103,7 @@ class StackedSeeds:
                 for thread in threads:
                     thread.join(_INTERVAL / len(threads))
                 if received:
-                    # Also to loops that have begun since the signal.
+                    # Repeated, because training loops may have begun after the signal.
                     forward_signal(received[0])
         for job in jobs:
             result = ended[job]

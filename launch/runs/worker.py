@@ -6,8 +6,9 @@ The first line of the standard input is the set-up:
     config: config whose devices are requested, as in a command that runs all jobs itself.
     paths, command, track: as in `launch.runs.jobs.Options`; paths by attribute.
 
-Every further line is a job: name, config, folder, and log, the file that gets the output. The
-answer has record, or failure and retriable, or stopped; or refused, if the set-up is invalid.
+Every further line is a job with the keys name, config, folder, and log, the file that gets the
+output. The answer to a job is a line with the keys record, failure and retriable; or with the key
+stopped; or, if the set-up is invalid, with the key refused.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main() -> None:
     setup = json.loads(source.readline() or b"{}")
     if not setup:
         return
-    # Thread pools are sized by the cores at the first import of JAX.
+    # Set before JAX is imported, because JAX sizes its thread pools by the cores.
     if setup["cores"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, setup["cores"])
     lines = _Lines(source)
@@ -57,13 +58,14 @@ def main() -> None:
 
 
 class _Lines:
-    """Lines of the standard input. At its end, training is stopped by SIGTERM."""
+    """Lines of the standard input, whose end stops training: the process gets SIGTERM."""
 
     def __init__(self, source: Any):
         self._source, self._found = source, queue.SimpleQueue()
         self._busy, self._ended = threading.Lock(), False
-        # Every signal is also written to this pipe. A scheduler that ends a job may send SIGTERM to
-        # the workers besides the command; a second one would end training without a checkpoint.
+        # Python also writes every signal to this pipe. A scheduler that ends a job may send SIGTERM
+        # to the workers too. Then `_read` sends none, because a second one would end training
+        # without a checkpoint.
         self._signals, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)

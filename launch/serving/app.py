@@ -41,14 +41,15 @@ EXTENSIONS: list[str] = []
 STOP_S = 5.0
 # Seconds that browsers keep the answer to a preflight request.
 _CORS_S = 600
-# Seconds of an answer after which the connection of the client is watched.
+# Seconds after which the connection of a client that waits for an answer is watched.
 _PATIENCE_S = 0.1
 
 
 class _Endpoint:
-    """ASGI application of a function of requests.
+    """ASGI application that answers requests by a function.
 
-    Starlette would handle errors of a plain function twice, around it and in the middleware.
+    If a route had a plain function, Starlette would handle its errors twice: around the function
+    and in the middleware.
     """
 
     def __init__(self, answer: Callable[[Request], Awaitable[Response]]):
@@ -60,7 +61,7 @@ class _Endpoint:
 
 
 def _named(app: ASGIApp, name: str) -> ASGIApp:
-    """Returns an application with the model's name as a parameter of the path."""
+    """Returns an application that gets the model's name as the parameter "name" of the path."""
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
         scope["path_params"] = {"name": name}
@@ -108,7 +109,7 @@ class Application:
     def asgi(self) -> Starlette:
         """Returns the ASGI application, which starts and stops the models."""
         predict = self._model_route("/models/{name}", self._predict)
-        # Routes are tried in this order.
+        # Routes are tried in this order, so the frequent ones are first.
         routes = [
             predict,
             self._model_route("/v2/models/{name}/infer", self._infer, files=False),
@@ -318,7 +319,7 @@ class Application:
             )
         raw, fields, _, parameters = await self._inputs(request, model, body)
         found = model.stream(raw, fields)
-        # The status of the response tells whether the inputs are valid.
+        # The inputs are checked before the response begins, because its status depends on them.
         await anext(found)
 
         async def events() -> AsyncIterator[bytes]:
@@ -394,7 +395,8 @@ def _event(name: str, data: Any) -> bytes:
 async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
     """Returns the result of `work`; cancels it if the client closes the connection.
 
-    The connection is watched from `_PATIENCE_S` on, because a task costs more than a quick answer.
+    The connection is watched only after `_PATIENCE_S` seconds, because a task that watches it takes
+    longer than a quick answer.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None

@@ -1,4 +1,4 @@
-"""Results of other threads on an event loop."""
+"""Delivery of results of other threads to an event loop."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Result = TypeVar("Result")
 
 
 class Arrivals:
-    """Waits of an event loop for futures of other threads.
+    """Futures of other threads that an event loop waits for.
 
-    The futures of a batch are set at once. The event loop is notified once for all of them, which
-    takes a system call.
+    The futures of a batch are set one right after another. The event loop is notified once for all
+    of them, because each notification takes a system call.
     """
 
     def __init__(self):
@@ -30,7 +30,8 @@ class Arrivals:
         waiter: asyncio.Future[Result] = loop.create_future()
 
         def arrived(found: Future[Result]) -> None:
-            # Futures are set by the thread of the batches, and canceled by that of the event loop.
+            # A lock is needed, because futures are set by the thread that runs batches, and
+            # canceled by the thread of the event loop.
             with self._appending:
                 self._done.append((waiter, found))
                 # Another notification is on its way unless the deque was empty.

@@ -91,8 +91,8 @@ class Batcher:
           max_wait_s: seconds that a row waits for its batch to fill.
           prepare: called once by the thread, before the first batch.
           failed: called with the error if `prepare` raises one.
-          expected: returns an upper bound on the rows that are queued or may be soon; a batch does
-            not wait if so many are queued.
+          expected: returns an upper bound on the number of rows that are queued or may be soon; if
+            all of them are queued, a batch does not wait for more.
         """
         self._run, self._prepare, self._failed, self._expected = run, prepare, failed, expected
         self._max_batch, self._max_wait_s = max_batch, max_wait_s
@@ -183,7 +183,7 @@ class Batcher:
             while True:
                 now, soonest = time.monotonic(), None
                 is_all = sum(map(len, self._waiting.values())) >= self._expected()
-                # The key whose first row was submitted first.
+                # Keys are in the order in which their first rows were submitted.
                 for key, queue in sorted(self._waiting.items(), key=lambda kv: kv[1][0].since):
                     start = queue[0].since + self._max_wait_s
                     is_full = len(queue) >= self._limits.get(key, self._max_batch)

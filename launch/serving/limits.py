@@ -12,7 +12,7 @@ from launch.serving.problems import invalid
 
 # Pixels, samples and cells from which decoding needs much memory.
 _LARGE_PIXELS, _LARGE_SAMPLES, _LARGE_CELLS = 4_000_000, 4_000_000, 100_000
-# Length of sounds whose header has none.
+# Number of frames from which on the length of a sound counts as unknown.
 _UNKNOWN_FRAMES = 1 << 60
 _CELL_ENDS = b",;\t\r\n"
 
@@ -85,8 +85,8 @@ def _pixels(content: bytes) -> int:
 def _length(content: bytes) -> tuple[float, int]:
     """Returns duration in seconds and number of samples from a sound's header.
 
-    Both are 0 if the header cannot be read; the reader then raises the error. If it has no length,
-    the duration is 0 and the number large; the reader then stops at the limit.
+    Both are 0 if the header cannot be read; the reader then raises the error. If the header has no
+    length, the duration is 0 and the number is large; the reader then stops at the limit.
     """
     import soundfile
 

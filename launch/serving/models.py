@@ -1,8 +1,8 @@
 """Served models, which convert raw inputs to answers, or input arrays to output arrays.
 
 Inputs are encoded and outputs decoded in a thread pool of each model. Programs run on batches of
-rows, see `launch.serving.batching`. Both are done on the thread of the event loop if they are so
-short that changes of threads would take longer.
+rows in another thread, see `launch.serving.batching`. Encoding, decoding and programs that take
+less time than a change of threads run on the thread of the event loop instead.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from launch.serving.queue import Places, Queue
 GENERATING = frozenset(
     ["translation", "language_modeling", "speech_recognition", "handwriting_recognition"]
 )
-# Kinds of programs that run on batches; those of single tokens run on one input.
+# Kinds of programs that run on batches; programs that decode token by token run on one input.
 _BATCHED = ("predict", "attention")
-# Name under which a row keeps its bucket; no input has it.
+# Key under which a row keeps its bucket, the index of its program; no input has this name.
 _BUCKET = "(bucket)"
 # Operations on texts that take well below a millisecond for `_SHORT` characters. They run on the
-# thread of the event loop: changing threads twice would take longer.
+# thread of the event loop, because a change to another thread and back would take longer.
 _QUICK = frozenset(
     (
         *("tokenize", "prompt", "blanks", "append", "length", "digits"),
@@ -57,14 +57,15 @@ _QUICK = frozenset(
     )
 )
 _SHORT = 1000
-# Seconds of a batch that may occupy the thread of the event loop.
+# Longest time, in seconds, of a batch that runs on the thread of the event loop.
 _SHORT_S = 0.003
-# Runs of each batch size that are timed; times per row over the least one up to which a smaller
-# batch is preferred, and from which larger batches are not tried.
+# Number of timed runs of each batch size; and two limits on the time per row, divided by the
+# shortest: up to the first one, a smaller batch is preferred, and above the second one, larger
+# batches are not tried.
 _TIMINGS, _NEAR, _HOPELESS = 3, 1.1, 1.5
 # Most numbers in a response with attention weights.
 ATTENTION_NUMBERS = 1_000_000
-# Characters or bytes of inputs that a thread encodes before those of other requests.
+# Characters or bytes that are encoded for one request before it is the turn of other requests.
 _TURN = 100_000
 
 # Held while an input that needs much memory is decoded, one at a time.
@@ -105,7 +106,8 @@ class Model:
         self._queue = Queue(name, options.max_queue, self._submit)
         metrics.queue.labels(name).set_function(lambda: self._queue.taken)
         metrics.ready.labels(name).set(0)
-        # Stemmers are not thread-safe; decoders of images and sounds release the global lock.
+        # Texts have one thread, because stemmers are not thread-safe. Decoders of images and sounds
+        # release the global interpreter lock, so that several threads are faster.
         threads = 1 if self.kind == "text" else min(4, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"inputs of {name}")
         signature = export.signature
@@ -114,7 +116,8 @@ class Model:
         # Held by the thread that uses the tokenizer.
         self._tokenizing = threading.Lock()
         self._arrivals = Arrivals()
-        # Programs whose batches are short, and the rows for them.
+        # Programs whose batches run on the thread of the event loop; whether these are all programs
+        # of the kind "predict"; and the rows that wait for them.
         self._short: set[Key] = set()
         self._all_short = False
         self._soon: list[tuple[Key, Row, asyncio.Future[Outputs]]] = []
@@ -126,7 +129,7 @@ class Model:
             max_wait_s=options.max_wait_ms / 1000,
             prepare=self._compile,
             failed=failed,
-            # One client alone does not wait for others.
+            # If all accepted inputs are queued, as with a single client, a batch does not wait.
             expected=lambda: self._queue.taken,
         )
         metrics.waiting.labels(name).set_function(lambda: len(self._batcher))
@@ -204,7 +207,7 @@ class Model:
 
         sizes, per_row = self._options.batch_sizes, {}
         if self._seconds_of(key, row, 1) < _SHORT_S:
-            # What a batch costs besides its program counts more, so the largest one is best.
+            # The cost of a batch besides its program dominates, so the largest batch is best.
             if jax.default_backend() == "cpu" and self._seconds_of(key, row, sizes[-1]) < _SHORT_S:
                 self._short.add(key)
             return
@@ -216,7 +219,7 @@ class Model:
         self._batcher.limit(key, next(n for n, s in per_row.items() if s <= _NEAR * least))
 
     def _seconds_of(self, key: Key, row: Row, size: int) -> float:
-        """Returns the least seconds of several batches."""
+        """Returns the shortest time of several runs of a batch, in seconds."""
         seconds = []
         for _ in range(_TIMINGS):
             start = time.perf_counter()
@@ -295,7 +298,7 @@ class Model:
     async def _call(
         self, places: Places, raw: Sequence[Raw], function: Callable[[], Result]
     ) -> Result:
-        """Calls a function of inputs: at once if that is quick, else on a thread of the model."""
+        """Calls a function of inputs: on this thread if it is quick, else on one of the model."""
         if self._is_quick and sum(map(len, raw)) <= _SHORT and self._tokenizing.acquire(False):
             try:
                 return function()
@@ -306,10 +309,11 @@ class Model:
     async def stream(
         self, raw: Sequence[Raw], fields: Sequence[str]
     ) -> AsyncIterator[tuple[int, Item, bool] | None]:
-        """Yields None once the inputs are valid and accepted, then positions and answers.
+        """Yields None once the inputs are valid and accepted, and then the answers.
 
-        Answers that are not complete come first, with False, if the export decodes token by token;
-        decoding is then greedy.
+        An answer is yielded as (index of the input, item with the answer, whether it is complete).
+        If the export decodes token by token, decoding is greedy, and incomplete answers precede the
+        complete one.
 
         Raises:
           Problem: see `answer`.
@@ -398,7 +402,7 @@ class Model:
         """Runs rows of short programs on this thread, with those of all requests that are ready."""
         loop = asyncio.get_running_loop()
         if not self._soon:
-            # After the requests that the event loop handles in its present round.
+            # Called after the event loop has handled all requests that are ready now.
             loop.call_soon(self._run_short)
         waiters = [loop.create_future() for _ in keyed]
         self._soon += [
@@ -429,7 +433,7 @@ class Model:
         return self._threads.submit(self._locked, function)
 
     def _locked(self, function: Callable[[], Result]) -> Result:
-        """Calls a function on a thread of the model; one thread at a time uses a tokenizer."""
+        """Calls a function; if inputs are texts, holds the lock of the tokenizer."""
         if self.kind != "text":
             return function()
         with self._tokenizing:
@@ -495,7 +499,7 @@ class Model:
     async def _encoded(
         self, raw: Sequence[Raw], fields: Sequence[str], places: Places
     ) -> list[Item]:
-        """Encodes inputs in turns, between which those of other requests come."""
+        """Encodes inputs in parts, so that inputs of other requests can be encoded in between."""
         items: list[Item] = []
         start, size = 0, 0
         for end, one in enumerate(raw, 1):

@@ -295,7 +295,7 @@ def _schemas(models: list[Model], options: Options) -> dict[str, Any]:
                     "items": text,
                 },
                 "spans": {
-                    "description": "Of each token: the first word, and the one after the last.",
+                    "description": "For each token, its first word and the word after its last.",
                     "type": ["array", "null"],
                     "items": {
                         "type": "array",

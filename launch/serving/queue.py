@@ -40,7 +40,7 @@ class Queue:
         """Checks that an input needs no more rows than there are places.
 
         Raises:
-          Problem: it needs more.
+          Problem: the input needs more rows.
         """
         if rows > self.size:
             raise invalid(

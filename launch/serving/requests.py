@@ -17,13 +17,14 @@ from launch.serving.problems import Problem, invalid, overloaded
 
 # All bodies in memory together may have this many times the maximum size of a body.
 _BODIES = 8
-# Bodies up to this size are parsed on the thread of the event loop, and always have a place.
+# Bodies up to this size are parsed on the thread of the event loop, and are read even if the limit
+# on all bodies is reached.
 _SMALL = 64 * 2**10
-# Bodies above this size leave much free memory behind.
+# Bodies above this size leave much freed memory, which is returned to the system.
 _LARGE = 2**20
 
-# Most lists and objects of a body. Each takes many times the memory of its text, and parsing them
-# stops all other threads.
+# Largest number of lists and objects in a body. Each takes many times the memory of its text, and
+# all other threads wait while they are parsed.
 _MOST_CONTAINERS = 500_000
 
 # Errors of malformed forms go to the client; a line in the log for each would fill the disk.
@@ -80,10 +81,10 @@ class Bodies:
         self._held -= len(body)
 
     async def parse(self, body: bytes, read: Callable[[Any], Result]) -> Result:
-        """Returns what `read` makes of the value of a JSON body in UTF-8.
+        """Parses a JSON body in UTF-8, and returns the result of `read` for its value.
 
-        Values take many times the memory of their text. So only one of a large body exists at a
-        time, until `read` returns.
+        A value takes many times the memory of its text. Large bodies are therefore parsed one after
+        another: the next one is parsed when `read` has returned.
 
         Raises:
           Problem: the body is not JSON, or `read` raises it.

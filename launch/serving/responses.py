@@ -24,7 +24,7 @@ from launch.serving.problems import Problem
 # Limits on the bytes and seconds for reading the rest of a body that is ignored.
 _IGNORED_BYTES = 64 * 2**20
 _IGNORED_S = 5.0
-# Headers of every response; none sets its own.
+# Headers that are added to every response.
 _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 # Paths that need no token.
 PUBLIC = ("/", "/v2/health/live", "/v2/health/ready")
@@ -178,7 +178,7 @@ class Common:
             if isinstance(error, Problem):
                 answer = of_problem(error)
             else:
-                # A bug, whose traceback the log has.
+                # A bug, whose traceback is logged.
                 logging.getLogger(__name__).error("a request failed", exc_info=error)
                 answer = of_problem(Problem(500, "the server failed; its log has the reason"))
             await answer(scope, receive, counted)

@@ -28,7 +28,7 @@ _FILES = 1000
 # Seconds in addition to `Options.timeout_s` in which accepted requests finish after SIGTERM.
 _GRACE_S = 5
 _KEEP_ALIVE_S = 5
-# Seconds at the end in which requests that are on the way are read.
+# Seconds that the server waits at shutdown for requests in transit.
 _ON_THE_WAY_S = 0.2
 
 
@@ -162,7 +162,7 @@ class Server(uvicorn.Server):
             listening.listen(_BACKLOG)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends the server after the requests on connections that the system has accepted."""
+        """Ends the server after answering requests on all connections that the system accepted."""
         loop = asyncio.get_running_loop()
         state = self.server_state
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
@@ -236,7 +236,7 @@ def serve(server: uvicorn.Server, opened: socket.socket) -> None:
     """
     _allow_files()
 
-    # Also called for a signal before the server has set its own handlers, and at its end.
+    # In effect before the server sets its own handlers, and after it has restored this one.
     def stop(*_: Any) -> None:
         server.should_exit = True
 
