@@ -103,7 +103,7 @@ class BasicBlock(nnx.Module):
 
 
 class ResNetStage(nnx.Module):
-    """Basic blocks, the first of which has the stride, and an optional map attention."""
+    """Basic blocks, the first one with the given stride, and an optional map attention."""
 
     def __init__(
         self, inputs: int, outputs: int, *, depth: int, stride: int, attention: str, **options

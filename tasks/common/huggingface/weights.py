@@ -143,12 +143,12 @@ class LanguageModelFolder:
 
     @property
     def lower_case(self) -> bool:
-        """Whether the tokenizer folds case."""
+        """True if the tokenizer folds case."""
         return self.normalization.lower_case
 
     @property
     def strip_accents(self) -> bool:
-        """Whether the tokenizer removes accents."""
+        """True if the tokenizer removes accents."""
         return self.normalization.strip_accents
 
     @property
