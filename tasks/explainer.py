@@ -98,7 +98,7 @@ class Explainer(abc.ABC):
     """Base class of the explainers of tasks.
 
     Class attributes:
-      replacement: what replaces a position whose gate is 0, in words.
+      replacement: name of the replacement of a position, such as "a blurred copy".
       differentiable: whether `score` has useful gradients with respect to gates; if not, `score` is
         called only with gates of 0 and 1.
       signed: whether a position with a negative attribution speaks against the prediction. If not,

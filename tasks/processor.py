@@ -132,7 +132,7 @@ class Processor(abc.ABC):
         """Returns descriptions of the arrays that `Task.predict` takes, by name."""
 
     def steps(self) -> ProcessingSteps:
-        """Returns `encode` and `decode` as data, for exports.
+        """Returns the operations of `encode` and `decode` as data, for exports.
 
         Raises:
           UserError: the processor does not support exports.

@@ -177,7 +177,7 @@ class Recurrent(nnx.Module):
         return over_examples(run, x, valid, initial_state, shared=(weights,))
 
     def _run(self, x: Array, valid: Array | None, state: Any, reverse: bool) -> tuple[Array, Any]:
-        """Computes `__call__` for the examples of one device."""
+        """Computes the result of `__call__` for the examples of one device."""
         kernel, bias = self._recurrent_weights()
         # One large product outside the loop replaces T small products inside.
         projected = self.input(jnp.swapaxes(x, 0, 1))

@@ -42,7 +42,7 @@ class ManifestColumns:
     Attributes:
       path, text: names of the columns of paths and texts.
       path_flag, group_flag: flags that name the columns of paths and of groups, for messages.
-      group: column that groups the rows; None for none.
+      group: column that groups the rows; None if rows have no groups.
     """
 
     path: str = COLUMNS[0]

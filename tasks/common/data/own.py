@@ -26,8 +26,8 @@ COLUMNS: Mapping[str, str] = {
     "time": "times",
     "image": "paths of images",
     "audio": "paths of recordings",
-    "speaker": "speakers; all recordings of one are in the same split",
-    "group": "groups, such as patients or documents; all rows of one are in the same split",
+    "speaker": "speakers; all recordings of a speaker are in the same split",
+    "group": "groups, such as patients or documents; all rows of a group are in the same split",
 }
 """Columns by flag, with a description of their content."""
 

@@ -197,7 +197,7 @@ def _compare(column: Columns) -> _Compared | None:
 
 
 def _affordable(column: Columns) -> int:
-    """Returns how many rows fit into `BYTES`, at most `EXAMPLES`; sizes are those of a sample."""
+    """Returns how many rows fit into `BYTES`, at most `EXAMPLES`, by the sizes of some rows."""
     tried = np.unique(np.linspace(0, column.count - 1, _TRIED).astype(np.int64))
     size = np.mean([_bytes(column.pair(int(index))) for index in tried])
     return min(column.count, EXAMPLES, max(int(BYTES / max(size, 1)), 1))
@@ -206,7 +206,7 @@ def _affordable(column: Columns) -> int:
 def _order(count: int, most: int) -> Iterator[int]:
     """Yields `most` evenly spaced indices.
 
-    They are ordered such that the first few are spread over the split, too, if reading stops early.
+    Reading may stop early, so the indices are ordered such that any first part is spread as well.
     """
     chosen = np.linspace(0, count - 1, most).astype(np.int64)
     stride = max(int(most * 0.618), 1)

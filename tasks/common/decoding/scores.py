@@ -74,7 +74,7 @@ class TokenScores(NamedTuple):
 
 
 def top_k(values: Array, k: int) -> tuple[Array, Array]:
-    """Computes `jax.lax.top_k` of [R, V], in two steps if V is large.
+    """Computes the result of `jax.lax.top_k` for values [R, V], in two steps if V is large.
 
     A value in another block than the k blocks with the largest maxima is not among the best k,
     because these k maxima are larger, or equal and earlier. The best k values are therefore within

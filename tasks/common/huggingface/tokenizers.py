@@ -1,7 +1,7 @@
 """Tokenizer files of BERT folders: vocab.txt, tokenizer.json, tokenizer_config.json,
 special_tokens_map.json and added_tokens.json.
 
-The files are read as WordPiece with BERT's normalizer; `huggingface.byte_pairs` reads those of
+The files are read as WordPiece with BERT's normalizer; `huggingface.byte_pairs` reads the files of
 RoBERTa. Options for other tokenizations and contradictions between files raise errors. Special
 tokens in a text, such as "[SEP]", are treated as plain text.
 """

@@ -155,8 +155,8 @@ def scale_and_crop(
     """Scales images by a log-uniform factor s between the limits, keeping the image size.
 
     For s > 1 the result is a random crop; for s < 1 the scaled image is at a random position, with
-    padding around it. Images are interpolated bilinearly with antialiasing; labels are those of the
-    nearest pixel.
+    padding around it. Images are interpolated bilinearly with antialiasing; labels are taken from
+    the nearest pixel.
     """
     _, Y, X, C = images.shape
     sides = jnp.array([Y, X], images.dtype)

@@ -38,7 +38,7 @@ def translation_metrics(
       `chrf`: character n-grams up to 6, beta 2.
       `bleu4_lowercase_tokenized`: `bleu`, but always on lower case. Published results on Multi30k
         use multi-bleu.perl (the same formula) on lower case, split by Moses' tokenizer.perl without
-        -a, which keeps hyphens. The most similar tokenizer of sacrebleu is 13a, that of NIST's
+        -a, which keeps hyphens. The most similar tokenizer of sacrebleu is 13a, as in NIST's
         mteval. The two differ at apostrophes and at full stops of abbreviations, which changes BLEU
         by 0.02 on the German test_2016_flickr (splitting hyphens, -a, would add 0.3).
       `cased_bleu`, only with `lower_case`: BLEU without case folding, in which a missing capital
