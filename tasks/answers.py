@@ -19,13 +19,13 @@ _REASONS = {
 
 @dataclasses.dataclass(frozen=True)
 class AnswerOptions:
-    """Options of predictions; None for the default of the task.
+    """Options of predictions. A value of None stands for the default of the task.
 
     Attributes:
       top_k: number of candidates in a prediction, such as classes, items or words.
-      threshold: least probability or score of a prediction. A classifier gives no label below it
-        or, with `positive`, decides for that class from it on.
-      positive: class that the classifier decides for if its probability is at least `threshold`,
+      threshold: minimum probability or score of a prediction. A classifier gives no label to an
+        input below it. With `positive`, it is the minimum probability of that class instead.
+      positive: class that the classifier predicts if its probability is at least `threshold`,
         which is 0.5 by default; otherwise the most probable other class is predicted.
     """
 
@@ -39,10 +39,11 @@ class AnswerOptions:
         return {key: value for key, value in vars(self).items() if value is not None}
 
     def check(self, applicable: Mapping[str, str | None]) -> None:
-        """Checks the values, and that the options apply to a task.
+        """Checks the values of the options, and that the given options apply to a task.
 
         Args:
-          applicable: see `tasks.task.Task.answer_options`.
+          applicable: None for each option that applies, or the reason why it does not, by name; see
+            `tasks.task.Task.answer_options`.
 
         Raises:
           UserError: an option does not apply, or its value is out of range.

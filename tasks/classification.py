@@ -39,7 +39,7 @@ class ClassificationTask(Task):
     answer_options = dict.fromkeys(("top_k", "threshold", "positive"))
 
     def with_options(self, options: AnswerOptions) -> ClassificationTask:
-        """Checks also that the positive class is a class."""
+        """Returns the task with options; checks also that the positive class is a known class."""
         _check_positive(options, self.labels)
         return super().with_options(options)
 
@@ -52,7 +52,8 @@ class ClassificationTask(Task):
     def class_weights(self) -> np.ndarray | None:
         """Weights of the classes in the training loss, [C]; None if all are equal.
 
-        The model config may be a `ClassWeightsConfig`; others have equal weights.
+        They are defined by a model config that is a `ClassWeightsConfig`; with any other model
+        config all weights are equal.
         """
         if not isinstance(self.model, ClassWeightsConfig) or self.model.class_weights == NONE:
             return None
@@ -96,7 +97,7 @@ class ClassificationTask(Task):
         return {"probabilities": jax.nn.softmax(self.logits(model, inputs), axis=-1)}
 
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
-        """Returns the loss and `classification_metrics`."""
+        """Returns "loss", the mean cross-entropy, and the metrics that `scores` computes."""
         loss = float(statistics["loss"] / statistics["weight"])
         return {"loss": loss, **self.scores(predicted_classes(outputs), split)}
 
@@ -106,7 +107,7 @@ class ClassificationTask(Task):
         return correct.astype(np.float32)
 
     def inputs(self, split: str) -> Sequence[str | None]:
-        """Returns the inputs of a split as texts; by default there are none."""
+        """Returns the input of each example of a split as a text; by default None for each."""
         return [None] * len(self.dataset.splits[split].labels)
 
     def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
@@ -125,16 +126,23 @@ class ClassificationTask(Task):
         ]
 
     def baseline_metrics(self, predicted: np.ndarray) -> dict[str, Any]:
-        """Returns the metrics and "example_scores" of classes that a baseline predicts for test."""
+        """Returns metrics and "example_scores" of a baseline.
+
+        Args:
+          predicted: classes that the baseline predicts for the test split, int [n].
+        """
         correct = predicted == self.dataset.splits["test"].labels
         return {**self.scores(predicted, "test"), "example_scores": correct.astype(np.float32)}
 
     def scores(self, predicted: np.ndarray, split: str) -> dict[str, float]:
-        """Returns `classification_metrics` of predicted classes, int [n], on a split."""
+        """Computes the metrics of predicted classes, int [n], by `classification_metrics`."""
         return classification_metrics(self.dataset.splits[split].labels, predicted, self.labels)
 
     def intervals(self, outputs: Arrays, split: str) -> dict[str, tuple[float, float]]:
-        """Returns `classification_intervals`, and Wilson intervals of fractions of `decided`."""
+        """Returns the intervals of `classification_intervals`, and those of `decided` metrics.
+
+        The fractions that `decided` returns have Wilson intervals.
+        """
         labels = self.dataset.splits[split].labels
         found = classification_intervals(labels, predicted_classes(outputs), self.labels)
         return found | {
@@ -147,9 +155,9 @@ class ClassificationTask(Task):
         """Returns metrics of the decisions under `options`.
 
         With `top_k`: `top_<k>_accuracy`. With `threshold`: `coverage`, the fraction of examples
-        with a label, and `covered_accuracy`, the accuracy on these. With `positive` instead
-        `decided_accuracy`, and the `decided_precision`, `decided_recall` and `decided_f1` of the
-        positive class. Fractions of no example are 0.
+        with a label, and `covered_accuracy`, the accuracy on these. With `positive`, instead of
+        these two: `decided_accuracy`, and the `decided_precision`, `decided_recall` and
+        `decided_f1` of the positive class. Fractions whose denominator is 0 are 0.
         """
         counts = self._decided_counts(outputs, split)
         found = {name: hits / max(total, 1) for name, (hits, total) in counts.items()}
@@ -159,7 +167,7 @@ class ClassificationTask(Task):
         return found
 
     def _decided_counts(self, outputs: Arrays, split: str) -> dict[str, tuple[int, int]]:
-        """Returns (number of hits, number of examples) of each fraction of `decided`."""
+        """Returns (number of hits, number of examples) for each fraction that `decided` returns."""
         true = np.asarray(self.dataset.splits[split].labels)
         options, found = self.options, {}
         # Rounded as the probabilities of predictions, so that both give the same decisions.
@@ -187,9 +195,9 @@ class ClassificationTask(Task):
 
     @classmethod
     def chosen(cls, answer: dict[str, Any], options: AnswerOptions) -> dict[str, Any]:
-        """Returns an answer with the label and the number of classes of the options.
+        """Returns an answer with the label that the options select, and at most `top_k` classes.
 
-        The label is None below the threshold, without a positive class.
+        Without a positive class, the label is None if its probability is below the threshold.
         """
         if not options.given:
             return answer
@@ -214,7 +222,7 @@ class ClassificationTask(Task):
     def rows(cls, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Returns one row, with the probability of the label as `confidence`.
 
-        Without a label, it is that of the most probable class.
+        If the label is None, `confidence` is the probability of the most probable class.
         """
         ranked, label = answer["probabilities"], answer["label"]
         confidence = ranked.get(label, max(ranked.values())) if ranked else None
@@ -243,7 +251,7 @@ def _ranked_line(ranked: dict[str, float], shown: int | None = None) -> str:
 def check_class_weights(
     model: ClassWeightsConfig, labels: np.ndarray, names: Sequence[str]
 ) -> None:
-    """Checks that the class weights of a model are those of the classes of the data.
+    """Checks that the class weights in a model config fit the classes of the data.
 
     Args:
       model: config of the model.
@@ -251,7 +259,8 @@ def check_class_weights(
       names: names of the classes.
 
     Raises:
-      UserError: a weight is missing, or a name is not that of a class.
+      UserError: the number of weights differs from the number of classes, or a weight names an
+        unknown class.
     """
     try:
         model.weights(labels, names)
@@ -300,7 +309,7 @@ class ClassificationExplainer(Explainer):
 
         Args:
           subject: the example.
-          **parts: the other fields of the description.
+          **parts: the fields of `Description` that this method does not compute.
         """
         labels, probabilities = self.task.labels, subject.outputs["probabilities"][0]
         best, target = int(np.argmax(probabilities)), None

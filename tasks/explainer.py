@@ -1,9 +1,14 @@
 """Contract of explanations: how a task's prediction depends on the positions of its input.
 
 A position is a token, a patch of an image, a frame, a time step or an item of a history. An
-`Explainer` computes a score of the prediction while positions are replaced, from which gradients,
-occlusion and deletion curves follow; it tells how attention leads from the positions to the output;
-and it describes input, output and attention weights for pages.
+`Explainer` fades each position towards a replacement, such as a mask token or a blurred image, by
+a gate in [0, 1]: 1 keeps the position, 0 replaces it. It computes a score of the prediction, such
+as the log-odds of the class, as a function of the gates. Attributions measure how the score changes
+with the gates: by gradients, occlusion, and deletion and insertion curves. An `Explainer` also
+returns the attention weights between positions and output, and the texts and images that pages
+show.
+
+G rows of gates, U positions of the padded input.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ class Subject:
       attention: attention weights of `tasks.task.Task.attention`, without a dimension of rows.
       raw: raw input, as for `tasks.processor.Processor.encode`; None for an example of a split.
       split, index: the example of a split; index is None for a raw input.
-      notes: sentences about what of the input is explained.
+      notes: sentences for the reader about the part of the input that is explained.
     """
 
     inputs: Arrays
@@ -49,11 +54,11 @@ class AttentionPath:
     """Attention that leads from the positions of the input to the output.
 
     Attributes:
-      readout: weight with which the output reads each state of the last layer, [T]; or, without
-        layers, each position.
+      readout: weight with which the output attends to each state of the last layer, [T]; without
+        `layers`, to each position.
       layers: weights of self-attention, [L, N, T, T], first layer first; None if there are none.
-      first: number of states before that of the first position, such as that of a classification
-        token.
+      first: number of states before the state of the first position, such as 1 for a
+        classification token.
     """
 
     readout: np.ndarray
@@ -68,11 +73,12 @@ class Description:
     Attributes:
       input, prediction: as texts.
       explained: the explained score in words.
-      axis: name of the axis of the positions.
+      axis: name of the axis in `axes` whose entries are the positions.
       axes, maps, medium, notes: see `tasks.explanation.Explanation`.
       target: true output as a text; None if unknown.
       confidence: probability of the prediction; None if there is none.
-      correct: whether the prediction is right; None if that is unknown or a matter of degree.
+      correct: whether the prediction is right; None if this is unknown, or if predictions are
+        neither right nor wrong.
     """
 
     input: str
@@ -92,12 +98,12 @@ class Explainer(abc.ABC):
     """Base class of the explainers of tasks.
 
     Class attributes:
-      replacement: what replaces a position whose gate is 0, in words.
-      differentiable: whether `score` has useful gradients with respect to gates; if not, gates are
-        only 0 or 1.
+      replacement: name of the replacement of a position, such as "a blurred copy".
+      differentiable: whether `score` has useful gradients with respect to gates; if not, `score` is
+        called only with gates of 0 and 1.
       signed: whether a position with a negative attribution speaks against the prediction. If not,
-        such as for the value of a forecast, positions count by the absolute value.
-      quantity: what `measure` returns, in words.
+        such as for the value of a forecast, positions are ranked by the absolute value.
+      quantity: name of the quantity that `measure` returns.
 
     Attributes:
       task: the task, with or without its data.
@@ -113,9 +119,13 @@ class Explainer(abc.ABC):
         self.task = task
 
     def raw(self, split: str, index: int) -> str | None:
-        """Returns a raw input for an example of a split, if its arrays are no inputs of `predict`.
+        """Returns the raw input of an example whose arrays cannot be passed to `predict`.
 
-        By default None: they are.
+        The default, None, means that the arrays of the example are inputs of `predict`.
+
+        Args:
+          split: name of the split.
+          index: index of the example in the split.
         """
         return None
 
@@ -129,34 +139,39 @@ class Explainer(abc.ABC):
 
     @abc.abstractmethod
     def positions(self, inputs: Arrays) -> np.ndarray:
-        """Returns False for padding, bool [U]; U only depends on the shapes of the inputs."""
+        """Returns True for positions, False for padding, bool [U].
+
+        U may depend only on the shapes of the inputs.
+        """
 
     @abc.abstractmethod
     def score(self, model: Any, inputs: Mapping[str, Any], gates: Any, target: Any) -> Any:
-        """Computes the score of a prediction for replaced positions; runs under `jax.jit`.
+        """Computes the score of a prediction for each row of gates; runs under `jax.jit`.
 
         Args:
-          model: model of the task; may be changed.
+          model: model of the task; this method may modify it.
           inputs: inputs of the model, with one row.
-          gates: [G, U] in [0, 1]; position u is a mixture of itself, with the weight gates[:, u],
-            and of its replacement.
-          target: arrays of `target`.
+          gates: g, [G, U] in [0, 1]. For score i, position u is replaced by the mixture
+            g[i, u] · position + (1 - g[i, u]) · replacement.
+          target: arrays returned by `target`.
 
         Returns:
           Scores, [G].
         """
 
     def measure(self, scores: np.ndarray, whole: float) -> np.ndarray:
-        """Converts scores to the quantity of curves, [p]; by default from log-odds to probability.
+        """Converts scores to the quantity that deletion and insertion curves show, [p].
+
+        By default the scores are log-odds, which are converted to probabilities.
 
         Args:
-          scores: scores, [p].
-          whole: score without replacements.
+          scores: scores at p points of a curve, [p].
+          whole: score of the input without replacements.
         """
         return 1 / (1 + np.exp(-np.clip(scores, -60, 60)))
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
-        """Returns how attention leads to the output; None for a model without such weights."""
+        """Returns the attention from positions to output; None for a model without attention."""
         return None
 
     @abc.abstractmethod
@@ -172,7 +187,7 @@ def repeated(array: Any, gates: Any) -> Any:
 def log_odds(logits: Any, classes: Any) -> Any:
     """Computes the log-odds of classes, log p / (1 - p) with p = softmax(logits).
 
-    They are linear in the logit of the class, so that gradients do not vanish where p is near 1.
+    Log-odds are linear in the logit of the class, so that gradients do not vanish for p near 1.
 
     Args:
       logits: [B, C].
@@ -209,14 +224,14 @@ def mean_log_probability(logits: Any, tokens: Any, counted: Any) -> Any:
       counted: bool [B, T], tokens that enter the mean.
 
     Returns:
-      [B]; 0 without tokens.
+      [B]; 0 for a row without counted tokens.
     """
     found = jnp.where(counted, -cross_entropy(logits, jnp.where(counted, tokens, 0)), 0)
     return jnp.sum(found, axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1)
 
 
 def truncated(tokenizer: Any, text: str, limit: int) -> list[str]:
-    """Returns a note on the tokens of a text that the model does not read; none if it reads all.
+    """Returns a list with a note if the model reads only some tokens of a text; else an empty list.
 
     Args:
       tokenizer: `tasks.common.text.tokenizer.Tokenizer`.
@@ -230,10 +245,12 @@ def truncated(tokenizer: Any, text: str, limit: int) -> list[str]:
 
 
 def spans(edges: np.ndarray, width: float) -> np.ndarray:
-    """Returns the areas of adjacent parts of a medium from left to right, [n, 4].
+    """Returns the areas of adjacent parts of a medium from left to right.
+
+    The areas are x1, y1, x2, y2 as fractions of width and height, [n, 4]; see `explanation.Axis`.
 
     Args:
-      edges: beginnings of the parts, and the end of the last one, ascending, [n + 1].
+      edges: left edge of each part, and the right edge of the last one, ascending, [n + 1].
       width: width of the medium in the unit of the edges.
     """
     edges = np.asarray(edges) / max(width, 1)

@@ -1,7 +1,8 @@
 """Plain data of explanations of single predictions, which `launch.reporting` shows as pages.
 
 An explanation has named axes, such as the tokens of a text or the patches of an image. Attention
-maps and attributions refer to axes by name, and the medium shows what the axes are positions of.
+maps and attributions refer to axes by name. The medium is the image, sound or time series in which
+the positions of an axis have areas.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class AttentionMap:
 
     Attributes:
       title: name of the attention, such as "encoder".
-      weights: [L, N, T, S], layers, heads, queries, keys; sizes are 1 where there is no such
-        dimension, such as the query of a pool.
+      weights: [L, N, T, S], layers, heads, queries, keys. A dimension that the attention lacks has
+        size 1, such as the queries of attention pooling.
       queries: name of the axis of the queries; None for a single query without a label.
       keys: name of the axis of the keys.
       statistics: measurements of each head by name, numbers or labels [L, N], such as "pattern".
@@ -56,8 +57,9 @@ class Attribution:
 
     Attributes:
       method: name of the method, such as "integrated_gradients".
-      values: [n]; of both signs if the method has signs.
-      axis: name of the axis.
+      values: contribution of each position, [n]; may be negative, unless the method gives only
+        magnitudes.
+      axis: name of the axis of the positions.
       numbers: measurements of this attribution by name, such as "deletion" and "insertion", the
         areas under the curves.
     """
@@ -70,13 +72,14 @@ class Attribution:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Score of the prediction while positions are replaced, for one method.
+    """Score of the prediction while positions are replaced, in the order of one method.
 
     Attributes:
-      method: name of the attribution that orders the positions.
-      kind: "deletion", most important positions first, or "insertion".
-      fractions: fraction of the positions that are replaced or shown, ascending, [p].
-      scores: explained score, [p].
+      method: name of the method whose attributions order the positions.
+      kind: "deletion": positions are replaced, most important first; or "insertion": all positions
+        are replaced at the beginning, and the most important are restored first.
+      fractions: fraction of the positions that are replaced or restored, ascending, [p].
+      scores: result of `tasks.explainer.Explainer.measure` for each fraction, [p].
     """
 
     method: str
@@ -90,7 +93,7 @@ class Picture:
     """An image: [Y, X] or [Y, X, C], uint8 or in [0, 1].
 
     Attributes:
-      image: the image; of a sound, its spectrogram with the lowest frequency in the last row.
+      image: the image; for a sound, its spectrogram with the lowest frequency in the last row.
       boxes: predicted boxes x1, y1, x2, y2 as fractions of width and height, by label.
       masks: predicted masks, bool [Y, X], by label.
     """
@@ -135,7 +138,7 @@ class Series:
 
 
 Medium = Picture | Sound | Series
-"""What the positions of axes are in; a text, and a list of items, need none."""
+"""Image, sound or series that contains the positions of axes; texts and item lists have none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +149,7 @@ class Explanation:
       id: id of the example in predictions-<split>.csv, or the name of the input.
       input: input as text, or its file name.
       prediction, target: as texts; target is None if unknown.
-      explained: the score that attributions divide, in words, such as "logit of positive".
+      explained: the score to which positions contribute, in words, such as "logit of positive".
       axes: axes by name.
       maps: attention maps.
       attributions: attributions; may be empty.
@@ -156,7 +159,7 @@ class Explanation:
       score: score of the example in the primary metric; None if unknown.
       kind: "correct", "wrong", "uncertain" or "".
       replacement: what replaces positions in curves and occlusion, such as "[MASK]" or "blur".
-      notes: sentences for the reader, such as what was truncated.
+      notes: sentences for the reader, such as one about truncated tokens.
     """
 
     id: str

@@ -27,7 +27,7 @@ class Shown(NamedTuple):
 
         Args:
           split: name of the split.
-          name: name of the example, if it has any other than its index.
+          name: name of the example, which replaces split and index; empty for none.
         """
         shown = f"{self.kind}: " if self.kind else ""
         shown += name or f"{split} example {self.index}"
@@ -248,9 +248,9 @@ class Intervals:
     Attributes:
       title: title of the figure.
       names: names of the rows.
-      panels: label of the quantity -> name of the series -> values and half-widths of their
-        intervals, each [names]; a value of NaN is left out.
-      zero: labels of the quantities that are differences, whose 0 is marked.
+      panels: for each quantity, by label, its series by name: values and half-widths of their
+        intervals, each [names]. Values of NaN are not drawn.
+      zero: labels of the quantities that are differences; their panels have a line at 0.
     """
 
     title: str

@@ -38,7 +38,7 @@ class ArraySpec:
 class ProcessingSteps:
     """Pre- and postprocessing as data, which `launch.exports.reader` executes.
 
-    The reader is part of every export and does not need the code of the processor.
+    Every export contains a copy of the reader, which does not need the code of the processor.
 
     Attributes:
       kind: kind of a raw input: "text", "image", "sound" or "table".
@@ -132,7 +132,7 @@ class Processor(abc.ABC):
         """Returns descriptions of the arrays that `Task.predict` takes, by name."""
 
     def steps(self) -> ProcessingSteps:
-        """Returns `encode` and `decode` as data, for exports.
+        """Returns the operations of `encode` and `decode` as data, for exports.
 
         Raises:
           UserError: the processor does not support exports.
@@ -162,10 +162,12 @@ class Processor(abc.ABC):
         return found
 
     def table_input(self, value: str, folder: Path) -> str:
-        """Converts a cell of `input_column` to a raw input: a path if there are `input_suffixes`.
+        """Converts a cell of `input_column` to a raw input.
+
+        If the task has `input_suffixes`, raw inputs are paths; otherwise the cell is unchanged.
 
         Args:
           value: content of the cell.
-          folder: folder of the table, which paths are relative to.
+          folder: folder of the table, to which paths in cells are relative.
         """
         return str(find_file(folder, value.strip())) if self.input_suffixes else value

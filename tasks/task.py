@@ -8,7 +8,7 @@ A task is defined in tasks/<name>/task.py, where `TASK` is its class. It has thr
 * the objective: model, loss, evaluation, prediction and metrics.
 
 Methods with a model argument run under `jax.jit`, on batches that may be sharded over a mesh. They
-are pure functions, and rows with `weight` 0 (padding of the last batch) do not contribute.
+are pure functions. Rows with `weight` 0, which pad the last batch, do not affect their results.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ __all__ = [
 Batch = Mapping[str, Any]
 """Arrays on devices by name."""
 Axes = Mapping[str, "Sequence[str] | None"]
-"""Axes of an array in order: the label of each position by the name of the axis; None without."""
+"""Axes of an array in order, by name: the label of each position, or None without labels."""
 
 
 class ExamplePrediction(NamedTuple):
-    """Input, target and prediction of one example, as JSON values; None where a task has none.
+    """Input, target and prediction of one example, as JSON values; None for values a task lacks.
 
     Attributes:
       input: input as text, such as a sentence, or the name of an image.
@@ -116,15 +116,15 @@ class Task(abc.ABC):
         metrics of the old code are not used.
       decodes: whether `predict` runs a decoding loop. If so, `evaluate` returns only statistics
         under teacher forcing, and evaluation also calls `predict`.
-      overlap: number of consecutive examples with overlapping targets, such as the windows of a
-        series.
-      separate_images: whether labeled files refer to a folder of images.
+      overlap: number of consecutive examples whose targets overlap, such as the windows of a
+        series; confidence intervals account for it.
+      separate_images: whether --images, the folder of the images, may accompany a labeled file.
       answer_options: `tasks.answers.AnswerOptions` that apply, by name: None, or the reason why an
         option does not apply. Options without an entry do not apply.
       drawn_examples: number of test examples in a report.
       draws_predictions: whether `figures` needs the outputs of `predict` for these examples.
-      own_data: files and columns that --data and the flags of columns give; or, for a task without
-        user data, the reason.
+      own_data: declaration of the files of --data and of the flags that name columns; or a text
+        with the reason why the task takes no user data.
 
     Attributes:
       data, model: configs.
@@ -132,7 +132,8 @@ class Task(abc.ABC):
       dataset: object with `splits`, `fingerprint`, `parts` (hash of each part) and `summary()`;
         None if the task is only used for predictions.
       options: options of predictions.
-      file_names: name of the file of each example of `with_file`; None if they have none.
+      file_names: names of the files of the examples, for a task that `with_file` returned; None if
+        examples are not files.
       notes: messages about the data that were printed while they were read.
     """
 
@@ -212,7 +213,7 @@ class Task(abc.ABC):
 
     @classmethod
     def fit(cls, dataset: Any, data: Any, model: Any, paths: Paths, **options: Any) -> Processor:
-        """Builds the processor and fits its fields on the training split, if it has any."""
+        """Builds the processor, and fits the fields that depend on data on the training split."""
         return cls.processor_type(data, model)
 
     def with_options(self, options: AnswerOptions) -> Task:
@@ -285,9 +286,10 @@ class Task(abc.ABC):
     def columns(self, split: str) -> Columns:
         """Returns the columns of a split that are summarized before training.
 
-        By default these are the examples: their input are the arrays of `Processor.signature`, and
-        their label are the other arrays. A task overrides this to compare raw data, such as texts,
-        or to describe sizes before truncation, unknown tokens and other facts.
+        By default the rows are the examples. The input of a row consists of the arrays of
+        `Processor.signature`, and its label of the other arrays. A task overrides this to compare
+        raw data, such as texts, or to describe sizes before truncation, unknown tokens and other
+        facts.
         """
         examples = self.examples(split)
         inputs = self.processor.signature()
@@ -367,7 +369,7 @@ class Task(abc.ABC):
     def decoder(self, model: Any, inputs: Batch) -> Any:
         """Returns the `tasks.common.decoding.generate.TokenDecoder` that `predict` decodes with.
 
-        None for a task, or a model, that does not decode token by token.
+        The result is None for a task or a model that does not decode token by token.
         """
         return None
 
@@ -383,13 +385,21 @@ class Task(abc.ABC):
         return False
 
     def answers(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
-        """Returns `Processor.decode` of outputs of `predict`, according to `options`."""
+        """Decodes outputs of `predict` to answers, and applies `options` to each.
+
+        Args:
+          raw: inputs, as for `Processor.encode`.
+          outputs: outputs of `predict`, with one row per input.
+
+        Returns:
+          Answers: the JSON objects that `Processor.decode` returns, changed by `chosen`.
+        """
         answers = self.processor.decode(raw, outputs)
         return [self.chosen(answer, self.options) for answer in answers]
 
     @classmethod
     def chosen(cls, answer: dict[str, Any], options: AnswerOptions) -> dict[str, Any]:
-        """Returns an answer of `Processor.decode`, or of an export, according to the options.
+        """Applies options to an answer that `Processor.decode` or the reader of an export returned.
 
         Raises:
           UserError: an option has a value that the answer does not support.
@@ -417,7 +427,10 @@ class Task(abc.ABC):
         """Returns per-example scores [n] whose mean is the primary metric, for paired tests."""
 
     def intervals(self, outputs: Arrays, split: str) -> dict[str, tuple[float, float]]:
-        """Returns 95 % confidence intervals of metrics by name; the primary metric has its own."""
+        """Returns 95 % confidence intervals of metrics by name.
+
+        An interval of the primary metric replaces the interval computed from `example_scores`.
+        """
         return {}
 
     def decided(self, outputs: Arrays, split: str) -> dict[str, float]:
@@ -425,7 +438,7 @@ class Task(abc.ABC):
         return {}
 
     def scored_examples(self, split: str) -> np.ndarray:
-        """Returns the index in `examples` of each of the `example_scores`, int [n]."""
+        """Returns, for each entry of `example_scores`, the index of its example, int [n]."""
         return np.arange(len(self.examples(split)))
 
     def example_ids(self, split: str) -> np.ndarray:
@@ -454,7 +467,7 @@ class Task(abc.ABC):
           scores: `example_scores` of the outputs; None to compute them.
 
         Returns:
-          Records with the keys "id", 16 hexadecimal digits; those of `ExamplePrediction`; and
+          Records with the key "id", 16 hexadecimal digits, the fields of `ExamplePrediction`, and
           "score".
         """
         ids = self.example_ids(split) if ids is None else ids
@@ -485,7 +498,8 @@ class Task(abc.ABC):
     def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
         """Returns the axes of the attention weights of one input, by the name of the weights.
 
-        Positions after the last label are padding. Weights without an entry have unnamed axes.
+        Positions after the last label are padding. Weights that the result lacks have no named
+        axes.
 
         Args:
           raw: input, as for `Processor.encode`.
@@ -498,15 +512,15 @@ class Task(abc.ABC):
         """Returns the explainer of single predictions, see `tasks.explainer`.
 
         Raises:
-          UserError: the task or its model has none.
+          UserError: the task or its model has no explainer.
         """
         raise UserError("--workdir: runs of this task cannot be explained; name a run of another")
 
     def figures(self, results: SplitResults) -> list[Figure]:
         """Returns the figures for the report of a run.
 
-        By default these are target and prediction of the shown examples, if the task has
-        `example_predictions`.
+        By default these show target and prediction of each shown example, if
+        `example_predictions` returns predictions.
         """
         drawn: list[Figure] = []
         scored = self.scored_examples(results.split).tolist()

@@ -118,7 +118,7 @@ class TranscriptionProcessor(Processor):
         """
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns descriptions of the padded input and its length."""
+        """Returns descriptions of the two input arrays: the padded input and its length."""
         return {self.field: self.input_spec, "length": ArraySpec(("batch",), "int32")}
 
     def encode(self, raw: Sequence[str]) -> TranscriptionExamples:
@@ -141,7 +141,7 @@ class TranscriptionProcessor(Processor):
         ]
 
     def hypotheses(self, outputs: Arrays) -> list[str]:
-        """Returns the decoded transcripts."""
+        """Decodes outputs of `predict` to transcripts."""
         size = self.tokenizer.size
         return [
             self.tokenizer.decode([token for token in tokens if PAD < token < size])
@@ -158,7 +158,7 @@ class TranscriptionProcessor(Processor):
 
 
 class TranscriptionTask(Task):
-    """A task whose model has a `transcriber`; subclasses only define the encoder, `encode`.
+    """A task whose model has a `transcriber`; subclasses define the encoder by `encode`.
 
     Class attributes:
       word_level: whether the primary metric is "wer" instead of "cer".
@@ -204,7 +204,7 @@ class TranscriptionTask(Task):
     def with_file(self, file: str, images: str | None = None) -> Task:
         """Reads a manifest with paths and texts, or a folder of files with a text file for each.
 
-        Units that the tokenizer does not know count as errors of the model.
+        Words and characters that the tokenizer does not know count as errors of the model.
         """
         lines = find_labeled(file, ManifestColumns(self.data.path_column, self.data.text_column))
         texts, units = [line.text for line in lines], self.processor.tokenizer
@@ -222,8 +222,8 @@ class TranscriptionTask(Task):
     def buckets(self) -> Sequence[Mapping[str, int]] | None:
         """Pairs of padded lengths (input, targets), ascending; the last one fits all examples.
 
-        None without data, because the lengths depend on all splits, which the processor does not
-        know.
+        The result is None for a task without data, because the lengths are those of all splits and
+        are not stored in the processor.
         """
         if self.dataset is None:
             return None
@@ -242,7 +242,7 @@ class TranscriptionTask(Task):
         return "columns", 1.0
 
     def columns(self, split: str) -> Columns:
-        """Compares the inputs that have a text; their label is the text."""
+        """Returns columns whose rows are the examples with a text, which is the label of a row."""
         part, (unit, element) = self.dataset.splits[split], self.input_unit
         rows = np.flatnonzero(np.array([bool(text.strip()) for text in part.texts], bool))
         lengths = {unit: part.lengths[part.field] * element, "units": part.lengths["target"]}
@@ -316,7 +316,7 @@ class TranscriptionTask(Task):
     # ------------------------------------------------------------------ on the host
 
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
-        """Returns `transcript_metrics` and the loss per unit.
+        """Computes the metrics of `transcript_metrics`, and the loss per unit.
 
         Metrics of the first test condition have plain names, metrics of the other conditions are
         named <metric>_<condition>. `hallucination_rate`, which is only defined for a condition
@@ -330,7 +330,7 @@ class TranscriptionTask(Task):
             pair = self._references_and_hypotheses(outputs, split, group)
             found = transcript_metrics(*pair, words=self.word_level)
             found = {key: value for key, value in found.items() if np.isfinite(value)}
-            # A condition without speech has only this metric, which needs no suffix.
+            # A condition without speech has only this metric, which keeps its plain name.
             alone = set(found) == {"hallucination_rate"}
             metrics |= {f"{key}_{name}" if name and not alone else key: found[key] for key in found}
         return metrics
@@ -399,11 +399,11 @@ class TranscriptionTask(Task):
         return drawn
 
     def figures(self, results: SplitResults) -> list[Figure]:
-        """Returns transcripts, and alignments of models that have them, of the shown examples."""
+        """Returns a transcript of each shown example, and its alignment if the model has one."""
         split, outputs, chosen = results.split, results.outputs, results.indices
         part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
         own = {"tokens": outputs["tokens"][chosen]}
-        # The texts are in the figures of the transcripts.
+        # These captions omit the texts, which the figures of the transcripts show.
         captions = [f"attention of {split} example {index}" for index in chosen]
         examples = [part[index] for index in chosen]
         alignments = self._alignments(examples, captions, own, results.attention)

@@ -1,4 +1,7 @@
-"""Explanations of transcripts; positions are encoded frames of a sound or columns of a line."""
+"""Explanations of transcripts; positions are encoded frames of a sound or of an image of a line.
+
+See `tasks.explainer` for gates and replacements.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,13 @@ from tasks.processor import Arrays
 
 
 class TranscriptionExplainer(SequenceExplainer):
-    """Explains the log-probability of a transcript; subclasses define gates and medium."""
+    """Explains the log-probability of a transcript.
+
+    Subclasses define how gates replace frames (`encode`), and the sound or image that pages show.
+
+    Class attributes:
+      kind: kind of the axis of encoded frames, see `tasks.explanation.Axis`.
+    """
 
     kind: str
 
@@ -28,23 +37,26 @@ class TranscriptionExplainer(SequenceExplainer):
 
     @abc.abstractmethod
     def frames(self, inputs: Arrays) -> tuple[int, int]:
-        """Returns the number of encoded frames of the input, and that of its padded array."""
+        """Returns the numbers of encoded frames of the input without and with padding."""
 
     @abc.abstractmethod
     def encode(self, model: Any, batch: Mapping[str, Any], gates: Any) -> Any:
-        """Returns the encoder output of a batch whose frames are mixed with a replacement."""
+        """Returns the encoder output of a batch; gates mix its frames with a replacement."""
 
     @abc.abstractmethod
     def medium(self, inputs: Arrays) -> Medium:
         """Returns the sound or the image of an example."""
 
     def positions(self, inputs: Arrays) -> np.ndarray:
-        """Returns the mask of encoded frames."""
+        """Returns True for encoded frames of the input, False for padding."""
         real, width = self.frames(inputs)
         return np.arange(width) < real
 
     def score(self, model: Any, inputs: Mapping[str, Any], gates: Any, target: Any) -> Any:
-        """Computes the mean log-probability of the units, by decoder and CTC as in training."""
+        """Computes the mean log-probability of the units.
+
+        Decoder and CTC are weighted as in the training loss.
+        """
         batch = {name: repeated(array, gates) for name, array in inputs.items()}
         found = self.encode(model, batch, gates)
         losses = model.transcriber(
@@ -65,7 +77,7 @@ class TranscriptionExplainer(SequenceExplainer):
         return weights[:steps, : self.frames(subject.inputs)[0]]
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
-        """Returns the mean of the decoder's attention over its steps."""
+        """Returns the decoder's attention to the frames, averaged over the decoding steps."""
         weights = self._alignment(subject)
         return None if weights is None or not len(weights) else AttentionPath(weights.mean(axis=0))
 

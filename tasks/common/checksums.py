@@ -25,12 +25,12 @@ def file_sums(path: Path) -> list[int]:
 
 
 def extended(sums: Sequence[int], data: bytes) -> list[int]:
-    """Returns size and CRC-32 of data that follow data with the given ones; [0, 0] for none."""
+    """Updates size and CRC-32, which are [0, 0] at the beginning, by appended data."""
     return [sums[0] + len(data), zlib.crc32(data, sums[1])]
 
 
 def sealed(content: Any) -> dict[str, Any]:
-    """Returns a JSON mapping of a JSON value and its checksum."""
+    """Returns a JSON mapping that contains a JSON value and its checksum."""
     return {"crc32": _checksum(content), "content": content}
 
 

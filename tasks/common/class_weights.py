@@ -59,7 +59,7 @@ class ClassWeightsConfig(Config):
           names: names of the classes.
 
         Raises:
-          ValueError: the number of weights differs from C, or a name is not that of a class.
+          ValueError: the number of weights differs from C, or a weight names an unknown class.
         """
         if self.class_weights == NONE:
             return None

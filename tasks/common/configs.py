@@ -61,7 +61,9 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """Names that the value of a field may have, for help pages; other code checks the value.
+    """Names that help pages list as values of a field.
+
+    Unlike a `Check`, they are not enforced by `Config`: the code that reads the field checks it.
 
     Attributes:
       known: the names.
@@ -85,7 +87,7 @@ def _checks(config: type) -> list[tuple[str, Check]]:
 def field_metadata(config: type, name: str) -> tuple[Any, ...]:
     """Returns the `Check`s and `Names` of a field.
 
-    A subclass that declares the field again with a plain type keeps those of the base class.
+    If a subclass declares the field again with a plain type, those of the base class apply.
     """
     for kind in config.__mro__:
         if name not in inspect.get_annotations(kind):
@@ -109,12 +111,15 @@ def one_of(*choices: Any) -> Any:
 
 
 def known_names(*names: str) -> Any:
-    """Returns the type of a text field with these known values, which other code checks."""
+    """Returns a string field type whose values help pages list, but `Config` does not check."""
     return Annotated[str, Names(names)]
 
 
 def spec_of(*names: str) -> Any:
-    """Returns the type of a field for one of these mechanisms, which other code checks."""
+    """Returns a string field type for mechanisms with options, such as "performer(features=64)".
+
+    Help pages list the names; `Config` does not check the value.
+    """
     return Annotated[str, Names(names, takes_options=True)]
 
 

@@ -25,9 +25,10 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def collected() -> Iterator[list[str]]:
-    """Returns a list of the messages of `say` and `warn_once` within the context, without repeats.
+    """Collects the messages of `say` and `warn_once` within the context in a list, without repeats.
 
-    It also has warnings that were printed before, so that a summary of the data is complete.
+    The list includes warnings that are not printed, because they were printed before in the same
+    process. A summary of the data is therefore complete.
     """
     found: list[str] = []
     token = _collected.set(found)
@@ -50,7 +51,7 @@ def _note(message: str) -> None:
 
 
 def warn_once(message: str, key: str | None = None) -> None:
-    """Prints a line on standard error only once per process, as files are read several times.
+    """Prints a line on standard error once per process, even if a file is read several times.
 
     Args:
       message: the line.
@@ -71,7 +72,7 @@ def check_max_length(
     Args:
       longest: `max_length` of the model; None for a model without a limit.
       needed: length of the longest sequence.
-      reason: reason for `needed`, which ends the message.
+      reason: description of `needed`, which ends the message.
       key: config key of `longest`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Random keys per example, so that results do not depend on the order of a batch."""
+"""Random keys per example, so that random results do not depend on the order of a batch."""
 
 import jax
 

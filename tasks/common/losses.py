@@ -1,8 +1,8 @@
 """Cross-entropy of integer labels, with a gradient computed in one pass over the logits.
 
-V classes. The residuals of the gradient are the logits and two numbers per row, instead of
-probabilities. The gradient compares class indices with labels, which avoids a scatter.
-`linear_cross_entropy` computes logits in chunks of classes and stores none of them.
+V is the number of classes. The backward pass needs the logits and two numbers per row, instead of
+probabilities. It compares class indices with labels, which avoids a scatter.
+`linear_cross_entropy` computes logits in chunks of classes and does not store them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _forward(logits: Array, labels: Array, smoothing: float) -> tuple[tuple[Arra
     labels = labels.astype(jnp.int32)
     largest = jnp.max(x, axis=-1)
     log_sum = jnp.log(jnp.sum(jnp.exp(x - largest[..., None]), axis=-1))
-    # Logits relative to the maximum, so that small losses keep their precision.
+    # Both terms are relative to the maximum, so that small losses keep their precision.
     plain = log_sum - (jnp.take_along_axis(x, labels[..., None], axis=-1)[..., 0] - largest)
     smoothed = plain
     if smoothing:
@@ -99,8 +99,8 @@ def linear_cross_entropy(
 
     Args:
       x: floating point [..., D].
-      table: E, floating point [R, D] with R ≥ V; products are those of the dtype of x, with sums
-        in float32. Rows after the first V are ignored.
+      table: E, floating point [R, D] with R ≥ V. It is cast to the dtype of x; products are summed
+        in at least float32. Rows after the first V are ignored.
       labels: y, int [...], in [0, V); the loss of any other label is NaN.
       classes: V.
       chunk_size: number of rows of E in a chunk, at least 1.
@@ -144,7 +144,7 @@ def _linear_forward(
     first = (*start, jnp.zeros(labels.shape, jnp.int32))
     (largest, total, of_label, best), _ = jax.lax.scan(add, first, _chunks(x, table, chunk_size))
     log_sum = jnp.log(total)
-    # Logits relative to the maximum, so that small losses keep their precision.
+    # Both terms are relative to the maximum, so that small losses keep their precision.
     loss = log_sum - (of_label - largest)
     return (loss, best), (x, table, labels, largest, log_sum)
 
@@ -176,7 +176,7 @@ _linear.defvjp(_linear_forward, _linear_backward)
 
 
 def _chunks(x: Array, table: Array, chunk_size: int) -> tuple[Array, Array]:
-    """Returns the table in chunks [C, chunk_size, D], in the dtype of x, and their first rows."""
+    """Returns the table in chunks [C, chunk_size, D], in the dtype of x, and first row ids."""
     count = -(-table.shape[0] // chunk_size)
     rows = jnp.pad(table.astype(x.dtype), ((0, count * chunk_size - table.shape[0]), (0, 0)))
     return rows.reshape(count, chunk_size, -1), jnp.arange(count, dtype=jnp.int32) * chunk_size

@@ -14,7 +14,7 @@ from tasks.common.configs import Config, NonNegativeFloat, NonNegativeInt, Posit
 
 Array = jax.Array
 
-# Of the equalizer curve.
+# Number of random knots of the equalizer curve.
 _KNOTS = 6
 
 
@@ -64,7 +64,7 @@ def augment_samples(
       config: changes to apply.
 
     Returns:
-      Samples [B, P'] with P' = P / (1 - speed), and the new lengths.
+      Samples [B, P'] with P' = ceil(P / (1 - speed)), and the new lengths.
     """
 
     def one(x: Array, length: Array, key: Array) -> tuple[Array, Array]:
@@ -92,7 +92,10 @@ def augment_samples(
 
 
 def add_noise(samples: Array, length: Array, decibels: Array | float, key: Array) -> Array:
-    """Adds white noise to samples [P] at a signal-to-noise ratio in decibels, except to silence."""
+    """Adds white noise to samples [P] at a signal-to-noise ratio in decibels; silence stays silent.
+
+    Only the first `length` samples count and get noise; the others are padding.
+    """
     real = jnp.arange(len(samples)) < length
     power = jnp.sum(jnp.where(real, jnp.square(samples), 0.0)) / jnp.maximum(length, 1)
     level = jnp.sqrt(power) * 10 ** (-decibels / 20)
@@ -141,7 +144,7 @@ def spec_augment(features: Array, frames: Array, keys: Array, config: SoundAugme
         return features
 
     def stretch(key: Array, size: Array | int, length: int, width: int) -> Array:
-        """Returns bool [length], True on a random span of at most `width` of the first `size`."""
+        """Returns bool [length], True on a random span of at most `width` entries before `size`."""
         begin, wide = jax.random.split(key)
         wide = jax.random.randint(wide, (), 0, width + 1)
         start = jax.random.randint(begin, (), 0, jnp.maximum(size - wide, 0) + 1)

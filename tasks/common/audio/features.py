@@ -75,7 +75,7 @@ def _filters(sample_rate: int, fft_size: int, bands: int, lowest: float) -> np.n
     from librosa.filters import mel
 
     with warnings.catch_warnings():
-        # LogMelConfig raises for empty filters.
+        # librosa's warning about empty filters is not needed, as LogMelConfig rejects such filters.
         warnings.simplefilter("ignore")
         return mel(sr=sample_rate, n_fft=fft_size, n_mels=bands, fmin=lowest)
 
@@ -107,7 +107,7 @@ def log_mel(samples: Array, lengths: Array, config: LogMelConfig) -> tuple[Array
     samples = jnp.where(jnp.arange(samples.shape[1]) < lengths[:, None], samples, 0.0)
     needed = (most - 1) * hop + window
     samples = jnp.pad(samples, ((0, 0), (0, max(needed - samples.shape[1], 0))))
-    # Not a NumPy array, which would be a large constant of the program.
+    # Computed by JAX, because a NumPy array would be a large constant in the compiled program.
     indices = hop * jnp.arange(most)[:, None] + jnp.arange(window)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     windows = samples[:, indices] * hann.astype(np.float32)

@@ -13,9 +13,9 @@ from tasks.common.audio import headers
 from tasks.common.data.regular_files import expect_regular
 from tasks.common.errors import UserError, warn_once
 
-# Samples per frame when loudness is measured to trim silence.
+# Samples per frame in which `trim_silence` measures loudness.
 _TRIMMED = 256
-# Frames decoded at a time, and the frame count above which a header length is a placeholder.
+# Frames decoded at a time, and the frame count from which a length in a header is a placeholder.
 _BLOCK, _UNKNOWN_FRAMES = 1 << 16, 1 << 60
 # If the peak of the channel average, relative to the peak of the channels, is below this, the
 # average is only rounding error.
@@ -151,7 +151,7 @@ def trim_silence(samples: np.ndarray, decibels: float) -> np.ndarray:
 
 
 def _said(error: OSError | ValueError) -> str:
-    # A path with a null byte gives ValueError.
+    # A path with a null byte causes a ValueError.
     if isinstance(error, FileNotFoundError | ValueError):
         return "no such file"
     return str(error.strerror)

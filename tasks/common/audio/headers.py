@@ -1,7 +1,8 @@
-"""Headers of audio files that libsndfile misreads: streams, truncated files, phone formats.
+"""Checks and corrections of headers of audio files that libsndfile misreads.
 
-A program that writes audio to a pipe cannot fill in the length afterwards, so the sizes in the
-header are 0 or placeholders.
+These are files with unknown length, truncated files, and formats of phones. A program that writes
+audio to a pipe cannot fill in the length afterwards, so the sizes in the header are 0 or
+placeholders.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def with_true_sizes(data: bytes) -> bytes:
       data: content of a file; files of other formats are returned unchanged.
     """
     if data[:4] == b".snd" and data[8:12] == bytes(4):
-        # The mark of an unknown size.
+        # In AU files, 0xFFFFFFFF denotes an unknown size.
         return data[:8] + b"\xff" * 4 + data[12:]
     found = _data_chunk(data)
     if found is None:
@@ -149,5 +150,5 @@ def _ogg_end(data: bytes) -> int:
         if len(table) < segments or offset + 27 > len(data):
             return max(offset + 27 + segments, len(data) + 1)
         offset += 27 + segments + sum(table)
-    # A truncated mark of a page.
+    # If the file ends within the mark "OggS" of a page, at least one byte is missing.
     return len(data) + 1 if b"OggS".startswith(data[offset:]) and data[offset:] else offset

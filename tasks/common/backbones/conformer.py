@@ -77,7 +77,7 @@ class ConvolutionModule(nnx.Module):
         self.down = Projection((D,), (D,), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, valid: Array | None) -> Array:
-        """Maps x [B, T, D], with valid bool [B, T], to [B, T, D]."""
+        """Maps x [B, T, D] to [B, T, D]; `valid`, bool [B, T], is True for real positions."""
         hidden, gate = jnp.split(self.expand(x), 2, axis=-1)
         hidden = hidden * jax.nn.sigmoid(gate)
         if valid is not None:
@@ -111,7 +111,10 @@ class ConformerLayer(EncoderLayer):
         return_weights: bool,
         valid: Array | None = None,
     ) -> tuple[Array, Array | None]:
-        """Maps x [B, T, D], with valid bool [B, T], to the results of `EncoderLayer.__call__`."""
+        """Maps x [B, T, D] to [B, T, D] and the attention weights [B, N, T, T] or None.
+
+        `valid`, bool [B, T], is True for real positions; padding does not enter the convolution.
+        """
         rate, keys = self.dropout_rate, split_keys(dropout_key, 5)
         x = x + 0.5 * maybe_dropout(self.first_feedforward(self.first_norm(x)), rate, keys[0])
         attend = with_weights(self.attention, return_weights, mask=mask, dropout_key=keys[1])
@@ -126,7 +129,7 @@ class Conformer(Encoder):
     """Stack of `ConformerLayer` with the call signature of `Encoder`.
 
     Args:
-      config: config of an encoder; its norm must be "pre", the order of norms in a Conformer.
+      config: config of an encoder. Its norm must be "pre", as a Conformer norms before sublayers.
       width: W of the convolutions, odd.
       causal: whether the convolutions are causal.
 

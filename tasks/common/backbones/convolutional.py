@@ -1,5 +1,8 @@
 """Modules of convolutional networks: normalized convolutions, stages with attention, and pooling.
 
+A map attention is an attention module that maps a feature map [B, Y, X, C] to one of the same
+shape. A spec is its name in `attention.registry`, with options if any: "cbam", "se(reduction=4)".
+
 B batch, Y X height and width, C channels.
 """
 
@@ -56,7 +59,7 @@ def map_attention_entry(spec: str) -> registry.Mechanism | None:
 
 
 def build_map_attention(spec: str, channels: int, dtype: str, rngs: nnx.Rngs) -> nnx.Module | None:
-    """Builds the map attention of a spec for maps of `channels` channels; None for "none".
+    """Builds the map attention of a spec for feature maps of `channels` channels; None for "none".
 
     Raises:
       ValueError: a name or option is unknown or not valid.
@@ -67,7 +70,7 @@ def build_map_attention(spec: str, channels: int, dtype: str, rngs: nnx.Rngs) ->
 
 
 def check_map_attention(spec: str, channels: Sequence[int], dtype: str) -> None:
-    """Checks a spec for maps with these numbers of channels; no parameters are created.
+    """Checks a spec for feature maps with these numbers of channels, without creating parameters.
 
     Raises:
       ValueError: as for `build_map_attention`; the message begins with "attention".
@@ -85,7 +88,7 @@ def check_map_attention(spec: str, channels: Sequence[int], dtype: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class StagesConfig(Config):
-    """Config of a convolutional network whose stages each halve the height and width of the map.
+    """Config of a convolutional network; each stage after the first halves height and width.
 
     Attributes:
       channels: number of channels of each stage.
@@ -111,12 +114,12 @@ class StagesConfig(Config):
 
     @property
     def first_stride(self) -> int:
-        """Distance in pixels of neighboring cells in the map of the first stage."""
+        """Distance in input pixels between neighboring cells of the first stage's feature map."""
         return 1
 
     @property
     def strides(self) -> list[int]:
-        """Distance in pixels of neighboring cells in the map of each stage."""
+        """Distance in input pixels between neighboring cells of the feature map of each stage."""
         return [self.first_stride * 2**number for number in range(len(self.channels))]
 
     def sides(self, Y: int, X: int) -> list[tuple[int, int]]:
@@ -128,12 +131,13 @@ def spatial_importance(weights: np.ndarray, grid: tuple[int, int], gate: bool) -
     """Computes a spatial importance map from the attention weights of one image.
 
     Args:
-      weights: weights of a gate [Y or 1, X or 1, C or 1], else [N, P, P] with P = Y·X.
+      weights: for a gate, which multiplies the map by its weights, [Y or 1, X or 1, C or 1]; for
+        attention between positions with N heads, [N, P, P] with P = Y·X.
       grid: Y and X.
-      gate: whether the weights are those of a gate: the entry has the capability "gate".
+      gate: whether the weights are those of a gate, whose registry entry has the capability "gate".
 
     Returns:
-      [Y, X]: the mean of a gate over channels; else the attention to each position, averaged over
+      [Y, X]: for a gate, the mean over channels; else the attention to each position, averaged over
       heads and queries. None for a gate without spatial axes.
     """
     if not gate:
@@ -177,8 +181,8 @@ class Convolution(nnx.Module):
       inputs, outputs: number of channels.
       size: height and width of the kernel.
       stride: s.
-      norm: "batch" (Ioffe & Szegedy 2015); "group" (Wu & He 2018) with `groups_of` groups, which is
-        independent of the other images, for small batches; "none": a bias instead.
+      norm: "batch" (Ioffe & Szegedy 2015); "group" (Wu & He 2018), whose results do not depend on
+        the other images, for small batches; "none" for a bias instead of a norm.
       relu: whether ReLU is applied.
       momentum: momentum of batch norm: weight of the newest batch in the running statistics.
       dtype: dtype of the computation; parameters are float32.
@@ -213,7 +217,7 @@ class Convolution(nnx.Module):
 
         Args:
           x: [B, Y, X, inputs].
-          valid: bool [B], images included in batch statistics; all if None.
+          valid: bool [B], True for images that are included in batch statistics; all if None.
           training: whether to normalize by batch statistics and update the running statistics.
 
         Returns:
@@ -241,7 +245,10 @@ class Convolution(nnx.Module):
 
 
 def groups_of(channels: int) -> int:
-    """Returns the number of groups: at most 32, of at least 8 channels if possible."""
+    """Returns the number of groups of a group norm: at most 32, with at least 8 channels each.
+
+    With fewer than 8 channels there is a single group.
+    """
     most = max(min(_MOST_GROUPS, channels // _GROUP_CHANNELS), 1)
     return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
 
@@ -284,10 +291,10 @@ class ImageModel(nnx.Module):
 
         Args:
           images: [B, Y, X, C], of any size.
-          valid: bool [B], the images that count in batch statistics; all if None.
-          training: normalize by the batch, and update the batch statistics.
+          valid: bool [B], True for images that are included in batch statistics; all if None.
+          training: whether to normalize by batch statistics and update the running statistics.
           dropout_key: None for evaluation.
-          return_weights: also return the attention weights by name.
+          return_weights: whether to return also the attention weights by name.
 
         Raises:
           ValueError: shapes do not fit.
@@ -342,7 +349,7 @@ class Stage(nnx.Module):
 def apply_map_attention(
     attention: nnx.Module | None, x: Array, *, return_weights: bool, **flags
 ) -> tuple[Array, Array | None]:
-    """Applies an optional map attention; returns the map, and the attention weights or None."""
+    """Applies an optional map attention; returns the feature map, and the weights or None."""
     if attention is None:
         return x, None
     if return_weights:
@@ -358,13 +365,13 @@ def run_stages(
     Args:
       stages: `Stage` modules, or modules with the same call signature.
       x: [B, Y, X, C], input of the first stage.
-      name: prefix of the names of weights.
-      pool: whether the map is halved by `max_pool` between stages.
+      name: prefix of the names of the attention weights.
+      pool: whether `max_pool` halves height and width between stages.
       **flags: keyword arguments of every stage.
 
     Returns:
-      The map of each stage, and the attention weights "<name>_1", "<name>_2", ... of the stages
-      that return any.
+      The feature map of each stage; and by name, "<name>_1", "<name>_2", ..., the attention weights
+      of the stages that return any.
     """
     maps, weights = [], {}
     for number, stage in enumerate(stages, 1):

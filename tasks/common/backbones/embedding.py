@@ -50,7 +50,7 @@ class TokenEmbedding(nnx.Module):
         self.embedding = nnx.Param(table)
 
     def __call__(self, tokens: Array) -> Array:
-        """Embeds tokens int [...]: float32 [..., D], NaN for an id outside the table."""
+        """Embeds tokens, int [...], as float32 [..., D]; ids outside the table give NaN."""
         shapes.expect_integer("tokens", tokens)
         table = constrain(self.embedding[...], "W D")
         rows = constrain_examples(jnp.take(table, tokens, axis=0, mode="fill"))
@@ -70,6 +70,6 @@ def without_padding(logits: Array, vocabulary: int) -> Array:
     """Replaces logits [..., rows] of rows after the vocabulary by -inf."""
     if logits.shape[-1] == vocabulary:
         return logits
-    # Not a slice, which would undo the sharding of the rows.
+    # The padding is masked, because slicing it off would undo the sharding of the rows.
     ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     return jnp.where(ids < vocabulary, logits, -jnp.inf)

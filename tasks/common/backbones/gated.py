@@ -1,6 +1,11 @@
-"""Inputs whose positions are mixed with a replacement, for explanations.
+"""Modules and functions that fade positions of an input, for explanations of predictions.
 
-G gates, U positions, T length, D model size.
+A gate in [0, 1] mixes each position of the input with a replacement, such as a mask token or a
+blurred image: 1 keeps the position, 0 replaces it. `tasks.explainer` measures the change of a score
+of the prediction.
+
+G rows of gates, one score each; U positions, S or T rows of a sequence, D model size. Images: Y X
+height and width, C channels.
 """
 
 from __future__ import annotations
@@ -21,8 +26,8 @@ class GatedEmbedding(nnx.Module):
       inner: module of token embeddings, called with tokens [G, T].
       gates: g, [G, U], in [0, 1].
       replacement: r, [D].
-      first: number of tokens before the first position, which are not replaced, like those after
-        the last one.
+      first: number of tokens before the first position. These tokens, and those after the last
+        position, are not replaced.
     """
 
     def __init__(self, inner: Any, gates: Array, replacement: Array, first: int = 0):
@@ -35,18 +40,22 @@ class GatedEmbedding(nnx.Module):
         return self.inner.embedding
 
     def __call__(self, tokens: Array) -> Array:
-        """Returns mixed embeddings [G, T, D] of tokens int [G, T]."""
+        """Computes mixed embeddings [G, T, D] from tokens, int [G, T]."""
         return mixed(self.inner(tokens), self.gates[...], self.replacement[...], self.first)
 
 
 def mixed(x: Array, gates: Array, replacement: Array, first: int = 0) -> Array:
-    """Mixes positions with a replacement: g_s x_s + (1 - g_s) r.
+    """Mixes rows of a sequence with a replacement: g_s x_s + (1 - g_s) r.
 
     Args:
       x: [G, S, D].
-      gates: g, [G, U] in [0, 1], of the positions from `first` on; others are not replaced.
+      gates: g, [G, U] in [0, 1], for the U rows of x from index `first` on. The other rows are not
+        replaced.
       replacement: r, [D] or a scalar.
       first: number of rows of x before the first position.
+
+    Returns:
+      [G, S, D].
     """
     after = x.shape[1] - first - gates.shape[1]
     gates = jnp.pad(gates, ((0, 0), (first, after)), constant_values=1)[..., None].astype(x.dtype)
@@ -54,14 +63,15 @@ def mixed(x: Array, gates: Array, replacement: Array, first: int = 0) -> Array:
 
 
 def gated_images(images: Array, gates: Array, rows: int, columns: int) -> Array:
-    """Mixes the cells of an image with those of its blurred copy.
+    """Mixes each cell of an image, a rectangle of pixels, with the same cell of a blurred copy.
 
-    The copy is interpolated linearly between averages over 4 x 4 areas, or fewer of 8 pixels.
+    The blurred copy is the image scaled down to min(4, ceil(Y / 8)) x min(4, ceil(X / 8)) pixels
+    and back, with linear interpolation.
 
     Args:
       images: [1, Y, X, C], floating point.
-      gates: [G, rows * columns] in [0, 1], by rows of cells.
-      rows, columns: number of cells.
+      gates: [G, rows * columns] in [0, 1], with the cells in row-major order.
+      rows, columns: numbers of cells along the height and the width.
 
     Returns:
       [G, Y, X, C].
@@ -77,7 +87,15 @@ def gated_images(images: Array, gates: Array, rows: int, columns: int) -> Array:
 
 
 def cells(side: int, most: int = 16) -> int:
-    """Returns the number of cells along a side of an image: one for 8 pixels, from 4 to `most`."""
+    """Returns the number of cells along a side of an image.
+
+    There is one cell per 8 pixels, but at least 4 and at most `most` cells, and never more cells
+    than pixels.
+
+    Args:
+      side: height or width of the image in pixels.
+      most: maximum number of cells.
+    """
     return min(max(side // 8, 4), most, side)
 
 
@@ -88,7 +106,8 @@ class GatedInput(nnx.Module):
       inner: module whose first argument is x, [G, S, D].
       gates: g, [G, U], in [0, 1].
       replacement: r, [D] or a scalar.
-      factor: number of rows of x of each position; the last position may have fewer.
+      factor: number of consecutive rows of x that form a position and share its gate; the last
+        position may have fewer.
     """
 
     def __init__(self, inner: Any, gates: Array, replacement: Array, *, factor: int = 1):

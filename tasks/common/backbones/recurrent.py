@@ -1,7 +1,7 @@
 """Unidirectional and bidirectional recurrent networks: GRU (Cho et al. 2014; Chung et al. 2014)
 and LSTM (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
 
-B batch, T length, D input size, H state size. At padding the state does not change.
+B batch, T length, D input size, H state size. Padding positions do not change the state.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Recurrent(nnx.Module):
             projection.kernel[...] = kernel
 
     def initial_state(self, batch_size: int) -> Any:
-        """Returns the initial state, zeros with leaves [B, H]."""
+        """Returns the initial state: zeros in leaves of shape [B, H]."""
         raise NotImplementedError
 
     def hidden(self, state: Any) -> Array:
@@ -177,7 +177,7 @@ class Recurrent(nnx.Module):
         return over_examples(run, x, valid, initial_state, shared=(weights,))
 
     def _run(self, x: Array, valid: Array | None, state: Any, reverse: bool) -> tuple[Array, Any]:
-        """Computes `__call__` for the examples of one device."""
+        """Computes the result of `__call__` for the examples of one device."""
         kernel, bias = self._recurrent_weights()
         # One large product outside the loop replaces T small products inside.
         projected = self.input(jnp.swapaxes(x, 0, 1))
@@ -264,6 +264,12 @@ def find_cell(name: str) -> type[Recurrent]:
 def expect_state(argument: str, state: Any, network: Recurrent, sizes: dict[str, int]) -> None:
     """Checks that a state has the same structure as the network's state, with leaves [B, H].
 
+    Args:
+      argument: name of the argument, for messages.
+      state: the state.
+      network: the network.
+      sizes: B and H, as far as they are known.
+
     Raises:
       ValueError: the structure or a shape differs.
     """
@@ -303,8 +309,8 @@ class Bidirectional(nnx.Module):
     def __call__(self, x: Array, *, valid: Array | None = None) -> tuple[Array, Any]:
         """Computes outputs [B, T, 2H] and the final state with leaves [B, 2H].
 
-        Arguments are those of `Recurrent`. The final state combines the forward state after the
-        last real position and the backward state after the first position.
+        Arguments: as for `Recurrent.__call__`. The final state concatenates the forward state after
+        the last real position and the backward state after the first position.
         """
         forward, forward_last = self.forward(x, valid=valid)
         backward, backward_last = self.backward(x, valid=valid, reverse=True)

@@ -34,10 +34,10 @@ class DecoderState(NamedTuple):
 
     Attributes:
       cells: recurrent state of each layer.
-      context: c of the previous step, [R, M].
+      context: context vector of the previous step, [R, M].
       alignment_state: recurrent state of the alignment.
       memory: prepared memory of the alignment.
-      past: cache of temporal attention, () without it.
+      past: cache of temporal attention; () without temporal attention.
     """
 
     cells: tuple[Any, ...]
@@ -73,7 +73,7 @@ class AttentionDecoder(nnx.Module):
       temporal_attention: number of heads of the attention to the decoder's past states; 0 for none.
       dropout_rate: dropout rate after the embedding, between layers, and before the output
         projection.
-      embedding: an embedding shared with other modules; a new one if None.
+      embedding: embedding that is shared with other modules; None for a new one.
 
     Raises:
       ValueError: an argument is not valid.
@@ -180,7 +180,7 @@ class AttentionDecoder(nnx.Module):
 
         Args:
           memory, valid, initial: as for `prepare`.
-          target_inputs: int [B, T], a start token and all tokens but the last.
+          target_inputs: int [B, T], a start token followed by all target tokens but the last.
           dropout_key: None for evaluation.
 
         Returns:
@@ -221,7 +221,10 @@ class AttentionDecoder(nnx.Module):
         return self.classify(features), weights
 
     def _kept(self, B: int, T: int, key: Array | None) -> tuple[Array, ...]:
-        """Draws what dropout keeps between layers, bool [B, T, D] for each layer but the first."""
+        """Draws the dropout masks of the inputs of all layers but the first.
+
+        Masks are bool [B, T, D], True for entries that dropout keeps.
+        """
         rate, D = self.dropout_rate, self.cells[0].state_size
         if key is None or rate == 0:
             return ()
@@ -244,7 +247,7 @@ class AttentionDecoder(nnx.Module):
         return jnp.tanh(self.combine(jnp.concatenate(parts, axis=-1)))
 
     def _first(self, memory: Array, valid: Array | None, initial: Any) -> DecoderState:
-        """Returns the state before the first step, without a cache."""
+        """Returns the state before the first step, without a cache of temporal attention."""
         alignment_memory = self.alignment.prepare(memory, valid=valid)
         context = jnp.zeros((memory.shape[0], self.memory_size), memory.dtype)
         alignment_state = self.alignment.initial_state(alignment_memory)
@@ -279,7 +282,7 @@ def _advance(
 ) -> tuple[tuple[Any, ...], Array, Array, Any]:
     """Returns the layer states, the context [R, M], and weights and state of the alignment.
 
-    Dropout keeps the entries `kept` of the inputs of all layers but the first.
+    `kept` has the dropout masks of one step for all layers but the first; see `_kept`.
     """
     x, found = jnp.concatenate([word, state.context], axis=-1), []
     for layer, (cell, old) in enumerate(zip(cells, state.cells, strict=True)):

@@ -1,7 +1,8 @@
-"""Residual network (He et al. 2016, "Deep Residual Learning") with optional map attention.
+"""Residual network (He et al. 2016, "Deep Residual Learning") with optional attention.
 
 B batch, Y X height and width, C channels. Each stage consists of basic blocks and an optional map
-attention; its map has half the height and width of the previous map.
+attention: an attention module that maps a feature map to one of the same shape, such as "cbam". The
+feature map of each stage after the first has half the height and width of the previous one.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class ResNetConfig(StagesConfig):
 
     Attributes:
       depths: number of blocks of each stage.
-      norm: norm of every convolution, "batch" or "group"; group norm is independent of other
-        images.
+      norm: norm after every convolution, "batch" or "group"; with group norm, results do not depend
+        on the other images of a batch.
       stem: "small", one 3 x 3 convolution, or "imagenet", 7 x 7 with stride 2 and 3 x 3 max pooling
         with stride 2, as in the paper for large images.
       stem_stride: stride of the stem "small", 1 or 2; the stem "imagenet" has stride 4.
@@ -55,12 +56,12 @@ class ResNetConfig(StagesConfig):
 
     @property
     def first_stride(self) -> int:
-        """Distance in pixels of neighboring cells in the map of the first stage."""
+        """Distance in input pixels between neighboring cells of the first stage's feature map."""
         return self.stem_stride if self.stem == "small" else 4
 
 
 def max_pool_3x3(x: Array) -> Array:
-    """Computes the maximum of the 3 x 3 block around every second cell.
+    """Computes the maximum of the 3 x 3 block around every second cell of rows and columns.
 
     Args:
       x: [B, Y, X, C].
@@ -102,7 +103,7 @@ class BasicBlock(nnx.Module):
 
 
 class ResNetStage(nnx.Module):
-    """Basic blocks, the first one with a stride, and an optional map attention."""
+    """Basic blocks, the first one with the given stride, and an optional map attention."""
 
     def __init__(
         self, inputs: int, outputs: int, *, depth: int, stride: int, attention: str, **options
@@ -122,7 +123,7 @@ class ResNetStage(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Residual network that returns the maps of all stages.
+    """Residual network that returns the feature maps of all stages.
 
     Args:
       config: config of the network.
@@ -159,18 +160,18 @@ class ResNet(nnx.Module):
         training: bool = False,
         return_weights: bool = False,
     ) -> tuple[list[Array], dict[str, Array]]:
-        """Computes the maps of a batch.
+        """Computes the feature maps of a batch of images.
 
         Args:
           images: [B, Y, X, image_channels], of any size.
-          valid: bool [B], images included in batch statistics; all if None.
+          valid: bool [B], True for images that are included in batch statistics; all if None.
           training: whether to normalize by batch statistics and update the running statistics.
           return_weights: whether to return attention weights.
 
         Returns:
-          The map of each stage, [B, Y_i, X_i, C_i] in the config's dtype with the sides of
-          `ResNetConfig.sides`; and the attention weights "stage_1", "stage_2", ... after each
-          stage, if requested.
+          The feature map of each stage, [B, Y_i, X_i, C_i] in the config's dtype, where Y_i and X_i
+          are those of `ResNetConfig.sides`; and, if requested, the weights of the map attention of
+          each stage by name: "stage_1", "stage_2", ...
 
         Raises:
           ValueError: the images have another shape.

@@ -23,14 +23,14 @@ STACKED = "stacked"
 
 
 class LayerStack(nnx.Module):
-    """L layers whose variables are stacked, with the values of layers that are built one by one.
+    """L layers whose variables are stacked; their values equal those of separately built layers.
 
-    Iteration yields the layers, for programs that do not scan, such as decoding.
+    Iteration yields the separate layers, for programs that do not scan, such as decoding.
 
     Args:
       build: builds one layer; all layers have the same structure.
       length: L.
-      rngs: random number generators, which `build` is called with.
+      rngs: random number generators that are passed to `build`.
     """
 
     def __init__(self, build: Callable[[nnx.Rngs], nnx.Module], length: int, *, rngs: nnx.Rngs):
@@ -42,7 +42,7 @@ class LayerStack(nnx.Module):
             found["graphdef"], variables = nnx.split(build(drawn))
             return nnx.state(drawn), variables
 
-        # The counts of the random streams are carried from layer to layer.
+        # The state of the random streams is carried from layer to layer, so that layers differ.
         state, variables = jax.lax.scan(one, state, length=length)
         nnx.update(rngs, state)
         self.length = length
@@ -104,7 +104,7 @@ def _expect_unchanged(before: list[Any], after: list[Any]) -> None:
 
 
 def layer_paths(path: str, shape: tuple[int, ...]) -> list[str]:
-    """Returns the paths of an array in the separate layers: itself unless it is stacked.
+    """Returns the path of an array in each separate layer, or [path] if it is not stacked.
 
     Args:
       path: '/'-joined path, such as "encoder/layers/stacked/attention/out/kernel".
@@ -127,14 +127,14 @@ def with_layout(
     stack: Callable[..., Any] = lambda *leaves: jnp.stack(leaves),
     select: Callable[[Any, int], Any] = lambda leaf, number: leaf[number],
 ) -> Any:
-    """Returns a tree of parameters whose layers are stacked where those of another tree are.
+    """Stacks or separates the layers of a tree of parameters, as they are in another tree.
 
     Args:
       tree: nested dicts, in which layers have string keys, "0" to "L-1", or the key `STACKED`.
-      like: nested dicts with the wanted layout, whose keys may be integers. Other differences of
-        the trees are ignored.
+      like: nested dicts with the wanted layout, whose keys may be integers. Other differences
+        between the trees are ignored.
       stack: function that stacks the leaves of all layers.
-      select: function that returns the leaf of a layer from a stacked one.
+      select: function that returns the leaf of one layer from a stacked leaf and a layer index.
     """
     if not isinstance(tree, Mapping) or not isinstance(like, Mapping):
         return tree

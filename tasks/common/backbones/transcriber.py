@@ -61,10 +61,10 @@ class TranscriberConfig(Config):
       embedding_size: embedding size of the units that a recurrent decoder reads.
       num_layers: number of layers of the decoder.
       num_heads, feedforward_size: number of heads and feed-forward size of a Transformer decoder.
-      temporal_attention: number of heads of a recurrent decoder's attention to its past; 0 for
-        none.
+      temporal_attention: number of heads of a recurrent decoder's attention to its own past states;
+        0 for none.
       dropout_rate: dropout rate of the decoder.
-      label_smoothing: probability of the target spread over all units, in the decoder's loss.
+      label_smoothing: probability that the decoder's loss spreads from the target over all outputs.
       max_length: largest number of units of a transcript.
       decoding: decoding method for the test split and predictions; validation uses greedy decoding.
         With CTC alone, greedy decoding takes the best path.
@@ -127,11 +127,11 @@ class Losses(NamedTuple):
     """Losses summed over the units of each example.
 
     Attributes:
-      decoder: float32 [B], smoothed cross-entropy of the units and the end token; 0 without a
-        decoder.
+      decoder: cross-entropy of the units and the end token, with label smoothing if requested,
+        float32 [B]; 0 without a decoder.
       ctc: CTC loss, float32 [B]; 0 without CTC, and for examples without a path.
       num_units: float32 [B], number of units including the end token, by which losses are divided.
-      has_path: bool [B], whether CTC has a path.
+      has_path: bool [B], whether there are enough frames for a CTC path of the units.
     """
 
     decoder: Array
@@ -147,7 +147,7 @@ class Transcriber(nnx.Module):
 
     Args:
       config: config of the model.
-      memory_size: M of the frames.
+      memory_size: M, size of the encoded frames.
       units: U, including the blank.
     """
 
@@ -371,8 +371,8 @@ class EncoderOutput(NamedTuple):
     """Output of an encoder.
 
     Attributes:
-      memory: [B, S, M].
-      valid: bool [B, S].
+      memory: encoded frames, [B, S, M].
+      valid: bool [B, S], True = a real frame.
       final_state: initial state of a recurrent decoder, leaves [B, M]; None for other decoders.
     """
 

@@ -1,6 +1,7 @@
 """Transformer encoder and decoder (Vaswani et al. 2017) with configurable layers.
 
-B batch, T length, S length of the memory, D model size, N heads, F feed-forward size, L layers.
+B batch, T length, S length of the memory (the encoder states that a decoder attends to), D model
+size, D_m size of the memory, N heads, H head size, L layers.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...]
 
 
 class EncoderCache(NamedTuple):
-    """Cache of decoding.
+    """Cache of an encoder that decodes step by step under a causal mask.
 
     Attributes:
       layers: cache of the mixer of each layer.
@@ -58,12 +59,12 @@ class EncoderCache(NamedTuple):
 
 
 class DecoderState(NamedTuple):
-    """State of decoding; every leaf has the leading axis B.
+    """State of a decoder between steps; every leaf has the leading axis B.
 
     Attributes:
       layers: cache of the mixer of each layer.
       memory: keys and values [B, N, S, H] of the memory, for each layer.
-      memory_valid: bool [B, S].
+      memory_valid: bool [B, S], True = a real position of the memory.
       length: int32 [B], number of past positions of each example.
     """
 
@@ -112,7 +113,7 @@ class _Stack(nnx.Module):
         def numbered(number: int | Array, layer: nnx.Module, x: Array) -> tuple[Array, Any]:
             return call(layer, x, layer_key(dropout_key, number))
 
-        # Weights are recorded under the names of the separate layers.
+        # If weights are recorded, the layers run separately, as weights are recorded by layer name.
         if isinstance(self.layers, LayerStack) and not recording.active():
             return self.layers.scan(numbered, x, rematerialize=rematerialize)
         results = []
@@ -228,9 +229,9 @@ class Encoder(_Stack):
     def decode(
         self, x: Array, cache: EncoderCache, lengths: Array | None = None
     ) -> tuple[Array, EncoderCache]:
-        """Computes the next T positions under a causal mask, for a prompt or step by step.
+        """Computes outputs at the next T positions under a causal mask: of a prompt or of one step.
 
-        Equal to `self(x_of_all_positions, mask=masks.causal())` at these positions.
+        They equal `self(x_of_all_positions, mask=masks.causal())` at these positions.
 
         Args:
           x: [B, T, D].
@@ -259,7 +260,7 @@ class Decoder(_Stack):
 
     Args:
       config: as for an encoder.
-      memory_size: D_m of the memory.
+      memory_size: D_m.
 
     Raises:
       ValueError: the mixer does not support a causal mask.
@@ -353,7 +354,9 @@ class Decoder(_Stack):
     def decode(
         self, x: Array, state: DecoderState, lengths: Array | None = None
     ) -> tuple[Array, DecoderState, Array]:
-        """Computes the next T positions; equal to `self(x_of_all_positions, memory)` there.
+        """Computes outputs at the next T positions.
+
+        They equal `self(x_of_all_positions, memory)` at these positions.
 
         Args:
           x: [B, T, D].
@@ -387,7 +390,7 @@ class Decoder(_Stack):
 
 
 def layer_key(dropout_key: Array | None, number: int | Array) -> Array | None:
-    """Returns the dropout key of a layer; -1 is the input."""
+    """Returns the dropout key of a layer, or of the input of the stack if `number` is -1."""
     return None if dropout_key is None else jax.random.fold_in(dropout_key, number + 1)
 
 

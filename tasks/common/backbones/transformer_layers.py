@@ -1,7 +1,7 @@
 """Config and layers of Transformer encoders and decoders.
 
-B batch, T length, S length of the memory, D model size, D_m size of the memory, N heads, F
-feed-forward size.
+B batch, T length, S length of the memory (the encoder states that a decoder attends to), D model
+size, D_m size of the memory, N heads, F feed-forward size.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class EncoderConfig(Config):
       num_heads: N, number of attention heads; divides D.
       feedforward_size: F, hidden size of the feed-forward modules.
       dropout_rate: dropout rate after embeddings, attention and feed-forward.
-      attention_dropout_rate: dropout rate of the attention weights, or of the values that take
-        their place in mixers without weights.
+      attention_dropout_rate: dropout rate of the attention weights or, in mixers that never compute
+        weights, of parts of the result.
       norm: "pre" (Xiong et al. 2020) or "post" (Vaswani et al. 2017).
       activation: "gelu" (with the error function), "gelu_tanh" (its approximation), "relu", "silu"
         (also called swish) or "swiglu", gated by silu (Shazeer 2020).
       positions: "none", position embeddings that are added to the input, or a spec for the mixer.
-        Added to the input are "sinusoidal", "sinusoidal(interleaved=False)" with the sines before
-        the cosines, and "learned". A mixer with positions takes a spec of
+        Embeddings for the input are "sinusoidal", "sinusoidal(interleaved=False)" with the sines
+        before the cosines, and "learned". A mixer that supports positions takes a spec of
         `attention.positions.POSITIONS`, such as "rope", "alibi" or "rope(base=500000)".
-      max_length: maximum length of the input, also if positions and mixer have no limit.
+      max_length: maximum length of the input, even if positions and mixer have no limit.
       mixer: a mixer of `attention.registry`, with options if any: "dot_product",
         "sliding_window(left=8, right=8)", "performer(features=64, kernel=relu)".
       dtype: dtype of the computation; parameters are float32.
@@ -141,7 +141,7 @@ class EncoderConfig(Config):
             raise ValueError(f"mixer: got {got}, expected one of {mixers_with('causal')}")
 
     def positions_are(self, *names: str) -> bool:
-        """Tests if the name in `positions`, without options, is one of `names`."""
+        """Returns True if the name in `positions`, without its options, is one of `names`."""
         return self.positions.partition("(")[0].strip() in names
 
     def build_mixer(self, rngs: nnx.Rngs) -> nnx.Module:
@@ -193,7 +193,7 @@ class EncoderConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class SmallEncoderConfig(Config):
-    """Base class of model configs with a Transformer encoder, which is small by default.
+    """Base class of model configs with a Transformer encoder; by default the encoder is small.
 
     For the meaning of the fields, see `EncoderConfig`.
     """
@@ -252,7 +252,7 @@ class FeedForward(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
-    """Attention and feed-forward, each with residual connection, norm and dropout.
+    """Attention and feed-forward module, each with residual connection, norm and dropout.
 
     pre:  x + f(norm(x)),   post: norm(x + f(x)),      f attention or feed-forward
     """
@@ -275,7 +275,7 @@ class EncoderLayer(nnx.Module):
         return x, weights
 
     def decode(self, x: Array, cache: Any, lengths: Array | None) -> tuple[Array, Any]:
-        """Computes the next T positions [B, T, D] and the new cache of the mixer."""
+        """Computes outputs [B, T, D] at the next T positions, and the new cache of the mixer."""
         attend = functools.partial(self.attention.decode, cache=cache, lengths=lengths)
         x, cache = self._residual(self.attention_norm, attend, x, None)
         x, _ = self._residual(self.feedforward_norm, self._feed, x, None)
@@ -284,7 +284,7 @@ class EncoderLayer(nnx.Module):
     def _attend(
         self, attend: Callable, x: Array, dropout_key: Array | None
     ) -> tuple[Array, Array | None]:
-        """Applies the self-attention, whose residual connection `attention.attribution` uses."""
+        """Applies the self-attention, and records its residual for `attention.attribution`."""
         norm = self.attention_norm
         parts = (norm, norm.linear) if self.norm == "post" else ()
         with recording.added(recording.Residual(x, *parts)):
@@ -358,7 +358,7 @@ class DecoderLayer(EncoderLayer):
         memory: tuple[Array, Array],
         memory_mask: masks.Mask,
     ) -> tuple[Array, Any, Array]:
-        """Computes the next T positions, the new mixer cache, and cross-attention weights."""
+        """Computes the next T outputs, the new cache of the mixer, and cross-attention weights."""
         attend = functools.partial(self.attention.decode, cache=cache, lengths=lengths)
         x, cache = self._residual(self.attention_norm, attend, x, None)
         read = functools.partial(
@@ -370,7 +370,7 @@ class DecoderLayer(EncoderLayer):
 
 
 def with_weights(module: nnx.Module, return_weights: bool, **options: Any) -> Callable:
-    """Wraps a module as a function of x that returns its output, and its weights or None."""
+    """Returns a function of x that computes a module's output, and attention weights or None."""
 
     def compute(x: Array) -> tuple[Array, Array | None]:
         result = module(x, return_weights=return_weights, **options)

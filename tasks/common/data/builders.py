@@ -164,7 +164,11 @@ def _changed_file(folder: Path) -> str | None:
 
 @functools.lru_cache(maxsize=16)
 def _verified(folder: Path, sums: str, stats: tuple[tuple[int, int], ...]) -> str | None:
-    """Compares the checksums once per process, unless the sizes or times of the files change."""
+    """Compares the checksums of files with `sums`; returns the first difference.
+
+    The result is cached. `stats`, the sizes and times of the files, is part of the cache key, so
+    that changed files are compared again.
+    """
     del stats
     for name, expected in json.loads(sums)["content"].items():
         if file_sums(folder / name) != expected:
@@ -173,10 +177,10 @@ def _verified(folder: Path, sums: str, stats: tuple[tuple[int, int], ...]) -> st
 
 
 def prepare(definition: DatasetDefinition, paths: Paths, *, quiet: bool = False) -> None:
-    """Prepares a data set in data_dir, unless that has been done already.
+    """Prepares a data set in data_dir, unless it is prepared already.
 
-    An incomplete folder is prepared again. If several processes need the data set, a lock lets one
-    of them prepare it.
+    An incomplete or damaged folder is prepared again. If several processes need the data set, a
+    lock lets one of them prepare it, while the others wait.
 
     Raises:
       UserError: a source cannot be obtained, data_dir cannot be written, or the data set is

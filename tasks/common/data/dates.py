@@ -1,4 +1,4 @@
-"""Parser of dates and times in common notations: one cell of text gives one moment.
+"""Parser of dates and times in common notations, for single cells of text.
 
 Calendar dates (`2024-12-31`, `2024/12/31`, `31.12.2024`, `12/31/2024`), months, quarters and ISO
 weeks (`2024-12`, `2024-Q4`, `2024-W52`), English month names (`Dec 31, 2024`), each with or without
@@ -12,10 +12,10 @@ import datetime
 import re
 from typing import NamedTuple
 
-# Marks a date that is invalid in one of the two orders, and a moment without a UTC offset.
+# NO_DATE marks a date that is invalid in one of the two orders, NO_OFFSET a missing UTC offset.
 NO_DATE = -(2**63)
 NO_OFFSET = -(2**31)
-# Seconds east of UTC. Names that stand for different offsets in different countries are missing.
+# Seconds east of UTC by name. Ambiguous names, such as CST and IST, are not supported.
 ZONES = {
     **dict.fromkeys(("Z", "UTC", "GMT", "WET"), 0),
     **dict.fromkeys(("CET", "MEZ", "WEST"), 3600),
@@ -72,7 +72,7 @@ def _pattern(whole: str) -> re.Pattern[str]:
 
 
 def _patterns(date: str) -> tuple[re.Pattern[str], ...]:
-    # A named group may occur only once in a pattern, hence separate patterns for the two clocks.
+    # A named group may occur only once in a pattern, so the two clocks need separate patterns.
     return (
         _pattern(rf"{date}(?:(?:T|\s*,\s*|\s+){_CLOCK}{_ZONE})?"),
         _pattern(rf"{date}T{_COMPACT_CLOCK}{_ZONE}"),
@@ -124,8 +124,8 @@ def parse(text: str) -> Moment:
     """Parses one date or time.
 
     Raises:
-      ValueError: the text has none of these notations, or the date or time does not exist; the
-        message is the remedy, or empty.
+      ValueError: the text has none of the notations of this module, or the date or time does not
+        exist; the message is a remedy or the reason, and may be empty.
     """
     text = text.strip()
     if text[4:5] == "-" and text.isascii():

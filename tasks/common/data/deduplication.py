@@ -26,7 +26,7 @@ def normalize_text(text: str, unicode: bool = False) -> str:
     Args:
       text: text to normalize. Each run of non-alphanumeric characters becomes one space; spaces at
         the ends are removed.
-      unicode: whether to keep all alphanumeric characters of Unicode, or only a-z and 0-9, as for
+      unicode: whether all alphanumeric characters of Unicode are kept, or only a-z and 0-9, as for
         the splits of the built-in English data sets.
     """
     pattern = _NOT_WORD if unicode else _NOT_ALPHANUMERIC

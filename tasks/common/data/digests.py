@@ -88,11 +88,11 @@ def of_rows(rows: Iterable[Any]) -> str:
 def of_splits(
     splits: Mapping[str, Any], columns: Callable[[Any], Mapping[str, Iterable[Any]]]
 ) -> dict[str, str]:
-    """Returns a hash of each column of each split, by "<split> <column>".
+    """Returns a hash of each column of each split, under the key "<split> <column>".
 
     Args:
       splits: examples by split.
-      columns: maps the examples of a split to rows by the name of the column.
+      columns: function from the examples of a split to the values of each column, by its name.
     """
     return {
         f"{split} {name}": of_rows(rows)

@@ -206,9 +206,10 @@ def _client(name: str) -> str:
 
 
 def _pip() -> list[str]:
-    """Returns the command that runs pip: of this environment if it contains pip, else of PATH.
+    """Returns the command that runs pip.
 
-    Environments made by uv contain no pip.
+    This is the pip of the environment, else pip on PATH, else pip run by uv, whose environments
+    contain no pip.
     """
     if util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
@@ -223,8 +224,8 @@ def _pip() -> list[str]:
 def _run_client(commands: list[list[str]], folder: Path, seconds: float) -> None:
     """Runs the commands in turn until one succeeds, within `seconds` in total.
 
-    The first command is repeated if it fails quickly, because registries sometimes refuse
-    connections.
+    If the first command fails, it is repeated, because registries sometimes refuse connections. No
+    further command is run after one that fails after more than three seconds.
     """
     deadline = time.monotonic() + seconds
     reason = ""

@@ -81,9 +81,10 @@ class HeldOutConfig(Config):
 
 
 def _units(rows: Sequence[str], groups: Sequence[str] | None) -> list[str]:
-    """Returns a name for each row that is equal for rows that must be in the same split.
+    """Returns a name of the unit of each row; rows of a unit must be in the same split.
 
-    These are rows of equal content or group, and rows that are connected by such rows.
+    Rows with equal contents or equal groups are in the same unit, and so are rows that a chain of
+    such rows connects.
     """
     if groups is None:
         return list(rows)
@@ -106,11 +107,11 @@ def split_units(
 ) -> dict[str, list[int]]:
     """Splits rows so that rows of one unit are in the same split, and classes are balanced.
 
-    Units are in random order by a hash of the seed and their name, so that the split does not
-    depend on the order of the rows. A unit belongs to its most frequent class. Beginning with the
-    rarest class, each held-out split takes units of the class until it has a tenth of its rows, as
-    closely as possible, and at least one unit if there is one for every split. The largest unit of
-    a class remains for training.
+    Units are ordered by a hash of the seed and their name, so that the split is independent of the
+    order of the rows. A unit belongs to its most frequent class. Beginning with the rarest class,
+    each held-out split takes units of the class until it has about a tenth of the rows of the
+    class, and at least one unit if there is one for every held-out split. The largest unit of a
+    class remains for training.
 
     Args:
       units: name of the unit of each row.
@@ -175,7 +176,7 @@ def _name_rare(
 
 
 def expect_groups_apart(where: str, groups: Mapping[str, Sequence[str]]) -> None:
-    """Raises if a group is in two splits that have their own files.
+    """Checks that no group is in two splits.
 
     Args:
       where: file or folder of the data, for messages.

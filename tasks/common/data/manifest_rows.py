@@ -20,9 +20,13 @@ COLUMNS = ("path", "text")
 
 
 class ManifestRow(NamedTuple):
-    """One file of a manifest: its location in the manifest, its path, its transcript and its group.
+    """One file of a manifest or folder, with its transcript.
 
-    The group is the value in the column that defines splits; '' without such a column.
+    Attributes:
+      where: manifest and line, or the path of the file, for messages.
+      file: path of the file.
+      text: transcript.
+      group: value in the column that defines splits; '' without such a column.
     """
 
     where: str
@@ -38,7 +42,7 @@ class ManifestColumns:
     Attributes:
       path, text: names of the columns of paths and texts.
       path_flag, group_flag: flags that name the columns of paths and of groups, for messages.
-      group: column that groups the rows; None for none.
+      group: column that groups the rows; None if rows have no groups.
     """
 
     path: str = COLUMNS[0]
@@ -152,7 +156,7 @@ def _line(
     if not file:
         raise UserError(f"{where}: has no {columns.path}")
     found = find_file(folder, file)
-    if not os.path.isfile(found):  # False if the name is too long
+    if not os.path.isfile(found):  # unlike `Path.is_file`, this returns False for too long names
         raise UserError(f"{where}: no such file: {found}")
     text = " ".join(text_value(cells[columns.text], where, columns.text).split())
     group = "" if columns.group is None else label_value(cells[columns.group], where, columns.group)
@@ -189,7 +193,7 @@ def _folder(folder: Path, columns: ManifestColumns) -> list[ManifestRow]:
 def _beside(
     name: str, files: Sequence[Path], texts: Mapping[Path, Path], columns: ManifestColumns
 ) -> list[ManifestRow]:
-    """Returns the rows of files that have their text in a file of the same name."""
+    """Returns the rows of files whose text is in a .txt file of the same name."""
     if columns.group is not None:
         raise UserError(
             f"--{columns.group_flag}: got {columns.group!r}, but {name} has files without columns; "

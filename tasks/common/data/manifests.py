@@ -34,11 +34,11 @@ BY_TEXT, BY_FILE = "text", "file"
 
 
 def own_transcribed(flag: str, group: str, kind: str) -> OwnData:
-    """Returns the declaration of user data of files with texts.
+    """Returns the declaration of the user data of a task whose files have transcripts.
 
     Args:
-      flag: flag of the column of paths, "audio" or "image".
-      group: flag of the column of groups.
+      flag: flag that names the column of paths, "audio" or "image".
+      group: flag that names the column of groups, "speaker" or "group".
       kind: plural noun for the files in messages.
     """
     return OwnData(
@@ -67,9 +67,10 @@ class TranscribedConfig(Config):
         quarter of test_size.
       seed: random seed of the built-in data set.
       text: config of the tokenizer of units: "word", "character" or "bpe".
-      split_by: property that keeps user files in the same split when missing splits are created:
-        "text" (equal texts), "file" (equal files), or a column of the manifest, such as speaker.
-        For a column, the largest group is in the training split. "text" needs many distinct texts.
+      split_by: when missing splits are created, user files with the same value of this property are
+        in the same split: "text" (equal texts), "file" (equal files), or a column of the manifest,
+        such as speaker. For a column, the largest group is in the training split. "text" needs
+        many distinct texts.
       path_column, text_column: columns of manifests with the paths of files, relative to the
         manifest, and with their texts.
       skip_broken: whether to skip user files that cannot be used, with a warning.
@@ -106,7 +107,15 @@ class TranscribedConfig(Config):
     def user_examples(
         self, read: Callable[[Path], np.ndarray], field: str
     ) -> tuple[dict[str, TranscriptionExamples], Tokenizer]:
-        """Returns the splits of the user files and their tokenizer; see `user_examples`."""
+        """Calls the function `user_examples` with the values of this config.
+
+        Args:
+          read: function that reads a file, and raises UserError if it cannot be used.
+          field: name of the array in an example.
+
+        Returns:
+          The examples by split, and the tokenizer fitted on the training texts.
+        """
         columns = ManifestColumns(self.path_column, self.text_column, *self._flags())
         given = (self.path, read, self.text, field, self.skip_broken, self.split_by, self.unit)
         return user_examples(*given, columns)
@@ -132,7 +141,7 @@ def user_examples(
       path: path as for `find`. Each missing split takes a tenth of the training split.
       read: function that reads a file, and raises UserError if it cannot be used.
       text: config of the tokenizer.
-      field: name of the sequence in an example.
+      field: name of the array in an example.
       skip_broken: whether to skip files that cannot be used, with a message.
       split_by: which files are kept in the same split: "text": files with equal texts; "file":
         equal files; otherwise files with equal values in this column of the manifest, such as
@@ -186,7 +195,7 @@ def user_examples(
 
 
 def summarize(texts: Mapping[str, Sequence[str]], unit: str) -> dict[str, SplitSummary]:
-    """Counts the examples of each split; those without a text, if any, are counted as ignored.
+    """Counts the examples of each split. Examples without a text are counted as ignored.
 
     Args:
       texts: texts of each split.
@@ -265,7 +274,7 @@ def _expect_whole(lines: Sequence[ManifestRow], tokenizer: Tokenizer) -> None:
 
 
 def _expect_known(lines: Sequence[ManifestRow], tokenizer: Tokenizer, train: Sequence[str]) -> None:
-    """Raises if a text has units that the training split lacks, since no model could write them."""
+    """Raises if a text has units that the training split lacks, as no model can output them."""
     for line, units in zip(lines, encode_units(tokenizer, [x.text for x in lines]), strict=True):
         if UNKNOWN in units:
             known = {letter for text in train for letter in text.lower()}

@@ -1,8 +1,8 @@
-"""User data under one convention in every task: a path, and names of columns.
+"""User data, which are given in the same way for every task: by a path and names of columns.
 
 The data set "own" in the argument of a config file (configs/TASK.py:own,MODEL) stands for the files
-of the flag --data. A task declares by an `OwnData` which files and which columns it takes, and
-which config keys they set.
+of the flag --data. A task declares by an `OwnData` which files and columns it takes, and which
+config keys their flags set.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ COLUMNS: Mapping[str, str] = {
     "time": "times",
     "image": "paths of images",
     "audio": "paths of recordings",
-    "speaker": "speakers; all recordings of one are in the same split",
-    "group": "groups, such as patients or documents; all rows of one are in the same split",
+    "speaker": "speakers; all recordings of a speaker are in the same split",
+    "group": "groups, such as patients or documents; all rows of a group are in the same split",
 }
 """Columns by flag, with a description of their content."""
 
@@ -38,12 +38,12 @@ class OwnData:
 
     Attributes:
       files: description of the files, which follows "--data=PATH, where PATH is" in messages.
-      columns: config key by column flag, such as {"text": "text_column"}.
-      path: config key of the files.
+      columns: config key that each column flag sets, such as {"text": "text_column"}.
+      path: config key that --data sets.
       held_out: config keys of the validation and test files; empty if `path` takes all splits.
-      several: column flags that name one or more columns, separated by commas.
-      inferred: inferred(path) -> values of further config keys, which flags override; for settings
-        that follow from the files, such as languages from file extensions.
+      several: flags that may name several columns, separated by commas.
+      inferred: function from the path to the values of further config keys that follow from the
+        files, such as languages from file extensions; column flags override them.
     """
 
     files: str
@@ -117,7 +117,8 @@ def split_files(path: str, extensions: Sequence[str] = EXTENSIONS) -> dict[str, 
     Args:
       path: a file, a folder or a glob pattern; or three of them, separated by commas, for train,
         validation and test. Paths that are named after splits, such as test.csv, may be in any
-        order and may be two. A folder with files that are named after splits gives these files.
+        order, and validation or test may be missing. A folder with files that are named after
+        splits gives these files.
       extensions: extensions of the files that are searched in a folder.
 
     Raises:
@@ -184,8 +185,8 @@ def files_of(path: str, extensions: Sequence[str] = EXTENSIONS, key: str = "--da
 
     Args:
       path: file, folder or glob pattern; `**` matches folders of any depth.
-      extensions: extensions of the files of a folder. Those of other paths are checked by their
-        readers.
+      extensions: extensions of the files that are selected in a folder. The extensions of files
+        and of the matches of a pattern are not checked here.
       key: flag or key of the path, for messages.
 
     Raises:

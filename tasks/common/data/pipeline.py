@@ -1,9 +1,9 @@
 """Batches with a few fixed shapes, based on grain.
 
 The assignment of examples to batches in an epoch is a pure function of (seed, epoch), and all
-epochs have the same number of batches. So batch n is a pure function of (seed, n), and the state of
-an iterator is a single number. A run resumes at exactly the next batch, and processes agree on the
-batches without communication; each process reads the rows of its own devices.
+epochs have the same number of batches. Therefore batch n is a pure function of (seed, n), and the
+state of an iterator is a single number. A run resumes at exactly the next batch. Several processes
+agree on the batches without communication; each process reads the rows of its own devices.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# Enough for any run. grain requires a length, and an infinite MapDataset would not keep its index.
+# Number of batches, more than any run needs. grain requires a length: an infinite MapDataset would
+# not keep its index.
 _BATCHES = 2**40
 _SHUFFLE_STREAM, _ORDER_STREAM = 0, 1
 
@@ -42,9 +43,9 @@ class Examples(Protocol):
 class EpochPlan:
     """The batches of one epoch.
 
-    Each example is assigned to the shortest bucket that fits. Examples left over after filling the
-    batches of a bucket move to the next longer bucket. So no example is dropped, and only one
-    batch, in the longest bucket in use, may have fewer examples than `batch_size`.
+    Each example is assigned to the shortest bucket that is long enough. Examples that do not fill a
+    batch of their bucket move to the next longer bucket. Therefore no example is dropped, and only
+    one batch, in the longest bucket in use, may have fewer examples than `batch_size`.
 
     Attributes:
       members: indices of the examples of each batch.
@@ -220,7 +221,7 @@ def numbered_batches(
     batcher = _Batcher(examples, batch_size, buckets, multiple, shards)
     epoch_batches = epoch_length(examples, batch_size, buckets)
 
-    # Prefetching spans at most two epochs.
+    # Two plans are kept, because prefetched batches belong to at most two epochs.
     @functools.lru_cache(maxsize=2)
     def plan(epoch: int) -> EpochPlan:
         return EpochPlan(batcher.bucket_of, batcher.buckets, batch_size, (seed, epoch))
@@ -257,7 +258,7 @@ def example_batches(
     buckets: Sequence[Bucket] | None = None,
     multiple: int = 1,
 ) -> list[dict[str, np.ndarray]]:
-    """Returns one batch of each shape that occurs, by ascending bucket, for compilation.
+    """Returns one batch of each shape that occurs, by ascending bucket, to compile functions with.
 
     All rows of a batch are the same example. Arguments as in `train_iterator`.
     """

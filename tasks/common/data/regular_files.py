@@ -17,7 +17,7 @@ _KINDS = {
 
 
 def expect_regular(path: str | Path, name: str | None = None) -> None:
-    """Raises for pipes, sockets and devices.
+    """Checks that a path is not a pipe, a socket or a device.
 
     Opening a pipe blocks until there is a writer, a device may be infinite, and neither can be read
     twice. Missing files and folders are not checked.

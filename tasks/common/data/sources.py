@@ -160,12 +160,12 @@ def _fetch_from(fetcher: Fetcher, source: Source, paths: Paths, target: Path) ->
                 shutil.copyfile(raw, derived)
             else:
                 fetcher.extract(raw, derived)
-        except Exception as error:  # likewise
+        except Exception as error:  # decoders may raise any exception on damaged bytes
             raise FetchError(f"cannot be unpacked ({short(error)})") from error
         try:
             _check(derived, source)
         except FetchError:
-            if fetcher.archive:  # so that the next attempt does not use the damaged archive
+            if fetcher.archive:  # removed, so that the next attempt downloads the archive again
                 (paths.downloads / "packages" / fetcher.archive).unlink(missing_ok=True)
             raise
         _move(derived, target)

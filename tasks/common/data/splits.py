@@ -24,8 +24,8 @@ class SplitSummary:
     Attributes:
       examples: number of examples.
       classes: counts by class name, in the order of the classes; None for a task without classes.
-      unit: noun for what `classes` and `ignored` count: "examples", "objects", "pixels" or
-        "recordings".
+      unit: plural noun for the things that `classes` and `ignored` count: "examples", "objects",
+        "pixels" or "recordings".
       ignored: number of labels in the files that are not used, such as void pixels, crowd regions
         or recordings without a text.
       ignored_as: description of the ignored labels in messages.
@@ -146,7 +146,7 @@ def class_indices(
     Args:
       where: file of the labels, for the message.
       labels: class name of each example.
-      places: place of each example for the message, such as "line 3".
+      places: location of each example for the message, such as "line 3".
       names: known class names by index.
 
     Raises:
@@ -171,9 +171,9 @@ def class_indices(
 
 
 def alike(name: str, known: Iterable[str]) -> str:
-    """Returns the end of a message, '; NAME is not OTHER', for known names that look like `name`.
+    """Returns the end of a message, '; NAME is not OTHER', if known names look like `name`.
 
-    The result is '' if there are none.
+    Returns '' if there are no such names.
     """
     same = [ascii(other) for other in known if _looks(other) == _looks(name)]
     return f"; {name!a} is not {' or '.join(same)}" if same else ""

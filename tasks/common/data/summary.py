@@ -1,8 +1,8 @@
 """Summary of a data set before training: sizes, duplicates, shared inputs, conflicting labels.
 
-Inputs are compared by 64-bit hashes, texts without regard to case and white space. The comparison
-is bounded: of a large split, evenly spaced examples are compared, as many as fit into `BYTES` and
-are read within `SECONDS`.
+Inputs are compared by 64-bit hashes, texts without regard to case and white space. In a large
+split, only evenly spaced examples are compared: at most `EXAMPLES`, as many as fit into `BYTES` and
+can be read within `SECONDS`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ EXAMPLES = 100_000
 SECONDS = 1.0
 """Longest time in which the compared examples of a split are read."""
 
-# Fractions above which there is a warning: shared with another split, of one class, and lost by
-# truncation or omission.
+# Fractions above which there is a warning: of rows that are also in another split, of examples of
+# a single class, and of tokens that are lost by truncation or omission.
 _SHARED, _MAJORITY, _LOST = 0.03, 0.9, 0.2
 # Quantiles of sizes by name.
 _QUANTILES = {"min": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "max": 1.0}
-# Classes in a message, examples whose size is estimated, and letters of an example.
+# Numbers of classes in a message, of rows from which the mean size is estimated, and of characters
+# of an excerpt.
 _SHOWN, _TRIED, _LETTERS = 12, 16, 60
 
 
@@ -38,17 +39,18 @@ class Columns:
     """Columns of a split that a summary describes.
 
     Attributes:
-      count: number of rows that are compared. These are the examples, or what they are made of,
-        such as the lines of a running text.
+      count: number of rows. The rows are the examples, or parts that examples are made of, such as
+        the lines of a running text.
       pair: function from the index of a row to its input and label: texts, arrays, or sequences or
-        mappings of such values. The label is None if rows of equal inputs may have any labels.
-      codes: hashes of the inputs, uint64 [count], and of the labels or None, instead of `pair`.
+        mappings of such values. The label is None if labels are not to be compared.
+      codes: hashes of the inputs, uint64 [count], and hashes of the labels or None; used instead of
+        `pair`.
       unit: plural noun for the rows.
       name: function from an index to a name of the row, for messages.
       sizes: sizes of the examples by unit, such as {"tokens": int [n]}, before truncation.
       limits: largest size by unit.
       limit_key: config key of the largest size; empty if there is none.
-      cut: what is done with larger examples: "truncated" or "left out".
+      cut: treatment of larger examples: "truncated" or "left out".
       unknown: fraction of unknown tokens or characters, by unit.
       facts: other facts by name, such as {"missing values": "3.1 %"}.
       shares: whether rows of different splits are compared.
@@ -77,7 +79,7 @@ def excerpt(text: str) -> str:
 def segment_codes(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Returns hashes of segments of a sequence, uint64 [n]; equal segments have equal hashes.
 
-    A polynomial hash modulo 2^64, whose sums over segments are differences of prefix sums.
+    The hash is a polynomial modulo 2^64, so that sums over segments are differences of prefix sums.
 
     Args:
       codes: hash of each element of the sequence, uint64 [T].
@@ -195,14 +197,17 @@ def _compare(column: Columns) -> _Compared | None:
 
 
 def _affordable(column: Columns) -> int:
-    """Returns how many rows fit into `BYTES`, by the sizes of some of them."""
+    """Returns how many rows fit into `BYTES`, at most `EXAMPLES`, by the sizes of some rows."""
     tried = np.unique(np.linspace(0, column.count - 1, _TRIED).astype(np.int64))
     size = np.mean([_bytes(column.pair(int(index))) for index in tried])
     return min(column.count, EXAMPLES, max(int(BYTES / max(size, 1)), 1))
 
 
 def _order(count: int, most: int) -> Iterator[int]:
-    """Yields `most` evenly spaced indices, in an order whose beginnings are spread as well."""
+    """Yields `most` evenly spaced indices.
+
+    Reading may stop early, so the indices are ordered such that any first part is spread as well.
+    """
     chosen = np.linspace(0, count - 1, most).astype(np.int64)
     stride = max(int(most * 0.618), 1)
     while np.gcd(stride, most) != 1:
@@ -223,7 +228,7 @@ def _bytes(value: Any) -> int:
 
 
 def _code(value: Any) -> int:
-    """Returns a 64-bit hash that is the same within this process."""
+    """Returns a 64-bit hash; for texts, it differs between processes."""
     if isinstance(value, str):
         return hash(" ".join(value.casefold().split())) & (2**64 - 1)
     return int.from_bytes(digests.code(value)[:8], "little")
@@ -333,9 +338,9 @@ def _warnings(splits: Mapping[str, Any]) -> Iterator[str]:
 
 
 def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns pairs of an aspect, such as "duplicates", and a text, for terminals and reports.
+    """Formats a summary as pairs (name, text) for terminals and reports.
 
-    The counts of the splits come first.
+    The names are those of the splits, with their counts, followed by aspects such as "duplicates".
 
     Args:
       summary: result of `summarize`.

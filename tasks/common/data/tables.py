@@ -5,8 +5,8 @@ The delimiter (comma, semicolon or tab) is detected from the first lines. A JSON
 object per line. Files are in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Each pass over a
 table reads the file from disk, so large tables are not held in memory.
 
-No record is dropped silently: a record with more or fewer fields than the first one is an error,
-and a warning gives the number of empty lines.
+A record with more or fewer fields than the first one is an error. Empty lines are skipped; for CSV
+and TSV, a warning gives their number.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Table:
         Args:
           columns: names of the columns.
           optional: columns that may be missing in JSON objects; their value is then None.
-          keys: config key that names each column, for messages.
+          keys: config key that sets the name of each column, by column, for messages.
 
         Yields:
           Strings for CSV and TSV, JSON values for JSON lines.

@@ -12,7 +12,7 @@ from typing import TextIO
 from tasks.common.data.regular_files import expect_regular
 from tasks.common.errors import UserError
 
-# The UTF-32 mark must precede the UTF-16 mark, because it begins with it.
+# The UTF-32 mark must precede the UTF-16 mark, because the former begins with the latter.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),

@@ -23,16 +23,17 @@ _READINGS = {"dmy": "with the day first", "mdy": "with the month first"}
 DATE_ORDERS = tuple(_READINGS)
 DATE_ORDER_KEY = "config.data.date_order"
 UNITS = {"seconds": 1e0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
-# Years in which numbers that could be dates count as dates.
+# First and last year of numbers that are read as dates.
 _YEARS = (1900, 2100)
 # Seconds since 1970, for 3 March 1973 to 20 November 2286. The ranges of the units do not overlap.
 _LEAST, _MOST = 1e8, 1e10
-# As nanoseconds since 1970 these are 1989 and 1990; as 100 ns since the year 1, the present time.
+# Numbers in this range are rejected: nanoseconds since 1970 would be in 1989 or 1990, but they are
+# rather the present time in units of 100 ns since the year 1.
 _TICKS = (6.2e17, 6.5e17)
 _TWO_READINGS = tuple(map(DAY_AND_MONTH.format, "-/."))
 # Days since 1900, for the years 1990 to 2049.
 _SPREADSHEET_DAYS = (32874, 54788)
-# Numbers that are processed at once, which bounds memory.
+# Count of numbers that are processed at once, to limit memory.
 _PIECE = 8192
 # A number with an exponent and fewer significant digits than this is imprecise by hours.
 _LEAST_DIGITS = 9
@@ -57,8 +58,9 @@ class Times:
     """The times of a column.
 
     Attributes:
-      seconds: seconds since 1970 in UTC, float64 [n]; if the column is only an order, its numbers.
-      local: local times as written, datetime64[us] [n]; None for an order.
+      seconds: seconds since 1970 in UTC, float64 [n]. If the numbers of the column only define an
+        order of the rows, these numbers.
+      local: local times as written, datetime64[us] [n]; None if there is only an order.
       offset: UTC offsets in seconds east, int64 [n]; None if the column has no time zone.
       unit: unit or notation that was assumed, for messages; empty if nothing was assumed.
       date_order: "dmy" or "mdy" if dates have day and month as numbers before the year.
@@ -93,7 +95,7 @@ class Times:
 
 
 class TimeColumn:
-    """Collector of the cells of a column; needs 8 to 28 bytes per cell."""
+    """Collector of the cells of a column, which stores 8 to 28 bytes per cell."""
 
     def __init__(self, date_order: str = "", likely_order: str = "", stray: bool = False):
         """Args:
@@ -147,7 +149,7 @@ class TimeColumn:
 
     def _append(self, day_first: int, month_first: int, offset: int) -> None:
         self._days_first.append(day_first)
-        # The two are equal unless day and month can be exchanged.
+        # In ISO dates day and month cannot be exchanged, so the first reading suffices.
         if self._notation != ISO:
             self._months_first.append(month_first)
         self._offsets.append(offset)
@@ -207,8 +209,8 @@ class TimeColumn:
                 )
             fitting = [self._date_order]
         elif not fitting:
-            # Each order is excluded by a cell; the later of these cells contradicts the previous
-            # ones.
+            # Each order is excluded by a cell. The error names the later of these two cells, which
+            # contradicts the earlier one.
             first = max(int(places[0]) for places in wrong.values())
             raise TimeError(
                 "a date with another order of day and month than before", "write 2024-12-31", first
@@ -273,7 +275,7 @@ def _number(cell: Any) -> float | None:
     """
     if isinstance(cell, str):
         try:
-            # Only Python accepts texts such as 1_000 as numbers.
+            # Texts such as 1_000, which only Python reads as numbers, are rejected.
             number = float(cell) if "_" not in cell and cell.isascii() else None
         except ValueError:
             return None

@@ -22,8 +22,8 @@ _T = TypeVar("_T")
 # Number of files that a message names.
 _SHOWN = 3
 
-# Metadata of config fields that older runs lack. If such a field has its default value, the hash of
-# the experiment is unchanged, see `launch.engine.config.identity`.
+# Metadata of config fields that older runs lack. A field with its default value does not enter the
+# hash of the experiment, see `launch.engine.config.identity`.
 LATER = {"later": True}
 
 OWN = "own"
@@ -169,11 +169,11 @@ def find_file(folder: Path, name: str) -> Path:
     """Returns the path of the file that a manifest or annotation file refers to.
 
     Some tools export names with backslashes, percent codes (a%20b.jpg) or other Unicode normal
-    forms. The first variant that is an existing file is returned; if there is none, the unchanged
-    name.
+    forms. The first variant that is an existing file is returned, or else the name as written in
+    `folder`.
 
     Args:
-      folder: folder that the name is relative to.
+      folder: folder to which the name is relative.
       name: path of the file as written.
     """
     slashes = name.replace("\\", "/")
@@ -232,15 +232,15 @@ def _report_skipped(reasons: Sequence[str], count: int) -> None:
 
 
 def expect_some_files(files: Sequence[Path], where: str, remedy: str) -> None:
-    """Raises if none of several files exists, as with a wrong folder.
+    """Checks that at least one of several files exists, to detect a wrong folder.
 
     Args:
       files: files that a manifest or annotation file refers to.
-      where: that file, for the message.
+      where: the manifest or annotation file, for the message.
       remedy: advice for the message.
 
     Raises:
-      UserError: there are files in the list, and none of them exists.
+      UserError: the list has more than one file, and none of them exists.
     """
     if len(files) > 1 and not any(os.path.isfile(file) for file in files):
         shown = ", ".join(str(file) for file in files[:_SHOWN])
@@ -277,7 +277,8 @@ def warn_shared(where: str, files: Mapping[str, Mapping[str, str]], kind: str = 
 
     Args:
       where: file or folder of the data, for messages.
-      files: for each split with its own files, a dict from content hashes to file names.
+      files: for each split with its own files, a dict from keys that identify a file, such as
+        content hashes, to file names for messages.
       kind: plural noun for the files in messages.
     """
     before: dict[str, tuple[str, str]] = {}
@@ -337,7 +338,7 @@ def too_few(count: int, units: int, what: str, kept: str) -> str:
 
     Args:
       count: number of examples.
-      units: number of units, whose examples are all in one split.
+      units: number of units; all examples of a unit are in the same split.
       what: plural noun for the units.
       kept: description of the examples of a unit.
     """

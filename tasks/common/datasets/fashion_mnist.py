@@ -19,11 +19,11 @@ NAMES = (
 )
 SIDE = 28
 LICENSE = "MIT"
-# The validation split is the last of the 60,000 training images.
+# Number of images of the validation split, the last ones of the 60,000 training images.
 VALIDATION_SIZE = 10_000
 
 _ADDRESS = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
-# SHA-256 of the unpacked files, because archives of the same files differ.
+# SHA-256 of the unpacked files, because the sources compress the same files differently.
 _FILES = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -67,11 +67,11 @@ def read(files: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Reads images and labels of each split.
 
     Args:
-      files: paths of SOURCES by name.
+      files: path of each of SOURCES, by name of the source.
 
     Returns:
       For train (50,000), validation (10,000, the last of the training set) and test (10,000):
-      uint8 [n, 28, 28], 0 background to 255; and labels uint8 [n], indices in NAMES.
+      images, uint8 [n, 28, 28] with background 0; and labels, uint8 [n], indices in NAMES.
     """
     (images, labels), test = (
         tuple(

@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 def take_rows(leaf: Array, rows: Array) -> Array:
-    """Selects rows [B, N] of each example: [B, K, ...] -> [B, N, ...]."""
+    """Selects rows of each example, by indices [B, N]: [B, K, ...] -> [B, N, ...]."""
     return jnp.take_along_axis(leaf, rows.reshape(*rows.shape, *[1] * (leaf.ndim - 2)), axis=1)
 
 

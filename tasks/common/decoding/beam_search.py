@@ -49,12 +49,12 @@ class _Finished(NamedTuple):
 
 
 class _Beams(NamedTuple):
-    """Prefixes [B, K], best first, as tokens with back-pointers.
+    """Prefixes [B, K], best first, stored as tokens with back-pointers.
 
     Attributes:
       t: number of steps taken.
-      tokens, state, total: last token, state [B·K, ...] and summed log-probability of each prefix;
-        the sum is -inf for a missing prefix.
+      tokens, state, total: last token [B, K], state [B·K, ...] and summed log-probability [B, K] of
+        each prefix; the sum is -inf for a missing prefix.
       written, parents: int32 [T, B, K], the token of each step and the prefix it was appended to.
       extras: extra outputs of the steps, [T, B·K, ...], in the order of the prefixes before a step.
       finished: finished hypotheses.
@@ -109,7 +109,7 @@ def beam_search(
 
     def advance(now: _Beams) -> _Beams:
         scores, state, values = scored(now.tokens.reshape(-1), now.state)
-        # None of the best 2K of all K·V is beyond the best 2K of its prefix.
+        # The best 2K of all K·V continuations are among the best 2K of each prefix.
         best, gained = scores.top(2 * K)
         n = best.shape[-1]
         totals = (now.total[..., None] + gained.reshape(B, K, n)).reshape(B, K * n)
@@ -132,7 +132,8 @@ def beam_search(
         rows, tokens = take_rows(rows, best), take_rows(tokens, best)
 
         def moved(before: Array, after: Array) -> Array:
-            # A leaf that the step returns unchanged is equal in all beams of an example.
+            # A leaf that the step returns unchanged is equal in all beams of an example, so it is
+            # not reordered.
             if after is before:
                 return after
             return reorder_rows(after, rows)
@@ -151,7 +152,7 @@ def beam_search(
             now.closed | (bound <= finished.score[:, -1]),
         )
 
-    # All K prefixes of an example are empty at first, so only the first one counts.
+    # All K prefixes of an example are empty at first, so all but the first one are excluded.
     total = jnp.where(jnp.arange(K) == 0, 0.0, -jnp.inf)
     zeros = jnp.zeros((B, K), jnp.int32)
     first = _Beams(

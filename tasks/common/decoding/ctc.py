@@ -44,7 +44,8 @@ def ctc_loss(logits: Array, valid: Array, labels: Array) -> tuple[Array, Array]:
     shapes.expect("valid", valid, "B S", sizes)
     shapes.expect("labels", labels, "B T", sizes)
     has_path = min_frames(labels) <= jnp.sum(valid, axis=1)
-    # Otherwise a row without a path would have a loss of about 1e5, and gradients of that size.
+    # Labels without a path are replaced by blanks; else their rows would have a loss of about 1e5,
+    # and gradients of that size.
     losses = optax.ctc_loss(
         logits.astype(jnp.float32),
         (~valid).astype(jnp.float32),
@@ -83,9 +84,10 @@ class Prefix(NamedTuple):
     """Forward probabilities of a prefix; every leaf has the leading axis R.
 
     Attributes:
-      log_probs: float32 [R, S, V] of each frame; at padding the blank has probability 1.
-      ends: [R, S, 2], log-probability of the paths of the prefix up to each frame that end in its
-        last unit, and of those that end in the blank.
+      log_probs: log-probability of each unit in each frame, float32 [R, S, V]; at padding the blank
+        has probability 1.
+      ends: log-probabilities, [R, S, 2], of the paths of the prefix up to each frame: of those that
+        end in the last unit of the prefix, and of those that end in the blank.
       last: int [R], the last unit of the prefix; BLANK for the empty prefix.
       total: [R], log-probability that the sequence begins with the prefix.
     """
@@ -155,11 +157,11 @@ def extend(prefix: Prefix, units: Array) -> Prefix:
 
 
 def _begun(prefix: Prefix, before: Array) -> Array:
-    """Computes log-probabilities [R, V] that a unit begins at some frame.
+    """Computes the log-probability [R, V] that the next unit begins at some frame, for each unit.
 
     Args:
       prefix: prefixes of R rows.
-      before: [R, S], log-probability of the paths up to each frame that the unit may follow.
+      before: [R, S], log-probability of the paths up to each frame that the next unit may follow.
     """
     before = jnp.concatenate([_at_the_start(prefix)[:, None], before[:, :-1]], axis=1)
     return jax.nn.logsumexp(before[..., None] + prefix.log_probs, axis=1)

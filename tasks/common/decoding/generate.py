@@ -49,9 +49,9 @@ class DecodingConfig(Config):
         length includes the end token; values above 0 prefer long sequences.
       stopping: condition that ends the search of an example. "heuristic": the best prefix, scored
         at its present length, is no better than the worst of K finished hypotheses
-        (early_stopping=False in transformers). "exact": no prefix can become better at any length
-        (early_stopping="never"); this takes more steps, and gives other results if length_penalty
-        is above 0.
+        (early_stopping=False in transformers). "exact": no prefix can become better than that at
+        any length (early_stopping="never"). For a length_penalty above 0, this takes more steps
+        and may give other results.
       n_best: number of sequences returned for each example, from the beam or as independent
         samples.
       temperature: divisor of the logits in sampling.
@@ -103,7 +103,7 @@ class DecodingResult(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TokenDecoder:
-    """An autoregressive decoder before its first step; see `generate` for the attributes.
+    """An autoregressive decoder before its first step: the arguments of `generate`.
 
     Attributes:
       step, state, start, end, pad, forbidden, scores_are_log_probs: arguments of `generate`. The
@@ -123,7 +123,7 @@ class TokenDecoder:
     scores_are_log_probs: bool = False
 
     def generate(self, config: DecodingConfig, keys: Array | None = None) -> DecodingResult:
-        """Decodes by the function `generate`."""
+        """Decodes by the function `generate` with these arguments."""
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[2:]}
         return generate(self.step, self.state, config=config, keys=keys, **options)
 
@@ -144,7 +144,8 @@ def generate(
 ) -> DecodingResult:
     """Decodes up to T tokens for each example; stops as soon as all sequences have ended.
 
-    The result of an example depends only on its own rows of `state`, if that is true of `step`.
+    If `step` computes rows independently, the result of an example depends only on its own rows of
+    `state`.
 
     Args:
       step: function from tokens int32 [R] and state to logits [R, V], the next state, and extras.
@@ -160,7 +161,7 @@ def generate(
       pad: token that fills sequences after the end.
       keys: random keys [B] of samples; see `example_keys`.
       forbidden: tokens that are never decoded. The other probabilities are not renormalized.
-      scores_are_log_probs: whether `step` returns scores to be summed without a softmax, such as
+      scores_are_log_probs: whether `step` returns scores that are summed without a softmax, such as
         weighted log-probabilities of two models, instead of logits.
 
     Raises:
@@ -201,7 +202,7 @@ def generate(
 
 
 class _Rows(NamedTuple):
-    """Independent rows of greedy decoding or sampling, decoded up to step t."""
+    """Rows of greedy decoding or sampling after t steps; each row is decoded independently."""
 
     t: Array
     tokens: Array
@@ -240,7 +241,7 @@ def _decode_independently(
             token = _sample(steps, all_scores, config)
             gained = jnp.take_along_axis(all_scores, token[:, None], axis=-1)[:, 0]
         token = jnp.where(now.ended, pad, token).astype(jnp.int32)
-        # A row in which all tokens are excluded ends.
+        # A row ends, too, if all of its tokens are excluded.
         ends = (gained == -jnp.inf) | (False if end is None else token == end)
         return _Rows(
             now.t + 1,

@@ -1,7 +1,7 @@
-"""Scores of the next tokens, from which the best are selected before they are normalized.
+"""Scores of the next tokens; the best tokens are selected first, so only these are normalized.
 
-R rows, V vocabulary size. On a CPU, XLA's argmax and top-k read one number at a time, so both are
-preceded by maxima, which are vectorized.
+R rows, V vocabulary size. On a CPU, XLA's argmax and top-k read one number at a time. Both are
+replaced by methods that first compute maxima, which are vectorized.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LARGE = 2048
 
 
 class TokenScores(NamedTuple):
-    """Unnormalized scores of all tokens, and what normalizes them.
+    """Unnormalized scores of all tokens, and the terms that normalize them.
 
     Attributes:
       values: float32 [R, V]; -inf for excluded tokens.
@@ -49,37 +49,43 @@ class TokenScores(NamedTuple):
         return cls(values, shift, jnp.log(sums))
 
     def log_probs(self, values: Array) -> Array:
-        """Normalizes values [R, n] of some tokens."""
+        """Converts values [R, n] of some tokens to log-probabilities."""
         if self.shift is None or self.log_sum is None:
             return values
         return jnp.where(values == -jnp.inf, -jnp.inf, values - self.shift - self.log_sum)
 
     def best(self) -> tuple[Array, Array]:
-        """Returns the most likely token of each row, the first of equal ones, and its score."""
+        """Returns the most likely token of each row, and its log-probability.
+
+        Of several tokens with equal scores, the first is returned.
+        """
         most = jnp.max(self.values, axis=-1, keepdims=True)
         V = self.values.shape[-1]
         token = jnp.min(jnp.where(self.values < most, V, jnp.arange(V)), axis=-1)
         return token, self.log_probs(most)[:, 0]
 
     def top(self, count: int) -> tuple[Array, Array]:
-        """Returns the tokens int32 [R, n] with the highest scores, and the scores; n <= count."""
+        """Returns the `count` most likely tokens, int32 [R, n], and their log-probabilities.
+
+        n is `count`, or V if that is smaller.
+        """
         values, tokens = top_k(self.values, min(count, self.values.shape[-1]))
         return tokens.astype(jnp.int32), self.log_probs(values)
 
 
 def top_k(values: Array, k: int) -> tuple[Array, Array]:
-    """Computes `jax.lax.top_k` of [R, V], in two steps if V is large.
+    """Computes the result of `jax.lax.top_k` for values [R, V], in two steps if V is large.
 
-    If k values are larger than a value, or equal and before it, then so are the maxima of k blocks.
-    The best k values are therefore within the k blocks with the largest maxima, or in the rest
-    after the last full block.
+    A value in another block than the k blocks with the largest maxima is not among the best k,
+    because these k maxima are larger, or equal and earlier. The best k values are therefore within
+    these k blocks, or in the rest after the last full block.
     """
     R, V = values.shape
     blocks = V // _BLOCK
     if V < _LARGE or k >= blocks:
         return jax.lax.top_k(values, k)
     full = values[:, : blocks * _BLOCK].reshape(R, blocks, _BLOCK)
-    # In the order of the tokens, since the first of equal values wins.
+    # The blocks keep the order of the tokens, so that the first of equal values is chosen.
     chosen = jnp.sort(jax.lax.top_k(jnp.max(full, axis=-1), k)[1], axis=-1)
     kept = jnp.take_along_axis(full, chosen[..., None], axis=1).reshape(R, k * _BLOCK)
     kept = jnp.concatenate([kept, values[:, blocks * _BLOCK :]], axis=1)

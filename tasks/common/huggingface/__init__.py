@@ -1,1 +1,1 @@
-"""Conversion of BERT weights, configs and tokenizers to and from Hugging Face files."""
+"""Conversion of BERT and RoBERTa weights, configs and tokenizers to and from Hugging Face files."""

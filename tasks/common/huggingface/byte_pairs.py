@@ -33,8 +33,8 @@ from tasks.common.huggingface.tokenizers import (
     unsupported,
 )
 
-# Supported values of the options of a model; the first one is the default. Every byte has a piece,
-# so no text has unknown pieces.
+# Supported values of the options of a model; the first one is the default. Both values of unk_token
+# are equivalent: every byte has a piece, so no text has unknown pieces.
 _EXPECTED: dict[str, tuple[Any, ...]] = {
     "type": ("BPE",),
     "dropout": (None, 0.0),
@@ -134,7 +134,7 @@ def _merges(path: Path) -> list[str]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
-    # Not `splitlines`, which also splits at characters of pieces.
+    # `splitlines` would also split at characters that pieces may contain.
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     return [line for line in lines if line and not line.startswith(_HEADER)]
 
@@ -145,7 +145,7 @@ def _expect_equal(
     """Raises if vocab.json or merges.txt differ from tokenizer.json."""
     if is_file(folder / own.vocabulary):
         other = _vocabulary(folder, own)
-        # Special tokens may be in tokenizer.json only.
+        # The special tokens, at the end, may be missing in vocab.json.
         if other != vocabulary[: len(other)] or not {*vocabulary[len(other) :]} <= {*own.special}:
             raise UserError(
                 f"{path}: {difference(vocabulary, other)} in {own.vocabulary}; use files of the "
@@ -156,7 +156,7 @@ def _expect_equal(
 
 
 def _expect_complete(folder: Path, vocabulary: Sequence[str], merges: Sequence[str]) -> None:
-    """Raises unless every byte and every merge has its pieces."""
+    """Raises unless every byte is a piece, and so are both parts and the result of every merge."""
     from tokenizers import pre_tokenizers
 
     pieces = {*vocabulary}

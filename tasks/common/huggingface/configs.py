@@ -36,8 +36,8 @@ _EXPECTED: dict[str, tuple[Any, ...]] = {
     "directionality": (None, "bidi"),
     "sinusoidal_pos_embds": (False,),
 }
-# Options that do not affect the prediction of masked tokens: names, storage, heads for other tasks,
-# and parameters of text generation.
+# Options that do not affect the prediction of masked tokens: names, storage, other heads, and text
+# generation.
 _WITHOUT_EFFECT = """
 architectures model_type vocab_size pad_token_id _name_or_path name_or_path _commit_hash
 transformers_version torch_dtype dtype use_bfloat16 use_cache gradient_checkpointing
@@ -95,7 +95,7 @@ def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, 
         wanted = _wanted(ours, model[ours])
         if wanted:
             raise UserError(f"{path}: {theirs} is {to_json(model[ours])}, expected {wanted}")
-    # Without the field, transformers has the padding id of the first RoBERTa.
+    # The first rows of RoBERTa's position table are unused, up to the row of the padding id.
     first = first_position(kind, _padding(path, config)) if kind in ROBERTA else 0
     if first >= model["max_length"]:
         theirs = FIELDS[kind]["max_length"][0]
@@ -121,7 +121,7 @@ def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, 
 
 
 def _padding(path: Path, config: Mapping[str, Any]) -> int:
-    """Returns the padding id of a RoBERTa, by which its positions are shifted."""
+    """Returns the padding id of a RoBERTa: by default 1, as in transformers."""
     pad = config.get("pad_token_id", 1)
     if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
         raise UserError(f"{path}: pad_token_id is {to_json(pad)}, expected a whole number")
@@ -150,7 +150,7 @@ def expect_vocabulary(
 
 
 def _wanted(field: str, value: Any) -> str:
-    """Returns the expectation that a field's value does not meet, or an empty string."""
+    """Returns what is expected of a field, for a message, if its value is wrong; otherwise ""."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if field in _WHOLE:
         fits, wanted = number and isinstance(value, int) and value >= 1, "a whole number above 0"

@@ -1,7 +1,7 @@
 """Folders of BERT, DistilBERT, RoBERTa and XLM-RoBERTa in the format of the library transformers.
 
-A folder contains config.json, model.safetensors, and the tokenizer: tokenizer.json, vocab.txt of
-BERT, or vocab.json and merges.txt of RoBERTa.
+A folder contains config.json, model.safetensors, and the tokenizer: tokenizer.json; or vocab.txt
+for BERT, or vocab.json and merges.txt for RoBERTa.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ _CLASSIFIERS = {
     "roberta": "RobertaForSequenceClassification",
     "xlm-roberta": "XLMRobertaForSequenceClassification",
 }
-# Beginnings of the names of tensors that are not in the encoder.
+# Prefixes of the names of tensors that belong to heads instead of the encoder.
 _HEADS = ("cls.", "vocab_", "lm_head.")
 _WORDS = "embeddings.word_embeddings.weight"
 _POSITIONS = "embeddings.position_embeddings.weight"
-# Other file formats of the weights.
+# Files with weights in other formats, which are not supported.
 _OTHER = (
     "pytorch_model.bin",
     "model.safetensors.index.json",
@@ -70,7 +70,7 @@ _OTHER = (
     "tf_model.h5",
     "flax_model.msgpack",
 )
-# Dtypes whose values are exact in float32.
+# Dtypes that are converted to float32 without rounding.
 _TYPES = ("float32", "float16", "bfloat16")
 
 
@@ -164,7 +164,10 @@ def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
 
 
 def _tensors_of(saved: LanguageModelFolder) -> dict[str, np.ndarray]:
-    """Returns tensors by name without a prefix, with all rows of the table of positions."""
+    """Returns tensors by name, without the prefix of the encoder.
+
+    The table of positions includes its unused first rows.
+    """
     tensors = to_tensors(saved.kind, saved.model["num_layers"], saved.params, saved.order)
     if saved.first_position:
         shape = (saved.first_position, saved.model["model_size"])
@@ -180,7 +183,7 @@ def _tokenizer_options(saved: LanguageModelFolder) -> dict[str, Any]:
         "model_max_length": saved.model["max_length"],
     }
     if isinstance(saved.normalization, Unigram):
-        # XLMRobertaTokenizer replaces the pre-tokenizer.
+        # XLMRobertaTokenizer would replace the pre-tokenizer of tokenizer.json.
         return options | {"tokenizer_class": "PreTrainedTokenizerFast", **_roles(saved.kind)}
     if isinstance(saved.normalization, BytePairs):
         return options | {
@@ -212,10 +215,14 @@ def _roles(kind: str) -> dict[str, Any]:
 
 
 def _write_vocabulary(folder: Path, saved: LanguageModelFolder) -> None:
-    """Writes the tokenizer: vocab.txt; vocab.json and merges.txt of RoBERTa; or tokenizer.json."""
+    """Writes the tokenizer files.
+
+    They are vocab.txt and, if necessary, tokenizer.json for BERT; vocab.json, merges.txt and
+    tokenizer.json for RoBERTa; and tokenizer.json for XLM-RoBERTa.
+    """
     ids = {piece: number for number, piece in enumerate(saved.vocabulary)}
     if isinstance(saved.normalization, Unigram):
-        # The other special tokens are added to the model.
+        # `_complete` adds the special tokens that are not pieces of the model.
         own = {
             piece: number for piece, number in ids.items() if piece in saved.normalization.scores
         }
@@ -250,10 +257,10 @@ def _with_plain_names(tokenizer: Any) -> Any:
 def write_classifier(
     folder: Path, saved: LanguageModelFolder, labels: Sequence[str], tokenizer: Tokenizer
 ) -> None:
-    """Writes a folder of BertForSequenceClassification, or of that class of (XLM-)RoBERTa.
+    """Writes a folder of BertForSequenceClassification, or of the same class for (XLM-)RoBERTa.
 
-    tokenizer.json contains the tokenizer of the classifier as it is, between [CLS] and [SEP], or
-    between <s> and </s>.
+    tokenizer.json contains the unchanged tokenizer of the classifier, and puts texts between [CLS]
+    and [SEP], or between <s> and </s>.
 
     Args:
       folder: new folder.
@@ -275,7 +282,7 @@ def write_classifier(
         "label2id": {label: number for number, label in enumerate(labels)},
     }
     options = {
-        # Other classes replace the normalizer by that of BERT.
+        # Other tokenizer classes would replace the normalizer by that of BERT.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": length,
         **_roles(saved.kind),
@@ -319,7 +326,7 @@ def _write(
 
 
 def _write_tokenizer(path: Path, saved: LanguageModelFolder) -> None:
-    """Writes tokenizer.json if tokenizer_config.json cannot express the normalization."""
+    """Writes tokenizer.json of a BERT, if tokenizer_config.json cannot express `normalization`."""
     from tokenizers import decoders
 
     normal = saved.normalization
@@ -335,7 +342,7 @@ def _write_tokenizer(path: Path, saved: LanguageModelFolder) -> None:
 
 
 def _complete(tokenizer: Any, ids: Mapping[str, int], kind: str) -> Any:
-    """Adds the special tokens, also around texts, to a `tokenizers.Tokenizer`.
+    """Adds the special tokens to a `tokenizers.Tokenizer`, which then also puts them around texts.
 
     Args:
       tokenizer: tokenizer without special tokens.
@@ -345,7 +352,7 @@ def _complete(tokenizer: Any, ids: Mapping[str, int], kind: str) -> Any:
     from tokenizers import AddedToken, processors
 
     _, _, begin, mask, end = special_tokens(kind)
-    # The pairs of RoBERTa have one segment, and two end tokens between the texts.
+    # RoBERTa encodes pairs of texts as one segment, with two end tokens between the texts.
     between = f"{end} {end} $B {end}" if kind in ROBERTA else f"{end} $B:1 {end}:1"
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A {end}",
@@ -355,7 +362,7 @@ def _complete(tokenizer: Any, ids: Mapping[str, int], kind: str) -> Any:
     tokenizer.add_special_tokens(
         [
             AddedToken(token, lstrip=kind in ROBERTA and token == mask, special=True)
-            # New tokens get the next ids.
+            # Sorted by id, because new tokens get the next ids in this order.
             for token in sorted(special_tokens(kind), key=ids.__getitem__)
         ]
     )
@@ -398,7 +405,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         )
     try:
         return load_file(path)
-    # The other exceptions are caused by dtypes that NumPy lacks.
+    # Dtypes that NumPy lacks cause the exceptions after OSError.
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
 

@@ -9,7 +9,7 @@ from tasks.common.errors import UserError
 
 # "bert-base-uncased" or "google-bert/bert-base-uncased".
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# What `tasks.common.huggingface.files.read_folder` reads.
+# Files that suffice for `tasks.common.huggingface.files.read_folder`.
 _WANTED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 FILES = (
     *_WANTED,
@@ -35,8 +35,8 @@ def download(name: str) -> Path:
       name: name of the model, such as "bert-base-uncased".
 
     Raises:
-      UserError: there is no such model, or no network; the message has the command with which to
-        download the files on another machine.
+      UserError: there is no such model, or no network; in the second case the message has a command
+        that downloads the files on another machine.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -51,7 +51,8 @@ def download(name: str) -> Path:
     except errors.RepositoryNotFoundError:
         reason = "Hugging Face has no such model, or it is private (set HF_TOKEN)"
         raise UserError(f"--from={name}: no such directory, and {reason}") from None
-    # Without a network this is an error of the library, while downloading one of its HTTP client.
+    # Without a network the library raises its own error; if the download is interrupted, its HTTP
+    # client raises another one.
     except Exception:
         raise UserError(
             f"--from={name}: no such directory, and Hugging Face cannot be reached; {elsewhere}"

@@ -1,4 +1,4 @@
-"""Tokenizers of the library tokenizers, as the files of imported models describe them."""
+"""Tokenizers of imported models, built with the library tokenizers."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any, ClassVar
 from tasks.common.text.tokenizer import LAST, SPECIAL
 
 ROBERTA = ("roberta", "xlm-roberta")
-# Stands for a space in pieces of a unigram model.
+# Character that represents a space in the pieces of a unigram model.
 SPACE = "\u2581"
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """Normalization of BERT before tokenization.
+    """Options of BERT's WordPiece tokenization.
 
     Attributes:
-      lower_case: fold case.
-      strip_accents: remove accents; None: as `lower_case`.
-      chinese_characters: each Chinese character is a word.
-      clean_text: remove control characters, and replace each white space by a space.
-      longest_word: maximum number of characters of a word; a longer word is [UNK].
+      lower_case: whether case is folded.
+      strip_accents: whether accents are removed; None for the value of `lower_case`.
+      chinese_characters: whether each Chinese character is a word.
+      clean_text: whether control characters are removed, and each white-space character is replaced
+        by a space.
+      longest_word: maximum number of characters of a word; a longer word becomes [UNK].
     """
 
     lower_case: bool = True
@@ -32,7 +33,7 @@ class Normalization:
     clean_text: bool = True
     longest_word: int = 100
 
-    # Name in `TextConfig`.
+    # Value of `TextConfig.tokenizer`.
     tokenizer: ClassVar[str] = "wordpiece"
 
     def __post_init__(self):
@@ -70,7 +71,7 @@ class BytePairs:
     Attributes:
       merges: merged pairs of pieces in the order of their ranks, each as two pieces separated by a
         space.
-      add_prefix_space: a text that does not begin with a space is encoded as if it did.
+      add_prefix_space: whether a text that does not begin with a space is encoded as if it did.
     """
 
     merges: Sequence[str] = ()
@@ -103,8 +104,8 @@ class Unigram:
 
     Attributes:
       scores: log-probability of each piece.
-      normalizer: part of tokenizer.json, which may be None.
-      pre_tokenizer: part of tokenizer.json, which replaces spaces.
+      normalizer: part "normalizer" of tokenizer.json; None if there is none.
+      pre_tokenizer: part "pre_tokenizer" of tokenizer.json, which replaces spaces by `SPACE`.
     """
 
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -118,8 +119,8 @@ class Unigram:
     def pipeline(self, ids: Mapping[str, int]) -> Any:
         """Builds a `tokenizers.Tokenizer` without special tokens.
 
-        The model has the special tokens as pieces. Their names end with a space, which no text has
-        after pre-tokenization, so that "<s>" in a text is plain text.
+        The special tokens are pieces of the model. Here their names end with a space, which a text
+        cannot contain after pre-tokenization, so that "<s>" in a text is plain text.
 
         Args:
           ids: id of each piece.

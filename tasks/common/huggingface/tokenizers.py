@@ -1,7 +1,7 @@
 """Tokenizer files of BERT folders: vocab.txt, tokenizer.json, tokenizer_config.json,
 special_tokens_map.json and added_tokens.json.
 
-The files are read as WordPiece with BERT's normalizer; `huggingface.byte_pairs` reads those of
+The files are read as WordPiece with BERT's normalizer; `huggingface.byte_pairs` reads the files of
 RoBERTa. Options for other tokenizations and contradictions between files raise errors. Special
 tokens in a text, such as "[SEP]", are treated as plain text.
 """
@@ -20,18 +20,20 @@ from tasks.common.huggingface.pipelines import Normalization, special_tokens
 
 PREFIX = "##"
 
-# Files of a vocabulary: of BERT, of any kind, and of the merges of RoBERTa.
+# Files of a tokenizer: the vocabulary of BERT, the tokenizer of any model, the merges of RoBERTa.
 VOCABULARY, TOKENIZER, MERGES = "vocab.txt", "tokenizer.json", "merges.txt"
 CLASSES = ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast")
 _MORE_TOKENS = ("bos_token", "eos_token", "additional_special_tokens", "extra_special_tokens")
-# Names of each `Normalization` field in tokenizer_config.json; the last is the tokenizer.json name.
+# Names of each `Normalization` field in tokenizer_config.json; the last one is its name in
+# tokenizer.json.
 _NAMES = {
     "lower_case": ("do_lower_case", "lowercase"),
     "strip_accents": ("strip_accents",),
     "chinese_characters": ("tokenize_chinese_chars", "handle_chinese_chars"),
     "clean_text": ("clean_text",),
 }
-# Classes that are defined by tokenizer.json alone, of former and recent versions of transformers.
+# Tokenizer classes of older and newer versions of transformers for a tokenizer that is defined by
+# tokenizer.json alone.
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 # Options of tokenizer_config.json that affect tokenization, and their supported values.
 _EXPECTED: dict[str, tuple[Any, ...]] = {
@@ -61,10 +63,11 @@ class Rules:
     """Supported content of the tokenizer files of a kind of model.
 
     Attributes:
-      special: see `tasks.common.huggingface.weights.special_tokens`.
-      classes: supported tokenizer_class; the first one is written.
-      vocabulary: file of the vocabulary besides tokenizer.json.
-      names: names of each field in tokenizer_config.json; the last is the tokenizer.json name.
+      special: result of `tasks.common.huggingface.pipelines.special_tokens`.
+      classes: supported values of tokenizer_class; the first one is written.
+      vocabulary: file of the vocabulary, which may accompany or replace tokenizer.json.
+      names: names of each field in tokenizer_config.json; the last one is its name in
+        tokenizer.json.
       expected: supported values of other options that affect tokenization.
     """
 
@@ -84,7 +87,8 @@ def rules(kind: str) -> Rules:
     """Returns the rules of a kind of model."""
     if kind == "xlm-roberta":
         classes = ("XLMRobertaTokenizer", "XLMRobertaTokenizerFast")
-        # Files without tokenizer.json are not read; of others, it is what counts.
+        # tokenizer.json is required and defines the tokenizer. Options in other files are accepted
+        # with these values only.
         expected = {"add_prefix_space": (True,), "sp_model_kwargs": (None, {})}
         return Rules(special_tokens(kind), classes, TOKENIZER, {}, expected)
     if kind == "roberta":
@@ -150,7 +154,7 @@ def contradiction(folder: Path, names: Sequence[str], value: Any, found: Any) ->
 
 
 def notes_on(folder: Path, values: Mapping[str, Any]) -> list[str]:
-    """Returns notes on parts of tokenizer.json without effect."""
+    """Returns notes on parts of tokenizer.json that have no effect."""
     cut = [name for name in ("truncation", "padding") if values.get(name) is not None]
     if not cut:
         return []
@@ -158,7 +162,7 @@ def notes_on(folder: Path, values: Mapping[str, Any]) -> list[str]:
 
 
 def mask_notes(path: Path, values: Mapping[str, Any], rules: Rules) -> list[str]:
-    """Returns a note if the space before a mask token is not a part of the mask token."""
+    """Returns a note if, in tokenizer.json, a mask token does not include the space before it."""
     mask, tokens = rules.roles["mask"], values.get("added_tokens") or []
     if False not in [token.get("lstrip") for token in tokens if token["content"] == mask]:
         return []
@@ -231,7 +235,7 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def checked_options(folder: Path, rules: Rules) -> dict[str, Any]:
-    """Returns the fields in tokenizer_config.json; also checks the special and added tokens.
+    """Returns the fields that tokenizer_config.json sets; checks the special and added tokens.
 
     Raises:
       UserError: a file is damaged, or has an unsupported option.
@@ -249,7 +253,7 @@ def checked_options(folder: Path, rules: Rules) -> dict[str, Any]:
 
 
 def _checked_options(path: Path, options: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
-    """Returns the fields in tokenizer_config.json or special_tokens_map.json."""
+    """Returns the fields that a file of options sets, and checks its other options."""
     given: dict[str, Any] = {}
     known = {name: field for field, names in rules.names.items() for name in names}
     classes = (None, *_GENERIC, *reversed(rules.classes))
@@ -288,7 +292,7 @@ def unsupported(path: Path, name: str, value: Any, expected: Any) -> UserError:
 
 
 def _expect_special(path: Path, name: str, value: Any, rules: Rules) -> None:
-    """Checks the special token of a role, given as a string or as an object with the token."""
+    """Checks the special token that an option names, as a string or as an object with "content"."""
     content = value.get("content") if isinstance(value, Mapping) else value
     expected = rules.roles[name.removesuffix("_token")]
     if content not in (None, expected):
@@ -316,7 +320,10 @@ def _decoded(path: Path, value: Any) -> Iterator[tuple[str, int]]:
 
 
 def _expect_only_special(path: Path, ids: Mapping[str, Any], rules: Rules) -> None:
-    """Raises for added tokens other than the special tokens, as added tokens take precedence."""
+    """Raises for added tokens other than the special tokens.
+
+    The library would search texts for added tokens before it applies the model.
+    """
     for content in ids:
         if content not in rules.special:
             raise UserError(
@@ -326,7 +333,7 @@ def _expect_only_special(path: Path, ids: Mapping[str, Any], rules: Rules) -> No
 
 
 def expect_special_ids(folder: Path, vocabulary: Sequence[str]) -> None:
-    """Raises for special tokens whose ids differ from the vocabulary.
+    """Checks that the ids of added tokens are those of the vocabulary.
 
     Raises:
       UserError: the files of the folder disagree.
@@ -462,7 +469,7 @@ def _loads(values: Mapping[str, Any]) -> bool:
 
 
 def expect_ends(path: Path, values: Mapping[str, Any], rules: Rules) -> None:
-    """Raises unless texts are truncated at the end, and put between the special tokens.
+    """Checks that texts are truncated at the end, and put between the special tokens.
 
     Args:
       path: tokenizer.json.
@@ -481,7 +488,7 @@ def expect_ends(path: Path, values: Mapping[str, Any], rules: Rules) -> None:
 
 
 def _expect_template(path: Path, after: Any, expected: Sequence[str]) -> None:
-    """Raises unless the post-processor adds a token before a text, one after it, and no more."""
+    """Raises unless the post-processor produces the sequence `expected`, where "A" is the text."""
     kind = after.get("type") if isinstance(after, dict) else None
     own = "BertProcessing" if expected[0] == "[CLS]" else "RobertaProcessing"
     if kind == own:
@@ -504,7 +511,7 @@ def _expect_template(path: Path, after: Any, expected: Sequence[str]) -> None:
 def ids_of(
     path: Path, vocabulary: Mapping[str, Any], added: Any, rules: Rules, name: str = "model.vocab"
 ) -> list[str]:
-    """Returns the pieces in id order: the vocabulary, and the special tokens missing there.
+    """Returns the pieces in id order: those of the vocabulary, and the special tokens it lacks.
 
     Args:
       path: file of the vocabulary.

@@ -56,7 +56,7 @@ def read_unigrams(folder: Path) -> tuple[list[str], Unigram, list[str]]:
     expect_ends(path, values, own)
     expect_special_ids(folder, vocabulary)
     found = Unigram(scores, values.get("normalizer"), values["pre_tokenizer"])
-    # The library checks the parts.
+    # The library checks normalizer and pre-tokenizer when it builds the tokenizer.
     try:
         found.pipeline({piece: number for number, piece in enumerate(vocabulary)})
     except Exception as error:  # the library raises plain Exceptions

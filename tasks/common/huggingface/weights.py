@@ -7,6 +7,7 @@ Parameter names of the library transformers are converted to those of masked lan
 tasks/language_modeling, and back. `huggingface.files` reads and writes the files. Token ids differ:
 in this project padding, unknown and classification token come first, mask and end token last, so
 the rows of embedding tables are permuted. The position tables of RoBERTa begin with unused rows.
+"Our" ids and names are those of this project.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tasks.common.huggingface.pipelines import (
 from tasks.common.text.subword_tokenizer import SubwordTokenizer
 from tasks.common.text.tokenizer import LAST, SPECIAL, TextConfig, Tokenizer
 
-# `LanguageModelFolder.tokenizer` in the directory of a run with imported weights.
+# File in the directory of a run with imported weights: result of `LanguageModelFolder.tokenizer`.
 IMPORTED = "imported.json"
 
 # Our name -> name in transformers; "{}" is the layer index. A module has a matrix (transposed in
@@ -82,7 +83,7 @@ NAMES["roberta"] = {ours: theirs for ours, theirs in NAMES["bert"].items() if ou
 NAMES["xlm-roberta"] = NAMES["roberta"]
 # Prefix of the encoder's tensors in files with a head.
 PREFIXES = {kind: kind for kind in NAMES} | {"xlm-roberta": "roberta"}
-# Our field -> theirs and its default, of BERT and of DistilBERT.
+# Our field -> name and default in config.json of BERT, and of DistilBERT (None: no such field).
 _FIELDS = {
     "model_size": (("hidden_size", 768), ("dim", 768)),
     "num_layers": (("num_hidden_layers", 12), ("n_layers", 6)),
@@ -103,7 +104,7 @@ FIELDS = {
 FIELDS |= {kind: FIELDS["bert"] for kind in ROBERTA}
 # Epsilon of the norms. DistilBERT has no such field in config.json.
 EPSILON = 1e-12
-# Fields with the same value in all models.
+# Fields of `LanguageModelConfig` with the same value in all of these models.
 FIXED = {
     "name": "transformer",
     "objective": "masked",
@@ -123,10 +124,11 @@ class LanguageModelFolder:
       params: parameters by path, such as "encoder/layers/0/attention/query/kernel", with rows in
         the order of our ids; without the head if the folder has none.
       vocabulary: pieces in the order of their ids.
-      normalization: tokenization of texts; for WordPiece, their normalization.
+      normalization: options of the tokenizer; their class depends on the kind of model.
       left_out: names of unused tensors.
-      padding: rows that our model does not use: "embedding" [n, D] and, with a head, "bias" [n]
-        beyond the vocabulary; "positions" [first_position, D]; may be empty.
+      padding: rows of the files that our model does not use: "embedding" [n, D] and, with a head,
+        "bias" [n], after the rows of the vocabulary; and "positions" [first_position, D], before
+        the rows of positions. May be empty.
       notes: notes for the user on options without effect.
     """
 
@@ -141,12 +143,12 @@ class LanguageModelFolder:
 
     @property
     def lower_case(self) -> bool:
-        """Case folding of `normalization`."""
+        """True if the tokenizer folds case."""
         return self.normalization.lower_case
 
     @property
     def strip_accents(self) -> bool:
-        """Removal of accents of `normalization`."""
+        """True if the tokenizer removes accents."""
         return self.normalization.strip_accents
 
     @property
@@ -156,12 +158,12 @@ class LanguageModelFolder:
 
     @property
     def order(self) -> np.ndarray:
-        """See `our_order`."""
+        """Transformers id of each of our ids, see `our_order`."""
         return our_order(self.vocabulary, self.special_tokens)
 
     @property
     def first_position(self) -> int:
-        """Row of the first token in the table of positions; those of RoBERTa follow padding."""
+        """Row of the first token in the table of positions, see the function `first_position`."""
         return first_position(self.kind, list(self.vocabulary).index(self.special_tokens[0]))
 
     def tokenizer(self) -> dict[str, Any]:
@@ -188,6 +190,8 @@ class LanguageModelFolder:
 
 def first_position(kind: str, padding: int) -> int:
     """Returns the row of the first token in the table of positions.
+
+    In tables of RoBERTa this row follows the row of the padding id; in others it is 0.
 
     Args:
       kind: kind of model.
@@ -260,7 +264,14 @@ def from_tensors(
 
     This is the inverse of `to_tensors`, except for the output layer of classifiers, which is left
     out. An incomplete head is left out too, and so are modules for sentence pairs unless the model
-    has next_sentence. The table of positions is without the rows before `first_position`.
+    has next_sentence.
+
+    Args:
+      kind: kind of model.
+      model: fields of `LanguageModelConfig`.
+      tensors: tensors by name without a prefix. The table of positions must not contain the rows
+        before `first_position`.
+      order: see `our_order`.
 
     Raises:
       KeyError: a tensor of the encoder is missing.
@@ -319,7 +330,7 @@ def of_model(
     kind: str | None = None,
     **normalization: Any,
 ) -> LanguageModelFolder:
-    """Returns the folder of a masked language model, without weights.
+    """Returns the content of a folder of a masked language model, without weights.
 
     Args:
       model: fields of `LanguageModelConfig`.
@@ -369,11 +380,11 @@ def of_model(
 def of_classifier(
     model: Mapping[str, Any], params: Mapping[str, Any], tokenizer: Tokenizer
 ) -> LanguageModelFolder:
-    """Returns the BERT or RoBERTa of a text classifier with pooling "bert".
+    """Converts a text classifier with pooling "bert" to a BERT, RoBERTa or XLM-RoBERTa.
 
-    A classifier with the special tokens of RoBERTa is a RoBERTa, or with a unigram model an
-    XLM-RoBERTa. The segment embeddings are zeros,
-    because the classifier has added those of the first segment to its token embeddings.
+    It becomes a RoBERTa if its tokenizer has the special tokens of RoBERTa, and an XLM-RoBERTa if
+    the tokenizer is also a unigram model. The segment embeddings are zeros, because the token
+    embeddings of the classifier include those of the first segment.
 
     Args:
       model: fields of `tasks.text_classification.model.TransformerConfig`.

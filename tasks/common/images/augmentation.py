@@ -21,7 +21,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationConfig(Config):
-    """Random changes of images in training, in this order; 0 or False disables one.
+    """Random changes of images in training, applied in this order; 0 or False disables a change.
 
     Attributes:
       scale_min, scale_max: limits of a log-uniform scale factor; the scaled image is randomly
@@ -155,8 +155,8 @@ def scale_and_crop(
     """Scales images by a log-uniform factor s between the limits, keeping the image size.
 
     For s > 1 the result is a random crop; for s < 1 the scaled image is at a random position, with
-    padding around it. Images are interpolated bilinearly with antialiasing; labels are those of the
-    nearest pixel.
+    padding around it. Images are interpolated bilinearly with antialiasing; labels are taken from
+    the nearest pixel.
     """
     _, Y, X, C = images.shape
     sides = jnp.array([Y, X], images.dtype)
@@ -165,7 +165,8 @@ def scale_and_crop(
         scale_key, offset_key = jax.random.split(key)
         low, high = (jnp.log(limit) for limit in limits)
         s = jnp.exp(jax.random.uniform(scale_key, (), minval=low, maxval=high))
-        # A fraction of the overhang (s > 1, negative) or of the free space (s < 1).
+        # The offset is a random fraction of the free space around a smaller image (s < 1), or of
+        # the overhang of a larger image (s > 1), where it is negative.
         return s, jax.random.uniform(offset_key, (2,)) * sides * (1 - s)
 
     scales, offsets = jax.vmap(draw)(keys)
@@ -215,7 +216,7 @@ def random_translation(images: Array, largest: float, key: Array) -> Array:
 
 
 def _translation_matrix(offsets: Array, size: int) -> Array:
-    """Returns interpolation weights [B, to, from] for offsets [B]."""
+    """Returns interpolation weights [B, size, size] from pixels (last axis) for offsets [B]."""
     pixels = jnp.arange(size, dtype=jnp.float32)
     distance = pixels[:, None] - offsets[:, None, None] - pixels
     return jnp.maximum(0.0, 1.0 - jnp.abs(distance))

@@ -29,7 +29,7 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
-# Pillow modes of grayscale images with 16 bits per pixel.
+# Largest value of a grayscale image with 16 bits per pixel.
 _BRIGHTEST = 65535
 
 
@@ -94,7 +94,7 @@ def read_oriented(
 def orientation_of(image: PillowImage.Image) -> int:
     """Returns the EXIF orientation of an image that is opened and not yet loaded, 1 if unknown.
 
-    Pillow rotates TIFF files when it loads them, and drops their orientation.
+    Later the orientation of TIFF files is lost, because Pillow rotates them when it loads them.
     """
     value = image.getexif().get(0x0112, UPRIGHT)
     return value if isinstance(value, int) and UPRIGHT <= value <= 8 else UPRIGHT
@@ -115,9 +115,9 @@ def open_image(path: str | Path, name: str) -> Iterator[PillowImage.Image]:
 
     expect_regular(path, name)
     try:
-        # Pillow's warnings are about metadata and the number of pixels, which is checked here. An
-        # open file is passed because Pillow does not memory-map it, which would scramble rotated
-        # TIFF files.
+        # Pillow's warnings are about metadata and the number of pixels, which is checked below. An
+        # open file is passed instead of a path, because Pillow memory-maps files that are given as
+        # paths, which scrambles rotated TIFF files.
         with (
             warnings.catch_warnings(action="ignore"),
             open(path, "rb") as file,
@@ -171,7 +171,7 @@ def _to_8_bits(image: PillowImage.Image, name: str) -> PillowImage.Image:
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes an image, without keeping its aspect ratio.
 
-    Bilinear, with antialiasing for smaller sizes (Pillow's `BILINEAR`).
+    The interpolation is bilinear, with antialiasing for smaller sizes (Pillow's `BILINEAR`).
 
     Args:
       image: uint8 [Y, X] or [Y, X, 3].

@@ -2,7 +2,7 @@
 
 Images are read as displayed, which means rotated and mirrored according to the camera orientation
 (EXIF tag 0x0112, TIFF 6.0 section 8). Annotations (boxes and masks) may refer to the stored or to
-the displayed image. The rule for each data set:
+the displayed image. This is decided for each data set:
 
 * If the image is rotated by 90°, annotations refer to the image, stored or displayed, whose size
   they declare.
@@ -74,7 +74,7 @@ def turned_boxes(boxes: np.ndarray, size: tuple[int, int], orientation: int) -> 
 
 
 class AnnotationTurns:
-    """Decision, for a data set, which annotations are transformed; see the module docstring."""
+    """Decides which annotations of a data set are transformed, as the module docstring states."""
 
     def __init__(self):
         self._files: list[tuple[Path, int, bool | None]] = []

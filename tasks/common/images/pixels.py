@@ -8,7 +8,7 @@ import numpy as np
 
 
 def to_unit(images: jax.Array) -> jax.Array:
-    """Returns images from 0 to 1; uint8 images are divided by 255."""
+    """Scales uint8 images from 0 to 1, by division by 255; other images are unchanged."""
     return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
 
 
@@ -29,23 +29,23 @@ def grid_areas(rows: int, columns: int) -> np.ndarray:
       rows, columns: number of cells.
 
     Returns:
-      [rows * columns, 4], by rows of cells.
+      [rows * columns, 4], with the cells in row-major order.
     """
     y, x = np.divmod(np.arange(rows * columns), columns)
     return np.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], axis=1)
 
 
 def grid_labels(rows: int, columns: int) -> list[str]:
-    """Returns the row and column of each cell of a grid, such as "0,3"."""
+    """Returns the row and column of each cell of a grid as a label, such as "0,3"."""
     return [f"{row},{column}" for row in range(rows) for column in range(columns)]
 
 
 def on_grid(weights: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Returns the mean of a map over each cell of a coarser grid, or its value in a finer one.
+    """Resamples a map to a grid: each cell gets the mean of the map over the area of the cell.
 
     Args:
       weights: map, [y, x].
-      grid: numbers of rows and columns of cells.
+      grid: numbers of rows and columns of cells, smaller or larger than those of the map.
     """
     rows = np.arange(np.lcm(weights.shape[0], grid[0]))
     columns = np.arange(np.lcm(weights.shape[1], grid[1]))

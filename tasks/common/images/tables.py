@@ -38,7 +38,14 @@ class ImageTableConfig(HeldOutConfig):
 
 
 class ImageRow(NamedTuple):
-    """A row of a table: its origin, image, label as in the table, and group ("" without groups)."""
+    """A row of a table of images.
+
+    Attributes:
+      where: file and line of the row, for messages.
+      image: path of the image.
+      label: cell with the label, not converted.
+      group: group of the row; "" without groups.
+    """
 
     where: str
     image: Path
@@ -82,7 +89,11 @@ def image_file(table: str, cell: Any, where: str, column: str) -> Path:
 
 
 def expect_no_group(config: HeldOutConfig, name: str) -> None:
-    """Raises if images without a table should be grouped by a column.
+    """Checks that images that are not listed in a table are not to be grouped by a column.
+
+    Args:
+      config: config of the data.
+      name: file or folder of the images, for the message.
 
     Raises:
       UserError: `config` has a `group_column`.

@@ -1,4 +1,4 @@
-"""Classification metrics of scikit-learn, with the names of results files and tables."""
+"""Classification metrics of scikit-learn, under the names that results files and tables use."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CLASSIFICATION = {
     "covered_accuracy": fraction("correctly classified of the covered examples"),
     "decided_accuracy": fraction("correct decisions at the threshold of the positive class"),
     "decided_precision": fraction("correct of the decisions for the positive class"),
-    "decided_recall": fraction("examples of the positive class that are decided so"),
+    "decided_recall": fraction("examples of the positive class with a decision for it"),
     "decided_f1": fraction("F1 of the decisions for the positive class"),
-    "precision_(.+)": fraction("precision of the class {0}: correct of those predicted"),
-    "recall_(.+)": fraction("recall of the class {0}: found of those that are true"),
+    "precision_(.+)": fraction("precision of the class {0}: correct predictions of it"),
+    "recall_(.+)": fraction("recall of the class {0}: examples of it that are found"),
     "f1_(.+)": fraction("F1 of the class {0}"),
 }
 """Descriptions of the metrics of `classification_metrics`, and of the loss."""
@@ -84,9 +84,9 @@ def classification_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Computes 95 % confidence intervals of the metrics of `classification_metrics`.
 
-    That of the accuracy is `wilson_interval`. The others are percentiles of 1000 bootstrap samples
-    (Efron 1979). A sample of n examples with replacement has multinomial counts in the cells of the
-    confusion matrix, which are drawn instead of examples.
+    The interval of the accuracy is a Wilson interval. The others are percentiles of 1000 bootstrap
+    samples (Efron 1979). Instead of n examples with replacement, the counts in the cells of the
+    confusion matrix are drawn, which are then multinomial.
 
     Args:
       labels, predictions, names: see `classification_metrics`.
@@ -106,7 +106,8 @@ def classification_intervals(
     found = {}
     for name, parts in drawn.items():
         low, high = np.percentile(np.concatenate(parts), (2.5, 97.5)).tolist()
-        # Samples that are all equal, as if nothing is misclassified, say nothing about the spread.
+        # If all samples have the same value, such as when nothing is misclassified, they do not
+        # measure the spread, and the metric gets no interval.
         if low < high:
             found[name] = low, high
     hits = int((labels == predictions).sum())

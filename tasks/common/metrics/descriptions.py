@@ -12,7 +12,8 @@ class Metric:
     """Description of a metric.
 
     Attributes:
-      about: what the metric measures; {0} is the first group of the pattern of the name.
+      about: what the metric measures. If the name is given by a regular expression, {0} stands for
+        the first group of the match.
       unit: unit of the values, such as "fraction" or "nats per token".
       higher_is_better: direction of better values; None if neither direction is better.
     """
@@ -23,7 +24,7 @@ class Metric:
 
     @property
     def direction(self) -> str:
-        """Returns the direction in words."""
+        """Direction of better values in words."""
         if self.higher_is_better is None:
             return "neither direction is better"
         return f"{'higher' if self.higher_is_better else 'lower'} is better"
@@ -42,7 +43,7 @@ def lower(about: str, unit: str) -> Metric:
     return Metric(about, unit, False)
 
 
-# Metrics of every task: those of training steps, and those of baselines.
+# Metrics of every task: metrics of training steps, and metrics of baselines.
 COMMON = {
     "gradient_norm": Metric("global norm of the gradient before clipping", "1 / parameter", None),
     "learning_rate": Metric("learning rate of the step", "per step", None),
@@ -53,13 +54,19 @@ COMMON = {
 
 
 def pattern_of(table: Mapping[str, Metric], name: str) -> str | None:
-    """Returns the key of a table that describes a metric; None if there is none."""
+    """Returns the key that matches the name of a metric; None if no key matches.
+
+    Args:
+      table: descriptions by name, or by a regular expression for the whole name. `COMMON` is
+        searched, too.
+      name: name of the metric.
+    """
     known = {**table, **COMMON}
     return next((pattern for pattern in known if re.fullmatch(pattern, name)), None)
 
 
 def describe(table: Mapping[str, Metric], name: str) -> Metric | None:
-    """Returns the description of a metric; None if the table has none.
+    """Returns the description of a metric; None if it is neither in the table nor in `COMMON`.
 
     Args:
       table: descriptions by name, or by a regular expression for the whole name.

@@ -11,7 +11,7 @@ from tasks.common.metrics.descriptions import Metric, fraction, lower
 
 
 def _with_conditions(table: Mapping[str, Metric]) -> dict[str, Metric]:
-    """Returns descriptions of metrics, and of the same metrics on other test conditions."""
+    """Returns a table of metrics, extended by the same metrics under other test conditions."""
     conditions = {
         f"{name}_(?!accuracy)(.+)": dataclasses.replace(x, about=f"{x.about}, condition {{0}}")
         for name, x in table.items()
@@ -24,7 +24,7 @@ TRANSCRIPTS = {
     "decoder_loss": lower("cross-entropy of the attention decoder", "nats per unit"),
     "ctc_loss": lower("CTC loss", "nats per unit"),
     "ctc_infeasible": lower("texts that are too long for a CTC path", "texts"),
-    "hallucination_rate": fraction("inputs without a text that get one", False),
+    "hallucination_rate": fraction("inputs with an empty reference that get a text", False),
     **_with_conditions(
         {
             "wer": lower("word error rate: wrong, missing and extra words", "per reference word"),
@@ -97,9 +97,10 @@ def transcript_metrics(
 def text_errors(
     references: Sequence[str], hypotheses: Sequence[str], words: bool = True
 ) -> np.ndarray:
-    """Computes [n] values whose mean is the WER or CER: errors of each text over the mean length.
+    """Computes per-text values [n] whose mean is the WER, or the CER if `words` is False.
 
-    Empty references are excluded.
+    The value of a text is its number of errors divided by the mean length of the references. Texts
+    with empty references are excluded.
     """
     import jiwer
 

@@ -1,4 +1,4 @@
-"""Translation metrics of sacrebleu, with the names of results files and tables."""
+"""Translation metrics of sacrebleu, under the names that results files and tables use."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def translation_metrics(
       `chrf`: character n-grams up to 6, beta 2.
       `bleu4_lowercase_tokenized`: `bleu`, but always on lower case. Published results on Multi30k
         use multi-bleu.perl (the same formula) on lower case, split by Moses' tokenizer.perl without
-        -a, which keeps hyphens. The most similar tokenizer of sacrebleu is 13a, that of NIST's
+        -a, which keeps hyphens. The most similar tokenizer of sacrebleu is 13a, as in NIST's
         mteval. The two differ at apostrophes and at full stops of abbreviations, which changes BLEU
         by 0.02 on the German test_2016_flickr (splitting hyphens, -a, would add 0.3).
-      `cased_bleu`, only with `lower_case`: BLEU of the outputs as they are, which counts every
-        capital that they lack.
+      `cased_bleu`, only with `lower_case`: BLEU without case folding, in which a missing capital
+        letter counts as an error.
       `length_ratio`: number of tokens in the outputs divided by that in the references,
         tokenizer 13a.
 
@@ -112,7 +112,7 @@ def bleu_contributions(
 def _bleu(lower_case: bool):
     from sacrebleu.metrics import BLEU
 
-    # `force` suppresses the warning about tokenized outputs; some tokenizers are not reversible.
+    # `force` suppresses a warning about outputs that look tokenized, as some tokenizers' do.
     return BLEU(lowercase=lower_case, force=True)
 
 

@@ -11,7 +11,7 @@ from tasks.common.text.words import SPECIAL, UNKNOWN
 
 
 class CharacterTokenizer:
-    """Characters without normalization, except optional case folding.
+    """Tokenizer with an id for each character; texts are not normalized, except for case folding.
 
     Ids are in the order of the code points, so they do not depend on the order of the texts.
     """
@@ -46,7 +46,7 @@ class CharacterTokenizer:
             yield np.where(known, index + len(SPECIAL), UNKNOWN).astype(np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the characters; the caller checks the ids."""
+        """Returns the text of the ids; the caller must check that they are known."""
         table = [*SPECIAL, *self._characters]
         return "".join(table[number] for number in ids)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tasks.common.configs import Config, PositiveInt, at_least, one_of
 from tasks.common.text.words import SPECIAL, stemmer
 
-# Fields whose other values lose text.
+# With values of these fields other than the defaults, decoding does not restore the encoded text.
 LOSSY = ("stem", "ngrams", "character_ngrams", "unique")
 
 
@@ -19,13 +19,13 @@ class TextConfig(Config):
     Attributes:
       tokenizer: "word", "bpe" (byte-level, for any script), "wordpiece", "character", or "unigram",
         which is for imported models and cannot be fitted.
-      lower_case: fold case.
+      lower_case: whether case is folded.
       stem: language of the Snowball stemmer, such as "english"; None: no stemming. "word" only.
       ngrams: maximum order of word n-grams, each with its own id, which follows the id of its first
         word; only for "word".
       character_ngrams: (shortest, longest) length of character n-grams within words, whose ids
         follow the word; empty for none; only for "word".
-      unique: keep only the first occurrence of an id in a text.
+      unique: whether only the first occurrence of each id in a text is kept.
       vocabulary_size: maximum number of ids, including the three special ids.
       character_vocabulary_size: maximum number of additional ids for character n-grams.
       min_count: number of texts that must contain an n-gram (bpe and wordpiece: occurrences of a
@@ -45,11 +45,11 @@ class TextConfig(Config):
     max_length: PositiveInt = 512
 
     def expect_defaults(self, names: Sequence[str], reason: str) -> None:
-        """Requires the default values of fields.
+        """Checks that fields have their default values.
 
         Args:
           names: names of the fields.
-          reason: reason for the requirement, for the message.
+          reason: reason why other values are not allowed, which ends the message.
 
         Raises:
           ValueError: a field has another value.

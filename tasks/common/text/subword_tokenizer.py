@@ -1,7 +1,7 @@
 """Byte-pair encoding (Sennrich 2016), WordPiece (Wu 2016) and unigram models (Kudo 2018).
 
-The tokenizers library does the work. Its training of unigram models differs between processes, so
-they are only read.
+All three are implemented by the tokenizers library. Its training of unigram models gives different
+results in different processes, so unigram models can be imported but not trained.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class SubwordTokenizer:
         else:
             # The trainer numbers characters in the order of a hash table with a random seed per
             # process, and merges equally frequent pairs by these numbers, so the vocabulary would
-            # differ between processes. Special tokens have fixed numbers.
+            # differ between processes. Special tokens are numbered in the given order, so the known
+            # characters are passed as special tokens.
             known, rare = _alphabet(texts, tokenizer.normalizer, config)
             texts = [text.translate(rare) for text in texts] if rare else texts
             trainer = trainers.WordPieceTrainer(special_tokens=[*SPECIAL, *known], **options)
@@ -81,7 +82,7 @@ class SubwordTokenizer:
 
     @classmethod
     def _plain(cls, text: str):
-        """Returns the tokenizer without added tokens, so that "[CLS]" in a text is plain text."""
+        """Loads a tokenizer without its added tokens, so that "[CLS]" in a text is plain text."""
         from tokenizers import Tokenizer
 
         return Tokenizer.from_str(json.dumps(json.loads(text) | {"added_tokens": []}))
@@ -106,7 +107,7 @@ class SubwordTokenizer:
         return decoders.WordPiece(prefix="##", cleanup=False).decode(pieces)
 
     def word_starts(self) -> np.ndarray:
-        """Returns which pieces begin with a space, or for WordPiece do not begin with ##."""
+        """Returns True for pieces that begin a word: with a space or, for WordPiece, without ##."""
         if self._byte_pairs:
             return np.array([piece.startswith("\u0120") for piece in self.pieces()])
         if self._unigram:
@@ -130,13 +131,13 @@ class SubwordTokenizer:
         return isinstance(self._tokenizer.model, models.Unigram)
 
     def pieces_with_spans(self, text: str) -> list[tuple[str, int, int]]:
-        """Returns, for each id of `encode`, its piece and its start and end in the text."""
+        """Returns (piece, index, index + 1) for each id of `encode`; a piece counts as a word."""
         offsets = self._tokenizer.encode(text).offsets
         pieces = [text[start:end].strip() or text[start:end] for start, end in offsets]
         return [(piece, index, index + 1) for index, piece in enumerate(pieces)]
 
     def copy(self):
-        """Returns a new `tokenizers.Tokenizer` of the vocabulary."""
+        """Returns a copy of the `tokenizers.Tokenizer`."""
         from tokenizers import Tokenizer
 
         return Tokenizer.from_str(self._tokenizer.to_str())
@@ -153,7 +154,7 @@ def _alphabet(texts: Sequence[str], normalizer, config: TextConfig) -> tuple[lis
     """Returns single-character pieces for WordPiece, and a table for `str.translate`.
 
     The table replaces all other characters by spaces. At most half of the vocabulary is used for
-    single characters, since Chinese texts have thousands of different ones.
+    single characters, since Chinese texts contain thousands of different characters.
     """
     counts: Counter[str] = Counter()
     for text in texts:

@@ -37,7 +37,13 @@ def replace_surrogates(text: str) -> str:
 
 
 class _Row(NamedTuple):
-    """An encoded text: truncated ids, their indices in `pieces_with_spans`, and number of ids."""
+    """An encoded text.
+
+    Attributes:
+      ids: ids after truncation.
+      positions: index of each of these ids in `pieces_with_spans`.
+      whole: number of ids before truncation.
+    """
 
     ids: np.ndarray
     positions: np.ndarray
@@ -75,11 +81,11 @@ class Tokenizer:
             try:
                 return cls.from_json(unsealed(json.loads(file.read_text(encoding="utf-8"))))
             except (OSError, ValueError, KeyError, TypeError):
-                pass  # missing or damaged: the tokenizer is fitted and written
+                pass  # the file is missing or damaged, so the tokenizer is fitted below
         model = _model_class(config).fit([replace_surrogates(text) for text in texts], config)
         tokenizer = cls(config, model)
         if file is not None:
-            # Without a cache, the next run fits the tokenizer again.
+            # If the cache cannot be written, the next run fits the tokenizer again.
             with contextlib.suppress(OSError):
                 _write(file, json.dumps(sealed(tokenizer.to_json())))
         return tokenizer
@@ -116,11 +122,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes ids to a text that is as similar to the encoded text as the tokenizer allows.
 
-        Character tokenizers restore the text exactly, byte-pair encoding up to normalization and
-        one leading space, unigram models up to normalization and white space. Word and WordPiece
-        tokenizers give words separated by spaces; stems remain stems. N-grams, padding, the
-        classification token and ids from `size` on (special tokens of tasks) are left out. Unknown
-        ids become "[UNK]".
+        Character tokenizers restore the text up to case folding, byte-pair encoding up to
+        normalization and one leading space, unigram models up to normalization and white space.
+        Word and WordPiece tokenizers give words separated by spaces; stems are not expanded to
+        words. N-grams, padding, the classification token and ids from `size` on (special tokens of
+        tasks) are left out. The id of unknown tokens becomes "[UNK]".
 
         Args:
           ids: [t].
@@ -153,7 +159,7 @@ class Tokenizer:
         return self._subword_model().pieces()
 
     def subwords(self) -> Any:
-        """Returns a new `tokenizers.Tokenizer` of the vocabulary, without special tokens.
+        """Returns a new `tokenizers.Tokenizer` with the same vocabulary, without special tokens.
 
         Raises:
           ValueError: the tokenizer is not a subword tokenizer.
@@ -169,10 +175,11 @@ class Tokenizer:
         return [spelled[position][0] for position in positions]
 
     def weights_per_word(self, text: str, weights: Sequence[float]) -> tuple[list[str], np.ndarray]:
-        """Sums the weights of positions to weights of words.
+        """Converts weights of positions to weights of words.
 
-        The weight of an n-gram is divided equally among its words. Pieces that the tokenizer cannot
-        assign to a word (byte pairs) remain separate.
+        The weight of a word is the sum of the weights of its positions. The weight of an n-gram is
+        divided equally among its words. For a subword or character tokenizer, each piece or
+        character counts as a word.
 
         Args:
           text: encoded text.

@@ -94,7 +94,7 @@ class WordTokenizer:
         if self._stem is None:
             return np.array([table.get(word, -1) for words in split for word in words], np.int64)
         known = self._known
-        if len(known) > 1_000_000:  # on a server, the cache of new words would grow without limit
+        if len(known) > 1_000_000:  # otherwise the cache would grow without limit on a server
             known.clear()
         for words in split:
             for word in words:
@@ -117,7 +117,7 @@ class WordTokenizer:
 
 
 def _frequent_characters(split: list[list[str]], config: TextConfig) -> list[str]:
-    """Returns the most frequent character n-grams, counted once per text and distinct word."""
+    """Returns the most frequent character n-grams, counted once per distinct word of a text."""
     texts_with: dict[str, int] = {}
     for words in split:
         for word in dict.fromkeys(words):

@@ -85,7 +85,8 @@ def stemmer(language: str | None) -> Callable[[str], str] | None:
 def character_grams(word: str, shortest: int, longest: int) -> list[str]:
     """Returns the character n-grams of a word with underscores at both ends.
 
-    A word shorter than n is returned once, as by scikit-learn's analyzer "char_wb".
+    A word that has at most n characters with its underscores is returned once, as by scikit-learn's
+    analyzer "char_wb".
     """
     padded = f"_{word}_"
     grams = []
@@ -215,5 +216,5 @@ def _text_counts(ids: np.ndarray, owners: np.ndarray) -> np.ndarray:
 
 
 def _take(table: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Returns table[index], or only -1 for an empty table."""
+    """Returns table[index], or an array of -1 for an empty table."""
     return table[index] if len(table) else np.full(np.shape(index), -1, np.int64)

@@ -22,7 +22,7 @@ def example(identity: str, text: str, label: str) -> dict[str, str]:
 
 
 def split_by_hash(hashes: Iterable[int], examples: Iterable[dict[str, str]]) -> dict[str, list]:
-    """Returns splits of examples by their hash modulo 10: 0 test, 1 validation, else train."""
+    """Splits examples by the hash of each, modulo 10: 0 is test, 1 is validation, others train."""
     splits: dict[str, list] = {split: [] for split in SPLITS}
     for value, row in zip(hashes, examples, strict=True):
         splits[{0: "test", 1: "validation"}.get(value % 10, "train")].append(row)
@@ -32,7 +32,7 @@ def split_by_hash(hashes: Iterable[int], examples: Iterable[dict[str, str]]) -> 
 def validation_by_hash(
     examples: Iterable[Mapping[str, str]],
 ) -> tuple[list[Mapping[str, str]], list[Mapping[str, str]]]:
-    """Splits training examples: texts whose hash is divisible by ten are the validation split."""
+    """Splits training examples; those whose text hash is divisible by ten become validation."""
     train: list[Mapping[str, str]] = []
     validation: list[Mapping[str, str]] = []
     for row in examples:

@@ -1,4 +1,4 @@
-"""SpamAssassin's public mail corpus: ham or spam, from the bodies alone."""
+"""SpamAssassin's public mail corpus: ham or spam, classified by the bodies without headers."""
 
 from __future__ import annotations
 

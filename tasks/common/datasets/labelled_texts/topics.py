@@ -1,6 +1,6 @@
 """20 Newsgroups (Lang 1995) and the eight largest classes of Reuters-21578, original splits.
 
-Both were prepared by Cardoso-Cachopo (2007): lower case, only letters, no headers.
+Cardoso-Cachopo (2007) prepared both: in lower case, with letters only, without headers.
 """
 
 from __future__ import annotations
