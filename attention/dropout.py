@@ -7,12 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import random as extended
 
 from attention import shapes
 from attention.masks.terms import Span
 
 _LEVELS = 2**16
+# Largest number of words with 32-bit indices.
+_LARGEST = 2**32 - 1
+# Rotations of the rounds of threefry-2x32, and the constant of its third key word.
+_TURNS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -162,8 +166,7 @@ def keep_block(
     first = ((low >> 1) | (high << 31))[..., None]
     lows = first + jnp.arange(columns.size // 2 + 1, dtype="uint32")
     highs = (high >> 1)[..., None] + (lows < first).astype("uint32")
-    drawn = extended.threefry_2x32((words[0], words[1]), jnp.stack([highs, lows]))
-    drawn = drawn[0] ^ drawn[1]
+    drawn = _threefry(words, highs, lows)
     halves = jax.lax.bitcast_convert_type(drawn, jnp.uint16).reshape(*drawn.shape[:-1], -1)
     halves = jnp.where(second, halves[..., 1 : columns.size + 1], halves[..., : columns.size])
     return halves < jnp.uint16(threshold)
@@ -219,6 +222,37 @@ def _multiply_add(
 def _bits16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Returns 16 random bits per entry, two entries from each 32-bit word."""
     size = math.prod(shape)
-    words = jax.random.bits(key, (-(-size // 2),), jnp.uint32)
+    count = -(-size // 2)
+    try:
+        key_words = validate_threefry(key)
+    except NotImplementedError:
+        key_words = None
+    if key_words is None or key_words.ndim != 1 or count > _LARGEST:
+        words = jax.random.bits(key, (count,), jnp.uint32)
+    else:
+        index = jax.lax.iota(jnp.uint32, count)
+        words = _threefry(key_words, jnp.uint32(0), index)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)
     return halves[:size].reshape(shape)
+
+
+def _threefry(key: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
+    """Returns the words of `jax.random.bits` with these 64-bit indices (Salmon et al. 2011).
+
+    The 20 rounds of threefry-2x32 are written out, so that XLA fuses them with the comparison that
+    follows. `jax.random.bits` has a loop over the rounds on CPU, which compiles and runs in twice
+    the time.
+
+    Args:
+      key: the words of a threefry key, uint32 [2].
+      high, low: halves of the indices, uint32; shapes broadcast.
+    """
+    keys = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(_PARITY))
+    first, second = high + keys[0], low + keys[1]
+    for group in range(5):
+        for turn in _TURNS[group % 2]:
+            first = first + second
+            second = first ^ ((second << turn) | (second >> (32 - turn)))
+        first = first + keys[(group + 1) % 3]
+        second = second + keys[(group + 2) % 3] + jnp.uint32(group + 1)
+    return first ^ second

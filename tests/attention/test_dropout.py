@@ -1,11 +1,13 @@
 """Dropout: the rate, the mean, the key."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention.dropout import dropout, keep_block, keep_mask, keep_probability
+from attention.dropout import dropout, keep_block, keep_levels, keep_mask, keep_probability
 from attention.masks.terms import Span
 
 
@@ -35,6 +37,17 @@ def test_follows_the_key_and_not_vmap():
     alone = jnp.stack([keep_mask(key, 0.5, (7, 3)) for key in keys])
     np.testing.assert_array_equal(masks, alone)
     assert (masks[0] != masks[1]).any()
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (2, 4, 8)])
+def test_bits_are_those_of_jax(shape):
+    for key in (jax.random.key(5), jax.random.PRNGKey(2**31 + 7), jax.random.key(5, impl="rbg")):
+        size = math.prod(shape)
+        words = np.asarray(jax.random.bits(key, (-(-size // 2),), jnp.uint32))
+        halves = words.view(np.uint16)[:size].reshape(shape)
+        for rate in (0.1, 0.5, 0.99):
+            expected = halves < keep_levels(rate)[0]
+            np.testing.assert_array_equal(keep_mask(key, rate, shape), expected)
 
 
 def test_gradient_is_the_mask():
