@@ -307,6 +307,43 @@ def test_one_signal_stops_a_sweep(flags, cache, tmp_path, number, status):
 
 
 @pytest.mark.slow
+def test_several_ablations_in_one_file_are_ranked_together(csv_file, command, tmp_path):
+    file, folder = tmp_path / "mine.py", tmp_path / "all"
+    file.write_text(
+        "from launch.runs.ablation import Ablation, deltas_of\n"
+        "def one(values):\n"
+        f"    overrides = {{'data.train_file': {str(csv_file)!r}, 'training.steps': 4,\n"
+        "                 'training.evaluate_every': 4, 'training.log_every': 4,\n"
+        "                 'data.text_column': 'review', 'data.label_column': 'stars',\n"
+        "                 'data.name': 'own_mine'}\n"
+        "    return Ablation('configs/text_classification.py:sst2,attention_pooling',\n"
+        "                    deltas_of('model.pooling', values), overrides, seeds=1, match=True)\n"
+        "def get_ablations():\n"
+        "    return {'first': one({'mean': 'mean'}), 'second': one({'max': 'max'})}\n"
+    )
+    words = [f"--config={file}", f"--workdir={folder}"]
+    done = command("ablate", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("which the others are matched to") == 2
+    rows = (folder / "ranking.md").read_text().splitlines()[4:]
+    assert [row.split("|")[1].strip() for row in rows if row] == ["first"] * 2 + ["second"] * 2
+    assert [row.split("|")[2].strip() for row in rows if row] == ["1", "2"] * 2
+    page = (folder / "report.html").read_text()
+    assert "<h2>first</h2>" in page
+    assert "<h2>second</h2>" in page
+    for name in ("first", "second"):
+        assert (folder / name / "table.md").exists()
+    # The same command finds all runs finished.
+    trained = sorted(folder.glob("*/*/metrics.jsonl"))
+    assert len(trained) == 4
+    before = [path.read_bytes() for path in trained]
+    assert command("ablate", *words).returncode == 0
+    assert [path.read_bytes() for path in trained] == before
+    line = one_line(command("ablate", *words, f"--data={csv_file}"))
+    assert "has ablations of several tasks, expected one ablation" in line
+
+
+@pytest.mark.slow
 def test_unknown_flags_are_named(command):
     config = "--config=configs/ablations/text_pooling.py"
     line = one_line(command("ablate", config, "--wrkdir=x"))

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from attention import registry
 from launch.engine.config import load_file
 from launch.engine.errors import keep_interrupts
 from launch.reporting.comparison import Outcome, paired_difference
@@ -14,6 +15,7 @@ from launch.runs.ablation import (
     Ablation,
     Delta,
     load_ablation,
+    load_ablations,
     resolve_ablation,
     with_own_data,
 )
@@ -88,6 +90,44 @@ def test_unknown_key_in_a_delta_is_refused():
     delta = Delta(declares=["model.poling"], overrides={"model.poling": "mean"})
     with pytest.raises(UserError, match=r"did you mean 'model\.pooling'"):
         resolve_ablation(ablation(delta))
+
+
+def test_the_atlas_has_every_mechanism_of_its_kinds():
+    found = {
+        name: resolve_ablation(each)
+        for name, each in load_ablations("configs/ablations/atlas.py").items()
+    }
+    for group, key, kind in (
+        ("pools", "pooling", "pool"),
+        ("alignments", "alignment", "alignment"),
+        ("map_attentions", "attention", "map_attention"),
+    ):
+        compared = {getattr(config.model, key) for config in found[group].values()}
+        assert compared - {"none"} == {*registry.names(kind)} - {"none"}
+    assert {config.model.name for config in found["users"].values()} == {
+        "sasrec", "bert4rec", "nais", "acf",
+    }  # fmt: skip
+    assert found["lags"]["lag_residual"].model.num_heads == 1
+    with pytest.raises(UserError, match="has 6 ablations"):
+        load_ablation("configs/ablations/atlas.py")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def get_ablations():\n    return {}\n",
+        "def get_ablations():\n    return {'a': 3}\n",
+        "def get_ablations():\n    return 3\n",
+        "from launch.runs.ablation import Ablation\n"
+        "def get_ablations():\n    return {'../a': Ablation('x', {})}\n",
+        "x = 3\n",
+    ],
+)
+def test_a_file_without_ablations_is_refused(tmp_path, text):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(UserError, match="no get_ablation function that returns an Ablation"):
+        load_ablations(str(file))
 
 
 def test_file_in_the_repository_resolves():
