@@ -84,6 +84,7 @@ bench: $(VENV)/.oracles
 	$(BIN)/python -m benchmarks.attention --suite=$(SUITE)
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.train_choices
+	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.cache_layout

@@ -212,6 +212,32 @@ def _train_step(section: Mapping[str, Any]) -> list[str]:
     return _table([*header, "memory over the smaller"], table)
 
 
+def _startup(section: Mapping[str, Any]) -> list[str]:
+    table = []
+    for row in section["rows"]:
+        here, targets = row["ways"]["here"], row["targets"]
+        cells = [row["model"], f"`{row['what']}`"]
+        for state in ("cold", "warm"):
+            first, others = here[f"{state} 1"], row["ways"].keys() - {"here"}
+            met = f" (at most {targets[state]}: {_met(first, targets[state])})" if targets else ""
+            cells += [f"{first:.1f}{met}", f"{here[f'{state} 10']:.1f}"]
+            cells += [
+                f"{row['ways'][way][f'{state} 1']:.1f}" if way in others else "-"
+                for way in ("torch", "torch compiled")
+            ]
+        table.append(cells)
+    steps = ["first step", "tenth step", "torch, first step", "torch compiled, first step"]
+    header = [f"{state}: {step}" for state in ("cold", "warm") for step in steps]
+    return [
+        "Seconds from the start of `launch.train` to the end of a step, with imports and the "
+        "reading of prepared data, with an empty compilation cache (cold) and with that of an "
+        "earlier run (warm). Those of PyTorch are from `import torch` to the end of the first step "
+        f"on a batch in memory. Medians of {section['rounds']} rounds.",
+        "",
+        *_table(["model", "config", *header], table),
+    ]
+
+
 def _outcome(ratio: float | None, target: float) -> str:
     """Formats a ratio with its target, such as '1.10 (at most 1.2: met)'; "" without a ratio."""
     if ratio is None:
@@ -360,6 +386,7 @@ _TITLES = {
     "memory": "Memory",
     "train_step": "Train steps",
     "train_choices": "Choices in train steps",
+    "startup": "Startup",
     "generation": "Generation",
     "serving": "Serving",
 }
@@ -370,6 +397,7 @@ _SECTIONS = {
     "memory": _memory,
     "train_step": _train_step,
     "train_choices": _train_choices,
+    "startup": _startup,
     "generation": _generation,
     "serving": _serving,
 }

@@ -1,0 +1,189 @@
+"""Seconds from the start of a command to its first train steps, with PyTorch for comparison.
+
+python -m benchmarks.startup                      (make bench installs torch)
+python -m benchmarks.startup --models=translator --rounds=1
+
+Each measurement is a process of its own. `launch.train` is measured from its start to the end of
+its first and its tenth step, including imports and the reading of data, which an earlier command
+has prepared. "cold" is with an empty compilation cache, "warm" with the cache of the process
+before. The processes of PyTorch build the model of `benchmarks.steps` and take a step on a batch
+that is already in memory. Their time includes the import of torch, but no data. Results are medians
+over --rounds; they are written to benchmarks/results/cpu.json or --json.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from benchmarks import records, report
+from benchmarks.attention_backends import installed
+from launch import cli
+from launch.engine.writers import read_lines
+from tasks.common.errors import UserError
+
+# Steps of `launch.train` whose time is measured.
+STEPS = (1, 10)
+STATES = ("cold", "warm")
+# Seconds after which a process is ended.
+_LIMIT = 600
+
+
+class Startup(NamedTuple):
+    """A command of `launch.train`.
+
+    Attributes:
+      config: config file with its argument.
+      peer: model of `benchmarks.steps`.
+      targets: wanted seconds to the first step by state; empty if none are set.
+    """
+
+    config: str
+    peer: str
+    targets: Mapping[str, float] = {}
+
+
+MODELS = {
+    "classifier": Startup(
+        "configs/text_classification.py:sst2,transformer", "transformer", {"cold": 10, "warm": 4}
+    ),
+    "translator": Startup("configs/translation.py", "translator", {"cold": 25, "warm": 8}),
+    "unet": Startup("configs/segmentation.py", "unet"),
+    "language_model": Startup("configs/language_modeling.py", "language_model"),
+    "speech": Startup("configs/speech_recognition.py:spoken_digits,conformer,ctc", "speech"),
+}
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_multi_enum("models", list(MODELS), list(MODELS), "Models to start.")
+    flags.DEFINE_integer("rounds", 3, "Number of rounds.", lower_bound=1)
+    flags.DEFINE_string("json", None, "Output file; benchmarks/results/cpu.json by default.")
+    flags.DEFINE_bool("readme", False, "Also write README.md and attention.png.")
+    flags.DEFINE_enum("only", None, list(MODELS), "Print the seconds of a step with PyTorch.")
+    flags.DEFINE_bool("compiled", False, "Whether --only uses torch.compile.")
+
+
+def run() -> None:
+    """Runs the command."""
+    values = flags.FLAGS
+    if values.only:
+        print(torch_seconds(MODELS[values.only].peer, values.compiled))
+        return
+    path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
+    if not installed("torch"):
+        print("torch is not installed: no comparison")
+    for name in values.models:
+        row = measure(name, values.rounds)
+        print(json.dumps(row), flush=True)
+        found = {one["model"]: one for one in records.rows(path, "startup")} | {name: row}
+        rows = [found[model] for model in MODELS if model in found]
+        records.put(path, "startup", {"rows": rows, "rounds": values.rounds})
+    if values.readme:
+        report.write(path.parent)
+
+
+def measure(name: str, rounds: int) -> dict[str, Any]:
+    """Returns the row of a model: median seconds of each way, by state and step."""
+    started = MODELS[name]
+    here: list[dict[str, float]] = []
+    torch: dict[str, list[dict[str, float]]] = {"torch": [], "torch compiled": []}
+    with tempfile.TemporaryDirectory() as folder:
+        # Prepares data and tokenizers.
+        first_steps(started.config, pathlib.Path(folder) / "prepared", {})
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            base = pathlib.Path(folder)
+            caches = {
+                "JAX_COMPILATION_CACHE_DIR": str(base / "jax"),
+                "TORCHINDUCTOR_CACHE_DIR": str(base / "torch"),
+            }
+            here.append(
+                {
+                    f"{state} {step}": seconds
+                    for state in STATES
+                    for step, seconds in first_steps(started.config, base / state, caches).items()
+                }
+            )
+            if installed("torch"):
+                for way, found in torch.items():
+                    found.append({f"{state} 1": _torch(name, way, caches) for state in STATES})
+    ways = {"here": _medians(here)}
+    ways |= {way: _medians(found) for way, found in torch.items() if found}
+    return {"model": name, "what": started.config, "targets": dict(started.targets), "ways": ways}
+
+
+def _medians(found: list[dict[str, float]]) -> dict[str, float]:
+    return {key: round(statistics.median(one[key] for one in found), 2) for key in found[0]}
+
+
+def first_steps(
+    config: str, workdir: pathlib.Path, environment: Mapping[str, str]
+) -> dict[int, float]:
+    """Starts `launch.train`, and returns the seconds to the end of each of `STEPS`.
+
+    Args:
+      config: value of --config.
+      workdir: run directory, which does not exist.
+      environment: additional environment variables.
+
+    Raises:
+      UserError: the command ended, or the steps took more than ten minutes.
+    """
+    words = [
+        sys.executable, "-m", "launch.train", f"--config={config}", f"--workdir={workdir}",
+        "--nobaselines", "--config.training.log_every=1",
+    ]  # fmt: skip
+    began, found = time.perf_counter(), {}
+    process = subprocess.Popen(
+        words, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        while len(found) < len(STEPS):
+            time.sleep(0.01)
+            seconds = time.perf_counter() - began
+            if process.poll() is not None or seconds > _LIMIT:
+                reason = process.stderr.read().decode(errors="replace") if process.stderr else ""
+                raise UserError(f"{' '.join(words)}: ended after {seconds:.0f} s: {reason[-300:]}")
+            lines = read_lines(workdir / "metrics.jsonl")
+            done = max((line["step"] for line in lines), default=0)
+            found |= {step: seconds for step in STEPS if step <= done and step not in found}
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    return found
+
+
+def _torch(name: str, way: str, environment: Mapping[str, str]) -> float:
+    words = [sys.executable, "-m", "benchmarks.startup", f"--only={name}"]
+    words += ["--compiled"] * (way == "torch compiled")
+    done = subprocess.run(
+        words, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def torch_seconds(model: str, compiled: bool) -> float:
+    """Returns the seconds in which this process imports torch, builds a model and takes a step."""
+    module = importlib.import_module(f"benchmarks.steps.{model}")
+    config, data = module.setup(None)
+    began = time.perf_counter()
+    module.torch_step(config, data, compiled)(1)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.main(run, __doc__)
