@@ -7,7 +7,8 @@ default), a Vision Transformer that pools with a learned query, or vit,HEAD, whe
 classification token) or any pool of `attention.registry`. For digits, HEAD alone is enough. convnet
 and resnet (the default for own) are convolutional networks. A comma and a map attention of
 `attention.registry` with its options add this attention after each stage:
-"fashion_mnist,convnet,se(reduction=4)". RESULTS.md has the results.
+"fashion_mnist,convnet,se(reduction=4)". For fashion_mnist, `,long` at the end trains for 31 epochs
+with translations and cutout instead of 8 epochs. RESULTS.md has the results.
 
 On digits the Vision Transformer has test accuracy 0.977 ± 0.003 over seeds 0 to 2, in under a
 minute on 2 cores (logistic regression: 0.959; RBF-SVM on the pixels: 0.985). The convolutional
@@ -28,12 +29,14 @@ FOLDER may contain train/, validation/ and test/, each with a folder for each cl
 is a tenth of each class of train. For rare classes: --config.model.class_weights=balanced.
 """
 
+import dataclasses
 import re
 
 from launch.engine.arguments import check_argument, wrong_argument
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from tasks.common.data.user_files import OWN, UNSET
+from tasks.common.errors import UserError
 from tasks.common.images.augmentation import AugmentationConfig
 from tasks.image_classification.convnet import ConvNetConfig
 from tasks.image_classification.data import DataConfig
@@ -44,7 +47,9 @@ MODELS = ("vit", "convnet", "resnet")
 
 
 def get_config(argument: str = "digits"):
-    """Returns the config of 'DATA,MODEL,ATTENTION', each of them optional."""
+    """Returns the config of 'DATA,MODEL,ATTENTION', each of them optional, and ',long'."""
+    whole, long = argument, argument.endswith(",long")
+    argument = argument.removesuffix(",long")
     names = {"DATA": ("digits", "fashion_mnist", OWN), "MODEL": MODELS}
     check_argument(argument, names)
     data, _, rest = argument.partition(",")
@@ -55,15 +60,19 @@ def get_config(argument: str = "digits"):
         model = "resnet"
     if model not in MODELS:
         model, attention = "vit", rest
+    if long and data != "fashion_mnist":
+        raise UserError(f"config: got {whole!r}; ',long' at the end is for fashion_mnist only")
     try:
         recipes = {"digits": digits, "fashion_mnist": fashion_mnist, OWN: own}
         fields = recipes[data](model, attention)
+        fields = _long(fields) if long else fields
     except ValueError as error:
         attention = {"ATTENTION": "a head of vit, or a map attention of other models"}
-        raise wrong_argument(error, argument, names | attention) from None
+        raise wrong_argument(error, whole, names | attention) from None
     words = re.findall(r"\w+(?:\.\w+)?", attention.removeprefix("none"))
     if model == "vit":
         words = [fields["model"].head]
+    words += ["long"] * long
     return experiment(task="image_classification", name="_".join([model, *words]), **fields)
 
 
@@ -121,6 +130,17 @@ def fashion_mnist(model: str, attention: str):
         "training": TrainingConfig(
             steps=3200, batch_size=128, evaluation_batch_size=500, evaluate_every=800, log_every=50
         ),
+    }
+
+
+def _long(fields: dict) -> dict:
+    """Returns the settings of `fashion_mnist` for 31 epochs, with stronger augmentation."""
+    changed = AugmentationConfig(flip=True, crop_padding=2, cutout=8)
+    return {
+        **fields,
+        "data": dataclasses.replace(fields["data"], augmentation=changed),
+        "optimizer": dataclasses.replace(fields["optimizer"], average_decay=0.998),
+        "training": dataclasses.replace(fields["training"], steps=12_000, evaluate_every=1500),
     }
 
 
