@@ -291,6 +291,11 @@ def test_configs():
     assert load("fashion_mnist").model.head == "multi_head"
     with pytest.raises(UserError, match="attention: got 'cbm'"):
         load("fashion_mnist,convnet,cbm")
+    found = load("fashion_mnist,convnet,se(reduction=4),long")
+    assert (found.name, found.training.steps) == ("convnet_se_reduction_4_long", 12_000)
+    assert found.model == load("fashion_mnist,convnet,se(reduction=4)").model
+    with pytest.raises(UserError, match="',long' at the end is for fashion_mnist only"):
+        load("digits,convnet,long")
 
 
 @pytest.mark.parametrize(

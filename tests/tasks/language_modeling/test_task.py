@@ -307,6 +307,8 @@ def test_what_does_not_fit_together_is_one_line(tmp_path):
     [
         ("", "tiny_shakespeare", "causal", "causal"),
         (":tiny_shakespeare,modern", "tiny_shakespeare", "causal", "modern"),
+        (":tiny_shakespeare,wide", "tiny_shakespeare", "causal", "wide"),
+        (":tiny_shakespeare,long", "tiny_shakespeare", "causal", "long"),
         (":movie_reviews", "movie_reviews", "masked", "masked"),
         (":sst2,bert", "sst2", "masked", "bert"),
         (":path:some/my.txt", "own_my", "causal", "causal"),
