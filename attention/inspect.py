@@ -134,8 +134,8 @@ def _checked(argument: str, indices: Indices, size: int, name: str) -> np.ndarra
         raise ValueError(f"{argument}: got {indices!r}, expected at least one integer index")
     if chosen.min() < -size or chosen.max() >= size:
         raise ValueError(
-            f"{argument}: got {chosen.tolist()}, expected indices below {size} at {name!r} "
-            f"(set layers= to select other attention)"
+            f"{argument}: got {chosen.tolist()}, expected indices from {-size} to {size - 1} at "
+            f"{name!r} (set layers= to select other attention)"
         )
     return chosen % size
 

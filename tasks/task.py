@@ -55,7 +55,9 @@ __all__ = [
 Batch = Mapping[str, Any]
 """Arrays on devices by name."""
 Axes = Mapping[str, "Sequence[str] | None"]
-"""Axes of an array in order, by name: the label of each position, or None without labels."""
+"""Names of the dimensions of an array, in order, with the labels of the positions.
+
+The value is None for a dimension without labels."""
 
 
 class ExamplePrediction(NamedTuple):

@@ -103,7 +103,7 @@ def reduced(channels: int, reduction: int, least: int = 1) -> int:
       R.
 
     Raises:
-      ValueError: a number is below 1.
+      ValueError: channels or reduction is below 1.
     """
     expect_positive(channels=channels, reduction=reduction)
     return max(channels // reduction, least)

@@ -164,7 +164,8 @@ def padding(
         if isinstance(term, Window) and (term.left, term.right) == (None, 0) and causal:
             if not is_static(term.query_offset) or static_offset(term.query_offset, T, S) != 0:
                 raise NotImplementedError(
-                    f"mask: got causal() with another query_offset, expected 0 for {of}"
+                    "mask: got causal() with a query_offset that is an array or not 0, expected "
+                    f"0 for {of}"
                 )
             found["causal"] = True
         elif isinstance(term, Lengths | Valid):

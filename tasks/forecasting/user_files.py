@@ -230,8 +230,8 @@ def _on_grid(
     if step is None:
         if len(times) < 2:
             raise UserError(
-                f"{name}: got one time, expected two or more to infer the step; add rows, or set "
-                "config.data.step to the step in seconds"
+                f"{name}: got a single time, expected two or more to infer the step; add rows, or "
+                "set config.data.step to the step in seconds"
             )
         step = clock.regular_step(times)
     start = times[0]

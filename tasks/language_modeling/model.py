@@ -82,7 +82,7 @@ class LanguageModelConfig(EncoderConfig):
                 f"decoding.n_best: got {self.decoding.n_best}, expected 1, because a prompt has a "
                 "single completion"
             )
-        # Fields that only the other objective reads must have their defaults.
+        # A field that only the other objective reads has no effect, so it must be the default.
         read = {
             "causal": ("tied", "loss_chunk_size", "max_new_tokens", "decoding"),
             "masked": ("segments", "next_sentence", "mask_rate", "whole_words"),

@@ -320,7 +320,10 @@ class LanguageModeling(Task):
         return None if self.processor.begin is not None else self.processor.end_id
 
     def attention(self, model: LanguageModel, inputs: Batch) -> dict[str, Any]:
-        """Returns the attention weights of all layers [B, L, N, T, T]; no tokens are masked."""
+        """Returns the attention weights of all layers, [B, L, N, T, T].
+
+        The random masking of training is not applied to the tokens.
+        """
         if "weights" not in self.model.entry.capabilities:
             return {}
         _, weights = model(

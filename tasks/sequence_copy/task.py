@@ -1,4 +1,4 @@
-"""Sequence copy: conversion of digit strings to the same strings, reversed or in order.
+"""Sequence copy: a digit string is transduced to itself, unchanged or reversed.
 
 B batch, S source length, T target length, N heads."""
 

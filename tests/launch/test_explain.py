@@ -182,7 +182,7 @@ def test_explanations_in_python(tiny_run, tmp_path, cache):
     assert one.target in ("good", "bad")
     for wrong, message in [
         (dict(inputs="a film"), "write \\[...\\]"),
-        (dict(examples=[10**6]), "expected indices below"),
+        (dict(examples=[10**6]), "expected indices from 0 to"),
         ({}, "expected a list of inputs, or the indices"),
         (dict(inputs=["a"], methods=["lime"]), "lime is unknown"),
     ]:

@@ -132,7 +132,7 @@ def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
                     "mask: got a window to the right, expected window(left, 0)"
                 )
             if T != S or not terms.is_static(term.query_offset) or term.query_offset:
-                got = f"T={T} and S={S}" if T != S else "another query_offset"
+                got = f"T={T} and S={S}" if T != S else "a query_offset that is not the integer 0"
                 raise NotImplementedError(f"mask: got {got}, expected T == S and query_offset=0")
             causal = True
             if term.left is not None and term.left < S:

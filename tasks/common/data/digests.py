@@ -1,4 +1,4 @@
-"""Hashes of parts of data sets, to detect changes, and of examples, to pair results."""
+"""Hashes of data sets, which detect changes, and of examples, which pair the results of runs."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_what_is_wrong_with_a_file_is_named(write):
     refused("date,a\n2024-01-01,1\n2024-01-02,x\n2024-01-03,2\n", "line 3: 'a' is 'x', expected")
     refused("date,a\n2024-01-01,x\n", "no column contains numbers")
     refused("date,a\n1.1.2024,1\n", "line 2: 'date' is '1.1.2024', expected a time such as")
-    refused("date,a\n2024-01-01,1\n", "got one time, expected two or more")
+    refused("date,a\n2024-01-01,1\n", "got a single time, expected two or more")
     refused(
         "date,a\n" + days + "2024-01-03,9\n", "lines 4 and 9 have the same time, 2024-01-03, but"
     )
