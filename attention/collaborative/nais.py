@@ -118,7 +118,7 @@ def length_factor(valid: Array, alpha: float) -> Array:
 
 
 class _ItemSimilarity(nnx.Module):
-    """Base class: scores = b + Σ_j w_ij q_j·p_i, where w is `weigh` times `length_factor`."""
+    """Base class: scores = b + Σ_j c_i a_ij q_j·p_i, a from `weigh`, c from `length_factor`."""
 
     def __init__(self, model_size: int, alpha: float, dtype: jnp.dtype):
         if not 0.0 <= alpha <= 1.0:

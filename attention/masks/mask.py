@@ -126,7 +126,7 @@ class Padding:
     """A mask reduced to causality and padding; see `padding`.
 
     Attributes:
-      causal: whether a query attends to no later key.
+      causal: whether the keys after a query's position are hidden.
       query: bool [B, T], True = a real query; None if all are real.
       key: bool [B, S], True = a real key; None if all are real.
     """

@@ -37,8 +37,8 @@ class Collective:
       kind: one of `KINDS`.
       shape: shape of the result on one device without its layout, such as "f32[16,24]", or, for
         several arrays in one collective, "(f32[16,24], f32[24])".
-      bytes: size of the whole arrays on one device: of the operand of a reduce-scatter, of the
-        result of any other kind.
+      bytes: size of the complete arrays on one device. For a reduce-scatter these are the operands,
+        for any other kind the results.
       group_size: number of devices that take part; for a collective-permute, the number of devices
         in the longest chain of sources and targets.
       source: "file:line" of the innermost frame outside installed packages, else of the innermost

@@ -176,7 +176,7 @@ class Signals:
     """Forwarding of SIGINT and SIGTERM to processes; a context manager."""
 
     def __init__(self, children: Sequence[Child]):
-        """Args: the processes."""
+        """Initializes the forwarding to these processes."""
         self._children, self._before = children, {}
         self.received = 0
 

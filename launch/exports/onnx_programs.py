@@ -47,7 +47,7 @@ class OnnxProgram:
 
     Attributes:
       model: an `onnx.ModelProto` whose inputs are weights and arrays by name.
-      batch_size: its only batch size; None for any.
+      batch_size: the only batch size that the program accepts; None if it accepts any.
       deviation: largest difference from XLA, relative to the largest output.
     """
 

@@ -1,4 +1,4 @@
-"""Explanations as values of the Python API, and pages of the attention of any model."""
+"""Explanations in the Python API, and pages that show the attention of any model."""
 
 from __future__ import annotations
 

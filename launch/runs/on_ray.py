@@ -54,7 +54,7 @@ class OnRay:
     """Placement on a Ray cluster."""
 
     def __init__(self, address: str, resources: Mapping[str, float]):
-        """Args: HOST:PORT, auto, or '' to start a cluster if there is none; see `parse`."""
+        """Takes the address HOST:PORT or auto; with '', starts a cluster if there is none."""
         self._address, self._resources = address, resources
 
     def run(

@@ -65,7 +65,7 @@ def run(
       known: cache of data descriptions, so that data shared by several finished runs are read only
         once.
       track: trackers of `launch.engine.trackers.NAMES` that receive metrics and results.
-      profile: steps to trace; with config.training.refit, of the first training.
+      profile: steps to trace; with config.training.refit, they are steps of the first training.
       member: member of a stack of seeds that take their steps together; None to train alone.
 
     Returns:

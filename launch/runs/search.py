@@ -63,7 +63,7 @@ def run_search(
       options: directories, command and messages; the study is in the same directory.
 
     Returns:
-      Outcomes by name, the number of the signal that stopped the search, or 0, and the number of
+      Outcomes by name; the number of the signal that stopped the search, or 0; and the number of
       trials.
 
     Raises:

@@ -28,7 +28,7 @@ class Arguments(NamedTuple):
     """A mask as arguments of `jax.nn.dot_product_attention`.
 
     Attributes:
-      causal: whether a query attends to no later key.
+      causal: whether the keys after a query's position are hidden.
       left: number of visible keys before a query's own position, or None for all.
       query, key: numbers of real positions, int32 [B]; None if all are real.
     """
@@ -120,7 +120,7 @@ def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
       The `Arguments`, lengths of shape [B].
 
     Raises:
-      NotImplementedError: the mask has another term.
+      NotImplementedError: the mask has a term that cuDNN does not support.
     """
     left: int | None = None
     causal = False
