@@ -1,4 +1,4 @@
-"""Explanations of handwriting recognition; positions are the columns after the encoder.
+"""Explanations of handwriting recognition, with the encoded columns as positions.
 
 A gate g in [0, 1] fades the ink x of the image columns of each position to blank paper, g x, and
 the change of a score of the transcript is measured.

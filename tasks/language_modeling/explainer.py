@@ -1,4 +1,4 @@
-"""Explanations of masked words and of next tokens; positions are tokens.
+"""Explanations of masked words and of next tokens, with tokens as positions.
 
 A gate g in [0, 1] fades the embedding x of each token towards a replacement r, g x + (1 - g) r, and
 the change of a score of the prediction is measured.

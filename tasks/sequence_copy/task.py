@@ -84,7 +84,7 @@ class DigitProcessor(Processor):
 
 
 class SequenceCopy(Task):
-    """Conversion of digit strings to the same strings, reversed or in order."""
+    """Transduction of digit strings to the same strings, unchanged or reversed."""
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS

@@ -1,4 +1,4 @@
-"""Explanations of speech recognition; positions are the frames after the encoder.
+"""Explanations of speech recognition, with the encoded frames as positions.
 
 A gate g in [0, 1] fades the standardized features x of the frames of each position to 0, their mean
 in training, g x, and the change of a score of the transcript is measured.

@@ -19,7 +19,7 @@ from tasks.transcription import TranscriptionProcessor
 
 # Number of training clips for the feature statistics, and the batch size of that computation.
 _SCALE_CLIPS, _SCALE_BATCH = 500, 32
-# Peak of a normalized clip; minimum of the peak by which a clip is divided.
+# Peak of a normalized clip, and minimum of the peak by which a clip is divided.
 _PEAK, _LEAST_PEAK = 0.5, 1e-3
 
 Change = Callable[[jax.Array], jax.Array]

@@ -168,7 +168,7 @@ def _with_all_splits(
 
 
 class PairExamples:
-    """Pairs of token ids for `tasks.common.data.pipeline`; source and target have an end token.
+    """Pairs of token ids, each with an end token, for `tasks.common.data.pipeline`.
 
     Attributes:
       padded: padding value of each field.

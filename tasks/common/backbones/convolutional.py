@@ -92,8 +92,8 @@ class StagesConfig(Config):
 
     Attributes:
       channels: number of channels of each stage.
-      attention: after each stage, "none" or a map attention of `attention.registry`, with options
-        if any: "cbam", "se(reduction=4)".
+      attention: map attention after each stage: "none" or a name of `attention.registry`, with
+        options if any, such as "cbam" or "se(reduction=4)".
       momentum: momentum of batch norm: weight of the newest batch in the running statistics.
       dtype: dtype of the computation; parameters are float32.
     """

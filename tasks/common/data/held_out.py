@@ -25,8 +25,8 @@ class HeldOutConfig(Config):
     Attributes:
       stratify: whether each held-out split has about a tenth of the rows of each class of the user
         data; otherwise it has about a tenth of all rows, selected by the hash of their content.
-      split_seed: random seed of the held-out splits of user data; 0 for the hash alone if
-        `stratify` is False.
+      split_seed: random seed of the held-out splits of user data. If it is 0, `stratify` is False
+        and there are no groups, the hash alone selects the rows.
       group_column: column of the user data with the group of each row, such as the patient or the
         document; all rows of a group are in the same split. Empty for no groups.
     """

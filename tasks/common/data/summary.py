@@ -141,11 +141,12 @@ def summarize(
       notes: messages of the readers about what they skipped or changed.
 
     Returns:
-      "splits": for each split the `counts`, "sizes", "unknown", "facts", and under "compared" the
-      numbers of compared rows, of "duplicates" within the split, of rows "shared" with each earlier
-      split, and of rows in "conflict", whose input has another label in some split; each with an
-      example. "notes": the messages. "warnings": sentences about missing classes, shared rows,
-      large classes and lost tokens.
+      "splits": for each split the `counts`, "sizes", "unknown" and "facts", and under "compared"
+        the numbers of rows that were compared, that are "duplicates" within the split, that are
+        "shared" with each earlier split, and that are in "conflict" because the same input has
+        another label in some split; each with an example.
+      "notes": the messages.
+      "warnings": sentences about missing classes, shared rows, large classes and lost tokens.
     """
     compared = {split: _compare(column) for split, column in columns.items()}
     conflicts = _conflicting(compared)
