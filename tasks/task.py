@@ -517,7 +517,9 @@ class Task(abc.ABC):
         Raises:
           UserError: the task or its model has no explainer.
         """
-        raise UserError("--workdir: runs of this task cannot be explained; name a run of another")
+        raise UserError(
+            "--workdir: runs of this task cannot be explained; name a run of another task"
+        )
 
     def figures(self, results: SplitResults) -> list[Figure]:
         """Returns the figures for the report of a run.

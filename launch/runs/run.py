@@ -251,7 +251,7 @@ def alone(folder: Path) -> Iterator[None]:
     except filelock.Timeout:
         raise UserError(
             f"--workdir={folder}: another process is training in this directory; wait, or name "
-            f"another"
+            f"another --workdir"
         ) from None
 
 

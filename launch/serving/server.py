@@ -53,7 +53,7 @@ def listen(host: str, port: int) -> socket.socket:
         opened.close()
         reason = (error.strerror or str(error)).lower()
         raise UserError(
-            f"--port={port}: cannot listen on {host} ({reason}); name another one"
+            f"--port={port}: cannot listen on {host} ({reason}); name another port"
         ) from None
     opened.setblocking(False)
     return opened

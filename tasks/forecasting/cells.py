@@ -161,8 +161,8 @@ def read_columns(
                 raise UserError(f"{where} {quote(cells[error.index])}, {error}; {remedy}") from None
             note = f" ({error})" if str(error) else ""
             raise UserError(
-                f"{where} {quote(cells[error.index])}, expected a number or nothing{note}; correct "
-                "it, or set --label to the columns to forecast"
+                f"{where} {quote(cells[error.index])}, expected a number or an empty cell{note}; "
+                "correct it, or set --label to the columns to forecast"
             ) from None
     decimals = _conventions(table, found, decimal, likely)
     if texts:

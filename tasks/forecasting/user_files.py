@@ -125,8 +125,8 @@ def _joined(parts: Mapping[str, Series]) -> tuple[Series, list[int]]:
             begin = int(clock.grid_index(np.array([series.start]), base.start, base.step)[0])
         if begin < length:
             raise UserError(
-                f"--data: {name} begins before the files before it end; give files of consecutive "
-                f"times, or one file"
+                f"--data: {name} begins before an earlier file ends; give files of consecutive "
+                "times, or one file"
             )
         if begin > length:
             say(f"{name}: {begin - length} times before it have no row; they are masked")

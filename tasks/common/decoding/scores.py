@@ -1,4 +1,4 @@
-"""Scores of the next tokens, of which only the selected ones are normalized.
+"""Scores of the next tokens. Only the scores of selected tokens are normalized.
 
 R rows, V vocabulary size. On a CPU, XLA's argmax and top-k read one number at a time. Both are
 replaced by methods that first compute maxima, which are vectorized.

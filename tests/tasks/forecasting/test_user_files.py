@@ -220,7 +220,7 @@ def test_numbers_with_commas_are_read_or_refused_but_not_left_out(write, capsys)
         UserError, match=r"line 2: 'a' is '1,234', which can mean 1.234 or 1234.*decimal"
     ):
         read_series(write('date,a\n2024-01-01,"1,234"\n2024-01-02,5\n'))
-    with pytest.raises(UserError, match="line 2: 'a' is '5 %', expected a number or nothing"):
+    with pytest.raises(UserError, match="line 2: 'a' is '5 %', expected a number or an"):
         read_series(write("date,a,b\n2024-01-01,5 %,1\n2024-01-02,6 %,2\n"))
 
 
