@@ -9,6 +9,8 @@ A task is defined in tasks/<name>/task.py, where `TASK` is its class. It has thr
 
 Methods with a model argument run under `jax.jit`, on batches that may be sharded over a mesh. They
 are pure functions. Rows with `weight` 0, which pad the last batch, do not affect their results.
+
+B rows of a batch, n examples of a split.
 """
 
 from __future__ import annotations

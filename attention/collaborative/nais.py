@@ -154,8 +154,8 @@ class _ItemSimilarity(nnx.Module):
           return_weights: whether to return the weights of the similarities too.
 
         Returns:
-          [B, I] in `dtype`, only the bias for an empty history; or that and the weights
-          [B, 1, I, S] in float32.
+          [B, I] in `dtype`, only the bias for an empty history; or these scores and the weights [B,
+          1, I, S] in float32.
 
         Raises:
           ValueError: shapes or dtypes do not fit.

@@ -55,7 +55,7 @@ SPEEDS: Mapping[str, DeviceSpeed] = {
 # Speeds that are assumed for devices without an entry; the estimates only rank kernels.
 _OTHERS = {"cuda": SPEEDS["A100"], "tpu": SPEEDS["TPU v5 lite"]}
 
-# Seconds of a kernel launch on a GPU, and of an operation or a grid step on a TPU.
+# Seconds per kernel launch (on a TPU, per operation), and seconds per grid step on a TPU.
 LAUNCH = {"cuda": 4e-6, "tpu": 1e-6}
 GRID_STEP = 0.4e-6
 

@@ -1,4 +1,7 @@
-"""Keyword arguments of all kernels, after the checks of `attention.attend`."""
+"""Keyword arguments of all kernels, after the checks of `attention.attend`.
+
+Letters are those of `attention.shapes`.
+"""
 
 from __future__ import annotations
 

@@ -278,7 +278,7 @@ def _parts(shape: str) -> list[str]:
 
 
 def _scattered(instruction: _Instruction, instructions: list[_Instruction]) -> _Instruction | None:
-    """Returns the slice if a fused computation is an all-reduce with a slice of it; else None."""
+    """Returns the slice if a fused computation slices the result of an all-reduce, else None."""
     root = next((each for each in instructions if each.root), None)
     fused = (
         instruction.operation == "all-reduce"

@@ -173,7 +173,7 @@ def _write(stream: TextIO, line: bytes) -> None:
 
 
 class Signals:
-    """Forwarding of SIGINT and SIGTERM to processes; a context manager."""
+    """Context manager that forwards SIGINT and SIGTERM to processes."""
 
     def __init__(self, children: Sequence[Child]):
         """Initializes the forwarding to these processes."""

@@ -5,6 +5,8 @@ serialized as StableHLO by `jax.export` with a symbolic batch size. There is one
 combination of the other variable sizes; see `Processor.export_sizes`. For tasks that decode token
 by token, prefill and a single decoding step are exported as programs, too. With the format "onnx",
 the programs are converted by `onnx_programs`.
+
+B batch size, V vocabulary.
 """
 
 from __future__ import annotations

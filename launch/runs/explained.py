@@ -117,7 +117,7 @@ def show(
 
 
 def _of_example(name: str, weights: np.ndarray, example: int) -> np.ndarray:
-    """Returns the weights of one example as [L, N, T, S], from any result of `capture`."""
+    """Returns the weights of one example, [layers, heads, queries, keys], from those of a batch."""
     # Shapes are [B, N, T, S], [B, heads, T], [B, S], or [calls, B, N, T, S] after several calls.
     calls = weights.ndim == 5
     batch = weights.shape[1 if calls else 0]

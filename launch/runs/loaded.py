@@ -176,7 +176,8 @@ class Run:
         """Predicts for inputs as `python -m launch.predict` does.
 
         Args:
-          inputs: texts, or paths of images, sounds or tables; also folders and patterns of files.
+          inputs: texts, or paths of images, sounds or tables. A path may also be a folder or a
+            pattern of files.
           options: options of the decoding as for --set, such as {"model.decoding.beam_size": 1}.
           top_k, threshold, positive: see `tasks.answers.AnswerOptions`.
 

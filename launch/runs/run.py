@@ -317,7 +317,7 @@ def _finish(
 
 
 def _timing(folder: Path) -> list[dict[str, Any]]:
-    """Returns the lines of timing.jsonl; of a refitted run also those of the first training."""
+    """Returns the lines of timing.jsonl, which for a refitted run include the first training."""
     return [
         line
         for place in (folder / SELECTION, folder)

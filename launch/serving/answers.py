@@ -1,4 +1,4 @@
-"""Conversion of answers to the response formats of Hugging Face's inference API, by task.
+"""Conversion of answers to the response format that Hugging Face's inference API has for a task.
 
 https://huggingface.co/docs/inference-providers/tasks
 """

@@ -3,7 +3,7 @@
 Each example has a random key of its own. An array of S x S pixels contains an image in its upper
 left corner and zeros to the right and below, before and after augmentation.
 
-B batch, S side of the array, M objects including padding.
+B batch, S side of the array, M objects including padding, Y X height and width of an instance map.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class HandwritingExplainer(TranscriptionExplainer):
     replacement = "blank paper"
 
     def frames(self, inputs: Arrays) -> tuple[int, int]:
-        """Returns the number of encoded columns of the line, and that of the padded array."""
+        """Returns the numbers of encoded columns of the line and of the padded array."""
         model = self.task.model
         return model.frames(int(inputs["length"][0])), model.frames(inputs["columns"].shape[1])
 

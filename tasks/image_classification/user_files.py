@@ -1,4 +1,7 @@
-"""Reading of user images: class folders and tables for training, single images for prediction."""
+"""Reading of user images: class folders and tables for training, single images for prediction.
+
+Y X height and width, n images.
+"""
 
 from __future__ import annotations
 

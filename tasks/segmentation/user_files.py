@@ -1,4 +1,7 @@
-"""User files for segmentation: images/NAME and masks/NAME.png."""
+"""User files for segmentation: images/NAME and masks/NAME.png.
+
+Y X height and width, C channels.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Processor of speech recognition: converts audio files to features, and units to transcripts."""
+"""Processor of speech recognition: converts audio files to features, and units to transcripts.
+
+B batch, P samples, S frames, F mel bands.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ Change = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class SpeechProcessor(TranscriptionProcessor):
-    """Conversion of audio files to samples, of samples to features, and of units to transcripts.
+    """Processor that converts audio files to samples, samples to features, and units to
+    transcripts.
 
     Attributes:
       mean, deviation: mean and standard deviation of the training features, [F] each.

@@ -1,4 +1,4 @@
-"""Validation and test splits held out of training rows: by hash, stratified by class, by group."""
+"""Validation and test splits that are held out of the training rows, by hash, class or group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Composed images: items of Fashion-MNIST on crops of the Blue Marble, with exact masks."""
+"""Composed images: items of Fashion-MNIST on crops of the Blue Marble, with exact masks.
+
+Y X height and width.
+"""
 
 from __future__ import annotations
 
