@@ -70,8 +70,8 @@ def read_splits(path: str, *given: Any, **options: Any) -> tuple[Series, tuple[i
     """Reads the series of one or more files, and the sizes of splits that have their own files.
 
     Args:
-      path: file, folder or glob pattern, whose files are joined in the order of time; or three of
-        them for train, validation and test.
+      path: file, folder or glob pattern, whose files are joined in the order of time. Three of
+        them, separated by commas, are train, validation and test.
       *given: further arguments of `read_series`.
       **options: options of `read_series`.
 

@@ -141,8 +141,8 @@ def labeled_paths(path: str, config: ImageTableConfig) -> tuple[list[str], list[
     The origin names the image in messages: its path in the folder, or its line in the table.
 
     Args:
-      path: folder with a folder of images for each class; or a table with the columns of `config`,
-        whose paths are relative to the table.
+      path: folder with a folder of images for each class, or a table with the columns of `config`.
+        Paths in the table are relative to it.
       config: names of the columns of tables, as in the run.
 
     Raises:

@@ -41,7 +41,7 @@ class LanguageExplainer(Explainer):
         return {"token": outputs["completion" if self._causal else "words"][:, 0]}
 
     def raw(self, split: str, index: int) -> str:
-        """Returns the text with one word masked; or the first half of it, for a causal model."""
+        """Returns the text with a masked word, or for a causal model its first half."""
         return self._asked(split, index)[0]
 
     def _asked(self, split: str, index: int) -> tuple[str, str]:

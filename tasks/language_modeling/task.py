@@ -292,8 +292,9 @@ class LanguageModeling(Task):
         """Completes prompts, or predicts masked words.
 
         Returns:
-          `completion` int32 [B, max_new_tokens]; or for position `blank` the k most probable
-          tokens, `words` int32 [B, k], and their `probabilities`; k is 5 or `top_k`.
+          For a causal model, `completion` int32 [B, max_new_tokens]. For a masked model, the k most
+          probable tokens at position `blank`, `words` int32 [B, k], and their `probabilities`; k is
+          5 or `top_k`.
         """
         tokens, lengths = inputs["tokens"], inputs["length"]
         if self.processor.causal:

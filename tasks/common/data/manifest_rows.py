@@ -56,9 +56,9 @@ def find(path: str, columns: ManifestColumns | None = None) -> dict[str, list[Ma
     """Returns the manifest rows of each split.
 
     Args:
-      path: manifest of the training split; or a folder in which each file has a text file of the
-        same name, such as a.png and a.txt; or a glob pattern of manifests or of such files; or
-        several manifests, folders or patterns for the splits, see `own.split_files`.
+      path: a manifest, a folder in which each file has a text file of the same name, such as a.png
+        and a.txt, or a glob pattern of manifests or of such files. The path may also give one of
+        these for each split, see `own.split_files`.
       columns: columns of the manifests; None for the columns "path" and "text".
 
     Raises:

@@ -24,13 +24,13 @@ EXAMPLES = 100_000
 SECONDS = 1.0
 """Longest time in which the compared examples of a split are read."""
 
-# Fractions above which there is a warning: rows that are also in another split, examples of a single
+# Fractions above which there is a warning: rows that are also in another split, examples of one
 # class, and tokens that are lost by truncation or omission.
 _SHARED, _MAJORITY, _LOST = 0.03, 0.9, 0.2
 # Quantiles of sizes by name.
 _QUANTILES = {"min": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "max": 1.0}
-# Number of classes in a message, number of rows from which the mean size is estimated, and number of
-# characters of an excerpt.
+# Number of classes in a message, number of rows from which the mean size is estimated, and number
+# of characters of an excerpt.
 _SHOWN, _TRIED, _LETTERS = 12, 16, 60
 
 
