@@ -247,7 +247,7 @@ def _pixel_hash(annotated: Annotated, turns: AnnotationTurns) -> np.ndarray:
 
 
 def _turned(annotated: Annotated, orientation: int) -> Annotated:
-    """Converts annotations from pixels of the stored image to those in its EXIF orientation."""
+    """Converts annotations from pixels of the stored image to pixels of the displayed image."""
     truth = annotated.truth
     masks = truth.masks
     if masks is not None:

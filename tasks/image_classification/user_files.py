@@ -181,7 +181,7 @@ def read_labeled(where: str, paths: Sequence[str], data_set: DataSet | None, sid
       data_set, side: as for `read_inputs`.
 
     Raises:
-      UserError: an image cannot be read; the message names the first of them and their number.
+      UserError: images cannot be read; the message names the first one and their number.
     """
     read, broken = [], []
     for path in paths:

@@ -113,7 +113,7 @@ def read_labeled(path: str, source: str, target: str) -> tuple[list[str], list[s
     """Reads the sentence pairs of one split for an evaluation; see `read_pairs`.
 
     Args:
-      path: two files, separated by a comma; a folder with test.SOURCE and test.TARGET; or a table
+      path: two files separated by a comma, a folder with test.SOURCE and test.TARGET, or a table
         with the columns SOURCE and TARGET.
       source, target: languages of the run.
 

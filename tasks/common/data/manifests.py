@@ -299,7 +299,7 @@ def read_lines(
       read: function that reads a file, and raises UserError if it cannot be used.
 
     Raises:
-      UserError: a file cannot be used; the message has the first of them and their number.
+      UserError: files cannot be used; the message names the first one and their number.
     """
     arrays, broken = [], []
     for line in lines:
