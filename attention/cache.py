@@ -177,7 +177,7 @@ def append_keys_values(
       cache, key, value, lengths: as for `KeyValueCache.append`.
 
     Returns:
-      The new cache; keys [B, S, K, H] and values [B, S, K, V], which are past, new or empty slots;
+      The new cache; keys [B, S, K, H] and values [B, S, K, V] of S past, new or empty slots;
       the position of each slot, int [S] or [B, S]; and the mask of the T queries.
 
     Raises:

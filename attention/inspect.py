@@ -134,8 +134,8 @@ def _checked(argument: str, indices: Indices, size: int, name: str) -> np.ndarra
         raise ValueError(f"{argument}: got {indices!r}, expected at least one integer index")
     if chosen.min() < -size or chosen.max() >= size:
         raise ValueError(
-            f"{argument}: got {chosen.tolist()}, expected indices below {size} at {name!r} "
-            f"(set layers= to select other attention)"
+            f"{argument}: got {chosen.tolist()}, expected indices from {-size} to {size - 1} at "
+            f"{name!r} (set layers= to select other attention)"
         )
     return chosen % size
 
@@ -301,7 +301,7 @@ def _mean_on(scaled: np.ndarray, rows: np.ndarray, members: np.ndarray) -> np.nd
 
 
 def _mean_where(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Returns for each head the mean of values [B, N, T] where `counted`; NaN if nowhere."""
+    """Returns for each head the mean of the `counted` values of [B, N, T]; NaN without any."""
     number = counted.sum(axis=(0, 2))
     total = np.where(counted, values, 0).sum(axis=(0, 2))
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)

@@ -1,4 +1,7 @@
-"""Norms over the last axis, in at least float32."""
+"""Norms over the last axis, in at least float32.
+
+D is the size of the last axis.
+"""
 
 from __future__ import annotations
 

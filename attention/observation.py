@@ -1,4 +1,4 @@
-"""Execution of a model under a recorder: names of attention calls, and transfer of weights."""
+"""Runs of a model that name its attention calls and send their weights to the host."""
 
 from __future__ import annotations
 

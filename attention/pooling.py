@@ -235,7 +235,7 @@ class MultiHeadPool(Pool):
     [N, I·H, D].
 
     Args:
-      num_heads: N, divides D.
+      num_heads: N, divides D; the size H of a head is D / N.
       queries: I, number of learned queries.
       model_size, options: those of `Pool`. Dropout is applied to the attention weights.
 

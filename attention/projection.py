@@ -18,7 +18,8 @@ class Projection(nnx.Module):
     product is one matrix multiplication with sums in float32.
 
     Args:
-      inputs, outputs: sizes of the last axes of x, which are contracted, and of y.
+      inputs: sizes of the last axes of x, which are contracted.
+      outputs: sizes of the last axes of y.
       use_bias: whether to add b, of shape `outputs`.
       dtype: dtype of the computation; parameters are float32.
     """

@@ -207,7 +207,7 @@ def key_heads(argument: str, num_heads: int, given: int | None) -> int:
 
 
 def layout_hint(got: Sequence[int], expected: Sequence[int], N: int) -> str:
-    """Returns `LAYOUT_HINT` if `got` is not `expected` but N, the number of heads; else ""."""
+    """Returns `LAYOUT_HINT` if `got` is N, the number of heads, instead of `expected`; else ""."""
     swapped = N > 1 and tuple(got) != tuple(expected) and all(size == N for size in got)
     return LAYOUT_HINT if swapped else ""
 

@@ -1,9 +1,11 @@
-"""Sharding of activations over the mesh of `jax.set_mesh`, by dimension letters.
+"""Sharding of activations over the mesh of `jax.set_mesh`.
 
+Callers name the dimensions of an array by letters, and each letter stands for some mesh axes.
 Examples are sharded over the mesh axes "data" and "fsdp", heads and hidden units over "tensor", and
-sequences over "sequence". The sharding of parameters has its own rules. Without these rules XLA may
-shard the features of activations over "fsdp", as those of parameters, and every sum over features
-would need communication. Without a mesh, or on one device, the functions here do nothing.
+sequences over "sequence". Parameters are sharded by other rules. Without the constraints of this
+module, XLA may shard the features of activations over "fsdp", like those of parameters, and every
+sum over features would need communication. Without a mesh, or on one device, the functions here do
+nothing.
 """
 
 from __future__ import annotations
@@ -124,10 +126,11 @@ def top_k_by_example(x: Array, k: int) -> tuple[Array, Array]:
 
 
 def mesh_axes() -> dict[str, int]:
-    """Returns name -> size of the axes over which XLA partitions automatically; sizes above 1.
+    """Returns the sizes, by name, of the mesh axes over which XLA partitions automatically.
 
-    The axes are those of the mesh in context. Manual axes, which belong to a `jax.shard_map` being
-    traced, and explicit axes, which are part of the types of arrays, are not included.
+    The mesh is the one in context. Axes of size 1 are left out, and so are manual axes, which
+    belong to a `jax.shard_map` being traced, and explicit axes, which are part of the types of
+    arrays.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh is None or not mesh.axis_names:

@@ -1,4 +1,4 @@
-"""Results file of the accelerator suite, from the records of `make test-accelerators`.
+"""Builds the results file of the accelerator suite from records of `make test-accelerators`.
 
 python -m benchmarks.accelerators
 

@@ -1,4 +1,4 @@
-"""Attention compared with other libraries: time relative to PyTorch, memory, and growth over T.
+"""Comparison of attention with other libraries: time relative to PyTorch, memory, growth over T.
 
 python -m benchmarks.attention                      (make bench installs torch)
 python -m benchmarks.attention --suite=gpu
@@ -162,7 +162,7 @@ def measure(
 
 
 def chosen(case: Case, drawn: Mapping[str, Any]) -> Any:
-    """Returns the `KernelChoice` of "auto" for a case and its arrays."""
+    """Returns the `KernelChoice` that "auto" makes for a case and its arrays."""
     import jax
 
     from attention import explain_choice
@@ -175,7 +175,7 @@ def chosen(case: Case, drawn: Mapping[str, Any]) -> Any:
 
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Fits exponents of time and temporaries over T, forward + backward, for each backend."""
+    """Fits the exponents with which time and temporaries grow with T, for each backend."""
     found = {}
     for name, measured in report.points(rows).items():
         measured.sort()

@@ -5,8 +5,8 @@ the result, and a function that returns the results as float32 NumPy arrays. Uns
 NotImplementedError with the reason.
 
 PyTorch receives tensors in its preferred layout [B, N, T, H] and its fastest options: `is_causal`
-for causal masks alone, else a boolean mask, and the gradient of a bias only if it is learned.
-Layouts are converted before the timing.
+if the mask is only causal, else a boolean mask. The gradient of a bias is computed only if the bias
+is learned. Layouts are converted before the timing.
 """
 
 from __future__ import annotations

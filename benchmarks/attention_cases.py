@@ -29,7 +29,7 @@ class Case:
       bias: "constant", "learned" (with its gradient) or None.
       cached: whether keys and values have the layout of `attention.cache`, [B, K, S, H].
       passes: keys of `PASSES`.
-      targets: pass -> largest wanted ratio of the time of "auto" to that of PyTorch.
+      targets: pass -> maximum ratio of the time of "auto" to that of PyTorch that counts as met.
       growth: whether the case is a point of the curves over T, see `benchmarks.report.points`.
     """
 

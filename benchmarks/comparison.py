@@ -1,4 +1,4 @@
-"""Train steps with `launch.engine` and with PyTorch on the same batches; memory of a process."""
+"""Train steps with `launch.engine` and PyTorch on the same batches, and memory of a process."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def grown_by(work: Callable[[], Any], then: Callable[[Any], Any] | None = None) 
 
     Args:
       work: function to measure.
-      then: called with the result of `work`. If given, only the peak during this call counts, so
-        that compilation in `work` is excluded.
+      then: function that is called with the result of `work`. If it is given, only the peak during
+        this call counts, so that compilation in `work` is excluded.
     """
     before = _resident("VmRSS")
     given = work()

@@ -32,7 +32,7 @@ from launch import cli
 
 # Fraction of sequences that must be equal to those of transformers.
 EQUAL = 0.9
-# Largest wanted ratio of this project's time to that of transformers.
+# Target: maximum ratio of this project's time to that of transformers.
 TARGET = 0.67
 
 

@@ -7,6 +7,8 @@ from this project's model, so all give the same tokens in float32.
 The translation model is the architecture of Pegasus: norms before the layers and at the end of
 each stack, ReLU, sinusoidal positions, one table for embeddings and logits. The language model is
 the architecture of GPT-2.
+
+B batch, S tokens of a source sentence or prompt.
 """
 
 from __future__ import annotations

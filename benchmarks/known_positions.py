@@ -150,7 +150,7 @@ _LAG, _LOOKBACK = 7, 24
 
 
 def _series(rng: np.random.Generator, length: int) -> np.ndarray:
-    """Returns an autoregressive series: a value depends on that 7 steps before it, and on noise."""
+    """Returns an autoregressive series: a value depends on noise and the value 7 steps earlier."""
     values = rng.normal(size=length)
     for step in range(_LAG, length):
         # With a coefficient well below 1, the value at twice the lag explains little.
@@ -185,7 +185,7 @@ _PAIRS = {f"ticket {name}": f"visit {name}" for name in ("red", "blue", "green",
 
 
 def _block(rng: np.random.Generator, fillers: list[str], ticket: str) -> list[str]:
-    """Removes three to seven fillers from the list; returns them with the ticket among them."""
+    """Removes three to seven fillers from the list; returns them, mixed with the ticket."""
     items = [fillers.pop() for _ in range(int(rng.integers(3, 8)))]
     items.insert(int(rng.integers(len(items) + 1)), ticket)
     return items

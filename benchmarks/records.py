@@ -30,7 +30,7 @@ def put(path: pathlib.Path, name: str, section: Mapping[str, Any]) -> None:
 
 
 def rows(path: pathlib.Path, name: str) -> list[dict[str, Any]]:
-    """Returns the rows of a section that this machine has measured at this commit; else []."""
+    """Returns the rows of a section if this machine measured them at this commit; else []."""
     whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     section = whole.get(name, {})
     here = {"load_before": None}

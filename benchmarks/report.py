@@ -450,7 +450,7 @@ def _lines(sections: Mapping[str, Any]) -> dict[str, list[Point]]:
 
 
 def points(rows: Iterable[Row]) -> dict[str, list[Point]]:
-    """Returns backend -> length, time and temporaries of both passes, for cases with `growth`."""
+    """Returns backend -> (length, time, temporaries) of both passes, for cases with `growth`."""
     found: dict[str, list[Point]] = {}
     for row in rows:
         if row["grows"] and row["pass"] == "both":

@@ -42,7 +42,7 @@ BATCHES, SINGLE, TORCH = "batches", "single inputs", "PyTorch and Starlette"
 SCORES = 2e-4
 # Fraction of the pixels that may have another class, where two are nearly equally probable.
 PIXELS = 1e-3
-# Largest wanted ratio of p50, the median latency, to that of PyTorch.
+# Target: maximum ratio of p50, the median latency, to that of PyTorch.
 TARGET = 1.0
 # Largest number of different inputs.
 _INPUTS = 500

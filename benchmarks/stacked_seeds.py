@@ -66,7 +66,7 @@ def _other_rows(path: pathlib.Path, name: str) -> list[dict[str, Any]]:
 
 
 def measure(name: str, seeds: int, steps: int) -> dict[str, Any]:
-    """Returns the row of a model: times per seed, each way."""
+    """Returns the row of a model: the times per seed with and without stacking."""
     sweep(name, 1, 20, [])
     return {
         "model": name,

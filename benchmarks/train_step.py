@@ -32,7 +32,7 @@ from benchmarks.steps import MODELS
 from launch import cli
 from tasks.common.errors import UserError
 
-# Largest wanted ratios of time and memory to the better of eager and compiled PyTorch.
+# Targets: maximum ratios of time and memory to the better of eager and compiled PyTorch.
 TIME, MEMORY = 0.9, 1.2
 
 

@@ -1,4 +1,4 @@
-"""Timings of the kernels on this machine, by which "auto" selects a kernel.
+"""Timings of the kernels on this machine, from which "auto" selects a kernel.
 
 python -m benchmarks.tune                      # all classes of options, minutes
 python -m benchmarks.tune --options=decode --seconds=0.2

@@ -297,7 +297,7 @@ def run_all(experiments: Mapping[str, Any], seeds: int, title: str) -> NoReturn:
 
 
 def run_groups(groups: Mapping[str, Any], title: str) -> NoReturn:
-    """Runs groups of experiments as `run_all`; several of them in directories of their names.
+    """Runs groups of experiments like `run_all`. If there are several, each has its own directory.
 
     Several groups also have a common page and ranking, see `comparison_files.write_ranking`.
 

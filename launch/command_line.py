@@ -31,7 +31,7 @@ class Overrides:
       arguments: whether it accepts arguments that are no flags.
       rest: these arguments.
       original: nested dict of the config file; None before the flags are parsed.
-      values: the same with its overrides.
+      values: nested dict of the config file with the overrides.
     """
 
     allowed: bool = False

@@ -5,8 +5,8 @@ python -m launch.predict --workdir=runs/bert --input="The film was [MASK]."
 
 The source is a directory of Hugging Face transformers, or the name of a model on the Hugging Face
 Hub, which is downloaded into the cache of huggingface_hub. The directory contains config.json,
-model.safetensors, and the tokenizer: tokenizer.json; vocab.txt of BERT; or vocab.json and
-merges.txt of RoBERTa. The model_type of config.json is bert, distilbert, roberta (roberta-base,
+model.safetensors, and the tokenizer, which is tokenizer.json, vocab.txt (BERT), or vocab.json and
+merges.txt (RoBERTa). The model_type of config.json is bert, distilbert, roberta (roberta-base,
 distilroberta-base) or xlm-roberta (xlm-roberta-base). Unsupported options of the model or the
 tokenizer raise an error, and so do contradictory files. The result is a run of language_modeling
 with the imported parameters: launch.predict reads it, with [MASK] in place of a missing word for

@@ -41,7 +41,7 @@ flags.DEFINE_float(
     "max_wait_ms", 2.0, "Milliseconds that a row waits for a batch to fill.", 0, 10_000
 )
 flags.DEFINE_integer(
-    "max_queue", 256, "Most inputs of a model that are accepted and not yet answered.", 1
+    "max_queue", 256, "Largest number of accepted inputs of a model that await an answer.", 1
 )
 flags.DEFINE_integer(
     "threads",
@@ -153,7 +153,7 @@ def _options() -> Options:
 
     given = cli.FLAGS
     if given.token == "":
-        raise UserError("--token is empty; leave it out for none")
+        raise UserError("--token is empty, expected a token; leave it out to require none")
     token = os.environ.get("ATTENTION_TOKEN", "") if given.token is None else given.token
     names = [name for name in Options.__dataclass_fields__ if name != "token"]
     return Options(token=token, **{name: given[name].value for name in names})

@@ -42,8 +42,8 @@ class AnswerOptions:
         """Checks the values of the options, and that the given options apply to a task.
 
         Args:
-          applicable: None for each option that applies, or the reason why it does not, by name; see
-            `tasks.task.Task.answer_options`.
+          applicable: for each option by name, None if it applies, or the reason why it does not;
+            see `tasks.task.Task.answer_options`.
 
         Raises:
           UserError: an option does not apply, or its value is out of range.

@@ -1,4 +1,7 @@
-"""Base class of classification tasks: loss, evaluation and metrics computed from logits."""
+"""Base class of classification tasks: loss, evaluation and metrics computed from logits.
+
+B examples of a batch, n examples of a split, C classes.
+"""
 
 from __future__ import annotations
 

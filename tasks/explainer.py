@@ -8,7 +8,8 @@ with the gates: by gradients, occlusion, and deletion and insertion curves. An `
 returns the attention weights between positions and output, and the texts and images that pages
 show.
 
-G rows of gates, U positions of the padded input.
+G rows of gates, U positions of the padded input, B rows of a batch, C classes, T states of a layer
+or tokens of an output, V vocabulary, L layers, N heads.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 An explanation has named axes, such as the tokens of a text or the patches of an image. Attention
 maps and attributions refer to axes by name. The medium is the image, sound or time series in which
 the positions of an axis have areas.
+
+Y X height and width of an image, C channels, n positions.
 """
 
 from __future__ import annotations

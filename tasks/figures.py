@@ -1,4 +1,7 @@
-"""Plain data of the figures of tasks, which are drawn by `launch.reporting.figures`."""
+"""Plain data of the figures of tasks, which are drawn by `launch.reporting.figures`.
+
+Y X height and width of an image, C channels, y x those of a weight map.
+"""
 
 from __future__ import annotations
 

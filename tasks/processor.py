@@ -1,4 +1,4 @@
-"""Conversion of raw inputs to arrays and of model outputs to predictions, on the host."""
+"""Processors, which convert raw inputs to arrays and model outputs to predictions on the host."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ProcessingSteps:
 
 @dataclasses.dataclass(frozen=True)
 class Processor(abc.ABC):
-    """Host-side conversion of raw inputs to arrays, and of model outputs to predictions.
+    """Base class of processors, which convert raw inputs to arrays, and outputs to predictions.
 
     A subclass is a frozen dataclass. Its fields after `data` and `model` are fitted on the training
     split and stored in assets.json; they are JSON values, NumPy arrays, or objects with `to_json`

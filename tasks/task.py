@@ -9,6 +9,8 @@ A task is defined in tasks/<name>/task.py, where `TASK` is its class. It has thr
 
 Methods with a model argument run under `jax.jit`, on batches that may be sharded over a mesh. They
 are pure functions. Rows with `weight` 0, which pad the last batch, do not affect their results.
+
+B rows of a batch, n examples of a split.
 """
 
 from __future__ import annotations
@@ -55,11 +57,13 @@ __all__ = [
 Batch = Mapping[str, Any]
 """Arrays on devices by name."""
 Axes = Mapping[str, "Sequence[str] | None"]
-"""Axes of an array in order, by name: the label of each position, or None without labels."""
+"""Names of the dimensions of an array, in order, with the labels of the positions.
+
+The value is None for a dimension without labels."""
 
 
 class ExamplePrediction(NamedTuple):
-    """Input, target and prediction of one example, as JSON values; None for values a task lacks.
+    """Input, target and prediction of one example as JSON values; None if a task has no such value.
 
     Attributes:
       input: input as text, such as a sentence, or the name of an image.
@@ -109,8 +113,9 @@ class Task(abc.ABC):
       metric_table: descriptions of all metrics that `loss`, `metrics` and baselines return, by name
         or by a regular expression for names; see `describe_metric`.
       condition_metrics: regular expression for names of metrics under additional test conditions,
-        which tables show in separate columns; empty for none.
-      averaged_over: key of `settings`; tables also show the mean over its values. Empty for none.
+        which tables show in separate columns; empty if there are no such metrics.
+      averaged_over: key of `settings` over whose values tables also show the mean; empty if there
+        is no such key.
       sharding_rules: sharding rules of the parameters, see `launch.engine.sharding`.
       baseline_version: number to increment when the code of a baseline changes, so that cached
         metrics of the old code are not used.
@@ -119,8 +124,8 @@ class Task(abc.ABC):
       overlap: number of consecutive examples whose targets overlap, such as the windows of a
         series; confidence intervals account for it.
       separate_images: whether --images, the folder of the images, may accompany a labeled file.
-      answer_options: `tasks.answers.AnswerOptions` that apply, by name: None, or the reason why an
-        option does not apply. Options without an entry do not apply.
+      answer_options: for each option of `tasks.answers.AnswerOptions` by name, None if it applies,
+        or the reason why it does not. Options without an entry do not apply.
       drawn_examples: number of test examples in a report.
       draws_predictions: whether `figures` needs the outputs of `predict` for these examples.
       own_data: declaration of the files of --data and of the flags that name columns; or a text
@@ -514,7 +519,9 @@ class Task(abc.ABC):
         Raises:
           UserError: the task or its model has no explainer.
         """
-        raise UserError("--workdir: runs of this task cannot be explained; name a run of another")
+        raise UserError(
+            "--workdir: runs of this task cannot be explained; name a run of another task"
+        )
 
     def figures(self, results: SplitResults) -> list[Figure]:
         """Returns the figures for the report of a run.

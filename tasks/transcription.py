@@ -1,6 +1,8 @@
 """Base classes of tasks that transcribe sound or images: data set, processor and task.
 
 The units of a transcript are the tokens of its tokenizer: characters, subwords or words.
+
+B batch, T units of a transcript, S encoded frames.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ class TranscriptionData(digests.Fingerprinted):
 
 @dataclasses.dataclass(frozen=True)
 class TranscriptionProcessor(Processor):
-    """Host-side conversion of file paths to arrays, and of unit ids to transcripts.
+    """Base class of processors that read files to arrays, and convert unit ids to transcripts.
 
     Class attributes:
       field: name of the input array.

@@ -1,6 +1,8 @@
-"""Explanations of transcripts; positions are encoded frames of a sound or of an image of a line.
+"""Explanations of transcripts, with encoded frames of a sound or of a line image as positions.
 
 See `tasks.explainer` for gates and replacements.
+
+T units of a transcript, S encoded frames.
 """
 
 from __future__ import annotations

@@ -25,8 +25,10 @@ def rollout(weights: Array, *, residual: float = 0.5) -> Array:
 
         A_l = (1 - r) · mean_n W_ln + r · I, rows scaled to sum to 1;   R = A_L ··· A_2 A_1
 
+    If a row of weights is zero and r > 0, A_l has the row of I.
+
     Args:
-      weights: [L, B, N, T, T], first layer first, at least 0. A row of zeros attends to itself.
+      weights: [L, B, N, T, T], first layer first, at least 0.
       residual: r, the weight of the residual connection, in [0, 1].
 
     Returns:
@@ -48,13 +50,15 @@ def attention_flow(
     """Computes attention flow through a stack of layers (Abnar & Zuidema 2020, section 3).
 
         F_ts = maximum flow from output t to input s,   capacity of (l, t) -> (l - 1, s) = A_lts
+        A_l = (1 - r) · mean_n W_ln + r · I, rows scaled to sum to 1
 
-    where A_l is the matrix of `rollout`. The flow is computed on the host, one maximum flow (Dinic
+    The flow is computed on the host, one maximum flow (Dinic
     1970) for each pair of positions, with capacities in units of 2^-30. Time is O(B·R·T) flows in a
-    graph of L·T² edges; restrict the rows for long sequences.
+    graph of L·T² edges; restrict the rows for long sequences. If a row of weights is zero and
+    r > 0, A_l has the row of I.
 
     Args:
-      weights: [L, B, N, T, T], first layer first, at least 0. A row of zeros attends to itself.
+      weights: [L, B, N, T, T], first layer first, at least 0.
       residual: r, the weight of the residual connection, in [0, 1].
       rows: indices of R output positions t; all if None.
 
@@ -73,7 +77,7 @@ def attention_flow(
     if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
         raise ValueError(f"rows: got {rows!r}, expected integer indices")
     if chosen.size and (chosen.min() < -T or chosen.max() >= T):
-        raise ValueError(f"rows: got {chosen.tolist()}, expected indices below {T}")
+        raise ValueError(f"rows: got {chosen.tolist()}, expected indices from {-T} to {T - 1}")
     # Position t of layer l is node l·T + t; the inputs are layer 0.
     level = np.arange(L)[:, None, None] * T
     source = np.broadcast_to(level + T + np.arange(T)[:, None], (L, T, T)).ravel()

@@ -110,8 +110,8 @@ def token_contributions(
 
     These are equations 5 to 9 of "Measuring the Mixing of Contextual Information in the
     Transformer". L is the linear part of the norm with the statistics of its input. Without a norm
-    after the residual connection (pre-norm layers), norm and L are the identity. A row without
-    positive contributions attends to itself.
+    after the residual connection (pre-norm layers), norm and L are the identity. If no contribution
+    to row t is positive, c_tt is 1 and the others are 0.
 
     Args:
       weights: α, [B, N, T, T].

@@ -1,4 +1,7 @@
-"""Attributions by gradients of a function of an array."""
+"""Attributions by gradients of a function of an array.
+
+B examples. In feature maps Y X height and width, C channels; T tokens.
+"""
 
 from __future__ import annotations
 

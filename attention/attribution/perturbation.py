@@ -81,7 +81,8 @@ def deletion_curve(
     Args:
       score: f, from gates [B, U] in [0, 1] to scores [B].
       order: int [B, U], indices of the positions, most important first; see `importance_order`.
-      valid: bool [B, U], positions to remove or insert; all if None. Gates of others stay 1.
+      valid: bool [B, U], positions to remove or insert; all if None. The gates of other positions
+        stay 1.
       steps: K, at least 1; U if None.
       chunk: number of gates that are computed together, under `jax.vmap`.
 

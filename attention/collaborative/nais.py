@@ -118,7 +118,7 @@ def length_factor(valid: Array, alpha: float) -> Array:
 
 
 class _ItemSimilarity(nnx.Module):
-    """Base class: scores = b + Σ_j w_ij q_j·p_i, where w is `weigh` times `length_factor`."""
+    """Base class: scores = b + Σ_j c_i a_ij q_j·p_i, a from `weigh`, c from `length_factor`."""
 
     def __init__(self, model_size: int, alpha: float, dtype: jnp.dtype):
         if not 0.0 <= alpha <= 1.0:
@@ -154,8 +154,8 @@ class _ItemSimilarity(nnx.Module):
           return_weights: whether to return the weights of the similarities too.
 
         Returns:
-          [B, I] in `dtype`, only the bias for an empty history; or that and the weights
-          [B, 1, I, S] in float32.
+          [B, I] in `dtype`, only the bias for an empty history; or these scores and the weights [B,
+          1, I, S] in float32.
 
         Raises:
           ValueError: shapes or dtypes do not fit.

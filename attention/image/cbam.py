@@ -80,7 +80,7 @@ def spatial_descriptor(x: Array) -> Array:
 
 
 class ChannelGate(MapGate):
-    """The channel gate of CBAM alone (Woo et al. 2018, equation 2).
+    """The channel gate of CBAM, without the spatial gate (Woo et al. 2018, equation 2).
 
         y = x · σ(MLP(mean_yx x) + MLP(max_yx x)),   MLP(z) = relu(z W_1 + b_1) W_2 + b_2
 
@@ -91,7 +91,7 @@ class ChannelGate(MapGate):
       options: `dtype`, as for `MapGate`.
 
     Raises:
-      ValueError: a number is below 1.
+      ValueError: channels or reduction is below 1.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class ChannelGate(MapGate):
 
 
 class SpatialGate(MapGate):
-    """The spatial gate of CBAM alone (Woo et al. 2018, equation 3).
+    """The spatial gate of CBAM, without the channel gate (Woo et al. 2018, equation 3).
 
         y = x · σ(BN(conv([max_c x; mean_c x])))
 

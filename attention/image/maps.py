@@ -1,8 +1,8 @@
 """Functions and base classes shared by attention over feature maps.
 
-B batch, Y X height and width, C channels, P = Y·X positions in row-major order, N heads. A gate is
-an array of factors that multiply a map. Pooled vectors and gates are computed in at least float32;
-a map keeps its dtype.
+B batch, Y X height and width, C channels, O output channels, P = Y·X positions in row-major order,
+N heads. A gate is an array of factors that multiply a map. Pooled vectors and gates are computed in
+at least float32; a map keeps its dtype.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def reduced(channels: int, reduction: int, least: int = 1) -> int:
       R.
 
     Raises:
-      ValueError: a number is below 1.
+      ValueError: channels or reduction is below 1.
     """
     expect_positive(channels=channels, reduction=reduction)
     return max(channels // reduction, least)

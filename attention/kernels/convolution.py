@@ -7,6 +7,8 @@ bfloat16, on other platforms and on several devices. The choice is made when a p
 
 A convolution and its two transposes are bilinear primitives, and the transposes of each are among
 the three. So derivatives of any order are available in forward and reverse mode.
+
+B batch, Y X height and width, C input channels, O output channels.
 """
 
 from __future__ import annotations
@@ -135,7 +137,7 @@ def _primitive(name: str, target: str, by_xla) -> core.Primitive:
 
 
 def _mapped(primitive: core.Primitive, arrays, axes, **parameters) -> tuple[Array, int]:
-    """Batching rule: a mapped axis joins the batch if possible; else it becomes a loop."""
+    """Implements `vmap`: the mapped axis joins the batch if possible, else it becomes a loop."""
     arrays = [
         array if axis is None else jnp.moveaxis(array, axis, 0)
         for array, axis in zip(arrays, axes, strict=True)

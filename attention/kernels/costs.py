@@ -22,7 +22,7 @@ class DeviceSpeed:
     """Speed of a device, from its datasheet.
 
     Attributes:
-      half: operations per second of matrix products of 16-bit numbers.
+      half: operations per second in matrix products of 16-bit numbers.
       single: the same for float32 at JAX's default precision (TF32, or bfloat16 on a TPU).
       bandwidth: bytes per second of the memory.
       cores: number of multiprocessors, or of cores of a TPU.
@@ -55,7 +55,7 @@ SPEEDS: Mapping[str, DeviceSpeed] = {
 # Speeds that are assumed for devices without an entry; the estimates only rank kernels.
 _OTHERS = {"cuda": SPEEDS["A100"], "tpu": SPEEDS["TPU v5 lite"]}
 
-# Seconds of a kernel launch on a GPU, and of an operation or a grid step on a TPU.
+# Seconds per kernel launch (on a TPU, per operation), and seconds per grid step on a TPU.
 LAUNCH = {"cuda": 4e-6, "tpu": 1e-6}
 GRID_STEP = 0.4e-6
 
@@ -93,8 +93,8 @@ class Call:
 
         Args:
           products: number of products, half of them over vectors of size H and half of size V.
-          block: number that T and S are padded to a multiple of.
-          width: number that H and V are padded to a multiple of.
+          block: T and S are padded to multiples of this number.
+          width: H and V are padded to multiples of this number.
         """
         sizes = padded(self.size, width) + padded(self.value_size, width)
         pairs = padded(self.queries, block) * padded(self.keys, block)
@@ -130,7 +130,8 @@ class Cost:
       efficiency: fraction of the peak rate that the matrix products reach.
       launches: number of kernel launches.
       grid_steps: steps of a sequential grid on a TPU.
-      memory: bytes of matrices [B, N, T, S]; 0 for a kernel that never has one in memory.
+      memory: bytes of the matrices [B, N, T, S] that the kernel keeps in memory; 0 if it keeps
+        none.
     """
 
     operations: float

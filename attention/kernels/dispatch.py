@@ -69,7 +69,7 @@ class RecordedChoice:
     """The kernel of one call of `attend`.
 
     Attributes:
-      sizes: B, N, K, T, S, H; symbols as text.
+      sizes: B, N, K, T, S, H; a symbolic size is a text.
       dtype: name of the query's dtype.
       options: mask terms and names of the options in use, such as "lengths()" or "bias".
       choice: the kernel and the reason.

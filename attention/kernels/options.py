@@ -1,4 +1,7 @@
-"""Keyword arguments of all kernels, after the checks of `attention.attend`."""
+"""Keyword arguments of all kernels, after the checks of `attention.attend`.
+
+Letters are those of `attention.shapes`.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ def validate_numbers(options: KernelOptions) -> tuple[float, float | None, float
 
 
 def validate_arrays(options: KernelOptions) -> dict[str, Any]:
-    """Returns mask, bias, sinks and key_data, the words of the dropout key or None."""
+    """Returns the options that are arrays; "key_data" has the words of the dropout key or None."""
     key = options["dropout_key"]
     key_data = validate_threefry(cast(Array, key)) if options["dropout_rate"] else None
     return {name: options[name] for name in ("mask", "bias", "sinks")} | {"key_data": key_data}

@@ -1,4 +1,6 @@
-"""Conversion of masks to arrays for compiled kernels, without T x S entries unless dense.
+"""Masks as arrays for compiled kernels: bounds, ids and block patterns instead of T x S entries.
+
+Only a dense term keeps its array with T x S entries.
 
 B examples, N heads, T queries, S keys.
 """
@@ -108,7 +110,13 @@ def _rows(real: Array, S: int) -> Array:
 def _table(
     terms: tuple[MaskTerm, ...], T: int, S: int, query_block: int, key_block: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the block codes and patterns of static terms."""
+    """Returns `block_codes` and `block_patterns` of `MaskArrays`.
+
+    Args:
+      terms: terms that do not depend on data.
+      T, S: numbers of queries and keys.
+      query_block, key_block: block sizes.
+    """
     mask = Mask(terms)
     # Under jit, evaluates the mask during the trace instead of adding operations to the program.
     with jax.ensure_compile_time_eval():

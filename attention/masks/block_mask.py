@@ -20,12 +20,14 @@ Array = jax.Array
 
 
 class BlockMask(NamedTuple):
-    """For each query block, the key blocks to visit (or the reverse); NumPy arrays if static.
+    """Key blocks to visit for each query block, or the reverse.
+
+    The arrays are NumPy arrays if the mask does not depend on data.
 
     Attributes:
       indices: int32 [1 or B, 1 or blocks, L], lists of block indices: first full, then partial,
-        then hidden blocks. If static and without hidden blocks, L is the largest number of visible
-        blocks in a list.
+        then hidden blocks. If NumPy arrays list no hidden blocks, L is the largest number of
+        visible blocks in a list.
       num_full: int32 [1 or B, 1 or blocks], number of full blocks, in which each query attends to
         each key.
       num_visible: int32 [1 or B, 1 or blocks], number of full and partial blocks.

@@ -126,7 +126,7 @@ class Padding:
     """A mask reduced to causality and padding; see `padding`.
 
     Attributes:
-      causal: whether a query attends to no later key.
+      causal: whether the keys after a query's position are hidden.
       query: bool [B, T], True = a real query; None if all are real.
       key: bool [B, S], True = a real key; None if all are real.
     """
@@ -164,7 +164,8 @@ def padding(
         if isinstance(term, Window) and (term.left, term.right) == (None, 0) and causal:
             if not is_static(term.query_offset) or static_offset(term.query_offset, T, S) != 0:
                 raise NotImplementedError(
-                    f"mask: got causal() with another query_offset, expected 0 for {of}"
+                    "mask: got causal() with a query_offset that is an array or not 0, expected "
+                    f"0 for {of}"
                 )
             found["causal"] = True
         elif isinstance(term, Lengths | Valid):

@@ -47,8 +47,8 @@ class Pattern(MaskTerm):
         """Returns whether any query of a query block attends to any key of a key block, exactly.
 
         Args:
-          query_first, query_last: first and last positions of the query blocks, [Q, 1].
-          key_first, key_last: first and last positions of the key blocks, [K].
+          query_first, query_last: first and last positions of Q query blocks, [Q, 1].
+          key_first, key_last: first and last positions of K key blocks, [K].
 
         Returns:
           bool [Q, K].

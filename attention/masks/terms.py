@@ -1,9 +1,10 @@
 """Mask terms, which `attention.masks` combines into masks.
 
-T queries, S keys. Kernels evaluate a term as an array of all positions or of a block (`allowed`).
-They use the visibility of blocks (`static_block_mask`, `block_visibility`) to skip hidden blocks,
-and to evaluate the array only in partial blocks. A block is a set of consecutive queries and
-consecutive keys: hidden if no query attends to a key, full if each query attends to each key.
+B examples, N heads, T queries, S keys. Kernels evaluate a term as an array of all positions or of a
+block (`allowed`). They use the visibility of blocks (`static_block_mask`, `block_visibility`) to
+skip hidden blocks, and to evaluate the array only in partial blocks. A block is a set of
+consecutive queries and consecutive keys: hidden if no query attends to a key, full if each query
+attends to each key.
 """
 
 from __future__ import annotations

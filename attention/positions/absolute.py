@@ -1,4 +1,7 @@
-"""Position embeddings that are added to the input: sinusoidal and learned."""
+"""Position embeddings that are added to the input: sinusoidal and learned.
+
+D is the size of an embedding.
+"""
 
 from __future__ import annotations
 

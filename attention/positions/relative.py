@@ -81,7 +81,7 @@ def t5_buckets(
       relative: int [...], key position - query position.
       bidirectional: whether later keys have separate buckets.
       buckets: total number of buckets; must be even if bidirectional.
-      max_distance: distances from here on share the last bucket.
+      max_distance: distances of at least this value share the last bucket.
 
     Returns:
       int32 [...], in [0, buckets).

@@ -47,7 +47,7 @@ def rotary(
       interleaved: whether pairs are (2i, 2i + 1), as in the paper; else (i, i + R/2), as in
         GPT-NeoX and Llama weights.
       scaling: "none", "linear" or "ntk".
-      factor: at least 1; 1 with "none".
+      factor: factor of the scaling, at least 1; must be 1 with scaling "none".
 
     Returns:
       [B, T, N, H] in x's dtype; the angles are in float32.

@@ -9,6 +9,8 @@ Complete sequences and the single steps of a decoder give equal results:
 
     cache = temporal.init_cache(batch_size, max_length)                  # carry of a scan
     context, weights, cache = temporal.step(state, cache, valid=valid)
+
+B sequences, T positions, D size of a state, N heads.
 """
 
 from __future__ import annotations

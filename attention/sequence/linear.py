@@ -195,7 +195,7 @@ def append_ones(value: Array) -> Array:
 
 
 def normalize_sums(sums: Array, query_valid: Array | None) -> Array:
-    """Divides sums over values by the sum of the ones of `append_ones`; returns 0 without keys."""
+    """Divides sums over values by the sums of the ones from `append_ones`; 0 without keys."""
     total = sums[..., -1:]
     some = total > jnp.finfo(total.dtype).tiny
     if query_valid is not None:

@@ -124,7 +124,7 @@ class Linformer(MultiHeadMixer):
       max_length: maximum sequence length, the number of rows of E and F.
       projected_length: R, the number of mixtures ("k" in the paper).
       sharing: "none": each head has its own E and F; "heads": all heads share E and F; "key_value":
-        also F = E.
+        all heads share E, and F = E.
       options: those of `MultiHeadMixer`. Dropout is applied to the weights of the mixtures.
 
     Raises:

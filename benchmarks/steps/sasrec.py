@@ -1,9 +1,9 @@
 """A training epoch of SASRec in JAX and in RecBole (PyTorch).
 
 The model has RecBole's settings: two layers, normalization after each sublayer, dropout,
-cross-entropy over all items, AdamW and gradient clipping. The random events have the number of
-users, events and items of movielens_100k. Every event of an epoch is predicted once. RecBole makes
-one example of each event and scores only its last position. In the JAX model, a sequence is one
+cross-entropy over all items, AdamW and gradient clipping. The random events have as many users,
+events and items as movielens_100k. Every event of an epoch is predicted once. RecBole makes one
+example of each event and scores only its last position. In the JAX model, a sequence is one
 example, and all of its positions are scored, which explains most of the ratio. A step of
 `benchmarks.steps` takes the fraction `part` of an epoch.
 

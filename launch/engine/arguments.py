@@ -56,8 +56,8 @@ def check_argument(
     is_path = "/" in words[0] or os.path.isfile(words[0])
     if found[0] is None and is_path and ":" not in words[0]:
         raise UserError(
-            f"config: {words[0]!r} is a path, expected {form}; for your own files write "
-            f"{OWN} instead of it, and --data={words[0]}"
+            f"config: {words[0]!r} is a path, expected {form}; to use your own "
+            f"files, replace the path by {OWN} and add --data={words[0]}"
         )
 
 

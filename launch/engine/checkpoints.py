@@ -1,8 +1,9 @@
 """Orbax checkpoints of the train state and the data iterator at the newest and the best step.
 
 Saving is atomic: if the process is killed while saving, the previous checkpoint remains. A file
-next to the directory holds the file sizes and CRC-32 checksums of every checkpoint, verified before
-reading. A damaged checkpoint is reported, and the newest undamaged one before it is used.
+next to the directory has the file sizes and CRC-32 checksums of every checkpoint, which are
+verified before reading. A damaged checkpoint is reported, and the newest undamaged one before it
+is used.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Clock:
         self._completed, self._durations = self._began, []
 
     def started(self, step: int, lost: float) -> dict[str, float]:
-        """Returns the values of the line that a start of training writes; begins the first window.
+        """Returns the values of the line about this start of training; begins the first window.
 
         Args:
           step: step that training goes on from.

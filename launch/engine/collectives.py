@@ -37,8 +37,8 @@ class Collective:
       kind: one of `KINDS`.
       shape: shape of the result on one device without its layout, such as "f32[16,24]", or, for
         several arrays in one collective, "(f32[16,24], f32[24])".
-      bytes: size of the whole arrays on one device: of the operand of a reduce-scatter, of the
-        result of any other kind.
+      bytes: size of the complete arrays on one device. For a reduce-scatter these are the operands,
+        for any other kind the results.
       group_size: number of devices that take part; for a collective-permute, the number of devices
         in the longest chain of sources and targets.
       source: "file:line" of the innermost frame outside installed packages, else of the innermost
@@ -278,7 +278,7 @@ def _parts(shape: str) -> list[str]:
 
 
 def _scattered(instruction: _Instruction, instructions: list[_Instruction]) -> _Instruction | None:
-    """Returns the slice if a fused computation is an all-reduce with a slice of it; else None."""
+    """Returns the slice if a fused computation slices the result of an all-reduce, else None."""
     root = next((each for each in instructions if each.root), None)
     fused = (
         instruction.operation == "all-reduce"

@@ -22,7 +22,7 @@ class Interrupted(Exception):
     """Raised if a signal interrupted training, after saving a checkpoint."""
 
     def __init__(self, step: int, signal_number: int):
-        """Args: number of finished steps; signal number."""
+        """Initializes the error from the number of finished steps and the number of the signal."""
         super().__init__(f"stopped after step {step}; the same command resumes from there")
         self.signal_number = signal_number
 

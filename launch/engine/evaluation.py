@@ -75,8 +75,9 @@ def gather(pending: Iterable[tuple[np.ndarray, Mapping[str, Any]]]) -> dict[str,
     """Concatenates outputs of padded batches in the order of example ids.
 
     Args:
-      pending: (ids [B], -1 for padding; outputs by name, each [B, ...]) of every batch. Later
-        dimensions, such as lengths, may differ between batches; shorter arrays are padded with 0.
+      pending: for every batch, the ids [B], -1 for padding, and the outputs by name, each [B, ...].
+        Later dimensions, such as lengths, may differ between batches; shorter arrays are padded
+        with 0.
     """
     rows: dict[str, list[np.ndarray]] = {}
     ids: list[np.ndarray] = []
@@ -133,7 +134,7 @@ def split_by_length(examples: Any, batch_size: int, least: int) -> list[tuple[np
     Args:
       examples: examples; without lengths (None), they form a single group.
       batch_size: largest batch size.
-      least: number that all batch sizes are multiples of.
+      least: number that divides all batch sizes.
 
     Returns:
       (indices of the examples, batch size) of each group.

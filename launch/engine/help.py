@@ -68,7 +68,7 @@ def config_page(
     Args:
       specification: value of --config.
       values: nested mapping of the experiment.
-      original: the same without overrides.
+      original: nested mapping without the overrides.
       prefix: text before a key in flags, such as "--config.".
     """
     path = specification.partition(":")[0]

@@ -134,7 +134,7 @@ def _files_of(folder: str, suffixes: Sequence[str]) -> tuple[list[str], list[str
 
 
 class FileSummary(NamedTuple):
-    """Number of the inputs of a file, and the columns of a table; None without a table."""
+    """Number of inputs in a file, and its columns if it is a table, else None."""
 
     count: int
     columns: tuple[str, ...] | None

@@ -60,8 +60,8 @@ def train(
       task: prepared task, with its data.
       config: the experiment.
       folder: run directory.
-      stop_after: last step of a run that also trains on the validation split, which disables
-        validation; learning rate schedules still span all steps.
+      stop_after: last step, if the run also trains on the validation split and is therefore not
+        validated; None for other runs. Learning rate schedules still span all steps.
       trackers: receivers of the metrics besides TensorBoard.
       profile: steps to trace.
       member: member of the stack of seeds that take their steps together; None to train alone.

@@ -42,8 +42,8 @@ class PeakMemory:
 
     Attributes:
       process: memory of the process on the host.
-      device: memory of the local device that used most; None if the devices do not report it, such
-        as CPUs.
+      device: memory of the local device that used most; None if the devices, such as CPUs, do not
+        report it.
       limit: memory that JAX may use on that device; None if it is not reported.
     """
 
@@ -92,7 +92,7 @@ def _format(size: int) -> str:
 
 
 def keep_large_buffers() -> bool:
-    """Sets the malloc options, before JAX allocates memory; returns False without glibc."""
+    """Sets the malloc options before JAX allocates memory. Returns False without glibc."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -103,7 +103,7 @@ def keep_large_buffers() -> bool:
 
 
 def return_free_memory() -> bool:
-    """Returns freed blocks to the system, also those kept so far; False without glibc."""
+    """Gives all freed blocks in the heap back to the system. Returns False without glibc."""
     if not sys.platform.startswith("linux"):
         return False
     try:

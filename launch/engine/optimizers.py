@@ -37,8 +37,8 @@ class OptimizerConfig(Config):
       final_fraction: final learning rate as a fraction of `learning_rate`.
       weight_decay: coefficient of decoupled weight decay for parameters that match
         `weight_decay_on`.
-      weight_decay_on: regular expression searched in the '/'-joined path of each parameter; stacked
-        layers have the paths of separate ones.
+      weight_decay_on: regular expression searched in the '/'-joined path of each parameter; each
+        layer in a stacked parameter has the path that it would have as a separate layer.
       clip_norm: largest global norm of the gradient; 0 disables clipping.
       beta1: decay of the first moment (the momentum of sgd).
       beta2: decay of the second moment.

@@ -20,7 +20,7 @@ class Predictor:
     """Predictor that encodes raw inputs, runs the model, and decodes the outputs."""
 
     def __init__(self, task: Task, config: Experiment, steps: Steps, variables: Any):
-        """Args: task; its experiment; compiled functions; variables of the model."""
+        """Initializes the predictor from the parts of a run and the variables of its model."""
         self._task, self._steps, self._variables = task, steps, variables
         self._batch_size = config.training.evaluation_batch_size
         self._model_name = config.model.name

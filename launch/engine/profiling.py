@@ -11,7 +11,7 @@ from typing import Any
 
 from tasks.common.errors import UserError
 
-# Number of steps, which compile and fill caches, before a trace of a given number of steps.
+# Number of steps that run before a trace of a given number of steps; they compile and fill caches.
 WARM_UP = 10
 FOLDER = "profile"
 _EXPECTED = "a number of steps such as 10, or a range of steps such as 100-110"

@@ -141,7 +141,7 @@ class PredictionProgress:
     """Lines on standard error with the number of predictions, one every few seconds."""
 
     def __init__(self, count: int | None, what: str = "inputs", verb: str = "predicted"):
-        """Args: number of inputs, or None if unknown; their plural noun; a past participle."""
+        """Initializes lines such as "predicted 5 of 10 inputs": `verb`, `count` or None, `what`."""
         self._count, self._what, self._verb, self._done = count, what, verb, 0
         self._began = self._shown = time.monotonic()
 

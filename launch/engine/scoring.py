@@ -18,15 +18,15 @@ from launch.engine import sharding
 from launch.engine import state as states
 from tasks.explainer import Explainer
 
-# Number of points of the integral of integrated gradients; number of points of a curve, without its
-# start.
+# Number of points in the integral of integrated gradients, and number of points on a curve after
+# its start.
 _PATH, _POINTS = 32, 20
 # Number of positions whose occlusion is computed at a time.
 _ROWS = 8
 
 
 class Scorer:
-    """Score of the predictions of one model, and attributions by it.
+    """Score of the predictions of one model, and attributions of this score to positions.
 
     Each function is compiled once for each shape of the inputs.
 
@@ -102,7 +102,7 @@ class Scorer:
     def curves(
         self, inputs: Mapping[str, Any], target: Any, orders: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns fractions of deleted or inserted positions, [p], and the scores of both curves.
+        """Computes the deletion and the insertion curve of each order of the positions.
 
         Args:
           inputs: inputs of the model, with one row.
@@ -110,8 +110,8 @@ class Scorer:
           orders: int [M, U], M permutations of all positions; padding is ignored.
 
         Returns:
-          Fractions [p], scores of the deletion curves [M, p], and scores of the insertion curves
-          [M, p].
+          Fractions of deleted or inserted positions at the p points of a curve, [p]; scores of the
+          deletion curves, [M, p]; and scores of the insertion curves, [M, p].
         """
         valid = np.broadcast_to(self.explainer.positions(inputs), orders.shape)
         found = self._call(self._curves, inputs, target, orders, valid)

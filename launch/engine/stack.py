@@ -184,7 +184,7 @@ class Member:
     """
 
     def __init__(self, stack: Stack, number: int):
-        """Args: stack; number of the member."""
+        """Initializes the member with this number in a stack."""
         self._stack, self._number = stack, number
         self.inside: Any = None
 

@@ -203,9 +203,10 @@ def stacked_train(train: Any) -> Any:
       train: (state, batch, seed) -> (state, metrics).
 
     Returns:
-      A function for S seeds, of the train states, whose arrays have a leading dimension S; a tuple
-      of S batches of one shape; seeds [S]; and a mask [S], True for the seeds that take the step,
-      or None for all. It returns the states and a list of the metrics of each seed.
+      A function (states, batches, seeds, mask) -> (states, metrics) for S seeds. The arrays of the
+      train states have a leading dimension S, batches is a tuple of S batches of one shape, and
+      seeds is [S]. The mask [S] is True for the seeds that take the step; None for all. The metrics
+      are a list with an entry for each seed.
     """
 
     def step(states_of_seeds, batches, seeds, mask):

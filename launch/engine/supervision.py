@@ -173,10 +173,10 @@ def _write(stream: TextIO, line: bytes) -> None:
 
 
 class Signals:
-    """Forwarding of SIGINT and SIGTERM to processes; a context manager."""
+    """Context manager that forwards SIGINT and SIGTERM to processes."""
 
     def __init__(self, children: Sequence[Child]):
-        """Args: the processes."""
+        """Initializes the forwarding to these processes."""
         self._children, self._before = children, {}
         self.received = 0
 

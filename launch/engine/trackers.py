@@ -298,10 +298,10 @@ class _Mirror(Tracker):
 
 
 class Prefixed(Tracker):
-    """A tracker that receives only metrics, under a prefix, for the first training of a refit."""
+    """Passes the metrics of the first training of a refitted run to a tracker, under a prefix."""
 
     def __init__(self, tracker: Tracker, prefix: str):
-        """Args: tracker that receives the metrics; prefix of the names of the splits."""
+        """Initializes it with the receiving tracker and the prefix of the names of splits."""
         self._tracker, self._prefix = tracker, prefix
 
     def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:

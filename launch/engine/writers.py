@@ -65,7 +65,7 @@ def check_logs(
       folder: run directory.
       steps: steps of the run's checkpoints.
       evaluate_every: steps between validations; 0 without validation.
-      last: step of the last validation, which need not be a multiple of `evaluate_every`.
+      last: step of the last validation; it need not be a multiple of `evaluate_every`.
       log_every: steps between log lines; a signal may save a checkpoint between two of them.
 
     Raises:

@@ -115,8 +115,9 @@ def render(
       config: config of the run.
       folder: run directory; its result.json and data.json are read if they exist.
       step: step of the exported checkpoint.
-      recorded: directory of run files. If it contains several runs of the same experiment, a row
-        with their mean and standard deviation is added.
+      recorded: directory of the result files that `--record` writes. If it contains several runs
+        of the same experiment, the table of results gets a row with their mean and standard
+        deviation.
     """
     result = folder / "result.json"
     record = results.load_result(result) if result.exists() else None

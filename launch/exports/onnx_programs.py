@@ -4,6 +4,8 @@ A program is traced without the patches that jax2onnx applies to JAX, rewritten 
 then converted one primitive at a time. Weights are inputs of the conversion, so that they keep
 their names. In the written files they are initializers, whose external data is one file for all
 programs.
+
+B batch size.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ _LOGGERS = ("jax2onnx", "onnx_ir", "root")
 
 
 class NotConvertible(Exception):
-    """A program cannot be converted, or gives other results; the message is one line."""
+    """Error in one line for a program that cannot be converted, or whose results differ."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,7 @@ class OnnxProgram:
 
     Attributes:
       model: an `onnx.ModelProto` whose inputs are weights and arrays by name.
-      batch_size: its only batch size; None for any.
+      batch_size: the only batch size that the program accepts; None if it accepts any.
       deviation: largest difference from XLA, relative to the largest output.
     """
 

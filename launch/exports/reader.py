@@ -1,4 +1,4 @@
-"""Predicts with an exported model; needs only the packages in requirements.txt of the export.
+"""Predicts with an exported model. Needs only the packages in requirements.txt of the export.
 
 python predict.py --input="a gripping, funny film"
 python predict.py --input=photo.jpg --format=json

@@ -5,6 +5,8 @@ serialized as StableHLO by `jax.export` with a symbolic batch size. There is one
 combination of the other variable sizes; see `Processor.export_sizes`. For tasks that decode token
 by token, prefill and a single decoding step are exported as programs, too. With the format "onnx",
 the programs are converted by `onnx_programs`.
+
+B batch size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ def write_export(
       variables: variables of the model for evaluation.
       target: folder that does not exist, or is empty.
       with_attention: whether to export `Task.attention`, too.
-      examples: raw inputs for the golden outputs; a program whose size none of them fits gets
+      examples: raw inputs for the golden outputs. A program with a size that fits none of them gets
         random input arrays.
       card: function that returns the text of README.md for a signature.
       format: format of the programs, one of `FORMATS`.
@@ -397,7 +399,7 @@ def _described(converted: Converted | None) -> dict[str, Any]:
 def _entry(
     kind: str, number: int, sizes: Mapping[str, int], converted: Converted | None
 ) -> dict[str, Any]:
-    """Returns the entry of a program in the signature, with "batch_size" if it accepts no other."""
+    """Returns the entry of a program in the signature, with "batch_size" if it is fixed."""
     name = f"programs/{kind}-{number}"
     if converted is None:
         return {"sizes": dict(sizes), "file": f"{name}.stablehlo"}

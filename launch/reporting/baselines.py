@@ -1,4 +1,4 @@
-"""Metrics of a task's baselines, which are fitted once per data set, and the gain over them."""
+"""Metrics of a task's baselines, and the gain of a model over them."""
 
 from __future__ import annotations
 

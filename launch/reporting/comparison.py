@@ -1,4 +1,4 @@
-"""Comparison of experiments on validation and test, with paired differences from one of them."""
+"""Comparison of experiments on validation and test, with paired differences from a reference."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Difference(NamedTuple):
       mean: mean difference.
       half: half-width of its 95 % confidence interval.
       over: "examples" if paired by test example, or "seeds".
-      count: number of pairs.
+      count: number of pairs of examples or seeds.
     """
 
     mean: float

@@ -58,9 +58,10 @@ def markdown(comparison: Comparison) -> str:
 
 
 def as_csv(found: Iterable[Comparison]) -> str:
-    """Returns the records of comparisons as CSV; texts as they are, lists as JSON.
+    """Returns the records of comparisons as CSV, in which lists are written as JSON.
 
-    The columns are those of `launch.reporting.comparison.records`, of all comparisons.
+    The columns are the keys that `launch.reporting.comparison.records` returns for any of the
+    comparisons.
     """
     records = [record for each in found for record in comparisons.records(each)]
     columns = list(dict.fromkeys(key for record in records for key in record))
@@ -202,9 +203,9 @@ def write_ranking(folder: Path, title: str, found: Sequence[Comparison]) -> Path
 def drawn(comparison: Comparison) -> dict[str, Figure]:
     """Returns the figures of a comparison by file name.
 
-    "means" has the metric on validation and test with its deviation over seeds, and the differences
-    with their intervals; "time" the metric on validation over the time of training. There are none
-    if fewer than two experiments are finished.
+    "means" shows the metric on validation and test with its deviation over seeds, and the
+    differences with their intervals. "time" shows the metric on validation over the time of
+    training. The result is empty if fewer than two experiments are finished.
     """
     finished = [row for row in comparison.rows if row.runs]
     if len(finished) < 2:

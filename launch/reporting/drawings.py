@@ -36,7 +36,7 @@ from tasks.figures import (
 WIDTH = 3.6
 # Characters in a line of words in a PNG file.
 _LINE = 90
-# Number of detected objects up to which the drawing has their names; others are numbered.
+# Number of detected objects up to which a drawing shows their names; beyond it, it shows numbers.
 NAMED = 12
 # Number of classes up to which a confusion matrix shows its counts.
 _COUNTED = 25

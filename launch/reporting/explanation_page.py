@@ -1,4 +1,4 @@
-"""Interactive, self-contained pages of explanations, and explanations as JSON for programs.
+"""Pages of explanations, interactive and self-contained, and explanations as JSON.
 
 A page contains JSON values and a script, `explanation_page.js`, which draws them. It refers to no
 other file. Attention weights are quantized, see `launch.reporting.explanation_weights`.

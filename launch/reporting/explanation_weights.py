@@ -3,6 +3,8 @@
 A weight is stored as an integer, relative to the largest weight of the same query. If the size is
 limited, only the largest weights are stored. The fraction of the weights that is not stored is
 measured, so that a page can state how much is missing.
+
+T queries, S keys.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ def step_times(folder: Path) -> str:
 
 
 def _described(task: Task, record: Mapping[str, Any]) -> list[tuple[str, Metric]]:
-    """Returns metrics with their descriptions; of names with the same pattern only the first."""
+    """Returns metrics with their descriptions, only one for all names with the same pattern."""
     found: dict[str, tuple[str, Metric]] = {}
     for name in record["metrics"]:
         metric = task.describe_metric(name)

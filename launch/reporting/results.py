@@ -1,4 +1,4 @@
-"""Result records and the run files under results/.
+"""Records of results, and the files under results/ in which `--record` stores them (run files).
 
 A run file is results/<task>/<data>/<experiment>/<seed>.json. If runs of one experiment differ in
 `settings`, such as horizon or speaker, the file name contains the settings.

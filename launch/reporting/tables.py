@@ -249,7 +249,7 @@ def _unselected(row: _Row, wanted: Mapping[str, str]) -> tuple[tuple[str, Any], 
 
 
 def _numbers(task: Any, group: Sequence[Record]) -> Iterator[tuple[_Row, list[str]]]:
-    """Yields rows with parameters, test metric and time; of the baselines only the best.
+    """Yields rows with parameters, test metric and time. Only the best of the baselines has a row.
 
     If there is a row with the mean over the setting `Task.averaged_over`, the rows with single
     values of this setting are left out.

@@ -1,4 +1,4 @@
-"""Finished runs of given directories, grouped for comparison: same task, same test examples."""
+"""Comparison of finished runs that have the same task and the same test examples."""
 
 from __future__ import annotations
 
@@ -76,7 +76,10 @@ def collect(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
 
 
 def _runs_below(folder: Path) -> list[Path]:
-    """Returns the run directories below a directory, without first trainings of refitted runs."""
+    """Returns the run directories below a directory.
+
+    The subdirectory of a refitted run with the training that selected its step is left out.
+    """
     found = (path.parent for path in sorted(folder.rglob("config.json")))
     return [path for path in found if path.name != SELECTION]
 
@@ -112,9 +115,10 @@ def _examples(folder: Path) -> str:
 
 
 def compare_runs(runs: Sequence[FinishedRun], against: str = "best") -> list[Comparison]:
-    """Compares runs with the same task and test examples; runs that differ in seed share a row.
+    """Compares runs with the same task and test examples.
 
-    The rows are in the order of the validation metric, the best first.
+    Runs that differ only in seed share a row. The rows are in the order of the validation metric,
+    the best first.
 
     Args:
       runs: finished runs.
@@ -163,7 +167,7 @@ def _test_data(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:
 
 
 def _with_size(title: str, group: Sequence[FinishedRun]) -> str:
-    """Adds settings, number and hash of the test examples, to distinguish data of the same name."""
+    """Adds the data settings and the number and hash of the test examples to a title."""
     first = group[0]
     settings = ", ".join(f"{key}={value}" for key, value in first.record["settings"].items())
     try:
@@ -214,7 +218,7 @@ def _compared(title: str, group: Sequence[FinishedRun], against: str) -> Compari
 
 
 def _by_experiment(group: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
-    """Groups runs that differ in seed only; a seed that occurs twice begins another group."""
+    """Groups runs that differ only in seed; a second run with the same seed starts a new group."""
     found: dict[tuple[str, int], list[FinishedRun]] = {}
     for run in group:
         same = json.dumps(configs.to_dict(dataclasses.replace(run.experiment, seed=0)))
@@ -228,8 +232,9 @@ def _by_experiment(group: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
 
 
 def _names(members: Sequence[Sequence[FinishedRun]]) -> list[str]:
-    """Returns a distinct name of each row: the directory, or the experiment of several runs.
+    """Returns a distinct name for each row.
 
+    The name is the directory of a single run, or the name of the experiment of several runs.
     Directories are relative to the deepest directory that contains all of them.
     """
     folders = [each[0].folder for each in members]

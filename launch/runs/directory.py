@@ -82,7 +82,7 @@ def load_variables(task: Task, config: Experiment, folder: Path) -> tuple[Any, A
 
 
 def _step_to_load(task: Task, config: Experiment, folder: Path) -> int:
-    """Returns the step with the best validation metric, or the last step of a refitted run."""
+    """Returns the step with the best validation metric; for a refitted run, the last step."""
     whole = finished_steps(folder / "checkpoints")
     if not whole:
         raise UserError(f"--workdir={folder}: has no checkpoint yet; train first")

@@ -37,8 +37,8 @@ class Finished(NamedTuple):
     """A written table.
 
     Attributes:
-      status: exit status, 128 plus the number of the signal that stopped the runs, 1 if a run
-        failed, otherwise 0.
+      status: exit status. It is 128 plus the number of the signal if one stopped the runs, 1 if a
+        run failed, otherwise 0.
       comparison: the table.
     """
 

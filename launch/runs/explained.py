@@ -1,4 +1,4 @@
-"""Explanations as values of the Python API, and pages of the attention of any model."""
+"""Explanations in the Python API, and pages that show the attention of any model."""
 
 from __future__ import annotations
 
@@ -117,12 +117,12 @@ def show(
 
 
 def _of_example(name: str, weights: np.ndarray, example: int) -> np.ndarray:
-    """Returns the weights of one example as [L, N, T, S], from any result of `capture`."""
+    """Returns the weights of one example, [layers, heads, queries, keys], from those of a batch."""
     # Shapes are [B, N, T, S], [B, heads, T], [B, S], or [calls, B, N, T, S] after several calls.
     calls = weights.ndim == 5
     batch = weights.shape[1 if calls else 0]
     if not -batch <= example < batch:
-        raise ValueError(f"example: got {example}, expected an index below {batch} at {name!r}")
+        raise ValueError(f"example: got {example}, expected {-batch} to {batch - 1} at {name!r}")
     if calls:
         return weights[:, example]
     one = weights[example]

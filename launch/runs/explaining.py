@@ -300,7 +300,9 @@ class Explaining:
         """
         described = self.explainer.describe(subject)
         if not self.explainer.positions(subject.inputs).any():
-            raise UserError(f"input {described.input!r}: has nothing to explain the prediction by")
+            raise UserError(
+                f"input {described.input!r}: has no position to explain the prediction by"
+            )
         methods = self.checked(subject, methods)
         found = self.attributions(subject, methods)
         curves = self.curves(subject, found, methods)

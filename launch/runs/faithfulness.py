@@ -63,10 +63,11 @@ def evaluate(
       progress: called with the number of new examples.
 
     Returns:
-      Number of examples, replacement and quantity of the curves; and for each method means with the
-      half-widths of their 95 % intervals: the areas "deletion" and "insertion"; their gains over
-      random orders, and over gradients; rank correlations of the attributions with those under
-      random weights ("random_weights") and of another seed ("agreement"); median seconds.
+      The number of examples, and the replacement and the quantity of the curves. For each method,
+      means with the half-widths of their 95 % intervals: the areas "deletion" and "insertion",
+      their gains over random orders and over gradients, and the rank correlations of the
+      attributions with those of random weights ("random_weights") and of another seed
+      ("agreement"). Also the median of the seconds.
 
     Raises:
       UserError: a method does not apply.

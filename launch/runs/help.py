@@ -18,7 +18,7 @@ def help_page(
     Args:
       specification: value of --config.
       original: nested mapping of the experiment; None for an ablation file.
-      values: the same with its overrides.
+      values: nested mapping of the experiment with the overrides.
 
     Raises:
       UserError: the file cannot be read.

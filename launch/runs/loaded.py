@@ -1,4 +1,7 @@
-"""Run directories in Python: results, the model, predictions and evaluations (`launch.load`)."""
+"""Access to run directories from Python: results, model, predictions, evaluations.
+
+`launch.load` returns a `Run`.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,8 @@ class AttentionWeights:
 
     Attributes:
       weights: array with a dimension for each of the `axes`.
-      axes: labels of the positions, such as tokens, by the name of the axis; None without labels.
+      axes: name of each dimension, with the labels of its positions, such as tokens. The value is
+        None for a dimension without labels, such as heads.
     """
 
     weights: np.ndarray
@@ -150,7 +154,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Step of the loaded parameters: the best on validation, or the last of a refitted run."""
+        """Step of the loaded parameters: the best on validation, or the last if refitted."""
         return self._loaded[2]
 
     @functools.cached_property
@@ -172,7 +176,8 @@ class Run:
         """Predicts for inputs as `python -m launch.predict` does.
 
         Args:
-          inputs: texts, or paths of images, sounds or tables; also folders and patterns of files.
+          inputs: texts, or paths of images, sounds or tables. A path may also be a folder or a
+            pattern of files.
           options: options of the decoding as for --set, such as {"model.decoding.beam_size": 1}.
           top_k, threshold, positive: see `tasks.answers.AnswerOptions`.
 
@@ -295,7 +300,7 @@ class Run:
             count = len(task.examples(split))
             wrong = [index for index in examples if not 0 <= index < count]
             if wrong:
-                raise UserError(f"examples: got {wrong[0]}, expected indices below {count}")
+                raise UserError(f"examples: got {wrong[0]}, expected indices from 0 to {count - 1}")
             subjects = explaining.of_split(split, examples)
         else:
             subjects = explaining.of_inputs([os.fspath(each) for each in inputs])

@@ -66,8 +66,8 @@ def match_parameters(
     Args:
       experiments: experiments by name.
       paths: directories of data sets and caches.
-      keys: dotted keys that may be adjusted, in order of preference; of each experiment one is
-        adjusted. By default those of `WIDTHS`.
+      keys: dotted keys that may be adjusted, in order of preference, by default those of `WIDTHS`.
+        One of them is adjusted in each experiment.
       say: called with a line about each experiment.
 
     Returns:

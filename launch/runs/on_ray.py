@@ -1,4 +1,4 @@
-"""Slots on a Ray cluster (--on=ray), an optional package; see `launch.runs.pool`.
+"""Slots on a Ray cluster (--on=ray), which need the optional package ray; see `launch.runs.pool`.
 
 Each slot is an actor with the CPUs and GPUs of one run. The actor starts a worker process like
 those of --on=local, so that JAX is set up as on one machine. The clone of the repository, the
@@ -54,7 +54,7 @@ class OnRay:
     """Placement on a Ray cluster."""
 
     def __init__(self, address: str, resources: Mapping[str, float]):
-        """Args: HOST:PORT, auto, or '' to start a cluster if there is none; see `parse`."""
+        """Takes the address HOST:PORT or auto; with '', starts a cluster if there is none."""
         self._address, self._resources = address, resources
 
     def run(

@@ -125,7 +125,7 @@ class Local:
     """Placement in processes of this machine, each on cores and GPUs of its own."""
 
     def __init__(self, cores: Sequence[Sequence[int]], gpus: Sequence[Sequence[str]]):
-        """Args: cores of each process; GPUs of each process, or [] without GPUs."""
+        """Takes the cores and the GPUs of each process; [] without GPUs."""
         self._cores, self._gpus = cores, gpus
 
     def run(

@@ -100,7 +100,7 @@ class Pool:
     """Jobs that are being executed by slots."""
 
     def __init__(self, slots: Sequence[Slot], options: Options, done: Callable[[Job, Ended], None]):
-        """Args: workers; options of the jobs; function that is called with each job and result."""
+        """Initializes a pool of workers; `done` is called with each job and its result."""
         self._slots, self._options, self._done = list(slots), options, done
         self._running: dict[Slot, Job] = {}
         self._began: dict[Path, float] = {}

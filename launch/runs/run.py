@@ -65,7 +65,7 @@ def run(
       known: cache of data descriptions, so that data shared by several finished runs are read only
         once.
       track: trackers of `launch.engine.trackers.NAMES` that receive metrics and results.
-      profile: steps to trace; with config.training.refit, of the first training.
+      profile: steps to trace; with config.training.refit, they are steps of the first training.
       member: member of a stack of seeds that take their steps together; None to train alone.
 
     Returns:
@@ -251,7 +251,7 @@ def alone(folder: Path) -> Iterator[None]:
     except filelock.Timeout:
         raise UserError(
             f"--workdir={folder}: another process is training in this directory; wait, or name "
-            f"another"
+            f"another --workdir"
         ) from None
 
 
@@ -317,7 +317,7 @@ def _finish(
 
 
 def _timing(folder: Path) -> list[dict[str, Any]]:
-    """Returns the lines of timing.jsonl; of a refitted run also those of the first training."""
+    """Returns the lines of timing.jsonl, which for a refitted run include the first training."""
     return [
         line
         for place in (folder / SELECTION, folder)

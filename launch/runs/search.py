@@ -1,4 +1,4 @@
-"""Searches over values of config keys with Optuna, an optional package.
+"""Searches over values of config keys with the optional package Optuna.
 
 The study is stored in the output directory and extended by the same command. The sampler of a trial
 is seeded by the number of the trial, so that an interrupted search continues as if it had not been
@@ -63,7 +63,7 @@ def run_search(
       options: directories, command and messages; the study is in the same directory.
 
     Returns:
-      Outcomes by name, the number of the signal that stopped the search, or 0, and the number of
+      Outcomes by name; the number of the signal that stopped the search, or 0; and the number of
       trials.
 
     Raises:

@@ -47,8 +47,8 @@ def select(
       steps: compiled functions.
       variables: variables of the model.
       split: name of the split.
-      words: "wrong", "correct", "uncertain" or "random"; numbers, separated by commas; or None for
-        the examples of a report.
+      words: "wrong", "correct", "uncertain", "random", or numbers separated by commas; None for the
+        examples of a report.
       count: largest number of examples, unless they are given by number.
       seed: seed of random choices.
 

@@ -7,8 +7,8 @@ The first line of the standard input is the set-up:
     paths, command, track: as in `launch.runs.jobs.Options`; paths by attribute.
 
 Every further line is a job with the keys name, config, folder, and log, the file that gets the
-output. The answer to a job is a line with the keys record, failure and retriable; or with the key
-stopped; or, if the set-up is invalid, with the key refused.
+output. The answer to a job is a line with the keys record, failure and retriable. It has the key
+stopped instead if a signal stopped the job, and the key refused if the set-up is invalid.
 """
 
 from __future__ import annotations

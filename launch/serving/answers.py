@@ -1,4 +1,4 @@
-"""Conversion of answers to the response formats of Hugging Face's inference API, by task.
+"""Conversion of answers to the response format that Hugging Face's inference API has for a task.
 
 https://huggingface.co/docs/inference-providers/tasks
 """
@@ -18,7 +18,7 @@ _DATA_URL = re.compile(r"data:[\w.+/-]*(;[\w=.+-]+)*;base64,", re.ASCII)
 
 
 def classes(item: Item, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns labels with their probabilities as scores, best first; at most "top_k" labels."""
+    """Returns at most "top_k" labels with their probabilities as scores, best first."""
     ranked = item.answer["probabilities"].items()
     found = [{"label": label, "score": score} for label, score in ranked]
     return found[: parameters.get("top_k")]

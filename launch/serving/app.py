@@ -1,4 +1,4 @@
-"""The ASGI application: endpoints of the Open Inference Protocol, of tasks, web page and metrics.
+"""The ASGI application: endpoints for tasks, Open Inference Protocol, web page and metrics.
 
 https://github.com/open-inference/open-inference-protocol, version 2, JSON data.
 """

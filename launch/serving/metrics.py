@@ -22,7 +22,7 @@ class Metrics:
     """
 
     def __init__(self, max_batch: int):
-        """Args: maximum number of rows in a batch."""
+        """Creates the metrics; `max_batch` is the maximum number of rows in a batch."""
         self._registry = registry = CollectorRegistry()
         sizes = [1 << power for power in range(max_batch.bit_length())]
         self.responses = Counter(

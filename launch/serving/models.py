@@ -59,8 +59,8 @@ _QUICK = frozenset(
 _SHORT = 1000
 # Longest time, in seconds, of a batch that runs on the thread of the event loop.
 _SHORT_S = 0.003
-# Number of timed runs of each batch size; and two limits on the time per row, divided by the
-# shortest: up to the first one, a smaller batch is preferred, and above the second one, larger
+# Number of timed runs of each batch size, and two limits on the ratio of the time per row to the
+# shortest one. Up to the first limit, a smaller batch is preferred; above the second, larger
 # batches are not tried.
 _TIMINGS, _NEAR, _HOPELESS = 3, 1.1, 1.5
 # Most numbers in a response with attention weights.
@@ -116,8 +116,8 @@ class Model:
         # Held by the thread that uses the tokenizer.
         self._tokenizing = threading.Lock()
         self._arrivals = Arrivals()
-        # Programs whose batches run on the thread of the event loop; whether these are all programs
-        # of the kind "predict"; and the rows that wait for them.
+        # The programs whose batches run on the thread of the event loop, whether these are all
+        # programs of the kind "predict", and the rows that wait for them.
         self._short: set[Key] = set()
         self._all_short = False
         self._soon: list[tuple[Key, Row, asyncio.Future[Outputs]]] = []

@@ -25,16 +25,15 @@ class Options:
         read or answered.
       max_queue: maximum number of inputs, per model, that are accepted and not yet answered.
       timeout_s: seconds after which an unanswered request fails.
-      client_timeout_s: seconds in which a client must send the headers, and again as many for the
-        body.
+      client_timeout_s: seconds that a client has to send the headers, and again to send the body.
       max_body_bytes: maximum size of the body of a request, in bytes.
       max_text: maximum number of characters of a text.
       max_pixels: maximum number of pixels of an image.
       max_sound_s: maximum duration of a recording in seconds.
       max_cells: maximum number of cells of a table.
-      token: bearer token that requests must have, except those for the page and for health checks;
-        empty for none.
-      cors_origin: origin whose pages may send requests; empty for none.
+      token: bearer token that requests must have, except requests for the page and for health
+        checks; empty if no token is needed.
+      cors_origin: origin whose pages may send requests (CORS); empty to allow none.
     """
 
     max_batch: int = 16

@@ -37,7 +37,7 @@ class Bodies:
     """Reader of bodies that limits the size of each body and of all bodies in memory together."""
 
     def __init__(self, options: Options):
-        """Args: options of the server."""
+        """Initializes the reader with the options of the server."""
         self._options, self._held = options, 0
         self._large = asyncio.Lock()
 

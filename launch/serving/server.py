@@ -53,7 +53,7 @@ def listen(host: str, port: int) -> socket.socket:
         opened.close()
         reason = (error.strerror or str(error)).lower()
         raise UserError(
-            f"--port={port}: cannot listen on {host} ({reason}); name another one"
+            f"--port={port}: cannot listen on {host} ({reason}); name another port"
         ) from None
     opened.setblocking(False)
     return opened
@@ -66,7 +66,7 @@ class Protocol(H11Protocol):
     client_timeout_s = 30.0
 
     def __init__(self, *args: Any, **keywords: Any):
-        """Args: as for `H11Protocol`."""
+        """Takes the arguments of `H11Protocol`."""
         super().__init__(*args, **keywords)
         self._headers_timer: asyncio.TimerHandle | None = None
         self._reading_timer: asyncio.TimerHandle | None = None

@@ -1,4 +1,7 @@
-"""Random keys per example, so that random results do not depend on the order of a batch."""
+"""Random keys per example, so that random results do not depend on the order of a batch.
+
+B examples of a batch.
+"""
 
 import jax
 

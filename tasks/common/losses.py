@@ -1,8 +1,8 @@
 """Cross-entropy of integer labels, with a gradient computed in one pass over the logits.
 
-V is the number of classes. The backward pass needs the logits and two numbers per row, instead of
-probabilities. It compares class indices with labels, which avoids a scatter.
-`linear_cross_entropy` computes logits in chunks of classes and does not store them.
+V is the number of classes, D the size of a hidden state. The backward pass needs the logits and two
+numbers per row, instead of probabilities. It compares class indices with labels, which avoids a
+scatter. `linear_cross_entropy` computes logits in chunks of classes and does not store them.
 """
 
 from __future__ import annotations

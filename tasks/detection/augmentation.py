@@ -1,9 +1,9 @@
 """Random augmentation of images and their objects, under `jax.jit`.
 
-Each example has a random key of its own. The image stays in the upper left corner of its square,
-zero-padded to the right and below.
+Each example has a random key of its own. An array of S x S pixels contains an image in its upper
+left corner and zeros to the right and below, before and after augmentation.
 
-B batch, S side of the square, M objects including padding.
+B batch, S side of the array, M objects including padding, Y X height and width of an instance map.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Baseline without learning: Otsu's threshold, and inscribed discs that split touching objects.
+"""Baseline without learning: Otsu's threshold, with touching objects split by inscribed discs.
 
 Y X height and width.
 """

@@ -63,7 +63,7 @@ def read_annotations(
       file: file of the annotations.
       images: folder of the images; None for the folder of `file`, or a folder images/ in it or
         next to it that has the images.
-      group_key: key of the entries of images that groups them; "" for none.
+      group_key: key of the entries in "images" by which the images are grouped; "" for no groups.
 
     Returns:
       Names of the classes in the order of their ids, the images in the order of the file, and

@@ -1,7 +1,7 @@
-"""Explanations of detection; positions are cells of a grid.
+"""Explanations of detection, with the cells of a grid as positions.
 
-A gate g of 0 or 1 replaces each cell x of the image by the same cell r of a blurred copy or keeps
-it, g x + (1 - g) r, and the change of a score of the prediction is measured.
+A gate g of 1 keeps a cell x of the image, and a gate of 0 replaces it by the same cell r of a
+blurred copy: g x + (1 - g) r. The change of a score of the prediction is measured.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conversion of images to model inputs, and of model outputs to objects in image coordinates."""
+"""Processor of detection: reads images, and converts model outputs to objects in image pixels."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ MOST_OBJECTS = 1000
 
 
 class Detection(Task):
-    """Detection of object boxes and classes, and of masks with Mask R-CNN on data with masks."""
+    """Detection of boxes and classes of objects, and of masks if model and data have them."""
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS

@@ -74,9 +74,9 @@ def load(
     """Reads annotations, and checks all images.
 
     Args:
-      path: annotation file; or a folder with train.json and optionally validation.json and
-        test.json, possibly in annotations/; or three files for train, validation and test,
-        separated by commas.
+      path: annotation file, or a folder with train.json and optionally validation.json and
+        test.json, possibly in annotations/. Three files, separated by commas, are train, validation
+        and test.
       images: folder of the images; None for the folder of the annotations, or images/ near it.
       skip_broken: whether to skip images that are missing or cannot be read, with a message.
       held_out: config of the held-out splits; its `group_column` is a key of the entries of images.
@@ -247,7 +247,7 @@ def _pixel_hash(annotated: Annotated, turns: AnnotationTurns) -> np.ndarray:
 
 
 def _turned(annotated: Annotated, orientation: int) -> Annotated:
-    """Converts annotations from pixels of the stored image to those in its EXIF orientation."""
+    """Converts annotations from pixels of the stored image to pixels of the displayed image."""
     truth = annotated.truth
     masks = truth.masks
     if masks is not None:

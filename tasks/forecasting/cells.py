@@ -135,7 +135,12 @@ def read_columns(
     likely: Reading,
     trained: bool,
 ) -> tuple[np.ndarray, tuple[str, ...], dict[str, str]]:
-    """Returns values [rows, C], names, and decimal marks of columns not in Python notation."""
+    """Reads the columns of numbers.
+
+    Returns:
+      The values [rows, C], the names of the C columns, and the decimal mark by name of column.
+      Columns whose numbers all have Python notation have no decimal mark.
+    """
     found: dict[str, Column] = {}
     texts = []
     for column in targets or [column for column in table.header if column and column != stamped]:
@@ -156,8 +161,8 @@ def read_columns(
                 raise UserError(f"{where} {quote(cells[error.index])}, {error}; {remedy}") from None
             note = f" ({error})" if str(error) else ""
             raise UserError(
-                f"{where} {quote(cells[error.index])}, expected a number or nothing{note}; correct "
-                "it, or set --label to the columns to forecast"
+                f"{where} {quote(cells[error.index])}, expected a number or an empty cell{note}; "
+                "correct it, or set --label to the columns to forecast"
             ) from None
     decimals = _conventions(table, found, decimal, likely)
     if texts:

@@ -320,7 +320,7 @@ def read_labeled(
     if not len(data.origins("test")):
         raise UserError(
             f"{file}: has {end} time steps, expected at least {config.lookback + config.horizon} "
-            "with values, those of the look-back and of the horizon"
+            "for look-back and horizon, with a value in each of them"
         )
     return data
 

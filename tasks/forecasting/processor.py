@@ -1,4 +1,5 @@
-"""Conversion of files to model inputs, and of model outputs to forecasts in the units of the data.
+"""Processor of forecasting: reads files, and converts outputs to forecasts in the units of the
+data.
 
 L look-back, F horizon, C channels, K calendar features, S steps, P parameters of an output head, Q
 quantile levels.

@@ -1,4 +1,4 @@
-"""Fitting of the weight between two forecasts on the training split, by rolling origins.
+"""Weight of the mean of two forecasts, fitted on the training split by rolling origins.
 
 For each of several origins in time, forecasts are fitted to the data before the origin and compared
 on the data after it (Tashman 2000, "Out-of-sample tests of forecasting accuracy").

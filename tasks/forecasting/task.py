@@ -206,10 +206,11 @@ class Forecasting(Task):
         """Computes errors and forecasts of a batch of windows.
 
         Returns:
-          Statistics: the sums of `error_sums`, the sum "loss", and for a distribution the sum
-            "crps" [C]; sums of squared errors and cells by step ahead, [F]; and sums of squared
-            errors by noise level. Outputs of each window: "mse" and "mae" [B] over its valid cells,
-            their number "cells" [B], and the parameters "forecast" [B, F, P] of the last channel.
+          Statistics: the results of `error_sums`, the sum "loss", for a distribution the sum "crps"
+            [C], the sums of squared errors and of cells by step ahead, [F], and the sums of squared
+            errors by noise level. Outputs for each window: "mse" and "mae" [B] over its valid
+            cells, the number of these cells "cells" [B], and the parameters "forecast" [B, F, P] of
+            the last channel.
         """
         valid, future = _counted(batch), batch["future"]
 

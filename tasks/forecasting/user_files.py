@@ -70,8 +70,8 @@ def read_splits(path: str, *given: Any, **options: Any) -> tuple[Series, tuple[i
     """Reads the series of one or more files, and the sizes of splits that have their own files.
 
     Args:
-      path: file, folder or glob pattern, whose files are joined in the order of time; or three of
-        them for train, validation and test.
+      path: file, folder or glob pattern, whose files are joined in the order of time. Three of
+        them, separated by commas, are train, validation and test.
       *given: further arguments of `read_series`.
       **options: options of `read_series`.
 
@@ -125,8 +125,8 @@ def _joined(parts: Mapping[str, Series]) -> tuple[Series, list[int]]:
             begin = int(clock.grid_index(np.array([series.start]), base.start, base.step)[0])
         if begin < length:
             raise UserError(
-                f"--data: {name} begins before the files before it end; give files of consecutive "
-                f"times, or one file"
+                f"--data: {name} begins before an earlier file ends; give files of consecutive "
+                "times, or one file"
             )
         if begin > length:
             say(f"{name}: {begin - length} times before it have no row; they are masked")
@@ -230,8 +230,8 @@ def _on_grid(
     if step is None:
         if len(times) < 2:
             raise UserError(
-                f"{name}: got one time, expected two or more to infer the step; add rows, or set "
-                "config.data.step to the step in seconds"
+                f"{name}: got a single time, expected two or more to infer the step; add rows, or "
+                "set config.data.step to the step in seconds"
             )
         step = clock.regular_step(times)
     start = times[0]

@@ -1,4 +1,4 @@
-"""Explanations of handwriting recognition; positions are the columns after the encoder.
+"""Explanations of handwriting recognition, with the encoded columns as positions.
 
 A gate g in [0, 1] fades the ink x of the image columns of each position to blank paper, g x, and
 the change of a score of the transcript is measured.
@@ -23,7 +23,7 @@ class HandwritingExplainer(TranscriptionExplainer):
     replacement = "blank paper"
 
     def frames(self, inputs: Arrays) -> tuple[int, int]:
-        """Returns the number of encoded columns of the line, and that of the padded array."""
+        """Returns the numbers of encoded columns of the line and of the padded array."""
         model = self.task.model
         return model.frames(int(inputs["length"][0])), model.frames(inputs["columns"].shape[1])
 

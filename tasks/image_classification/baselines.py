@@ -1,4 +1,7 @@
-"""Classical baselines; their regularization is selected on the validation split."""
+"""Classical baselines, whose regularization is selected on the validation split.
+
+Y X height and width, n images.
+"""
 
 from __future__ import annotations
 

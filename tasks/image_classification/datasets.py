@@ -6,6 +6,8 @@ a 4 x 4 block of the scanned digit. Writers are not recorded, so splits share wr
 do not measure the generalization to new writers.
 
 Fashion-MNIST: see `tasks.common.datasets.fashion_mnist`.
+
+Y X height and width, C channels, n images.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Explanations of image classification; positions are patches of a ViT, or cells of a grid.
+"""Explanations of image classification, with patches of a ViT or cells of a grid as positions.
 
 A gate g in [0, 1] fades each patch or cell x of the image towards the same part r of a blurred
 copy, g x + (1 - g) r, and the change of a score of the prediction is measured.

@@ -1,4 +1,7 @@
-"""Image classification with convolutional networks and Vision Transformers."""
+"""Image classification with convolutional networks and Vision Transformers.
+
+B batch, Y X height and width, C channels, P patches, T tokens, L layers, N heads.
+"""
 
 from __future__ import annotations
 

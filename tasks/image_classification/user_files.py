@@ -1,4 +1,7 @@
-"""Reading of user images: class folders and tables for training, single images for prediction."""
+"""Reading of user images: class folders and tables for training, single images for prediction.
+
+Y X height and width, n images.
+"""
 
 from __future__ import annotations
 
@@ -138,8 +141,8 @@ def labeled_paths(path: str, config: ImageTableConfig) -> tuple[list[str], list[
     The origin names the image in messages: its path in the folder, or its line in the table.
 
     Args:
-      path: folder with a folder of images for each class; or a table with the columns of `config`,
-        whose paths are relative to the table.
+      path: folder with a folder of images for each class, or a table with the columns of `config`.
+        Paths in the table are relative to it.
       config: names of the columns of tables, as in the run.
 
     Raises:
@@ -178,7 +181,7 @@ def read_labeled(where: str, paths: Sequence[str], data_set: DataSet | None, sid
       data_set, side: as for `read_inputs`.
 
     Raises:
-      UserError: an image cannot be read; the message names the first of them and their number.
+      UserError: images cannot be read; the message names the first one and their number.
     """
     read, broken = [], []
     for path in paths:

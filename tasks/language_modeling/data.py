@@ -32,10 +32,10 @@ class DataConfig(HeldOutConfig, TextFilesConfig):
     Attributes:
       name: "tiny_shakespeare" or "janeausten", which are running texts, or a built-in labeled data
         set of separate texts; see `TextFilesConfig`.
-      train_file, validation_file, test_file: text in UTF-8, a folder of texts or a glob pattern;
-        or, with `text_column`, tables. A missing split is a tenth of the training text. In running
-        text, missing validation and test splits are its last tenths, in this order. Separate texts
-        are split by hash.
+      train_file, validation_file, test_file: a file, a folder or a glob pattern of text files in
+        UTF-8, or of tables if `text_column` is set. A missing split is a tenth of the training
+        text. In running text, missing validation and test splits are its last tenths, in this
+        order. Separate texts are split by hash.
       lines: whether each line of the user files is a separate text.
       text_column: column of the texts in user files that are tables, whose rows are separate texts;
         empty for plain text.

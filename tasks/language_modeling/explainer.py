@@ -1,4 +1,4 @@
-"""Explanations of masked words and of next tokens; positions are tokens.
+"""Explanations of masked words and of next tokens, with tokens as positions.
 
 A gate g in [0, 1] fades the embedding x of each token towards a replacement r, g x + (1 - g) r, and
 the change of a score of the prediction is measured.
@@ -41,7 +41,7 @@ class LanguageExplainer(Explainer):
         return {"token": outputs["completion" if self._causal else "words"][:, 0]}
 
     def raw(self, split: str, index: int) -> str:
-        """Returns the text with one word masked; or the first half of it, for a causal model."""
+        """Returns the text with a masked word, or for a causal model its first half."""
         return self._asked(split, index)[0]
 
     def _asked(self, split: str, index: int) -> tuple[str, str]:

@@ -46,7 +46,7 @@ class LanguageModelConfig(EncoderConfig):
       min_rows: minimum number of rows of the embedding table and of the output layer, such as
         50,304 for the vocabulary of GPT-2. Rows after the vocabulary are padding: their
         probabilities are 0.
-      tied: whether the output projection is the embedding table; always for "masked".
+      tied: whether the output projection is the embedding table; must be True for "masked".
       loss_chunk_size: number of tokens of the vocabulary whose logits are computed at a time in the
         loss, for "causal"; 0 for all. This saves memory for large vocabularies; results are the
         same.
@@ -82,7 +82,7 @@ class LanguageModelConfig(EncoderConfig):
                 f"decoding.n_best: got {self.decoding.n_best}, expected 1, because a prompt has a "
                 "single completion"
             )
-        # Fields that only the other objective reads must have their defaults.
+        # A field that only the other objective reads has no effect, so it must be the default.
         read = {
             "causal": ("tied", "loss_chunk_size", "max_new_tokens", "decoding"),
             "masked": ("segments", "next_sentence", "mask_rate", "whole_words"),

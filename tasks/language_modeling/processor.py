@@ -1,4 +1,4 @@
-"""Conversion of prompts and of texts with [MASK] to arrays, and of outputs to texts."""
+"""Processor of language modeling: encodes prompts or texts with [MASK], and decodes outputs."""
 
 from __future__ import annotations
 

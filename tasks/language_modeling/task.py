@@ -292,8 +292,9 @@ class LanguageModeling(Task):
         """Completes prompts, or predicts masked words.
 
         Returns:
-          `completion` int32 [B, max_new_tokens]; or for position `blank` the k most probable
-          tokens, `words` int32 [B, k], and their `probabilities`; k is 5 or `top_k`.
+          For a causal model, `completion` int32 [B, max_new_tokens]. For a masked model, the k most
+          probable tokens at position `blank`, `words` int32 [B, k], and their `probabilities`; k is
+          5 or `top_k`.
         """
         tokens, lengths = inputs["tokens"], inputs["length"]
         if self.processor.causal:
@@ -320,7 +321,10 @@ class LanguageModeling(Task):
         return None if self.processor.begin is not None else self.processor.end_id
 
     def attention(self, model: LanguageModel, inputs: Batch) -> dict[str, Any]:
-        """Returns the attention weights of all layers [B, L, N, T, T]; no tokens are masked."""
+        """Returns the attention weights of all layers, [B, L, N, T, T].
+
+        The random masking of training is not applied to the tokens.
+        """
         if "weights" not in self.model.entry.capabilities:
             return {}
         _, weights = model(

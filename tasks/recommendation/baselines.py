@@ -30,7 +30,8 @@ Settings = Mapping[str, Any]
 Scores = Callable[[np.ndarray], np.ndarray]
 """Function from indices of users in a split to their scores, [users, I]."""
 
-# Number of users that are scored at a time, and of validation users for the selection of settings.
+# Number of users that are scored at a time, and number of validation users on which settings are
+# selected.
 _BLOCK, _CHOOSERS = 512, 2048
 # EASE uses this many of the most popular items, since its time is cubic. If there are more than
 # `_FEW_ITEMS` items, only one ridge strength is tried.

@@ -1,4 +1,4 @@
-"""Explanations of recommendations; positions are the items of the history.
+"""Explanations of recommendations, with the items of the history as positions.
 
 Items whose gate is 0 are removed from the history, those whose gate is 1 are kept, and the change
 of a score of the recommendation is measured.

@@ -1,4 +1,4 @@
-"""Conversion of queries (`user:NAME` or titles) to arrays, and of ranked items to answers."""
+"""Processor of recommendation: parses queries (`user:NAME` or titles), and names ranked items."""
 
 from __future__ import annotations
 

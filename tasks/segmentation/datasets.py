@@ -1,4 +1,7 @@
-"""Built-in data sets for segmentation."""
+"""Built-in data sets for segmentation.
+
+Y X height and width.
+"""
 
 from __future__ import annotations
 

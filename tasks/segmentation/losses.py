@@ -29,8 +29,8 @@ class LossConfig(Config):
       dice: weight of `dice_loss`.
       focal: weight of `focal_loss`.
       focal_gamma: exponent of the focal loss.
-      class_weights: class weights of cross-entropy and focal loss: "none"; "median_frequency", see
-        `median_frequency`; or comma-separated numbers, one for each class.
+      class_weights: class weights of cross-entropy and focal loss: "none", "median_frequency" (see
+        `median_frequency`), or comma-separated numbers, one for each class.
     """
 
     cross_entropy: NonNegativeFloat = 1.0

@@ -1,4 +1,7 @@
-"""User files for segmentation: images/NAME and masks/NAME.png."""
+"""User files for segmentation: images/NAME and masks/NAME.png.
+
+Y X height and width, C channels.
+"""
 
 from __future__ import annotations
 
@@ -87,8 +90,8 @@ def find(path: str) -> dict[str, list[Pair]]:
     """Finds images and their masks by split.
 
     Args:
-      path: a folder with images/ and masks/, which are the training split; or a folder with train/
-        and optionally validation/ (or valid, val) and test/, each with images/ and masks/.
+      path: a folder with images/ and masks/, which are the training split. Instead it may contain
+        train/ and optionally validation/ (or valid, val) and test/, each with images/ and masks/.
 
     Raises:
       UserError: there is no training split, an image has no mask, a mask has no image, or two
@@ -122,7 +125,7 @@ def find_labeled(path: str, names: Sequence[str], config: ImageTableConfig) -> l
     """Finds the images and masks of a folder or table for an evaluation.
 
     Args:
-      path: folder with images/ and masks/; a folder with test/, which contains both; or a table.
+      path: a table, a folder with images/ and masks/, or a folder with test/, which contains both.
       names: class names of the run, with which a file classes.txt in the folder must agree.
       config: columns of tables of the run.
 

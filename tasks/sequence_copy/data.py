@@ -34,7 +34,7 @@ class DataConfig(Config):
 
     Attributes:
       name: "reversed_digits" or "copied_digits", which have the same strings and different targets.
-      min_length, max_length: number of digits; all lengths are equally likely.
+      min_length, max_length: minimum and maximum number of digits. All lengths are equally likely.
       train_size, validation_size, test_size: number of strings, all different.
       seed: seed of the strings. The split of a string does not depend on it.
     """

@@ -1,4 +1,4 @@
-"""Explanations of copied strings; positions are digits of the source.
+"""Explanations of copied strings, with the digits of the source as positions.
 
 A gate g in [0, 1] fades the embedding x of each position towards a replacement r, g x + (1 - g) r,
 and the change of a score of the prediction is measured.

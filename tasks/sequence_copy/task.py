@@ -1,4 +1,4 @@
-"""Sequence copy: conversion of digit strings to the same strings, reversed or in order.
+"""Sequence copy: a digit string is transduced to itself, unchanged or reversed.
 
 B batch, S source length, T target length, N heads."""
 
@@ -84,7 +84,7 @@ class DigitProcessor(Processor):
 
 
 class SequenceCopy(Task):
-    """Conversion of digit strings to the same strings, reversed or in order."""
+    """Transduction of digit strings to the same strings, unchanged or reversed."""
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS

@@ -59,9 +59,9 @@ class DataConfig(TranscribedConfig):
       strings: composition of spoken_digit_strings.
       long_strings: composition of the test condition "long", whose strings are longer than any
         training string.
-      silence: number of additional training examples without speech, as a fraction of the number of
-        examples; for spoken_digit_strings and prompts. They reduce hallucinations, as do user files
-        with an empty text.
+      silence: number of additional training examples without speech in spoken_digit_strings and
+        prompts, as a fraction of the number of examples. They reduce hallucinations, as do user
+        files with an empty text.
       features: config of the log-mel features.
       normalised: whether each clip is scaled to the same peak, and the mean of each mel band is
         subtracted (Atal 1974). This removes the effects of microphone and room.

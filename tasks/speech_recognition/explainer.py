@@ -1,4 +1,4 @@
-"""Explanations of speech recognition; positions are the frames after the encoder.
+"""Explanations of speech recognition, with the encoded frames as positions.
 
 A gate g in [0, 1] fades the standardized features x of the frames of each position to 0, their mean
 in training, g x, and the change of a score of the transcript is measured.
@@ -28,7 +28,7 @@ class SpeechExplainer(TranscriptionExplainer):
         return self.task.model.frames(self.task.data.features.frames(samples))
 
     def frames(self, inputs: Arrays) -> tuple[int, int]:
-        """Returns the number of encoded frames of the recording, and that of the padded array."""
+        """Returns the numbers of encoded frames of the recording and of the padded array."""
         return self._encoded(int(inputs["length"][0])), self._encoded(inputs["samples"].shape[1])
 
     def encode(self, model: Any, batch: Mapping[str, Any], gates: Any) -> Any:

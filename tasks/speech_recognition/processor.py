@@ -1,4 +1,7 @@
-"""Processor of speech recognition: converts audio files to features, and units to transcripts."""
+"""Processor of speech recognition: converts audio files to features, and units to transcripts.
+
+B batch, P samples, S frames, F mel bands.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from tasks.transcription import TranscriptionProcessor
 
 # Number of training clips for the feature statistics, and the batch size of that computation.
 _SCALE_CLIPS, _SCALE_BATCH = 500, 32
-# Peak of a normalized clip; minimum of the peak by which a clip is divided.
+# Peak of a normalized clip, and minimum of the peak by which a clip is divided.
 _PEAK, _LEAST_PEAK = 0.5, 1e-3
 
 Change = Callable[[jax.Array], jax.Array]
@@ -27,7 +30,8 @@ Change = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class SpeechProcessor(TranscriptionProcessor):
-    """Conversion of audio files to samples, of samples to features, and of units to transcripts.
+    """Processor that converts audio files to samples, samples to features, and units to
+    transcripts.
 
     Attributes:
       mean, deviation: mean and standard deviation of the training features, [F] each.

@@ -63,7 +63,7 @@ class SpeechRecognition(TranscriptionTask):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """For spoken digits, the held-out speaker; or a note that training has all speakers."""
+        """Held-out speaker of spoken digits, or a note that training has all speakers."""
         if self.data.path is not None or self.data.name.startswith("prompts"):
             return {}
         held_out = self.data.held_out
@@ -71,7 +71,7 @@ class SpeechRecognition(TranscriptionTask):
 
     @property
     def input_unit(self) -> tuple[str, float]:
-        """Unit in which inputs are measured, seconds, and the duration of a sample in it."""
+        """Unit of the lengths of inputs ("seconds"), and the duration of a sample in seconds."""
         return "seconds", 1 / self.data.features.sample_rate
 
     # ------------------------------------------------------------------ objective

@@ -1,4 +1,7 @@
-"""Figures of text classification: one weight per token from the attention of a model."""
+"""Figures of text classification: one weight per token from the attention of a model.
+
+T tokens of a text.
+"""
 
 from __future__ import annotations
 

@@ -179,8 +179,8 @@ class TextClassifier(nnx.Module):
     Args:
       config: one of MODEL_CONFIGS.
       vocabulary, classes: number of token ids and number of classes.
-      prior: values of the prior [vocabulary, columns], see `EmbeddingConfig`; None for none.
-      start: initial embeddings and encoder from the run `init_from`; None for none.
+      prior: values of the prior [vocabulary, columns], see `EmbeddingConfig`; None without a prior.
+      start: initial embeddings and encoder from the run `init_from`; None without such a run.
     """
 
     # Number of dropout keys; the last one is for the pooled vector.

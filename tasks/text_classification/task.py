@@ -1,4 +1,7 @@
-"""Text classification, with one class per text."""
+"""Text classification, with one class per text.
+
+B batch, T tokens of a text, L layers, N heads.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,7 @@ class TextExamples:
 
 @dataclasses.dataclass(frozen=True)
 class TextProcessor(Processor):
-    """Conversion of texts to token ids, and of probabilities to labels.
+    """Processor that converts texts to token ids, and probabilities to labels.
 
     Attributes:
       labels: names of the classes.

@@ -35,10 +35,10 @@ class DataConfig(HeldOutConfig):
       source: language of the source, as a two-letter code or, for user files, the extension of the
         files or the column of tables.
       target: language of the target.
-      path: user files: a folder with train.SOURCE and train.TARGET, and optionally validation (or
-        valid, val, dev) and test; two files, separated by a comma; or tables with the columns
-        SOURCE and TARGET. A missing split is a tenth of the training split, selected by the hash of
-        the source sentence.
+      path: user files, in one of three forms: a folder with train.SOURCE and train.TARGET, and
+        optionally the same for validation (or valid, val, dev) and test; two files, separated by a
+        comma; tables with the columns SOURCE and TARGET. A missing split is a tenth of the training
+        split, selected by the hash of the source sentence.
       text: config of the tokenizer, which is fitted on both languages. `max_length` applies to
         source and target separately: longer pairs are omitted from the training split, and
         truncated in the other splits. With `lower_case`, outputs and references are in lower case.
@@ -168,7 +168,7 @@ def _with_all_splits(
 
 
 class PairExamples:
-    """Pairs of token ids for `tasks.common.data.pipeline`; source and target have an end token.
+    """Pairs of token ids, each with an end token, for `tasks.common.data.pipeline`.
 
     Attributes:
       padded: padding value of each field.

@@ -1,4 +1,4 @@
-"""Explanations of translations; positions are tokens of the source.
+"""Explanations of translations, with the tokens of the source as positions.
 
 A gate g in [0, 1] fades the embedding x of each token towards a replacement r, g x + (1 - g) r, and
 the change of a score of the translation is measured.

@@ -106,7 +106,8 @@ class RecurrentConfig(Config):
 
     Attributes:
       embedding_size: E, size of the token embeddings, which both languages share.
-      state_size: D, state size of the decoder, and of both directions of the encoder together.
+      state_size: D, state size of the decoder. The two directions of the encoder together have the
+        same size.
       num_layers: number of layers of the decoder.
       cell: "gru" or "lstm".
       alignment: an alignment of `attention.registry`, such as "additive" or

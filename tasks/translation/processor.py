@@ -16,7 +16,7 @@ from tasks.translation.data import PairExamples
 
 @dataclasses.dataclass(frozen=True)
 class TranslationProcessor(Processor):
-    """Conversion of sentences to token ids with an end token, and of decoded ids to sentences.
+    """Processor that converts sentences to token ids, and decoded ids to sentences.
 
     Attributes:
       tokenizer: tokenizer fitted on both languages of the training split; it does not truncate.

@@ -41,9 +41,9 @@ def find(path: str, source: str, target: str) -> dict[str, Parallel]:
     """Finds the files of each split.
 
     Args:
-      path: a folder with STEM.SOURCE and STEM.TARGET, such as train.en and train.de; two files of
-        the training split, separated by a comma; a table or a glob pattern of tables; or three
-        tables, folders or stems of files for train, validation and test.
+      path: a folder with STEM.SOURCE and STEM.TARGET, such as train.en and train.de, or two files
+        of the training split, separated by a comma, or a table or glob pattern of tables. Three
+        tables, folders or stems of files, separated by commas, are train, validation and test.
       source: extension of the files in the source language, or its column in tables.
       target: extension of the files in the target language, or its column in tables.
 
@@ -113,7 +113,7 @@ def read_labeled(path: str, source: str, target: str) -> tuple[list[str], list[s
     """Reads the sentence pairs of one split for an evaluation; see `read_pairs`.
 
     Args:
-      path: two files, separated by a comma; a folder with test.SOURCE and test.TARGET; or a table
+      path: two files separated by a comma, a folder with test.SOURCE and test.TARGET, or a table
         with the columns SOURCE and TARGET.
       source, target: languages of the run.
 

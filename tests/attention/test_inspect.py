@@ -215,9 +215,9 @@ def test_rows_of_a_long_sequence_cost_no_square():
     [
         ({"layers": "decoder"}, r"layers: got 'decoder', expected names or indices of \['enc"),
         ({"layers": 3}, "layers: got 3, expected names or indices of"),
-        ({"heads": [0, 2]}, r"heads: got \[0, 2\], expected indices below 2 at 'encoder/layers/0"),
-        ({"heads": [1]}, r"heads: got \[1\], expected indices below 1 at 'pool' \(set layers="),
-        ({"layers": "encoder", "rows": 6}, r"rows: got \[6\], expected indices below 6"),
+        ({"heads": [0, 2]}, r"heads: got \[0, 2\], expected indices from -2 to 1 at 'encoder/"),
+        ({"heads": [1]}, r"got \[1\], expected indices from -1 to 0 at 'pool' \(set layers"),
+        ({"layers": "encoder", "rows": 6}, r"rows: got \[6\], expected indices from -6 to 5"),
         ({"rows": [True]}, r"rows: got \[True\], expected at least one integer"),
         ({"rows": []}, r"rows: got \[\], expected at least one integer index"),
     ],

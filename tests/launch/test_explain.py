@@ -155,7 +155,7 @@ def test_show_draws_the_attention_of_any_model():
     page = launch.show(run, x, labels=labels)
     assert "<iframe" in page._repr_html_()
     assert "fine" in page.page()
-    with pytest.raises(ValueError, match="example: got 7, expected an index below 3"):
+    with pytest.raises(ValueError, match="example: got 7, expected -3 to 2"):
         launch.show(run, x, example=7)
     with pytest.raises(launch.UserError, match="more than the positions of any attention"):
         launch.show(run, x, labels=[str(n) for n in range(9)])
@@ -182,7 +182,7 @@ def test_explanations_in_python(tiny_run, tmp_path, cache):
     assert one.target in ("good", "bad")
     for wrong, message in [
         (dict(inputs="a film"), "write \\[...\\]"),
-        (dict(examples=[10**6]), "expected indices below"),
+        (dict(examples=[10**6]), "expected indices from 0 to"),
         ({}, "expected a list of inputs, or the indices"),
         (dict(inputs=["a"], methods=["lime"]), "lime is unknown"),
     ]:

@@ -1,7 +1,7 @@
 """The gradient of all blockwise kernels, on one device or several.
 
 The gradient needs only the output and the log-sum-exp of each row; the weights are recomputed (Dao
-et al. 2022). Symbols are those of `online_softmax.py`.
+et al. 2022). Symbols are those of `online_softmax.py`, letters those of `attention.shapes`.
 """
 
 from __future__ import annotations

@@ -159,8 +159,8 @@ def backward(
     Args:
       query, key, value, mask, bias, key_data, spec, offset: as for `forward`.
       cotangent: do, [B, T, N, V].
-      lse, delta: z of all keys and the sink, and δ, [B, T, N]; z = inf for a row that may attend to
-        nothing.
+      lse, delta: z and δ, [B, T, N]. Here z is over all keys and the sink, and inf for a row that
+        may attend to nothing.
       bias_grad: array to which the gradient of the bias is added, shaped like the bias padded to
         complete blocks.
 

@@ -57,12 +57,12 @@ def attend(
     for name, heads in (("N", N), ("K", K)):
         if heads % shared:
             raise NotImplementedError(
-                f"mesh: got {name}={heads} heads, expected a multiple of tensor x sequence = "
-                f"{shared}; use the kernel 'ring'"
+                f"mesh: got {name}={heads} heads, expected a multiple of {shared}, the product of "
+                "the mesh axes 'tensor' and 'sequence'; use the kernel 'ring'"
             )
     if options["dropout_rate"] and kernel != "blockwise":
         raise NotImplementedError(
-            f"dropout_rate: got kernel={kernel!r}, expected 'blockwise', which draws the dropout "
+            f"kernel: got {kernel!r} with dropout, expected 'blockwise', which draws the dropout "
             "mask by global positions"
         )
     sizes = dict(zip("BTNSK", (B, T, N, S, K), strict=True))

@@ -28,7 +28,7 @@ class Arguments(NamedTuple):
     """A mask as arguments of `jax.nn.dot_product_attention`.
 
     Attributes:
-      causal: whether a query attends to no later key.
+      causal: whether the keys after a query's position are hidden.
       left: number of visible keys before a query's own position, or None for all.
       query, key: numbers of real positions, int32 [B]; None if all are real.
     """
@@ -120,7 +120,7 @@ def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
       The `Arguments`, lengths of shape [B].
 
     Raises:
-      NotImplementedError: the mask has another term.
+      NotImplementedError: the mask has a term that cuDNN does not support.
     """
     left: int | None = None
     causal = False
@@ -132,7 +132,7 @@ def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
                     "mask: got a window to the right, expected window(left, 0)"
                 )
             if T != S or not terms.is_static(term.query_offset) or term.query_offset:
-                got = f"T={T} and S={S}" if T != S else "another query_offset"
+                got = f"T={T} and S={S}" if T != S else "a query_offset that is not the integer 0"
                 raise NotImplementedError(f"mask: got {got}, expected T == S and query_offset=0")
             causal = True
             if term.left is not None and term.left < S:

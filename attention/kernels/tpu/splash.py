@@ -110,7 +110,7 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
       The `Structure`, ids of shapes [B, T] and [B, S].
 
     Raises:
-      NotImplementedError: the mask has another term.
+      NotImplementedError: the mask has a term that splash attention does not support.
     """
     low = high = None
     ids: dict[str, Array | None] = {"query": None, "key": None}

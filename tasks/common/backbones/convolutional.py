@@ -92,8 +92,8 @@ class StagesConfig(Config):
 
     Attributes:
       channels: number of channels of each stage.
-      attention: after each stage, "none" or a map attention of `attention.registry`, with options
-        if any: "cbam", "se(reduction=4)".
+      attention: map attention after each stage: "none" or a name of `attention.registry`, with
+        options if any, such as "cbam" or "se(reduction=4)".
       momentum: momentum of batch norm: weight of the newest batch in the running statistics.
       dtype: dtype of the computation; parameters are float32.
     """
@@ -181,8 +181,8 @@ class Convolution(nnx.Module):
       inputs, outputs: number of channels.
       size: height and width of the kernel.
       stride: s.
-      norm: "batch" (Ioffe & Szegedy 2015); "group" (Wu & He 2018), whose results do not depend on
-        the other images, for small batches; "none" for a bias instead of a norm.
+      norm: "batch" (Ioffe & Szegedy 2015), "group" (Wu & He 2018), or "none" for a bias instead of
+        a norm. With group norm, results do not depend on the other images of a batch.
       relu: whether ReLU is applied.
       momentum: momentum of batch norm: weight of the newest batch in the running statistics.
       dtype: dtype of the computation; parameters are float32.

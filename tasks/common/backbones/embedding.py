@@ -15,7 +15,9 @@ Array = jax.Array
 class TokenEmbedding(nnx.Module):
     """Embedding table that is also the output layer.
 
-        x_t = scale · E[token_t],   logits_t = x_t Eᵀ
+        x_t = scale · E[token_t],   logits_t = h_t Eᵀ
+
+    h_t is the input of `logits`, usually the output of the last layer.
 
     Parameters: embedding, E [rows, D], initialized from a normal distribution.
 

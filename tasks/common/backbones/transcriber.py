@@ -51,7 +51,7 @@ class TranscriberConfig(Config):
 
     Attributes:
       decoder: "recurrent" (Chan et al. 2016), "transformer", or "none" for CTC alone.
-      ctc_weight: weight of the CTC loss; 1 without a decoder, 0 for no CTC.
+      ctc_weight: weight of the CTC loss, which must be 1 without a decoder; 0 disables CTC.
       decoding_ctc_weight: weight of CTC in the scores of beam search with a decoder.
       alignment: alignment of a recurrent decoder, a name of `attention.registry`, with options if
         any: "additive", "location_aware", "multi_head(num_heads=4)"; "none" is the baseline with

@@ -1,4 +1,4 @@
-"""Hashes of parts of data sets, to detect changes, and of examples, to pair results."""
+"""Hashes of data. Those of data sets detect changes, those of examples pair the results of runs."""
 
 from __future__ import annotations
 

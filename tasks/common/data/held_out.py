@@ -1,4 +1,4 @@
-"""Validation and test splits held out of training rows: by hash, stratified by class, by group."""
+"""Validation and test splits that are held out of the training rows, by hash, class or group."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class HeldOutConfig(Config):
     """Config of the validation and test splits that are held out of the training rows.
 
     Attributes:
-      stratify: whether each held-out split has about a tenth of the rows of each class of the user
-        data; otherwise it has about a tenth of all rows, selected by the hash of their content.
-      split_seed: random seed of the held-out splits of user data; 0 for the hash alone if
-        `stratify` is False.
+      stratify: whether the held-out splits of user data are stratified, which means that each has
+        about a tenth of the rows of every class. Otherwise each has about a tenth of all rows,
+        selected by the hash of their content.
+      split_seed: random seed of the held-out splits of user data. If it is 0, `stratify` is False
+        and there are no groups, the hash alone selects the rows.
       group_column: column of the user data with the group of each row, such as the patient or the
         document; all rows of a group are in the same split. Empty for no groups.
     """

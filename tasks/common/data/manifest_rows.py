@@ -56,10 +56,10 @@ def find(path: str, columns: ManifestColumns | None = None) -> dict[str, list[Ma
     """Returns the manifest rows of each split.
 
     Args:
-      path: manifest of the training split; or a folder in which each file has a text file of the
-        same name, such as a.png and a.txt; or a glob pattern of manifests or of such files; or
-        several manifests, folders or patterns for the splits, see `own.split_files`.
-      columns: columns of the manifests; None for path and text.
+      path: a manifest, a folder in which each file has a text file of the same name, such as a.png
+        and a.txt, or a glob pattern of manifests or of such files. The path may also give one of
+        these for each split, see `own.split_files`.
+      columns: columns of the manifests; None for the columns "path" and "text".
 
     Raises:
       UserError: a manifest is missing, empty or malformed; a file, a column or the train split is
@@ -121,7 +121,7 @@ def read_manifest(name: str, columns: ManifestColumns | None = None) -> list[Man
 
     Args:
       name: path of the manifest: JSON lines if it ends in .jsonl or .ndjson, else CSV or TSV.
-      columns: its columns; None for path and text.
+      columns: columns of the manifest; None for the columns "path" and "text".
 
     Raises:
       UserError: the manifest is malformed, a column or a file is missing, or a value is invalid;

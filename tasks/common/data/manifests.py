@@ -54,25 +54,28 @@ class TranscribedConfig(Config):
 
     Class attributes:
       built_in: names of the built-in data sets.
-      unit: plural noun for user files in messages.
+      unit: plural noun for user files in messages, such as "recordings".
 
     Attributes:
-      name: built-in data set; or, with `path`, name for the results, own_<name of path> by default.
-      path: user files: a manifest with the columns `path_column` and `text_column` (CSV or TSV) or
-        JSON objects with these keys (.jsonl); or a folder or glob pattern of files, each with a
-        text file of the same name; or manifests of train, validation and test, separated by commas.
-        A missing split is a tenth of the training split, see `split_by`.
-      train_size, validation_size, test_size: number of examples of each split of a built-in data
-        set, whose strings or lines are composed at random. Each further test condition has a
-        quarter of test_size.
+      name: name of a built-in data set. If `path` is set, the name under which results are stored,
+        by default own_<name of path>.
+      path: user files, in one of three forms. A manifest is a table (CSV or TSV) with the columns
+        `path_column` and `text_column`, or a file of JSON objects with these keys (.jsonl). A
+        folder or glob pattern matches files that each have a text file of the same name. Manifests
+        of train, validation and test are separated by commas. A missing split takes a tenth of
+        the training split; see `split_by`.
+      train_size, validation_size, test_size: number of examples in each split of a built-in data
+        set that composes strings or lines at random. Test also has examples under other
+        conditions, such as longer strings, test_size // 4 for each condition.
       seed: random seed of the built-in data set.
-      text: config of the tokenizer of units: "word", "character" or "bpe".
-      split_by: when missing splits are created, user files with the same value of this property are
-        in the same split: "text" (equal texts), "file" (equal files), or a column of the manifest,
-        such as speaker. For a column, the largest group is in the training split. "text" needs
-        many distinct texts.
-      path_column, text_column: columns of manifests with the paths of files, relative to the
-        manifest, and with their texts.
+      text: config of the tokenizer, which splits texts into the units that a model outputs: words,
+        characters or byte pairs.
+      split_by: property of user files that decides which files stay in the same split when a
+        missing split is created: "text" (files with equal texts), "file" (equal files), or a column
+        of the manifest, such as speaker (files with equal values). For a column, the largest group
+        is in the training split. "text" needs many distinct texts.
+      path_column: column of a manifest with the paths of files, relative to the manifest.
+      text_column: column of a manifest with the texts of the files.
       skip_broken: whether to skip user files that cannot be used, with a warning.
     """
 
@@ -102,7 +105,7 @@ class TranscribedConfig(Config):
         apart = self.path_column != self.text_column
         self.expect("text_column", apart, "a column other than path_column")
         by_text = self.path is not None or self.split_by == BY_TEXT
-        self.expect("split_by", by_text, f"{BY_TEXT!r} without path")
+        self.expect("split_by", by_text, f"{BY_TEXT!r}, because path is not set")
 
     def user_examples(
         self, read: Callable[[Path], np.ndarray], field: str
@@ -143,11 +146,10 @@ def user_examples(
       text: config of the tokenizer.
       field: name of the array in an example.
       skip_broken: whether to skip files that cannot be used, with a message.
-      split_by: which files are kept in the same split: "text": files with equal texts; "file":
-        equal files; otherwise files with equal values in this column of the manifest, such as
-        speaker.
+      split_by: property that decides which files stay in the same split: "text" (files with equal
+        texts), "file" (equal files), or a column of the manifest (files with equal values).
       unit: plural noun for the examples in messages.
-      columns: columns of the manifests; None for path and text.
+      columns: columns of the manifests; None for the columns "path" and "text".
 
     Raises:
       UserError: a file or text cannot be used; the message names file and line.
@@ -297,7 +299,7 @@ def read_lines(
       read: function that reads a file, and raises UserError if it cannot be used.
 
     Raises:
-      UserError: a file cannot be used; the message has the first of them and their number.
+      UserError: files cannot be used; the message names the first one and their number.
     """
     arrays, broken = [], []
     for line in lines:

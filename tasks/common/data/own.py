@@ -115,7 +115,7 @@ def split_files(path: str, extensions: Sequence[str] = EXTENSIONS) -> dict[str, 
     """Returns the file, folder or pattern of each split that a path gives.
 
     Args:
-      path: a file, a folder or a glob pattern; or three of them, separated by commas, for train,
+      path: a file, a folder or a glob pattern. Three of them, separated by commas, are train,
         validation and test. Paths that are named after splits, such as test.csv, may be in any
         order, and validation or test may be missing. A folder with files that are named after
         splits gives these files.

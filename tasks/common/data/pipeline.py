@@ -179,8 +179,8 @@ def train_iterator(
         not padded are ignored.
       multiple: number that divides the number of rows of every batch, such as the number of devices
         over which batches are sharded; batches get padding rows if it does not divide `batch_size`.
-      shards: numbers of the shards to return, of `multiple` equal blocks of rows, such as those of
-        the devices of a process; None for all of them.
+      shards: numbers of the shards to return, such as those on the devices of a process; None for
+        all. A shard is one of `multiple` equal blocks of rows.
 
     Returns:
       A grain.DatasetIterator of dicts of arrays [rows, ...], with "weight" float32 (0 for padding

@@ -1,4 +1,4 @@
-"""Summary counts of splits, and a check that the splits can be used."""
+"""Counts that summarize splits, and a check that the splits can be used."""
 
 from __future__ import annotations
 

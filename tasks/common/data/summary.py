@@ -24,13 +24,13 @@ EXAMPLES = 100_000
 SECONDS = 1.0
 """Longest time in which the compared examples of a split are read."""
 
-# Fractions above which there is a warning: of rows that are also in another split, of examples of
-# a single class, and of tokens that are lost by truncation or omission.
+# Fractions above which there is a warning: rows that are also in another split, examples of one
+# class, and tokens that are lost by truncation or omission.
 _SHARED, _MAJORITY, _LOST = 0.03, 0.9, 0.2
 # Quantiles of sizes by name.
 _QUANTILES = {"min": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "max": 1.0}
-# Numbers of classes in a message, of rows from which the mean size is estimated, and of characters
-# of an excerpt.
+# Number of classes in a message, number of rows from which the mean size is estimated, and number
+# of characters of an excerpt.
 _SHOWN, _TRIED, _LETTERS = 12, 16, 60
 
 
@@ -141,11 +141,12 @@ def summarize(
       notes: messages of the readers about what they skipped or changed.
 
     Returns:
-      "splits": for each split the `counts`, "sizes", "unknown", "facts", and under "compared" the
-      numbers of compared rows, of "duplicates" within the split, of rows "shared" with each earlier
-      split, and of rows in "conflict", whose input has another label in some split; each with an
-      example. "notes": the messages. "warnings": sentences about missing classes, shared rows,
-      large classes and lost tokens.
+      "splits": for each split the `counts`, "sizes", "unknown" and "facts", and under "compared"
+        the numbers of rows that were compared, that are "duplicates" within the split, that are
+        "shared" with each earlier split, and that are in "conflict" because the same input has
+        another label in some split; each with an example.
+      "notes": the messages.
+      "warnings": sentences about missing classes, shared rows, large classes and lost tokens.
     """
     compared = {split: _compare(column) for split, column in columns.items()}
     conflicts = _conflicting(compared)

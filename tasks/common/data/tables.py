@@ -41,8 +41,8 @@ class Table:
 
     Attributes:
       name: name of the file, for messages.
-      header: names of the columns without surrounding spaces; for JSON lines, the keys of the first
-        object; empty for a table without a header.
+      header: names of the columns without surrounding spaces. For JSON lines these are the keys of
+        the first object. Empty for a table without a header.
       delimiter: separator of the fields; None for JSON lines.
     """
 

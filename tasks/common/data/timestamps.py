@@ -98,12 +98,14 @@ class TimeColumn:
     """Collector of the cells of a column, which stores 8 to 28 bytes per cell."""
 
     def __init__(self, date_order: str = "", likely_order: str = "", stray: bool = False):
-        """Args:
-        date_order: "dmy" or "mdy" for dates that have day and month as numbers before the year;
-          empty to infer the order from the column.
-        likely_order: order that is used if the column allows both orders.
-        stray: whether numbers near 0 are allowed in a column of seconds (or milliseconds,
-          microseconds, nanoseconds) since 1970.
+        """Initializes a column without cells.
+
+        Args:
+          date_order: "dmy" or "mdy" for dates that have day and month as numbers before the year;
+            empty to infer the order from the column.
+          likely_order: order that is used if the column allows both orders.
+          stray: whether numbers near 0 are allowed in a column of seconds (or milliseconds,
+            microseconds, nanoseconds) since 1970.
         """
         self._date_order, self._likely, self._stray = date_order, likely_order, stray
         self._numbers = array("d")

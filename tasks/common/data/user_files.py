@@ -86,7 +86,8 @@ class TextFilesConfig(Config):
     """Config of a data set that is built in or in text files of the user, one per split.
 
     Attributes:
-      name: built-in data set; or, with train_file, name for the results, default own_<file>.
+      name: name of a built-in data set. With `train_file`, name under which results are stored,
+        own_<file> by default.
       train_file: user file of the training split.
       validation_file: user file of the validation split; None for a tenth of train_file.
       test_file: user file of the test split; None for another tenth.

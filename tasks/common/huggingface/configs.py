@@ -1,4 +1,4 @@
-"""Conversion of config.json of the supported kinds of models; unsupported fields raise errors."""
+"""Conversion of config.json for the supported kinds of models. Unsupported fields raise errors."""
 
 from __future__ import annotations
 

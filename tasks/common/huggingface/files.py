@@ -1,7 +1,7 @@
 """Folders of BERT, DistilBERT, RoBERTa and XLM-RoBERTa in the format of the library transformers.
 
-A folder contains config.json, model.safetensors, and the tokenizer: tokenizer.json; or vocab.txt
-for BERT, or vocab.json and merges.txt for RoBERTa.
+A folder contains config.json, model.safetensors, and the tokenizer. The tokenizer is
+tokenizer.json, or else vocab.txt for BERT, or vocab.json and merges.txt for RoBERTa.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ tasks/language_modeling, and back. `huggingface.files` reads and writes the file
 in this project padding, unknown and classification token come first, mask and end token last, so
 the rows of embedding tables are permuted. The position tables of RoBERTa begin with unused rows.
 "Our" ids and names are those of this project.
+
+V pieces of the vocabulary, D model size, n rows.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ the displayed image. This is decided for each data set:
 
 Annotations of stored images are transformed with the image. A warning states once which case
 applies. A mask with its own EXIF orientation is transformed by that orientation.
+
+Y X height and width.
 """
 
 from __future__ import annotations

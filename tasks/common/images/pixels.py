@@ -1,4 +1,7 @@
-"""Conversion of pixel values."""
+"""Conversion of pixel values.
+
+Y X height and width of an image; y x those of a map.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of image paths, with a class, mask or text and a group for each image."""
+"""Tables of image paths, with a class or mask and optionally a group for each image."""
 
 from __future__ import annotations
 

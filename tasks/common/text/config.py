@@ -20,16 +20,17 @@ class TextConfig(Config):
       tokenizer: "word", "bpe" (byte-level, for any script), "wordpiece", "character", or "unigram",
         which is for imported models and cannot be fitted.
       lower_case: whether case is folded.
-      stem: language of the Snowball stemmer, such as "english"; None: no stemming. "word" only.
-      ngrams: maximum order of word n-grams, each with its own id, which follows the id of its first
-        word; only for "word".
-      character_ngrams: (shortest, longest) length of character n-grams within words, whose ids
-        follow the word; empty for none; only for "word".
+      stem: language of the Snowball stemmer, such as "english"; None for no stemming. Only for
+        "word".
+      ngrams: maximum order of word n-grams. Each n-gram has its own id, which follows the id of its
+        first word. Only for "word".
+      character_ngrams: (shortest, longest) length of the character n-grams of a word, whose ids
+        follow the id of the word; empty for no character n-grams. Only for "word".
       unique: whether only the first occurrence of each id in a text is kept.
       vocabulary_size: maximum number of ids, including the three special ids.
       character_vocabulary_size: maximum number of additional ids for character n-grams.
-      min_count: number of texts that must contain an n-gram (bpe and wordpiece: occurrences of a
-        merged pair; character: occurrences of the character).
+      min_count: minimum number of texts that contain an n-gram. For "bpe" and "wordpiece" it is the
+        minimum number of occurrences of a merged pair, for "character" of a character.
       max_length: maximum number of ids of a text; longer texts are truncated.
     """
 

@@ -1,4 +1,4 @@
-"""Splitting of texts into words, stemming, n-grams, and n-gram vocabularies.
+"""Splitting of texts into words, stemming, and vocabularies of n-grams.
 
 Text is normalized to Unicode NFKC. A word is a run of letters, digits, underscores and combining
 marks (otherwise words of Hindi or Thai would be split). Each Chinese character, punctuation mark or

@@ -1,4 +1,7 @@
-"""Composed images: items of Fashion-MNIST on crops of the Blue Marble, with exact masks."""
+"""Composed images: items of Fashion-MNIST on crops of the Blue Marble, with exact masks.
+
+Y X height and width.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from tasks.detection.ops.pasting import stretch
 SIDE = 128
 MOST = 6
 COUNTS = {"train": 3000, "validation": 300, "test": 600}
-# Number of columns of the map in a band; and, of every six bands, indices of those of each split.
+# Number of columns of the map in a band of longitude, and indices of the bands of each split within
+# every group of six bands.
 _BAND = blue_marble.IMAGE_SIZE[1] // 18
 _BANDS = {"train": (2, 3, 4, 5), "validation": (1,), "test": (0,)}
 # Rows of the map between 70 degrees north and 56 degrees south.

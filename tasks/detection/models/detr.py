@@ -1,4 +1,4 @@
-"""DETR (Carion et al. 2020) with reference points; predicts boxes and classes.
+"""DETR (Carion et al. 2020) with reference points, which predicts boxes and classes.
 
 Each query has a learned reference point, which defines its position embedding and the origin of its
 box, as in Conditional DETR (Meng et al. 2021). Reference points reduce the training time of DETR to

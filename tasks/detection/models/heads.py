@@ -236,7 +236,7 @@ def box_losses(
 
 
 class Detections(NamedTuple):
-    """Detections of one image, or of a batch with a leading axis; highest score first.
+    """Detections of one image, highest score first, or of a batch with a leading axis.
 
     Attributes:
       boxes: float32 [D, 4].

@@ -59,7 +59,7 @@ class RPNConfig(Config):
 
 
 class Proposals(NamedTuple):
-    """Proposals of one image, or of a batch with a leading axis; highest score first.
+    """Proposals of one image, highest score first, or of a batch with a leading axis.
 
     Attributes:
       boxes: float32 [P, 4].

@@ -1,4 +1,7 @@
-"""Instance maps and bounding boxes of masks."""
+"""Instance maps and bounding boxes of masks.
+
+Y X height and width, n masks.
+"""
 
 from __future__ import annotations
 

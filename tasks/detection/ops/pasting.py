@@ -1,4 +1,7 @@
-"""Pasting of predicted masks into images on the host, and run-length encoding."""
+"""Pasting of predicted masks into images on the host, and run-length encoding.
+
+Y X height and width of an image, n masks, M or S cells along each side of a mask.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 The four pixels around each sampling point are gathered from the map, or from the concatenated maps
 of a pyramid. On a CPU, interpolation by two matrix products per box took two to three times as
 long, for 64 to 128 boxes on maps of 64 x 64 to 8 x 8.
+
+Y X height and width of a map, C channels, n boxes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Recordings of single digits joined into strings."""
+"""Recordings of single digits joined into strings.
+
+P samples.
+"""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def test_cross_relevance_without_self_attention_is_the_cross_attention():
     [
         (
             lambda: attribution.attention_flow(LAYERS, rows=[4]),
-            r"rows: got \[4\], expected indices below 4",
+            r"rows: got \[4\], expected indices from -4 to 3",
         ),
         (lambda: attribution.attention_flow(LAYERS, rows=[0.5]), "rows: got .*integer"),
         (lambda: attribution.attention_flow(LAYERS[:0]), "weights: got no layer"),

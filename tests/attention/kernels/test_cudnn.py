@@ -165,8 +165,14 @@ def test_odd_numbers_of_keys_come_with_their_length(calls):
         ({"bias": half(1, 1, T, T)}, "bias: got 12 queries and 12 keys, expected multiples of 128"),
         ({"mask": masks.window(3, 3)}, "mask: got a window to the right, expected"),
         ({"mask": masks.window(3, None)}, "mask: got a window to the right, expected"),
-        ({"mask": masks.causal(1)}, "mask: got another query_offset, expected T == S"),
-        ({"mask": masks.causal(jnp.array(0))}, "mask: got another query_offset, expected T == S"),
+        (
+            {"mask": masks.causal(1)},
+            "mask: got a query_offset that is not the integer 0, expected T == S",
+        ),
+        (
+            {"mask": masks.causal(jnp.array(0))},
+            "mask: got a query_offset that is not the integer 0, expected T == S",
+        ),
         (
             {"query": half(B, 3, N, 8), "mask": masks.causal(0)},
             "mask: got T=3 and S=12, expected T == S",

@@ -261,7 +261,7 @@ def test_what_cannot_be_split_is_refused_and_auto_goes_on(answers):
     assert refused["auto"] == "ring"
     assert refused["odd"] == alone
     assert refused["why"] == "mesh: got T=15, expected a multiple of sequence=4"
-    assert "N=2 heads, expected a multiple of tensor x sequence = 4" in refused["heads"]
+    assert "N=2 heads, expected a multiple of 4, the product of the mesh axes" in refused["heads"]
     assert "supported by: ring" in refused["heads"]
 
 

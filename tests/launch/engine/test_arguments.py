@@ -27,9 +27,9 @@ from tasks.common.errors import UserError
         ("sequence_copy", "dot,copied_digits", "DATA,ALIGNMENT; write copied_digits,dot"),
         ("text_classification", "sst2,movie_reviews", "with two words for DATA, 'sst2' and 'movie"),
         ("text_classification", "mine/x.csv",
-         "is a path, expected DATA,MODEL; for your own files write own "
-         "instead of it, and --data=mine/x.csv"),
-        ("image_classification", "mine/photos", "write own instead of it, and --data=mine/photos"),
+         "is a path, expected DATA,MODEL; to use your own files, replace the path by own and "
+         "add --data=mine/x.csv"),
+        ("image_classification", "mine/photos", "the path by own and add --data=mine/photos"),
         ("image_classification", "cifar10", "DATA one of digits, fashion_mnist, own and MODEL one"),
         ("detection", "nucleii", "(did you mean 'nuclei'?)"),
         ("recommendation", "movielens", "(did you mean 'movielens_100k'?)"),

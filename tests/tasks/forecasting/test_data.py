@@ -81,7 +81,7 @@ def test_a_constant_series_is_told(own, capsys):
 
 def test_series_that_are_too_short_are_refused(own):
     for rows, message in (
-        (1, "got one time"),
+        (1, "got a single time"),
         (10, "the train split has 7 time steps, but look-back and horizon take 11"),
         (28, "the validation split has 4 time steps, but the horizon take"),
     ):

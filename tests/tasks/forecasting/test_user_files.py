@@ -92,7 +92,7 @@ def test_what_is_wrong_with_a_file_is_named(write):
     refused("date,a\n2024-01-01,1\n2024-01-02,x\n2024-01-03,2\n", "line 3: 'a' is 'x', expected")
     refused("date,a\n2024-01-01,x\n", "no column contains numbers")
     refused("date,a\n1.1.2024,1\n", "line 2: 'date' is '1.1.2024', expected a time such as")
-    refused("date,a\n2024-01-01,1\n", "got one time, expected two or more")
+    refused("date,a\n2024-01-01,1\n", "got a single time, expected two or more")
     refused(
         "date,a\n" + days + "2024-01-03,9\n", "lines 4 and 9 have the same time, 2024-01-03, but"
     )
@@ -220,7 +220,7 @@ def test_numbers_with_commas_are_read_or_refused_but_not_left_out(write, capsys)
         UserError, match=r"line 2: 'a' is '1,234', which can mean 1.234 or 1234.*decimal"
     ):
         read_series(write('date,a\n2024-01-01,"1,234"\n2024-01-02,5\n'))
-    with pytest.raises(UserError, match="line 2: 'a' is '5 %', expected a number or nothing"):
+    with pytest.raises(UserError, match="line 2: 'a' is '5 %', expected a number or an"):
         read_series(write("date,a,b\n2024-01-01,5 %,1\n2024-01-02,6 %,2\n"))
 
 

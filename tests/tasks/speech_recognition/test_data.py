@@ -220,7 +220,7 @@ def test_noise_has_the_ratio_asked_for():
         ({"held_out": "official"}, "held_out: got .*, expected one of george"),
         ({"test_size": 3}, "test_size: got 3, expected at least 4"),
         ({"max_seconds": 0}, "max_seconds: got 0, expected a number above 0"),
-        ({"split_by": "speaker"}, "split_by: got 'speaker', expected 'text' without path"),
+        ({"split_by": "speaker"}, "split_by: got 'speaker', expected 'text', because path is not"),
         (
             {"split_by": "", "path": "x"},
             "split_by: got '', expected text, file or the name of a column",

@@ -22,7 +22,7 @@ def example(identity: str, text: str, label: str) -> dict[str, str]:
 
 
 def split_by_hash(hashes: Iterable[int], examples: Iterable[dict[str, str]]) -> dict[str, list]:
-    """Splits examples by the hash of each, modulo 10: 0 is test, 1 is validation, others train."""
+    """Splits examples by their hash modulo 10: 0 is test, 1 is validation, and others are train."""
     splits: dict[str, list] = {split: [] for split in SPLITS}
     for value, row in zip(hashes, examples, strict=True):
         splits[{0: "test", 1: "validation"}.get(value % 10, "train")].append(row)

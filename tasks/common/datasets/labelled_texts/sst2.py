@@ -1,4 +1,4 @@
-"""SST-2 (Socher 2013): complete sentences, without phrases, in two classes, original splits."""
+"""SST-2 (Socher 2013), with complete sentences only, two classes and the original splits."""
 
 from __future__ import annotations
 
