@@ -4,7 +4,7 @@ Vaswani et al. 2017, "Attention Is All You Need". Options: grouped-query attenti
 al. 2023), positions (`attention.positions`), QK-norm (Henry et al. 2020, Dehghani et al. 2023),
 gated output (Qiu et al. 2025), sinks (Xiao et al. 2024, as learned logits in gpt-oss 2025).
 
-Letters are those of `attention.shapes`; D_m is the size of a memory.
+Letters are those of `attention.shapes`; D_m is the size of the vectors of a memory.
 """
 
 from __future__ import annotations

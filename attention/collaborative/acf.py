@@ -159,7 +159,7 @@ class ItemAttention(nnx.Module):
           items: v, [B, S, D].
           auxiliary: p, [B, S, D].
           content: x̄, [B, S, C]; only with `content_size`.
-          valid: bool [B, S]; all are real if None.
+          valid: bool [B, S], False for padding; if None, no item is padding.
           return_weights: whether to return α too.
 
         Returns:
@@ -240,11 +240,12 @@ class ComponentAttention(nnx.Module):
         Args:
           user: u, [B, D].
           components: x, [B, S, M, C].
-          valid: bool [B, S, M]; all are real if None.
+          valid: bool [B, S, M], False for padding; if None, no component is padding.
           return_weights: whether to return β too.
 
         Returns:
-          x̄, [B, S, C] in `dtype`, 0 for an item without components; or that and β [B, 1, S, M].
+          x̄, [B, S, C] in `dtype`, 0 for an item without components; with `return_weights`, also
+          β [B, 1, S, M].
 
         Raises:
           ValueError: shapes or dtypes do not fit.

@@ -123,8 +123,8 @@ class SpatialGate(MapGate):
     Args:
       channels: C.
       kernel_size: kernel size of the convolution, odd.
-      momentum: weight of the newest batch in the running statistics; the authors' 0.01 needs tens
-        of thousands of steps.
+      momentum: weight of the newest batch in the running statistics; with the authors' 0.01, the
+        statistics are accurate only after tens of thousands of steps.
       options: `dtype`, as for `MapGate`.
 
     Raises:

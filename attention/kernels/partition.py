@@ -49,7 +49,7 @@ class MeshSplit:
         return self.mesh.shape[self.sequence] if self.sequence else 1
 
     def specs(self, tree: Any, axes: str, sizes: dict[str, int]) -> Any:
-        """Returns the `PartitionSpec` of each array of a tree, given its dimension letters.
+        """Returns the `PartitionSpec` of each array of a tree; all have the same dimension letters.
 
         Dimensions of size 1 and letters other than B, T, S, N and K are not sharded.
         """
@@ -67,7 +67,7 @@ class MeshSplit:
 
     def mask_specs(self, mask: Any, B: int, N: int) -> Any:
         """Returns the specs of a mask: sharded by examples and heads, not by positions."""
-        # Only the array of a dense mask has a head axis; it has four dimensions. The first axis of
+        # Only the array of a dense mask, which is 4-dimensional, has a head axis. The first axis of
         # every array is the axis of examples.
         return jax.tree.map(
             lambda x: self.specs(x, "BN" if x.ndim == 4 else "B", {"B": B, "N": N}), mask

@@ -1,4 +1,4 @@
-"""Conversion of programs to ONNX by jax2onnx, compared with XLA by onnxruntime.
+"""Converts programs to ONNX with jax2onnx, and compares their results with those of XLA.
 
 A program is traced without the patches that jax2onnx applies to JAX, rewritten (`rewriting`), and
 then converted one primitive at a time. Weights are inputs of the conversion, so that they keep

@@ -1546,7 +1546,7 @@ def _on_grid(
             text = _spelled(times[row : row + 1])[0]
             raise InputError(f"{table.name}: the time {text} has two rows; remove one")
     values, times = np.delete(values, again, axis=0), np.delete(times, again)
-    # With fewer rows the median of the differences may be that of a gap.
+    # With three rows or fewer, the median difference may be the length of a gap.
     if len(times) > 3:
         months = step["months"]
         gaps = np.diff(_months(times) if months else times.astype(np.int64) / 1e6)

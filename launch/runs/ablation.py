@@ -186,8 +186,8 @@ def resolve_ablation(ablation: Ablation) -> dict[str, Experiment]:
         for key in changed:
             if key not in declares:
                 raise UserError(
-                    f"delta {name!r} also changes {key}, which it does not declare; declare the "
-                    f"field, or remove the change"
+                    f"delta {name!r} also changes {key}, which it does not declare; add it to "
+                    f"`declares`, or remove the change"
                 )
         for key in declares:
             if key not in changed:

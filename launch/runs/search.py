@@ -1,8 +1,8 @@
 """Searches over values of config keys with the optional package Optuna.
 
-The study is stored in the output directory and extended by the same command. The sampler of a trial
-is seeded by the number of the trial, so that an interrupted search continues as if it had not been
-interrupted. Optuna: Akiba et al. 2019; its sampler TPE: Bergstra et al. 2011.
+The study is stored in the output directory; the same command with more trials extends it. The
+sampler of a trial is seeded by the number of the trial, so that an interrupted search continues as
+if it had not been interrupted. Optuna: Akiba et al. 2019; its sampler TPE: Bergstra et al. 2011.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _values(given: Sequence[Space], params: Mapping[str, Any]) -> dict[str, Valu
 
 
 def _study(base: Experiment, given: Sequence[Space], seeds: int, folder: Path) -> Any:
-    """Returns the study of a directory, which is created if there is none.
+    """Returns the study that is stored in a directory, or creates it.
 
     Raises:
       UserError: the study is damaged, or is a search of other settings.

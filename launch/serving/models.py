@@ -1,8 +1,8 @@
 """Served models, which convert raw inputs to answers, or input arrays to output arrays.
 
 Inputs are encoded and outputs decoded in a thread pool of each model. Programs run on batches of
-rows in another thread, see `launch.serving.batching`. Encoding, decoding and programs that take
-less time than a change of threads run on the thread of the event loop instead.
+rows in another thread, see `launch.serving.batching`. Encoding, decoding or a program runs on the
+thread of the event loop instead if it takes less time than a change of threads.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ def _typed(flat: Sequence[Any], dtype: str, field: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         array = array.astype(_float(dtype))
     if not np.isfinite(array.astype(np.float64)).all():
-        raise invalid(f"{field}: expected finite numbers of {DATATYPES[dtype]}", field)
+        raise invalid(f"{field}: expected numbers that are finite in {DATATYPES[dtype]}", field)
     return array
 
 

@@ -72,7 +72,7 @@ def check_max_length(
     Args:
       longest: `max_length` of the model; None for a model without a limit.
       needed: length of the longest sequence.
-      reason: description of `needed`, which ends the message.
+      reason: end of the message: a description of `needed`.
       key: config key of `longest`.
 
     Raises:

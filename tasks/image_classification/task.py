@@ -70,7 +70,7 @@ class ImageProcessor(Processor):
         return user_files.read_inputs(raw, DATA_SETS.get(self.data.name), self.data.side)
 
     def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
-        """Returns label and class probabilities; the printed text has the three best classes."""
+        """Returns label, class probabilities and, as text, the three most probable classes."""
         return classes_by_probability(raw, outputs["probabilities"], self.labels, _SHOWN)
 
     def signature(self) -> dict[str, ArraySpec]:

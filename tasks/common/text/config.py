@@ -50,7 +50,7 @@ class TextConfig(Config):
 
         Args:
           names: names of the fields.
-          reason: reason why other values are not allowed, which ends the message.
+          reason: end of the message: why only the defaults are allowed.
 
         Raises:
           ValueError: a field has another value.

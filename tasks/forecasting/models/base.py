@@ -1,4 +1,4 @@
-"""Base class of forecasters, window sizes, and instance normalization.
+"""Instance normalization, window sizes, and the base class of forecasters.
 
 B windows, L look-back, F horizon, C channels, K calendar features, P parameters of an output head.
 """
@@ -171,9 +171,10 @@ class InstanceNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((channels,))) if learned else None
 
     def __call__(self, past: Array, valid: Array) -> tuple[Array, Array, Array]:
-        """Returns z [B, L, C], 0 where not valid, and `level` and `scale` [B, 1, C].
+        """Normalizes the past: returns z [B, L, C], 0 where not valid, and its level and scale.
 
-        The inverse is ŷ = level + scale ẑ.
+        `level` and `scale` are [B, 1, C]. A normalized forecast ẑ is converted back by
+        ŷ = level + scale · ẑ.
         """
         level, scale = level_and_scale(past, valid)
         normal = (past - level) / scale
