@@ -71,6 +71,12 @@ def define_flags() -> None:
     flags.DEFINE_multi_enum("models", list(MODELS), list(MODELS), "Models to start.")
     flags.DEFINE_integer("rounds", 3, "Number of rounds.", lower_bound=1)
     flags.DEFINE_string("json", None, "Output file; benchmarks/results/cpu.json by default.")
+    flags.DEFINE_string(
+        "python",
+        sys.executable,
+        "Interpreter of `launch.train`, such as that of .venv: packages of the benchmarks' "
+        "environment take time to import.",
+    )
     flags.DEFINE_bool("readme", False, "Also write README.md and attention.png.")
     flags.DEFINE_enum("only", None, list(MODELS), "Print the seconds of a step with PyTorch.")
     flags.DEFINE_bool("compiled", False, "Whether --only uses torch.compile.")
@@ -97,12 +103,12 @@ def run() -> None:
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
     """Returns the row of a model: median seconds of each way, by state and step."""
-    started = MODELS[name]
+    started, python = MODELS[name], flags.FLAGS.python
     here: list[dict[str, float]] = []
     torch: dict[str, list[dict[str, float]]] = {"torch": [], "torch compiled": []}
     with tempfile.TemporaryDirectory() as folder:
         # Prepares data and tokenizers.
-        first_steps(started.config, pathlib.Path(folder) / "prepared", {})
+        first_steps(started.config, pathlib.Path(folder) / "prepared", {}, python)
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             base = pathlib.Path(folder)
@@ -130,7 +136,7 @@ def _medians(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 def first_steps(
-    config: str, workdir: pathlib.Path, environment: Mapping[str, str]
+    config: str, workdir: pathlib.Path, environment: Mapping[str, str], python: str = ""
 ) -> dict[int, float]:
     """Starts `launch.train`, and returns the seconds to the end of each of `STEPS`.
 
@@ -138,13 +144,14 @@ def first_steps(
       config: value of --config.
       workdir: run directory, which does not exist.
       environment: additional environment variables.
+      python: interpreter; that of this process by default.
 
     Raises:
       UserError: the command ended, or the steps took more than ten minutes.
     """
     words = [
-        sys.executable, "-m", "launch.train", f"--config={config}", f"--workdir={workdir}",
-        "--nobaselines", "--config.training.log_every=1",
+        python or sys.executable, "-m", "launch.train", f"--config={config}",
+        f"--workdir={workdir}", "--nobaselines", "--config.training.log_every=1",
     ]  # fmt: skip
     began, found = time.perf_counter(), {}
     process = subprocess.Popen(

@@ -7,8 +7,9 @@ A causal character model of Shakespeare with the CPU budget of nanoGPT: 4 layers
 heads, context 64, 2,000 steps of 12 windows. Validation loss is 1.79 with seed 0 in a few minutes
 on 2 cores (published for this budget: 1.88; Kneser-Ney 6-grams: 1.56). `:tiny_shakespeare,modern`
 has the same size with RMSNorm, SwiGLU, rotary positions and normalized queries and keys.
-`:tiny_shakespeare,wide` reads 256 characters with 6 layers of width 192 and trains for half an
-hour; `:tiny_shakespeare,long` has the GPU budget of nanoGPT (published: 1.47).
+`:tiny_shakespeare,wide` reads 256 characters with 6 layers of width 192: validation loss is 1.495 at
+step 2,000 of 3,500, after which the model overfits, in an hour on 2 cores. `:tiny_shakespeare,long`
+has the GPU budget of nanoGPT (published: 1.47).
 `:janeausten` is six novels, split by book.
 
 python -m launch.train --config=configs/language_modeling.py:sst2 --workdir=runs/sst2_masked
@@ -137,7 +138,7 @@ def modern(source: dict):
 
 
 def wide(source: dict):
-    """Returns the settings of a causal character model for half an hour on 2 cores."""
+    """Returns the settings of a causal character model for an hour on 2 cores."""
     sizes = {"model_size": 192, "num_layers": 6, "num_heads": 6, "feedforward_size": 512}
     return _with_context(source, 256, steps=3500, batch_size=24, dropout_rate=0.1, **sizes)
 
