@@ -7,8 +7,8 @@ A causal character model of Shakespeare with the CPU budget of nanoGPT: 4 layers
 heads, context 64, 2,000 steps of 12 windows. Validation loss is 1.79 with seed 0 in a few minutes
 on 2 cores (published for this budget: 1.88; Kneser-Ney 6-grams: 1.56). `:tiny_shakespeare,modern`
 has the same size with RMSNorm, SwiGLU, rotary positions and normalized queries and keys.
-`:tiny_shakespeare,wide` reads 256 characters with 6 layers of width 192, for an hour on 2 cores: the
-best validation loss is 1.495 at step 2,000 of 3,500, after which the model overfits.
+`:tiny_shakespeare,wide` reads 256 characters with 6 layers of width 192 for an hour on 2 cores. Its
+best validation loss is 1.495, at step 2,000 of 3,500, after which it overfits.
 `:tiny_shakespeare,long` has the GPU budget of nanoGPT (published: 1.47). `:janeausten` is six
 novels, split by book.
 
