@@ -271,7 +271,7 @@ def test_the_config_names_what_it_does_not_know():
         "exchange_rate",
     )
     task = TASK(config.data, config.model, None)
-    assert task.settings == {"horizon": 192, "lookback": 336}
+    assert task.settings == {"horizon": 192, "lookback": 24}
     targeted = dataclasses.replace(config.data, targets=("Japan", "China"))
     assert TASK(targeted, config.model, None).settings["targets"] == "Japan+China"
 
