@@ -306,6 +306,7 @@ def run_groups(groups: Mapping[str, Any], title: str) -> NoReturn:
       title: title of the common page.
     """
     from launch.reporting import comparison_files
+    from launch.runs import experiments as runs
     from launch.runs import stacked
 
     check_recordable()
@@ -321,10 +322,16 @@ def run_groups(groups: Mapping[str, Any], title: str) -> NoReturn:
         for group in groups.values():
             for experiment in group.experiments.values():
                 stacked.check(experiment, group.seeds, track)
+    # Before any training, so that a model whose parameters cannot be matched is found at once.
+    matched = {name: _matched(group) for name, group in groups.items()}
     options, code, found = run_options(placed, track), 0, []
-    for name, group in groups.items():
+    for name, (experiments, notes) in matched.items():
         folder = workdir() / name if len(groups) > 1 else workdir()
-        outcomes, stopped, notes = _run_group(group, dataclasses.replace(options, folder=folder))
+        outcomes, stopped = runs.run_all(
+            experiments, groups[name].seeds, dataclasses.replace(options, folder=folder)
+        )
+        if FLAGS.stack_seeds:
+            notes = [*notes, *stacked.notes(outcomes)]
         done = _finished(outcomes, stopped, name, folder, notes=notes)
         found.append(done.comparison)
         code = max(code, done.status)
@@ -335,20 +342,14 @@ def run_groups(groups: Mapping[str, Any], title: str) -> NoReturn:
     sys.exit(code)
 
 
-def _run_group(group: Any, options: Any) -> tuple[dict[str, Any], int, list[str]]:
-    """Runs a group; returns outcomes, number of the signal that stopped it or 0, and notes."""
-    from launch.runs import experiments as runs
-    from launch.runs import matching, stacked
+def _matched(group: Any) -> tuple[Mapping[str, Any], list[str]]:
+    """Returns the experiments of a group, matched if it asks for that, and notes about it."""
+    from launch.runs import matching
 
-    experiments, notes = group.experiments, []
-    if FLAGS.match or group.match:
-        found = matching.match_parameters(experiments, paths(), FLAGS.match_key, status)
-        experiments = {name: match.experiment for name, match in found.items()}
-        notes = matching.notes(found)
-    outcomes, stopped = runs.run_all(experiments, group.seeds, options)
-    if FLAGS.stack_seeds:
-        notes += stacked.notes(outcomes)
-    return outcomes, stopped, notes
+    if not (FLAGS.match or group.match):
+        return group.experiments, []
+    found = matching.match_parameters(group.experiments, paths(), FLAGS.match_key, status)
+    return {name: match.experiment for name, match in found.items()}, matching.notes(found)
 
 
 def run_options(placed: Any, track: Sequence[str]):

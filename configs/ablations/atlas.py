@@ -9,12 +9,13 @@ python -m launch.ablate --config=configs/ablations/atlas.py --workdir=runs/atlas
     lags             forecasting, etth1
     users            recommendation, movielens_100k
 
-In each group, depth, steps, optimizer and the order of the data are equal, except in `users`, whose
-models have settings of their own. One width of each model is adjusted so that its number of
-parameters is that of the base within 2 %. Lag attention has
-no widths; with one head, its residual form has 0.2 % more parameters. `user_neighbours` has few
-parameters at any setting and is not compared. Three seeds of all groups take about eight hours on 2
-cores. --seeds=1 --set=training.steps=100 is a trial of a few minutes.
+In each group, depth, steps, optimizer and the order of the data are equal, and one width of each
+model is adjusted so that its number of parameters is that of the base within 2 %. Lag attention has
+no widths; with one head, its residual form has 0.2 % more parameters. The models of `users` have
+sizes and settings of their own. `user_neighbours` has few parameters at any setting and is not
+compared. Three seeds of all groups take about eight hours on 2 cores. With --seeds=1
+--set=training.steps=100 --set=training.evaluate_every=100 --set=training.log_every=50 this is a
+trial.
 """
 
 import dataclasses
@@ -26,19 +27,23 @@ from launch.runs.ablation import Ablation, Delta, deltas_of, load_ablation
 
 def get_ablations() -> dict[str, Ablation]:
     """Returns an ablation for each kind of mechanism, three seeds each."""
-    maps = [name for name in registry.names("map_attention") if name != "none"]
+    # With one head, any number of channels is possible.
+    maps = {name: name for name in registry.names("map_attention")}
+    maps |= {name: f"{name}(num_heads=1)" for name in ("axial", "shifted_window")}
     return {
         "mixers": _matched("text_mixers"),
         "pools": dataclasses.replace(
             _matched("text_pooling"),
             deltas=deltas_of("model.pooling", _but("pool", "attention")),
         ),
-        "alignments": _matched("alignments"),
+        "alignments": _with_options(
+            _matched("alignments"), "model.alignment", {"multi_head": "multi_head(num_heads=2)"}
+        ),
         "map_attentions": Ablation(
             base="configs/image_classification.py:fashion_mnist,convnet",
             base_name="none",
             overrides={"training.steps": 1600, "training.evaluate_every": 400},
-            deltas=deltas_of("model.attention", {name: name for name in maps}),
+            deltas=deltas_of("model.attention", maps),
             match=True,
         ),
         "lags": Ablation(
@@ -68,6 +73,11 @@ def _matched(name: str) -> Ablation:
     return dataclasses.replace(found, seeds=3, match=True)
 
 
+def _with_options(ablation: Ablation, key: str, specs: dict[str, str]) -> Ablation:
+    """Returns an ablation with other specs in some of its deltas."""
+    return dataclasses.replace(ablation, deltas={**ablation.deltas, **deltas_of(key, specs)})
+
+
 def _families(file: str, base: str, others: tuple[str, ...]) -> Ablation:
     """Returns an ablation of models with different fields, with the settings of each."""
     first, deltas = configs.load_file(file.format(base)), {}
@@ -75,4 +85,4 @@ def _families(file: str, base: str, others: tuple[str, ...]) -> Ablation:
         other = configs.override(configs.load_file(file.format(name)), {"name": first.name})
         changed = configs.differences(first, other)
         deltas[name] = Delta(changed, config=file.format(name))
-    return Ablation(base=file.format(base), base_name=base, deltas=deltas, match=True)
+    return Ablation(base=file.format(base), base_name=base, deltas=deltas, seeds=3)
