@@ -17,7 +17,6 @@ import importlib
 import json
 import os
 import pathlib
-import signal
 import statistics
 import subprocess
 import sys
@@ -162,14 +161,17 @@ def first_steps(
             time.sleep(0.01)
             seconds = time.perf_counter() - began
             if process.poll() is not None or seconds > _LIMIT:
-                reason = process.stderr.read().decode(errors="replace") if process.stderr else ""
-                raise UserError(f"{' '.join(words)}: ended after {seconds:.0f} s: {reason[-300:]}")
+                process.kill()
+                said = process.communicate()[1].decode(errors="replace").strip()
+                reason = said.splitlines()[-1] if said else "no message"
+                raise UserError(f"{' '.join(words)}: ended after {seconds:.0f} s: {reason}")
             lines = read_lines(workdir / "metrics.jsonl")
             done = max((line["step"] for line in lines), default=0)
             found |= {step: seconds for step in STEPS if step <= done and step not in found}
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        if process.returncode is None:
+            process.kill()
+            process.communicate()
     return found
 
 
