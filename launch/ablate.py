@@ -36,7 +36,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli
+from launch import cli, several
 
 cli.define_workdir()
 cli.define_own_data()
@@ -71,7 +71,7 @@ def ablate() -> None:
         ablation = ablations.with_overrides(ablation, cli.FLAGS.set)
         experiments = ablations.resolve_ablation(ablation)
         groups[name] = Group(experiments, cli.FLAGS.seeds or ablation.seeds, ablation.match)
-    cli.run_groups(groups, Path(path).stem)
+    several.run_groups(groups, Path(path).stem)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import shlex
@@ -12,7 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -233,29 +232,6 @@ def define_placement() -> None:
     )
 
 
-def placement():
-    """Returns the placement given by --on; None if runs are executed in this process."""
-    from launch.runs import placement as placements
-
-    given = {"num_cpus": FLAGS.cpus_per_run, "num_gpus": FLAGS.gpus_per_run}
-    resources = {name: value for name, value in given.items() if value is not None}
-    return placements.parse(FLAGS.on or "", resources)
-
-
-def set_up_for(placement: Any, config: Any) -> None:
-    """Sets up JAX in a command whose runs are executed by `placement`.
-
-    With a placement, each worker sets up JAX itself, and the command uses only the CPU, so that the
-    workers can use the accelerators.
-    """
-    if placement is None:
-        set_up_jax(config)
-        return
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
-
-
 def define_record() -> None:
     """Defines --record and --results."""
     flags.DEFINE_bool(
@@ -279,118 +255,6 @@ def record(records: Iterable[Mapping[str, Any]]) -> None:
 
         for one in records:
             print(f"recorded: {results.save_record(one, Path(FLAGS.results))}")
-
-
-def run_all(experiments: Mapping[str, Any], seeds: int, title: str) -> NoReturn:
-    """Runs experiments over seeds, prints their table, records the runs and exits.
-
-    With --match=parameters, the experiments are adjusted first.
-
-    Args:
-      experiments: experiments by name; the first one is the base.
-      seeds: number of seeds.
-      title: title of the table.
-    """
-    from launch.runs.experiments import Group
-
-    run_groups({title: Group(experiments, seeds)}, title)
-
-
-def run_groups(groups: Mapping[str, Any], title: str) -> NoReturn:
-    """Runs groups of experiments like `run_all`. If there are several, each has its own directory.
-
-    Several groups also have a common page and ranking, see `comparison_files.write_ranking`.
-
-    Args:
-      groups: a `launch.runs.experiments.Group` for each title of a table.
-      title: title of the common page.
-    """
-    from launch.reporting import comparison_files
-    from launch.runs import experiments as runs
-    from launch.runs import stacked
-
-    check_recordable()
-    track = tracked()
-    if FLAGS.match_key and not FLAGS.match:
-        raise UserError("--match_key: needs --match=parameters")
-    if FLAGS.stack_seeds and FLAGS.on:
-        raise UserError("--stack_seeds: cannot be combined with --on; leave out one of them")
-    placed = placement()
-    set_up_for(placed, next(iter(next(iter(groups.values())).experiments.values())))
-    if FLAGS.stack_seeds:
-        placed = stacked.StackedSeeds()
-        for group in groups.values():
-            for experiment in group.experiments.values():
-                stacked.check(experiment, group.seeds, track)
-    # Before any training, so that a model whose parameters cannot be matched is found at once.
-    matched = {name: _matched(group) for name, group in groups.items()}
-    options, code, found = run_options(placed, track), 0, []
-    for name, (experiments, notes) in matched.items():
-        folder = workdir() / name if len(groups) > 1 else workdir()
-        outcomes, stopped = runs.run_all(
-            experiments, groups[name].seeds, dataclasses.replace(options, folder=folder)
-        )
-        if FLAGS.stack_seeds:
-            notes = [*notes, *stacked.notes(outcomes)]
-        done = _finished(outcomes, stopped, name, folder, notes=notes)
-        found.append(done.comparison)
-        code = max(code, done.status)
-        if stopped:
-            break
-    if len(groups) > 1:
-        print(f"report: {comparison_files.write_ranking(workdir(), title, found)}")
-    sys.exit(code)
-
-
-def _matched(group: Any) -> tuple[Mapping[str, Any], list[str]]:
-    """Returns the experiments of a group, matched if it asks for that, and notes about it."""
-    from launch.runs import matching
-
-    if not (FLAGS.match or group.match):
-        return group.experiments, []
-    found = matching.match_parameters(group.experiments, paths(), FLAGS.match_key, status)
-    return {name: match.experiment for name, match in found.items()}, matching.notes(found)
-
-
-def run_options(placed: Any, track: Sequence[str]):
-    """Returns the options that all runs of a sweep or an ablation share.
-
-    Args:
-      placed: result of `placement`.
-      track: result of `tracked`.
-    """
-    from launch.runs.jobs import Options
-
-    return Options(
-        workdir(),
-        paths(),
-        command(),
-        status,
-        track,
-        placement=placed,
-        retries=FLAGS.retries,
-    )
-
-
-def finish_runs(outcomes: Mapping[str, Any], stopped: int, title: str, **options: Any) -> NoReturn:
-    """Records the runs of experiments, prints their table and exits.
-
-    Args:
-      outcomes: outcomes by name.
-      stopped: number of the signal that stopped the runs, or 0.
-      title: title of the table.
-      **options: of `launch.runs.experiments.finish`.
-    """
-    sys.exit(_finished(outcomes, stopped, title, workdir(), **options).status)
-
-
-def _finished(outcomes: Mapping[str, Any], stopped: int, title: str, folder: Path, **options: Any):
-    """Records the runs and prints their table; returns that of `launch.runs.experiments.finish`."""
-    from launch.runs import experiments as runs
-
-    if not stopped:
-        record(record for outcome in outcomes.values() for record in outcome.records.values())
-    return runs.finish(folder, title, outcomes, stopped, **options)
 
 
 def status(line: str) -> None:

@@ -31,7 +31,7 @@ import sys
 
 from absl import flags
 
-from launch import cli
+from launch import cli, several
 
 cli.define_config()
 cli.define_workdir()
@@ -65,7 +65,7 @@ def sweep() -> None:
         search(config, title)
     if not cli.FLAGS["trials"].using_default_value:
         raise UserError("--trials: needs --search=optuna; --set alone runs every combination")
-    cli.run_all(sweeps.resolve_sweep(config, cli.FLAGS.set), cli.FLAGS.seeds, title)
+    several.run_all(sweeps.resolve_sweep(config, cli.FLAGS.set), cli.FLAGS.seeds, title)
 
 
 def search(config, title: str) -> None:
@@ -88,9 +88,9 @@ def search(config, title: str) -> None:
         raise UserError("--match: cannot be combined with --search; leave out one of them")
     searches.check_installed()
     cli.check_recordable()
-    placed = cli.placement()
-    cli.set_up_for(placed, config)
-    options = cli.run_options(placed, cli.tracked())
+    placed = several.placement()
+    several.set_up_for(placed, config)
+    options = several.run_options(placed, cli.tracked())
     outcomes, stopped, trials = searches.run_search(
         config,
         cli.FLAGS.set,
@@ -104,7 +104,7 @@ def search(config, title: str) -> None:
         f"{trials} trials of {len(outcomes)} combinations, chosen by Optuna (TPE) by "
         f"{task_class(config.task).primary_metric} on validation; a larger --trials continues"
     )
-    cli.finish_runs(outcomes, stopped, title, against_best=True, notes=[note])
+    several.finish_runs(outcomes, stopped, title, against_best=True, notes=[note])
 
 
 if __name__ == "__main__":
