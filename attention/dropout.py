@@ -240,8 +240,8 @@ def _threefry(key: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
     """Returns the words of `jax.random.bits` with these 64-bit indices (Salmon et al. 2011).
 
     The 20 rounds of threefry-2x32 are written out, so that XLA fuses them with the comparison that
-    follows. `jax.random.bits` has a loop over the rounds on CPU, which compiles and runs in twice
-    the time.
+    follows. `jax.random.bits` has a loop over the rounds on CPU, which compiles and runs in about
+    twice the time.
 
     Args:
       key: the words of a threefry key, uint32 [2].

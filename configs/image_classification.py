@@ -135,10 +135,11 @@ def fashion_mnist(model: str, attention: str):
 
 def _long(fields: dict) -> dict:
     """Returns the settings of `fashion_mnist` for 31 epochs, with stronger augmentation."""
-    changed = AugmentationConfig(flip=True, crop_padding=2, cutout=8)
+    data = fields["data"]
+    changed = dataclasses.replace(data.augmentation, crop_padding=2, cutout=8)
     return {
         **fields,
-        "data": dataclasses.replace(fields["data"], augmentation=changed),
+        "data": dataclasses.replace(data, augmentation=changed),
         "optimizer": dataclasses.replace(fields["optimizer"], average_decay=0.998),
         "training": dataclasses.replace(fields["training"], steps=12_000, evaluate_every=1500),
     }

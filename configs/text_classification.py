@@ -45,6 +45,7 @@ from tasks.text_classification.model import AttentionPoolingConfig, BiGRUConfig,
 FROM = "from:"
 # Data sets of long texts. Settings that differ by data set were chosen on the validation split.
 LONG = ("newsgroups20", "reuters_r8", "spam_assassin")
+_TFIDF = {"prior": "tfidf", "prior_scale": 2.0}
 
 
 def get_config(argument: str = "movie_reviews"):
@@ -92,10 +93,8 @@ def attention_pooling(data: str):
                     max_length=512,
                 ),
             ),
-            "model": (
-                AttentionPoolingConfig(prior="tfidf", prior_scale=2.0)
-                if data == "sst2"
-                else AttentionPoolingConfig(prior="naive_bayes")
+            "model": AttentionPoolingConfig(
+                **(_TFIDF if data == "sst2" else {"prior": "naive_bayes"})
             ),
             "optimizer": OptimizerConfig(
                 learning_rate=1e-3, beta2=0.99, final_fraction=0.02, average_decay=0.99
@@ -114,7 +113,7 @@ def attention_pooling(data: str):
             embedding_size=32 if reuters else 64,
             token_dropout_rate=0.3 if reuters else 0.5,
             dropout_rate=0.5 if data == "spam_assassin" else 0.3,
-            **({"prior": "tfidf", "prior_scale": 2.0} if newsgroups else {}),
+            **(_TFIDF if newsgroups else {}),
         ),
         "optimizer": OptimizerConfig(
             learning_rate=4e-3 if reuters else 2e-3,

@@ -140,9 +140,15 @@ class Progress:
 class PredictionProgress:
     """Lines on standard error with the number of predictions, one every few seconds."""
 
-    def __init__(self, count: int | None, what: str = "inputs", verb: str = "predicted"):
-        """Initializes lines such as "predicted 5 of 10 inputs": `verb`, `count` or None, `what`."""
-        self._count, self._what, self._verb, self._done = count, what, verb, 0
+    def __init__(self, count: int | None, what: str = "inputs", done: str = "predicted"):
+        """Initializes lines such as "predicted 5 of 10 inputs".
+
+        Args:
+          count: number of inputs; None if unknown.
+          what: plural noun for the inputs.
+          done: past participle of what is done with them.
+        """
+        self._count, self._what, self._word, self._done = count, what, done, 0
         self._began = self._shown = time.monotonic()
 
     def add(self, number: int) -> None:
@@ -154,7 +160,7 @@ class PredictionProgress:
         self._shown = now
         rate = self._done / max(now - self._began, 1e-9)
         speed = f"{rate:,.0f} per second" if rate >= 10 else f"{rate:.2g} per second"
-        line = f"{self._verb} {self._done:,}"
+        line = f"{self._word} {self._done:,}"
         if self._count is not None:
             left = clock((self._count - self._done) / max(rate, 1e-9))
             line += f" of {self._count:,} {self._what}  {speed}  {left} left"

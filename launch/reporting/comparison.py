@@ -331,8 +331,7 @@ def table(comparison: Comparison, between: str = ", ") -> tuple[list[str], list[
 def ranking(found: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
     """Ranks the experiments of each comparison by the mean primary metric on test.
 
-    The differences and their intervals are those of `table`. Neighboring ranks whose intervals
-    overlap are not distinguished by the data.
+    The differences from the reference and their intervals are those of `table`.
 
     Returns:
       The header and the rows of a table as texts; experiments without a finished run are last.

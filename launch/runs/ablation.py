@@ -61,8 +61,8 @@ class Ablation:
     match: bool = False
 
     def __post_init__(self):
-        _check(self, base=str, deltas=Mapping, overrides=Mapping, base_name=str, seeds=int)
-        _check(self, match=bool)
+        _check(self, base=str, deltas=Mapping, overrides=Mapping, base_name=str)
+        _check(self, seeds=int, match=bool)
         for name, delta in self.deltas.items():
             if not isinstance(name, str) or not isinstance(delta, Delta):
                 raise ValueError(f"deltas: got {name!r}: {delta!r}, expected a name and a Delta")

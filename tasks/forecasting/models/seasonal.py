@@ -38,6 +38,19 @@ class SeasonalLagConfig(Config):
     season: NonNegativeInt = 0
 
 
+def season_of(config: SeasonalLagConfig, sizes: WindowSizes) -> int:
+    """Returns the steps in a season.
+
+    Raises:
+      ValueError: the look-back is shorter than a season.
+    """
+    season = config.season or sizes.period
+    if season > sizes.lookback:
+        expected = f"at most lookback={sizes.lookback}"
+        raise ValueError(f"season: got {season}, expected {expected}")
+    return season
+
+
 class SeasonalLag(nnx.Module):
     """Weighted mean of the values at the same time in M earlier seasons, and of the level c.
 
@@ -58,10 +71,7 @@ class SeasonalLag(nnx.Module):
     """
 
     def __init__(self, config: SeasonalLagConfig, sizes: WindowSizes, *, rngs: nnx.Rngs):
-        self.level, self.season = config.level, config.season or sizes.period
-        if self.season > sizes.lookback:
-            expected = f"at most lookback={sizes.lookback}"
-            raise ValueError(f"season: got {self.season}, expected {expected}")
+        self.level, self.season = config.level, season_of(config, sizes)
         self.horizon = sizes.horizon
         seasons = sizes.lookback // self.season
         ahead = -(-sizes.horizon // self.season)

@@ -15,29 +15,22 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention.projection import Projection
-from tasks.common.configs import Config, NonNegativeInt, one_of
 from tasks.forecasting.models.base import Forecaster, Mode, Weights, WindowSizes, level_of
-from tasks.forecasting.models.heads import HEADS, HeadName
+from tasks.forecasting.models.heads import HEADS
 from tasks.forecasting.models.lag import DistributionHead
+from tasks.forecasting.models.seasonal import SeasonalLagConfig, season_of
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class SparseTSFConfig(Config):
+class SparseTSFConfig(SeasonalLagConfig):
     """Config of SparseTSF, whose parameters are shared by channels and times of a season.
 
-    Attributes:
-      head: a head of `tasks.forecasting.models.heads`.
-      level: value that is subtracted from the past: the "mean" of the look-back, or its "last"
-        value.
-      season: steps in a season; 0 for the period of the data.
+    For the attributes see `SeasonalLagConfig`.
     """
 
     name: str = "sparse_tsf"
-    head: HeadName = "point"
-    level: one_of("last", "mean") = "mean"
-    season: NonNegativeInt = 0
 
 
 class SparseTSF(Forecaster):
@@ -57,10 +50,7 @@ class SparseTSF(Forecaster):
 
     def __init__(self, config: SparseTSFConfig, sizes: WindowSizes, *, rngs: nnx.Rngs):
         super().__init__(sizes, HEADS[config.head])
-        self.level, self.season = config.level, config.season or sizes.period
-        if self.season > sizes.lookback:
-            expected = f"at most lookback={sizes.lookback}"
-            raise ValueError(f"season: got {self.season}, expected {expected}")
+        self.level, self.season = config.level, season_of(config, sizes)
         width = 2 * (self.season // 2) + 1
         seasons, ahead = sizes.lookback // self.season, -(-sizes.horizon // self.season)
         self.smooth = Projection((width,), (1,), use_bias=False, rngs=rngs)
