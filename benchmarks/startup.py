@@ -119,7 +119,9 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
                 {
                     f"{state} {step}": seconds
                     for state in STATES
-                    for step, seconds in first_steps(started.config, base / state, caches).items()
+                    for step, seconds in first_steps(
+                        started.config, base / state, caches, python
+                    ).items()
                 }
             )
             if installed("torch"):

@@ -1,15 +1,13 @@
 """Seconds to the first steps of a command."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from benchmarks import report, startup
 from benchmarks.steps import MODELS
 from tasks.common.errors import UserError
-from tests.attention.test_registry import ROOT
+from tests.benchmarks.commands import rows_of
 
 
 def test_every_peer_is_a_model():
@@ -44,16 +42,7 @@ def test_a_command_that_fails_is_named(tmp_path):
 @pytest.mark.slow
 def test_a_row_for_the_page(tmp_path):
     file = tmp_path / "cpu.json"
-    words = ["--models=language_model", "--rounds=1", f"--json={file}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.startup", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(file.read_text())["startup"]["rows"]
+    (row,) = rows_of("startup", file, "--models=language_model", "--rounds=1")
     here = row["ways"]["here"]
     assert 0 < here["warm 1"] <= here["warm 10"]
     assert here["cold 1"] <= here["cold 10"]

@@ -1,6 +1,5 @@
 """Train steps on tiny sizes, without torch."""
 
-import json
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import pytest
 from benchmarks import train_choices
 from benchmarks.steps import recurrent
 from tests.attention.test_registry import ROOT
+from tests.benchmarks.commands import rows_of
 
 
 def test_batches_end_where_they_say():
@@ -24,16 +24,8 @@ def test_batches_end_where_they_say():
 def test_a_row_for_the_page(tmp_path):
     file = tmp_path / "cpu.json"
     options = ["--models=recurrent", "--batch_size=2", "--rounds=1", "--seconds=0"]
-    options += ["--nocompiled", "--readme", f"--json={file}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.train_step", *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(file.read_text())["train_step"]["rows"]
+    options += ["--nocompiled", "--readme"]
+    (row,) = rows_of("train_step", file, *options, timeout=300)
     assert row["model"] == "recurrent"
     assert row["ways"]["here"]["milliseconds"] > 0
     assert "## Train steps: cpu" in (tmp_path / "README.md").read_text()
@@ -43,15 +35,7 @@ def test_a_row_for_the_page(tmp_path):
 def test_choices_take_turns_in_processes_of_their_own(tmp_path):
     file = tmp_path / "cpu.json"
     options = ["--models=transformer", "--batch_size=4", "--rounds=1", "--seconds=0"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.train_choices", *options, f"--json={file}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(file.read_text())["train_choices"]["rows"]
+    (row,) = rows_of("train_choices", file, *options, timeout=500)
     assert list(row["choices"]) == list(train_choices.CHOICES)
     for choice, one in row["choices"].items():
         assert one["milliseconds"] > 0, (choice, one)
