@@ -884,6 +884,7 @@ class Panel {
 
   async update() {
     const turn = ++this.turn, map = this.current, [, , T, S] = map.shape;
+    this.node.setAttribute("aria-busy", "true");
     if (this.grid) this.grid.update(this.layer, this.head);
     const opened = this.facts.querySelector("details[open]");
     this.facts.replaceChildren(statistics(map, this.layer, this.head, this.keys.grid && this.keys.grid[0] > 1));
@@ -902,6 +903,7 @@ class Panel {
       weights = await head(map, this.layer, this.head);
     } catch (error) {
       this.status.textContent = `The weights cannot be decoded: ${error.message}`;
+      this.node.removeAttribute("aria-busy");
       return;
     }
     if (turn !== this.turn) return;
@@ -911,6 +913,7 @@ class Panel {
     const solid = isDrawn(this.explanation.medium, this.keys) || !isText(this.keys);
     this.legend.replaceChildren(scale(largest(values), map.signed, solid));
     this.tell(this.query);
+    this.node.removeAttribute("aria-busy");
     if (!document.documentElement.dataset.drawn) {
       document.documentElement.dataset.drawn = Math.round(performance.now());
     }

@@ -282,9 +282,12 @@ def visit(browser, files):
 
 def show(page, index):
     page.evaluate(f"explanation.open({index})")
-    page.wait_for_function(
-        "[...document.querySelectorAll('.status')].every(node => node.textContent)"
-    )
+    settle(page)
+
+
+def settle(page):
+    """Waits until no panel decodes weights, which it does after a click or key."""
+    page.wait_for_function("!document.querySelector('[aria-busy=true]')")
 
 
 @needs_browser
@@ -334,11 +337,12 @@ def test_heads_and_queries_by_keyboard_and_click(visit):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
     status = page.locator(".status")
-    page.get_by_text("Layer 1, head 1.").wait_for()
+    settle(page)
     assert page.locator(".heads [aria-checked=true]").get_attribute("aria-label") == (
         "layer 1, head 1"
     )
     page.locator(".attention .tokens span", has_text="film").click()
+    settle(page)
     exact = explanations.text().maps[0].weights[1, 1, 6]
     labels = explanations.text().axes["token"].labels
     best = int(exact.argmax())
@@ -348,11 +352,14 @@ def test_heads_and_queries_by_keyboard_and_click(visit):
     # The arrow keys of the slider and of the tokens choose queries too.
     page.locator(".query input").focus()
     page.keyboard.press("ArrowRight")
+    settle(page)
     assert page.locator(".attention .tokens [aria-checked=true]").inner_text() == "that"
     page.locator(".attention .tokens [aria-checked=true]").focus()
     page.keyboard.press("ArrowRight")
+    settle(page)
     assert page.locator(".query output").inner_text().strip("\u2068\u2069") == "never"
     page.get_by_role("button", name="Mean of all queries").click()
+    settle(page)
     assert "Mean of all queries." in status.inner_text()
 
 
@@ -365,6 +372,7 @@ def test_a_patch_is_chosen_by_click(visit):
     box = image.bounding_box()
     # The center of the cell in row 2, column 5 of 6 x 8.
     image.click(position={"x": box["width"] * 5.5 / 8, "y": box["height"] * 2.5 / 6})
+    settle(page)
     assert "row 2, column 5" in page.locator(".query output").inner_text()
     # Its pixel on the canvas is colored by the weight of the key.
     exact = explanations.image().maps[0].weights[0, 0, 21]
@@ -383,12 +391,14 @@ def test_two_runs_and_two_heads(visit):
     show(page, 0)
     assert page.locator(".attention article h4").all_inner_texts() == ["small", "large"]
     page.locator(".attention .tokens").first.locator("span", has_text="film").click()
+    settle(page)
     values = page.locator(".query input")
     assert [values.nth(n).input_value() for n in range(2)] == ["6", "6"]
     show(page, 1)
     assert page.locator(".attention article").count() == 1
     page.get_by_role("button", name="Compare with a second head").click()
     page.locator(".attention article").nth(1).locator("[role=radio]").nth(3).click()
+    settle(page)
     first, second = page.locator(".status").all_inner_texts()
     assert first.startswith("Layer 0, head 0.")
     assert second.startswith("Layer 1, head 1.")
