@@ -2,8 +2,9 @@
 
 python -m launch.train --config=configs/translation.py:DATA,MODEL --workdir=runs/NAME
 
-DATA is multi30k (the default), bible_en_es or own. MODEL is transformer (the default), long (the
-published recipe, for an accelerator), rnn, or rnn(ALIGNMENT) with an alignment of
+DATA is multi30k (the default), bible_en_es or own. MODEL is transformer (the default), r_drop (the
+same with two passes per step), long (the published recipe, for an accelerator), rnn, or
+rnn(ALIGNMENT) with an alignment of
 `attention.registry`: "rnn(location_aware(width=5))". "rnn(none)" is the control with one fixed
 context vector. Further options of rnn are --config.model.cell=lstm and
 --config.model.temporal_attention=4 (heads). On multi30k and 2 cores, lower-case tokenized BLEU-4 is
@@ -43,24 +44,20 @@ _RECURRENT = re.compile(r"rnn(?:\((.*)\))?")
 
 def get_config(argument: str = "multi30k"):
     """Returns the config of 'DATA', 'DATA,MODEL' or 'MODEL'."""
-    check_argument(argument, {"DATA": LANGUAGES, "MODEL": ("transformer", "long", "rnn")})
+    check_argument(argument, {"DATA": LANGUAGES, "MODEL": (*TRANSFORMERS, "rnn")})
     data, _, model = argument.partition(",")
     if data not in LANGUAGES:
         data, model = "multi30k", argument
     model = model or "transformer"
     recurrent = _RECURRENT.fullmatch(model)
-    if recurrent is None and model not in ("transformer", "long"):
+    if recurrent is None and model not in TRANSFORMERS:
         raise UserError(
             f"config: model: got {model!r}, expected MODEL or DATA,MODEL, where MODEL is "
-            f"transformer, long, rnn or rnn(ALIGNMENT) and DATA is one of {', '.join(LANGUAGES)}"
-            f"{did_you_mean(argument.partition(',')[0], [*LANGUAGES, 'transformer'])}"
+            f"{', '.join(TRANSFORMERS)}, rnn or rnn(ALIGNMENT) and DATA is one of {', '.join(LANGUAGES)}"
+            f"{did_you_mean(argument.partition(',')[0], [*LANGUAGES, *TRANSFORMERS])}"
         )
     try:
-        fields = (
-            rnn(recurrent[1] or "additive")
-            if recurrent
-            else {"transformer": transformer, "long": long}[model]()
-        )
+        fields = rnn(recurrent[1] or "additive") if recurrent else TRANSFORMERS[model]()
     except ValueError as error:
         raise UserError(f"config: {error}") from None
     # The logits take half of the time of a recurrent step, so its vocabulary is smaller.
@@ -98,6 +95,18 @@ def transformer():
     }
 
 
+def r_drop():
+    """Returns the settings of the Transformer with R-Drop (Liang et al. 2021), for longer training."""
+    return {
+        "name": "transformer_r_drop",
+        "model": TransformerConfig(dropout_rate=0.25, r_drop=5.0),
+        "optimizer": _inverse_sqrt(3e-3, 800, 0.998),
+        "training": TrainingConfig(
+            steps=6000, batch_size=128, evaluation_batch_size=128, evaluate_every=500, log_every=25
+        ),
+    }
+
+
 def long():
     """Returns the post-norm recipe of Wu et al. 2021, with a published BLEU-4 of 41.02."""
     return {
@@ -116,6 +125,9 @@ def long():
             log_every=50,
         ),
     }
+
+
+TRANSFORMERS = {"transformer": transformer, "r_drop": r_drop, "long": long}
 
 
 def rnn(alignment: str):

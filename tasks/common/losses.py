@@ -85,6 +85,39 @@ def _backward(
 _smoothed.defvjp(_forward, _backward)
 
 
+def repeat_examples(batch: dict[str, Array]) -> dict[str, Array]:
+    """Repeats every example of a batch, for two passes with different dropout masks.
+
+    Args:
+      batch: arrays [B, ...].
+
+    Returns:
+      Arrays [2B, ...], in which examples 2b and 2b + 1 are example b.
+    """
+    return {name: jnp.repeat(value, 2, axis=0) for name, value in batch.items()}
+
+
+def divergence_of_passes(logits: Array) -> Array:
+    """Computes the symmetric divergence of two passes over each example (R-Drop).
+
+        d = 1/2 (KL(p || q) + KL(q || p)) = 1/2 Σ_v (p_v - q_v) (log p_v - log q_v)
+
+    where p and q are the predictions of one example under two dropout masks, from "R-Drop:
+    Regularized Dropout for Neural Networks" (Liang et al. 2021, eq. 2). Its loss (eq. 4), divided
+    by the number of passes, is the mean cross-entropy plus α/2 times d.
+
+    Args:
+      logits: floating point [2B, ..., V], of the examples of `repeat_examples`.
+
+    Returns:
+      d, [B, ...] in at least float32.
+    """
+    x = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    log_p = jax.nn.log_softmax(x.reshape(-1, 2, *x.shape[1:]))
+    p = jnp.exp(log_p)
+    return 0.5 * jnp.sum((p[:, 0] - p[:, 1]) * (log_p[:, 0] - log_p[:, 1]), axis=-1)
+
+
 def linear_cross_entropy(
     x: Array, table: Array, labels: Array, *, classes: int, chunk_size: int
 ) -> tuple[Array, Array]:

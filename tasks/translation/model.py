@@ -25,7 +25,15 @@ from tasks.common.backbones.recurrent import CELLS, Bidirectional, find_cell
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
 from tasks.common.backbones.transformer_layers import maybe_dropout, mixers_with, split_keys
-from tasks.common.configs import Config, NonNegativeInt, PositiveInt, Rate, known_names, spec_of
+from tasks.common.configs import (
+    Config,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Rate,
+    known_names,
+    spec_of,
+)
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.keys import example_keys
 from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN
@@ -61,6 +69,8 @@ class TransformerConfig(EncoderConfig):
         cache.
       label_smoothing: fraction of the probability of a target token that is spread over the
         vocabulary (Szegedy et al. 2016).
+      r_drop: weight α of the divergence between two passes over each example with different dropout
+        masks (Liang et al. 2021); 0 for one pass. A step takes twice the time.
       decoding: decoding method for the test split and predictions; validation uses greedy decoding.
       For the other attributes see `EncoderConfig`.
     """
@@ -74,6 +84,7 @@ class TransformerConfig(EncoderConfig):
     max_length: int = 256
     decoder_mixer: spec_of(*_DECODER_MIXERS) = "dot_product"
     label_smoothing: Rate = 0.1
+    r_drop: NonNegativeFloat = 0.0
     decoding: DecodingConfig = dataclasses.field(default_factory=_beam)
 
     def __post_init__(self):
@@ -116,7 +127,7 @@ class RecurrentConfig(Config):
       temporal_attention: number of heads of the decoder's attention to its past states; 0 for no
         such attention.
       dropout_rate: dropout rate of embeddings, encoder states and the input of the output layer.
-      label_smoothing, decoding: see `TransformerConfig`.
+      label_smoothing, r_drop, decoding: see `TransformerConfig`.
     """
 
     name: str = "rnn"
@@ -128,6 +139,7 @@ class RecurrentConfig(Config):
     temporal_attention: NonNegativeInt = 0
     dropout_rate: Rate = 0.3
     label_smoothing: Rate = 0.1
+    r_drop: NonNegativeFloat = 0.0
     decoding: DecodingConfig = dataclasses.field(default_factory=_beam)
 
     def __post_init__(self):

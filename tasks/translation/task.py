@@ -22,7 +22,12 @@ from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.data.summary import excerpt
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.errors import UserError, check_max_length, warn_once
-from tasks.common.losses import cross_entropy, smoothed_cross_entropy
+from tasks.common.losses import (
+    cross_entropy,
+    divergence_of_passes,
+    repeat_examples,
+    smoothed_cross_entropy,
+)
 from tasks.common.metrics.translation import (
     TRANSLATION,
     bleu_contributions,
@@ -186,14 +191,23 @@ class Translation(Task):
             -(1 - ε) log p(y) - ε · mean over the vocabulary of log p
 
         for the target token y and the label smoothing ε. The training metric `cross_entropy` is
-        computed without smoothing.
+        computed without smoothing. With `config.model.r_drop`, the loss is the mean of two passes
+        plus the weighted divergence of `tasks.common.losses.divergence_of_passes`.
         """
+        alpha = self.model.r_drop
+        if alpha:
+            batch = repeat_examples({key: batch[key] for key in ("source", "target", "weight")})
         logits, weight = _teacher_forcing(model, batch, dropout_key)
         smoothing = self.model.label_smoothing
         smoothed, losses = smoothed_cross_entropy(logits, batch["target"], smoothing)
         tokens = jnp.maximum(jnp.sum(weight), 1)
         loss = jnp.sum(smoothed * weight) / tokens
-        return loss, {"cross_entropy": jnp.sum(losses * weight) / tokens}
+        metrics = {"cross_entropy": jnp.sum(losses * weight) / tokens}
+        if alpha:
+            total = jnp.sum(divergence_of_passes(logits) * weight[::2])
+            metrics["divergence"] = total / jnp.maximum(jnp.sum(weight[::2]), 1)
+            loss = loss + alpha / 2 * metrics["divergence"]
+        return loss, metrics
 
     def evaluate(self, model: models.Translator, batch: Batch) -> tuple[dict, dict]:
         """Sums the cross-entropy, and counts correct and all tokens, under teacher forcing."""

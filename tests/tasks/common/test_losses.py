@@ -8,8 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 
-from tasks.common.losses import cross_entropy, linear_cross_entropy, smoothed_cross_entropy
+from tasks.common.losses import (
+    cross_entropy,
+    divergence_of_passes,
+    linear_cross_entropy,
+    repeat_examples,
+    smoothed_cross_entropy,
+)
 
 LOGITS = 5 * jax.random.normal(jax.random.key(0), (3, 4, 7))
 LABELS = jax.random.randint(jax.random.key(1), (3, 4), 0, 7)
@@ -139,3 +146,26 @@ def test_no_array_has_the_logits_of_all_classes():
     assert "3,4,64]" in program
     assert "3,4,960]" not in program
     assert "3,4,900]" not in program
+
+
+def test_divergence_of_passes_is_that_of_scipy():
+    """Also with large logits, and equal passes."""
+    logits = jnp.concatenate([LOGITS[:2], 40 * LOGITS[:2], LOGITS[2:], LOGITS[2:]])
+    p, q = np.moveaxis(np.exp(jax.nn.log_softmax(logits)).reshape(3, 2, 4, 7).astype(float), 1, 0)
+    expected = (scipy.special.rel_entr(p, q) + scipy.special.rel_entr(q, p)).sum(-1) / 2
+    found = np.asarray(divergence_of_passes(logits))
+    np.testing.assert_allclose(found[[0, 2]], expected[[0, 2]], rtol=1e-4, atol=1e-6)
+    assert not np.any(found[2])
+    # Probabilities of 0 in float32 have an infinite relative entropy, but finite logarithms.
+    assert np.isfinite(found).all()
+    assert np.isfinite(jax.grad(lambda x: jnp.sum(divergence_of_passes(x)))(logits)).all()
+
+
+def test_divergence_of_passes_in_bfloat16_is_summed_in_float32():
+    assert divergence_of_passes(LOGITS[:2].astype(jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_examples_are_repeated_beside_each_other():
+    batch = repeat_examples({"source": jnp.array([[1, 2], [3, 4]]), "weight": jnp.array([1, 0])})
+    np.testing.assert_array_equal(batch["source"], [[1, 2], [1, 2], [3, 4], [3, 4]])
+    np.testing.assert_array_equal(batch["weight"], [1, 1, 0, 0])

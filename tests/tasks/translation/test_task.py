@@ -18,6 +18,7 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.decoding.generate import DecodingConfig
 from tasks.common.errors import UserError
+from tasks.common.losses import divergence_of_passes
 from tasks.common.metrics.translation import bleu_signature
 from tasks.common.text.tokenizer import TextConfig
 from tasks.figures import Alignment, Curves, Shown, SplitResults, Transcript
@@ -159,6 +160,28 @@ def test_loss_is_the_mean_over_real_tokens_of_rows_with_weight(task, model):
 
 
 @pytest.mark.slow
+def test_r_drop_adds_the_divergence_of_two_passes(task, data, model):
+    """Rows of weight 0 count nowhere."""
+    r_drop = with_configs(task, data, dataclasses.replace(MODEL, r_drop=3.0))
+    batch = batches_of(task, "test", 24, [task.buckets[-1]])[0]
+    loss, metrics = nnx.jit(lambda model: r_drop.loss(model, batch, jax.random.key(0)))(model)
+    twice = {key: np.repeat(batch[key], 2, axis=0) for key in ("source", "target", "weight")}
+    mean, _ = nnx.jit(lambda model: task.loss(model, twice, jax.random.key(0)))(model)
+    np.testing.assert_allclose(loss, mean + 1.5 * metrics["divergence"], rtol=1e-5)
+
+    @nnx.jit
+    def divergences(model):
+        logits = model(twice["source"], twice["target"], dropout_key=jax.random.key(0))
+        return divergence_of_passes(logits)
+
+    real = (batch["target"] > 0) & (batch["weight"][:, None] > 0)
+    expected = np.asarray(divergences(model))[real].mean()
+    assert expected > 0
+    np.testing.assert_allclose(metrics["divergence"], expected, rtol=1e-4)
+    _, metrics = nnx.jit(lambda model: r_drop.loss(model, batch, None))(model)
+    assert metrics["divergence"] == 0
+
+
 def test_padding_and_buckets_change_no_metric(task, model, predict):
     evaluate = nnx.jit(task.evaluate)
     found = []
