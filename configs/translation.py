@@ -3,10 +3,9 @@
 python -m launch.train --config=configs/translation.py:DATA,MODEL --workdir=runs/NAME
 
 DATA is multi30k (the default), bible_en_es or own. MODEL is transformer (the default), r_drop (the
-same with two passes per step), long (the published recipe, for an accelerator), rnn, or
-rnn(ALIGNMENT) with an alignment of
-`attention.registry`: "rnn(location_aware(width=5))". "rnn(none)" is the control with one fixed
-context vector. Further options of rnn are --config.model.cell=lstm and
+same model with two passes per step), long (the published recipe, for an accelerator), rnn, or
+rnn(ALIGNMENT) with an alignment of `attention.registry`: "rnn(location_aware(width=5))".
+"rnn(none)" is the control with one fixed context vector. Further options of rnn are --config.model.cell=lstm and
 --config.model.temporal_attention=4 (heads). On multi30k and 2 cores, lower-case tokenized BLEU-4 is
 39.1 for the Transformer in under half an hour, 34.4 for rnn(additive) in a quarter of an hour, and
 19.6 for rnn(none) in ten minutes. The published BLEU-4 of a Transformer of this size is 41.02. The
@@ -53,7 +52,8 @@ def get_config(argument: str = "multi30k"):
     if recurrent is None and model not in TRANSFORMERS:
         raise UserError(
             f"config: model: got {model!r}, expected MODEL or DATA,MODEL, where MODEL is "
-            f"{', '.join(TRANSFORMERS)}, rnn or rnn(ALIGNMENT) and DATA is one of {', '.join(LANGUAGES)}"
+            f"{', '.join(TRANSFORMERS)}, rnn or rnn(ALIGNMENT) and DATA is one of "
+            f"{', '.join(LANGUAGES)}"
             f"{did_you_mean(argument.partition(',')[0], [*LANGUAGES, *TRANSFORMERS])}"
         )
     try:
@@ -96,7 +96,7 @@ def transformer():
 
 
 def r_drop():
-    """Returns the settings of the Transformer with R-Drop (Liang et al. 2021), for longer training."""
+    """Returns the settings of longer training with R-Drop (Liang et al. 2021)."""
     return {
         "name": "transformer_r_drop",
         "model": TransformerConfig(dropout_rate=0.25, r_drop=5.0),
