@@ -6,10 +6,10 @@ DATA is multi30k (the default), bible_en_es or own. MODEL is transformer (the de
 same model with two passes per step), long (the published recipe, for an accelerator), rnn, or
 rnn(ALIGNMENT) with an alignment of `attention.registry`: "rnn(location_aware(width=5))".
 "rnn(none)" is the control with one fixed context vector. Further options of rnn are
---config.model.cell=lstm and --config.model.temporal_attention=4 (heads). On multi30k and 2 cores, lower-case tokenized BLEU-4 is
-39.1 for the Transformer in under half an hour, 34.4 for rnn(additive) in a quarter of an hour, and
-19.6 for rnn(none) in ten minutes. The published BLEU-4 of a Transformer of this size is 41.02. The
-reverse direction:
+--config.model.cell=lstm and --config.model.temporal_attention=4 (heads). On multi30k and 2 cores,
+lower-case tokenized BLEU-4 is 39.1 for the Transformer in under half an hour, 34.4 for
+rnn(additive) in a quarter of an hour, and 19.6 for rnn(none) in ten minutes. The published BLEU-4
+of a Transformer of this size is 41.02. The reverse direction:
 
 python -m launch.train --config=configs/translation.py --workdir=runs/german
     --config.data.source=de --config.data.target=en
