@@ -5,6 +5,7 @@ passes. With FULL_COMPILATION=1 programs are compiled with XLA's defaults, as fo
 test-oracles` sets it, and a slow test sets it for the contract's comparisons with the equations.
 """
 
+import gc
 import importlib.metadata
 import json
 import os
@@ -43,6 +44,8 @@ def accepted(flags, cache):
     return [flag for flag in flags if known[flag]]
 
 
+# Tracing creates many objects and few cycles: collections at Python's threshold take about 5 %.
+gc.set_threshold(100_000, 50, 50)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Nothing is downloaded from the Hugging Face Hub, even if there is a network.
 os.environ["HF_HUB_OFFLINE"] = "1"

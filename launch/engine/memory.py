@@ -20,6 +20,7 @@ _OPTIONS = (
     (-3, 1 << 30),  # M_MMAP_THRESHOLD: blocks below 1 GB come from the heap
     (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: the heap is never returned
     (-2, 1 << 26),  # M_TOP_PAD: the heap grows by 64 MB
+    (-4, 0),  # M_MMAP_MAX: blocks of any size come from the heap
 )
 
 

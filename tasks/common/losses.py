@@ -112,10 +112,37 @@ def divergence_of_passes(logits: Array) -> Array:
     Returns:
       d, [B, ...] in at least float32.
     """
-    x = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    log_p = jax.nn.log_softmax(x.reshape(-1, 2, *x.shape[1:]))
-    p = jnp.exp(log_p)
-    return 0.5 * jnp.sum((p[:, 0] - p[:, 1]) * (log_p[:, 0] - log_p[:, 1]), axis=-1)
+    return _divergence(logits.reshape(-1, 2, *logits.shape[1:]))
+
+
+@jax.custom_vjp
+def _divergence(pairs: Array) -> Array:
+    return _divergence_forward(pairs)[0]
+
+
+def _divergence_forward(pairs: Array) -> tuple[Array, tuple]:
+    """Computes 1/2 Σ_v (p_v - q_v) (x_v - y_v) of logits x and y: the log-sum-exps cancel."""
+    x = pairs.astype(jnp.promote_types(pairs.dtype, jnp.float32))
+    largest = jnp.max(x, axis=-1)
+    log_sum = largest + jnp.log(jnp.sum(jnp.exp(x - largest[..., None]), axis=-1))
+    means = jnp.sum(jnp.exp(x - log_sum[..., None]) * (x - x[:, ::-1]), axis=-1)
+    return 0.5 * jnp.sum(means, axis=1), (pairs, log_sum, means)
+
+
+def _divergence_backward(residuals: tuple, upstream: Array) -> tuple[Array]:
+    pairs, log_sum, means = residuals
+    x = pairs.astype(log_sum.dtype)
+    p, q = (jnp.exp(each - total[..., None]) for each, total in _both(x, log_sum))
+    gradient = p - q + p * (x - x[:, ::-1] - means[..., None])
+    return ((0.5 * upstream[:, None, ..., None] * gradient).astype(pairs.dtype),)
+
+
+def _both(*arrays: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Returns arrays [B, 2, ...], and the same with their pairs swapped."""
+    return arrays, tuple(each[:, ::-1] for each in arrays)
+
+
+_divergence.defvjp(_divergence_forward, _divergence_backward)
 
 
 def linear_cross_entropy(
