@@ -17,10 +17,9 @@ from pathlib import Path
 # Parameters of mallopt in <malloc.h> and their values.
 _OPTIONS = (
     (-8, 1),  # M_ARENA_MAX: one arena, so that threads share freed blocks
-    (-3, 1 << 30),  # M_MMAP_THRESHOLD: blocks below 1 GB come from the heap
-    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: the heap is never returned
-    (-2, 1 << 26),  # M_TOP_PAD: the heap grows by 64 MB
     (-4, 0),  # M_MMAP_MAX: blocks of any size come from the heap
+    (-1, -1),  # M_TRIM_THRESHOLD: the heap is never returned
+    (-2, 1 << 26),  # M_TOP_PAD: the heap grows by 64 MB
 )
 
 
