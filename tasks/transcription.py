@@ -32,6 +32,7 @@ from tasks.common.data.transcribed import (
 )
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.errors import UserError, check_max_length
+from tasks.common.losses import first_passes, repeat_examples
 from tasks.common.metrics.error_rates import TRANSCRIPTS, text_errors, transcript_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Figure, SplitResults, Transcript
@@ -260,11 +261,22 @@ class TranscriptionTask(Task):
     # ------------------------------------------------------------------ objective
 
     def loss(self, model: Any, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
-        """Computes the label-smoothed loss per unit, and its terms as metrics."""
+        """Computes the label-smoothed loss per unit, and its terms as metrics.
+
+        With `consistency`, the loss is the mean of two passes plus α/2 times their divergence.
+        """
+        alpha = self.decoder_config.consistency
+        if alpha:
+            batch = repeat_examples(batch)
         encoder_key, decoder_key = jax.random.split(dropout_key)
         found = self.encode(model, batch, encoder_key)
         losses = model.transcriber(
-            found.memory, found.valid, found.final_state, batch["target"], dropout_key=decoder_key
+            found.memory,
+            found.valid,
+            found.final_state,
+            batch["target"],
+            dropout_key=decoder_key,
+            pairs=bool(alpha),
         )
         weight = batch["weight"]
         units = jnp.maximum(jnp.sum(losses.num_units * weight), 1)
@@ -272,7 +284,11 @@ class TranscriptionTask(Task):
             "decoder_loss": jnp.sum(losses.decoder * weight) / units,
             "ctc_loss": jnp.sum(losses.ctc * weight) / units,
         }
-        return jnp.sum(model.transcriber.joint(losses) * weight) / units, parts
+        loss = jnp.sum(model.transcriber.joint(losses) * weight) / units
+        if alpha:
+            parts["divergence"] = jnp.sum(losses.divergence * first_passes(weight)) / (units / 2)
+            loss = loss + alpha / 2 * parts["divergence"]
+        return loss, parts
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[dict, dict]:
         """Sums losses without label smoothing, and counts units and texts without a CTC path."""

@@ -92,9 +92,17 @@ def repeat_examples(batch: dict[str, Array]) -> dict[str, Array]:
       batch: arrays [B, ...].
 
     Returns:
-      Arrays [2B, ...], in which examples 2b and 2b + 1 are example b.
+      Arrays [2B, ...], in which rows 2b and 2b + 1 are example b, and "pass", int32 [2B], 0 or 1.
     """
-    return {name: jnp.repeat(value, 2, axis=0) for name, value in batch.items()}
+    repeated = {name: jnp.repeat(value, 2, axis=0) for name, value in batch.items()}
+    rows = len(next(iter(batch.values())))
+    return repeated | {"pass": jnp.tile(jnp.arange(2, dtype=jnp.int32), rows)}
+
+
+def first_passes(values: Array) -> Array:
+    """Returns the rows of the first passes, [B, ...], of values [2B, ...]."""
+    # A slice with a stride would move rows between devices.
+    return values.reshape(-1, 2, *values.shape[1:])[:, 0]
 
 
 def divergence_of_passes(logits: Array) -> Array:

@@ -82,13 +82,21 @@ class SpeechRecognition(TranscriptionTask):
         return SpeechRecognizer(self.model, self.data.features, units, rngs=rngs)
 
     def encode(self, model: SpeechRecognizer, batch: Batch, key: Any = None) -> EncoderOutput:
-        """Encodes clips; with a key, their samples and features are augmented first."""
+        """Encodes clips; with a key, their samples and features are augmented first.
+
+        Two passes over a clip have the same speed and noise, so that their frames correspond, but
+        different changes of the features.
+        """
         samples = batch["samples"].astype(jnp.float32) / 32768
         lengths, config = batch["length"], self.data.augmentation
         if key is None:
             return model.encode(*self.processor.features(samples, lengths))
         *keys, key = jax.random.split(key, 4)
         sound, bands, hidden = (example_keys(each, batch["id"]) for each in keys)
+        if "pass" in batch:
+            bands, hidden = (
+                jax.vmap(jax.random.fold_in)(k, batch["pass"]) for k in (bands, hidden)
+            )
         samples, lengths = augment_samples(samples, lengths, sound, config)
         features, frames = self.processor.features(
             samples, lengths, lambda features: perturb_bands(features, bands, config)

@@ -25,6 +25,7 @@ from tasks.common.errors import UserError, check_max_length, warn_once
 from tasks.common.losses import (
     cross_entropy,
     divergence_of_passes,
+    first_passes,
     repeat_examples,
     smoothed_cross_entropy,
 )
@@ -204,8 +205,8 @@ class Translation(Task):
         loss = jnp.sum(smoothed * weight) / tokens
         metrics = {"cross_entropy": jnp.sum(losses * weight) / tokens}
         if alpha:
-            total = jnp.sum(divergence_of_passes(logits) * weight[::2])
-            metrics["divergence"] = total / jnp.maximum(jnp.sum(weight[::2]), 1)
+            total = jnp.sum(divergence_of_passes(logits) * first_passes(weight))
+            metrics["divergence"] = total / jnp.maximum(tokens / 2, 1)
             loss = loss + alpha / 2 * metrics["divergence"]
         return loss, metrics
 

@@ -29,6 +29,7 @@ from tasks.common.backbones.transformer import Decoder, EncoderConfig
 from tasks.common.configs import (
     Config,
     Fraction,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     Rate,
@@ -38,7 +39,7 @@ from tasks.common.configs import (
 )
 from tasks.common.decoding import ctc
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
-from tasks.common.losses import smoothed_cross_entropy
+from tasks.common.losses import divergence_of_passes, first_passes, smoothed_cross_entropy
 
 Array = jax.Array
 
@@ -65,6 +66,9 @@ class TranscriberConfig(Config):
         0 for none.
       dropout_rate: dropout rate of the decoder.
       label_smoothing: probability that the decoder's loss spreads from the target over all outputs.
+      consistency: weight α of the divergence between two passes over each training example, with
+        different dropout masks and, in speech recognition, different changes of the features
+        (CR-CTC, Yao et al. 2025; R-Drop, Liang et al. 2021); 0 for one pass.
       max_length: largest number of units of a transcript.
       decoding: decoding method for the test split and predictions; validation uses greedy decoding.
         With CTC alone, greedy decoding takes the best path.
@@ -83,6 +87,7 @@ class TranscriberConfig(Config):
     temporal_attention: NonNegativeInt = 0
     dropout_rate: Rate = 0.1
     label_smoothing: Rate = 0.1
+    consistency: NonNegativeFloat = 0.0
     max_length: PositiveInt = 64
     decoding: DecodingConfig = dataclasses.field(
         default_factory=lambda: DecodingConfig(method="beam", beam_size=5)
@@ -132,12 +137,15 @@ class Losses(NamedTuple):
       ctc: CTC loss, float32 [B]; 0 without CTC, and for examples without a path.
       num_units: float32 [B], number of units including the end token, by which losses are divided.
       has_path: bool [B], whether there are enough frames for a CTC path of the units.
+      divergence: divergence of the two passes over each example, summed over units and frames with
+        the weights of both losses, float32 [B / 2]; 0 if rows are not paired.
     """
 
     decoder: Array
     ctc: Array
     num_units: Array
     has_path: Array
+    divergence: Array
 
 
 class Transcriber(nnx.Module):
@@ -192,6 +200,7 @@ class Transcriber(nnx.Module):
         *,
         dropout_key: Array | None = None,
         smoothing: bool = True,
+        pairs: bool = False,
     ) -> Losses:
         """Computes the losses of transcripts, with teacher forcing.
 
@@ -203,6 +212,8 @@ class Transcriber(nnx.Module):
           targets: units followed by PAD, int [B, T].
           dropout_key: None for evaluation.
           smoothing: whether labels are smoothed.
+          pairs: whether rows 2b and 2b + 1 are passes over the same example, whose divergence is
+            computed.
 
         Raises:
           ValueError: shapes do not match.
@@ -214,10 +225,15 @@ class Transcriber(nnx.Module):
         targets = jnp.asarray(targets, jnp.int32)
         lengths = jnp.sum(targets != PAD, axis=1)
         zeros = jnp.zeros(lengths.shape, jnp.float32)
-        losses = Losses(zeros, zeros, lengths + 1.0, jnp.ones(lengths.shape, bool))
+        has_path = jnp.ones(lengths.shape, bool)
+        losses = Losses(zeros, zeros, lengths + 1.0, has_path, jnp.zeros((len(lengths) // 2,)))
         if self.frames is not None:
-            found, has_path = ctc.ctc_loss(self.frames(memory), valid, targets)
+            by_frame = self.frames(memory)
+            found, has_path = ctc.ctc_loss(by_frame, valid, targets)
             losses = losses._replace(ctc=found, has_path=has_path)
+            if pairs:
+                share = self.config.ctc_weight * self._divergence(by_frame, valid)
+                losses = losses._replace(divergence=share)
         if self.config.decoder == "none":
             return losses
         outputs = jnp.pad(targets, ((0, 0), (0, 1)), constant_values=PAD)
@@ -228,8 +244,16 @@ class Transcriber(nnx.Module):
         logits = self._teacher_forcing(memory, valid, final_state, inputs, dropout_key)
         rate = self.config.label_smoothing if smoothing else 0.0
         found, _ = smoothed_cross_entropy(logits, outputs, rate)
-        found = jnp.where(positions <= lengths[:, None], found, 0.0)
-        return losses._replace(decoder=jnp.sum(found, axis=1))
+        real = positions <= lengths[:, None]
+        losses = losses._replace(decoder=jnp.sum(jnp.where(real, found, 0.0), axis=1))
+        if pairs:
+            share = (1 - self.config.ctc_weight) * self._divergence(logits, real)
+            losses = losses._replace(divergence=losses.divergence + share)
+        return losses
+
+    def _divergence(self, logits: Array, real: Array) -> Array:
+        """Sums the divergence of each pair of rows over the real positions, [B / 2]."""
+        return jnp.sum(jnp.where(first_passes(real), divergence_of_passes(logits), 0.0), axis=1)
 
     def joint(self, losses: Losses) -> Array:
         """Computes the sum [B] of decoder loss and CTC loss, weighted by `ctc_weight`."""

@@ -169,3 +169,4 @@ def test_examples_are_repeated_beside_each_other():
     batch = repeat_examples({"source": jnp.array([[1, 2], [3, 4]]), "weight": jnp.array([1, 0])})
     np.testing.assert_array_equal(batch["source"], [[1, 2], [1, 2], [3, 4], [3, 4]])
     np.testing.assert_array_equal(batch["weight"], [1, 1, 0, 0])
+    np.testing.assert_array_equal(batch["pass"], [0, 1, 0, 1])

@@ -13,9 +13,11 @@ from attention import masks
 from configs.speech_recognition import get_config
 from launch.engine import config as configs
 from launch.engine.evaluation import gather
+from tasks.common.audio.augmentation import SoundAugmentation
 from tasks.common.audio.files import to_pcm
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
+from tasks.common.losses import repeat_examples
 from tasks.common.text.tokenizer import Tokenizer
 from tasks.figures import Alignment, Shown, SplitResults, Transcript
 from tasks.speech_recognition.data import DataConfig, SpeechData, encoded
@@ -130,6 +132,30 @@ def test_restored_from_assets_it_reads_files(task, tmp_path):
     single = dataclasses.replace(task.data, name="spoken_digits", held_out="official")
     leaking = SpeechRecognition.restore(single, task.model, assets)
     assert leaking.settings == {"speakers": "in_train"}
+
+
+def test_passes_over_a_clip_have_the_same_frames_and_other_features(task):
+    """The loss is the mean of both passes plus the divergence; padding rows have no effect."""
+    augmentation = SoundAugmentation(speed=0.2, warp=0.15, time_masks=1, noise=(0.0, 30.0))
+    transcriber = dataclasses.replace(task.model.transcriber, consistency=0.4)
+    model_config = dataclasses.replace(task.model, transcriber=transcriber, dropout_rate=0.0)
+    changed = made(model_config, DataConfig(augmentation=augmentation))
+    batch = dict(next(iter(evaluation_batches(changed.examples("test"), batch_size=16))))
+    assert (batch["weight"] == 0).sum() == 4
+    twice = repeat_examples({key: jax.numpy.asarray(value) for key, value in batch.items()})
+    model = changed.build_model(nnx.Rngs(0))
+    found = nnx.jit(lambda model: changed.encode(model, twice, jax.random.key(0)))(model)
+    valid, memory = (np.asarray(each).reshape(16, 2, *each.shape[1:]) for each in found[1::-1])
+    np.testing.assert_array_equal(valid[:, 0], valid[:, 1])
+    assert np.all(np.abs(memory[:12, 0] - memory[:12, 1]).max((1, 2)) > 0.01)
+    compute = nnx.jit(lambda model: changed.loss(model, batch, jax.random.key(1)))
+    loss, parts = compute(model)
+    weight = transcriber.ctc_weight
+    mean = (1 - weight) * parts["decoder_loss"] + weight * parts["ctc_loss"]
+    assert parts["divergence"] > 0
+    np.testing.assert_allclose(loss, mean + 0.2 * parts["divergence"], rtol=1e-5)
+    batch["target"] = np.where(batch["weight"][:, None] > 0, batch["target"], 1)
+    np.testing.assert_allclose(compute(model)[1]["divergence"], parts["divergence"], rtol=1e-5)
 
 
 def test_what_a_microphone_adds_changes_nothing(task):

@@ -10,6 +10,7 @@ from flax import nnx
 
 from tasks.common.backbones.transcriber import PAD, Transcriber, TranscriberConfig
 from tasks.common.decoding.generate import DecodingConfig
+from tasks.common.losses import divergence_of_passes
 
 B, S, M, U = 3, 5, 8, 3
 LENGTHS = np.array([5, 3, 0])
@@ -80,6 +81,32 @@ def test_the_loss_is_the_weighted_sum_and_padding_changes_nothing(memory):
     noise = jnp.where(VALID[..., None], memory, 7.0)
     for one, other in zip(losses, compute(noise, targets), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("decoder", KINDS)
+def test_the_divergence_of_pairs_is_that_of_both_outputs_over_real_positions(memory, decoder):
+    model = made(decoder)
+    targets = np.repeat([[1, 2, 2], [2, 0, 0], [0, 0, 0]], 2, axis=0)
+    other = jax.random.normal(jax.random.key(0), memory.shape)
+    pairs = jnp.stack([memory, other], axis=1).reshape(2 * B, S, M)
+    valid = jnp.repeat(VALID, 2, axis=0)
+    compute = jax.jit(lambda memory: model(memory, valid, None, targets, pairs=True))
+    losses = compute(pairs)
+    weight = model.config.ctc_weight
+    by_frame = np.asarray(divergence_of_passes(model.frames(pairs)))
+    expected = weight * np.where(VALID, by_frame, 0).sum(1)
+    if decoder != "none":
+        inputs = np.pad(targets, ((0, 0), (1, 0)), constant_values=model.start)
+        logits = model._teacher_forcing(pairs, valid, None, jnp.asarray(inputs), None)
+        real = np.arange(4) <= np.array([[3], [1], [0]])
+        by_unit = np.where(real, divergence_of_passes(logits), 0)
+        expected = expected + (1 - weight) * by_unit.sum(1)
+    np.testing.assert_allclose(losses.divergence, expected, rtol=1e-3, atol=1e-5)
+    assert np.all(expected[:2] > 0)
+    noise = jnp.where(valid[..., None], pairs, 7.0)
+    np.testing.assert_allclose(compute(noise).divergence, losses.divergence, rtol=1e-5, atol=1e-6)
+    same = compute(jnp.repeat(memory, 2, axis=0))
+    np.testing.assert_allclose(same.divergence, 0, atol=1e-6)
 
 
 def test_weights_of_a_transcript(memory):
