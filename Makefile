@@ -36,7 +36,8 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal $(TESTS)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "slow and not oracle and not accelerator"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal --durations=40 \
+	  -m "slow and not oracle and not accelerator"
 
 # Kills, damages and disturbs training; FAULTS_RECORD=results/faults.json writes the outcomes.
 test-faults: $(VENV)/.dev
