@@ -31,6 +31,9 @@ endif
 train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=$(CONFIG) --workdir=$(WORKDIR)
 
+# Tests start many processes, which need not compile the modules again.
+test test-slow test-faults test-oracles test-accelerators: export PYTHONDONTWRITEBYTECODE :=
+
 # TESTS names files or folders; all if empty.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal $(TESTS)

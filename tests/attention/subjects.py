@@ -6,6 +6,7 @@ The shapes are few and shared: what a test needs is usually compiled already.
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,7 @@ class Subject:
     apply: object
     rows_are_positions: bool = False
     options: dict = dataclasses.field(default_factory=dict)
-    constants: dict = dataclasses.field(default_factory=dict)
+    constants: Mapping = dataclasses.field(default_factory=dict)
     build: object = None
     first: bool = True
 
@@ -209,10 +210,26 @@ def _kernel(entry, dtype):
     yield Subject(entry.name, entry, inputs, ("key", "value"), apply)
 
 
+class Late(Mapping):
+    """A mapping that a function returns when it is read first."""
+
+    def __init__(self, function):
+        self._values = functools.cache(function)
+
+    def __getitem__(self, key):
+        return self._values()[key]
+
+    def __iter__(self):
+        return iter(self._values())
+
+    def __len__(self):
+        return len(self._values())
+
+
 def module_of(entry, *args, prepare=lambda module: None, **options):
     """Returns functions: from params to the module; to random params, biases included; and, in a
-    dict that is empty where there are none, to the other variables. Nothing is drawn before it is
-    needed.
+    mapping that is empty where there are none, to the other variables. Nothing is built or drawn
+    before it is needed.
 
     `prepare` may change the module before it is taken apart.
     """
@@ -245,8 +262,11 @@ def module_of(entry, *args, prepare=lambda module: None, **options):
         others = nnx.to_pure_dict(parts()[2])
         return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), others)
 
-    _, _, others = nnx.split(nnx.eval_shape(make), nnx.Param, ...)
-    return build, params, {"buffers": buffers} if nnx.to_pure_dict(others) else {}
+    def constants():
+        _, _, others = nnx.split(nnx.eval_shape(make), nnx.Param, ...)
+        return {"buffers": buffers} if nnx.to_pure_dict(others) else {}
+
+    return build, params, Late(constants)
 
 
 def _mixer(entry, dtype):
