@@ -147,7 +147,7 @@ def format_of(output: str | None, given: str | None) -> str:
 
 
 def one_row(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns an answer as one table row; see `tasks.task.Task.rows`."""
+    """Returns an answer as a list with one table row; see `tasks.task.Task.rows`."""
     keys = [key for key in answer if key not in ("input", "text") or len(answer) <= 2]
     return [{key: answer[key] for key in keys}]
 
@@ -174,7 +174,7 @@ class Answers:
           form: one of `FORMATS`.
           destination: file; None for standard output.
           rows: function that returns the table rows of a prediction.
-          columns: columns of the input table; None for those of its first row.
+          columns: names of columns of the input table; None for those of its first row.
         """
         self._form, self._rows, self._columns = form, rows, columns
         self._destination = Destination(None) if destination is None else destination
@@ -217,11 +217,11 @@ class Answers:
 
 
 def table_rows(row: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns table rows of a prediction: the input row, then the columns predicted_<key>.
+    """Adds the columns predicted_<key> of a prediction to a row of the input table.
 
     Args:
       row: row of the input table.
-      found: table rows of the prediction.
+      found: rows of the prediction; the result has one row for each.
 
     Raises:
       UserError: the input row already has such a column.

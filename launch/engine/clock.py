@@ -30,7 +30,7 @@ class Clock:
     """
 
     def __init__(self, seeds: int = 1):
-        """Starts the clock; the time until `started` is called is that of the start.
+        """Starts the clock. The time until `started` is called counts as the time of the start.
 
         Args:
           seeds: number of seeds that train together.
@@ -50,11 +50,12 @@ class Clock:
         self._completed, self._durations = self._began, []
 
     def started(self, step: int, lost: float) -> dict[str, float]:
-        """Returns the values of the line about this start of training; begins the first window.
+        """Begins the first window; returns the values of the line in timing.jsonl about the start.
 
         Args:
-          step: step that training goes on from.
-          lost: wall time, in seconds, of the lines after that step, which were removed.
+          step: step from which training continues.
+          lost: wall time, in seconds, of the removed lines of timing.jsonl, which are those after
+            `step`.
         """
         result = {"start_seconds": round(time.monotonic() - self._began, 4)}
         if lost:
@@ -108,7 +109,7 @@ class Clock:
             self._complete()
 
     def lap(self, step: int, name: str = "seconds") -> dict[str, float]:
-        """Returns the values of a line of timing.jsonl, and begins the next window.
+        """Ends a window and begins the next one; returns the values of a line of timing.jsonl.
 
         Args:
           step: number of finished steps.

@@ -22,14 +22,14 @@ def versions() -> dict[str, str]:
 
 
 def usable_cores() -> list[int]:
-    """Returns the numbers of the cores that this process may use."""
+    """Returns the ids of the CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def device() -> str:
-    """Returns the devices, such as 'cpu x2 (2 cores)' or 'NVIDIA H100 x1'."""
+    """Returns the kind and number of devices, such as 'cpu x2 (2 cores)' or 'NVIDIA H100 x1'."""
     import jax
 
     devices = jax.devices()
