@@ -118,7 +118,7 @@ def expanded(text: str, suffixes: Sequence[str]) -> Iterator[Input]:
 
 
 def _files_of(folder: str, suffixes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns the sorted paths of the files below a folder that have a suffix, and of all others."""
+    """Returns the files below a folder with one of the suffixes, and the other files, sorted."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None

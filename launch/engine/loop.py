@@ -294,7 +294,7 @@ def _save_interrupted(
 
 
 class _Signals:
-    """Recorder of SIGINT or SIGTERM, after which training stops; a second signal kills the process."""
+    """Recorder of SIGINT or SIGTERM, after which training stops; a second one kills the process."""
 
     def __init__(self):
         self.received: int | None = None

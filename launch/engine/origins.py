@@ -177,7 +177,7 @@ def _apply(equation: Any, values: list[_Value], outer: str) -> list[_Value]:
 
 
 def _loop(values: list[_Value], options: Any, scopes: str) -> None:
-    """Repeats a scan whose result has NaN, one step at a time; the step with NaN raises `_Found`."""
+    """Repeats a scan one step at a time, because its result has NaN; the body raises `_Found`."""
     constants, carried = jaxprs.scan_sizes(options)
     first = constants + carried
     carry = values[constants:first]

@@ -20,7 +20,7 @@ class Predictor:
     """Predictor that encodes raw inputs, runs the model, and decodes the outputs."""
 
     def __init__(self, task: Task, config: Experiment, steps: Steps, variables: Any):
-        """Initializes the predictor with the task, config and functions of a run, and its variables."""
+        """Initializes the predictor from the task, config, functions and variables of a run."""
         self._task, self._steps, self._variables = task, steps, variables
         self._batch_size = config.training.evaluation_batch_size
         self._model_name = config.model.name

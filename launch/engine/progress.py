@@ -152,7 +152,7 @@ class PredictionProgress:
         self._began = self._shown = time.monotonic()
 
     def add(self, number: int) -> None:
-        """Counts predictions, and prints a line if a few seconds have passed since the last line."""
+        """Counts predictions, and prints a line if the last one was printed seconds ago."""
         self._done += number
         now = time.monotonic()
         if now - self._shown < _PREDICTION_INTERVAL:

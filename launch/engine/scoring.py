@@ -93,7 +93,7 @@ class Scorer:
         return np.asarray(self._call(self._gradient, inputs, target, gates)[0])
 
     def integrated(self, inputs: Mapping[str, Any], target: Any) -> tuple[np.ndarray, float]:
-        """Returns the integrated gradients [U] along the path from gates 0 to 1, and their convergence gap."""
+        """Returns the integrated gradients from gates 0 to 1, [U], and their convergence gap."""
         gates = np.ones((1, self._width(inputs)), np.float32)
         found = self._call(self._integrated, inputs, target, gates)
         return np.asarray(found.attributions[0]), float(found.gap[0])

@@ -34,7 +34,7 @@ class MeshConfig(Config):
       data: number of model replicas, over which the batch is sharded; -1 uses the remaining
         devices.
       fsdp: number of shards of parameters and optimizer state; the batch is sharded over it too.
-      tensor: number of shards of attention heads and hidden units.
+      tensor: number of shards into which attention heads and hidden units are divided.
       sequence: number of shards of sequences in attention (the kernel "ring"); in other layers XLA
         chooses the sharding.
       cpu_devices: number of virtual CPU devices of each process; 0 keeps JAX's default. Ignored

@@ -92,7 +92,7 @@ class Stack:
         return np.asarray(np.int64(self.configs[member].seed)).astype(np.int32)
 
     def step(self, member: int, state: Any, batch: Any) -> Any:
-        """Takes a step of a member together with others, and returns its metrics.
+        """Takes the train step of a member together with other members; returns its metrics.
 
         Raises:
           UserError: the program cannot be batched over the seeds.

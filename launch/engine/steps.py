@@ -55,7 +55,7 @@ class Steps:
 
     @property
     def batch_shards(self) -> int:
-        """Number of shards of a batch; batches on the mesh have a multiple of this number of rows."""
+        """Number of shards of a batch; the number of rows of a batch is a multiple of it."""
         return sharding.batch_shards(self.mesh)
 
     @property
@@ -100,7 +100,7 @@ def loss_function(task: Task, graphdef: Any, seed: int) -> Any:
 
 
 def make_steps(task: Task, config: Experiment, devices: Sequence[Any] | None = None) -> Steps:
-    """Returns the functions of an experiment; each is compiled at its first call for an input shape.
+    """Returns the functions of an experiment, which are compiled once for each input shape.
 
     Args:
       task: the task, with its processor.
