@@ -313,7 +313,7 @@ class Tokenizer:
 
 
 def _cached(function: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Returns a function that caches the results of `function` for 100,000 words, except long ones."""
+    """Adds a cache to a function of a word; it holds 100,000 results, but none of long words."""
     cached = functools.lru_cache(100_000)(function)
     return lambda word: cached(word) if len(word) <= _CACHED_WORD else function(word)
 
@@ -1664,7 +1664,7 @@ class Catalog:
         return self._numbers.get(name, self._numbers.get(_plain_name(name)))
 
     def events(self, user: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a user's items, oldest first, and the number of days from each event to the last."""
+        """Returns a user's items, oldest first, and the days from each event to the last event."""
         chosen = slice(*self._events["starts"][user : user + 2].tolist())
         items = np.array(self._events["items"][chosen], np.int32)
         ages = self._events.get("ages")

@@ -102,7 +102,7 @@ def _real_result(primitive: Any, arrays: list[Any], options: Mapping[str, Any]) 
 
 
 def _scan(arrays: list[Any], options: Mapping[str, Any]) -> list[Any]:
-    """Rewrites a scan: its body is inlined, and a reverse scan becomes a scan of reversed arrays."""
+    """Rewrites a scan with an inlined body; a reverse scan becomes a scan of reversed arrays."""
     constants, carried = jaxprs.scan_sizes(options)
     body = _function(options["jaxpr"])
 

@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 class Arrivals:
-    """Futures of other threads that an event loop waits for.
+    """Futures that other threads complete and that an event loop waits for.
 
     The futures of a batch are set one right after another. The event loop is notified once for all
     of them, because each notification takes a system call.

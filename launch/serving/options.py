@@ -50,7 +50,7 @@ class Options:
     cors_origin: str = ""
 
     def __post_init__(self) -> None:
-        """Checks the conditions that the types of the flags do not ensure.
+        """Checks the values of the options, as far as the types of the flags do not ensure them.
 
         Raises:
           UserError: a flag has a wrong value.

@@ -42,7 +42,7 @@ class Bodies:
         self._large = asyncio.Lock()
 
     async def read(self, request: Request) -> bytes:
-        """Reads the body of a request; it counts as in memory until it is given to `release`.
+        """Reads the body of a request, which counts as in memory until `release` is called with it.
 
         Raises:
           Problem: the body is too large or arrives too slowly, or the limit on all bodies is
@@ -81,7 +81,7 @@ class Bodies:
         self._held -= len(body)
 
     async def parse(self, body: bytes, read: Callable[[Any], Result]) -> Result:
-        """Parses a JSON body in UTF-8, and returns the result of `read` for its value.
+        """Parses a JSON body in UTF-8, calls `read` with the value, and returns the result.
 
         A value takes many times the memory of its text. Large bodies are therefore parsed one after
         another: the next one is parsed when `read` has returned.

@@ -95,7 +95,7 @@ class Protocol(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def on_response_complete(self) -> None:
-        """Notes the time since which the connection is idle."""
+        """Records the time at which the connection becomes idle."""
         self._idle_since = time.monotonic()
         super().on_response_complete()
 
@@ -162,7 +162,7 @@ class Server(uvicorn.Server):
             listening.listen(_BACKLOG)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends the server after answering requests on all connections that the system accepted."""
+        """Answers the requests on all connections that the system has accepted, and ends the server."""
         loop = asyncio.get_running_loop()
         state = self.server_state
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
@@ -214,7 +214,7 @@ def make_server(app: ASGIApp, options: Options) -> Server:
 
 
 def _allow_files() -> None:
-    """Raises the limit of open files, if it is below the number of connections."""
+    """Increases the limit of open files if the maximum number of connections exceeds it."""
     if sys.platform == "win32":
         return
     import resource
