@@ -275,11 +275,11 @@ class Model:
             return await self._within(self._answer(raw, fields, places))
 
     def is_prompt(self, raw: Sequence[Raw]) -> bool:
-        """Returns whether inputs can be answered on this thread, without waiting for another one."""
+        """Returns whether inputs can be answered without waiting for another thread."""
         return self._all_short and self._is_quick and sum(map(len, raw)) <= _SHORT
 
     async def answer_promptly(self, raw: Sequence[Raw], fields: Sequence[str]) -> list[Item]:
-        """Answers inputs for which `is_prompt` returns True, like `answer` but without a timeout."""
+        """Does the same as `answer`, without a timeout, for inputs that are prompt (`is_prompt`)."""
         with self._queue.accepted(len(raw)) as places:
             return await self._answer(raw, fields, places)
 
@@ -298,7 +298,7 @@ class Model:
     async def _call(
         self, places: Places, raw: Sequence[Raw], function: Callable[[], Result]
     ) -> Result:
-        """Calls a function that processes inputs: on this thread if quick, else on the model's threads."""
+        """Calls a function that processes inputs, on this thread if it is quick, else on another."""
         if self._is_quick and sum(map(len, raw)) <= _SHORT and self._tokenizing.acquire(False):
             try:
                 return function()
@@ -399,7 +399,7 @@ class Model:
         return await self._arrivals.wait(self._batcher.submit(keyed, self._deadline()))
 
     async def _run_soon(self, keyed: Sequence[tuple[Key, Row]]) -> list[Outputs]:
-        """Runs rows of short programs on this thread, together with rows of other ready requests."""
+        """Runs rows of short programs on this thread, together with those of other requests."""
         loop = asyncio.get_running_loop()
         if not self._soon:
             # Called after the event loop has handled all requests that are ready now.
@@ -433,7 +433,7 @@ class Model:
         return self._threads.submit(self._locked, function)
 
     def _locked(self, function: Callable[[], Result]) -> Result:
-        """Calls a function; if the inputs of the model are texts, holds the lock of the tokenizer."""
+        """Calls a function; holds the lock of the tokenizer if the model's inputs are texts."""
         if self.kind != "text":
             return function()
         with self._tokenizing:
@@ -447,7 +447,7 @@ class Model:
         return time.monotonic() + self._options.timeout_s
 
     async def _within(self, work: Any, deadline: float | None = None) -> Any:
-        """Awaits `work` until a deadline of `time.monotonic`, by default the deadline of a new request.
+        """Awaits `work` until a deadline on `time.monotonic`, by default that of a new request.
 
         Raises:
           Problem: the deadline has passed.

@@ -105,7 +105,7 @@ class _Rest:
         return message
 
     async def ignored(self, status: int) -> bool:
-        """Reads and ignores the rest within limits; returns whether it reached the end of the body."""
+        """Reads and ignores the rest, within limits; returns whether the body has ended."""
         if not self._started:
             headers = Headers(scope=self._scope)
             self._ended = headers.get("content-length", "0") == "0" and (
