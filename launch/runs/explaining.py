@@ -419,7 +419,7 @@ def _read(path: AttentionPath, count: int) -> np.ndarray:
 
 
 def _through(path: AttentionPath, matrix: np.ndarray, count: int) -> np.ndarray:
-    """Multiplies the readout weights by a matrix between T states; returns a weight per position."""
+    """Multiplies the readout weights of states by a matrix [T, T]; returns those of positions."""
     states = len(path.readout)
     return (path.readout @ matrix[:states, :states])[path.first :][:count]
 

@@ -1,4 +1,4 @@
-"""Jobs, which are runs of a sweep or an ablation that any process can execute, and their results."""
+"""Jobs: the runs of a sweep or an ablation, which any process can execute, and their results."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ class _Dimension:
         return configs.override(self._experiment, {f"model.{self._field}": value, "name": name})
 
     def count(self, size: int) -> int | None:
-        """Returns the number of parameters for a size of the dimension; None if the size is invalid."""
+        """Returns the number of parameters for a size; None if the dimension cannot have it."""
         if size not in self._counts:
             try:
                 changed = self.experiment(self.value(size), self._experiment.name)

@@ -33,7 +33,7 @@ class _Ticket:
 
     Attributes:
       future: future whose result is the list of outputs, in the order of the rows.
-      outputs: outputs of each row; missing for rows that have not run yet.
+      outputs: outputs of each row; empty for rows that have not run yet.
       remaining: number of rows without outputs.
       deadline: latest time at which a row may start, in seconds of `time.monotonic`.
     """

@@ -279,7 +279,7 @@ class Model:
         return self._all_short and self._is_quick and sum(map(len, raw)) <= _SHORT
 
     async def answer_promptly(self, raw: Sequence[Raw], fields: Sequence[str]) -> list[Item]:
-        """Does the same as `answer`, without a timeout, for inputs that are prompt (`is_prompt`)."""
+        """Does the same as `answer`, without a timeout, for inputs that satisfy `is_prompt`."""
         with self._queue.accepted(len(raw)) as places:
             return await self._answer(raw, fields, places)
 
@@ -298,7 +298,7 @@ class Model:
     async def _call(
         self, places: Places, raw: Sequence[Raw], function: Callable[[], Result]
     ) -> Result:
-        """Calls a function that processes inputs, on this thread if it is quick, else on another."""
+        """Calls a function that processes inputs: on this thread if quick, else on another one."""
         if self._is_quick and sum(map(len, raw)) <= _SHORT and self._tokenizing.acquire(False):
             try:
                 return function()
