@@ -374,10 +374,10 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
 
     The keys are "comparison" (the title), "run", "best" and "reference" (booleans), "directories",
     "seeds", the config keys that differ (such as "config.model.num_layers"), and the means and
-    standard deviations of the metrics (such as "test_accuracy" and "test_accuracy_sd"). The
-    difference has the keys "difference", "difference_95" (half-width of the interval),
-    "difference_over" and the number of pairs. Further keys are "parameters" and "seconds", which is
-    a mean. Missing values are None.
+    standard deviations of the metrics ("validation_accuracy", "validation_accuracy_sd",
+    "test_accuracy", ...). The difference has the keys "difference", "difference_95" (half-width of
+    the interval), "difference_over" and the number of pairs. Further keys are "parameters" and
+    "seconds", which is a mean. Missing values are None.
     """
     return [_record(comparison, row) for row in comparison.rows]
 

@@ -1,6 +1,6 @@
 """Overlays of classes and object masks on images, in NumPy.
 
-Y, X are image height and width. Images are grayscale or RGB.
+In shapes, Y and X are the height and the width of an image. Images are grayscale or RGB.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def background(names: Sequence[str]) -> tuple[int, ...]:
-    """Returns the numbers of the background classes, which are recognized by their names."""
+    """Returns the indices of background classes, which are recognized by their names."""
     return tuple(n for n, name in enumerate(names) if name.strip().lower() in _BACKGROUND)
 
 

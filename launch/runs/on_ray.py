@@ -114,7 +114,7 @@ def _connected(address: str) -> Iterator[None]:
 
 
 def _check_port(address: str) -> None:
-    """Raises OSError if nothing listens at HOST:PORT; Ray itself would notice only after a minute."""
+    """Raises OSError if nothing listens at HOST:PORT; Ray would notice only after a minute."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -254,7 +254,7 @@ def _actor_class() -> type:
             self._setup, self._process, self._claims = setup, None, []
 
         def open(self) -> str:
-            """Prepares the node; returns an error message if it lacks files of the command, else ""."""
+            """Prepares the node; returns an error message if it lacks the command's files."""
             import sys
 
             setup, node = self._setup, socket.gethostname()
