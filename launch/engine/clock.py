@@ -13,8 +13,8 @@ import jax
 
 from launch.engine import monitoring
 
-# Number of steps in flight: the host waits for the oldest one before it starts another. A CPU
-# allocates the temporaries of a step when it is started, so each step in flight has its own.
+# Largest number of steps in flight. Before the host starts another step, it waits for the oldest
+# one. On a CPU, the temporaries of a step are allocated when it starts, so each has its own.
 _IN_FLIGHT, _IN_FLIGHT_ON_CPU = 3, 1
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 

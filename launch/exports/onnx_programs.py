@@ -255,8 +255,7 @@ def write(
 
 
 def _positions(path: Path) -> dict[str, tuple[int, int]]:
-    """Returns the position and the size, in bytes, of each array in a safetensors file.
-    """
+    """Returns the position and the size, in bytes, of each array in a safetensors file."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))

@@ -181,7 +181,7 @@ def _with_assets(text: str, styles: str, script: str) -> str:
 
 
 def _assets() -> tuple[str, str]:
-    """Returns the style sheet of pages of explanations, without the styles of all pages, and the script."""
+    """Returns the style sheet, without the styles of all pages, and the script of explanations."""
     names = ("explanation_page.css", "explanation_page.js")
     styles, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
     return styles, script
@@ -406,7 +406,7 @@ def _jitted() -> tuple[Any, Any, Any]:
 
 
 def _padded(heads: np.ndarray) -> np.ndarray:
-    """Pads attention weights with zeros, so that inputs of similar lengths share a compiled program.
+    """Pads weights with zeros, so that inputs of similar lengths share a compiled program.
 
     Padded heads, queries and keys do not change the statistics of the others.
 

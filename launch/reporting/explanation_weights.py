@@ -86,8 +86,8 @@ def _samples(attention: AttentionMap) -> Iterator[tuple[np.ndarray, int, float]]
     """Samples rows of each head, to estimate the size of its encoding.
 
     Yields:
-      The sampled rows of a head, its largest integer, and the number of all rows divided by that of
-      the sampled rows.
+      The sampled rows of a head, the largest integer of the map, and the number of all rows divided
+      by the number of sampled rows.
     """
     levels, T = _levels(attention), attention.weights.shape[2]
     step = max(1, min(T, attention.weights.size // _SAMPLE))

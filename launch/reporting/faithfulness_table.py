@@ -37,7 +37,7 @@ def header(record: Mapping[str, Any]) -> str:
 
 
 def rows(record: Mapping[str, Any]) -> list[list[str]]:
-    """Returns the rows of a record's table, the first of which has the titles.
+    """Returns the rows of a record's table; the first row has the titles.
 
     Columns without a value are left out.
     """

@@ -326,7 +326,7 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 
 def _differences(figure: Transcript) -> tuple[str, str]:
-    """Returns the reference and the hypothesis as HTML, with marks on deleted and inserted parts."""
+    """Returns reference and hypothesis as HTML, in which deleted and inserted parts are marked."""
     texts = figure.reference or "", figure.hypothesis
     first, second = (text.split() if figure.words else list(text) for text in texts)
     space = " " if figure.words else ""

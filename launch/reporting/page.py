@@ -136,7 +136,7 @@ def scrolling(content: str, label: str) -> str:
 
 
 def with_modes(svg: str) -> str:
-    """Makes a drawing follow the browser's color scheme, if its colors are `INK`, `FAINT` or `LINES`.
+    """Makes the colors `INK`, `FAINT` and `LINES` of a drawing follow the browser's color scheme.
 
     Args:
       svg: an SVG document of matplotlib.

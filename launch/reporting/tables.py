@@ -138,7 +138,7 @@ def results_markdown(records: Iterable[Record]) -> str:
 
 
 def summary_table(records: Iterable[Record]) -> str:
-    """Returns a table with the model that is best on validation and the best baseline per data set."""
+    """Returns a table with the best model on validation and the best baseline per data set."""
     return "\n".join(_summary_table(_by_data(records)))
 
 
