@@ -53,8 +53,8 @@ def config(
         value of a flag. A mapping changes some keys of a group; a dataclass replaces the group.
       data: your own data, as the flag --data: a file, a folder or a glob pattern, or a sequence of
         train, validation and test. Relative paths are relative to the working directory.
-      columns: names of columns of `data` by their role, which is the name of a flag of the
-        commands: text, label, user, item, time, image, audio, speaker, group.
+      columns: names of columns of `data` by their role. The roles are the names of the commands'
+        flags: text, label, user, item, time, image, audio, speaker, group.
 
     Raises:
       UserError: the file, a key or a value is invalid.

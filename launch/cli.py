@@ -290,7 +290,7 @@ def experiment():
 
 
 def command() -> str:
-    """Returns the command line as it is stored in run records."""
+    """Returns the command line, in the form in which run records store it."""
     name = Path(sys.argv[0]).stem
     words, kept = iter(sys.argv[1:]), []
     for word in words:
@@ -354,7 +354,7 @@ def main(command: Callable[[], None], usage: str) -> None:
 
 
 def _processes() -> Any:
-    """Returns `launch.engine.processes` if the command has used it; None otherwise."""
+    """Returns the module `launch.engine.processes` if it has been imported, else None."""
     return sys.modules.get("launch.engine.processes")
 
 

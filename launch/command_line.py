@@ -248,7 +248,7 @@ def _keys_of_config() -> list[str]:
 
 
 def flags_of_commands() -> dict[str, set[str]]:
-    """Returns the flags of each command, parsed from its source file without importing it."""
+    """Returns the names of the flags of each command, read from its source without importing it."""
     config = ["config", "data", *COLUMNS]
     shared = {
         "answers": ["top_k", "threshold", "positive"],

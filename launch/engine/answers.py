@@ -17,7 +17,8 @@ from launch.engine.output import as_json
 from tasks.common.errors import UserError
 
 PREFIX = "predicted_"
-# Formats of predictions: the values of --format, to which the extensions of --output are mapped.
+# The formats of predictions, which are the values of --format, and the format for each extension
+# of --output.
 FORMATS = ("text", "json", "csv", "tsv", "jsonl")
 SUFFIXES = {
     ".csv": "csv",
@@ -95,7 +96,7 @@ class Destination:
                     self._temporary.unlink(missing_ok=True)
 
     def json(self, value: Any) -> str:
-        """Returns one line of JSON whose characters the destination's encoding can represent."""
+        """Returns a value as one line of JSON, with escapes for characters the encoding lacks."""
         return as_json(value) if self._file is None else json.dumps(value, ensure_ascii=False)
 
     def write(self, line: str) -> None:
@@ -256,7 +257,7 @@ def write_rows(rows: Iterable[Mapping[str, Any]], form: str, destination: Destin
 
 
 def cell(value: Any) -> str:
-    """Returns a cell of a table: None as "", a text as it is, and other values as JSON."""
+    """Converts a value to a table cell: a text stays as it is, None becomes "", others JSON."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Orbax checkpoints of the train state and the data iterator at the newest and the best step.
+"""Orbax checkpoints of the train state and the data iterator, at the newest and best steps.
 
 Saving is atomic: if the process is killed while saving, the previous checkpoint remains. A file
 next to the directory has the file sizes and CRC-32 checksums of every checkpoint, which are

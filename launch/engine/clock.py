@@ -20,20 +20,20 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Clock:
-    """Clock of the steps of one process, in windows between the lines of timing.jsonl.
+    """Clock that measures the training steps of one process.
 
-    Steps run asynchronously: a call of the step function returns before the step has run. So the
-    step time is the time between the completion of a step and that of the step before it, as the
-    host sees it. Before the host starts a step, it waits until at most two (on a CPU, none) of the
-    earlier steps are running. The step time includes a wait for data that delayed the step. Steps
-    around a compilation are left out.
+    A window is the time between two lines of timing.jsonl. Steps run asynchronously: a call of the
+    step function returns before the step has run. So the step time is the time from the completion
+    of the previous step to that of this step, as the host sees it. Before the host starts a step,
+    it waits until at most two (on a CPU, none) of the earlier steps are running. The step time
+    includes a wait for data that delayed the step. Steps around a compilation are left out.
     """
 
     def __init__(self, seeds: int = 1):
         """Starts the clock. The time until `started` is called counts as the time of the start.
 
         Args:
-          seeds: number of seeds that train together.
+          seeds: number of seeds that are trained together, see `launch.engine.stack`.
         """
         self._seeds = seeds
         self._compilations = _compilations()

@@ -37,8 +37,8 @@ class Collective:
       kind: one of `KINDS`.
       shape: shape of the result on one device without its layout, such as "f32[16,24]", or, for
         several arrays in one collective, "(f32[16,24], f32[24])".
-      bytes: size of the complete arrays on one device. For a reduce-scatter these are the operands,
-        for any other kind the results.
+      bytes: size of the complete arrays on one device. The complete arrays are the operands of a
+        reduce-scatter, and the results of any other kind.
       group_size: number of devices that take part; for a collective-permute, the number of devices
         in the longest chain of sources and targets.
       source: "file:line" of the innermost frame outside installed packages, else of the innermost
@@ -356,7 +356,7 @@ def _op_name(rest: str) -> str:
 
 
 class _Sources:
-    """The tables of files, locations and stack frames at the beginning of a program."""
+    """Source positions from the tables of files, locations and stack frames of a program."""
 
     def __init__(self, text: str):
         self._tables: dict[str, dict[int, str]] = {}

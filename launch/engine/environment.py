@@ -39,7 +39,7 @@ def device() -> str:
 
 
 def commit() -> str:
-    """Returns the git commit hash, with '+dirty' if files differ from it; '' outside a checkout."""
+    """Returns the hash of the git commit, with '+dirty' if files differ; '' outside a checkout."""
     head = _git("rev-parse", "HEAD")
     return f"{head}+dirty" if head and dirty_files() else head
 

@@ -1,4 +1,4 @@
-"""Keys of nested configs: the types of their fields, and the former names of renamed ones.
+"""Keys of nested configs: the types of the fields, and the former names of renamed fields.
 
 A field names its former key in its metadata: `{"formerly": "old_name"}`.
 """

@@ -35,7 +35,7 @@ from tasks.task import Task
 
 # Score of a checkpoint that was not evaluated; it is kept only while it is the newest.
 UNRANKED = -1e30
-# File of a run that a signal interrupted: metrics of the steps since the last line of
+# File that an interrupted run leaves: the metrics of the steps since the last line of
 # metrics.jsonl.
 WINDOW = "window.json"
 # Metric with the number of skipped steps since the last line of metrics.jsonl.
@@ -222,7 +222,7 @@ class EarlyStop:
 
 
 def early_stop(folder: Path, task: Any, plan: TrainingConfig) -> EarlyStop | None:
-    """Returns the `EarlyStop` of a training whose patience is exhausted; None if it may continue.
+    """Returns an `EarlyStop` if the patience of a training is exhausted; None if it may continue.
 
     Args:
       folder: directory of the training, with metrics.jsonl.

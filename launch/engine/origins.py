@@ -189,7 +189,7 @@ def _loop(values: list[_Value], options: Any, scopes: str) -> None:
 
 
 def _kind(array: Any) -> str | None:
-    """Returns "nan" or "inf" if an array has such elements."""
+    """Returns "nan" if an array contains NaN, else "inf" if it contains infinities, else None."""
     if not jnp.issubdtype(jnp.result_type(array), jnp.inexact):
         return None
     if bool(jnp.all(jnp.isfinite(array))):

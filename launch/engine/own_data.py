@@ -1,4 +1,4 @@
-"""User data of an experiment: --data and the flags of columns, as values of config keys."""
+"""User data of an experiment: converts --data and the flags of columns to config values."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ HEARTBEAT_S = 30
 # Seconds that a process waits for others that may end with the same message.
 _SAME_END_S = 5
 _EXPECTED = "expected auto, or HOST:PORT,N,I with N processes and index I from 0 to N-1"
-# Messages of collectives, of the coordination service and of Orbax when a peer is gone.
+# Error messages of collectives, the coordination service and Orbax after a process is gone.
 _LOST = re.compile(
     r"gloo|nccl|coordination|barrier|heartbeat|UNAVAILABLE|socket closed|connection (reset|closed)",
     re.IGNORECASE,

@@ -18,8 +18,8 @@ from launch.engine import sharding
 from launch.engine import state as states
 from tasks.explainer import Explainer
 
-# Number of points in the integral of integrated gradients, and number of points on a curve after
-# its start.
+# Number of points in the sum of integrated gradients, and number of points of a curve after its
+# first point.
 _PATH, _POINTS = 32, 20
 # Number of positions whose occlusion is computed at a time.
 _ROWS = 8

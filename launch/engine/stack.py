@@ -205,7 +205,7 @@ class Member:
         return self._number == min(self._stack._alive, default=self._number)
 
     def task(self, prepare: Callable[[], Task]) -> Task:
-        """Returns the task of the stack; the first call prepares it."""
+        """Returns the task that all seeds share; the first call prepares it."""
         return self._stack.task(prepare)
 
     def steps(self) -> Steps:
@@ -248,7 +248,7 @@ def _shapes(batch: Mapping[str, Any]) -> Hashable:
 
 
 def _largest_group(shapes: Mapping[int, Hashable]) -> list[int]:
-    """Returns the members whose batch has the most frequent shape, the first such shape if tied."""
+    """Returns the members whose batches have the most frequent shape; the first shape wins ties."""
     (shape, _), = collections.Counter(shapes.values()).most_common(1)  # fmt: skip
     return [member for member, each in shapes.items() if each == shape]
 

@@ -20,7 +20,7 @@ from tasks.common.errors import UserError
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a .jsonl file, ignoring a truncated last line; [] if there is no file.
+    """Reads the records of a .jsonl file, without a truncated last line; [] if there is no file.
 
     Args:
       path: metrics.jsonl or timing.jsonl of a run.

@@ -51,7 +51,7 @@ _CACHED_WORD = 64
 PAD, UNKNOWN, CLS = 0, 1, 2
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]")
 MASK = "[MASK]"
-# Suffix of the name of an output of an ONNX program if an input has the same name.
+# Suffix that an ONNX program adds to the name of an output if an input has the same name.
 OUTPUT_SUFFIX = "/output"
 
 Raw = str | bytes

@@ -138,7 +138,7 @@ def page(
 
 
 def embedded(text: str) -> str:
-    """Returns a page with the current styles and script in it.
+    """Embeds the current styles and script in a page.
 
     Args:
       text: text of a page, whose styles and script may be in files.
@@ -152,7 +152,7 @@ def embedded(text: str) -> str:
 
 
 def linked(text: str, styles: str, script: str) -> str:
-    """Returns a page that refers to its styles and script.
+    """Replaces the styles and script of a page by references to files.
 
     Args:
       text: text of a page.
@@ -200,7 +200,7 @@ def as_json(explanations: Sequence[Explanation]) -> list[dict[str, Any]]:
 
 
 def bertviz(explanation: Explanation) -> dict[str, Any]:
-    """Returns the attention of an explanation in the format of the scripts of BertViz 1.4.
+    """Converts the attention weights of an explanation to the format that BertViz 1.4 reads.
 
     The result takes the place of `PYTHON_PARAMS` in `head_view.js` and `model_view.js`. Their other
     inputs are elements of the page with the ids "bertviz" and "vis", and "layer" and "filter" for
@@ -250,7 +250,7 @@ def _query_labels(explanation: Explanation, attention: AttentionMap) -> list[str
 
 
 def _embedded(value: Any) -> str:
-    """Returns JSON that can stand in a script element."""
+    """Serializes a value as JSON that can be embedded in an HTML script element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

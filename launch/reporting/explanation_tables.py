@@ -124,8 +124,8 @@ def listed(rows: Sequence[Mapping[str, Any]], explained: Sequence[Explanation]) 
       explained: explanations. Explained examples that are not among the rows come first.
 
     Returns:
-      Values by the names of `COLUMNS`, and "explained", the index of the explanation of each
-      example, or -1.
+      A list of values for each name in `COLUMNS`. The list "explained" has the index of each
+      example's explanation, or -1 if it has none.
     """
     known = {each.id: index for index, each in reversed([*enumerate(explained)])}
     ids = {str(row.get("id", "")) for row in rows}

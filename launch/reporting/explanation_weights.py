@@ -21,7 +21,7 @@ from tasks.explanation import AttentionMap
 
 # Largest integers of weights: uint8 if all weights of a map are at least 0, else int8.
 _UNSIGNED, _SIGNED = 255, 127
-# Largest integer of the scale of a row, relative to the largest weight of its head.
+# Largest integer of a row's scale; it stands for the largest weight of the head.
 _SCALES = 65535
 # Gap that stands for 255 zeros and no weight after them.
 _SKIP = 255
@@ -115,11 +115,17 @@ def encode(attention: AttentionMap, kept: Kept) -> dict[str, Any]:
       kept: weights to keep.
 
     Returns:
-      "heads", the data of each head, layer by layer; "max", the largest absolute weight by head;
-      "levels", the largest integer, 255 or 127; "signed"; "largest_missing", the largest absolute
-      weight that is shown as 0; "missing_most" and "missing_mean", the largest and the mean
-      fraction of the weight of a query that is shown as 0; "always" of `kept`; "nonfinite", the
-      number of weights that are not finite.
+      A dict with the keys
+
+      * "heads": the data of each head, layer by layer
+      * "max": the largest absolute weight of each head
+      * "levels": the largest integer, 255 or 127
+      * "signed": whether there are negative weights
+      * "largest_missing": the largest absolute weight that is shown as 0
+      * "missing_most" and "missing_mean": the largest and the mean fraction of the weight of a
+        query that is shown as 0
+      * "always": `kept.always`
+      * "nonfinite": the number of weights that are not finite.
     """
     levels = _levels(attention)
     heads, largest, absent, fractions = [], [], [0.0], []

@@ -21,7 +21,7 @@ _BACKGROUND = ("background", "no object", "other")
 
 
 def palette(count: int) -> np.ndarray:
-    """Returns distinct colors, uint8 [count, 3]; the first colors do not depend on the count."""
+    """Returns distinct colors, uint8 [count, 3]; the first ones are the same for every count."""
     first = [tuple(bytes.fromhex(shade)) for shade in _FIRST.split()]
     for number in range(len(first), count):
         hue, value = number * _GOLDEN % 1, (0.95, 0.75, 0.55)[number % 3]

@@ -138,7 +138,7 @@ def write_report(
     )
 
 
-# Rows of the table of times: key of the summary, name, format and meaning.
+# Rows of the table of times: key in the summary, name, format of the value, and meaning.
 _TIMES = (
     ("goodput", "goodput", "{:.1%}", "fraction of the wall time in which useful steps ran"),
     ("wall_seconds", "wall time", "{:,.1f} s", "training loops of all processes of this run"),

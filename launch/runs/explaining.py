@@ -93,7 +93,7 @@ class Explaining:
             yield self._subject(examples, row, raw=raw, split=split, index=index)
 
     def of_inputs(self, raw: Sequence[str]) -> Iterator[Subject]:
-        """Yields a `Subject` for each raw input; if it has several windows, for the first one.
+        """Yields a `Subject` for each raw input; only the first of several windows is used.
 
         Raises:
           UserError: an input cannot be read.

@@ -32,7 +32,7 @@ _SLOTS = 1000
 # Number of successive actors of a slot that may end before their first job.
 _STARTS = 3
 
-# Environment of Ray. Workers of a cluster that is started here get the priority of this command.
+# Environment of Ray. The workers of a cluster started here have the same priority as this command.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -25,7 +25,7 @@ class Arrivals:
         self._appending = threading.Lock()
 
     async def wait(self, future: Future[Result]) -> Result:
-        """Returns the result of a future, and cancels it if this call is canceled."""
+        """Waits for a future and returns its result; cancels it if this call is canceled."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Result] = loop.create_future()
 

@@ -339,7 +339,7 @@ class Model:
                     future.cancel()
 
     async def _tokens_of(self, item: Item, places: Places) -> AsyncIterator[tuple[Item, bool]]:
-        """Yields the item with its answer after each token, and whether it is complete."""
+        """Yields the item with its answer after each token, and whether the answer is complete."""
         answers, deadline = self.export.stream_item(item), self._deadline()
         now = await self._within(places.call(lambda: next(answers, None)), deadline)
         while now is not None:

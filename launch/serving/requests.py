@@ -15,7 +15,7 @@ from launch.engine.memory import return_free_memory
 from launch.serving.options import Options
 from launch.serving.problems import Problem, invalid, overloaded
 
-# All bodies in memory together may have this many times the maximum size of a body.
+# Largest total size of the bodies in memory, as a multiple of the maximum size of one body.
 _BODIES = 8
 # Bodies up to this size are parsed on the thread of the event loop, and are read even if the limit
 # on all bodies is reached.
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 
 class Bodies:
-    """Reader of bodies that limits the size of each body and of all bodies in memory together."""
+    """Reader of request bodies, which limits the size of each body and the total size in memory."""
 
     def __init__(self, options: Options):
         """Initializes the reader with the options of the server."""
