@@ -92,8 +92,8 @@ def convert(
     """Converts a program for any batch size or, if that fails, for one batch size.
 
     Args:
-      function: program to convert. It maps two mappings, weights and inputs by name, to arrays [B,
-        ...] by name.
+      function: program to convert, a function of two mappings, weights and inputs by name. It
+        returns arrays [B, ...] by name.
       weights: arrays by name.
       inputs: shapes of the inputs by name; their first size is a symbol.
       expected: the same program, compiled by XLA.

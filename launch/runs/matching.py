@@ -239,7 +239,7 @@ def _search(dimension: _Dimension, target: int) -> tuple[Any, int]:
     known: dict[int, int] = {}
 
     def visit(size: int, step: int) -> int | None:
-        """Returns the first valid size of `size`, `size + step`, ...; None if 64 are invalid.
+        """Returns the first valid of the 64 sizes `size`, `size + step`, ..., or None.
 
         The parameter count of this size is added to `known`.
         """
