@@ -17,7 +17,10 @@ _WIDTH = 80
 
 
 def commands() -> dict[str, str]:
-    """Returns the first line of each command's docstring by name, without importing any."""
+    """Returns the first line of each command's docstring, by command name.
+
+    The commands are not imported.
+    """
     return {
         name: (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
         for name, text in command_sources().items()

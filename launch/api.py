@@ -40,21 +40,21 @@ def config(
     data: Data | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Experiment:
-    """Returns an experiment, with changed values that are checked as flags are.
+    """Returns an experiment with some values changed; new values are checked like those of flags.
 
         launch.config("text_classification:own", data="my.csv", columns={"text": "review"})
 
     Args:
       source: config file with its argument, such as "configs/text_classification.py:sst2" or, for
-        files of the folder configs/ of the repository, "text_classification:sst2"; an `Experiment`;
-        or the nested mapping of one. Paths are relative to the working directory or, if there is no
-        such file, to the repository.
+        files in the repository's folder configs/, "text_classification:sst2"; an `Experiment`; or
+        an experiment as a nested mapping. Paths are relative to the working directory or, if there
+        is no such file, to the repository.
       changes: new values by dotted key, such as {"model.num_layers": 2}. A text is parsed as the
         value of a flag. A mapping changes some keys of a group; a dataclass replaces the group.
       data: your own data, as the flag --data: a file, a folder or a glob pattern, or a sequence of
         train, validation and test. Relative paths are relative to the working directory.
-      columns: names of columns of `data` by their role, which is the name of a flag of the
-        commands: text, label, user, item, time, image, audio, speaker, group.
+      columns: names of columns of `data` by their role. The roles are the names of the commands'
+        flags: text, label, user, item, time, image, audio, speaker, group.
 
     Raises:
       UserError: the file, a key or a value is invalid.
@@ -92,7 +92,7 @@ def _leaves(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _located(specification: str) -> str:
-    """Returns a specification with the path of its file; unchanged if there is no such file."""
+    """Completes the path in "FILE:ARGUMENT"; returns it unchanged if no such file is found."""
     path, colon, argument = specification.partition(":")
     for folder in ("", ROOT, ROOT / "configs"):
         for file in (Path(folder, path).expanduser(), Path(folder, f"{path}.py").expanduser()):
@@ -176,7 +176,7 @@ def load(
 
     Args:
       workdir: run directory.
-      data_dir, cache_dir, data_mirror: as for `train`; only used where a method needs the data set.
+      data_dir, cache_dir, data_mirror: as for `train`; only used by methods that need the data set.
 
     Raises:
       UserError: the directory contains no run.
@@ -191,11 +191,12 @@ def compare(runs: Sequence[Folder | Run], against: Folder | Run = "best") -> Com
     """Compares finished runs, as `python -m launch.compare` does.
 
     Args:
-      runs: runs, run directories, or directories that contain some.
-      against: reference of the differences: "best" on validation, "first", or one of the runs.
+      runs: runs, run directories, or directories that contain run directories.
+      against: run that the others are compared with: "best" (on validation), "first", or one of the
+        runs.
 
     Returns:
-      The tables; unfinished and damaged runs are named in `left_out`.
+      The tables. The attribute `left_out` names unfinished and damaged runs.
 
     Raises:
       UserError: none of the runs is finished, or `against` is not one of the runs.
@@ -212,9 +213,10 @@ def compare(runs: Sequence[Folder | Run], against: Folder | Run = "best") -> Com
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Compared:
-    """Comparison of runs: a table for each task and test data, the best on validation first.
+    """Comparison of runs, with one table for each combination of task and test data.
 
-    Notebooks show the tables with their figures.
+    The rows of a table are ordered by the validation metric, best first. Notebooks show the tables
+    with their figures.
 
     Attributes:
       tables: the tables, see `launch.reporting.comparison.Comparison`.

@@ -79,7 +79,7 @@ def define_own_data() -> None:
 
 
 def own_columns() -> dict[str, str]:
-    """Returns the columns of --data that flags name."""
+    """Returns the names of columns of --data, by the flag that gives them."""
     return {name: FLAGS[name].value for name in COLUMNS if FLAGS[name].value is not None}
 
 
@@ -91,7 +91,7 @@ def define_workdir() -> None:
 
 
 def define_answers() -> None:
-    """Defines the options of predictions, see `tasks.answers.AnswerOptions`."""
+    """Defines the flags for the options of predictions; see `tasks.answers.AnswerOptions`."""
     flags.DEFINE_integer(
         "top_k", None, "Number of classes, recommended items or words of a prediction."
     )
@@ -167,13 +167,13 @@ def distributed():
 
 
 def define_arguments() -> None:
-    """Makes the command accept arguments that are no flags; `arguments` returns them."""
+    """Makes the command accept words that are not flags; `arguments` returns them."""
     command_line.overrides.arguments = True
     FLAGS.set_gnu_getopt(True)
 
 
 def arguments() -> Sequence[str]:
-    """Returns the words of the command line that are no flags."""
+    """Returns the words of the command line that are not flags."""
     return command_line.overrides.rest
 
 
@@ -206,7 +206,7 @@ def define_stack() -> None:
 
 
 def define_placement() -> None:
-    """Defines the flags of runs that several processes execute at once."""
+    """Defines the flags that let several processes execute runs at the same time."""
     flags.DEFINE_string(
         "on",
         None,
@@ -241,7 +241,7 @@ def define_record() -> None:
 
 
 def check_recordable() -> None:
-    """Raises if --record is set and the git commit does not describe the running code."""
+    """Raises an error if --record is set but the git commit does not describe the running code."""
     if FLAGS.record:
         from launch.reporting import results
 
@@ -290,7 +290,7 @@ def experiment():
 
 
 def command() -> str:
-    """Returns the command line as it is stored in run records."""
+    """Returns the command line, in the form in which run records store it."""
     name = Path(sys.argv[0]).stem
     words, kept = iter(sys.argv[1:]), []
     for word in words:
@@ -354,7 +354,7 @@ def main(command: Callable[[], None], usage: str) -> None:
 
 
 def _processes() -> Any:
-    """Returns `launch.engine.processes` if the command has used it; None otherwise."""
+    """Returns the module `launch.engine.processes` if it has been imported, else None."""
     return sys.modules.get("launch.engine.processes")
 
 
@@ -398,7 +398,7 @@ def _guarded(function: Callable[[], Any]) -> Any:
 
 
 def _failed_thread(failure: Any) -> None:
-    """Ignores system errors in writer threads, because the main thread reports them too."""
+    """Reports an exception in a thread, but not a system error, which the main thread reports."""
     if failure.exc_value is None or system_error(failure.exc_value) is None:
         threading.__excepthook__(failure)
 
@@ -413,7 +413,7 @@ def _failed_callback(failure: Any) -> None:
 
 
 def _is_no_system_error(record: logging.LogRecord) -> bool:
-    """Returns False for log records of system errors in asynchronous tasks, which drops them.
+    """Filters log records: returns False, which drops the record, for a system error in a task.
 
     Each array of a checkpoint is written by its own task. If several tasks fail, the save operation
     raises one of the errors, and asyncio logs the others.

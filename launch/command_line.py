@@ -28,10 +28,10 @@ class Overrides:
 
     Attributes:
       allowed: whether the command accepts --config.key=value.
-      arguments: whether it accepts arguments that are no flags.
-      rest: these arguments.
-      original: nested dict of the config file; None before the flags are parsed.
-      values: nested dict of the config file with the overrides.
+      arguments: whether the command accepts arguments that are not flags.
+      rest: the arguments that are not flags.
+      original: config of the file as a nested dict; None before the flags are parsed.
+      values: config of the file with the overrides, as a nested dict.
     """
 
     allowed: bool = False
@@ -45,7 +45,7 @@ overrides = Overrides()
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Sets the flags and `overrides`; returns the words that are no flags, the command first.
+    """Sets the flags and `overrides`; returns the command and the words that are not flags.
 
     Raises:
       UserError: a flag or a value is wrong.
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 
 def _instead_of(word: str) -> str:
-    """Returns a remedy for a word that is not a flag."""
+    """Returns advice for an error message: what to write instead of a word that is not a flag."""
     given = FLAGS.get_flag_value("config", None)
     if "config" in FLAGS and not given and word.partition(":")[0].endswith(".py"):
         return f"write --config={word}"
@@ -181,7 +181,7 @@ def without_overrides(words: Sequence[str]) -> list[str]:
 
 
 def _override_words(words: Sequence[str]) -> list[tuple[int, bool, str, str | None]]:
-    """Returns (position, is_negated, key, value or None) of each override."""
+    """Returns each override as a tuple (position, is_negated, key, value or None)."""
     found = []
     for position, word in enumerate(words[1:], 1):
         if word == "--":
@@ -209,7 +209,7 @@ def _given(words: Sequence[str], flag: str) -> str | None:
 
 
 def _unknown_flag(name: str) -> str:
-    """Returns an error message that suggests the command with this flag, or a similar flag."""
+    """Returns the error message for an unknown flag, which suggests how to write it."""
     from launch.engine.config import did_you_mean
 
     command = Path(sys.argv[0]).stem
@@ -236,7 +236,7 @@ def _unknown_flag(name: str) -> str:
 
 
 def _keys_of_config() -> list[str]:
-    """Returns the keys of the config that the command line gives; [] if it cannot be loaded."""
+    """Returns the keys of the config given by --config; [] if it cannot be loaded."""
     from launch.engine import config as configs
 
     given = _given_config(sys.argv)
@@ -248,7 +248,7 @@ def _keys_of_config() -> list[str]:
 
 
 def flags_of_commands() -> dict[str, set[str]]:
-    """Returns the flags of each command, parsed from its source file without importing it."""
+    """Returns the names of the flags of each command, read from its source without importing it."""
     config = ["config", "data", *COLUMNS]
     shared = {
         "answers": ["top_k", "threshold", "positive"],
@@ -272,7 +272,7 @@ def flags_of_commands() -> dict[str, set[str]]:
 
 
 def command_sources() -> dict[str, str]:
-    """Returns the source text of each command by name: the modules that call `main`."""
+    """Returns the source text of each command, by name; commands are modules that call `main`."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     texts = {file.stem: file.read_text(encoding="utf-8") for file in files}
     return {name: text for name, text in texts.items() if "\n    cli.main(" in text}

@@ -71,7 +71,7 @@ def explain() -> None:
 
 
 def _targets() -> dict[str, str]:
-    """Returns the files to write by flag, after checks of the flags.
+    """Checks the flags; returns the files to write by flag.
 
     Raises:
       UserError: flags are missing or do not fit each other.
@@ -142,7 +142,10 @@ def _explain(folder: Path, config: Any, targets: Mapping[str, str]) -> None:
 
 
 def _viewed(explanation: Any) -> dict[str, Any]:
-    """Returns the BertViz data of the maps with as many layers and heads as the first map."""
+    """Returns the BertViz data of an explanation.
+
+    Maps with other numbers of layers or heads than the first map are left out.
+    """
     from launch.reporting import explanation_page
     from tasks.common.errors import UserError
 
@@ -170,7 +173,7 @@ def _other(config: Any) -> Any:
     """Returns the `Explaining` of the run given by --against.
 
     Raises:
-      UserError: the run is of another task or other data.
+      UserError: the run has another task or other data.
     """
     from launch.runs import directory
     from launch.runs.explaining import Explaining

@@ -122,7 +122,7 @@ def _params(task: Any, config: Experiment, folder: Path) -> dict[str, Any]:
 
 
 def _tokenizer(config: Experiment, folder: Path) -> dict[str, Any]:
-    """Returns the pieces in the order of vocab.txt, and the text normalization."""
+    """Returns the tokenizer's pieces in the order of vocab.txt, and its text normalization."""
     from launch.runs import directory
     from tasks.common.errors import UserError
     from tasks.common.huggingface.weights import IMPORTED, fitted_tokenizer

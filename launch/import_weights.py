@@ -68,7 +68,7 @@ def import_weights() -> None:
 
 
 def _source(given: str) -> Path:
-    """Returns the directory of a model, after downloading it if its name on the Hub is given."""
+    """Returns the directory of a model; downloads the model if its name on the Hub is given."""
     from tasks.common.errors import UserError
     from tasks.common.huggingface import hub
 

@@ -173,7 +173,7 @@ def predict_exported(form: str, options: AnswerOptions) -> None:
 
 
 class _ExportedColumns(NamedTuple):
-    """Input column of an export; paths in its cells are relative to the folder of the table."""
+    """Input column of an export; the paths in it are relative to the folder of the table."""
 
     input_column: str | None
     kind: str
@@ -208,7 +208,7 @@ class _Model(NamedTuple):
 
     @classmethod
     def of_run(cls, predictor: Predictor) -> _Model:
-        """Returns the model of a run; with --figures, answers contain the files of figures."""
+        """Returns the model of a run. With --figures, its answers name the files of the figures."""
         if cli.FLAGS.figures is None:
             return cls(PORTION, predictor, predictor.check)
         first = 1
@@ -225,12 +225,12 @@ class _Model(NamedTuple):
 
 
 def _rows(rows: Rows) -> Rows:
-    """Returns a function from an answer to table rows.
+    """Adds the columns of --probability_columns to a function that returns table rows.
 
-    With --probability_columns, the rows have a column for the probability of each class.
+    With this flag, the rows have a column for the probability of each class.
 
     Args:
-      rows: such a function without these columns.
+      rows: function that returns the table rows of a prediction.
     """
     from tasks.common.errors import UserError
 
@@ -298,7 +298,7 @@ def write_figures(
     """Writes the figures of each input as NUMBER-NAME.png, NUMBER-NAME-2.png, ....
 
     Args:
-      folder: created if it does not exist.
+      folder: directory of the files, which is created if it does not exist.
       raw: inputs; NAME is the file name of an input.
       drawn: list of figures for each input.
       first: NUMBER of the first input.

@@ -54,9 +54,10 @@ def run_all(experiments: Mapping[str, Any], seeds: int, title: str) -> NoReturn:
 
 
 def run_groups(groups: Mapping[str, Any], title: str) -> NoReturn:
-    """Runs groups of experiments like `run_all`. If there are several, each has its own directory.
+    """Runs groups of experiments like `run_all`.
 
-    Several groups also have a common page and ranking, see `comparison_files.write_ranking`.
+    If there are several groups, each has its own directory, and they have a common page and
+    ranking, see `comparison_files.write_ranking`.
 
     Args:
       groups: a `launch.runs.experiments.Group` for each title of a table.
@@ -100,7 +101,10 @@ def run_groups(groups: Mapping[str, Any], title: str) -> NoReturn:
 
 
 def _matched(group: Any) -> tuple[Mapping[str, Any], list[str]]:
-    """Returns the experiments of a group, matched if it asks for that, and notes about it."""
+    """Returns the experiments of a group, and notes about the matching of parameter counts.
+
+    The parameter counts are matched only if the group or --match asks for it.
+    """
     from launch.runs import matching
 
     if not (cli.FLAGS.match or group.match):
@@ -138,13 +142,13 @@ def finish_runs(outcomes: Mapping[str, Any], stopped: int, title: str, **options
       outcomes: outcomes by name.
       stopped: number of the signal that stopped the runs, or 0.
       title: title of the table.
-      **options: of `launch.runs.experiments.finish`.
+      **options: further arguments of `launch.runs.experiments.finish`.
     """
     sys.exit(_finished(outcomes, stopped, title, cli.workdir(), **options).status)
 
 
 def _finished(outcomes: Mapping[str, Any], stopped: int, title: str, folder: Path, **options: Any):
-    """Records the runs and prints their table; returns that of `launch.runs.experiments.finish`."""
+    """Records the runs and prints their table; returns the result of `experiments.finish`."""
     from launch.runs import experiments as runs
 
     if not stopped:

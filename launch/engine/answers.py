@@ -17,7 +17,8 @@ from launch.engine.output import as_json
 from tasks.common.errors import UserError
 
 PREFIX = "predicted_"
-# Formats of predictions: the values of --format, to which the extensions of --output are mapped.
+# The formats of predictions, which are the values of --format, and the format for each extension
+# of --output.
 FORMATS = ("text", "json", "csv", "tsv", "jsonl")
 SUFFIXES = {
     ".csv": "csv",
@@ -95,7 +96,7 @@ class Destination:
                     self._temporary.unlink(missing_ok=True)
 
     def json(self, value: Any) -> str:
-        """Returns one line of JSON whose characters the destination's encoding can represent."""
+        """Returns a value as one line of JSON, with escapes for characters the encoding lacks."""
         return as_json(value) if self._file is None else json.dumps(value, ensure_ascii=False)
 
     def write(self, line: str) -> None:
@@ -147,7 +148,7 @@ def format_of(output: str | None, given: str | None) -> str:
 
 
 def one_row(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns an answer as one table row; see `tasks.task.Task.rows`."""
+    """Returns an answer as a list with one table row; see `tasks.task.Task.rows`."""
     keys = [key for key in answer if key not in ("input", "text") or len(answer) <= 2]
     return [{key: answer[key] for key in keys}]
 
@@ -174,7 +175,7 @@ class Answers:
           form: one of `FORMATS`.
           destination: file; None for standard output.
           rows: function that returns the table rows of a prediction.
-          columns: columns of the input table; None for those of its first row.
+          columns: names of columns of the input table; None for those of its first row.
         """
         self._form, self._rows, self._columns = form, rows, columns
         self._destination = Destination(None) if destination is None else destination
@@ -217,11 +218,11 @@ class Answers:
 
 
 def table_rows(row: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns table rows of a prediction: the input row, then the columns predicted_<key>.
+    """Adds the columns predicted_<key> of a prediction to a row of the input table.
 
     Args:
       row: row of the input table.
-      found: table rows of the prediction.
+      found: rows of the prediction; the result has one row for each.
 
     Raises:
       UserError: the input row already has such a column.
@@ -256,7 +257,7 @@ def write_rows(rows: Iterable[Mapping[str, Any]], form: str, destination: Destin
 
 
 def cell(value: Any) -> str:
-    """Returns a cell of a table: None as "", a text as it is, and other values as JSON."""
+    """Converts a value to a table cell: a text stays as it is, None becomes "", others JSON."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -17,9 +17,10 @@ def check_argument(
     *,
     required: bool = False,
 ) -> None:
-    """Checks the order of those words of a config file's argument that are known names.
+    """Checks that the known names in the argument of a config file are in the right order.
 
-    Unknown words are accepted, because they may be specs of mechanisms, runs or numbers.
+    Words that are not known names are accepted, because they may be specs of mechanisms, runs or
+    numbers.
 
     Args:
       argument: words separated by commas, such as "sst2,transformer".

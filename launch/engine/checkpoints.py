@@ -1,4 +1,4 @@
-"""Orbax checkpoints of the train state and the data iterator at the newest and the best step.
+"""Orbax checkpoints of the train state and the data iterator, at the newest and best steps.
 
 Saving is atomic: if the process is killed while saving, the previous checkpoint remains. A file
 next to the directory has the file sizes and CRC-32 checksums of every checkpoint, which are
@@ -90,9 +90,9 @@ class Checkpoints:
         iterator: Any = None,
         remedy: str = "restore it, or train in another --workdir",
     ) -> Any:
-        """Returns the state at a step, and sets the data iterator to that step.
+        """Returns the train state at a step, and sets the data iterator to that step.
 
-        Layers that were saved separately can be restored to stacked ones, and the reverse.
+        Layers that were saved separately can be restored as stacked layers, and the reverse.
 
         Args:
           step: step of a complete checkpoint.
@@ -174,7 +174,7 @@ class Checkpoints:
             write_json(self._sums, found)
 
     def _sum_incomplete(self) -> None:
-        """Writes the checksums of the checkpoint that is being saved, before it is renamed.
+        """Writes the checksums of the pending checkpoint before Orbax renames its directory.
 
         Otherwise a run that is killed before the next save would leave a checkpoint without
         checksums.
@@ -197,7 +197,7 @@ class Checkpoints:
 
 
 def _with_sums(folder: Path, known: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """Returns the known checksums of files in a directory, and computes those of all others."""
+    """Returns the checksum of each file in a directory; computes those that are not known yet."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     added = {str(file.relative_to(folder)): file for file in files}
     return {**known, **{name: file_sums(added[name]) for name in added.keys() - known.keys()}}
@@ -209,7 +209,7 @@ def sums_file(folder: Path) -> Path:
 
 
 def read_sums(folder: Path) -> dict[str, dict[str, list[int]]]:
-    """Returns size and checksum of each file of each checkpoint; {} if they are missing."""
+    """Returns the size and checksum of each file, by checkpoint and file; {} if there are none."""
     # Missing checksums are not an error: then only Orbax's own checks detect damage.
     found = read_mapping(sums_file(folder))
     return found if all(isinstance(sums, dict) for sums in found.values()) else {}

@@ -13,27 +13,27 @@ import jax
 
 from launch.engine import monitoring
 
-# Number of steps in flight: the host waits for the oldest one before it starts another. A CPU
-# allocates the temporaries of a step when it is started, so each step in flight has its own.
+# Largest number of steps in flight. Before the host starts another step, it waits for the oldest
+# one. On a CPU, the temporaries of a step are allocated when it starts, so each has its own.
 _IN_FLIGHT, _IN_FLIGHT_ON_CPU = 3, 1
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Clock:
-    """Clock of the steps of one process, in windows between the lines of timing.jsonl.
+    """Clock that measures the training steps of one process.
 
-    Steps run asynchronously: a call of the step function returns before the step has run. So the
-    step time is the time between the completion of a step and that of the step before it, as the
-    host sees it. Before the host starts a step, it waits until at most two (on a CPU, none) of the
-    earlier steps are running. The step time includes a wait for data that delayed the step. Steps
-    around a compilation are left out.
+    A window is the time between two lines of timing.jsonl. Steps run asynchronously: a call of the
+    step function returns before the step has run. So the step time is the time from the completion
+    of the previous step to that of this step, as the host sees it. Before the host starts a step,
+    it waits until at most two (on a CPU, none) of the earlier steps are running. The step time
+    includes a wait for data that delayed the step. Steps around a compilation are left out.
     """
 
     def __init__(self, seeds: int = 1):
-        """Starts the clock; the time until `started` is called is that of the start.
+        """Starts the clock. The time until `started` is called counts as the time of the start.
 
         Args:
-          seeds: number of seeds that train together.
+          seeds: number of seeds that are trained together, see `launch.engine.stack`.
         """
         self._seeds = seeds
         self._compilations = _compilations()
@@ -50,11 +50,12 @@ class Clock:
         self._completed, self._durations = self._began, []
 
     def started(self, step: int, lost: float) -> dict[str, float]:
-        """Returns the values of the line about this start of training; begins the first window.
+        """Begins the first window; returns the values of the line in timing.jsonl about the start.
 
         Args:
-          step: step that training goes on from.
-          lost: wall time, in seconds, of the lines after that step, which were removed.
+          step: step from which training continues.
+          lost: wall time, in seconds, of the removed lines of timing.jsonl, which are those after
+            `step`.
         """
         result = {"start_seconds": round(time.monotonic() - self._began, 4)}
         if lost:
@@ -108,7 +109,7 @@ class Clock:
             self._complete()
 
     def lap(self, step: int, name: str = "seconds") -> dict[str, float]:
-        """Returns the values of a line of timing.jsonl, and begins the next window.
+        """Ends a window and begins the next one; returns the values of a line of timing.jsonl.
 
         Args:
           step: number of finished steps.

@@ -37,8 +37,8 @@ class Collective:
       kind: one of `KINDS`.
       shape: shape of the result on one device without its layout, such as "f32[16,24]", or, for
         several arrays in one collective, "(f32[16,24], f32[24])".
-      bytes: size of the complete arrays on one device. For a reduce-scatter these are the operands,
-        for any other kind the results.
+      bytes: size of the complete arrays on one device. The complete arrays are the operands of a
+        reduce-scatter, and the results of any other kind.
       group_size: number of devices that take part; for a collective-permute, the number of devices
         in the longest chain of sources and targets.
       source: "file:line" of the innermost frame outside installed packages, else of the innermost
@@ -161,7 +161,10 @@ def _callers(computations: dict[str, list[_Instruction]]) -> dict[str, list[_Ins
 
 
 def _counts(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, int | None]:
-    """Returns how often each computation runs that the entry reaches; None if that is unknown."""
+    """Returns how often the program runs each computation; None where that is unknown.
+
+    Computations that the entry computation does not reach are left out.
+    """
     order: list[str] = []
 
     def visit(name: str) -> None:
@@ -236,7 +239,7 @@ def _operands(instruction: _Instruction) -> list[str]:
 
 
 def _origin(name: str, instructions: list[_Instruction]) -> _Instruction | None:
-    """Returns the instruction with a name or, if that is a copy, the instruction it copies."""
+    """Returns the instruction with a name. If it is a copy, returns the copied instruction."""
     found = next((each for each in instructions if each.name == name), None)
     while found and found.operation in ("copy", "bitcast"):
         source = _operands(found)[0]
@@ -245,7 +248,7 @@ def _origin(name: str, instructions: list[_Instruction]) -> _Instruction | None:
 
 
 def _index(instruction: _Instruction) -> int | None:
-    """Returns the index of a get-tuple-element, None for other instructions."""
+    """Returns the tuple index of a get-tuple-element instruction; None for other instructions."""
     found = re.search(r"index=(\d+)", instruction.rest)
     return int(found.group(1)) if found and instruction.operation == "get-tuple-element" else None
 
@@ -258,7 +261,10 @@ def _constant(instruction: _Instruction | None) -> int | None:
 
 
 def _result(instruction: _Instruction) -> str:
-    """Returns the shape of the result, the second element of the tuple of most start operations."""
+    """Returns the shape of the result of an instruction.
+
+    Most start operations return a tuple, whose second element is the result.
+    """
     shape = instruction.shape
     if instruction.operation.endswith("-start") and instruction.operation != "all-reduce-start":
         return _parts(shape)[1]
@@ -278,7 +284,10 @@ def _parts(shape: str) -> list[str]:
 
 
 def _scattered(instruction: _Instruction, instructions: list[_Instruction]) -> _Instruction | None:
-    """Returns the slice if a fused computation slices the result of an all-reduce, else None."""
+    """Returns the instruction that slices the result of an all-reduce in a fused computation.
+
+    The result is None if the instruction is not an all-reduce that is sliced.
+    """
     root = next((each for each in instructions if each.root), None)
     fused = (
         instruction.operation == "all-reduce"
@@ -313,7 +322,10 @@ def _devices(text: str) -> int:
 
 
 def _group_size(rest: str, devices: int) -> int:
-    """Returns the size of a group from replica groups in any notation or source-target pairs."""
+    """Returns the number of devices in a group; see `Collective.group_size`.
+
+    Replica groups in any notation and source-target pairs are supported.
+    """
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
         found = re.findall(r"(\d+),(\d+)", pairs.group(1))
         targets = {int(source): int(target) for source, target in found}
@@ -344,7 +356,7 @@ def _op_name(rest: str) -> str:
 
 
 class _Sources:
-    """The tables of files, locations and stack frames at the beginning of a program."""
+    """Source positions from the tables of files, locations and stack frames of a program."""
 
     def __init__(self, text: str):
         self._tables: dict[str, dict[int, str]] = {}
@@ -358,7 +370,7 @@ class _Sources:
                 break
 
     def of(self, rest: str) -> str:
-        """Returns the source of an instruction, "" without metadata."""
+        """Returns the source of an instruction, see `Collective.source`; "" without metadata."""
         if named := re.search(r'source_file="([^"]*)"(?: source_line=(\d+))?', rest):
             return f"{named.group(1)}:{named.group(2) or 0}"
         if not (frame := re.search(r"stack_frame_id=(\d+)", rest)):
@@ -368,7 +380,7 @@ class _Sources:
         return next(outside, frames[0] if frames else "")
 
     def _frames(self, frame: int) -> Iterator[str]:
-        """Yields the "file:line" of a frame and of those around it, innermost first."""
+        """Yields the "file:line" of a stack frame and of its callers, innermost first."""
         seen: set[int] = set()
         while frame not in seen and (row := self._tables.get("StackFrames", {}).get(frame)):
             seen.add(frame)

@@ -52,7 +52,7 @@ class CompiledStep:
         and "code".
       flops: floating-point operations on all devices, see `launch.engine.flops`.
       collectives: collectives of the program.
-      choices: kernels of `attend`, with the number of calls.
+      choices: kernels that `attend` selects, with their numbers of calls.
       seconds: seconds by phase: "trace", "lower" and "compile".
       cpu_seconds: CPU seconds of all phases, over all threads.
       failure: message of the compiler if the program does not fit into the memory, else "".
@@ -194,7 +194,7 @@ _KINDS = {"params": "parameters", "average": "average of parameters"}
 
 
 def _largest_batch(task: Task, config: Experiment, steps: Steps, name: str) -> dict[str, Any]:
-    """Returns the shapes of a batch in the longest bucket, with their shardings."""
+    """Returns the shape and sharding of each field of a batch in the longest bucket."""
     training = name == "train"
     plan = config.training
     split = "train" if training else "validation"
@@ -210,7 +210,7 @@ def _largest_batch(task: Task, config: Experiment, steps: Steps, name: str) -> d
 
 
 def _failure(error: Exception, topology: Topology) -> str:
-    """Returns the reason if a program does not fit into the memory.
+    """Returns the compiler's message if its error is that a program does not fit into the memory.
 
     Raises:
       UserError: the compiler failed for another reason.
@@ -248,7 +248,7 @@ def _shape(array: Any) -> str:
 
 
 def _spec(array: Any) -> str:
-    """Formats a sharding, such as "fsdp, tensor, -"."""
+    """Formats the sharding of an array as the axes of each dimension, such as "fsdp, tensor, -"."""
     spec = (*array.sharding.spec, *[None] * array.ndim)[: array.ndim]
     words = ("x".join(axis) if isinstance(axis, tuple) else axis or "-" for axis in spec)
     return ", ".join(words)
@@ -259,7 +259,10 @@ def _shard_bytes(array: Any) -> int:
 
 
 def advice(compilation: Compilation, one: CompiledStep) -> list[str]:
-    """Returns what to change if a step does not fit into the memory of a device; [] if it does."""
+    """Returns advice, as lines of text, for a step that does not fit into the memory of a device.
+
+    The result is empty if the step fits.
+    """
     memory = compilation.topology.memory
     if memory is None or (one.peak <= memory and not one.failure):
         return []

@@ -182,7 +182,7 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
 
 
 def with_current_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the nested mapping of an experiment with former keys replaced by current ones."""
+    """Replaces former names of keys by the current ones in the nested mapping of an experiment."""
     return keys.replace_former(Experiment, values, "config", part_types(values))
 
 
@@ -197,7 +197,9 @@ def current_key(values: Mapping[str, Any], key: str) -> str:
 
 
 def part_types(values: Mapping[str, Any]) -> dict[str, type]:
-    """Returns the classes of `data` and `model`, which depend on the task and the model's name.
+    """Returns the config classes of the groups `data` and `model`.
+
+    They depend on the task and on the name of the model.
 
     Raises:
       UserError: a required key is missing, or the task or model is unknown.
@@ -458,7 +460,7 @@ def load_module(path: str) -> types.ModuleType:
 
 
 def _config_file(path: str, others: list[str]) -> str:
-    """Returns a remedy for the path of a config file that does not exist."""
+    """Returns advice for an error message about a config file that does not exist."""
     first, _, rest = path.partition(",")
     if rest and Path(first).is_file():
         return f"write a colon before the argument: {first}:{rest}"

@@ -75,7 +75,7 @@ def _check_xla_flags(given: str) -> None:
 
 
 def _aborted_process() -> list[str] | None:
-    """Returns the output of a process that initializes JAX and aborts; None if it succeeds."""
+    """Initializes JAX in another process; returns its output if it aborts, else None."""
     code = "import jax; jax.config.update('jax_platforms', 'cpu'); jax.devices()"
     done = subprocess.run(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -84,7 +84,7 @@ def _aborted_process() -> list[str] | None:
 
 
 def _aborted_fork() -> list[str] | None:
-    """Returns the output of a fork that initializes JAX and aborts; None if it succeeds."""
+    """Initializes JAX in a fork of this process; returns its output if it aborts, else None."""
     import jax
 
     with tempfile.TemporaryFile() as printed:

@@ -22,14 +22,14 @@ def versions() -> dict[str, str]:
 
 
 def usable_cores() -> list[int]:
-    """Returns the numbers of the cores that this process may use."""
+    """Returns the ids of the CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def device() -> str:
-    """Returns the devices, such as 'cpu x2 (2 cores)' or 'NVIDIA H100 x1'."""
+    """Returns the kind and number of devices, such as 'cpu x2 (2 cores)' or 'NVIDIA H100 x1'."""
     import jax
 
     devices = jax.devices()
@@ -39,7 +39,7 @@ def device() -> str:
 
 
 def commit() -> str:
-    """Returns the git commit hash, with '+dirty' if files differ from it; '' outside a checkout."""
+    """Returns the hash of the git commit, with '+dirty' if files differ; '' outside a checkout."""
     head = _git("rev-parse", "HEAD")
     return f"{head}+dirty" if head and dirty_files() else head
 

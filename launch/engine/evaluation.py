@@ -34,7 +34,10 @@ class Evaluation:
 
 
 def evaluate(task: Task, steps: Steps, variables: Any, split: str, batch_size: int) -> Evaluation:
-    """Evaluates every example of a split once; metrics are independent of batch size and mesh."""
+    """Evaluates every example of a split once.
+
+    The metrics do not depend on the batch size or the mesh.
+    """
     total: Any = None
     pending = []
     for batch in evaluation_batches(
@@ -72,12 +75,12 @@ def _add(total: Any, statistics: Any) -> Any:
 
 
 def gather(pending: Iterable[tuple[np.ndarray, Mapping[str, Any]]]) -> dict[str, np.ndarray]:
-    """Concatenates outputs of padded batches in the order of example ids.
+    """Concatenates the outputs of batches, without padding rows, in the order of example ids.
 
     Args:
-      pending: for every batch, the ids [B], -1 for padding, and the outputs by name, each [B, ...].
-        Later dimensions, such as lengths, may differ between batches; shorter arrays are padded
-        with 0.
+      pending: for each batch of B rows, its ids [B], which are -1 for padding rows, and its outputs
+        [B, ...] by name. Later dimensions, such as lengths, may differ between batches; shorter
+        arrays are padded with 0.
     """
     rows: dict[str, list[np.ndarray]] = {}
     ids: list[np.ndarray] = []
@@ -132,12 +135,12 @@ def split_by_length(examples: Any, batch_size: int, least: int) -> list[tuple[np
     The batch size is `batch_size`, or less if a batch would have over 2²¹ padded positions.
 
     Args:
-      examples: examples; without lengths (None), they form a single group.
+      examples: examples of a split. If they have no lengths, they form a single group.
       batch_size: largest batch size.
-      least: number that divides all batch sizes.
+      least: number that all batch sizes are multiples of.
 
     Returns:
-      (indices of the examples, batch size) of each group.
+      A tuple (indices of the examples, batch size) for each group.
     """
     everything = np.arange(len(examples))
     if examples.lengths is None or not len(examples):

@@ -13,9 +13,9 @@ from typing import Any
 def count_flops(jaxpr: Any) -> float:
     """Counts the operations of matrix products and convolutions, two for each multiplication.
 
-    The body of a loop of unknown length (`lax.while_loop`) counts once. Of the branches of a
-    `lax.cond`, the one with most operations counts. Pallas kernels and foreign functions are not
-    counted, so trace with the reference kernel (`attention.tracing.shapes_only`).
+    The body of a loop of unknown length (`lax.while_loop`) counts once. For a `lax.cond`, only the
+    branch with the most operations counts. Pallas kernels and foreign functions are not counted, so
+    trace with the reference kernel (`attention.tracing.shapes_only`).
 
     Args:
       jaxpr: a `jax.extend.core.ClosedJaxpr` or Jaxpr, such as `jax.stages.Traced.jaxpr`.

@@ -87,7 +87,7 @@ def config_page(
 
 
 def _metric_lines(task: Any) -> list[str]:
-    """Returns lines that describe the metrics of tables; the first metric selects the step."""
+    """Returns lines of the help page that describe the metrics of a task."""
     lines = ["", "metrics: the first, on the validation split, selects the step."]
     for name in task.table_metrics:
         if metric := task.describe_metric(name):
@@ -108,7 +108,7 @@ def groups(values: Mapping[str, Any]) -> Iterator[Group]:
 
 
 def _named(key: Key, models: Mapping[str, type]) -> Key:
-    """Completes the keys whose values are names of tasks and models."""
+    """Adds the allowed values to the keys "task" and "model.name", which are names."""
     if key.name == "task":
         return dataclasses.replace(key, expected=f"one of {', '.join(configs.task_names())}")
     if key.name == "model.name":
@@ -192,9 +192,9 @@ def _descriptions(kind: type, name: str) -> Iterator[str]:
 
 
 def metadata(kind: type, name: str) -> tuple[Any, ...]:
-    """Returns the `Check`s and `Names` of a field.
+    """Returns the `Check`s and `Names` in the metadata of a field.
 
-    Classes that the docstring of the config class refers to are searched too.
+    If the config class has none, the classes to which its docstring refers are searched.
     """
     for owner in classes(kind):
         hints = typing.get_type_hints(owner) if dataclasses.is_dataclass(owner) else {}
@@ -232,7 +232,7 @@ def _class(owner: type, name: str) -> type | None:
 
 @functools.cache
 def attributes(kind: type) -> dict[str, str]:
-    """Returns the descriptions in the section "Attributes:" of a docstring, by field."""
+    """Returns the description of each field, from the section "Attributes:" of a docstring."""
     text = inspect.cleandoc(kind.__dict__.get("__doc__") or "")
     _, header, section = text.partition("Attributes:\n")
     found: dict[str, str] = {}

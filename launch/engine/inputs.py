@@ -118,7 +118,7 @@ def expanded(text: str, suffixes: Sequence[str]) -> Iterator[Input]:
 
 
 def _files_of(folder: str, suffixes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns the sorted files below a folder, those with the suffixes and the others."""
+    """Returns the files below a folder with one of the suffixes, and the other files, sorted."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
@@ -134,7 +134,7 @@ def _files_of(folder: str, suffixes: Sequence[str]) -> tuple[list[str], list[str
 
 
 class FileSummary(NamedTuple):
-    """Number of inputs in a file, and its columns if it is a table, else None."""
+    """Summary of a file of inputs: the number of inputs, and the columns of a table or None."""
 
     count: int
     columns: tuple[str, ...] | None

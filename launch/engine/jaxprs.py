@@ -20,7 +20,7 @@ def callee(options: Mapping[str, Any]) -> Any:
 
 
 def scan_sizes(options: Mapping[str, Any]) -> tuple[int, int]:
-    """Returns how many inputs of an equation of `jax.lax.scan` are constants, and how many carried.
+    """Returns the numbers of constant and of carried inputs in an equation of `jax.lax.scan`.
 
     The remaining inputs are the arrays that are read slice by slice.
 

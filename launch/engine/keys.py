@@ -1,4 +1,4 @@
-"""Keys of nested configs: the types of their fields, and the former names of renamed ones.
+"""Keys of nested configs: the types of the fields, and the former names of renamed fields.
 
 A field names its former key in its metadata: `{"formerly": "old_name"}`.
 """
@@ -22,7 +22,7 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def group_type(hint: Any) -> type | None:
-    """Returns the dataclass among the members of a union type, or None; see `alternatives`."""
+    """Returns the first dataclass among the `alternatives` of a type; None if there is none."""
     kinds = (kind for kind in alternatives(hint) if isinstance(kind, type))
     return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
 
@@ -39,8 +39,8 @@ def replace_former(
       kind: dataclass whose fields the mapping contains.
       values: nested mapping.
       path: dotted key of the mapping, for messages.
-      parts: dataclasses by the name of their group of keys, for groups such as `model`, whose
-        dataclass is given by other values and not by the type annotation.
+      parts: dataclass of each group of keys, by name, for groups such as `model`. Their dataclass
+        depends on other values; the type annotation does not determine it.
     """
     found, hints = dict(values), typing.get_type_hints(kind)
     for old, new in _former_keys(kind).items():

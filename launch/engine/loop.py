@@ -35,7 +35,7 @@ from tasks.task import Task
 
 # Score of a checkpoint that was not evaluated; it is kept only while it is the newest.
 UNRANKED = -1e30
-# File of a run that a signal interrupted: metrics of the steps since the last line of
+# File that an interrupted run leaves: the metrics of the steps since the last line of
 # metrics.jsonl.
 WINDOW = "window.json"
 # Metric with the number of skipped steps since the last line of metrics.jsonl.
@@ -60,7 +60,7 @@ def train(
       task: prepared task, with its data.
       config: the experiment.
       folder: run directory.
-      stop_after: last step, if the run also trains on the validation split and is therefore not
+      stop_after: last step of a run that also trains on the validation split, and is therefore not
         validated; None for other runs. Learning rate schedules still span all steps.
       trackers: receivers of the metrics besides TensorBoard.
       profile: steps to trace.
@@ -197,7 +197,7 @@ def _validate(task: Task, steps: Steps, state: Any, batch_size: int) -> Evaluati
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStop:
-    """Training that ended because the validation metric did not improve.
+    """Result of a training that ended because the validation metric did not improve.
 
     Attributes:
       step: last step.
@@ -222,11 +222,11 @@ class EarlyStop:
 
 
 def early_stop(folder: Path, task: Any, plan: TrainingConfig) -> EarlyStop | None:
-    """Returns the `EarlyStop` of a training whose patience is exhausted; None if it may continue.
+    """Returns an `EarlyStop` if the patience of a training is exhausted; None if it may continue.
 
     Args:
       folder: directory of the training, with metrics.jsonl.
-      task: task or its class, for the metric that selects the best step.
+      task: task or its class, which defines the metric that selects the best step.
       plan: config of the training.
 
     Raises:
@@ -244,7 +244,7 @@ def early_stop(folder: Path, task: Any, plan: TrainingConfig) -> EarlyStop | Non
 
 
 def _agreed_stop(folder: Path, task: Task, plan: TrainingConfig) -> EarlyStop | None:
-    """Returns the result of `early_stop` on the first process, which alone writes metrics.jsonl."""
+    """Calls `early_stop` on the first process, which has the logs; returns its result on all."""
 
     def found() -> dict[str, Any] | None:
         stop = early_stop(folder, task, plan)
@@ -255,7 +255,9 @@ def _agreed_stop(folder: Path, task: Task, plan: TrainingConfig) -> EarlyStop | 
 
 
 def _means(finite: list[dict[str, Any]], count: int) -> dict[str, float]:
-    """Returns means over the steps that were not skipped, and the number of skipped steps if any.
+    """Averages the metrics over the steps that were not skipped.
+
+    If steps were skipped, their number is added as a metric.
 
     Args:
       finite: metrics of the steps that were not skipped.

@@ -1,4 +1,4 @@
-"""Memory of devices and of the process, and settings of glibc malloc for training on a CPU.
+"""Memory use of devices and of the process, and malloc settings for training on a CPU.
 
 glibc returns every freed block above 32 MB to the system, and XLA allocates such blocks in each
 step on a CPU, which costs tens of thousands of page faults per step. With these settings freed
@@ -29,7 +29,8 @@ class CurrentMemory:
 
     Attributes:
       process: resident set of the process on the host; None if the system has no /proc.
-      device: memory of the local device that uses most; None if the devices do not report it.
+      device: memory in use on the local device that uses the most; None if the devices do not
+        report it.
     """
 
     process: int | None
@@ -42,8 +43,8 @@ class PeakMemory:
 
     Attributes:
       process: memory of the process on the host.
-      device: memory of the local device that used most; None if the devices, such as CPUs, do not
-        report it.
+      device: memory used on the local device that used the most; None if the devices, such as CPUs,
+        do not report it.
       limit: memory that JAX may use on that device; None if it is not reported.
     """
 

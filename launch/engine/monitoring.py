@@ -23,17 +23,20 @@ _OVERHEAD = ("compile_seconds", "save_seconds")
 
 
 def wall_seconds(line: Line) -> float:
-    """Returns the wall time of a line, including the `lost_seconds` of removed lines."""
+    """Returns the wall time that a line describes, including its `lost_seconds`."""
     return sum(line.get(key, 0.0) for key in _WALL)
 
 
 def wait_seconds(line: Line) -> float:
-    """Returns the time of a line in which the host waited for data."""
+    """Returns the part of a line's time in which the host waited for data."""
     return line.get("data_wait_fraction", 0.0) * line.get("seconds", 0.0)
 
 
 def useful_seconds(line: Line) -> float:
-    """Returns the time of a line in which steps ran: without data wait, compilation and saving."""
+    """Returns the part of a line's time in which steps ran.
+
+    Waiting for data, compilation and saving are excluded.
+    """
     spent = line.get("seconds", 0.0)
     if not spent:
         return 0.0
@@ -42,7 +45,7 @@ def useful_seconds(line: Line) -> float:
 
 
 def run_seconds(line: Line) -> float:
-    """Returns the time of training and validation in a line, per seed.
+    """Returns the part of a line's time for training and validation, per seed.
 
     If seeds are trained together (--stack_seeds), a line has the time of all of them, and their
     number as `stacked_seeds`.
@@ -75,7 +78,7 @@ def goodput(lines: Iterable[Line]) -> float | None:
 
 
 def percentiles(durations: Sequence[float]) -> dict[str, float]:
-    """Returns percentiles of step times, interpolated linearly; {} without step times.
+    """Computes percentiles of step times by linear interpolation; returns {} without step times.
 
     Args:
       durations: step times in seconds.
@@ -90,20 +93,20 @@ def percentiles(durations: Sequence[float]) -> dict[str, float]:
 
 
 def step_key(percent: int) -> str:
-    """Returns the key of a percentile of the step time in a line."""
+    """Returns the key under which a line has a percentile of the step time."""
     return f"step_seconds_p{percent}"
 
 
 def summarize(lines: Sequence[Line]) -> dict[str, float]:
-    """Summarizes a run for its record.
+    """Summarizes the times and the memory of a run for its record.
 
     Args:
       lines: lines of timing.jsonl.
 
     Returns:
-      Goodput, sums of seconds by purpose, medians over the windows of the percentiles of the step
-      time, peak memory in MB, and the number of stacked seeds. Values that were not measured are
-      left out.
+      The goodput, sums of seconds by purpose, percentiles of the step time, peak memory in MB, and
+      the number of stacked seeds. A percentile is the median of its values in all lines. Values
+      that were not measured are left out.
     """
     found: dict[str, float] = {}
     if (fraction := goodput(lines)) is not None:

@@ -38,7 +38,7 @@ SAVED = 10
 
 
 def gradient_check(loss: jax.Array, gradients: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns the norm of the gradients, and the value of the metric `FLAG`.
+    """Computes the global norm of the gradients, and the value of the metric `FLAG`.
 
     A gradient whose squares overflow counts as non-finite, since it makes the norm infinite.
     """
@@ -61,9 +61,10 @@ class Guard:
       folder: run directory.
       config: the experiment.
       abstract_state: shapes of the train state, for the names of the parameters.
-      batch: function from the number of a step to its batch, with the rows of all processes.
-      wait: function that waits for the checkpoint that is being written.
-      say: function that prints a line about each saved step that was skipped.
+      batch: function that returns the batch of a step, with the rows of all processes, given the
+        number of the step.
+      wait: function that waits until the pending checkpoint is written.
+      say: function that prints a line; called for each skipped step that was saved.
       consecutive: number of non-finite steps since the last finite one.
     """
 
@@ -76,11 +77,13 @@ class Guard:
     consecutive: int = 0
 
     def finite(self, step: int, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Returns the metrics of the steps that were not skipped, without `FLAG`.
+        """Checks the metrics of steps; returns those of the steps that were not skipped.
+
+        The metric `FLAG` is removed from the result.
 
         Args:
           step: number of finished steps.
-          rows: metrics of the last steps.
+          rows: metrics of each of the last steps.
 
         Raises:
           UserError: a step is not finite and config.training.on_nan is "stop", or too many
@@ -128,7 +131,12 @@ class Guard:
         return states.path_name(paths[flag - 1][0])
 
     def _save(self, step: int, flag: int, values: Mapping[str, Any]) -> bool:
-        """Writes the directory of a step; returns whether it is new."""
+        """Writes the directory of a non-finite step.
+
+        Returns:
+          Whether it was written: only the first process writes it, and at most `SAVED` steps are
+            saved.
+        """
         folder = self.folder / FOLDER / f"step-{step}"
         if not processes.is_first() or len(saved_steps(self.folder)) >= SAVED:
             return False
@@ -201,7 +209,10 @@ def _save_batch(path: Path, batch: Mapping[str, np.ndarray]) -> None:
 
 
 def _keep(checkpoints: Path, target: Path, step: int) -> None:
-    """Keeps a checkpoint under another directory, by hard links if the file system has them."""
+    """Copies a checkpoint and its checksums to another directory.
+
+    Hard links are used instead of copies if the file system has them.
+    """
 
     def link(source: str, copy: str) -> None:
         try:

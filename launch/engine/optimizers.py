@@ -70,7 +70,7 @@ class OptimizerConfig(Config):
 
     @property
     def spans_all_steps(self) -> bool:
-        """True if the learning rate of a step depends on the number of all steps."""
+        """True if the learning rate of a step depends on the total number of steps."""
         return self.schedule in _DECAYING and not self.decay_steps
 
     @property
@@ -82,7 +82,7 @@ class OptimizerConfig(Config):
 
 
 def make_schedule(config: OptimizerConfig, steps: int):
-    """Returns the learning rate as a function of the step, an `optax` schedule."""
+    """Returns the learning rate schedule as an `optax` schedule, a function of the step."""
     import jax.numpy as jnp
     import optax
 
@@ -143,7 +143,10 @@ def make_optimizer(config: OptimizerConfig, steps: int):
 
 
 def _matches(pattern: str, path: tuple[Any, ...], shape: tuple[int, ...]) -> bool:
-    """Returns True if the pattern is found in the path of a parameter, or of each of its layers."""
+    """Returns whether a pattern matches the path of a parameter.
+
+    A stacked parameter has one path for each of its layers. All of them must match, or none.
+    """
     from launch.engine.state import path_name
     from tasks.common.backbones.stacking import layer_paths
 

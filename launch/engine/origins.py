@@ -40,7 +40,8 @@ class Origin:
       module: path of the innermost module whose call contains the operation; "" if there is none.
       line: source file, line and function; "" if unknown.
       backward: whether the operation belongs to the backward pass.
-      cause: for NaN, the operation that produced an infinite input; None if the inputs are finite.
+      cause: for the kind "nan", the operation that produced an infinite input; None if the inputs
+        are finite.
     """
 
     kind: str
@@ -59,15 +60,18 @@ class Origin:
 
 
 def first_nonfinite(function: Callable[..., Any], *arguments: Any) -> Origin | None:
-    """Returns the operation that makes a result non-finite; None if all results are finite.
+    """Searches for the operation that makes a result non-finite.
 
-    This is the first operation with NaN from inputs without NaN. If there is none, it is the
-    operation from which the first infinite result comes. Infinite values that have no effect on the
-    results, such as masked logits, do not count.
+    This is the first operation that returns NaN although its inputs contain no NaN. If there is
+    none, it is the operation from which the first infinite result comes. Infinite values that have
+    no effect on the results, such as masked logits, do not count.
 
     Args:
       function: function of arrays, which is traced.
       *arguments: pytrees of arrays without NaN.
+
+    Returns:
+      The operation; None if all results are finite.
     """
     leaves, tree = jax.tree.flatten(arguments)
     closed = jax.make_jaxpr(lambda *given: function(*jax.tree.unflatten(tree, given)))(*leaves)
@@ -80,7 +84,7 @@ def first_nonfinite(function: Callable[..., Any], *arguments: Any) -> Origin | N
 
 @contextlib.contextmanager
 def module_scopes(model: nnx.Module) -> Iterator[nnx.Module]:
-    """Yields a copy of a model whose traced operations have the path of their module as scope."""
+    """Yields a copy of a model that names the scope of each traced operation after its module."""
     twin = nnx.clone(model)
     modules = [(path, m) for path, m in nnx.iter_graph(twin) if isinstance(m, nnx.Module)]
     for path, module in modules:
@@ -108,7 +112,7 @@ def _scoped(call: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Value:
-    """An array, and the operation from which its infinite elements come; None if all are finite."""
+    """An array, and the operation that produced its infinite elements or None if all are finite."""
 
     array: Any
     origin: Origin | None = None
@@ -173,7 +177,7 @@ def _apply(equation: Any, values: list[_Value], outer: str) -> list[_Value]:
 
 
 def _loop(values: list[_Value], options: Any, scopes: str) -> None:
-    """Repeats a scan with a NaN result step by step; raises `_Found` in the body of the scan."""
+    """Repeats a scan one step at a time, because its result has NaN; the body raises `_Found`."""
     constants, carried = jaxprs.scan_sizes(options)
     first = constants + carried
     carry = values[constants:first]
@@ -185,7 +189,7 @@ def _loop(values: list[_Value], options: Any, scopes: str) -> None:
 
 
 def _kind(array: Any) -> str | None:
-    """Returns "nan" or "inf" if an array has such elements."""
+    """Returns "nan" if an array contains NaN, else "inf" if it contains infinities, else None."""
     if not jnp.issubdtype(jnp.result_type(array), jnp.inexact):
         return None
     if bool(jnp.all(jnp.isfinite(array))):
@@ -206,7 +210,7 @@ def _origin(equation: Any, scopes: str, kind: str, cause: Origin | None = None) 
 
 
 def _line(traceback: Any) -> str:
-    """Returns file, line and function of the innermost frame outside of libraries."""
+    """Returns the file, line and function of the innermost stack frame outside of libraries."""
     for frame in getattr(traceback, "frames", ()):
         file = Path(frame.file_name)
         if str(file).startswith(_LIBRARIES) or file == Path(__file__):

@@ -1,4 +1,4 @@
-"""User data of an experiment: --data and the flags of columns, as values of config keys."""
+"""User data of an experiment: converts --data and the flags of columns to config values."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Data = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 def with_own_data(
     values: Mapping[str, Any], data: Data | None, columns: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Returns the nested mapping of an experiment with the user data of the flags.
+    """Returns the nested mapping of an experiment, changed to use the user data of the flags.
 
-    For the arguments and errors see `changes`.
+    See `changes` for the arguments and errors.
     """
     return configs.replaced(values, changes(values, data, columns))
 
@@ -26,12 +26,12 @@ def with_own_data(
 def changes(
     values: Mapping[str, Any], data: Data | None, columns: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Returns the config values, by dotted key, that follow from the flags of user data.
+    """Returns the config values that the flags of user data set, by dotted key.
 
     Args:
       values: nested mapping of an experiment.
-      data: file, folder or glob pattern, or several of them for the splits; None for the data of
-        `values`.
+      data: file, folder or glob pattern, or several of them for the splits; None to keep the data
+        of `values`.
       columns: names of columns by flag, such as {"text": "review"}.
 
     Raises:

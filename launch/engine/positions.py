@@ -1,4 +1,4 @@
-"""Checkpoint handler of the position of a data iterator, for any number of processes.
+"""Checkpoint handler for the position of a data iterator, with any number of processes.
 
 grain writes one file for each process, and can read them only with as many processes. The
 state of `tasks.common.data.pipeline.train_iterator` is the same on all processes, so the first one

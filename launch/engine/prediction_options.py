@@ -15,7 +15,7 @@ _FREE = re.compile(r"model\.decoding\..+|model\.max_new_tokens|training\.evaluat
 
 
 def with_options(config: Experiment, settings: Sequence[str]) -> Experiment:
-    """Returns the experiment with decoding options; other keys raise an error.
+    """Returns an experiment whose decoding options are changed; other keys raise an error.
 
     Args:
       config: experiment of a run.

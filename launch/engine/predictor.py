@@ -20,7 +20,7 @@ class Predictor:
     """Predictor that encodes raw inputs, runs the model, and decodes the outputs."""
 
     def __init__(self, task: Task, config: Experiment, steps: Steps, variables: Any):
-        """Initializes the predictor from the parts of a run and the variables of its model."""
+        """Initializes the predictor from the task, config, functions and variables of a run."""
         self._task, self._steps, self._variables = task, steps, variables
         self._batch_size = config.training.evaluation_batch_size
         self._model_name = config.model.name
@@ -67,9 +67,9 @@ class Predictor:
     def attention(self, raw: str) -> tuple[dict[str, np.ndarray], dict[str, Axes]]:
         """Returns the attention weights of one input, and their axes, by name.
 
-        The padding at the end of axes with labels is removed. Of an input with several examples,
-        such as the windows of an image, only the first is used. Both dicts are empty for a model
-        without attention weights.
+        The padding at the end of axes with labels is removed. If an input has several examples,
+        such as the windows of an image, only the first one is used. Both dicts are empty for a
+        model without attention weights.
 
         Raises:
           UserError: the input cannot be read.
@@ -94,7 +94,7 @@ class Predictor:
         return gather((ids, outputs(batch)) for ids, batch in self._batches(examples))
 
     def _batches(self, examples: Any) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Yields ids and batches; much longer examples are put in separate, smaller batches."""
+        """Yields each batch with its ids; much longer examples are in separate, smaller batches."""
         shards = self._steps.batch_shards
         for chosen, size in split_by_length(examples, self._batch_size, shards):
             part = Subset(examples, chosen)
@@ -107,7 +107,7 @@ class Predictor:
 def outputs_of_examples(
     task: Task, steps: Steps, variables: Any, split: str, indices: Sequence[int]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns attention weights and predictions of some examples of a split, each by name.
+    """Returns the attention weights and the predictions of some examples, as two dicts by name.
 
     Rows are in the order of `indices`. Predictions are computed only if `Task.draws_predictions` is
     set; otherwise the second dict is empty.

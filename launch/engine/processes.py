@@ -30,7 +30,7 @@ HEARTBEAT_S = 30
 # Seconds that a process waits for others that may end with the same message.
 _SAME_END_S = 5
 _EXPECTED = "expected auto, or HOST:PORT,N,I with N processes and index I from 0 to N-1"
-# Messages of collectives, of the coordination service and of Orbax when a peer is gone.
+# Error messages of collectives, the coordination service and Orbax after a process is gone.
 _LOST = re.compile(
     r"gloo|nccl|coordination|barrier|heartbeat|UNAVAILABLE|socket closed|connection (reset|closed)",
     re.IGNORECASE,
@@ -198,7 +198,7 @@ def barrier() -> None:
 
 
 def largest(value: int) -> int:
-    """Returns the largest of the values of all processes, by a collective of the devices."""
+    """Returns the largest value among all processes, computed by a collective of the devices."""
     if count() == 1:
         return value
     from jax.experimental import multihost_utils
@@ -207,7 +207,7 @@ def largest(value: int) -> int:
 
 
 def lost(error: BaseException) -> str | None:
-    """Returns a message if an exception means that another process is gone; None otherwise."""
+    """Returns an error message if an exception shows that another process is gone, else None."""
     import jax
 
     if count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError | ValueError):
@@ -217,7 +217,7 @@ def lost(error: BaseException) -> str | None:
 
 
 def end_if_lost(error: BaseException) -> None:
-    """Ends this process if an exception means that another process is gone."""
+    """Ends this process if an exception shows that another process is gone."""
     if (reason := lost(error)) is not None:
         end_lost(reason)
 
@@ -225,8 +225,8 @@ def end_if_lost(error: BaseException) -> None:
 def leave(status: int) -> None:
     """Ends this process if it is one of several, without waiting until the others end.
 
-    It first waits a few seconds for the others, which may fail with the same error. Otherwise some
-    of them would report that another process ended, and not the error.
+    This process first waits a few seconds for the others, which may fail with the same error.
+    Without the wait, some of them would report that another process ended, and not the error.
 
     Args:
       status: exit status.

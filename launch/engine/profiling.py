@@ -11,7 +11,7 @@ from typing import Any
 
 from tasks.common.errors import UserError
 
-# Number of steps that run before a trace of a given number of steps; they compile and fill caches.
+# Number of steps before the trace if its first step is not given; they compile and fill caches.
 WARM_UP = 10
 FOLDER = "profile"
 _EXPECTED = "a number of steps such as 10, or a range of steps such as 100-110"
@@ -59,7 +59,7 @@ class Profile:
 
 
 def parse(text: str | None) -> Profile | None:
-    """Returns the steps of a value of --profile; None without a value.
+    """Parses the value of --profile; returns None if the flag is not given.
 
     Raises:
       UserError: the value is neither a number nor a range of steps.
@@ -97,7 +97,7 @@ class Profiler:
 
         Args:
           step: number of the step that comes next.
-          drain: waits for all earlier steps, which the trace would otherwise contain.
+          drain: function that waits for all earlier steps, which the trace would otherwise contain.
         """
         if self._steps and step == self._steps[0]:
             import jax
@@ -111,7 +111,7 @@ class Profiler:
 
         Args:
           step: number of the step that has started.
-          drain: waits for the steps of the trace.
+          drain: function that waits for the steps of the trace.
         """
         if self._running and step == self._steps[-1]:
             drain()

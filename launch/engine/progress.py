@@ -61,11 +61,11 @@ class Progress:
             self._bar.stop()
 
     def timed(self, step: int, logged: bool) -> None:
-        """Notes the time of a finished step, and prints the first estimate of the remaining time.
+        """Records the time of a finished step, and prints the first estimate of the remaining time.
 
         Args:
-          step: the first step of the process, up to which the time includes compilation, or step
-            `ESTIMATE_AFTER` after its start.
+          step: either the first step of the process, whose time includes compilation, or the step
+            `ESTIMATE_AFTER` steps after the start.
           logged: whether a line for the same step follows.
         """
         if step == self._first + 1:
@@ -108,7 +108,7 @@ class Progress:
         print(line, file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
-        """Prints a line above the progress bar; on the first process alone."""
+        """Prints a line above the progress bar, on the first process only."""
         line = f"{self._label}: {line}" if self._label else line
         if self._bar:
             self._bar.say(line)
@@ -116,7 +116,7 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def _rate(self, step: int) -> float:
-        """Returns steps/s over the most recent updates, which excludes compilation."""
+        """Returns the steps per second over the most recent updates, which exclude compilation."""
         if step > self._marks[-1][0]:
             self._marks = [*self._marks[-4:], (step, time.monotonic())]
         (first, began), (last, ended) = self._marks[0], self._marks[-1]
@@ -152,7 +152,7 @@ class PredictionProgress:
         self._began = self._shown = time.monotonic()
 
     def add(self, number: int) -> None:
-        """Counts predictions, and prints a line if the last one is long ago."""
+        """Counts predictions, and prints a line if the last one was printed seconds ago."""
         self._done += number
         now = time.monotonic()
         if now - self._shown < _PREDICTION_INTERVAL:

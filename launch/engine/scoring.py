@@ -18,15 +18,15 @@ from launch.engine import sharding
 from launch.engine import state as states
 from tasks.explainer import Explainer
 
-# Number of points in the integral of integrated gradients, and number of points on a curve after
-# its start.
+# Number of points in the sum of integrated gradients, and number of points of a curve after its
+# first point.
 _PATH, _POINTS = 32, 20
 # Number of positions whose occlusion is computed at a time.
 _ROWS = 8
 
 
 class Scorer:
-    """Score of the predictions of one model, and attributions of this score to positions.
+    """Computation of prediction scores for one model, and attribution of scores to positions.
 
     Each function is compiled once for each shape of the inputs.
 
@@ -75,22 +75,31 @@ class Scorer:
         return found
 
     def scores(self, inputs: Mapping[str, Any], target: Any, gates: np.ndarray) -> np.ndarray:
-        """Returns the scores [G] for G rows of gates, [G, U]."""
+        """Returns the score for each row of gates.
+
+        Args:
+          inputs: inputs of the model, with one row.
+          target: see `tasks.explainer.Explainer.target`.
+          gates: G rows of gates for the U positions, [G, U].
+
+        Returns:
+          Scores [G].
+        """
         return np.asarray(self._call(self._scores, inputs, target, np.float32(gates)))
 
     def gradient(self, inputs: Mapping[str, Any], target: Any) -> np.ndarray:
-        """Returns the derivative of the score with respect to each gate, [U], where all are 1."""
+        """Returns the derivative [U] of the score with respect to each gate, at gates of 1."""
         gates = np.ones((1, self._width(inputs)), np.float32)
         return np.asarray(self._call(self._gradient, inputs, target, gates)[0])
 
     def integrated(self, inputs: Mapping[str, Any], target: Any) -> tuple[np.ndarray, float]:
-        """Returns integrated gradients from gates 0 to 1, [U], and their convergence gap."""
+        """Returns the integrated gradients from gates 0 to 1, [U], and their convergence gap."""
         gates = np.ones((1, self._width(inputs)), np.float32)
         found = self._call(self._integrated, inputs, target, gates)
         return np.asarray(found.attributions[0]), float(found.gap[0])
 
     def occlusion(self, inputs: Mapping[str, Any], target: Any) -> np.ndarray:
-        """Returns the decrease of the score when each position is replaced alone, [U]."""
+        """Returns, for each position, the decrease of the score when only it is replaced, [U]."""
         width = self._width(inputs)
         rows = min(_ROWS, width)
         groups = np.zeros((rows, -(-width // rows), width), bool)
@@ -102,7 +111,7 @@ class Scorer:
     def curves(
         self, inputs: Mapping[str, Any], target: Any, orders: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Computes the deletion and the insertion curve of each order of the positions.
+        """Computes the deletion and insertion curves for given orders of the positions.
 
         Args:
           inputs: inputs of the model, with one row.
@@ -110,8 +119,8 @@ class Scorer:
           orders: int [M, U], M permutations of all positions; padding is ignored.
 
         Returns:
-          Fractions of deleted or inserted positions at the p points of a curve, [p]; scores of the
-          deletion curves, [M, p]; and scores of the insertion curves, [M, p].
+          Fractions of deleted or inserted positions at the p points of a curve, [p]; scores on the
+          deletion curves, [M, p]; and scores on the insertion curves, [M, p].
         """
         valid = np.broadcast_to(self.explainer.positions(inputs), orders.shape)
         found = self._call(self._curves, inputs, target, orders, valid)

@@ -34,7 +34,7 @@ class MeshConfig(Config):
       data: number of model replicas, over which the batch is sharded; -1 uses the remaining
         devices.
       fsdp: number of shards of parameters and optimizer state; the batch is sharded over it too.
-      tensor: number of shards of attention heads and hidden units.
+      tensor: number of shards into which attention heads and hidden units are divided.
       sequence: number of shards of sequences in attention (the kernel "ring"); in other layers XLA
         chooses the sharding.
       cpu_devices: number of virtual CPU devices of each process; 0 keeps JAX's default. Ignored
@@ -131,7 +131,7 @@ class OnMesh:
 
 
 def batch_shards(mesh: Any) -> int:
-    """Returns the number of shards of a batch, which divides its number of rows.
+    """Returns the number of shards of a batch; the number of rows is a multiple of it.
 
     Batches get padding rows if their size is not a multiple; see
     `tasks.common.data.pipeline.train_iterator`.
@@ -147,13 +147,13 @@ def batch_sharding(mesh: Any):
 
 
 def local_shards(mesh: Any) -> list[int]:
-    """Returns the numbers of the shards of a batch that are on the devices of this process."""
+    """Returns the indices of those shards of a batch that are on the devices of this process."""
     here = batch_sharding(mesh).addressable_devices_indices_map((batch_shards(mesh),))
     return sorted({int(index[0].start or 0) for index in here.values() if index})
 
 
 def place(batch: Mapping[str, np.ndarray], mesh: Any) -> dict[str, Any]:
-    """Puts a host batch on the mesh, sharded as `batch_sharding`.
+    """Copies a batch from the host to the mesh, with the sharding `batch_sharding`.
 
     Args:
       batch: arrays [rows, ...] with the rows of `local_shards`.
@@ -186,7 +186,7 @@ def replicated(mesh: Any):
 
 
 def tree_shardings(tree: Any, mesh: Any, rules: Sequence[Rule]) -> Any:
-    """Returns a tree with the `NamedSharding` of every leaf of a tree of shapes.
+    """Returns the `NamedSharding` of every leaf of a pytree of shapes, as a pytree.
 
     Paths of optimizer moments end with the paths of their parameters, so the same rules apply.
     """

@@ -31,7 +31,7 @@ _INTEGER_EXAMPLES = {"log": "16,256", "linear": "1,6"}
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A value of a key, and its text in names of experiments."""
+    """A value of a config key, and the text for this value in the names of experiments."""
 
     text: str
     value: Any
@@ -97,7 +97,7 @@ def parse_spaces(values: Mapping[str, Any], settings: Sequence[str]) -> list[Spa
 
 
 def keys_and_texts(values: Mapping[str, Any], settings: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns key and text of the settings `key=text` of the flag --set.
+    """Splits the settings `key=text` of the flag --set; returns a pair (key, text) for each.
 
     Args:
       values: nested mapping of the experiment.
@@ -170,7 +170,7 @@ def _usage(name: str, integer: bool) -> str:
 
 
 def _arguments(call: re.Match[str], where: str, integer: bool) -> list[float]:
-    """Returns first, last and, if given, the count of log(...) or linear(...)."""
+    """Parses the arguments of log(...) or linear(...): first, last and, if given, the count."""
     name, words = call[1], [word.strip() for word in call[2].split(",")]
     expected = f"{name}(FIRST,LAST,COUNT), such as {_usage(name, integer)}"
     if len(words) not in (2, 3):
@@ -194,7 +194,7 @@ def _arguments(call: re.Match[str], where: str, integer: bool) -> list[float]:
 
 
 def _numbers(given: Sequence[float], log: bool, integer: bool, where: str) -> list[Value]:
-    """Returns numbers from first to last, in as few digits as make them differ, at least 4."""
+    """Returns numbers from first to last, rounded to 4 digits or as many as make them differ."""
     first, last, count = given[0], given[1], int(given[2])
     inner = np.geomspace(first, last, count) if log else np.linspace(first, last, count)
     if integer:

@@ -37,7 +37,7 @@ class Stack:
 
     Attributes:
       configs: experiments that differ only in their seeds.
-      turn: condition whose lock the running thread holds.
+      turn: condition whose lock is held by the thread that runs.
       seeds: number of seeds that train together, on all devices.
       members: a `Member` for each seed, which its training loop uses.
     """
@@ -54,7 +54,8 @@ class Stack:
         Args:
           configs: experiments that differ only in their seeds.
           device: device of the program.
-          turn: condition whose lock the running thread holds; shared by stacks on other devices.
+          turn: condition whose lock is held by the thread that runs; stacks on other devices share
+            it.
           seeds: number of seeds on all devices; None if there is no other device.
         """
         self.seeds = seeds or len(configs)
@@ -87,11 +88,11 @@ class Stack:
         return self._shared[1]
 
     def seed(self, member: int) -> np.ndarray:
-        """Returns the seed of a member as `jax.random.key` converts it."""
+        """Returns the seed of a member, as an integer of the type that `jax.random.key` uses."""
         return np.asarray(np.int64(self.configs[member].seed)).astype(np.int32)
 
     def step(self, member: int, state: Any, batch: Any) -> Any:
-        """Takes a step of a member together with others, and returns its metrics.
+        """Takes the train step of a member together with other members; returns its metrics.
 
         Raises:
           UserError: the program cannot be batched over the seeds.
@@ -148,7 +149,7 @@ class Stack:
                 self._results[member] = metrics[lane]
 
     def _compact(self) -> None:
-        """Removes the lanes of ended members if these are half of the lanes or more."""
+        """Removes the lanes of members that have ended, if these are at least half of the lanes."""
         lanes = [member for member in self._lanes if member in self._alive]
         if self._lanes and 2 * len(lanes) <= len(self._lanes):
             kept = np.array([self._lanes.index(member) for member in lanes])
@@ -156,7 +157,7 @@ class Stack:
             self._lanes = lanes
 
     def _insert(self, member: int, state: Any) -> None:
-        """Puts a state that a loop has initialized or restored into the stack."""
+        """Inserts a state into the stack if the training loop has initialized or restored it."""
         if self._state is None:
             self._lanes = sorted(self._waiting)
             states = [self._waiting[number][0] for number in self._lanes]
@@ -177,7 +178,7 @@ class Stack:
 
 
 class Member:
-    """One seed of a stack, for its training loop.
+    """One seed of a stack, as seen by the training loop of this seed.
 
     Attributes:
       inside: object that stands for the state of the member in the stack.
@@ -204,11 +205,11 @@ class Member:
         return self._number == min(self._stack._alive, default=self._number)
 
     def task(self, prepare: Callable[[], Task]) -> Task:
-        """Returns the task of the stack; the first call prepares it."""
+        """Returns the task that all seeds share; the first call prepares it."""
         return self._stack.task(prepare)
 
     def steps(self) -> Steps:
-        """Returns the functions of this seed: those of the stack, with its own init and train."""
+        """Returns the functions of the stack, with `init` and `train` replaced for this seed."""
         shared, seed = self._stack.steps, self._stack.seed(self._number)
         return dataclasses.replace(
             shared,
@@ -247,7 +248,7 @@ def _shapes(batch: Mapping[str, Any]) -> Hashable:
 
 
 def _largest_group(shapes: Mapping[int, Hashable]) -> list[int]:
-    """Returns the members whose batch has the most frequent shape, the first such shape if tied."""
+    """Returns the members whose batches have the most frequent shape; the first shape wins ties."""
     (shape, _), = collections.Counter(shapes.values()).most_common(1)  # fmt: skip
     return [member for member, each in shapes.items() if each == shape]
 

@@ -72,7 +72,7 @@ def graph_definition(task: Any, seed: int) -> Any:
 def initial_state(
     task: Any, optimizer: optax.GradientTransformation, seed: int, average: bool
 ) -> dict[str, Any]:
-    """Returns the initial train state; to be called under `jax.jit` or `jax.eval_shape`."""
+    """Returns the initial train state. Call it under `jax.jit` or `jax.eval_shape`."""
     _, params, statistics = split_model(task.build_model(nnx.Rngs(seed)))
     state = {
         "params": params,
@@ -86,7 +86,7 @@ def initial_state(
 
 
 def with_layout(state: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-    """Stacks or separates the layers of a train state, as they are in another train state.
+    """Stacks or separates the layers of a train state to match the layout of another one.
 
     Args:
       state: arrays, or shapes, dtypes and shardings.

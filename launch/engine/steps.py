@@ -34,7 +34,7 @@ class Steps:
       predict_fast: `predict` with `fast=True`.
       attention: (variables, inputs) -> attention weights by name.
       initial: (seed) -> state, for any seed.
-      stacked: (states, batches, seeds, mask) -> (states, metrics) of several seeds; see
+      stacked: (states, batches, seeds, mask) -> (states, metrics), for several seeds at once; see
         `stacked_train`.
       select: (states, lane) -> state.
       resolve: (state) -> arrays of a state that `train` returned.
@@ -55,20 +55,20 @@ class Steps:
 
     @property
     def batch_shards(self) -> int:
-        """Number that divides the number of rows of batches on the mesh."""
+        """Number of shards of a batch; the number of rows of a batch is a multiple of it."""
         return sharding.batch_shards(self.mesh)
 
     @property
     def local_shards(self) -> Sequence[int]:
-        """Numbers of the shards of a batch on the devices of this process, for `place`."""
+        """Indices of those shards of a batch that are on the devices of this process."""
         return sharding.local_shards(self.mesh)
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Puts the rows of `local_shards` on the mesh, sharded over data and fsdp."""
+        """Copies the rows of `local_shards` to the mesh, sharded over the axes data and fsdp."""
         return sharding.place(batch, self.mesh)
 
     def fetch(self, tree: Any) -> Any:
-        """Returns whole arrays of the mesh on the host of every process."""
+        """Copies complete arrays from the mesh to the host of every process."""
         if self.mesh.is_multi_process:
             tree = jax.jit(_identity, out_shardings=sharding.replicated(self.mesh))(tree)
         return jax.device_get(tree)
@@ -79,7 +79,9 @@ def _identity(tree: Any) -> Any:
 
 
 def loss_function(task: Task, graphdef: Any, seed: int) -> Any:
-    """Returns (params, statistics, step, batch) -> (loss, (metrics, new statistics)).
+    """Returns the loss function that training differentiates.
+
+    It maps (params, statistics, step, batch) to (loss, (metrics, new statistics)).
 
     Args:
       task: the task.
@@ -98,7 +100,7 @@ def loss_function(task: Task, graphdef: Any, seed: int) -> Any:
 
 
 def make_steps(task: Task, config: Experiment, devices: Sequence[Any] | None = None) -> Steps:
-    """Returns the functions of an experiment, compiled at the first call with each input shape.
+    """Returns the functions of an experiment, which are compiled once for each input shape.
 
     Args:
       task: the task, with its processor.
@@ -200,13 +202,13 @@ def stacked_train(train: Any) -> Any:
     """Returns a train step that is batched over seeds.
 
     Args:
-      train: (state, batch, seed) -> (state, metrics).
+      train: train step of one seed, a function (state, batch, seed) -> (state, metrics).
 
     Returns:
-      A function (states, batches, seeds, mask) -> (states, metrics) for S seeds. The arrays of the
-      train states have a leading dimension S, batches is a tuple of S batches of one shape, and
-      seeds is [S]. The mask [S] is True for the seeds that take the step; None for all. The metrics
-      are a list with an entry for each seed.
+      A function (states, batches, seeds, mask) -> (states, metrics) for S seeds. The arrays in
+      `states` have a leading dimension S. `batches` is a tuple of S batches of the same shape, and
+      `seeds` is [S]. `mask` [S] is True for the seeds that take the step; None means all seeds. The
+      metrics are a list with an entry for each seed.
     """
 
     def step(states_of_seeds, batches, seeds, mask):

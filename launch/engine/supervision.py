@@ -41,7 +41,7 @@ _GRACE_S = 10
 
 
 class Child:
-    """A process of a run whose output and end are reported by its supervisor."""
+    """A process of a run; its supervisor reports its output and how it ended."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Child:
           words: command line.
           environment: environment variables that are added to those of the supervisor.
           prefix: text before each line on standard error.
-          shown: error messages of all processes so far; a message is shown once.
+          shown: error messages of all processes that were already shown; none is shown twice.
         """
         # By default only fatal messages of C++ are logged, because other errors are raised as
         # exceptions too. A level of 1 is not a choice of the user: JAX sets it when it is imported.
@@ -118,8 +118,8 @@ class Child:
         """Waits until the process has ended.
 
         Returns:
-          Exit status of the supervisor, and one line about the end; "" if the process has printed
-          one itself or succeeded.
+          Exit status of the supervisor, and one line that tells how the process ended. The line is
+          "" if the process has succeeded or has printed one itself.
         """
         code = self._popen.wait()
         for thread in self._threads:

@@ -22,7 +22,7 @@ from tasks.common.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """Properties of a GPU that XLA compiles for, besides those in `attention.kernels`.
+    """Properties of a GPU that XLA needs to compile for it, besides those in `attention.kernels`.
 
     Attributes:
       model: name in `attention.kernels.costs.SPEEDS` and `devices.CAPABILITIES`.
@@ -93,7 +93,7 @@ class Tpu:
     Attributes:
       memory: bytes of memory of a device.
       type_prefix: beginning of the accelerator type; a number of cores or chips follows.
-      cores: number that the accelerator type counts for each chip.
+      cores: number by which the count in the accelerator type increases for each chip.
       smallest: shape of the smallest topology.
     """
 
@@ -133,14 +133,15 @@ class Topology:
 
 
 def topology(name: str) -> Topology:
-    """Returns the devices of a machine.
+    """Returns the devices that a name such as "h100x8" describes.
 
     Args:
-      name: kind and number of GPUs ("h100x8": hosts have 8 each), kind and shape of a slice of TPUs
-        ("v5e:4x4", or "v5e:1" for one device), or "cpu:8" for virtual devices of this CPU.
+      name: kind and number of GPUs, such as "h100x8", with 8 GPUs on each host; kind and shape of a
+        TPU slice, such as "v5e:4x4", or "v5e:1" for one device; or "cpu:8" for virtual devices of
+        this CPU.
 
     Raises:
-      UserError: the name cannot be read, or the compiler is not installed.
+      UserError: the name is invalid, or the compiler is not installed.
     """
     if match := re.fullmatch(r"cpu:([1-9]\d{0,3})", name):
         return _cpu(name, int(match[1]))

@@ -39,7 +39,7 @@ FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
 
 class Drawing(NamedTuple):
-    """A figure of the report for trackers: a PNG file, or text if it has no drawing."""
+    """A figure of the report, as trackers receive it: a PNG file, or text if it has no drawing."""
 
     name: str
     png: bytes | None
@@ -123,7 +123,7 @@ class TensorBoard(Tracker):
             self._events.add_scalar(f"{split}/{name}", value, step)
 
     def result(self, result: Result) -> None:
-        """Writes test scalars, the hyperparameters, and figures as images or texts."""
+        """Writes the test metrics, the hyperparameters, and the figures as images or texts."""
         from tensorboardX.summary import hparams
 
         self.scalars("test", result.step, result.metrics)
@@ -298,10 +298,15 @@ class _Mirror(Tracker):
 
 
 class Prefixed(Tracker):
-    """Passes the metrics of the first training of a refitted run to a tracker, under a prefix."""
+    """Tracker that passes the metrics of a refitted run's first training to another tracker."""
 
     def __init__(self, tracker: Tracker, prefix: str):
-        """Initializes it with the receiving tracker and the prefix of the names of splits."""
+        """Initializes the tracker.
+
+        Args:
+          tracker: tracker that receives the metrics.
+          prefix: prefix that is added to the names of splits.
+        """
         self._tracker, self._prefix = tracker, prefix
 
     def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:
@@ -341,9 +346,9 @@ def check(names: Sequence[str]) -> None:
 def tracking(
     names: Sequence[str], folder: Path, config: Experiment, command: str
 ) -> Iterator[list[Tracker]]:
-    """Opens the trackers of a run, and closes them with its status.
+    """Opens the trackers of a run; closes them with the status of the run.
 
-    A resumed run goes on in the same runs of the trackers; their ids are in tracking.json.
+    If the run is resumed, each tracker continues its own run, whose id is in tracking.json.
 
     Args:
       names: values of --track.
@@ -371,13 +376,13 @@ def tracking(
 
 
 def _known(path: Path) -> dict[str, dict[str, Any]]:
-    """Returns the ids of earlier runs in trackers; {} if the file is missing or damaged."""
+    """Reads the ids of the runs in each tracker; returns {} if the file is missing or damaged."""
     found = read_mapping(path)
     return {name: dict(ids) for name, ids in found.items() if isinstance(ids, dict)}
 
 
 def _plain(config: Experiment) -> dict[str, Any]:
-    """Returns the values of a config by dotted key; those without a simple type become texts."""
+    """Returns the values of a config by dotted key; all but numbers and texts become texts."""
     found = configs.flatten(configs.to_dict(config))
     return {
         key: value if isinstance(value, bool | int | float | str) else str(value)

@@ -60,7 +60,7 @@ def parse(values: Mapping[str, Any], key: str, text: str) -> Any:
       text: value as written in the flag.
 
     Raises:
-      UserError: the key is unknown, or the text does not have its type.
+      UserError: the key is unknown, or the text is not a value of the key's type.
     """
     hint = field_type(values, key)
     kinds = keys.alternatives(hint)

@@ -20,7 +20,7 @@ from tasks.common.errors import UserError
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a .jsonl file, ignoring a truncated last line; [] if there is no file.
+    """Reads the records of a .jsonl file, without a truncated last line; [] if there is no file.
 
     Args:
       path: metrics.jsonl or timing.jsonl of a run.
@@ -57,9 +57,9 @@ _REMEDIES = {"timing.jsonl": "remove the file; the run time is then counted from
 def check_logs(
     folder: Path, steps: Sequence[int], evaluate_every: int, last: int, log_every: int = 1
 ) -> None:
-    """Raises unless the logs match the checkpoints.
+    """Raises an error unless the logs contain the steps that the checkpoints require.
 
-    Otherwise missing validation metrics would silently change which step is the best.
+    Without this check, missing validation metrics would silently change which step is the best.
 
     Args:
       folder: run directory.
@@ -111,7 +111,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Returns the mapping of a JSON file; {} if the file is missing, damaged or no mapping."""
+    """Returns the mapping in a JSON file; {} if the file is missing, damaged or not a mapping."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -167,11 +167,12 @@ class Writers:
     """
 
     def __init__(self, folder: Path | None, step: int, trackers: Sequence[Receiver] = ()):
-        """Opens the logs, and removes lines after `step` from metrics.jsonl and timing.jsonl.
+        """Opens metrics.jsonl and timing.jsonl, and removes their lines after `step`.
 
         Args:
-          folder: run directory; None to write no logs, in processes other than the first of a run.
-          step: step that the run goes on from.
+          folder: run directory; None in processes other than the first of a run, which write no
+            logs.
+          step: step from which the run continues.
           trackers: receivers of the same metrics; they are not closed with the logs.
         """
         self._metrics = self._timing = None
@@ -201,7 +202,7 @@ class Writers:
             tracker.scalars(split, step, values)
 
     def seal(self, step: int) -> None:
-        """Writes size and checksum of metrics.jsonl up to a step whose checkpoint is saved next."""
+        """Stores the present size and checksum of metrics.jsonl, before a checkpoint is saved."""
         if self._sums is None:
             return
         self._known[str(step)] = self._sum
@@ -269,7 +270,11 @@ def _check_sums(path: Path, newest: int) -> None:
 
 
 def _cut_back(path: Path, step: int) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Removes the lines after a step; returns the file for appending, kept and removed records."""
+    """Removes the lines of a log after a step.
+
+    Returns:
+      The file, opened for appending; the records that were kept; and those that were removed.
+    """
     if step:
         records = read_lines(path)
     else:
@@ -304,7 +309,7 @@ def best_step(folder: Path, metric: str, higher_is_better: bool, until: int | No
     Args:
       folder: run directory.
       metric: name of the metric.
-      higher_is_better: direction of the metric.
+      higher_is_better: whether higher values of the metric are better.
       until: last step that counts; None for all steps.
     """
     sign = 1 if higher_is_better else -1

@@ -157,11 +157,11 @@ def _counts(folder: Path) -> dict[str, int]:
 def _results(
     record: Mapping[str, Any] | None, config: Experiment, recorded: Path
 ) -> tuple[list[str], list[list[str]], str]:
-    """Returns the header and rows of the table of results, and a sentence about the run.
+    """Returns the header of the table of results, its rows, and a sentence about the run.
 
-    There is a row for the run and for each baseline, and a row for the mean over several recorded
-    runs of the same experiment. The sentence states how the step was selected, the number of steps
-    and the device.
+    The run and each baseline have a row. If several runs of the same experiment are recorded, their
+    mean has a row too. The sentence states how the step was selected, the number of steps and the
+    device.
     """
     if record is None:
         return [], [], ""

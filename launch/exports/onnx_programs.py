@@ -40,7 +40,7 @@ _LOGGERS = ("jax2onnx", "onnx_ir", "root")
 
 
 class NotConvertible(Exception):
-    """Error in one line for a program that cannot be converted, or whose results differ."""
+    """Error for a program that cannot be converted or whose results differ; one line of text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def check_installed() -> None:
 
 
 def describe() -> dict[str, Any]:
-    """Returns the versions of the format and the libraries, for the signature."""
+    """Returns the versions of ONNX and of the libraries, for signature.json."""
     return {
         "opset": OPSET,
         "converter": f"jax2onnx {metadata.version('jax2onnx')}",
@@ -92,12 +92,13 @@ def convert(
     """Converts a program for any batch size or, if that fails, for one batch size.
 
     Args:
-      function: program of weights and inputs by name, which returns arrays [B, ...] by name.
+      function: program to convert, a function of two mappings, weights and inputs by name. It
+        returns arrays [B, ...] by name.
       weights: arrays by name.
-      inputs: shapes by name, whose first size is a symbol.
+      inputs: shapes of the inputs by name; their first size is a symbol.
       expected: the same program, compiled by XLA.
       example: inputs with a few rows, on which the results are compared.
-      batch_size: the batch size if the conversion for any fails.
+      batch_size: the only batch size of the program if the conversion for any batch size fails.
 
     Raises:
       NotConvertible: an operation has no conversion, or results differ.
@@ -154,7 +155,7 @@ def _compare(
     weights: Mapping[str, Any],
     arrays: Mapping[str, Any],
 ) -> float:
-    """Returns the largest difference of outputs.
+    """Returns the largest difference between the outputs of ONNX and those of XLA.
 
     Raises:
       NotConvertible: the difference exceeds the tolerance.
@@ -202,7 +203,7 @@ def _reason(error: Exception) -> str:
 
 
 def _name_outputs(graph: Any, names: Sequence[str]) -> None:
-    """Names outputs; one with the name of an input gets `reader.OUTPUT_SUFFIX`."""
+    """Names the outputs; adds `reader.OUTPUT_SUFFIX` to a name that an input has too."""
     from onnx import helper
 
     taken = {value.name for value in graph.input}
@@ -214,7 +215,7 @@ def _name_outputs(graph: Any, names: Sequence[str]) -> None:
 
 
 def _remove_unused(graph: Any) -> set[str]:
-    """Removes initializers without users, which onnxruntime warns about; returns names in use."""
+    """Removes unused initializers, which onnxruntime warns about; returns the names in use."""
     used = {value.name for value in graph.output}
     for node in graph.node:
         used |= set(node.input)
@@ -236,7 +237,7 @@ def write(
     programs: Mapping[str, Sequence[OnnxProgram]],
     files: Mapping[str, Sequence[str]],
 ) -> None:
-    """Writes programs, whose external data is the file of the weights.
+    """Writes the programs; the weights stay in the file `WEIGHTS`, as their external data.
 
     Args:
       folder: folder of the export, with the file `WEIGHTS`.
@@ -254,7 +255,7 @@ def write(
 
 
 def _positions(path: Path) -> dict[str, tuple[int, int]]:
-    """Returns the first byte and the number of bytes of each array of a safetensors file."""
+    """Returns the position and the size, in bytes, of each array in a safetensors file."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -269,7 +270,7 @@ def _positions(path: Path) -> dict[str, tuple[int, int]]:
 def _bind(
     graph: Any, weights: Mapping[str, np.ndarray], placed: Mapping[str, tuple[int, int]]
 ) -> None:
-    """Turns inputs that are weights into initializers with external data."""
+    """Turns those inputs of a graph that are weights into initializers with external data."""
     import onnx
     from onnx import numpy_helper
 

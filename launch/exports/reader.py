@@ -51,7 +51,7 @@ _CACHED_WORD = 64
 PAD, UNKNOWN, CLS = 0, 1, 2
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]")
 MASK = "[MASK]"
-# Suffix of the name of an output of an ONNX program if an input has the same name.
+# Suffix that an ONNX program adds to the name of an output if an input has the same name.
 OUTPUT_SUFFIX = "/output"
 
 Raw = str | bytes
@@ -224,7 +224,10 @@ class Tokenizer:
         self._word_parts = _cached(self._parts_of)
 
     def encode(self, texts: Sequence[str], limit: bool = True) -> list[np.ndarray]:
-        """Returns the ids of each text, int32 [T], T >= 1; with `limit`, T <= max_length."""
+        """Encodes each text as ids, int32 [T] with T >= 1.
+
+        If `limit` is True, only the first max_length ids are kept.
+        """
         texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         if self.kind == "word":
             rows = [self._words(text) for text in texts]
@@ -244,7 +247,7 @@ class Tokenizer:
         ]
 
     def _spans(self, spelled: Sequence[str]) -> list[tuple[int, int, int]]:
-        """Returns (id, start, end) of each id, which stands for the words [start, end)."""
+        """Returns a tuple (id, start, end) for each id, which stands for the words [start, end)."""
         words, found = [self._stem(word) for word in spelled], []
         for start, word in enumerate(words):
             found.append((self._ids.get(word, UNKNOWN), start, start + 1))
@@ -283,7 +286,7 @@ class Tokenizer:
         return [self._parts[gram] for gram in grams if gram in self._parts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decodes ids to a text; leaves out padding, CLS, and ids that are `size` or larger."""
+        """Decodes ids to a text, without padding, CLS, and ids of at least `size`."""
         ids = [int(n) for n in ids if n < self.size and n not in (PAD, CLS)]
         if self.kind == "character":
             return "".join([*SPECIAL, *self._characters][n] for n in ids)
@@ -310,7 +313,7 @@ class Tokenizer:
 
 
 def _cached(function: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Returns a function of a word that caches the results of 100,000 words, except long ones."""
+    """Adds a cache to a function of a word; it holds 100,000 results, but none of long words."""
     cached = functools.lru_cache(100_000)(function)
     return lambda word: cached(word) if len(word) <= _CACHED_WORD else function(word)
 
@@ -326,8 +329,8 @@ def _character_grams(word: str, shortest: int, longest: int) -> list[str]:
 
 # ---------------------------------------------------------------- operations
 
-# name -> function (options, folder) that returns the operation: an encoder maps a row to a row or
-# to several rows, a decoder fills the answer of an item. Docstrings of operations have the names of
+# Operations by name. Each is made by a function of (options, folder). An encoder maps a row to one
+# or several rows; a decoder fills the answer of an item. Docstrings of operations have the names of
 # options in backquotes, and the names of arrays in quotes.
 Encoder = Callable[[Row], Row | list[Row]]
 Decoder = Callable[[Item], None]
@@ -354,7 +357,7 @@ def _tokenizer(path: Path) -> Tokenizer:
 
 @encoder
 def tokenize(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Stores the ids of a text as `to`; rejects a text of more than `limit` ids, if given."""
+    """Stores the ids of a text as `to`; rejects a text with more than `limit` ids, if given."""
     tokenizer, to, limit = _tokenizer(folder / options["file"]), options["to"], options.get("limit")
 
     def run(row: Row) -> Row:
@@ -384,7 +387,7 @@ def length(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def digits(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Converts at most `limit` digits d to ids `first` + d."""
+    """Converts a text of at most `limit` digits to ids; the id of digit d is `first` + d."""
 
     def run(row: Row) -> Row:
         text = row["raw"].strip()
@@ -486,7 +489,7 @@ def rank_labels(options: Mapping[str, Any], folder: Path) -> Decoder:
 
 @decoder
 def spell_digits(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """Converts ids `first` + d to digits d, up to the first id below `first`."""
+    """Converts ids `first` + d back to digits d; stops at the first id below `first`."""
 
     def run(item: Item) -> None:
         text = ""
@@ -652,7 +655,10 @@ def decode_image(raw: Raw, mode: str, remedy: str = "give the path of an image")
 
 
 def declared_pixels(image: Any) -> int:
-    """Returns the number of pixels that are decoded at once: all, or more in a tile of a TIFF."""
+    """Returns the number of pixels that are decoded at once.
+
+    These are all pixels of the image, or those of a TIFF tile if it is larger.
+    """
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     width, length = tags.get(322, 0), tags.get(323, 0)
     return max(image.width * image.height, int(width) * int(length))
@@ -663,7 +669,7 @@ _MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
 
 
 def _check_scans(content: bytes, pixels: int) -> None:
-    """Checks the number of scans of a JPEG file; each scan may update all pixels."""
+    """Rejects a JPEG file with too many scans, because each scan may update all pixels."""
     scans, at = 0, 2
     while found := _MARKER.search(content, at):
         at, kind = found.end(), content[found.end() - 1]
@@ -677,7 +683,7 @@ def _check_scans(content: bytes, pixels: int) -> None:
 
 
 def _pixels(image: Any, mode: str) -> np.ndarray:
-    """Returns the pixels of an image as uint8, converted in bands, which bounds memory."""
+    """Returns the pixels of an image as uint8; converts a few rows at a time to bound memory."""
     X, Y = image.size
     found = np.empty((Y, X, 3) if mode == "RGB" else (Y, X), np.uint8)
     rows = max(_BAND_PIXELS // X, 1)
@@ -724,7 +730,7 @@ def resized(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 @encoder
 def read_image(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Reads an image file as `to`: uint8 [Y, X, 3] for the mode "RGB", or [Y, X] for "L"."""
+    """Reads an image file as `to`: uint8 [Y, X, 3] if `mode` is "RGB", or [Y, X] if it is "L"."""
     return lambda row: {**row, options["to"]: decode_image(row["raw"], options["mode"])}
 
 
@@ -750,7 +756,7 @@ def resize(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def light_on_dark(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Converts a drawing to light ink on a dark background: `to`, float32 [side, side, 1].
+    """Stores a drawing as `to`, float32 [side, side, 1], with light ink on a dark background.
 
     The input is an image file, or the comma-separated pixels row by row, from 0 (paper) to `ink`.
     An image is padded to a square with the mean of its border, resized, and inverted if its border
@@ -815,9 +821,9 @@ def _border(gray: np.ndarray) -> float:
 
 @encoder
 def line_columns(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Converts the image named `to` of a text line to columns, uint8 [X, rows], 255 for ink.
+    """Converts the image of a text line, named `to`, to columns, uint8 [X, rows], 255 for ink.
 
-    The image [Y, X] is grayscale and is resized to a height of `rows`. The maximum of X is `limit`.
+    The grayscale image [Y, X] is resized to a height of `rows`. The new width X is at most `limit`.
     `dark` is true for dark ink on light paper.
     """
     rows, limit = options["rows"], options["limit"]
@@ -904,7 +910,7 @@ def windows(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 
 def _window_starts(length: int, size: int, step: int) -> list[int]:
-    """Returns evenly spaced starts, at most `step` apart, of windows that cover an axis."""
+    """Returns the starts of windows that cover an axis: evenly spaced, at most `step` apart."""
     if length <= size:
         return [0]
     count = math.ceil((length - size) / step) + 1
@@ -1065,7 +1071,9 @@ def _pasted(mask: np.ndarray, box: np.ndarray, size: Sequence[int]) -> np.ndarra
 
 
 def _along(low: float, high: float, cells: int, length: int) -> tuple[slice, np.ndarray]:
-    """Returns the pixels of an axis that a box touches, and interpolation weights [pixels, cells].
+    """Returns the pixels of an axis that a box touches, and their interpolation weights.
+
+    The weights [pixels, cells] interpolate between the cells of a mask.
 
     Args:
       low, high: ends of the box on this axis, in pixels.
@@ -1123,7 +1131,7 @@ def _with_true_sizes(data: bytes) -> bytes:
 
 
 def _are_chunks(data: bytes, start: int, order: Any) -> bool:
-    """Returns whether the bytes from `start` on are chunks of metadata, and not samples."""
+    """Returns whether the bytes from `start` to the end are chunks of metadata, not samples."""
     end = start
     for at, name, size in _chunks(data, order, start):
         if not (name.isascii() and name.decode().isprintable()) or at + 8 + size > len(data):
@@ -1288,7 +1296,8 @@ class Cells:
     Attributes:
       name: name of the table, for messages.
       header: names of the columns.
-      rows, lines: cells and line number of each row.
+      rows: cells of each row.
+      lines: line number of each row.
     """
 
     def __init__(self, raw: Raw, wanted: Sequence[str]):
@@ -1296,7 +1305,7 @@ class Cells:
 
         Args:
           raw: path or content of the file.
-          wanted: column names; the delimiter is the one that gives most of them in the header.
+          wanted: names of columns. The delimiter is chosen that finds most of them in the header.
 
         Raises:
           InputError: the table cannot be read.
@@ -1429,14 +1438,14 @@ def _month_starts(months: Any) -> np.ndarray:
 
 
 def _grid_index(times: np.ndarray, start: Any, step: Mapping[str, Any]) -> np.ndarray:
-    """Returns, for each time, the index of the nearest time step; `start` has index 0."""
+    """Returns the index of the nearest time step for each time; `start` has index 0."""
     if step["months"]:
         return np.rint((_months(times) - _months(start)) / step["months"]).astype(np.int64)
     return np.rint((times - start).astype(np.int64) / (step["seconds"] * 1e6)).astype(np.int64)
 
 
 def _grid_times(start: Any, step: Mapping[str, Any], indices: np.ndarray) -> np.ndarray:
-    """Returns the times of time steps, datetime64[us], given by index; `start` has index 0."""
+    """Returns the times, datetime64[us], of time steps with given indices; `start` has index 0."""
     if not step["months"]:
         return start + np.rint(indices * (step["seconds"] * 1e6)).astype("timedelta64[us]")
     months = _months(start) + indices * step["months"] + step["ends"]
@@ -1578,9 +1587,9 @@ def forecast(options: Mapping[str, Any], folder: Path) -> Decoder:
     """Converts distribution parameters to forecasts in the units of the data, with their times.
 
     `point` is the index of the parameter that is the point forecast. Each entry of `levels`
-    describes a quantile: within the horizon, it is the parameter with index `column` or, without
-    `column`, the quantile of a Student's t distribution; beyond the horizon, it is column `beyond`
-    of the output "beyond".
+    describes a quantile. Within the horizon, the quantile is the parameter with index `column`;
+    without `column`, it is that of a Student's t distribution. Beyond the horizon, it is column
+    `beyond` of the output "beyond".
     """
     channels, step, horizon = options["channels"], options["step"], options["horizon"]
     mean, std = np.array(options["mean"]), np.array(options["std"])
@@ -1625,11 +1634,12 @@ def forecast(options: Mapping[str, Any], folder: Path) -> Decoder:
 
 
 class Catalog:
-    """Users and items of a recommender, and the events (items by time) of each user.
+    """Users and items of a recommender, and the events of each user, which are items with a time.
 
     Attributes:
-      users: user names.
-      names, titles: name and title of each item.
+      users: names of the users.
+      names: name of each item.
+      titles: title of each item.
     """
 
     def __init__(self, path: Path, events: Path):
@@ -1654,7 +1664,7 @@ class Catalog:
         return self._numbers.get(name, self._numbers.get(_plain_name(name)))
 
     def events(self, user: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a user's items, oldest first, and the days from each event to the last one."""
+        """Returns a user's items, oldest first, and the days from each event to the last event."""
         chosen = slice(*self._events["starts"][user : user + 2].tolist())
         items = np.array(self._events["items"][chosen], np.int32)
         ages = self._events.get("ages")
@@ -1680,7 +1690,7 @@ def _catalog(path: Path, events: Path) -> Catalog:
 
 
 def _plain_name(text: str) -> str:
-    """Returns a name without surrounding spaces, and a whole number such as 1.0 as 1."""
+    """Removes surrounding spaces from a name, and the fraction of a whole number such as 1.0."""
     found = re.fullmatch(r"([+-]?\d+)\.0+", text.strip())
     return found[1] if found else text.strip()
 
@@ -1818,7 +1828,7 @@ def fetched(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def onnx_program(
     source: str | bytes, batch_size: int | None, weights: Mapping[str, np.ndarray] = {}
 ) -> Program:
-    """Returns an ONNX program as a function of arrays [B, ...] by name.
+    """Loads an ONNX program; returns it as a function of arrays [B, ...] by name.
 
     Args:
       source: path of the file, or its content.
@@ -1860,7 +1870,7 @@ def _line_of(error: Exception) -> str:
 
 
 def in_batches(run: Program, size: int) -> Program:
-    """Makes a program with a fixed batch size accept any, by splitting and padding batches."""
+    """Makes a program with a fixed batch size accept any, because batches are split and padded."""
 
     def run_all(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
         count = len(next(iter(arrays.values())))
@@ -1877,7 +1887,7 @@ def in_batches(run: Program, size: int) -> Program:
 
 
 def difference(found: Any, expected: Any) -> float:
-    """Returns the largest difference of two arrays, relative to the largest finite value.
+    """Computes the largest difference of two arrays, relative to the largest finite value.
 
     For dtypes other than float32, such as integers and float16, it is the mean difference, since
     single values may change at ties. The result is infinite if shapes differ, or if infinities or
@@ -2106,7 +2116,7 @@ class Export:
     # ------------------------------------------------------------ predictions
 
     def run(self, rows: Sequence[Row], kind: str = "predict", first: int = 0) -> list[dict]:
-        """Runs a program on rows in batches; returns the output arrays of each row by name.
+        """Runs a program on rows, in batches; returns the output arrays by name for each row.
 
         Args:
           rows: any number of rows of items returned by `encode`.

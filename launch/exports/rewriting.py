@@ -50,7 +50,7 @@ def rewrite(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
 
 
 def _function(closed: Any) -> Callable[..., list[Any]]:
-    """Returns a jaxpr, closed or without constants, as a function of its inputs."""
+    """Returns a function that evaluates a jaxpr, which may be closed or have no constants."""
     jaxpr, constants = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
 
     def run(*arrays: Any) -> list[Any]:
@@ -102,7 +102,7 @@ def _real_result(primitive: Any, arrays: list[Any], options: Mapping[str, Any]) 
 
 
 def _scan(arrays: list[Any], options: Mapping[str, Any]) -> list[Any]:
-    """Inlines the body. A reverse scan becomes a scan of reversed arrays with reversed results."""
+    """Rewrites a scan with an inlined body; a reverse scan becomes a scan of reversed arrays."""
     constants, carried = jaxprs.scan_sizes(options)
     body = _function(options["jaxpr"])
 
@@ -138,7 +138,10 @@ def _cond(arrays: list[Any], options: Mapping[str, Any]) -> list[Any]:
 
 
 def _platform_index(arrays: list[Any], options: Mapping[str, Any]) -> np.int32:
-    """Returns the index of the branch for any platform, or else for CPUs; `_cond` inlines it."""
+    """Returns the index of the branch for any platform or, without one, of the branch for CPUs.
+
+    `_cond` inlines this branch.
+    """
     platforms = options["platforms"]
     for index, names in enumerate(platforms):
         if names is None or (None not in platforms and "cpu" in names):
@@ -267,7 +270,10 @@ def _fourier(x: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _waves(length: int, sign: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns cosines and sines of sign * 2 pi n k / length, float32 [length, count]."""
+    """Returns cosines and sines of sign · 2π n k / length for n < length and k < count.
+
+    Both are float32 [length, count].
+    """
     turns = np.outer(np.arange(length), np.arange(count)) % length / length
     angles = sign * 2 * math.pi * turns
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

@@ -6,7 +6,7 @@ combination of the other variable sizes; see `Processor.export_sizes`. For tasks
 by token, prefill and a single decoding step are exported as programs, too. With the format "onnx",
 the programs are converted by `onnx_programs`.
 
-B batch size, V vocabulary.
+In shapes, B is the batch size and V the size of the vocabulary.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FORMATS = ("stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Allowed difference between machines and versions, relative to the largest value of an output.
 TOLERANCE = 1e-4
-# Days for which new releases of JAX promise to load a serialized program.
+# Number of days for which JAX promises that its new releases load a serialized program.
 COMPATIBLE_DAYS = 180
 _GOLDEN_ROWS = 2
 # Errors of operations that do not support a symbolic batch size.
@@ -54,8 +54,9 @@ class Program:
     """A program to export.
 
     Attributes:
-      function: function of weights and inputs by name, which returns arrays [B, ...] by name.
-      inputs: shapes by name; the first size is the symbol of the batch size.
+      function: function of two mappings, weights and inputs by name, which returns arrays [B, ...]
+        by name.
+      inputs: shapes of the inputs by name; their first size is the symbol of the batch size.
       exported: the function as StableHLO.
     """
 
@@ -96,7 +97,7 @@ def write_export(
       with_attention: whether to export `Task.attention`, too.
       examples: raw inputs for the golden outputs. A program with a size that fits none of them gets
         random input arrays.
-      card: function that returns the text of README.md for a signature.
+      card: function that returns the text of README.md, given the content of signature.json.
       format: format of the programs, one of `FORMATS`.
       batch_size: batch size of ONNX programs whose conversion needs a number.
 
@@ -147,7 +148,9 @@ def write_export(
 def build_programs(
     task: Task, config: Experiment, variables: Any, with_attention: bool
 ) -> tuple[dict[str, list[Program]], dict[str, Any] | None]:
-    """Returns the programs of a task by kind, one for each size, and the entry "decoding".
+    """Returns the programs of a task, and the entry "decoding" of the signature.
+
+    Each kind of program has a list with one program for each combination of sizes.
 
     Raises:
       UserError: the task or its model cannot be exported.
@@ -173,7 +176,7 @@ def named_weights(variables: Any) -> dict[str, np.ndarray]:
 
 
 def _function(task: Task, config: Experiment, variables: Any, method: Callable) -> Callable:
-    """Converts a task's method with a model argument to a function of named weights and inputs."""
+    """Converts a task's method of (model, inputs) to a function of weights and inputs by name."""
     graphdef = states.graph_definition(task, config.seed)
     names, tree = list(named_weights(variables)), jax.tree.structure(variables)
 
@@ -188,7 +191,7 @@ def _function(task: Task, config: Experiment, variables: Any, method: Callable) 
 def input_shapes(
     signature: Mapping[str, ArraySpec], sizes: Mapping[str, int]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the input shapes of a program, with a symbolic batch size and the given `sizes`."""
+    """Returns the input shapes of a program for given sizes, with a symbolic batch size."""
     (batch,), found = jax.export.symbolic_shape("batch"), {}
     for name, spec in signature.items():
         rest = [sizes[n] if isinstance(n, str) else n for n in spec.shape[1:]]
@@ -222,10 +225,11 @@ def _export_decoder(
 ) -> dict[str, Any] | None:
     """Adds the programs "prefill" and "step" of a task that decodes token by token.
 
-    Prefill maps the inputs to the state before the first step: arrays "state/..." [B, ...], such as
-    caches, and "token" [B], the first input token. A step maps state and token to the next state
-    and to "scores" [B, V], the log-probabilities of the next token; tokens that are never decoded
-    have -inf. The caller chooses the next token from the scores.
+    "prefill" maps the inputs to the state before the first step. The state consists of arrays
+    "state/..." [B, ...], such as caches; another output, "token" [B], is the first input token.
+    "step" maps state and token to the next state and to "scores" [B, V], the log-probabilities of
+    the next token; tokens that are never decoded have -inf. The caller chooses the next token from
+    the scores.
 
     Returns:
       The entry "decoding" of the signature; None for other tasks.
@@ -385,7 +389,7 @@ def input_entries(specs: Mapping[str, ArraySpec]) -> dict[str, dict[str, Any]]:
 
 
 def _described(converted: Converted | None) -> dict[str, Any]:
-    """Returns the entries of the signature about formats, versions and platforms of programs."""
+    """Returns the entries of the signature that describe the format, versions and platforms."""
     if converted is not None:
         reasons = {"not_converted": dict(converted.reasons)}
         return {"onnx": {**onnx_programs.describe(), "deviation": converted.deviation, **reasons}}
@@ -399,7 +403,7 @@ def _described(converted: Converted | None) -> dict[str, Any]:
 def _entry(
     kind: str, number: int, sizes: Mapping[str, int], converted: Converted | None
 ) -> dict[str, Any]:
-    """Returns the entry of a program in the signature, with "batch_size" if it is fixed."""
+    """Returns the signature's entry for a program, with "batch_size" if the batch size is fixed."""
     name = f"programs/{kind}-{number}"
     if converted is None:
         return {"sizes": dict(sizes), "file": f"{name}.stablehlo"}
@@ -477,7 +481,7 @@ def _write_golden(
     weights: Mapping[str, np.ndarray],
     programs: Sequence[Program],
 ) -> None:
-    """Writes golden.safetensors: examples, or random inputs, with their outputs by XLA.
+    """Writes golden.safetensors: examples or random inputs, with the outputs that XLA computes.
 
     Raises:
       UserError: ONNX programs give other outputs.

@@ -22,7 +22,7 @@ from tasks.common.errors import UserError
 
 Record = Mapping[str, Any]
 
-# Number of comparisons from which on the notes mention intervals that exclude 0 by chance.
+# With this many comparisons or more, the notes mention intervals that exclude 0 by chance.
 _MANY = 6
 
 
@@ -40,12 +40,13 @@ class Outcome:
 
 
 class Difference(NamedTuple):
-    """Difference of the primary test metric from that of another experiment.
+    """Difference between the primary test metrics of two experiments.
 
     Attributes:
       mean: mean difference.
       half: half-width of its 95 % confidence interval.
-      over: "examples" if paired by test example, or "seeds".
+      over: "examples" if the scores are paired by test example, or "seeds" if they are paired by
+        seed.
       count: number of pairs of examples or seeds.
     """
 
@@ -56,7 +57,7 @@ class Difference(NamedTuple):
 
 
 def paired_difference(outcome: Outcome, base: Outcome) -> tuple[float, float] | None:
-    """Computes the mean difference from the base on the primary metric, with its 95 % interval.
+    """Computes the mean difference of the primary metric from the base, with its 95 % interval.
 
     Scores are paired by example and averaged over the common seeds; see
     `launch.reporting.paired.mean_and_interval`.
@@ -86,9 +87,9 @@ def _paired_by_example(outcome: Outcome, base: Outcome) -> Difference | None:
 
 
 def difference(outcome: Outcome, base: Outcome, metric: str) -> Difference | None:
-    """Computes the difference from the base over test examples or, if impossible, over seeds.
+    """Computes the difference from the base, paired by test example or, if impossible, by seed.
 
-    Differences over seeds need equal data configs and two common seeds.
+    Pairs by seed need equal data configs and at least two common seeds.
 
     Args:
       outcome: results of one experiment.
@@ -154,7 +155,7 @@ class Comparison:
       role: what the reference is, such as "base" or "best"; part of the header.
       best: name of the experiment that is best on validation; "" if no run is finished.
       baselines: test metrics of the baselines by name.
-      first: header of the names, "experiment" or "run".
+      first: header of the column of names, "experiment" or "run".
       keys: dotted keys that differ between the rows and are shown; empty to show none.
       notes: lines that explain the table.
     """
@@ -193,7 +194,7 @@ def compare(
       outcomes: results by name; at least one.
       reference: name of the experiment to compare the others with; "" for the best on validation.
       role: what the reference is; part of the header.
-      first: header of the names.
+      first: header of the column of names.
       keys: dotted keys whose values are shown.
       notes: further lines that explain the table.
     """
@@ -231,7 +232,7 @@ def best_on_validation(task: Any, outcomes: Mapping[str, Outcome]) -> str:
 
 
 def validation(task: Any, outcome: Outcome) -> float:
-    """Returns the mean validation metric of the finished runs."""
+    """Returns the primary metric on validation, averaged over the finished runs."""
     runs = outcome.records.values()
     return mean_and_spread([run["validation"][task.primary_metric] for run in runs])[0]
 
@@ -371,11 +372,12 @@ def _short(value: Any) -> str:
 def records(comparison: Comparison) -> list[dict[str, Any]]:
     """Returns a record of each experiment, as JSON values, without the baselines.
 
-    The keys are "comparison" (title), "run", "best" and "reference" (booleans), "directories" and
-    "seeds", config keys that differ ("config.model.num_layers"), means and standard deviations
-    of the metrics ("validation_accuracy", "validation_accuracy_sd", "test_accuracy", ...),
-    "difference", its half-width "difference_95", "difference_over" and the number of pairs,
-    "parameters", and the mean of "seconds". Missing values are None.
+    The keys are "comparison" (the title), "run", "best" and "reference" (booleans), "directories",
+    "seeds", the config keys that differ (such as "config.model.num_layers"), and the means and
+    standard deviations of the metrics ("validation_accuracy", "validation_accuracy_sd",
+    "test_accuracy", ...). The difference has the keys "difference", "difference_95" (half-width of
+    the interval), "difference_over" and the number of pairs. Further keys are "parameters" and
+    "seconds", which is a mean. Missing values are None.
     """
     return [_record(comparison, row) for row in comparison.rows]
 

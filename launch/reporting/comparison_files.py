@@ -20,9 +20,9 @@ from launch.reporting.report import log_file
 from launch.reporting.tables import markdown_table, mean_and_spread
 from tasks.figures import Curves, Figure, Intervals
 
-# Number of experiments in the figure of curves.
+# Largest number of experiments in the figure of curves.
 _CURVES = 6
-# Characters of a line of a table that is not printed in a terminal.
+# Largest number of characters in a line of a table that is not printed in a terminal.
 _WIDEST = 300
 
 
@@ -93,11 +93,11 @@ def as_json(found: Iterable[Comparison], messages: Sequence[str] = ()) -> dict[s
 
 
 def as_html(title: str, found: Sequence[Comparison], messages: Sequence[str] = ()) -> str:
-    """Returns a self-contained page with tables, notes and figures.
+    """Returns a self-contained HTML page with tables, notes and figures.
 
     Args:
       title: title of the page.
-      found: comparisons; each has a section if there are several.
+      found: comparisons; if there are several, each has a section.
       messages: lines about what was left out.
     """
     from markupsafe import Markup
@@ -111,7 +111,7 @@ def sections(found: Sequence[Comparison], messages: Sequence[str] = (), title: s
     Args:
       found: comparisons.
       messages: lines about what was left out.
-      title: title above the HTML, which is not repeated.
+      title: title of the page that contains the HTML; it is not repeated.
     """
     parts = []
     for each in found:
@@ -180,8 +180,10 @@ def write_files(folder: Path, comparison: Comparison) -> list[Path]:
 
 
 def write_ranking(folder: Path, title: str, found: Sequence[Comparison]) -> Path:
-    """Writes ranking.md, with the experiments of each comparison from best to worst, and
-    report.html, with the ranking and the comparisons.
+    """Writes the ranking of the experiments of each comparison, and a common report.
+
+    The files are ranking.md, with the experiments from best to worst, and report.html, with the
+    ranking and the comparisons.
 
     Returns:
       Path of the report.
@@ -240,7 +242,7 @@ def _means(comparison: Comparison, rows: Sequence[Row]) -> Intervals:
 
 
 def _time(comparison: Comparison, rows: Sequence[Row]) -> Curves | None:
-    """Returns the curves of the experiments that are best on validation; None without logs."""
+    """Returns the validation curves of the best experiments over time; None without logs."""
     sign = 1 if comparison.task.higher_is_better else -1
     best = sorted(
         rows, key=lambda row: -sign * comparisons.validation(comparison.task, row.outcome)
@@ -257,7 +259,10 @@ def _time(comparison: Comparison, rows: Sequence[Row]) -> Curves | None:
 
 
 def _curve(row: Row, metric: str) -> tuple[list[float], list[float]]:
-    """Returns time and validation metric, averaged over the seeds, at steps that all seeds have."""
+    """Returns the times and the validation metrics of a row, as two lists.
+
+    Both are averaged over the seeds, at the steps that all seeds have.
+    """
     curves = [_points(row.outcome.folders[seed], metric) for seed in row.outcome.records]
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     pairs = [[curve[step] for curve in curves] for step in steps]
@@ -266,7 +271,7 @@ def _curve(row: Row, metric: str) -> tuple[list[float], list[float]]:
 
 
 def _points(folder: Path, metric: str) -> dict[int, tuple[float, float]]:
-    """Returns time since the start and validation metric by step."""
+    """Returns the time since the start and the validation metric of a run, by step."""
     logs = log_file(folder)
     timing = read_lines(logs.with_name("timing.jsonl"))
     found = {}

@@ -36,9 +36,9 @@ from tasks.figures import (
 WIDTH = 3.6
 # Characters in a line of words in a PNG file.
 _LINE = 90
-# Number of detected objects up to which a drawing shows their names; beyond it, it shows numbers.
+# With more detected objects than this, a drawing shows their numbers instead of their names.
 NAMED = 12
-# Number of classes up to which a confusion matrix shows its counts.
+# A confusion matrix with more classes than this does not show its counts.
 _COUNTED = 25
 
 
@@ -47,11 +47,11 @@ class Panel:
     """One drawing of a figure.
 
     Attributes:
-      alternative: text alternative.
+      alternative: text that replaces the drawing for screen readers.
       width, height: size in inches.
       draw: function that draws into an empty matplotlib figure or subfigure.
-      title: description, if the figure has several panels.
-      pixels: image uint8 [Y, X, 3], if the panel consists of an image alone.
+      title: description of the panel if the figure has several panels.
+      pixels: image, uint8 [Y, X, 3], if the panel consists only of an image.
     """
 
     alternative: str
@@ -63,7 +63,7 @@ class Panel:
 
 
 class Entry(NamedTuple):
-    """A legend entry: style "line", "dotted", "band" or "area", and color of matplotlib."""
+    """A legend entry with a style, "line", "dotted", "band" or "area", and a matplotlib color."""
 
     label: str
     style: str
@@ -156,7 +156,7 @@ def curves(
       title: quantity of the vertical axis.
       series: (x, y) of each line by name.
       x_label: quantity of the horizontal axis.
-      mark: name and position of a vertical line.
+      mark: name and horizontal position of a vertical line.
     """
     lines = {name: (list(x), [float(value) for value in y]) for name, (x, y) in series.items()}
 
@@ -275,7 +275,7 @@ def _confusion_matrix(figure: ConfusionMatrix) -> list[Panel]:
 
 
 def _shaded(color: str, fraction: np.ndarray) -> np.ndarray:
-    """Returns a color with the fractions as its opacity, [..., 4]."""
+    """Returns a color, as RGBA values [..., 4], whose opacity is given by fractions [...]."""
     from matplotlib.colors import to_rgb
 
     rgb = np.broadcast_to(to_rgb(color), (*fraction.shape, 3))
@@ -324,7 +324,7 @@ def _alignment(figure: Alignment) -> list[Panel]:
 
 
 def _attended_words(figure: AttendedText) -> list[Panel]:
-    """Draws the words in lines of a fixed width, on backgrounds by weight."""
+    """Draws words in lines of a fixed width; the background of a word shows its weight."""
     lines: list[list[tuple[int, str, float]]] = [[]]
     weights = np.asarray(figure.weights, float)
     relative = weights / max(float(weights.max(initial=0.0)), 1e-12)
@@ -457,7 +457,7 @@ def _detected_image(figure: DetectedImage, numbered: bool = True) -> list[Panel]
 
 
 def label(figure: DetectedImage, number: int) -> str:
-    """Returns class and score of a detected object; the class is left out if there is only one."""
+    """Returns the label of a detected object: its class, if there are several, and its score."""
     name = figure.labels[number] if len(set(figure.labels)) > 1 else ""
     score = "" if figure.scores is None else f"{figure.scores[number]:.2f}"
     return f"{name} {score}".strip()
@@ -471,7 +471,7 @@ def _image_axes(canvas: Any, image: np.ndarray) -> Any:
 
 
 def _box(axes: Any, box: np.ndarray, color: Any, line: str, width: float) -> None:
-    """Draws a box (x1, y1, x2, y2) whose coordinates are 0 at the left or top edge of pixel 0."""
+    """Draws a box (x1, y1, x2, y2). Coordinate 0 is the left or top edge of pixel 0."""
     from matplotlib.patches import Rectangle
 
     x1, y1, x2, y2 = (float(side) for side in box)

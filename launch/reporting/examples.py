@@ -13,7 +13,7 @@ from tasks.figures import Shown
 from tasks.task import Task
 
 _UNCERTAIN = "uncertain"
-# Kind of chosen examples -> description in the note.
+# Description in the note, for each kind of chosen examples.
 _KINDS: Mapping[str, str] = {
     "correct": "correct",
     "wrong": "wrong",
@@ -32,12 +32,12 @@ class Choice(NamedTuple):
 
 
 def choose(task: Task, evaluation: Evaluation, split: str, seed: int) -> Choice:
-    """Chooses the examples of a report.
+    """Chooses the examples that a report shows.
 
     If the task has confidences, a quarter of the examples are those with the lowest confidence. The
-    others are drawn at random, as many correct as wrong ones. If scores do not tell whether an
-    example is correct, such as squared errors, examples are drawn equally from the best quarter,
-    the middle half and the worst quarter of the scores.
+    others are drawn at random, as many correct as wrong ones. Some scores, such as squared errors,
+    do not tell whether an example is correct. Examples are then drawn equally from the best
+    quarter, the middle half and the worst quarter of the scores.
 
     Args:
       task: task with its data.
@@ -74,9 +74,9 @@ def grouped(
     Args:
       rows: record of each example, see `tasks.task.Task.predictions`.
       scores: score of each example, [n].
-      higher_is_better: direction of the primary metric.
-      uncertain: number of examples with the lowest confidence that form the group "uncertain"; it
-        is missing if there are no confidences.
+      higher_is_better: whether higher values of the primary metric are better.
+      uncertain: number of examples in the group "uncertain", those with the lowest confidence.
+        There is no such group if there are no confidences.
 
     Returns:
       Indices of rows by kind: "correct" and "wrong", or "best quarter", "worst quarter" and "middle
@@ -109,7 +109,7 @@ def grouped(
 def _draw(
     groups: Mapping[str, Sequence[int]], count: int, rng: np.random.Generator
 ) -> dict[str, list[int]]:
-    """Draws up to `count` examples, as equally among the kinds as their numbers allow."""
+    """Draws up to `count` examples, with about equal numbers of each kind if there are enough."""
     waiting = {
         kind: list(rows) if kind == _UNCERTAIN else rng.permutation(rows).astype(int).tolist()
         for kind, rows in groups.items()

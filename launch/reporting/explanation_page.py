@@ -42,7 +42,7 @@ from tasks.explanation import (
 WEIGHT_BYTES = 4_500_000
 """Size of the attention weights of a page, in characters, unless there are many explanations."""
 
-# Size in characters of the attention weights of each explanation if there are many.
+# Size in characters of the attention weights of one explanation on a page with many.
 _EACH = 1_500_000
 # Largest side of an image in pixels.
 _LARGEST_SIDE = 768
@@ -50,7 +50,7 @@ _LARGEST_SIDE = 768
 _ORDERED = ("token", "character", "frame", "lag", "time", "step", "column", "item")
 # Largest number of queries from which head similarities are computed.
 _COMPARED = 64
-# Numbers of heads, queries and keys to which weights are padded at least, see `_padded`.
+# Smallest numbers of heads, queries and keys after padding, see `_padded`.
 _LEAST = (8, _COMPARED, 64)
 # Styles and script of a page, embedded or in files.
 _STYLES = re.compile(r'(?:<style>\n.*?</style>|<link rel="stylesheet"[^>]*>)</head>', re.DOTALL)
@@ -138,7 +138,7 @@ def page(
 
 
 def embedded(text: str) -> str:
-    """Returns a page with the current styles and script in it.
+    """Embeds the current styles and script in a page.
 
     Args:
       text: text of a page, whose styles and script may be in files.
@@ -152,7 +152,7 @@ def embedded(text: str) -> str:
 
 
 def linked(text: str, styles: str, script: str) -> str:
-    """Returns a page that refers to its styles and script.
+    """Replaces the styles and script of a page by references to files.
 
     Args:
       text: text of a page.
@@ -181,7 +181,7 @@ def _with_assets(text: str, styles: str, script: str) -> str:
 
 
 def _assets() -> tuple[str, str]:
-    """Returns the styles, besides those of all pages, and the script of explanations."""
+    """Returns the style sheet, without the styles of all pages, and the script of explanations."""
     names = ("explanation_page.css", "explanation_page.js")
     styles, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
     return styles, script
@@ -200,7 +200,7 @@ def as_json(explanations: Sequence[Explanation]) -> list[dict[str, Any]]:
 
 
 def bertviz(explanation: Explanation) -> dict[str, Any]:
-    """Returns the attention of an explanation in the format of the scripts of BertViz 1.4.
+    """Converts the attention weights of an explanation to the format that BertViz 1.4 reads.
 
     The result takes the place of `PYTHON_PARAMS` in `head_view.js` and `model_view.js`. Their other
     inputs are elements of the page with the ids "bertviz" and "vis", and "layer" and "filter" for
@@ -250,7 +250,7 @@ def _query_labels(explanation: Explanation, attention: AttentionMap) -> list[str
 
 
 def _embedded(value: Any) -> str:
-    """Returns JSON that can stand in a script element."""
+    """Serializes a value as JSON that can be embedded in an HTML script element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
@@ -318,7 +318,10 @@ def _axis(axis: Axis) -> dict[str, Any]:
 
 
 def _grid(axis: Axis) -> tuple[int, int] | None:
-    """Returns rows and columns if the areas are the cells of a grid over the medium, row by row."""
+    """Returns the numbers of rows and columns of the grid whose cells are the areas of an axis.
+
+    The result is None if the areas are not the cells of a grid over the medium, row by row.
+    """
     if axis.areas is None or not len(axis.areas):
         return None
     columns = round(1 / max(float(axis.areas[0][2] - axis.areas[0][0]), 1e-6))
@@ -344,9 +347,11 @@ def _map(explanation: Explanation, attention: AttentionMap, kept: weights.Kept) 
 
 
 def _statistics(explanation: Explanation, attention: AttentionMap) -> dict[str, Any]:
-    """Returns "statistics" and "similarity" of the N heads of L layers.
+    """Computes statistics of the N heads in each of L layers, and similarities between heads.
 
-    "statistics" are lists [L][N] by name. "similarity" is [L][N][N], or None if it is not computed.
+    Returns:
+      "statistics", lists [L][N] by name, and "similarity", a list [L][N][N], or None if it is not
+      computed.
     """
     given = {name: _list(values) for name, values in attention.statistics.items()}
     L, N, T, S = attention.weights.shape
@@ -376,9 +381,9 @@ def _statistics(explanation: Explanation, attention: AttentionMap) -> dict[str, 
 
 
 def _distances(axis: Axis) -> np.ndarray | None:
-    """Returns distances between positions of an axis, [n, n]; None if they have no order.
+    """Returns the distances [n, n] between the n positions of an axis; None if they have no order.
 
-    Distances of the cells of an image are those of their centers, in cells.
+    The distance of two cells of an image is that of their centers, in units of cells.
     """
     grid = _grid(axis)
     if grid is not None and grid[0] > 1:
@@ -392,7 +397,7 @@ def _distances(axis: Axis) -> np.ndarray | None:
 
 @functools.cache
 def _jitted() -> tuple[Any, Any, Any]:
-    """Returns functions for entropy, distance and similarity, compiled once for each shape."""
+    """Returns jitted functions for the entropy, distance and similarity of heads."""
     import jax
 
     functions = inspect.head_entropy, inspect.head_distance, inspect.head_similarity
@@ -401,10 +406,15 @@ def _jitted() -> tuple[Any, Any, Any]:
 
 
 def _padded(heads: np.ndarray) -> np.ndarray:
-    """Pads the weights [N, T, S] of N heads with zeros to [1, N', T', S'], with powers of two.
+    """Pads weights with zeros, so that inputs of similar lengths share a compiled program.
 
-    So inputs of similar lengths share a compiled program. Heads, rows and keys of zeros do not
-    change the statistics of the others.
+    Padded heads, queries and keys do not change the statistics of the others.
+
+    Args:
+      heads: weights [N, T, S] of N heads, with T queries and S keys.
+
+    Returns:
+      Weights [1, N', T', S'] whose sizes N', T' and S' are powers of two.
     """
     sizes = zip(heads.shape, _LEAST, strict=True)
     spare = [(0, (1 << (max(size, least) - 1).bit_length()) - size) for size, least in sizes]
@@ -477,7 +487,7 @@ def _hex(shade: np.ndarray) -> str:
 
 
 def _png(pixels: np.ndarray) -> str:
-    """Returns the data URI of an image; sides above 768 pixels are reduced."""
+    """Returns the data URI of an image, reduced so that no side exceeds 768 pixels."""
     from PIL import Image
 
     image, buffer = Image.fromarray(pixels), io.BytesIO()
@@ -500,7 +510,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _list(values: Any, digits: int = 5) -> list[Any]:
-    """Returns an array as nested lists, with rounded numbers, and None for those not finite."""
+    """Returns an array as nested lists of rounded numbers; None replaces those not finite."""
     array = np.asarray(values)
     if array.dtype.kind != "f":
         return array.tolist()

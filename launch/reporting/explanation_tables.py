@@ -33,7 +33,7 @@ _SIDE, _MARGIN = 300, 46
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Examples of one class or of inputs of similar length, or with similar confidence.
+    """Summary of examples that have a common class, a similar length or a similar confidence.
 
     Attributes:
       name: name of the group.
@@ -121,11 +121,11 @@ def listed(rows: Sequence[Mapping[str, Any]], explained: Sequence[Explanation]) 
 
     Args:
       rows: records of `Task.predictions`.
-      explained: explanations. Their examples come first if they are not among the rows.
+      explained: explanations. Explained examples that are not among the rows come first.
 
     Returns:
-      Values by the names of `COLUMNS`, and "explained", the index of the explanation of each
-      example, or -1.
+      A list of values for each name in `COLUMNS`. The list "explained" has the index of each
+      example's explanation, or -1 if it has none.
     """
     known = {each.id: index for index, each in reversed([*enumerate(explained)])}
     ids = {str(row.get("id", "")) for row in rows}
@@ -143,7 +143,7 @@ def listed(rows: Sequence[Mapping[str, Any]], explained: Sequence[Explanation]) 
 
 
 def as_html(summary: Summary, metric: str = "score") -> str:
-    """Returns the summaries as HTML, without those that are empty.
+    """Returns the summaries as HTML; empty ones are left out.
 
     Args:
       summary: summaries.

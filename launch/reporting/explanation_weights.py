@@ -4,7 +4,7 @@ A weight is stored as an integer, relative to the largest weight of the same que
 limited, only the largest weights are stored. The fraction of the weights that is not stored is
 measured, so that a page can state how much is missing.
 
-T queries, S keys.
+In shapes, T is the number of queries and S the number of keys.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tasks.explanation import AttentionMap
 
 # Largest integers of weights: uint8 if all weights of a map are at least 0, else int8.
 _UNSIGNED, _SIGNED = 255, 127
-# Largest integer of the scale of a row, relative to the largest weight of its head.
+# Largest integer of a row's scale; it stands for the largest weight of the head.
 _SCALES = 65535
 # Gap that stands for 255 zeros and no weight after them.
 _SKIP = 255
-# Numbers of weights that each query keeps if not all weights fit, tried in this order.
+# Numbers of largest weights that each query keeps if not all fit; they are tried in this order.
 _ALWAYS = (8, 4, 2, 1)
-# Approximate number of weights that are compressed to estimate the compressed size of all weights.
+# Approximate number of weights that are compressed as a sample, to estimate the total size.
 _SAMPLE = 2_000_000
 # Base64 has four characters for three bytes.
 _BASE64 = 4 / 3
@@ -51,9 +51,9 @@ class Kept:
 def choose(maps: Sequence[AttentionMap], size: int) -> Kept:
     """Chooses the weights to keep such that their encoding has about a given size.
 
-    All weights are kept if they fit. Otherwise each query keeps its 8 largest weights, or 4, 2 or 1
-    if these do not fit. All weights above a common threshold are kept too; the threshold is chosen
-    such that they fit.
+    All weights are kept if they fit. Otherwise each query keeps its 8 largest weights, or its 4, 2
+    or 1 largest if 8 do not fit. In addition, all weights above a common threshold are kept, which
+    is chosen such that they fit.
 
     Args:
       maps: attention maps of one explanation.
@@ -83,7 +83,12 @@ def choose(maps: Sequence[AttentionMap], size: int) -> Kept:
 
 
 def _samples(attention: AttentionMap) -> Iterator[tuple[np.ndarray, int, float]]:
-    """Yields sampled rows of each head, the largest integer, and the ratio of all rows to these."""
+    """Samples rows of each head, to estimate the size of its encoding.
+
+    Yields:
+      The sampled rows of a head, the largest integer of the map, and the number of all rows divided
+      by the number of sampled rows.
+    """
     levels, T = _levels(attention), attention.weights.shape[2]
     step = max(1, min(T, attention.weights.size // _SAMPLE))
     for head in _heads(attention):
@@ -110,11 +115,17 @@ def encode(attention: AttentionMap, kept: Kept) -> dict[str, Any]:
       kept: weights to keep.
 
     Returns:
-      "heads", the data of each head, layer by layer; "max", the largest absolute weight by head;
-      "levels", the largest integer, 255 or 127; "signed"; "largest_missing", the largest absolute
-      weight that is shown as 0; "missing_most" and "missing_mean", the largest and the mean
-      fraction of the weight of a query that is shown as 0; "always" of `kept`; "nonfinite", the
-      number of weights that are not finite.
+      A dict with the keys
+
+      * "heads": the data of each head, layer by layer
+      * "max": the largest absolute weight of each head
+      * "levels": the largest integer, 255 or 127
+      * "signed": whether there are negative weights
+      * "largest_missing": the largest absolute weight that is shown as 0
+      * "missing_most" and "missing_mean": the largest and the mean fraction of the weight of a
+        query that is shown as 0
+      * "always": `kept.always`
+      * "nonfinite": the number of weights that are not finite.
     """
     levels = _levels(attention)
     heads, largest, absent, fractions = [], [], [0.0], []
@@ -213,16 +224,16 @@ def _levels(attention: AttentionMap) -> int:
 
 
 def _packed(head: np.ndarray, levels: int, kept: Kept) -> tuple[bytes, float, np.ndarray]:
-    """Returns compressed weights, and measures of the weights that are missing in them.
+    """Compresses the weights of a head, and measures how much of them is missing.
 
     Args:
-      head: [T, S], finite.
+      head: weights [T, S], all finite.
       levels: largest integer.
       kept: weights to keep.
 
     Returns:
-      Data, see `encode`; largest absolute weight whose integer is 0; and [T], for each row the sum
-      of the absolute weights whose integer is 0, as a fraction of the sum of all.
+      The data, see `encode`; the largest absolute weight that is stored as 0; and for each row, the
+      sum of the absolute weights that are stored as 0, as a fraction of the sum of all, [T].
     """
     size = np.abs(head)
     rows = size.max(axis=-1, initial=0)

@@ -14,7 +14,7 @@ from launch.reporting.tables import markdown_table
 KNOWN = "known_positions"
 """Kind of the record of `benchmarks.known_positions`."""
 
-# Columns of a table: title, key of the record.
+# Columns of a table: the title, and the key of the value in a record.
 _COLUMNS: Sequence[tuple[str, str]] = (
     ("deletion", "deletion"),
     ("insertion", "insertion"),
@@ -37,7 +37,10 @@ def header(record: Mapping[str, Any]) -> str:
 
 
 def rows(record: Mapping[str, Any]) -> list[list[str]]:
-    """Returns the table of a record, titles first; columns without a value are left out."""
+    """Returns the rows of a record's table; the first row has the titles.
+
+    Columns without a value are left out.
+    """
     methods = record["methods"]
     used = [
         (title, key) for title, key in _COLUMNS if any(key in values for values in methods.values())
@@ -65,7 +68,10 @@ def table(record: Mapping[str, Any]) -> list[str]:
 
 
 def known_table(record: Mapping[str, Any]) -> list[str]:
-    """Returns the table of known positions: fraction of right examples by case and method."""
+    """Returns the table of known positions, in Markdown.
+
+    It has the fraction of examples in which a method finds the position, by case and method.
+    """
     cases = record["cases"]
     methods = dict.fromkeys(name for case in cases.values() for name in case["methods"])
     shown = [

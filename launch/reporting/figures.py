@@ -28,10 +28,10 @@ from tasks.figures import (
 # Characters that can be neither drawn nor written in XML: control characters and unpaired
 # surrogates, which occur in file names that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-# Pixels of an inch in HTML, and largest side of small images after enlarging them.
+# Pixels of an inch in HTML, and the side to which small images are enlarged at most.
 _PIXELS = 96
 _SMALL = 168
-# Characters of texts that are shown side by side.
+# Largest number of characters of texts that are shown side by side.
 _SHORT = 40
 # Number of tokens whose weights are listed below a text.
 _LISTED = 8
@@ -108,7 +108,10 @@ def png(figure: Figure) -> bytes:
 
 
 def files(drawn: Sequence[Figure]) -> Iterator[tuple[str, bytes | None, str]]:
-    """Yields a file name without suffix, a PNG file or None, and a text for each figure."""
+    """Yields a file name without suffix, the content of a PNG file, and a text for each figure.
+
+    For a figure that consists of text, the PNG file is None, and the text is the figure.
+    """
     for number, figure in enumerate(drawn, 1):
         caption = drawings.caption(figure)
         name = re.sub(r"[^\w.-]+", "_", caption).strip("_")[:60]
@@ -119,7 +122,7 @@ def files(drawn: Sequence[Figure]) -> Iterator[tuple[str, bytes | None, str]]:
 
 
 def text(figure: Figure) -> str:
-    """Returns a figure that consists of text as plain lines."""
+    """Returns the content of a figure that consists of text, as plain lines."""
     figure = printable(figure)
     lines = [figure.caption]
     if isinstance(figure, Transcript):
@@ -317,13 +320,13 @@ def _transcript(figure: Transcript) -> str:
 
 
 def _facts(facts: Mapping[str, str]) -> str:
-    """Returns names with values in HTML."""
+    """Returns a list of names with their values, as HTML."""
     rows = "".join(f"<dt>{name}</dt><dd dir='auto'>{value}</dd>" for name, value in facts.items())
     return f"<dl>{rows}</dl>"
 
 
 def _differences(figure: Transcript) -> tuple[str, str]:
-    """Returns reference and hypothesis in HTML; deleted and inserted parts are marked."""
+    """Returns reference and hypothesis as HTML, in which deleted and inserted parts are marked."""
     texts = figure.reference or "", figure.hypothesis
     first, second = (text.split() if figure.words else list(text) for text in texts)
     space = " " if figure.words else ""

@@ -1,6 +1,6 @@
 """Overlays of classes and object masks on images, in NumPy.
 
-Y, X are image height and width. Images are grayscale or RGB.
+In shapes, Y and X are the height and the width of an image. Images are grayscale or RGB.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BACKGROUND = ("background", "no object", "other")
 
 
 def palette(count: int) -> np.ndarray:
-    """Returns distinct colors, uint8 [count, 3]; the first colors do not depend on the count."""
+    """Returns distinct colors, uint8 [count, 3]; the first ones are the same for every count."""
     first = [tuple(bytes.fromhex(shade)) for shade in _FIRST.split()]
     for number in range(len(first), count):
         hue, value = number * _GOLDEN % 1, (0.95, 0.75, 0.55)[number % 3]
@@ -46,7 +46,7 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def background(names: Sequence[str]) -> tuple[int, ...]:
-    """Returns the numbers of the background classes, which are recognized by their names."""
+    """Returns the indices of background classes, which are recognized by their names."""
     return tuple(n for n, name in enumerate(names) if name.strip().lower() in _BACKGROUND)
 
 

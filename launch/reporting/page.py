@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Names of colors -> their value in light mode, which matplotlib draws, and in dark mode.
+# Values of each color in light mode, which matplotlib draws, and in dark mode, by name.
 INK, FAINT = "#24292f", "#d0d7de"
 _COLORS: Mapping[str, tuple[str, str]] = {
     "ink": (INK, "#e6edf3"),
@@ -105,7 +105,7 @@ _END = "</main></body></html>\n"
 
 
 def render(body: str, title: str, styles: str = "", **values: Any) -> str:
-    """Returns a page with a title.
+    """Returns a complete HTML page with a title.
 
     Args:
       body: jinja2 template of the HTML after the title. Texts are escaped; HTML is `Markup`.
@@ -136,7 +136,7 @@ def scrolling(content: str, label: str) -> str:
 
 
 def with_modes(svg: str) -> str:
-    """Makes a drawing in `INK`, `FAINT` and `LINES` follow the color scheme of the browser.
+    """Makes the colors `INK`, `FAINT` and `LINES` of a drawing follow the browser's color scheme.
 
     Args:
       svg: an SVG document of matplotlib.

@@ -22,7 +22,7 @@ class Scores:
       values: float64 [n], whose mean is the primary metric.
       ids: example ids, uint64 [n], see `tasks.task.Task.example_ids`; None in files of earlier
         versions.
-      overlap: number of successive examples with common targets; see `mean_and_interval`.
+      overlap: number of successive examples whose targets overlap; see `mean_and_interval`.
     """
 
     path: Path
@@ -90,7 +90,7 @@ def read(folder: Path) -> Scores:
 
 
 def mean_and_interval(difference: np.ndarray, overlap: int = 1) -> tuple[float, float]:
-    """Computes the mean of differences and the half-width of its 95 % confidence interval.
+    """Computes the mean of paired differences and the half-width of its 95 % confidence interval.
 
     The interval is based on the normal distribution. Overlapping examples, such as windows of a
     series, have correlated errors. For an overlap of h, the variance of the mean is estimated as in
@@ -100,7 +100,7 @@ def mean_and_interval(difference: np.ndarray, overlap: int = 1) -> tuple[float, 
 
     Args:
       difference: differences [n] in the order of the examples.
-      overlap: h, the number of successive examples with common targets; 1 without overlap.
+      overlap: h, the number of successive examples whose targets overlap; 1 without overlap.
 
     Returns:
       Mean and half-width of the interval, which is 0 for a single example.

@@ -138,7 +138,7 @@ def write_report(
     )
 
 
-# Rows of the table of times: key of the summary, name, format and meaning.
+# Rows of the table of times: key in the summary, name, format of the value, and meaning.
 _TIMES = (
     ("goodput", "goodput", "{:.1%}", "fraction of the wall time in which useful steps ran"),
     ("wall_seconds", "wall time", "{:,.1f} s", "training loops of all processes of this run"),
@@ -187,7 +187,10 @@ def step_times(folder: Path) -> str:
 
 
 def _described(task: Task, record: Mapping[str, Any]) -> list[tuple[str, Metric]]:
-    """Returns metrics with their descriptions, only one for all names with the same pattern."""
+    """Returns the metrics of a record with their descriptions.
+
+    Of several metrics whose names match the same pattern, only the first is returned.
+    """
     found: dict[str, tuple[str, Metric]] = {}
     for name in record["metrics"]:
         metric = task.describe_metric(name)
@@ -207,7 +210,7 @@ def log_file(folder: Path) -> Path:
 
 
 def curves(folder: Path, metric: str, best: int | None = None) -> str:
-    """Draws the loss and a metric of a run on training and validation split, as HTML.
+    """Draws curves of the loss and a metric of a run, on training and validation split, as HTML.
 
     Args:
       folder: run directory.

@@ -81,9 +81,9 @@ def make_record(
 
 
 def training_notes(record: Mapping[str, Any]) -> list[str]:
-    """Returns sentences about early stopping, continuation and skipped steps.
+    """Returns sentences about early stopping, continuation and skipped steps of a run.
 
-    Records of earlier versions have none.
+    For records of earlier versions, the result is empty.
 
     Args:
       record: record of a finished run.
@@ -144,7 +144,7 @@ def faithfulness_path(record: Mapping[str, Any], root: Path) -> Path:
 
 
 def _faults(record: Any) -> str:
-    """Returns the reason why a JSON value is not a record; '' if it is a record."""
+    """Returns the reason why a JSON value is not a valid record; '' if it is one."""
     if not isinstance(record, dict):
         return "it is not an object"
     missing = [field for field in FIELDS if field not in record]
@@ -172,7 +172,7 @@ def _items(value: Any) -> Iterable[tuple[str, Any]]:
 
 
 def save_result(record: Mapping[str, Any], folder: Path) -> None:
-    """Writes result.json of a run directory, and before it a file with its checksum."""
+    """Writes a file with the checksum of result.json, and then result.json itself."""
     text = as_json(record)
     data = text.encode("utf-8", "backslashreplace")
     write_json(folder / SUMS, {"sums": extended([0, 0], data)})
@@ -238,6 +238,6 @@ def load_records(root: Path) -> list[dict[str, Any]]:
 
 
 def run_directories(root: Path) -> list[Path]:
-    """Returns the run directories under a directory, which may be one itself."""
+    """Returns the run directories below a directory; the directory itself may be one."""
     found = (path.parent for path in sorted(root.rglob("config.json")))
     return [folder for folder in found if (folder / "metrics.jsonl").exists()]

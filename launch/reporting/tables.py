@@ -1,4 +1,4 @@
-"""Tables of one run for the terminal and of all records for RESULTS.md."""
+"""Tables of one run, for the terminal, and of all records, for RESULTS.md."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def format_mean(values: Sequence[float]) -> str:
-    """Formats mean and deviation as '0.8012 ± 0.0031', or a single value as '0.8012'."""
+    """Formats the mean and deviation as '0.8012 ± 0.0031', or a single value as '0.8012'."""
     mean, spread = mean_and_spread(values)
     return f"{mean:.4f} ± {spread:.4f}" if len(values) > 1 else f"{mean:.4f}"
 
@@ -54,7 +54,9 @@ DIFFERENCE = "this model minus baseline (95 % CI)"
 
 
 def format_differences(record: Record) -> dict[str, str]:
-    """Formats the primary metric of the model minus that of each baseline, with its interval.
+    """Formats the difference between the model and each baseline on the primary metric.
+
+    A difference is followed by its confidence interval.
 
     The differences are paired over the examples of the test split. Baselines without per-example
     scores are left out.
@@ -68,7 +70,10 @@ def format_differences(record: Record) -> dict[str, str]:
 
 
 def verdicts(record: Record) -> dict[str, str]:
-    """Returns "better", "worse" or "no clear difference" for each baseline with a difference."""
+    """Returns whether the model is "better" or "worse" than each baseline with example scores.
+
+    If the confidence interval contains 0, the result is "no clear difference".
+    """
     found = {}
     for name, values in record["baselines"].items():
         if _GAIN[0] in values:
@@ -79,7 +84,7 @@ def verdicts(record: Record) -> dict[str, str]:
 
 
 def measured(record: Record, metrics: Iterable[str]) -> list[str]:
-    """Returns the metrics that the model or one of its baselines has."""
+    """Returns those of the given metrics that the model or one of its baselines has."""
     rows = [record["metrics"], *record["baselines"].values()]
     return [name for name in metrics if any(name in row for row in rows)]
 
@@ -135,7 +140,7 @@ def results_markdown(records: Iterable[Record]) -> str:
 
 
 def summary_table(records: Iterable[Record]) -> str:
-    """Returns a table of the best model on validation and the best baseline per data set."""
+    """Returns a table with the best model on validation and the best baseline per data set."""
     return "\n".join(_summary_table(_by_data(records)))
 
 
@@ -203,14 +208,17 @@ def insert_metrics(text: str) -> str:
 
 
 def _metrics(task: Any) -> list[str]:
-    """Returns a table of the metrics that tables show: what they measure, unit and direction."""
+    """Returns a table that describes the metrics of a task: meaning, unit and direction."""
     found = [(name, task.describe_metric(name)) for name in task.table_metrics]
     rows = [[f"`{name}`", x.about, x.unit, x.direction] for name, x in found if x is not None]
     return markdown_table(["metric", "measures", "unit", "direction"], rows)
 
 
 def _models(selection: str, records: Sequence[Record]) -> list[str]:
-    """Returns a table of parameters, test metric and time of the selected runs, and baselines."""
+    """Returns a table of the selected runs and their baselines.
+
+    The columns are the data, the model, the number of parameters, the test metric and the time.
+    """
     where = f"<!-- models {selection} -->"
     for word in selection.split():
         if "=" not in word:
@@ -246,15 +254,16 @@ def _models(selection: str, records: Sequence[Record]) -> list[str]:
 
 
 def _unselected(row: _Row, wanted: Mapping[str, str]) -> tuple[tuple[str, Any], ...]:
-    """Returns the settings of a row that a selection leaves open."""
+    """Returns the settings of a row that are not fixed by the selection."""
     return tuple((key, value) for key, value in row.settings if str(value) != wanted.get(key))
 
 
 def _numbers(task: Any, group: Sequence[Record]) -> Iterator[tuple[_Row, list[str]]]:
-    """Yields rows with parameters, test metric and time. Only the best of the baselines has a row.
+    """Yields each row of a table with its parameters, test metric and time.
 
-    If there is a row with the mean over the setting `Task.averaged_over`, the rows with single
-    values of this setting are left out.
+    Of the baselines with the same settings, only the best has a row. If there is a row with the
+    mean over the setting `Task.averaged_over`, the rows with single values of this setting are left
+    out.
     """
     runs, given = _by_row(group)
     primary, sign = task.primary_metric, 1 if task.higher_is_better else -1
@@ -289,7 +298,7 @@ def _by_data(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
 def _by_row(
     group: Sequence[Record],
 ) -> tuple[dict[_Row, list[Record]], dict[_Row, dict[str, float]]]:
-    """Groups runs and baselines by table row, and adds rows for the mean over a setting."""
+    """Groups runs and baselines by table row, and adds rows with the mean over a setting."""
     runs: dict[_Row, list[Record]] = defaultdict(list)
     given: dict[_Row, dict[str, float]] = defaultdict(dict)
     for record in sorted(group, key=lambda record: record["seed"]):
@@ -388,7 +397,10 @@ def _conditions(
     runs: Mapping[_Row, Sequence[Record]],
     given: Mapping[_Row, Mapping[str, float]],
 ) -> list[str]:
-    """Returns the table of metrics under additional test conditions; empty if no run has any."""
+    """Returns the table of metrics under additional test conditions, such as noise levels.
+
+    The result is empty if no run has such metrics.
+    """
     pattern = task.condition_metrics
     figures = {
         row: [given[row]] if row.baseline else [run["metrics"] for run in runs[row]]

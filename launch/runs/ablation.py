@@ -71,7 +71,7 @@ class Ablation:
 
 
 def deltas_of(key: str, values: Mapping[str, Any]) -> dict[str, Delta]:
-    """Returns, by name, a delta for each value of a key."""
+    """Returns a delta for each value of a key, by the name of the value."""
     return {name: Delta([key], {key: value}) for name, value in values.items()}
 
 

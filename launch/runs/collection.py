@@ -44,10 +44,10 @@ class FinishedRun:
 
 
 def collect(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
-    """Reads the finished runs among directories, and below directories that contain runs.
+    """Reads the finished runs in directories.
 
     Args:
-      folders: run directories, or directories that contain some.
+      folders: run directories, or directories that contain run directories.
 
     Returns:
       The runs, and messages about unfinished and damaged runs and about paths without runs.
@@ -122,8 +122,8 @@ def compare_runs(runs: Sequence[FinishedRun], against: str = "best") -> list[Com
 
     Args:
       runs: finished runs.
-      against: reference of the differences: "best" on validation, the "first" of the given runs, or
-        the name of a run directory.
+      against: run that the others are compared with: "best" (on validation), "first" (of the given
+        runs), or the name of a run directory.
 
     Returns:
       Comparisons in the order of their first runs.
@@ -152,7 +152,9 @@ def _is(run: FinishedRun, name: str) -> bool:
 
 
 def _test_data(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:
-    """Returns a key of the test examples: their ids or, without ids, the data config.
+    """Returns a key by which runs with the same test examples are grouped.
+
+    The key is the hash of the example ids or, if a run has no ids, its data config.
 
     A run without ids gets the key of a run that has ids and the same data config, if there is one.
     """
@@ -252,7 +254,7 @@ def _names(members: Sequence[Sequence[FinishedRun]]) -> list[str]:
 
 
 def _differing_keys(experiments: Sequence[Experiment]) -> list[str]:
-    """Returns the dotted keys, without name and seed, that differ between experiments."""
+    """Returns the dotted keys that differ between experiments, except name and seed."""
     flat = [configs.flatten(configs.to_dict(experiment)) for experiment in experiments]
     missing = object()
     known = dict.fromkeys(key for values in flat for key in values)

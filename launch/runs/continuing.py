@@ -25,7 +25,7 @@ _EARLIER = re.compile(r"result-(\d+)\.json")
 
 
 def is_longer(saved: Experiment, config: Experiment) -> bool:
-    """Returns whether a config differs from that of a run only in more steps or more patience."""
+    """Returns whether a config differs from the config of a run only by more steps or patience."""
     before, after = saved.training, config.training
     more_patience = before.patience and (not after.patience or after.patience > before.patience)
     if after.steps < before.steps or not (after.steps > before.steps or more_patience):
@@ -73,10 +73,10 @@ def check(saved: Experiment, config: Experiment, folder: Path) -> None:
 
 
 def _last_common(saved: Experiment, folder: Path, whole: list[int]) -> int | None:
-    """Returns the step of the newest checkpoint that a longer run has too.
+    """Returns the newest step at which a run with more steps would have a checkpoint too.
 
-    The result is 0 if there is no such step, and None if this checkpoint, or the best one up to it,
-    does not exist any more.
+    The result is 0 if there is no such step, and None if the checkpoint at this step, or the best
+    one up to it, does not exist any more.
     """
     every, newest = saved.training.evaluate_every, max(whole)
     if newest < saved.training.steps or newest % every == 0:
@@ -91,7 +91,7 @@ def _last_common(saved: Experiment, folder: Path, whole: list[int]) -> int | Non
 
 
 def begin(saved: Experiment, config: Experiment, folder: Path) -> None:
-    """Prepares a finished run for continuation; its result is kept in result-<steps>.json.
+    """Prepares a finished run for continuation; renames its result to result-<steps>.json.
 
     Args:
       saved: experiment of the run.
@@ -111,6 +111,6 @@ def begin(saved: Experiment, config: Experiment, folder: Path) -> None:
 
 
 def earlier_steps(folder: Path) -> list[int]:
-    """Returns the numbers of steps of the finished runs that a run continues, ascending."""
+    """Returns the number of steps of each finished run that this run continues, ascending."""
     found = (_EARLIER.fullmatch(path.name) for path in folder.iterdir())
     return sorted(int(match[1]) for match in found if match)

@@ -53,7 +53,10 @@ def saved_config(folder: Path, required: bool = True) -> Experiment | None:
 
 
 def _run_near(folder: Path) -> str:
-    """Returns a remedy for a directory without a run, with the runs that it contains, if any."""
+    """Returns advice for an error message about a directory without a run.
+
+    If the directory contains run directories, the advice names them.
+    """
     if folder.is_file():
         return "it is a file; name the run directory"
     runs = sorted(path.parent for path in folder.glob("*/config.json")) if folder.is_dir() else []

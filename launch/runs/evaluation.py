@@ -99,10 +99,10 @@ def evaluate_file(
 
 
 def _expect_metrics(task: Task, options: AnswerOptions) -> None:
-    """Raises if an option of predictions adds no metric.
+    """Checks that the given options of predictions add metrics to an evaluation.
 
     Raises:
-      UserError: the task has no metrics of its options.
+      UserError: an option does not apply, or the task has no metrics that depend on options.
     """
     options.check(task.answer_options)
     if options.given and type(task).decided is Task.decided:

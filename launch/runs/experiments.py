@@ -77,8 +77,8 @@ def job_of(name: str, experiment: Experiment, offset: int, options: Options) -> 
     Args:
       name: name of the experiment in status lines.
       experiment: the experiment.
-      offset: difference of the seed from that of the experiment.
-      options: parent of the run directories.
+      offset: number to add to the seed of the experiment.
+      options: options with the parent of the run directories.
     """
     seed = experiment.seed + offset
     config = configs.override(experiment, {"seed": seed})
@@ -87,9 +87,9 @@ def job_of(name: str, experiment: Experiment, offset: int, options: Options) -> 
 
 
 def run_jobs(planned: Sequence[tuple[Outcome, Job]], options: Options) -> None:
-    """Executes jobs where `options.placement` says, and adds their results to their outcomes.
+    """Executes jobs as `options.placement` determines, and adds the results to the outcomes.
 
-    The results of an outcome are in the order of its jobs, even if these end in another order.
+    The results in an outcome have the order of its jobs, even if the jobs end in another order.
 
     Raises:
       Interrupted, KeyboardInterrupt: a signal stopped the runs; checkpoints were saved.
@@ -144,7 +144,8 @@ def finish(
       title: title of the table.
       outcomes: outcomes returned by `run_all`; the first is the base.
       stopped: number of the signal that stopped the runs, which marks the table as partial, or 0.
-      against_best: whether differences are from the best on validation instead of the base.
+      against_best: whether experiments are compared with the one that is best on validation,
+        instead of the base.
       notes: further lines that explain the table.
 
     Returns:

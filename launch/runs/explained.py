@@ -26,7 +26,7 @@ class Explanations(list[Explanation]):
     """
 
     def __init__(self, explanations: Sequence[Explanation], title: str):
-        """Initializes the list and the title."""
+        """Initializes the list of explanations and the title of the page."""
         super().__init__(explanations)
         self.title = title
 
@@ -117,7 +117,7 @@ def show(
 
 
 def _of_example(name: str, weights: np.ndarray, example: int) -> np.ndarray:
-    """Returns the weights of one example, [layers, heads, queries, keys], from those of a batch."""
+    """Selects the weights of one example, [layers, heads, queries, keys], from those of a batch."""
     # Shapes are [B, N, T, S], [B, heads, T], [B, S], or [calls, B, N, T, S] after several calls.
     calls = weights.ndim == 5
     batch = weights.shape[1 if calls else 0]

@@ -24,7 +24,7 @@ from tasks.task import Task
 
 # Kinds of axes for which `inspect.head_pattern` finds patterns, and labels of separator tokens.
 _WRITTEN, _SEPARATORS = ("token", "character"), ("[SEP]", "[END]", "end", "</s>")
-# Random orders whose curves are averaged.
+# Number of random orders whose curves are averaged.
 _ORDERS = 5
 
 METHODS: Mapping[str, str] = {
@@ -93,7 +93,7 @@ class Explaining:
             yield self._subject(examples, row, raw=raw, split=split, index=index)
 
     def of_inputs(self, raw: Sequence[str]) -> Iterator[Subject]:
-        """Yields a `Subject` for each raw input; if it has several windows, for the first one.
+        """Yields a `Subject` for each raw input; only the first of several windows is used.
 
         Raises:
           UserError: an input cannot be read.
@@ -125,7 +125,7 @@ class Explaining:
         return self._steps.attention(self._variables, inputs)
 
     def again(self, subject: Subject) -> Subject:
-        """Returns a subject of another model with the attention weights of this model.
+        """Returns a copy of another model's subject, with the attention weights of this model.
 
         The explained prediction remains that of the other model.
         """
@@ -152,7 +152,9 @@ class Explaining:
         return [name for name in METHODS if name not in left_out]
 
     def attributions(self, subject: Subject, methods: Sequence[str]) -> dict[str, Found]:
-        """Returns the attributions of an example by method, without the controls.
+        """Returns the attributions of an example, by method.
+
+        The control methods have no attributions and are left out.
 
         Args:
           subject: the example.
@@ -193,8 +195,8 @@ class Explaining:
     def prepare(self, subjects: Sequence[Subject]) -> None:
         """Computes the gradients of attention weights of many examples together.
 
-        Examples whose inputs have the same shapes need one compilation, which is part of their
-        seconds. Otherwise `attributions` compiles once for each example.
+        Examples whose inputs have the same shapes share one compilation, whose time is part of
+        their seconds. Without this call, `attributions` compiles once for each example.
         """
         self._known = {}
         groups: dict[Any, list[Subject]] = {}
@@ -210,10 +212,13 @@ class Explaining:
                 self._known[each] = (relevance, seconds)
 
     def _relevances(self, group: Sequence[Subject]) -> np.ndarray:
-        """Returns the relevance of T states for each other (Chefer et al. 2021), [B, T, T].
+        """Computes the relevance of each state for each other state (Chefer et al. 2021).
 
         Args:
           group: B examples whose inputs have the same shapes.
+
+        Returns:
+          Relevance [B, T, T] between the T states of each example.
         """
         inputs, target = (
             {name: np.concatenate([one[name] for one in each]) for name in each[0]}
@@ -246,7 +251,7 @@ class Explaining:
     def curves(
         self, subject: Subject, found: Mapping[str, Found], methods: Sequence[str]
     ) -> list[Curve]:
-        """Returns deletion and insertion curves of methods, controls included.
+        """Returns the deletion and insertion curves of methods, including the control methods.
 
         Args:
           subject: the example.
@@ -275,7 +280,10 @@ class Explaining:
     def _orders(
         self, name: str, subject: Subject, found: Mapping[str, Found], count: int
     ) -> list[np.ndarray]:
-        """Returns orders of the positions, most important first."""
+        """Returns the orders of the positions for a method, with the most important position first.
+
+        Only the method "random" has several orders.
+        """
         if name == "uniform":
             return [np.asarray(attribution.uniform_order(1, count))[0]]
         if name == "random":
@@ -352,7 +360,9 @@ class Explaining:
         return found
 
     def checked(self, subject: Subject, methods: Sequence[str] | None) -> list[str]:
-        """Returns methods that apply, controls included.
+        """Checks the names of methods; returns them, including the control methods.
+
+        Without names, all methods that apply are returned.
 
         Raises:
           UserError: a method is unknown, or does not apply to the model.
@@ -395,7 +405,9 @@ def _is_square(weights: np.ndarray) -> bool:
 
 
 def _read(path: AttentionPath, count: int) -> np.ndarray:
-    """Returns the weight with which the output reads each position, through the last layer if any.
+    """Returns the weight with which the output reads each position.
+
+    If the path has layers, the weight is that of the readout through the last layer.
 
     Args:
       path: attention from the positions to the output.
@@ -407,7 +419,7 @@ def _read(path: AttentionPath, count: int) -> np.ndarray:
 
 
 def _through(path: AttentionPath, matrix: np.ndarray, count: int) -> np.ndarray:
-    """Multiplies the readout of states by a matrix [T, T]; returns the result by position."""
+    """Multiplies the readout weights of states by a matrix [T, T]; returns those of positions."""
     states = len(path.readout)
     return (path.readout @ matrix[:states, :states])[path.first :][:count]
 

@@ -1,9 +1,9 @@
 """Faithfulness of attributions to a model: deletion and insertion, random weights, other seeds.
 
-A method is compared with the control of random orders: the deletion gain is the area under the
-deletion curve of random orders minus its own, the insertion gain is its own area under the
-insertion curve minus that of random orders. Both are positive for a method that finds the positions
-which the model uses.
+A method is compared with random orders of the positions. The deletion gain is the area under the
+deletion curve of random orders minus the area for the method. The insertion gain is the area under
+the insertion curve of the method minus the area for random orders. Both are positive for a method
+that finds the positions that the model uses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from launch.runs.explaining import CONTROLS, Explaining, area
 from tasks.explainer import Subject
 from tasks.task import Task
 
-# Examples whose attention weights are in memory at a time.
+# Number of examples whose attention weights are in memory at a time.
 _TOGETHER = 32
 KINDS = ("deletion", "insertion")
 
@@ -64,10 +64,10 @@ def evaluate(
 
     Returns:
       The number of examples, and the replacement and the quantity of the curves. For each method,
-      means with the half-widths of their 95 % intervals: the areas "deletion" and "insertion",
-      their gains over random orders and over gradients, and the rank correlations of the
-      attributions with those of random weights ("random_weights") and of another seed
-      ("agreement"). Also the median of the seconds.
+      means with the half-widths of their 95 % intervals: the areas "deletion" and "insertion";
+      their gains over random orders and over gradients; and the rank correlations of the
+      attributions with those of a model with random weights ("random_weights") and of a model with
+      another seed ("agreement"). For each method, also the median of the seconds per example.
 
     Raises:
       UserError: a method does not apply.
@@ -103,7 +103,7 @@ def _prepared(
     indices: Sequence[int],
     models: Mapping[str, Explaining | None],
 ) -> Iterator[tuple[Subject, dict[str, tuple[Explaining, Subject]]]]:
-    """Yields each example and, by name, each other model with the example for that model."""
+    """Yields each example and, by name, a pair of each other model and the example for it."""
     for start in range(0, len(indices), _TOGETHER):
         subjects = list(explaining.of_split(split, indices[start : start + _TOGETHER]))
         explaining.prepare(subjects)
@@ -119,7 +119,7 @@ def _prepared(
 
 
 def similarity(a: np.ndarray, b: np.ndarray, signed: bool) -> float:
-    """Returns the rank correlation (Spearman) of two attributions; NaN if one is constant."""
+    """Computes Spearman's rank correlation of two attributions; NaN if one of them is constant."""
     if not signed:
         a, b = np.abs(a), np.abs(b)
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:

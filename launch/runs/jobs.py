@@ -1,4 +1,4 @@
-"""Runs of a sweep or an ablation as jobs, which any process can execute, and their results."""
+"""Jobs: the runs of a sweep or an ablation, which any process can execute, and their results."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Options:
       track: trackers of each run, see `launch.runs.run.run`.
       known: cache of data descriptions, see `launch.runs.run.run`.
       placement: processes that execute the runs; None for this process, one run after another.
-      retries: number of further attempts after a failure of the machine.
+      retries: number of times that a run is started again after a failure of the machine.
     """
 
     folder: Path
@@ -106,7 +106,7 @@ class Placement(Protocol):
 
 
 class InProcess:
-    """Placement in this process, one job after another."""
+    """Placement that executes jobs in this process, one after another."""
 
     def run(
         self, jobs: Sequence[Job], options: Options, done: Callable[[Job, Ended], None]
@@ -126,7 +126,14 @@ class InProcess:
 
 
 def retried(job: Job, failure: str, attempt: int, retries: int) -> str:
-    """Returns the status line before a further attempt, `attempt` being counted from 0."""
+    """Returns the status line that announces another attempt.
+
+    Args:
+      job: the job.
+      failure: error message of the last attempt.
+      attempt: number of earlier retries.
+      retries: largest number of retries.
+    """
     return f"{job.label}: {failure}; retry {attempt + 1} of {retries}"
 
 

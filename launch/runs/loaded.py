@@ -64,7 +64,7 @@ class AttentionWeights:
 
 
 class Metrics(dict[str, float]):
-    """Metrics by name, of an evaluation on a labeled file.
+    """Metrics of an evaluation on a labeled file, by name.
 
     Attributes:
       intervals: 95 % confidence intervals [low, high] of metrics by name.
@@ -255,8 +255,8 @@ class Run:
         The dict is empty for a model without attention weights.
 
         Args:
-          x: text, or the path of an image, sound or table. Of a large image that is cut into
-            windows, only the first window is used.
+          x: text, or the path of an image, sound or table. If a large image is cut into windows,
+            only the first window is used.
 
         Raises:
           UserError: the input cannot be read, or there is no checkpoint.
@@ -344,8 +344,8 @@ class Run:
           top_k, threshold, positive: see `tasks.answers.AnswerOptions`; they add metrics.
 
         Returns:
-          The metrics, which are also in evaluation-<split>.json unless there is a file. With a
-          file, they are `Metrics`, which also have confidence intervals and example records.
+          The metrics. For a split, they are also written to evaluation-<split>.json. For a file,
+          they are `Metrics`, which also have confidence intervals and example records.
 
         Raises:
           UserError: the data cannot be read or differ from the run's data, an option does not

@@ -29,9 +29,9 @@ WIDTHS = (
     "embedding_size",
     "model_size",
 )
-# Largest relative difference of the parameter counts, and the difference that ends the search.
+# Largest accepted relative difference of the parameter counts, and the one that ends the search.
 TOLERANCE, CLOSE = 0.02, 0.005
-# Largest size, and largest number of steps, of the search.
+# Largest size that the search tries, and its largest number of steps.
 _LARGEST, _MOST_COUNTS = 1 << 20, 60
 
 
@@ -58,7 +58,7 @@ def match_parameters(
     keys: Sequence[str] = (),
     say: Callable[[str], Any] = print,
 ) -> dict[str, Match]:
-    """Adjusts one dimension of each experiment so that its parameter count is that of the first.
+    """Adjusts one dimension of each experiment to match the parameter count of the first one.
 
     The data are read to get the sizes of vocabularies; nothing is trained. The experiments keep all
     other values.
@@ -94,7 +94,7 @@ def match_parameters(
 
 
 def notes(matches: Mapping[str, Match]) -> list[str]:
-    """Returns the line with the adjusted dimensions and the achieved counts."""
+    """Returns a line that states the adjusted dimensions and the parameter counts, as a list."""
     first, *others = matches
     target = matches[first].parameters
     parts = [
@@ -166,7 +166,7 @@ def _value(experiment: Experiment, key: str) -> Any:
 
 
 def _available(name: str, experiment: Experiment, keys: Sequence[str]) -> list[str]:
-    """Returns the keys of the dimensions that can be adjusted, in order of preference."""
+    """Returns the keys of those dimensions of a model that can be adjusted, by preference."""
     hints, found = typing.get_type_hints(type(experiment.model)), []
     for key in keys or [f"model.{field}" for field in WIDTHS]:
         field = key.removeprefix("config.").removeprefix("model.")
@@ -184,9 +184,9 @@ def _available(name: str, experiment: Experiment, keys: Sequence[str]) -> list[s
 
 
 class _Dimension:
-    """Parameter counts of an experiment by the value of a dimension.
+    """An adjustable dimension of a model, with the parameter count for each of its sizes.
 
-    If the dimension is a tuple of sizes, they are scaled together, and the size is the largest.
+    If the dimension is a tuple of sizes, they are scaled together, and "size" is the largest one.
     """
 
     def __init__(self, task: Task, experiment: Experiment, field: str):
@@ -196,11 +196,11 @@ class _Dimension:
 
     @property
     def start(self) -> int:
-        """Size in the experiment."""
+        """Size of the dimension in the given experiment."""
         return max(self._own) if isinstance(self._own, tuple) else self._own
 
     def value(self, size: int) -> Any:
-        """Returns the value of the key for a size."""
+        """Returns the value of the config key that gives the dimension a size."""
         if isinstance(self._own, tuple):
             return tuple(max(1, round(part * size / self.start)) for part in self._own)
         return size
@@ -214,7 +214,7 @@ class _Dimension:
         return configs.override(self._experiment, {f"model.{self._field}": value, "name": name})
 
     def count(self, size: int) -> int | None:
-        """Returns the number of parameters if the dimension has a size; None if that is invalid."""
+        """Returns the number of parameters for a size; None if the dimension cannot have it."""
         if size not in self._counts:
             try:
                 changed = self.experiment(self.value(size), self._experiment.name)
@@ -227,16 +227,22 @@ class _Dimension:
 
 
 def _search(dimension: _Dimension, target: int) -> tuple[Any, int]:
-    """Returns the value whose parameter count is nearest to the target, and the count.
+    """Searches for the value whose parameter count is nearest to the target.
 
-    Counts increase with the size, and are interpolated between the largest size below the target
-    and the smallest above it; every third step halves the interval instead. The search ends at a
-    count within `CLOSE` of the target.
+    Counts increase with the size. The search interpolates between the largest known size with a
+    count below the target and the smallest one with a count above it; every third step halves the
+    interval instead. It ends at a count within `CLOSE` of the target.
+
+    Returns:
+      The value of the dimension, and its parameter count.
     """
     known: dict[int, int] = {}
 
     def visit(size: int, step: int) -> int | None:
-        """Counts the parameters of the nearest valid size in a direction, within 64 sizes."""
+        """Returns the first valid of the 64 sizes `size`, `size + step`, ..., or None.
+
+        The parameter count of this size is added to `known`.
+        """
         for other in range(size, size + 64 * step, step):
             if not 1 <= other <= _LARGEST:
                 return None
@@ -277,7 +283,7 @@ def _nearest(known: Mapping[int, int], target: int) -> tuple[int, float]:
 
 
 def count_parameters(task: Task, model: Any, seed: int) -> int:
-    """Returns the number of parameters of a model of a task, without initializing it.
+    """Counts the parameters of a task's model without initializing them.
 
     Args:
       task: prepared task.

@@ -27,12 +27,12 @@ from launch.runs.pool import CLOSING, Pool, worker_setup
 from launch.runs.worker_process import ROOT, Lost
 from tasks.common.errors import UserError
 
-# Largest number of actors. Those that wait for a free node make a cluster add nodes.
+# Largest number of actors. Actors that wait for a free node make the cluster add nodes.
 _SLOTS = 1000
 # Number of successive actors of a slot that may end before their first job.
 _STARTS = 3
 
-# Environment of Ray. Workers of a cluster that is started here get the priority of this command.
+# Environment of Ray. The workers of a cluster started here have the same priority as this command.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -54,7 +54,12 @@ class OnRay:
     """Placement on a Ray cluster."""
 
     def __init__(self, address: str, resources: Mapping[str, float]):
-        """Takes the address HOST:PORT or auto; with '', starts a cluster if there is none."""
+        """Initializes the placement.
+
+        Args:
+          address: HOST:PORT or "auto"; with "", a cluster is started if there is none.
+          resources: CPUs and GPUs of each run, see `launch.runs.placement.parse`.
+        """
         self._address, self._resources = address, resources
 
     def run(
@@ -109,7 +114,7 @@ def _connected(address: str) -> Iterator[None]:
 
 
 def _check_port(address: str) -> None:
-    """Raises OSError if nothing listens at HOST:PORT, which Ray notices after a minute only."""
+    """Raises OSError if nothing listens at HOST:PORT; Ray would notice only after a minute."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -128,7 +133,7 @@ def _token(folder: Path) -> Iterator[Path]:
 
 
 def _resources(given: Mapping[str, float]) -> dict[str, float]:
-    """Returns CPUs and GPUs of each run.
+    """Returns the numbers of CPUs and GPUs that each run gets.
 
     Raises:
       UserError: no node has so many CPUs and GPUs.
@@ -205,7 +210,7 @@ class _RaySlot:
         return answer
 
     def _forget(self) -> None:
-        """Removes the actor, which may be out of reach rather than dead."""
+        """Kills the actor, which may be out of reach and not dead, and forgets it."""
         self.kill()
         self._actor = self._opened = None
 
@@ -231,7 +236,7 @@ class _RaySlot:
 
 
 def _reason(error: Exception) -> str:
-    """Returns one line about the end of an actor."""
+    """Returns one line that tells why an actor ended."""
     if type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error):
         return "the Ray worker was killed for lack of memory"
     return f"the Ray worker or its node was lost ({type(error).__name__})"
@@ -249,7 +254,7 @@ def _actor_class() -> type:
             self._setup, self._process, self._claims = setup, None, []
 
         def open(self) -> str:
-            """Returns an error message if the node lacks files of the command."""
+            """Prepares the node; returns an error message if it lacks the command's files."""
             import sys
 
             setup, node = self._setup, socket.gethostname()

@@ -18,7 +18,7 @@ from tasks.common.errors import UserError
 
 
 def parse(on: str, resources: Mapping[str, float] | None = None) -> Placement | None:
-    """Returns the placement that --on names; None for this process.
+    """Returns the placement that --on names; None to execute runs in this process.
 
     Args:
       on: value of the flag, or ''.
@@ -122,10 +122,15 @@ class _LocalSlot:
 
 
 class Local:
-    """Placement in processes of this machine, each on cores and GPUs of its own."""
+    """Placement in several processes of this machine; each has its own cores and GPUs."""
 
     def __init__(self, cores: Sequence[Sequence[int]], gpus: Sequence[Sequence[str]]):
-        """Takes the cores and the GPUs of each process; [] without GPUs."""
+        """Initializes the placement.
+
+        Args:
+          cores: cores of each process.
+          gpus: GPUs of each process; [] if there are none.
+        """
         self._cores, self._gpus = cores, gpus
 
     def run(

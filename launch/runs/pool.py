@@ -1,7 +1,7 @@
 """Execution of jobs by several workers at once.
 
-Workers are slots that execute one job after another. Their kind depends on the placement; the order
-of jobs, retries, status lines and the reaction to signals do not.
+Each worker is a slot, which executes one job after another. The kind of the slots depends on the
+placement; the order of jobs, retries, status lines and the reaction to signals do not.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from tasks.common.errors import UserError
 
 # Seconds between two checks of the workers.
 _INTERVAL = 0.05
-# Seconds without a running job after which a line says that the command waits for a worker.
+# Seconds without a running job after which a status line says that the command waits for a worker.
 _PATIENCE = 60.0
 # Seconds that a worker has to end after it was asked to; after that it is killed.
 CLOSING = 60.0
 
 
 def worker_setup(jobs: Sequence[Job], options: Options, cores: Sequence[int] | None):
-    """Returns the set-up of a worker, see `launch.runs.worker`."""
+    """Returns the set-up message of a worker, whose keys `launch.runs.worker` describes."""
     paths = {"data_dir": options.paths.data_dir, "cache_dir": options.paths.cache_dir,
              "mirror": options.paths.mirror}  # fmt: skip
     return {
@@ -53,7 +53,7 @@ def message(job: Job, log: Path) -> dict[str, Any]:
 
 
 def log_of(job: Job, options: Options) -> Path:
-    """Returns the file that gets the output of a run's worker."""
+    """Returns the path of the file to which a worker writes its output during a run."""
     return options.folder / "logs" / f"{job.folder.name}.log"
 
 
@@ -210,7 +210,10 @@ class Pool:
         say(f"{line}{self._left(len(waiting))}")
 
     def _left(self, waiting: int) -> str:
-        """Describes the remaining runs and their time, from the mean time of finished runs."""
+        """Returns a text with the number of remaining runs and an estimate of the remaining time.
+
+        The estimate is based on the mean time of finished runs.
+        """
         left = waiting + len(self._running)
         if not left:
             return ""

@@ -27,8 +27,8 @@ ASSETS = "assets.json"
 # Tolerances of assets, because sums of floats differ between processors in the last digits, and
 # assets are rounded to 5 decimals.
 _RELATIVE, _ABSOLUTE = 1e-5, 2e-5
-# Assets that messages name first. Other assets are derived from the data and are named only if
-# nothing else differs.
+# Assets that error messages name first. Other assets are derived from the data, and messages name
+# them only if nothing else differs.
 _NAMES = ("labels", "names", "tokenizer")
 # Parts of the data that the assets contain too.
 _IN_ASSETS = {"class names", "tokenizer", "channels"}
@@ -48,7 +48,7 @@ class Description:
 
     @classmethod
     def of(cls, task: Task) -> Description:
-        """Computes the description of a task that has data."""
+        """Computes the description of the data of a task."""
         data = {
             "fingerprint": task.fingerprint,
             "parts": dict(task.fingerprints),

@@ -152,7 +152,7 @@ def _read_batch(place: Path) -> dict[str, np.ndarray]:
 
 
 def _examine(task: Any, seed: int, state: Any, batch: dict[str, np.ndarray], step: int) -> Replay:
-    """Computes loss and gradients of a step on one device, and searches for the origin."""
+    """Computes the loss and gradients of a step on one device, and searches for the `Origin`."""
     params, statistics = state["params"], state["statistics"]
     before = origins.nonfinite_names(state, states.path_name)
     model = states.merge_model(states.graph_definition(task, seed), params, statistics)

@@ -38,7 +38,7 @@ from tasks.common.errors import UserError
 from tasks.figures import SplitResults
 from tasks.task import Task
 
-# Lines about data that were printed in this process, such as by earlier runs of an ablation.
+# Lines about data that this process has printed already, such as in earlier runs of an ablation.
 _printed: set[tuple[str, ...]] = set()
 
 
@@ -137,7 +137,7 @@ def run(
 
 @contextlib.contextmanager
 def first_before_others() -> Iterator[None]:
-    """Runs a block on the first process of a run before the others, which use its caches."""
+    """Lets the first process of a run execute a block before the others, which use its caches."""
     if not processes.is_first():
         processes.barrier()
     yield
@@ -151,7 +151,9 @@ def _write_config(config: Experiment, folder: Path) -> None:
 
 
 def described_data(task: Task) -> tuple[dict[str, Any], list[str]]:
-    """Returns the summary of the data, see `tasks.common.data.summary`, and its lines to print.
+    """Returns the summary of a task's data, and the lines to print about it.
+
+    See `tasks.common.data.summary` for the summary.
 
     Raises:
       UserError: a split cannot be used; see `tasks.common.data.splits.check_splits`.
@@ -187,7 +189,7 @@ def _selecting(config: Experiment) -> Experiment:
 
 
 def _verify_finished(config: Experiment, folder: Path, paths: Paths, known: dict[str, Any]) -> None:
-    """Raises if the data of a finished run have changed."""
+    """Raises an error if the data of a finished run have changed since it was trained."""
     kept = f"{folder / 'result.json'} and report.html contain the recorded results"
     values = configs.to_dict(config)
     key = json.dumps([values["task"], values["data"], values["model"], config.training.refit])
@@ -214,7 +216,7 @@ def _select_step(
     receivers: Sequence[Tracker],
     profile: Profile | None,
 ) -> int:
-    """Trains on the training split alone and returns the best step on validation."""
+    """Trains on the training split alone; returns the step that is best on validation."""
     config = _selecting(config)
     _write_config(config, folder)
     _write_environment(task, folder)
@@ -237,7 +239,9 @@ def _write_environment(task: Task, folder: Path) -> None:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Locks a run directory against concurrent training, on the first process of a run.
+    """Locks a run directory, so that no other command trains in it at the same time.
+
+    Only the first process of a run takes the lock.
 
     Raises:
       UserError: another process is training in the directory.
@@ -317,7 +321,7 @@ def _finish(
 
 
 def _timing(folder: Path) -> list[dict[str, Any]]:
-    """Returns the lines of timing.jsonl, which for a refitted run include the first training."""
+    """Returns the lines of timing.jsonl; for a refitted run, also those of the first training."""
     return [
         line
         for place in (folder / SELECTION, folder)
@@ -336,7 +340,7 @@ def _publish(
 
 
 def _training_facts(config: Experiment, task: Task, folder: Path) -> dict[str, Any]:
-    """Returns planned and last step, early stopping and continued runs, for the record."""
+    """Returns the facts about training for the record, such as the last step and early stopping."""
     plan = config.training
     log = (folder / SELECTION if plan.refit else folder) / "metrics.jsonl"
     found: dict[str, Any] = {
@@ -355,7 +359,11 @@ def _training_facts(config: Experiment, task: Task, folder: Path) -> dict[str, A
 
 
 def _check_folder(config: Experiment, folder: Path) -> Experiment | None:
-    """Returns the experiment of a run that `config` continues; None if there is none.
+    """Checks that an experiment can be trained in a directory.
+
+    Returns:
+      The experiment of the run in the directory if `config` continues it with more steps or more
+      patience; None otherwise.
 
     Raises:
       UserError: the directory contains a run of another config.

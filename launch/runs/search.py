@@ -128,7 +128,7 @@ def _tell(study: Any, number: int, outcome: Outcome | None) -> None:
 
 
 def _ask(study: Any, base: Experiment, given: Sequence[Space]) -> Any:
-    """Returns a new trial, whose values depend on the earlier trials and its number only."""
+    """Returns a new trial; its values depend only on its number and on the earlier trials."""
     from optuna.samplers import TPESampler
 
     study.sampler = TPESampler(seed=(base.seed * 1_000_003 + len(study.trials)) % 2**32)
@@ -160,7 +160,7 @@ def _values(given: Sequence[Space], params: Mapping[str, Any]) -> dict[str, Valu
 
 
 def _study(base: Experiment, given: Sequence[Space], seeds: int, folder: Path) -> Any:
-    """Returns the study that is stored in a directory, or creates it.
+    """Loads the study that is stored in a directory, or creates a new one.
 
     Raises:
       UserError: the study is damaged, or is a search of other settings.

@@ -1,4 +1,4 @@
-"""Choice of the examples of a split to explain."""
+"""Choice of examples of a split, which are then explained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.task import Task
 
 
 def score_name(task: Task, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a name for the scores of examples, for pages.
+    """Returns the name that pages show for the scores of examples.
 
     Args:
       task: the task.
@@ -48,14 +48,14 @@ def select(
       variables: variables of the model.
       split: name of the split.
       words: "wrong", "correct", "uncertain", "random", or numbers separated by commas; None for the
-        examples of a report.
-      count: largest number of examples, unless they are given by number.
+        examples that a report would show.
+      count: largest number of examples, unless `words` gives numbers.
       seed: seed of random choices.
 
     Returns:
-      Indices of the chosen examples; and a record of every example of the split, see
-      `tasks.task.Task.predictions`, with its "index", "kind", and "correct", which is None if
-      examples are neither correct nor wrong.
+      Indices of the chosen examples, and a record of every example of the split, see
+      `tasks.task.Task.predictions`. Records also have the keys "index", "kind" and "correct", which
+      is None if examples are neither correct nor wrong.
 
     Raises:
       UserError: there are no such examples.
@@ -110,7 +110,7 @@ def select(
 def identified(
     explanations: Sequence[Explanation], rows: Sequence[Mapping[str, Any]], chosen: Sequence[int]
 ) -> list[Explanation]:
-    """Returns explanations with the ids, kinds and scores of their examples.
+    """Adds the id, kind and score of its example to each explanation.
 
     Args:
       explanations: explanations of the chosen examples.

@@ -60,7 +60,7 @@ def check(config: Experiment, seeds: int, track: Sequence[str] = ()) -> None:
 
 
 class StackedSeeds:
-    """Placement in this process: experiments follow each other, their seeds train together.
+    """Placement in this process: one experiment after another, with all its seeds together.
 
     On several devices, the seeds are distributed over them.
     """
@@ -156,7 +156,7 @@ def _forwarded() -> Iterator[list[int]]:
 
 
 def notes(outcomes: Mapping[str, Outcome]) -> list[str]:
-    """Returns a line about the seconds per seed of each experiment with stacked seeds.
+    """Returns, for each experiment with stacked seeds, a line with the seconds per seed.
 
     Args:
       outcomes: results by name.

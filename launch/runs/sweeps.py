@@ -18,7 +18,7 @@ _LONGEST_NAME = 160
 
 
 def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experiment]:
-    """Returns, by name, the experiment of each combination of the `key=a,b,c` settings.
+    """Returns an experiment for each combination of values in `key=a,b,c` settings, by name.
 
     Without settings the result contains only the base experiment.
 

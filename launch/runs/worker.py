@@ -2,7 +2,7 @@
 
 The first line of the standard input is the set-up:
 
-    cores: numbers of the cores to run on, or null.
+    cores: ids of the CPU cores to run on, or null.
     config: config whose devices are requested, as in a command that runs all jobs itself.
     paths, command, track: as in `launch.runs.jobs.Options`; paths by attribute.
 
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 class _Lines:
-    """Lines of the standard input, whose end stops training: the process gets SIGTERM."""
+    """Lines of the standard input. At its end, the process gets SIGTERM, which stops training."""
 
     def __init__(self, source: Any):
         self._source, self._found = source, queue.SimpleQueue()
@@ -87,7 +87,7 @@ class _Lines:
             yield line
 
     def answered(self) -> None:
-        """Notes that the last line has been answered."""
+        """Records that the last line has been answered."""
         self._busy.release()
 
 

@@ -33,13 +33,13 @@ class Lost(Exception):
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """Returns the environment of a worker: that of this process, with settings of the command.
+    """Returns the environment of a worker: that of this process, with the command's settings.
 
     Settings of JAX, XLA and thread counts that the command does not have are removed: a cluster may
     set some of them for its own processes.
 
     Args:
-      given: environment of the command, or the result of `settings` of it.
+      given: environment of the command, or the result of `settings` for it.
     """
     kept = {name: value for name, value in os.environ.items() if not _is_setting(name)}
     above = os.environ.get("PYTHONPATH")
@@ -63,8 +63,8 @@ def claim_cores(count: int) -> tuple[list[int] | None, list[Any]]:
       count: number of cores.
 
     Returns:
-      Numbers of the cores, None if fewer are free; and the claims, which last until these files are
-      closed or the process ends.
+      Ids of the cores, or None if fewer are free; and files that hold the claims. A claim lasts
+      until its file is closed or the process ends.
     """
     if not count or not hasattr(os, "sched_getaffinity"):
         return None, []
@@ -103,9 +103,9 @@ class Process:
         """Starts the process.
 
         Args:
-          setup: first line, see `launch.runs.worker`.
-          variables: its environment.
-          folder: its working directory.
+          setup: first line of its input, see `launch.runs.worker`.
+          variables: environment variables of the process.
+          folder: working directory of the process.
         """
         self._process = subprocess.Popen(
             [sys.executable, "-m", MODULE],
@@ -130,7 +130,7 @@ class Process:
         return self._process.poll() is None
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Sends one line; a worker that has ended is noticed by `answer`."""
+        """Sends one line. If the worker has ended, the next call of `answer` raises `Lost`."""
         with contextlib.suppress(OSError, ValueError):
             self._process.stdin.write(json.dumps(message).encode() + b"\n")  # pyright: ignore
             self._process.stdin.flush()  # pyright: ignore

@@ -30,7 +30,7 @@ def translation(item: Item, parameters: Mapping[str, Any]) -> list[dict[str, Any
 
 
 def generation(item: Item, parameters: Mapping[str, Any]) -> list[Any]:
-    """Returns the prompt with its completion, or the most probable words for each [MASK]."""
+    """Returns the prompt and its completion as one text, or the best words for each [MASK]."""
     if "completion" in item.answer:
         return [{"generated_text": item.answer["input"] + item.answer["completion"]}]
     text, blanks = item.answer["input"], []
@@ -142,13 +142,16 @@ def read_parameters(given: Any, task: str) -> dict[str, Any]:
 
 
 def read_inputs(given: Any, kind: str, most: int) -> tuple[list[Raw], list[str], bool]:
-    """Returns raw inputs, their names for messages, and whether "inputs" was a list.
+    """Reads the value of "inputs" in a request.
 
     Args:
       given: value of "inputs": an input or a list of inputs. An input is a text for the kind
         "text", or the content of a file in base64.
       kind: kind of a raw input: "text", "image", "sound" or "table".
       most: maximum number of inputs.
+
+    Returns:
+      Raw inputs, their names for messages, and whether "inputs" was a list.
 
     Raises:
       Problem: an input has a wrong type, or there are too many inputs or none.

@@ -61,7 +61,7 @@ class _Endpoint:
 
 
 def _named(app: ASGIApp, name: str) -> ASGIApp:
-    """Returns an application that gets the model's name as the parameter "name" of the path."""
+    """Wraps an application so that it gets a model's name as the path parameter "name"."""
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
         scope["path_params"] = {"name": name}
@@ -173,7 +173,7 @@ class Application:
 
         Args:
           path: path with the placeholder {name} for the model.
-          answer: function from request, model and body to the response.
+          answer: function of request, model and body that returns the response.
           files: whether models of files also accept the body as a multipart form.
         """
 
@@ -282,7 +282,12 @@ class Application:
         return JSON({**answer, "outputs": found})
 
     def _tensors(self, model: Model, given: Any) -> tuple[list[Row], list[str], dict[str, str]]:
-        """Returns rows, names of outputs, and the id of a request, if it has one."""
+        """Reads a request with tensors.
+
+        Returns:
+          Rows of input arrays, names of the requested outputs, and a dict with the id of the
+          request if it has one.
+        """
         known_keys(given, ("id", "inputs", "outputs", "parameters"), "body")
         if not isinstance(given.get("id", ""), str):
             raise invalid("id: expected a string", "id")
@@ -393,7 +398,7 @@ def _event(name: str, data: Any) -> bytes:
 
 
 async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
-    """Returns the result of `work`; cancels it if the client closes the connection.
+    """Returns the result of `work`, which is canceled if the client closes the connection.
 
     The connection is watched only after `_PATIENCE_S` seconds, because a task that watches it takes
     longer than a quick answer.

@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 class Arrivals:
-    """Futures of other threads that an event loop waits for.
+    """Futures that other threads complete and that an event loop waits for.
 
     The futures of a batch are set one right after another. The event loop is notified once for all
     of them, because each notification takes a system call.
@@ -25,7 +25,7 @@ class Arrivals:
         self._appending = threading.Lock()
 
     async def wait(self, future: Future[Result]) -> Result:
-        """Returns the result of a future, and cancels it if this call is canceled."""
+        """Waits for a future and returns its result; cancels it if this call is canceled."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Result] = loop.create_future()
 

@@ -33,7 +33,7 @@ class _Ticket:
 
     Attributes:
       future: future whose result is the list of outputs, in the order of the rows.
-      outputs: outputs so far, one for each row.
+      outputs: outputs of each row; empty for rows that have not run yet.
       remaining: number of rows without outputs.
       deadline: latest time at which a row may start, in seconds of `time.monotonic`.
     """
@@ -86,13 +86,14 @@ class Batcher:
 
         Args:
           name: name of the model, for the name of the thread.
-          run: function from a key and at most `max_batch` rows with this key to their outputs.
+          run: function that runs at most `max_batch` rows with the same key. Its arguments are the
+            key and the rows; it returns the outputs of each row.
           max_batch: maximum number of rows in a batch.
           max_wait_s: seconds that a row waits for its batch to fill.
-          prepare: called once by the thread, before the first batch.
-          failed: called with the error if `prepare` raises one.
-          expected: returns an upper bound on the number of rows that are queued or may be soon; if
-            all of them are queued, a batch does not wait for more.
+          prepare: function that the thread calls once, before the first batch.
+          failed: function that is called with the error if `prepare` raises one.
+          expected: function that returns an upper bound on the number of rows that are queued or
+            may be queued soon. If all of them are queued, a batch does not wait for more.
         """
         self._run, self._prepare, self._failed, self._expected = run, prepare, failed, expected
         self._max_batch, self._max_wait_s = max_batch, max_wait_s
@@ -141,7 +142,9 @@ class Batcher:
             return sum(map(len, self._waiting.values()))
 
     def submit(self, rows: Sequence[tuple[Key, Row]], deadline: float) -> Future[list[Outputs]]:
-        """Queues the rows of a request; canceling the future removes rows that have not started.
+        """Queues the rows of a request.
+
+        Canceling the returned future removes the rows that have not started.
 
         Args:
           rows: at least one pair of key and row.
@@ -178,7 +181,10 @@ class Batcher:
                 self._execute(key, jobs)
 
     def _next(self) -> tuple[Key, list[_Job]] | None:
-        """Waits for a batch and returns its key and rows; None if stopped and nothing is queued."""
+        """Waits for the next batch and returns its key and rows.
+
+        The result is None if the batcher was stopped and nothing is queued.
+        """
         with self._condition:
             while True:
                 now, soonest = time.monotonic(), None

@@ -10,9 +10,9 @@ from launch.exports.reader import Raw, declared_pixels, image_formats
 from launch.serving.options import Options
 from launch.serving.problems import invalid
 
-# Pixels, samples and cells from which decoding needs much memory.
+# Numbers of pixels, samples and cells above which decoding needs much memory.
 _LARGE_PIXELS, _LARGE_SAMPLES, _LARGE_CELLS = 4_000_000, 4_000_000, 100_000
-# Number of frames from which on the length of a sound counts as unknown.
+# A sound with this number of frames or more has an unknown length.
 _UNKNOWN_FRAMES = 1 << 60
 _CELL_ENDS = b",;\t\r\n"
 
@@ -62,9 +62,10 @@ def expect_size(raw: Raw, kind: str, options: Options, field: str) -> bool:
 
 
 def _pixels(content: bytes) -> int:
-    """Returns the number of pixels in an image's header; 0 if it cannot be read.
+    """Reads the number of pixels from the header of an image.
 
-    The reader then raises the error.
+    The number is 0 if the header cannot be read; the error is raised later, when the image is
+    decoded.
     """
     import warnings
 
@@ -83,10 +84,11 @@ def _pixels(content: bytes) -> int:
 
 
 def _length(content: bytes) -> tuple[float, int]:
-    """Returns duration in seconds and number of samples from a sound's header.
+    """Reads the duration in seconds and the number of samples from the header of a sound.
 
-    Both are 0 if the header cannot be read; the reader then raises the error. If the header has no
-    length, the duration is 0 and the number is large; the reader then stops at the limit.
+    Both are 0 if the header cannot be read; the error is raised later, when the sound is decoded.
+    If the header has no length, the duration is 0 and the number of samples is large; decoding then
+    stops at the limit.
     """
     import soundfile
 

@@ -160,7 +160,7 @@ class Model:
         return self.export.signature["decoding"] is not None
 
     def start(self) -> None:
-        """Starts to compile the programs, on the batcher's thread."""
+        """Starts the thread of the batcher, which compiles the programs first."""
         self._batcher.start()
 
     def wait_ready(self) -> None:
@@ -197,7 +197,7 @@ class Model:
         self._metrics.ready.labels(self.name).set(1)
 
     def _choose(self, key: Key, row: Row) -> None:
-        """Chooses the thread and the size of the batches of a key.
+        """Measures batches with a key, and chooses their thread and their maximum size.
 
         Short batches run on the thread of the event loop. Others are limited to the smallest size
         at which a row takes about the least time: on a CPU, rows of large batches take longer if
@@ -275,11 +275,11 @@ class Model:
             return await self._within(self._answer(raw, fields, places))
 
     def is_prompt(self, raw: Sequence[Raw]) -> bool:
-        """Returns whether inputs are answered without waiting for another thread."""
+        """Returns whether inputs can be answered without waiting for another thread."""
         return self._all_short and self._is_quick and sum(map(len, raw)) <= _SHORT
 
     async def answer_promptly(self, raw: Sequence[Raw], fields: Sequence[str]) -> list[Item]:
-        """Does the same as `answer` for inputs of `is_prompt`, without a timeout."""
+        """Does the same as `answer`, without a timeout, for inputs that satisfy `is_prompt`."""
         with self._queue.accepted(len(raw)) as places:
             return await self._answer(raw, fields, places)
 
@@ -298,7 +298,7 @@ class Model:
     async def _call(
         self, places: Places, raw: Sequence[Raw], function: Callable[[], Result]
     ) -> Result:
-        """Calls a function of inputs: on this thread if it is quick, else on one of the model."""
+        """Calls a function that processes inputs: on this thread if quick, else on another one."""
         if self._is_quick and sum(map(len, raw)) <= _SHORT and self._tokenizing.acquire(False):
             try:
                 return function()
@@ -311,8 +311,8 @@ class Model:
     ) -> AsyncIterator[tuple[int, Item, bool] | None]:
         """Yields None once the inputs are valid and accepted, and then the answers.
 
-        An answer is yielded as (index of the input, item with the answer, whether it is complete).
-        If the export decodes token by token, decoding is greedy, and incomplete answers precede the
+        An answer is a tuple (index of the input, item with the answer, whether it is complete). If
+        the export decodes token by token, decoding is greedy, and incomplete answers precede the
         complete one.
 
         Raises:
@@ -339,7 +339,7 @@ class Model:
                     future.cancel()
 
     async def _tokens_of(self, item: Item, places: Places) -> AsyncIterator[tuple[Item, bool]]:
-        """Yields the item with its answer after each token, and whether it is complete."""
+        """Yields the item with its answer after each token, and whether the answer is complete."""
         answers, deadline = self.export.stream_item(item), self._deadline()
         now = await self._within(places.call(lambda: next(answers, None)), deadline)
         while now is not None:
@@ -353,8 +353,8 @@ class Model:
         """Runs the program "predict" on rows of input arrays; returns the outputs of each row.
 
         Args:
-          rows: rows that all have the same sizes of the variable dimensions, for which a program
-            is exported.
+          rows: rows whose variable dimensions all have the same sizes, for which a program is
+            exported.
 
         Raises:
           Problem: the queue is full, or the deadline has passed.
@@ -399,7 +399,7 @@ class Model:
         return await self._arrivals.wait(self._batcher.submit(keyed, self._deadline()))
 
     async def _run_soon(self, keyed: Sequence[tuple[Key, Row]]) -> list[Outputs]:
-        """Runs rows of short programs on this thread, with those of all requests that are ready."""
+        """Runs rows of short programs on this thread, together with those of other requests."""
         loop = asyncio.get_running_loop()
         if not self._soon:
             # Called after the event loop has handled all requests that are ready now.
@@ -433,21 +433,21 @@ class Model:
         return self._threads.submit(self._locked, function)
 
     def _locked(self, function: Callable[[], Result]) -> Result:
-        """Calls a function; if inputs are texts, holds the lock of the tokenizer."""
+        """Calls a function; holds the lock of the tokenizer if the model's inputs are texts."""
         if self.kind != "text":
             return function()
         with self._tokenizing:
             return function()
 
     def observe_seconds(self, seconds: float) -> None:
-        """Counts the duration of an answered request."""
+        """Adds the duration of an answered request to the metrics."""
         self._seconds.observe(seconds)
 
     def _deadline(self) -> float:
         return time.monotonic() + self._options.timeout_s
 
     async def _within(self, work: Any, deadline: float | None = None) -> Any:
-        """Awaits `work` until a deadline on `time.monotonic`; by default that of a new request.
+        """Awaits `work` until a deadline on `time.monotonic`, by default that of a new request.
 
         Raises:
           Problem: the deadline has passed.
@@ -483,7 +483,7 @@ class Model:
         }
 
     def _tokens(self, row: Row) -> dict[str, Any]:
-        """Returns the tokens of a text, its words, and the words that each token stands for."""
+        """Returns the tokens and words of a text, and for each token the range of its words."""
         steps = self.export.signature["encode"]
         file = next((step["file"] for step in steps if step["op"] == "tokenize"), None)
         if file is None or np.ndim(row.get("tokens")) != 1:
@@ -535,7 +535,13 @@ class Model:
 
 
 def _cut(array: np.ndarray, sizes: Mapping[str, int], padded: Mapping[str, int]) -> np.ndarray:
-    """Removes the padding of the last two dimensions, given the sizes of a row and its bucket."""
+    """Removes the padding at the end of the last two dimensions of an array.
+
+    Args:
+      array: output of a row, padded to the sizes of its bucket.
+      sizes: sizes of the row, by name.
+      padded: sizes of the bucket, by name.
+    """
     for axis in (-1, -2):
         for name, length in padded.items():
             if array.ndim >= -axis and array.shape[axis] == length > sizes.get(name, length):

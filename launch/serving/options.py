@@ -19,8 +19,8 @@ class Options:
     """Options of the server.
 
     Attributes:
-      max_batch: maximum number of rows in a batch, a power of two. Batches of a program are smaller
-        if larger ones take no less time per row when the server starts.
+      max_batch: maximum number of rows in a batch, a power of two. A program has smaller batches if
+        the server measures, at its start, that larger ones take no less time per row.
       max_wait_ms: milliseconds that a row waits for its batch to fill, if other inputs are being
         read or answered.
       max_queue: maximum number of inputs, per model, that are accepted and not yet answered.
@@ -50,7 +50,7 @@ class Options:
     cors_origin: str = ""
 
     def __post_init__(self) -> None:
-        """Checks the conditions that the types of the flags do not ensure.
+        """Checks the values of the options, as far as the types of the flags do not ensure them.
 
         Raises:
           UserError: a flag has a wrong value.

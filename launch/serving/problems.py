@@ -48,7 +48,7 @@ def overloaded(error: str) -> Problem:
 
 
 def known_keys(value: Any, known: Sequence[str], field: str) -> dict[str, Any]:
-    """Checks that a JSON value is an object with no keys besides the known ones; returns it.
+    """Checks that a JSON value is an object without unknown keys; returns it.
 
     Args:
       value: JSON value.

@@ -24,7 +24,7 @@ class Queue:
     """
 
     def __init__(self, name: str, size: int, submit: Callable[[Callable[[], Any]], Future]):
-        """Creates an empty queue of the model with this name."""
+        """Creates an empty queue; `name` is the name of the model."""
         self._name, self.size, self.taken, self.submit = name, size, 0, submit
 
     def expect_free(self) -> None:
@@ -48,14 +48,14 @@ class Queue:
             )
 
     def full(self) -> Problem:
-        """Returns the problem that the queue is full."""
+        """Returns the `Problem` with which requests are rejected while the queue is full."""
         return overloaded(f"model {self._name} has a full queue; try again later")
 
     @contextmanager
     def accepted(self, inputs: int) -> Iterator[Places]:
         """Reserves places for inputs.
 
-        The places are freed after the context, as soon as no thread works on the inputs any more.
+        After the context ends, the places are freed as soon as no thread works on the inputs.
 
         Raises:
           Problem: the queue is full.
@@ -75,7 +75,7 @@ class Places:
     """
 
     def __init__(self, queue: Queue):
-        """Occupies no place yet."""
+        """Initializes the object without occupying a place."""
         self._queue, self._taken, self._running, self._closed = queue, 0, 0, False
 
     def add(self, count: int, field: str = "inputs") -> None:

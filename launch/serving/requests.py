@@ -15,7 +15,7 @@ from launch.engine.memory import return_free_memory
 from launch.serving.options import Options
 from launch.serving.problems import Problem, invalid, overloaded
 
-# All bodies in memory together may have this many times the maximum size of a body.
+# Largest total size of the bodies in memory, as a multiple of the maximum size of one body.
 _BODIES = 8
 # Bodies up to this size are parsed on the thread of the event loop, and are read even if the limit
 # on all bodies is reached.
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 
 class Bodies:
-    """Reader of bodies that limits the size of each body and of all bodies in memory together."""
+    """Reader of request bodies, which limits the size of each body and the total size in memory."""
 
     def __init__(self, options: Options):
         """Initializes the reader with the options of the server."""
@@ -42,7 +42,7 @@ class Bodies:
         self._large = asyncio.Lock()
 
     async def read(self, request: Request) -> bytes:
-        """Reads the body of a request; it counts as in memory until it is given to `release`.
+        """Reads the body of a request, which counts as in memory until `release` is called with it.
 
         Raises:
           Problem: the body is too large or arrives too slowly, or the limit on all bodies is
@@ -81,7 +81,7 @@ class Bodies:
         self._held -= len(body)
 
     async def parse(self, body: bytes, read: Callable[[Any], Result]) -> Result:
-        """Parses a JSON body in UTF-8, and returns the result of `read` for its value.
+        """Parses a JSON body in UTF-8, calls `read` with the value, and returns the result.
 
         A value takes many times the memory of its text. Large bodies are therefore parsed one after
         another: the next one is parsed when `read` has returned.

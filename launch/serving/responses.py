@@ -105,7 +105,7 @@ class _Rest:
         return message
 
     async def ignored(self, status: int) -> bool:
-        """Reads the rest within limits; returns whether the end of the body was reached."""
+        """Reads and ignores the rest, within limits; returns whether the body has ended."""
         if not self._started:
             headers = Headers(scope=self._scope)
             self._ended = headers.get("content-length", "0") == "0" and (
@@ -131,14 +131,14 @@ class Common:
     def __init__(
         self, app: ASGIApp, *, token: str, metrics: Metrics, direct: Mapping[str, ASGIApp]
     ):
-        """Makes the middleware.
+        """Initializes the middleware.
 
         Args:
           app: application.
-          token: token that requests must have, "" for none.
+          token: token that requests must have; "" if no token is needed.
           metrics: metrics of the server.
-          direct: applications of POST requests by path, which are called instead of `app`; routing
-            and its error handling would take a fifth of the time of a short request.
+          direct: applications by path, which are called for POST requests instead of `app`. For a
+            short request, routing and its error handling would take a fifth of the time.
         """
         self._app, self._metrics, self._direct = app, metrics, direct
         self._expected = f"Bearer {token}".encode() if token else None

@@ -80,10 +80,10 @@ class Protocol(H11Protocol):
         self._watch_headers()
 
     def _make_room(self) -> None:
-        """Closes the connection without a request that has been idle for longest.
+        """Closes the connection that has been idle for the longest time, if there are too many.
 
-        So clients that open many connections do not keep out those that send requests. If all have
-        requests, the new connection is closed.
+        So clients that open many connections do not keep out those that send requests. If all other
+        connections have requests, the new connection is closed.
         """
         opened = [one for one in self.connections if not one.transport.is_closing()]
         idle = [one for one in opened if isinstance(one, Protocol) and one._is_idle]
@@ -95,7 +95,7 @@ class Protocol(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def on_response_complete(self) -> None:
-        """Notes the time since which the connection is idle."""
+        """Records the time at which the connection becomes idle."""
         self._idle_since = time.monotonic()
         super().on_response_complete()
 
@@ -162,7 +162,7 @@ class Server(uvicorn.Server):
             listening.listen(_BACKLOG)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends the server after answering requests on all connections that the system accepted."""
+        """Ends the server, after it has answered all connections that the system accepted."""
         loop = asyncio.get_running_loop()
         state = self.server_state
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
@@ -214,7 +214,7 @@ def make_server(app: ASGIApp, options: Options) -> Server:
 
 
 def _allow_files() -> None:
-    """Raises the limit of open files, if it is below the number of connections."""
+    """Increases the limit of open files if the maximum number of connections exceeds it."""
     if sys.platform == "win32":
         return
     import resource

@@ -22,7 +22,7 @@ OPTIONAL = ("id", "weight")
 
 
 def metadata(specs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns name, datatype and shape of each array; variable sizes are -1."""
+    """Returns the name, datatype and shape of each array; variable sizes are -1 in a shape."""
     return [
         {
             "name": name,
@@ -120,7 +120,7 @@ def _flatten(values: Any, shape: Sequence[int], flat: list[Any], field: str) -> 
 
 
 def _typed(flat: Sequence[Any], dtype: str, field: str) -> np.ndarray:
-    """Converts values to an array; rejects values that would be rounded to integers or overflow.
+    """Converts values to an array of a dtype, without rounding to integers and without overflow.
 
     Raises:
       Problem: a value does not fit the dtype.
@@ -161,10 +161,10 @@ def _float(dtype: str) -> Any:
 def write_outputs(
     outputs: Sequence[Mapping[str, np.ndarray]], names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Stacks the outputs of all rows to JSON tensors; numbers that are not finite become null.
+    """Stacks the outputs of all rows as JSON tensors; numbers that are not finite become null.
 
     Args:
-      outputs: output arrays by name of each row.
+      outputs: for each row, its output arrays by name.
       names: outputs to return.
     """
     found = []
