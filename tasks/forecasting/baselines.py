@@ -57,7 +57,14 @@ class Linear:
 
 
 def level_of(past: np.ndarray, valid: np.ndarray, level: str) -> np.ndarray:
-    """Returns the mean or last valid value of the past, or 0 for "none": [n, L, C] -> [n, C]."""
+    """Returns the level of each look-back and channel, [n, C].
+
+    Args:
+      past: [n, L, C].
+      valid: bool [n, L, C].
+      level: "mean" for the mean of the valid values, "last" for the last valid value, or "none"
+        for 0. The level is also 0 without valid values.
+    """
     if level == "mean":
         return (past * valid).sum(axis=1) / np.maximum(valid.sum(axis=1), 1)
     if level == "last":

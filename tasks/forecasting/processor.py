@@ -60,8 +60,8 @@ class ForecastInput:
 class ForecastInputs:
     """Random access to examples as in `tasks.forecasting.data.Windows`, but without a future.
 
-    The calendar features [T, K] cover the look-back and the longest forecast, rounded up to a
-    multiple of F.
+    The calendar features [steps, K] cover the look-back and the longest forecast, whose length is
+    rounded up to a multiple of F.
     """
 
     lengths = None
@@ -260,7 +260,12 @@ class ForecastingProcessor(Processor):
     def forecasts(
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
-        """Yields (input, parameters [S, C, P], quantiles [S, C, Q] or None) of each input."""
+        """Yields the forecast of each input.
+
+        Yields:
+          The input; the parameters [S, C, P]; and the quantiles at `LEVELS`, [S, C, Q], or None for
+          a point forecast.
+        """
         for index, text in enumerate(raw):
             parameters, quantiles = outputs["parameters"][index], None
             steps = self.input(text).steps

@@ -147,7 +147,7 @@ def _round_steps(step: Step) -> list[Step]:
 
 
 def _distance(times: np.ndarray, step: Step) -> float:
-    """Returns the sum of distances, in seconds, of stamps to a grid from the first stamp on."""
+    """Returns the total distance, in seconds, of stamps to a grid that begins at the first one."""
     grid = stamps(times[0], step, grid_index(times, times[0], step))
     return float(np.abs((times - grid).astype(np.int64)).sum() / 1e6)
 

@@ -17,8 +17,9 @@ class _Order:
 
     Attributes:
       codes, counts: code and count of each n-gram.
-      contexts, totals, kinds: code of each context, sum of the counts after it, and number of
-        distinct tokens after it.
+      contexts: code of each context.
+      totals: sum of the counts of the n-grams that begin with each context.
+      kinds: number of distinct tokens after each context.
       discount: d_n of `KneserNey`."""
 
     codes: np.ndarray

@@ -122,7 +122,7 @@ def read_labeled(file: str, running: bool, text_column: str = "") -> list[str]:
     Args:
       file: text file; a table if `text_column` is given.
       running: whether the texts of the run are running text.
-      text_column: column of the texts of the run; "" for plain text.
+      text_column: name of the column with the texts, from the config of the run; "" for plain text.
 
     Raises:
       UserError: the file cannot be read, or has no text.

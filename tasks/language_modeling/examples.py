@@ -60,7 +60,7 @@ class RunningText:
     """Windows of one running text; every token but the first of the text is a target.
 
     Attributes:
-      texts: tokens of the text, as the only element.
+      texts: list with one array, the tokens of the text.
       lengths: number of tokens of each window; only the last may have fewer than `length`.
     """
 
@@ -96,7 +96,12 @@ class CausalTexts:
     padded: Mapping[str, int] = {"tokens": PAD, "targets": PAD}
 
     def __init__(self, texts: Sequence[np.ndarray], end: int):
-        """Initializes examples from chunks of texts, which leave room for `end`, the end token."""
+        """Makes one example of each text.
+
+        Args:
+          texts: tokens of each text or chunk, which leave room for one reserved token.
+          end: id of the end token.
+        """
         self.texts, self._end = texts, np.int32(end)
         self.lengths = np.array([len(ids) + 1 for ids in texts], np.int32)
 
@@ -189,7 +194,7 @@ class MaskedTexts:
 
 
 class TextRows:
-    """Random access to given examples of equal shapes."""
+    """Sequence of given examples, whose arrays have equal shapes."""
 
     padded: Mapping[str, int] = {}
 
@@ -233,7 +238,8 @@ def masked_rows(
     """Returns an example for each mask of each text: a window of the text around the mask.
 
     Args:
-      parts: tokens before, between and after the masks of each text, one array more than masks.
+      parts: for each text, the arrays of tokens before, between and after its masks. A text with
+        m masks has m + 1 arrays.
       mask, end: ids of the mask token and of the end token.
       width: length of an example, with CLS and the end token.
 

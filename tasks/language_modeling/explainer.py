@@ -45,7 +45,7 @@ class LanguageExplainer(Explainer):
         return self._asked(split, index)[0]
 
     def _asked(self, split: str, index: int) -> tuple[str, str]:
-        """Returns the raw input for an example of a split, and the true word or continuation."""
+        """Returns the raw input for an example of a split, and the true word or next token."""
         tokenizer = self.task.processor.tokenizer
         tokens = self.task.examples(split)[index]["tokens"]
         known = tokens[(tokens != PAD) & (tokens != CLS) & (tokens < tokenizer.size)][:_TOKENS]
@@ -83,7 +83,7 @@ class LanguageExplainer(Explainer):
         return log_odds(logits, target["token"])
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
-        """Returns the attention weights of all layers; the mask or the last token is read."""
+        """Returns the attention weights of all layers, read at the mask or at the last token."""
         if "encoder" not in subject.attention:
             return None
         length = int(subject.inputs["length"][0])

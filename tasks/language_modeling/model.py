@@ -50,8 +50,8 @@ class LanguageModelConfig(EncoderConfig):
       loss_chunk_size: number of tokens of the vocabulary whose logits are computed at a time in the
         loss, for "causal"; 0 for all. This saves memory for large vocabularies; results are the
         same.
-      segments: 2 for segment embeddings, 1 for one that all tokens share (RoBERTa, Liu et al.
-        2019), 0 for none.
+      segments: number of segment embeddings: 2 for one per segment, 1 for one that all tokens
+        share (RoBERTa, Liu et al. 2019), 0 for none.
       next_sentence: whether the model also predicts if the second segment follows the first one.
       mask_rate: fraction of the tokens that are targets, for "masked".
       whole_words: whether to mask whole words, for "masked".
@@ -122,10 +122,11 @@ class MaskedHead(nnx.Module):
 class LanguageModel(nnx.Module):
     """Language model: hidden = Encoder(E[tokens] + S[segments]), and logits of hidden states.
 
-    Parameters: embedding/embedding (E) [R, D] with R = max(V, min_rows); with segments also
-    segment_embedding/embedding (S) [segments, D]; encoder; and head, which is a `MaskedHead` for
-    masked models, a kernel [D, R] for causal models without tied embeddings, and absent otherwise.
-    With next_sentence, pooler/kernel [D, D] and follows/kernel [D, 2] with their biases.
+    Parameters: embedding/embedding, which is E [R, D] with R = max(V, min_rows) rows; encoder; and
+    head. The head is a `MaskedHead` for masked models, a kernel [D, R] for causal models without
+    tied embeddings, and absent otherwise. With segments also segment_embedding/embedding, which is
+    S [segments, D]. With next_sentence also pooler/kernel [D, D] and follows/kernel [D, 2], with
+    their biases.
     """
 
     def __init__(self, config: LanguageModelConfig, vocabulary: int, *, rngs: nnx.Rngs):
@@ -183,7 +184,14 @@ class LanguageModel(nnx.Module):
         return x + self.segment_embedding(jnp.zeros_like(tokens) if segments is None else segments)
 
     def logits(self, hidden: Array) -> Array:
-        """Computes logits: hidden [..., D] -> float32 [..., R], -inf after the vocabulary."""
+        """Computes the logits of all tokens.
+
+        Args:
+          hidden: hidden states [..., D].
+
+        Returns:
+          float32 [..., R] with R = max(V, min_rows), -inf for rows after the vocabulary.
+        """
         if self.head is None:
             return self.embedding.logits(hidden)
         if self.config.objective == "masked":

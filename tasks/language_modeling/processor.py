@@ -51,9 +51,10 @@ class LanguageProcessor(Processor):
         return self.model.objective == "causal"
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the specifications of the arrays that `encode` returns, and of "id" for sampling.
+        """Returns the specifications of the input arrays.
 
-        A causal model has "id"; a masked model has "blank", the position of the mask.
+        A causal model has "id", the id of the example, from which sampling seeds are derived. A
+        masked model has "blank", the position of the mask.
         """
         scalar = ArraySpec(("batch",), "int32")
         tokens = ArraySpec(("batch", "length"), "int32", PAD)
@@ -170,8 +171,9 @@ def fill_mask(
     Args:
       tokenizer: tokenizer.
       texts: texts that contain [MASK].
-      tokens, probabilities: the k most probable tokens and their probabilities in descending order,
-        [masks, k], for the masks of all texts in order.
+      tokens: the k most probable tokens for each mask, [masks, k]. The rows are the masks of all
+        texts, in order.
+      probabilities: probabilities of these tokens, [masks, k], in descending order.
     """
     answers, row = [], 0
     for text in texts:

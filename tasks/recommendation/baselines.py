@@ -159,7 +159,10 @@ class _Fitted:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def transitions(self, window: int, decay: float) -> sp.csr_matrix:
-        """Returns transition probabilities; events d <= `window` apart count `decay`^(d - 1)."""
+        """Computes transition probabilities between items, sparse float32 [I, I].
+
+        Two events at a distance of d <= `window` positions count `decay`^(d - 1).
+        """
         data, total = self._data, sp.csr_matrix((self._data.num_items,) * 2, dtype=np.float32)
         position = np.arange(len(data.items))
         end = np.repeat(self._ends, np.diff(data.starts))

@@ -109,7 +109,10 @@ class Head:
         raise NotImplementedError
 
     def at_scores(self, parameters: Array, scores: Array) -> Array:
-        """Computes the quantiles [...] at the levels Φ(z) of normal scores z [...]."""
+        """Computes the quantiles [...] at the levels Φ(z) for normal scores z [...].
+
+        Φ is the distribution function of the standard normal distribution.
+        """
         raise NotImplementedError
 
     def crps(self, parameters: Array, future: Array) -> Array:
@@ -282,10 +285,13 @@ class StudentT(Head):
 
 @functools.cache
 def _stretches() -> np.ndarray:
-    """Tabulates log(t / z) of equal quantiles t (Student's t) and z (normal), float32 [r, s].
+    """Tabulates log(t / z) for quantiles t of Student's t and z of the normal at the same level.
 
-    F_ν(t) = Φ(z), with the distribution functions F_ν and Φ. Rows are `StudentT.fewest` / ν from 0
-    to 1, columns are z from 0 to `_LARGEST_SCORE`.
+    The levels are equal if F_ν(t) = Φ(z), with the distribution functions F_ν and Φ.
+
+    Returns:
+      float32 [rows, columns]. Rows are `StudentT.fewest` / ν from 0 to 1, columns are z from 0 to
+      `_LARGEST_SCORE`.
     """
     from scipy import stats
 

@@ -91,7 +91,7 @@ def last_positions(items: Array) -> Array:
 
 
 def gather_positions(x: Array, positions: Array) -> Array:
-    """Returns x [B, S, ...] at the positions int [B] of its rows, [B, ...]."""
+    """Gathers one position of each row: x [B, S, ...] at positions int [B] gives [B, ...]."""
     # With `vmap` XLA knows that rows are independent, and partitions them over devices.
     return jax.vmap(lambda row, position: row[position])(x, positions)
 

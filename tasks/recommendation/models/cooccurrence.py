@@ -29,7 +29,11 @@ def binarize(matrix: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def in_time_order(matrix: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Returns users and items of all n events, sorted by user and position, int32 [n] each."""
+    """Returns the user and the item of each of n events, sorted by user and position.
+
+    Returns:
+      Users int32 [n] and items int32 [n].
+    """
     users = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
     order = np.lexsort((matrix.data, users))
     return users[order], matrix.indices[order].astype(np.int32)
@@ -144,7 +148,15 @@ class SparseRows(nnx.Module):
         return jax.vmap(jax.vmap(one, (0, None, None)))(weights, columns, entries)
 
     def combine_each(self, weights: Array, rows: Array) -> Array:
-        """Computes Σ_s w_ts M[row_ts] [B, T, C] for w [B, T, k] and row, int [B, T, k]."""
+        """Computes Σ_s w_ts M[row_ts], weighted sums of the rows that each position t has.
+
+        Args:
+          weights: w, [B, T, k].
+          rows: row, int [B, T, k].
+
+        Returns:
+          [B, T, C].
+        """
         B, T, k = rows.shape
         if self.dense:
             spread = jax.vmap(lambda w, r: jnp.zeros((self.shape[0],)).at[r].add(w))

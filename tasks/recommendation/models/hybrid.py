@@ -209,7 +209,7 @@ class Hybrid(Recommender):
         return self._logits(history, self._weights(history))[:, 0]
 
     def score_parts(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the terms of popularity with bias, of each count, and of the Transformer."""
+        """Returns the popularity with the bias, the terms from counts, and the Transformer's."""
         history = _after_last(batch)
         parts = self._parts(history, self._weights(history))
         shape = (items.shape[0], self.num_items)
@@ -219,7 +219,7 @@ class Hybrid(Recommender):
         }
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the fractions of score contributions by similar user or by position.
+        """Returns the fraction that each similar user or position contributes to the scores.
 
         If similar users are the only term from counts, the contributions are α_v r(v, i) of
         `UserKnn`. Otherwise they are a_j ∂z_i/∂a_j for each position j with attention weight a_j,

@@ -71,9 +71,9 @@ class RecencyAttention(nnx.Module):
 
         a_tj = softmax^β_j(d[t - j] + g[age_j - age_t] + c[item_j]),   j ≤ t,   β = 0.5
 
-    softmax^β is `smoothed_softmax` of He et al. 2018. d is constant between powers of 2^(1/4)
-    of the distance in positions plus 1, and g between powers of 2 of the distance in minutes
-    plus 1. The initial half-life is `half_life` positions.
+    softmax^β is `smoothed_softmax` of He et al. 2018. d and g are tables with 32 entries. The
+    index is ⌊4 log2(1 + distance in positions)⌋ for d, and ⌊log2(1 + distance in minutes)⌋ for g.
+    The initial half-life is `half_life` positions.
 
     Parameters, stored divided by `PACE`: distance [32] (d), age [32] (g), item [I] (c).
     """

@@ -194,7 +194,11 @@ class BERT4Rec(SequentialRecommender):
         return self.norm(gelu(hidden))
 
     def _with_mask(self, items: Array) -> tuple[Array, Array]:
-        """Appends a masked item: returns items [B, S + 1], and positions of the masks [B]."""
+        """Appends a masked item to each history.
+
+        Returns:
+          Items [B, S + 1], and the position of the masked item in each row, [B].
+        """
         mask = jnp.full((items.shape[0],), self.num_items, jnp.int32)
         return events(items, mask), jnp.sum(is_event(items), axis=1)
 
