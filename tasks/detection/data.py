@@ -194,7 +194,12 @@ class DetectionDataset(digests.Fingerprinted):
 
 
 def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Returns height and width of an image of `size`, scaled down to a square of `side` pixels."""
+    """Returns height and width of an image after it is scaled down to fit into a square.
+
+    Args:
+      size: height and width of the original image.
+      side: side of the square in pixels. Smaller images keep their size.
+    """
     scale = min(1.0, side / max(size))
     height, width = (max(1, math.floor(length * scale + 0.5)) for length in size)
     return height, width

@@ -52,7 +52,8 @@ Model = MaskRCNN | DETR
 Config = MaskRCNNConfig | DETRConfig
 MODEL_CONFIGS: dict[str, type] = {"mask_rcnn": MaskRCNNConfig, "detr": DETRConfig}
 
-# Maximum number of objects of an image of a user file that count in the loss of Mask R-CNN.
+# Maximum number of objects of an image that count in the loss of Mask R-CNN when a run is evaluated
+# on a user file.
 MOST_OBJECTS = 1000
 
 
@@ -146,7 +147,7 @@ class Detection(Task):
         return sum(means.values()), {f"{name}_loss": value for name, value in means.items()}
 
     def evaluate(self, model: Model, batch: Batch) -> tuple[dict, dict]:
-        """Sums totals and counts of the model's losses, and returns detections as outputs.
+        """Sums each term of the model's loss over the batch; the outputs are the detections.
 
         The sampling of anchors and regions depends only on the id of the example.
         """

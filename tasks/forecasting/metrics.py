@@ -35,8 +35,8 @@ def error_sums(forecast: Any, future: Any, valid: Any) -> dict[str, Any]:
       valid: bool [B, F, C].
 
     Returns:
-      "squared" and "absolute", sums of squared and absolute errors, and "cells", their number, [C]
-      each.
+      "squared" and "absolute", the sums of squared and of absolute errors, and "cells", the number
+      of valid cells. Each is [C].
     """
     error = (forecast - future) * valid
     return {

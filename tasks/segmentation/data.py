@@ -314,7 +314,14 @@ def _fitted(
     ids: Sequence[str] = (),
     subsets: Mapping[str, str] | None = None,
 ) -> SegmentationExamples:
-    """Resizes images, or cuts them into windows; `subsets` maps subset names to id prefixes."""
+    """Makes examples of one size: resizes images, or cuts them into windows.
+
+    Args:
+      pairs: image and mask of each pair.
+      config: config with the size of the examples and the method.
+      ids: id of each pair, which the prefixes of `subsets` refer to.
+      subsets: mapping from names of subsets to prefixes of ids; None for no subsets.
+    """
     size, tiled = tuple(config.image_size), config.fit == "tiles"
     images, labels, source, codes, void = [], [], [], [], 0
     for number, (image, mask) in enumerate(pairs):

@@ -30,9 +30,10 @@ from tasks.processor import Arrays
 
 
 class SegmentationExplainer(Explainer):
-    """Explains one class at its predicted pixels: the class with the most besides the background.
+    """Explains one class at its predicted pixels.
 
-    The background is class 0. If all pixels are background, the background is explained.
+    It is the class with the most pixels besides the background, which is class 0. If all pixels are
+    background, the background is explained.
     """
 
     replacement = "a blurred copy"

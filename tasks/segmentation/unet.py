@@ -118,7 +118,7 @@ MODEL_CONFIGS = {"unet": UNetConfig}
 
 
 def match_parameter_count(config: UNetConfig, classes: int, image_channels: int = 3) -> UNetConfig:
-    """Reduces the channels so that the parameter count with attention is that without attention.
+    """Reduces the channels so that the parameter count is that of the U-Net without attention.
 
     All channels are scaled by one factor and rounded.
 
@@ -144,7 +144,7 @@ def match_parameter_count(config: UNetConfig, classes: int, image_channels: int 
 
 
 def parameter_count(config: UNetConfig, classes: int, image_channels: int = 3) -> int:
-    """Returns the number of parameters, without initializing them."""
+    """Returns the number of parameters of a U-Net, without initializing them."""
     model = nnx.eval_shape(lambda: UNet(config, image_channels, classes, rngs=nnx.Rngs(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 

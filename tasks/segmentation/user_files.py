@@ -53,7 +53,8 @@ def find_all(path: str, config: ImageTableConfig) -> tuple[dict[str, list[Pair]]
     Args:
       path: a folder as for `find`, a table, a pattern of tables, or three of them for train,
         validation and test.
-      config: names of the columns of tables; `label_column` names that of the paths of masks.
+      config: config with the names of the columns of tables; `label_column` is the column with the
+        paths of masks.
 
     Raises:
       UserError: as for `find`, or a table cannot be read, lacks a column or names missing files.

@@ -48,7 +48,7 @@ class TranslationExplainer(SequenceExplainer):
         return mean_log_probability(logits, tokens, tokens != PAD)
 
     def _alignment(self, subject: Subject) -> np.ndarray | None:
-        """Returns attention weights [layers, heads, steps, tokens], unpadded; None if none."""
+        """Returns the weights [layers, heads, steps, tokens] without padding, or None if none."""
         weights = subject.attention.get("alignment")
         if weights is None:
             return None

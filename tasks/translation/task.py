@@ -170,7 +170,7 @@ class Translation(Task):
         )
 
     def _lost_case(self, split: str) -> list[str]:
-        """Returns a note on target words with capitals if the tokenizer lower-cases, else none."""
+        """Returns a note if lower-casing by the tokenizer changes target words, else no note."""
         words = [word for text in self.dataset.splits[split].targets for word in text.split()]
         lost = sum(word != word.lower() for word in words)
         if not (self.data.text.lower_case and lost):
@@ -223,13 +223,18 @@ class Translation(Task):
         return statistics, {}
 
     def predict(self, model: models.Translator, inputs: Batch, *, fast: bool = False) -> dict:
-        """Returns tokens [B, n_best, T], best first and padded with 0, and scores [B, n_best]."""
+        """Translates the source sentences.
+
+        Returns:
+          "tokens" [B, n_best, T], the best translation first, padded with 0; and "scores"
+          [B, n_best].
+        """
         config = DecodingConfig() if fast else self.model.decoding
         decoded = self._decode(model, inputs, config, return_weights=False)
         return {"tokens": decoded.tokens, "scores": decoded.scores}
 
     def decoder(self, model: models.Translator, inputs: Batch) -> TokenDecoder:
-        """Encodes the source sentences, and returns their decoder."""
+        """Encodes the source sentences, and returns a decoder of their translations."""
         return model.decoding(inputs["source"], self.data.text.max_length + 1)
 
     def attention(self, model: models.Translator, inputs: Batch) -> dict[str, Any]:
@@ -339,9 +344,9 @@ class Translation(Task):
         attention: Arrays,
         names: Sequence[str] | None = None,
     ) -> list[Figure]:
-        """Draws the alignment of each source that has attention weights, which are the first ones.
+        """Draws the alignments of the first sources, as many as have attention weights.
 
-        The captions are the texts, or the `names`.
+        The captions are the `names`, or the source and its translation if `names` is None.
         """
         processor, drawn = self.processor, []
         for index, weights in enumerate(attention.get("alignment", ())):

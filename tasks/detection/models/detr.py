@@ -139,15 +139,18 @@ class PositionedAttention(MultiHeadAttention):
         *,
         return_weights: bool = False,
     ) -> Array | tuple[Array, Array]:
-        """Returns [B, T, D] and, with `return_weights`, the attention weights [B, N, T, S].
+        """Attends from T queries to S positions of the memory.
 
         Args:
           x: [B, T, D].
           q_pos: position embeddings of x.
           memory: [B, S, D].
           k_pos: position embeddings of the memory.
-          mask: True means may attend.
+          mask: True where a query may attend to a position; None for all positions.
           return_weights: whether to return the attention weights.
+
+        Returns:
+          [B, T, D]; with `return_weights` also the attention weights [B, N, T, S].
         """
         query = constrain(self.query(x + q_pos), "B T N H")
         key = constrain(self.key(memory + k_pos), "B S K H")
@@ -187,7 +190,20 @@ class Layer(nnx.Module):
         memory_mask: masks.Mask | None = None,
         key: Array | None = None,
     ) -> tuple[Array, Array | None]:
-        """Returns [B, T, D] and, for a decoder layer, the cross-attention weights [B, N, T, S]."""
+        """Applies the layer to T positions.
+
+        Args:
+          x: [B, T, D].
+          q_pos: position embeddings of x.
+          mask: mask of the self-attention; None for all positions.
+          memory: [B, S, D], for a decoder layer.
+          k_pos: position embeddings of the memory.
+          memory_mask: mask of the cross-attention.
+          key: random key of dropout; None for evaluation.
+
+        Returns:
+          [B, T, D]; and the cross-attention weights [B, N, T, S], or None for an encoder layer.
+        """
         keys = split_keys(key, 3)
         rate, weights = self.dropout_rate, None
         y = self.attention_norm(x)

@@ -167,7 +167,8 @@ class MaskRCNN(nnx.Module):
           valid, training: as for `features`.
 
         Returns:
-          "objectness", "proposal_box", "class", "box" and "mask", totals and counts [B].
+          The terms "objectness", "proposal_box", "class", "box" and, with masks, "mask", each with
+          its total and count [B].
         """
         found = self.features(batch["image"], batch["size"], valid=valid, training=training)
         split = jax.vmap(lambda key: jax.random.split(key))(keys)

@@ -137,12 +137,15 @@ def level_and_scale(past: Array, valid: Array, *, epsilon: float = 1e-5) -> tupl
 
 
 def level_of(past: Array, valid: Array, level: str) -> Array:
-    """Computes the mean or last valid value: [B, L, C] -> [B, 1, C]; 0 without valid values.
+    """Computes the mean or the last valid value of each window and channel.
 
     Args:
       past: [B, L, C], 0 where not valid.
       valid: bool [B, L, C].
       level: "mean" or "last".
+
+    Returns:
+      [B, 1, C]; 0 without valid values.
     """
     if level == "mean":
         count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
@@ -171,10 +174,15 @@ class InstanceNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((channels,))) if learned else None
 
     def __call__(self, past: Array, valid: Array) -> tuple[Array, Array, Array]:
-        """Normalizes the past: returns z [B, L, C], 0 where not valid, and its level and scale.
+        """Normalizes the past.
 
-        `level` and `scale` are [B, 1, C]. A normalized forecast ẑ is converted back by
-        ŷ = level + scale · ẑ.
+        Args:
+          past: x, [B, L, C].
+          valid: bool [B, L, C], False where missing.
+
+        Returns:
+          z [B, L, C], 0 where not valid; and `level` and `scale`, [B, 1, C] each. A normalized
+          forecast ẑ is converted back by ŷ = level + scale · ẑ.
         """
         level, scale = level_and_scale(past, valid)
         normal = (past - level) / scale

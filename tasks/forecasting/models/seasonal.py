@@ -90,7 +90,7 @@ class SeasonalLag(nnx.Module):
         M = L // P
 
         def by_season(array: Array, first: float | bool) -> Array:
-            """Stacks the level, or `first`, and the seasons of an array: [B, 1 + M, P C]."""
+            """Stacks `first`, which stands for the level, and the M seasons: [B, 1 + M, P C]."""
             array = array[:, L - M * P :].reshape(B, M, P * C)
             return jnp.pad(array, ((0, 0), (1, 0), (0, 0)), constant_values=first)
 
