@@ -20,7 +20,7 @@ from tasks.explainer import AttentionPath, Description, Explainer, Subject, repe
 from tasks.explanation import AttentionMap, Axis, Picture
 from tasks.processor import Arrays
 
-# Least overlap of a detection with the explained one, and least score of a drawn detection.
+# Minimum IoU of a detection with the explained one, and minimum score of a drawn detection.
 _OVERLAP, _SHOWN = 0.5, 0.5
 
 

@@ -92,7 +92,7 @@ class DetectionProcessor(Processor):
         return Prediction(boxes, labels, scores, masks)
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the specifications of padded image, size before padding, and original size."""
+        """Returns the specifications of the padded image, its own size, and its original size."""
         side = self.image_size
         return {
             "image": ArraySpec(("batch", side, side, 3), "uint8"),

@@ -60,7 +60,7 @@ class TextExamples:
         Args:
           tokens: token ids of each text, at least one.
           labels: class of each text, if known.
-          whole: number of tokens of each text before truncation; None for those of `tokens`.
+          whole: number of tokens of each text before truncation; None if no text was truncated.
         """
         self._tokens, self._labels = tokens, labels
         self.lengths = np.array([len(ids) for ids in tokens], np.int32)

@@ -107,7 +107,7 @@ def _ground(
 
 
 def _scaled(item: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes an item and its mask, float32 and bool [Y, X].
+    """Resizes an item, and returns it, float32 [Y, X], with its mask, bool [Y, X].
 
     The mask is the largest connected part of the foreground, with its holes filled. A mask of fewer
     than _LEAST_PIXELS pixels is returned empty.

@@ -71,7 +71,12 @@ def _along(low: float, high: float, cells: int, length: int) -> tuple[slice, np.
 
 
 def stretch(low: int, high: int, cells: int, length: int) -> tuple[slice, np.ndarray]:
-    """Returns weights of a bilinear resize of `cells` to the pixels from `low` to `high` inclusive.
+    """Computes the weights of a bilinear resize of cells to pixels on one axis.
+
+    Args:
+      low, high: first and last pixel of the resized cells; may be outside the image.
+      cells: number of cells.
+      length: number of pixels of the image on this axis.
 
     Returns:
       Slice of the pixels within [0, length), and weights float32 [pixels, cells].

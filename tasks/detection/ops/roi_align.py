@@ -184,7 +184,17 @@ def _pooled(
 def _points(
     start: Array, end: Array, length: Array | int, size: int, sampling_ratio: int, aligned: bool
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Returns (pixel, weight) of both neighbors of each sampling point on an axis, [n, points]."""
+    """Returns the two pixels next to each sampling point on an axis, and their weights.
+
+    Args:
+      start, end: sides of the boxes on this axis, [n].
+      length: number of pixels of the map on this axis; a number, or [n].
+      size, sampling_ratio, aligned: as for `roi_align`.
+
+    Returns:
+      Index and weight of the lower pixel, and index and weight of the upper pixel; each is
+      [n, points] with points = size · sampling_ratio.
+    """
     for name, value in (("size", size), ("sampling_ratio", sampling_ratio)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
@@ -203,7 +213,7 @@ def _points(
 
 
 def _mean(values: Array, size: int) -> Array:
-    """Averages [n, points, points, C] over bins, [n, size, size, C]."""
+    """Averages the points of each bin: [n, points, points, C] -> [n, size, size, C]."""
     n, points, _, channels = values.shape
     ratio = points // size
     return values.reshape(n, size, ratio, size, ratio, channels).mean(axis=(2, 4))
