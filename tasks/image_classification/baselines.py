@@ -35,7 +35,10 @@ def logistic_regression(splits: Mapping[str, Images]) -> np.ndarray:
 
 
 def rbf_svm(splits: Mapping[str, Images]) -> np.ndarray:
-    """Predicts test classes by an SVM; kernel exp(-γ |x - y|²), γ = 1 / (pixels · variance)."""
+    """Predicts test classes by an SVM on pixels, downsampled to at most 32 a side.
+
+    Its kernel is exp(-γ |x - y|²) with γ = 1 / (pixels · variance).
+    """
     from sklearn.svm import SVC
 
     return _predictions_of_best(
@@ -122,7 +125,7 @@ def _predictions_of_best(
     features: Callable[[np.ndarray], np.ndarray],
     splits: Mapping[str, Images],
 ) -> np.ndarray:
-    """Returns the test classes predicted by the classifier of best validation accuracy."""
+    """Returns the predictions on test of the classifier with the best validation accuracy."""
 
     def in_chunks(images: np.ndarray) -> np.ndarray:
         starts = range(0, len(images), _CHUNK)

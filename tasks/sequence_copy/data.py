@@ -24,7 +24,7 @@ DATA_SETS = ("reversed_digits", "copied_digits")
 # Token ids. START is the input of the decoder at its first step.
 PAD, START, END, FIRST_DIGIT = 0, 1, 2, 3
 VOCABULARY = FIRST_DIGIT + 10
-# Number of the ten hash values of `split_of` that belong to each split.
+# Number of hash values, of the ten values in `split_of`, that belong to each split.
 SHARES = {"test": 1, "validation": 1, "train": 8}
 
 

@@ -142,7 +142,10 @@ class EncoderDecoder(nnx.Module):
         return decoded.tokens[:, 0], decoded.extras["alignment"][:, 0]
 
     def decoding(self, source: Array, lengths: Array, steps: int) -> generate.TokenDecoder:
-        """Encodes strings, and returns their decoder; for the arguments see `generate`."""
+        """Encodes strings, and returns a decoder of their targets.
+
+        The arguments are those of `generate`.
+        """
         return generate.TokenDecoder(
             self.decoder.step,
             self.decoder.prepare(*self._encode(source, lengths, None)),

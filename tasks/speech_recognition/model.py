@@ -110,7 +110,7 @@ class Pyramid(nnx.Module):
         self.layers = nnx.List(Bidirectional(size, D // 2, rngs=rngs) for size in sizes)
 
     def __call__(self, features: Array, valid: Array, key: Array | None) -> EncoderOutput:
-        """Encodes features [B, S, F], valid bool [B, S]."""
+        """Encodes features [B, S, F]; `valid`, bool [B, S], is False for padding."""
         x, last = features, None
         for number, layer in enumerate(self.layers):
             x, valid = _paired(x, valid)
@@ -171,7 +171,7 @@ class Subsampled(nnx.Module):
             self.layers = Encoder(layers, rngs=rngs)
 
     def __call__(self, features: Array, valid: Array, key: Array | None) -> EncoderOutput:
-        """Encodes features [B, S, F], valid bool [B, S]."""
+        """Encodes features [B, S, F]; `valid`, bool [B, S], is False for padding."""
         x = features[..., None]
         for convolution in self.convolutions:
             x = convolution(jnp.where(valid[:, :, None, None], x, 0.0))
