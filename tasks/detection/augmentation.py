@@ -126,7 +126,11 @@ def flip(example: Mapping[str, Array], axis: int) -> dict[str, Array]:
 
 
 def transpose(example: Mapping[str, Array]) -> dict[str, Array]:
-    """Exchanges rows and columns of one example; fields as for `augment`, without B."""
+    """Exchanges rows and columns of one example.
+
+    Args:
+      example: fields as for `augment`, without B.
+    """
     result = dict(example)
     for name in ("image", "instances"):
         if name in example:

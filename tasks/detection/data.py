@@ -236,7 +236,16 @@ def fit(annotated: AnnotatedImage, side: int, max_objects: int) -> dict[str, np.
 
 
 def to_image_pixels(boxes: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
-    """Maps boxes [n, 4] from example pixels to pixels of the original image, and clips them."""
+    """Maps boxes from pixels of an example to pixels of its original image, and clips them.
+
+    Args:
+      boxes: [n, 4] in pixels of the example.
+      size: height and width of the original image.
+      side: side of the example in pixels.
+
+    Returns:
+      float32 [n, 4].
+    """
     height, width = fitted_size(size, side)
     factors = np.array([size[1] / width, size[0] / height] * 2, np.float32)
     return np.clip(np.asarray(boxes, np.float32) * factors, 0, np.array([*size[::-1]] * 2))

@@ -44,7 +44,7 @@ class DetectionProcessor(Processor):
         return self.has_masks and isinstance(self.model, MaskRCNNConfig)
 
     def encode(self, raw: Sequence[str]) -> UserImages:
-        """Reads images; large ones are scaled down to the example size, small ones padded."""
+        """Reads images. Large images are scaled down to the example size, small ones are padded."""
         return UserImages(raw, self.image_size)
 
     def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -197,7 +197,7 @@ class ForecastingProcessor(Processor):
         return {}
 
     def input(self, raw: str) -> ForecastInput:
-        """Returns a parsed input, cached since the last `encode`; see `read`."""
+        """Returns a parsed input; see `read`. Inputs are cached until the next `encode`."""
         if raw not in self._inputs:
             self._inputs[raw] = self.read(raw)
         return self._inputs[raw]
@@ -277,7 +277,10 @@ class ForecastingProcessor(Processor):
             yield text, parameters[:steps], quantiles
 
     def _lines(self, parameters: np.ndarray, quantiles: np.ndarray | None) -> dict[str, np.ndarray]:
-        """Returns values [S, C]: point forecast (key "") and interval bounds (keys " LEVEL")."""
+        """Returns the values of the printed columns, [S, C] each, in the units of the data.
+
+        The key "" has the point forecast, and the keys " LEVEL" have the bounds of the interval.
+        """
         found = {"": np.asarray(self.head.point(parameters)) * self.std + self.mean}
         if quantiles is not None:
             for level in INTERVALS[max(INTERVALS)]:

@@ -30,7 +30,7 @@ _UNKNOWN = 0.5
 
 
 def rolling_origins(data: ForecastingData) -> Iterator[ForecastingData]:
-    """Yields the series once per origin, with three splits that lie in the given training split."""
+    """Yields the series once for each origin, with three splits within its training split."""
     first, end = data.bounds["train"]
     for tenths in _PARTS:
         ends = [first + (end - first) * tenth // 10 for tenth in tenths]
@@ -72,7 +72,11 @@ def fit_seasons(data: ForecastingData, season: int, level: str) -> np.ndarray:
 def _seasons(
     past: np.ndarray, valid: np.ndarray, season: int, level: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the level [n, 1, C], and the seasons minus the level, latest first, [n, M, P, C]."""
+    """Returns the level of each look-back, and its seasons minus the level.
+
+    Returns:
+      Level [n, 1, C], and seasons [n, M, P, C], the latest first.
+    """
     n, L, C = past.shape
     M = L // season
     base = level_of(past, valid, level)[:, None]

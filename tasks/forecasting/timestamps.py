@@ -120,7 +120,7 @@ def _off_grid(times: np.ndarray, step: Step | None) -> int:
 
 
 def regular_step(times: np.ndarray) -> Step:
-    """Returns the step of ascending stamps [n], n > 1: the lower median of the differences.
+    """Returns the step of ascending stamps [n], n > 1, which is the lower median difference.
 
     The step is in months if all stamps are at the same time of their month, within an hour. If
     readings are delayed, the median may be, for example, 3601 s, and the stamps drift from its
@@ -153,14 +153,14 @@ def _distance(times: np.ndarray, step: Step) -> float:
 
 
 def grid_index(times: np.ndarray, start: np.datetime64, step: Step) -> np.ndarray:
-    """Returns the index of the nearest grid time of each stamp, int64 [n]; `start` has index 0."""
+    """Returns the index of the grid time nearest to each stamp, int64 [n]; 0 is `start`."""
     if step.months:
         return np.rint((_months(times) - _months(start)) / step.months).astype(np.int64)
     return np.rint((times - start).astype(np.int64) / (step.seconds * 1e6)).astype(np.int64)
 
 
 def stamps(start: np.datetime64, step: Step, indices: np.ndarray) -> np.ndarray:
-    """Returns the stamps at grid indices, datetime64[us] [n]."""
+    """Returns the time stamps at n indices of a grid, datetime64[us] [n]."""
     indices = np.asarray(indices, np.int64)
     if not step.months:
         return start + np.rint(indices * (step.seconds * 1e6)).astype("timedelta64[us]")

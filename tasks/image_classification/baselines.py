@@ -110,7 +110,11 @@ def _gradients(images: np.ndarray) -> np.ndarray:
 
 
 def _downsample(images: np.ndarray, largest: int) -> np.ndarray:
-    """Averages square blocks so that no side exceeds `largest`; returns float32 from 0 to 1."""
+    """Averages square blocks of pixels so that no side of an image exceeds `largest`.
+
+    Returns:
+      float32 [n, height, width, C] from 0 to 1.
+    """
     factor = -(-max(images.shape[1:3]) // largest)
     floats = images / np.float32(255) if images.dtype == np.uint8 else images
     n, Y, X, C = images.shape

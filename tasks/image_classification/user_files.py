@@ -257,7 +257,15 @@ def read_gray(text: str, data_set: DataSet) -> np.ndarray:
 
 
 def _light_on_dark(gray: np.ndarray, side: int) -> np.ndarray:
-    """Downsamples uint8 [Y, X] to float32 [side, side, 1], light on dark."""
+    """Downsamples an image, and inverts it if it is dark on light.
+
+    Args:
+      gray: uint8 [Y, X].
+      side: side of the result in pixels.
+
+    Returns:
+      float32 [side, side, 1] from 0 to 1.
+    """
     from PIL import Image
 
     square = Image.fromarray(_padded_to_square(gray))

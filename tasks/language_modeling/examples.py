@@ -35,7 +35,7 @@ def end_id(tokenizer: Tokenizer) -> int:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Returns the tokens of each text, int32 [t]; a blank text may have length t = 0."""
+    """Returns the tokens of each text, int32 [t]; a blank text may have no tokens."""
     whole = tokenizer.with_max_length(2**31 - 1)
     return [
         ids[:0] if len(ids) == 1 and ids[0] == UNKNOWN and not text.strip() else ids
@@ -52,12 +52,12 @@ def beginning(tokenizer: Tokenizer, text: str) -> int:
 
 
 def chunk_texts(texts: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
-    """Splits texts into chunks of at most `size` tokens, in order; drops empty texts."""
+    """Splits texts into chunks of at most `size` tokens, in order. Empty texts are dropped."""
     return [ids[i : i + size] for ids in texts for i in range(0, len(ids), size)]
 
 
 class RunningText:
-    """Windows of one running text; every token but the first of the text is a target.
+    """Windows of one running text. Every token except the first of the text is a target.
 
     Attributes:
       texts: list with one array, the tokens of the text.
@@ -235,7 +235,7 @@ def prompts(texts: Sequence[np.ndarray], begin: int | None, empty: int, width: i
 def masked_rows(
     parts: Sequence[Sequence[np.ndarray]], mask: int, end: int, width: int
 ) -> list[dict[str, np.ndarray]]:
-    """Returns an example for each mask of each text: a window of the text around the mask.
+    """Returns an example for each mask of each text, which is a window around the mask.
 
     Args:
       parts: for each text, the arrays of tokens before, between and after its masks. A text with

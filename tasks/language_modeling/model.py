@@ -120,7 +120,9 @@ class MaskedHead(nnx.Module):
 
 
 class LanguageModel(nnx.Module):
-    """Language model: hidden = Encoder(E[tokens] + S[segments]), and logits of hidden states.
+    """Language model that computes hidden states, and logits of these.
+
+        hidden = Encoder(E[tokens] + S[segments])
 
     Parameters: embedding/embedding, which is E [R, D] with R = max(V, min_rows) rows; encoder; and
     head. The head is a `MaskedHead` for masked models, a kernel [D, R] for causal models without

@@ -166,7 +166,7 @@ def mask_inputs(tokenizer: Tokenizer, text: str) -> list[np.ndarray]:
 def fill_mask(
     tokenizer: Tokenizer, texts: Sequence[str], tokens: np.ndarray, probabilities: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Returns candidate words for the masks of each text, and the text filled with the best words.
+    """Returns for each text the candidate words of its masks, and the text with the best words.
 
     Args:
       tokenizer: tokenizer.

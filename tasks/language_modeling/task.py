@@ -414,7 +414,7 @@ class LanguageModeling(Task):
         return digests.ids(rows, [tokenizer] * len(rows))
 
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
-        """Returns the contribution of each example to the loss; the loss is the mean of these."""
+        """Returns the contribution of each example to the loss, which is their mean."""
         losses = np.asarray(outputs["loss"], np.float64)
         return losses * len(losses) / np.sum(outputs["tokens"], dtype=np.float64)
 

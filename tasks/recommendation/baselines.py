@@ -98,7 +98,11 @@ class Baselines:
 
 
 def _ranks(held: HeldOut, scores: Scores, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ranks of the targets and best items of the users `indices` of a split."""
+    """Ranks the items for the users of a split with the given indices.
+
+    Returns:
+      Ranks of the targets, and the best items of each user.
+    """
     ranks, top = [], []
     for begin in range(0, len(indices), _BLOCK):
         chosen = indices[begin : begin + _BLOCK]
@@ -143,12 +147,14 @@ class _Fitted:
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def user_cosine(self, neighbours: int) -> sp.csr_matrix:
-        """Computes the cosines of users; each row keeps the largest `neighbours` entries."""
+        """Computes the cosines of users. Each row keeps its largest `neighbours` entries."""
         return _cosine(self.events, neighbours, 0.0)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def ease(self, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-        """Fits EASE (Steck 2019) on the most popular items: B = I - P / diag(P), P = (XᵀX + λI)⁻¹.
+        """Fits EASE (Steck 2019) on the k most popular items.
+
+            B = I - P / diag(P),   P = (XᵀX + λI)⁻¹
 
         X is the matrix of events, and λ is `ridge`.
 
@@ -176,7 +182,7 @@ class _Fitted:
 
 
 def _cosine(rows: sp.csr_matrix, neighbours: int, shrink: float) -> sp.csr_matrix:
-    """Returns cosines of binary rows [n, m] as sparse [n, n] without the diagonal.
+    """Computes the cosines of binary rows [n, m], as a sparse matrix [n, n] without diagonal.
 
     The inner product of rows i and j is divided by √(c_i c_j) + `shrink`, where c_i is the number
     of ones in row i. Each row of the result keeps only its largest `neighbours` entries.

@@ -121,7 +121,13 @@ class UserQueries:
     padded: Mapping[str, int] = {}
 
     def __init__(self, queries: Sequence[UserQuery], data: RecommendationData, config: DataConfig):
-        """Initializes examples from queries, all events, and the sequence length in the config."""
+        """Initializes the examples.
+
+        Args:
+          queries: parsed queries.
+          data: events of all users.
+          config: config with the length of sequences.
+        """
         self._queries, self._length = queries, config.max_length
         self._longest = max(data.longest, *(len(query.history) for query in queries))
 

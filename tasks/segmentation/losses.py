@@ -103,7 +103,12 @@ def median_frequency(labels: np.ndarray, classes: int) -> np.ndarray:
 def total_loss(
     config: LossConfig, logits: Array, labels: Array, counted: Array, class_weights: Array
 ) -> Array:
-    """Computes the weighted sum of losses, []; see `cross_entropy` for the arguments."""
+    """Computes the weighted sum of losses, a scalar.
+
+    Args:
+      config: config of the losses and their weights.
+      logits, labels, counted, class_weights: as for `cross_entropy`.
+    """
     loss = jnp.zeros((), jnp.float32)
     if config.cross_entropy:
         loss += config.cross_entropy * cross_entropy(logits, labels, counted, class_weights)

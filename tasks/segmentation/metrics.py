@@ -137,7 +137,11 @@ def boundary_f1(
 
 
 def boundaries(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """Returns the boundary pixels of each class, bool [classes, Y, X]; see `boundary_f1`."""
+    """Finds the boundary pixels of each class; see `boundary_f1`.
+
+    Returns:
+      bool [classes, Y, X].
+    """
     other = np.zeros(labels.shape, bool)
     for axis in (0, 1):
         a, b = (labels[1:], labels[:-1]) if axis == 0 else (labels[:, 1:], labels[:, :-1])

@@ -345,7 +345,7 @@ class Segmentation(Task):
     def input_figures(
         self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
-        """Draws predicted classes over each image; attention weights only with `fit` "resize"."""
+        """Draws predicted classes over each image; with `fit` "resize" also attention weights."""
         drawn: list[list[Figure]] = []
         maps = merge_windows(self.data, outputs) if len(raw) else ()
         for source, labels in zip(raw, maps, strict=True):
@@ -359,7 +359,7 @@ class Segmentation(Task):
         return drawn
 
     def _attended(self, attention: Arrays, most: int) -> Iterator[tuple[int, str, np.ndarray]]:
-        """Yields (image index, layer name, map [y, x]) of attention weights."""
+        """Yields the index of an image, the name of a layer, and its weights as a map [y, x]."""
         sides = self.model.sides(*self.data.image_size)
         for index in range(min(most, min(map(len, attention.values()), default=0))):
             for name, weights in attention.items():

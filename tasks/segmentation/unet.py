@@ -150,7 +150,15 @@ def parameter_count(config: UNetConfig, classes: int, image_channels: int = 3) -
 
 
 def to_patches(images: Array, P: int) -> Array:
-    """Splits images [B, Y, X, C] into patches [B, ceil(Y / P), ceil(X / P), P² C], zero-padded."""
+    """Splits zero-padded images into patches.
+
+    Args:
+      images: [B, Y, X, C].
+      P: side of a patch in pixels.
+
+    Returns:
+      [B, ceil(Y / P), ceil(X / P), P² C].
+    """
     B, Y, X, C = images.shape
     images = jnp.pad(images, ((0, 0), (0, -Y % P), (0, -X % P), (0, 0)))
     rows, columns = images.shape[1] // P, images.shape[2] // P

@@ -115,7 +115,7 @@ def with_end(string: str) -> np.ndarray:
 
 
 def tokens_of(strings: Sequence[str], width: int) -> np.ndarray:
-    """Returns the ids and end token of each string, padded, int32 [n, width]."""
+    """Returns the ids of each string with the end token, padded to int32 [n, width]."""
     result = np.full((len(strings), width), PAD, np.int32)
     for row, string in zip(result, strings, strict=True):
         row[: len(string) + 1] = with_end(string)
@@ -133,7 +133,10 @@ def decode(tokens: np.ndarray) -> str:
 
 
 def split_of(string: str) -> str:
-    """Returns the split of a string by SHA-256 modulo 10: 0 test, 1 validation, else train."""
+    """Returns the split of a string, which is selected by its SHA-256 modulo 10.
+
+    A remainder of 0 is test, 1 is validation, and others are train.
+    """
     part = int(hashlib.sha256(string.encode("ascii")).hexdigest(), 16) % 10
     return {0: "test", 1: "validation"}.get(part, "train")
 

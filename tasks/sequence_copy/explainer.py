@@ -50,7 +50,7 @@ class CopyExplainer(SequenceExplainer):
         return mean_log_probability(logits, tokens, tokens != PAD)
 
     def _alignment(self, subject: Subject) -> np.ndarray | None:
-        """Returns attention weights [heads, output steps, digits] without padding, None if none."""
+        """Returns the weights [heads, output steps, digits] without padding, or None if none."""
         weights = subject.attention.get("alignment")
         if weights is None:
             return None

@@ -159,7 +159,11 @@ class EncoderDecoder(nnx.Module):
     def _encode(
         self, source: Array, lengths: Array, key: Array | None
     ) -> tuple[Array, Array, Array]:
-        """Returns states [B, S, D], their validity [B, S], and the final state [B, D]."""
+        """Encodes strings.
+
+        Returns:
+          States [B, S, D]; their validity, bool [B, S]; and the final state [B, D].
+        """
         sizes: dict[str, int] = {}
         shapes.expect("source", source, "B S", sizes)
         shapes.expect("lengths", lengths, "B", sizes)

@@ -305,7 +305,11 @@ def _user_data(config: DataConfig) -> SpeechData:
 
 
 def _name_silent(path: str, silent: Sequence[str], count: int) -> None:
-    """Warns about silent recordings (every sample is 0); raises UserError if all are silent."""
+    """Warns about silent recordings, in which every sample is 0.
+
+    Raises:
+      UserError: all recordings are silent.
+    """
     if silent and len(silent) == count:
         raise UserError(
             f"{path}: all {count} recordings are silent (every sample is 0); check the files"

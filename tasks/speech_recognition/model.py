@@ -223,7 +223,15 @@ class SpeechRecognizer(nnx.Module):
 
 
 def _paired(x: Array, valid: Array) -> tuple[Array, Array]:
-    """Joins pairs of frames, [B, S, F] -> [B, ceil(S / 2), 2F]; valid if the first frame is."""
+    """Joins pairs of adjacent frames. A pair is valid if its first frame is.
+
+    Args:
+      x: [B, S, F].
+      valid: bool [B, S].
+
+    Returns:
+      [B, ceil(S / 2), 2F], and bool [B, ceil(S / 2)].
+    """
     x = jnp.where(valid[..., None], x, 0.0)
     B, S, F = x.shape
     x = jnp.pad(x, ((0, 0), (0, S % 2), (0, 0)))

@@ -349,7 +349,11 @@ class RecurrentTranslator(Translator):
         return logits, state, extras["alignment"]
 
     def _encode(self, source: Array, key: Array | None) -> tuple[Array, Array, Any]:
-        """Returns states [B, S, D], their validity, bool [B, S], and the final state."""
+        """Encodes source sentences.
+
+        Returns:
+          States [B, S, D]; their validity, bool [B, S]; and the final state.
+        """
         keys = split_keys(key, 2)
         valid = source != PAD
         x = maybe_dropout(self.embedding(source), self.dropout_rate, keys[0])

@@ -387,20 +387,27 @@ class Translation(Task):
 def _teacher_forcing(
     model: models.Translator, batch: Batch, dropout_key: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns logits [B, T, V], and the weight of each target token [B, T], 0 for padding."""
+    """Computes logits under teacher forcing.
+
+    Returns:
+      Logits [B, T, V], and the weight of each target token, [B, T], 0 for padding.
+    """
     target = batch["target"]
     logits = model(batch["source"], target, dropout_key=dropout_key).astype(jnp.float32)
     return logits, jnp.where(target == PAD, 0, batch["weight"][:, None])
 
 
 def _one_map(weights: np.ndarray) -> tuple[np.ndarray, str]:
-    """Reduces attention weights to [T, S] for a figure; also returns a text that says how.
+    """Reduces attention weights to one map [T, S] for a figure.
 
     Weights are averaged over heads. For a Transformer, the second to last layer is used, because it
     aligns best (Garg et al. 2019).
 
     Args:
       weights: [T, S], [T, N, S] or [T, L, N, S].
+
+    Returns:
+      The map, and a text for the caption that names the layer and the number of heads.
     """
     origin = ""
     if weights.ndim == 4:

@@ -398,13 +398,13 @@ class DETR(nnx.Module):
 
 
 def _grid(Y: int, X: int) -> Array:
-    """Returns centers of the cells of a map, y and x as fractions: [Y·X, 2]."""
+    """Returns the centers of the cells of a map, [Y·X, 2]: y and x as fractions of its sides."""
     y, x = jnp.meshgrid((jnp.arange(Y) + 0.5) / Y, (jnp.arange(X) + 0.5) / X, indexing="ij")
     return jnp.stack([y.ravel(), x.ravel()], axis=-1)
 
 
 def _spread(count: int) -> np.ndarray:
-    """Returns points spread over the unit square, [count, 2]: Roberts' R2 sequence."""
+    """Returns the first points of Roberts' R2 sequence, spread over the unit square, [count, 2]."""
     root = 1.32471795724474602596
     steps = np.arange(1, count + 1)[:, None] * np.array([1 / root, 1 / root**2])
     return (0.5 + steps) % 1

@@ -85,7 +85,9 @@ class HeadsConfig(Config):
 
 
 class BoxHead(nnx.Module):
-    """Head that maps features x to logits h W + b and deltas h V + c, h = relu(W_2 relu(W_1 x)).
+    """Head that maps the features x of a region to class logits and box deltas.
+
+        h = relu(W_2 relu(W_1 x)),   logits = h W + b,   deltas = h V + c
 
     Args:
       config: config of the heads.
@@ -107,7 +109,15 @@ class BoxHead(nnx.Module):
         initialize_small(self.deltas, 0.001, rngs)
 
     def __call__(self, regions: Array) -> tuple[Array, Array]:
-        """Returns logits [..., 1 + K], background first, and deltas [..., K or 1, 4]."""
+        """Computes the class logits and the box deltas of regions.
+
+        Args:
+          regions: features [..., side, side, C].
+
+        Returns:
+          Logits [..., 1 + K], background first; and deltas [..., K, 4], or [..., 1, 4] if the head
+          is class-agnostic.
+        """
         hidden = jax.nn.relu(self.second(jax.nn.relu(self.first(regions))))
         return self.classify(hidden), self.deltas(hidden)
 
@@ -143,7 +153,14 @@ class MaskHead(nnx.Module):
         self.mask = Convolution(hidden, masks, size=1, norm="none", relu=False, rngs=rngs)
 
     def __call__(self, regions: Array) -> Array:
-        """Maps [n, side, side, C] to logits float32 [n, 2 side, 2 side, K or 1]."""
+        """Computes the mask logits of n regions.
+
+        Args:
+          regions: features [n, side, side, C].
+
+        Returns:
+          float32 [n, 2 side, 2 side, K], or [n, 2 side, 2 side, 1] if the head is class-agnostic.
+        """
         x = regions
         for convolution in self.convolutions:
             x = convolution(x)
@@ -254,7 +271,7 @@ class Detections(NamedTuple):
 def detect(
     logits: Array, deltas: Array, proposals: Proposals, size: Array, config: HeadsConfig
 ) -> Detections:
-    """Returns the detections of one image, filtered by NMS per class (Girshick 2015, section 4.1).
+    """Returns the detections of one image after NMS in each class (Girshick 2015, section 4.1).
 
     Args:
       logits: [P, 1 + K].

@@ -41,8 +41,9 @@ def mean(term: LossTerm, real: Array) -> Array:
 
 
 def smooth_l1(predictions: Array, targets: Array, beta: float = 1 / 9) -> Array:
-    """Computes 0.5 d² / β if |d| < β, else |d| - β / 2, for the difference d (Girshick 2015).
+    """Computes the smooth L1 loss of each element (Girshick 2015).
 
+    It is 0.5 d² / β if |d| < β, else |d| - β / 2, for the difference d of prediction and target.
     Girshick uses β = 1, the code of Faster R-CNN uses β = 1 / 9.
     """
     distance = jnp.abs(predictions - targets)

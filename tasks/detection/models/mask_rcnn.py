@@ -158,7 +158,9 @@ class MaskRCNN(nnx.Module):
         valid: Array | None = None,
         training: bool = False,
     ) -> dict[str, losses.LossTerm]:
-        """Computes the five losses of each image (He et al. 2017, section 3), four without masks.
+        """Computes the losses of each image (He et al. 2017, section 3).
+
+        There are five terms, or four without masks.
 
         Args:
           batch: image [B, Y, X, C], size [B, 2], boxes [B, M, 4], labels [B, M] with -1 for
@@ -253,7 +255,16 @@ class MaskRCNN(nnx.Module):
         return over_examples(jax.vmap(of_one), logits, deltas, sizes)
 
     def _crop(self, pyramid: Sequence[Array], boxes: Array, side: int) -> Array:
-        """Pools boxes [B, n, 4] from the levels that fit their sizes, [B, n, side, side, C]."""
+        """Pools the features of boxes, each from the level of the pyramid that fits its size.
+
+        Args:
+          pyramid: maps [B, Yi, Xi, C].
+          boxes: [B, n, 4].
+          side: number of bins along each side.
+
+        Returns:
+          [B, n, side, side, C].
+        """
 
         def of_one(maps, boxes):
             return multilevel_roi_align(
@@ -268,7 +279,16 @@ class MaskRCNN(nnx.Module):
         return over_examples(jax.vmap(of_one), list(pyramid), boxes)
 
     def _mask_logits(self, pyramid: Sequence[Array], boxes: Array, classes: Array) -> Array:
-        """Maps boxes [B, n, 4] of classes [B, n] to mask logits [B, n, S, S]."""
+        """Computes the mask logits of boxes, each for one class.
+
+        Args:
+          pyramid: maps [B, Yi, Xi, C].
+          boxes: [B, n, 4].
+          classes: int [B, n], from 0.
+
+        Returns:
+          [B, n, S, S].
+        """
         B, n = boxes.shape[:2]
         crops = self._crop(pyramid, boxes, self.config.heads.mask_resolution)
         logits = self.masks(crops.reshape(B * n, *crops.shape[2:]))

@@ -18,14 +18,22 @@ Array = jax.Array
 
 
 def to_normalized_cyxhw(boxes: Array, Y: int, X: int) -> Array:
-    """Maps corners x1, y1, x2, y2 in pixels to normalized center y and x, height and width."""
+    """Converts boxes (x1, y1, x2, y2) in pixels to normalized boxes (y, x, height, width).
+
+    Args:
+      boxes: [..., 4].
+      Y, X: height and width of the image.
+
+    Returns:
+      float32 [..., 4]; y and x are those of the center.
+    """
     x1, y1, x2, y2 = jnp.moveaxis(boxes.astype(jnp.float32), -1, 0)
     parts = (y1 + y2) / (2 * Y), (x1 + x2) / (2 * X), (y2 - y1) / Y, (x2 - x1) / X
     return jnp.stack(parts, axis=-1)
 
 
 def to_xyxy(normalized: Array, Y: int, X: int) -> Array:
-    """Maps normalized center and size to corners; the inverse of `to_normalized_cyxhw`."""
+    """Converts normalized boxes to boxes (x1, y1, x2, y2); inverts `to_normalized_cyxhw`."""
     y, x, height, width = jnp.moveaxis(normalized, -1, 0)
     left, right = (x - width / 2) * X, (x + width / 2) * X
     return jnp.stack([left, (y - height / 2) * Y, right, (y + height / 2) * Y], axis=-1)

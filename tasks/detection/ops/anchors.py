@@ -43,7 +43,7 @@ def anchors(
 
 
 def base_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
-    """Returns the anchors around (0, 0), float32 [ratios · sizes, 4], ordered by ratio, size."""
+    """Returns the anchors around (0, 0), ordered by ratio and size, float32 [ratios · sizes, 4]."""
     root = np.sqrt(np.asarray(ratios, np.float32))[:, None]
     scale = np.asarray(sizes, np.float32)
     width, height = (1 / root * scale).ravel(), (root * scale).ravel()

@@ -47,7 +47,9 @@ def iou(a: Array, b: Array) -> Array:
 def generalized_iou(a: Array, b: Array) -> Array:
     """Computes the generalized IoU (Rezatofighi et al. 2019, algorithm 1).
 
-        GIoU = IoU - (C - U) / C,   C the area of the smallest enclosing box, U of the union
+        GIoU = IoU - (C - U) / C
+
+    C is the area of the smallest box that encloses both boxes, and U is the area of their union.
 
     Args:
       a: [n, 4].

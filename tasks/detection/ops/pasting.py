@@ -62,7 +62,11 @@ def paste(
 
 
 def _along(low: float, high: float, cells: int, length: int) -> tuple[slice, np.ndarray]:
-    """Returns the pixels of an axis that a box touches, and their cell weights [pixels, cells]."""
+    """Returns the pixels of an axis that a box touches, and the weights of the cells for them.
+
+    Returns:
+      Slice of the pixels within [0, length), and weights float32 [pixels, cells].
+    """
     scale = cells / max(high - low, 1e-6)
     first, last = (int(np.clip(end, 0, length)) for end in (low - 1 / scale, high + 1 / scale + 1))
     at = (np.arange(first, last) + 0.5 - low) * scale - 0.5

@@ -106,7 +106,17 @@ def multilevel_roi_align(
 def box_level(
     boxes: Array, lowest: int, count: int, canonical_size: float, canonical_level: int
 ) -> Array:
-    """Returns the map index of each box, int32 [n] in [0, count); map 0 has stride 2^lowest."""
+    """Returns the index of the map from which each box is pooled.
+
+    Args:
+      boxes: [n, 4] in pixels of the image.
+      lowest: level of the first map, whose stride is 2^lowest.
+      count: number of maps.
+      canonical_size, canonical_level: as for `multilevel_roi_align`.
+
+    Returns:
+      int32 [n] in [0, count).
+    """
     scale = jnp.sqrt(area(boxes)) / canonical_size
     level = jnp.floor(canonical_level + jnp.log2(jnp.maximum(scale, 1e-6)) + 1e-6)
     return jnp.clip(level - lowest, 0, count - 1).astype(jnp.int32)
@@ -120,7 +130,7 @@ def mask_targets(
     sampling_ratio: int = 2,
     aligned: bool = True,
 ) -> Array:
-    """Computes targets of the mask head, by `roi_align` of the mask of each box's object.
+    """Computes the targets of the mask head: `roi_align` of the mask of each box's object.
 
     Args:
       instances: int [Y, X], k + 1 for object k, 0 for none.

@@ -75,7 +75,7 @@ class Head:
         raise NotImplementedError
 
     def loss(self, parameters: Array, future: Array, valid: Array) -> Array:
-        """Computes the mean of `losses` over valid cells, []; 0 if there are none.
+        """Computes the mean of `losses` over valid cells, a scalar; 0 if there are none.
 
         Args:
           parameters: [B, F, C, P].
@@ -94,7 +94,14 @@ class Head:
         return parameters[..., self.point_column]
 
     def quantiles(self, parameters: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-        """Computes quantiles in NumPy: parameters [..., P] -> [..., Q].
+        """Computes quantiles in NumPy.
+
+        Args:
+          parameters: [..., P].
+          levels: Q quantile levels.
+
+        Returns:
+          [..., Q].
 
         Raises:
           ValueError: a level is not supported.

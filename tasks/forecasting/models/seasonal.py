@@ -79,7 +79,11 @@ class SeasonalLag(nnx.Module):
         self.attention = LagAttention(channels, seasons + 1, ahead, rngs=rngs)
 
     def __call__(self, past: Array, valid: Array) -> tuple[Array, Array]:
-        """Forecasts from past [B, L, C] and its validity, bool [B, L, C].
+        """Forecasts windows.
+
+        Args:
+          past: [B, L, C].
+          valid: bool [B, L, C], False where missing.
 
         Returns:
           Forecast [B, F, C]; and weights of the past [B, C, F, L], with rows that sum to at most 1.

@@ -97,7 +97,15 @@ def gather_positions(x: Array, positions: Array) -> Array:
 
 
 def events(items: Array, following: Array) -> Array:
-    """Appends the following event to histories: int [B, S] and [B] -> [B, S + 1]."""
+    """Appends the following event to each history.
+
+    Args:
+      items: int [B, S], padded with -1.
+      following: int [B].
+
+    Returns:
+      int [B, S + 1].
+    """
     wide = jnp.pad(items, ((0, 0), (0, 1)), constant_values=-1)
     ends = jnp.sum(is_event(items), axis=1)
     return jax.vmap(lambda row, end, item: row.at[end].set(item))(wide, ends, following)
@@ -128,7 +136,10 @@ def weighted_mean(values: Array, weights: Array) -> Array:
 
 
 def fractions(contributions: Array) -> Array:
-    """Normalizes the positive part of contributions to sum to 1, or 0, along the last axis."""
+    """Normalizes the positive part of contributions to sum to 1 along the last axis.
+
+    The result is 0 if there is no positive contribution.
+    """
     positive = jnp.maximum(contributions, 0)
     total = jnp.sum(positive, axis=-1, keepdims=True)
     return positive / jnp.where(total > 0, total, 1)

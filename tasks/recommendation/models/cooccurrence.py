@@ -87,7 +87,7 @@ def ridge_inverse(matrix: sp.csr_matrix, strength: float) -> np.ndarray:
 
 
 def top_k_per_row(matrix: sp.csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the `count` largest entries of each row; ties are broken by a fixed permutation.
+    """Finds the `count` largest entries of each row. Ties are broken by a fixed permutation.
 
     Returns:
       Columns int32 [R, count] and entries float32 [R, count], padded with -1 and 0.
@@ -125,7 +125,7 @@ class SparseRows(nnx.Module):
             self.columns, self.entries = Buffer(jnp.asarray(columns)), Buffer(jnp.asarray(entries))
 
     def combine(self, weights: Array, rows: Array) -> Array:
-        """Computes Σ_s w_ts M[row_s], weighted sums of rows that all positions t share.
+        """Computes Σ_s w_ts M[row_s], weighted sums of the same rows for all positions t.
 
         Args:
           weights: w, [B, T, S], 0 for padding.
@@ -148,7 +148,7 @@ class SparseRows(nnx.Module):
         return jax.vmap(jax.vmap(one, (0, None, None)))(weights, columns, entries)
 
     def combine_each(self, weights: Array, rows: Array) -> Array:
-        """Computes Σ_s w_ts M[row_ts], weighted sums of the rows that each position t has.
+        """Computes Σ_s w_ts M[row_ts], weighted sums of different rows for each position t.
 
         Args:
           weights: w, [B, T, k].

@@ -188,7 +188,7 @@ class Hybrid(Recommender):
     def _parts(
         self, history: History, weights: list[Array], dropout_key: Array | None = None
     ) -> dict[str, Array]:
-        """Returns the terms of the logits by name, [B, T, I] or [1, 1, I]."""
+        """Returns the terms of the logits by name, each [B, T, I] or [1, 1, I]."""
         prior = jnp.exp(PACE * self.popular[...]) * self.log_popularity[...] + self.bias[...]
         found = {"popularity": prior[None, None]}
         for name, part, own in zip(self.terms, self.counted, weights, strict=True):

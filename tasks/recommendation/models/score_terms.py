@@ -218,7 +218,7 @@ class MarkovChain(nnx.Module):
         return self.mix(found * jnp.exp(-PACE * self.discount[...] * self.log_popularity[...]))
 
     def _own(self, history: History) -> Array:
-        """Returns the contribution to C of each pair of events in the sequence, [B, S, S + 1]."""
+        """Returns what each pair of events in the sequence contributes to C, [B, S, S + 1]."""
         all_events = events(history.items, history.following)
         ahead = jnp.arange(all_events.shape[1]) - jnp.arange(history.items.shape[1])[:, None]
         apart = jnp.abs(ahead) if self.both_ways else ahead
@@ -255,7 +255,15 @@ class UserKnn(nnx.Module):
         self.sharpness = nnx.Param(jnp.asarray(math.log(2.0) / PACE))
 
     def neighbor_weights(self, history: History, weights: Array) -> tuple[Array, Array]:
-        """Returns α [B, T, k] and neighbors int32 [B, T, k]; α is 0 for missing neighbors."""
+        """Finds the k nearest users of each scored position, and their weights.
+
+        Args:
+          history: histories and scored positions.
+          weights: weights [B, T, S] of the attention.
+
+        Returns:
+          Weights α [B, T, k], 0 for missing neighbors; and indices of the users, int32 [B, T, k].
+        """
         B, T, _ = weights.shape
         length = jnp.sqrt(jnp.sum(jnp.square(weights), axis=-1, keepdims=True) + 1e-12)
         similarity = self.users.combine(weights / length, history.items)
