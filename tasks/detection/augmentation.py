@@ -1,7 +1,7 @@
 """Random augmentation of images and their objects, under `jax.jit`.
 
 Each example has a random key of its own. An array of S x S pixels contains an image in its upper
-left corner and zeros to the right and below, before and after augmentation.
+left corner, and zeros to the right and below. This is also true after augmentation.
 
 B batch, S side of the array, M objects including padding, Y X height and width of an instance map.
 """

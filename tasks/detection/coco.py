@@ -66,8 +66,8 @@ def read_annotations(
       group_key: key of the entries in "images" by which the images are grouped; "" for no groups.
 
     Returns:
-      Names of the classes in the order of their ids, the images in the order of the file, and
-      whether objects have masks (None if there are no objects).
+      Names of the classes in the order of their ids; the images in the order of the file; and
+      whether objects have masks, or None if there are no objects.
 
     Raises:
       UserError: an entry is malformed; the message names file and entry.

@@ -1,7 +1,7 @@
 """Explanations of detection, with the cells of a grid as positions.
 
-A gate g of 1 keeps a cell x of the image, and a gate of 0 replaces it by the same cell r of a
-blurred copy: g x + (1 - g) r. The change of a score of the prediction is measured.
+A gate g of 1 keeps a cell x of the image. A gate of 0 replaces it by the same cell r of a blurred
+copy: g x + (1 - g) r. The explainer measures how this changes a score of the prediction.
 """
 
 from __future__ import annotations

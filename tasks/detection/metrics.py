@@ -137,9 +137,9 @@ def dsb2018_scores(
     The score is the mean over t = 0.50, 0.55 ... 0.95 of TP / (TP + FP + FN), where TP counts pairs
     of a true and a predicted mask of IoU greater than t. Classes are ignored. A pixel of several
     predicted masks is assigned to the mask of highest score, and masks without remaining pixels are
-    dropped. As in COCO's average precision, crowd regions are not objects, and an unmatched mask is
-    ignored if more than a fraction t of its area lies within a crowd region. An image without true
-    and without predicted masks has the score 1.
+    dropped. Crowd regions are treated as in COCO's average precision: they are not objects, and an
+    unmatched mask is ignored if more than a fraction t of its area lies within one. An image
+    without true and without predicted masks has the score 1.
 
     Args:
       truths: true objects with masks.

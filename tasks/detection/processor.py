@@ -50,9 +50,9 @@ class DetectionProcessor(Processor):
     def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Returns the size of each image and its objects, highest score first.
 
-        An object has a label, a score, a box (x1, y1, x2, y2) in image pixels and, if the model
-        predicts masks, a mask in COCO's encoding. The printed text contains objects with a score of
-        at least 0.5.
+        An object has a label, a score, and a box (x1, y1, x2, y2) in image pixels. If the model
+        predicts masks, it also has a mask in COCO's encoding. The printed text contains objects
+        with a score of at least 0.5.
         """
         answers = []
         for index, path in enumerate(raw):

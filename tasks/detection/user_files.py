@@ -58,8 +58,8 @@ class UserDataset:
         """Reads an image and its n objects, without crowd regions.
 
         Returns:
-          Image [Y, X, 3], boxes [n, 4], labels [n], and the instance map [Y, X], in which the
-          smaller of two overlapping objects is on top. The map is None without masks.
+          Image [Y, X, 3], boxes [n, 4], labels [n], and instance map [Y, X]. In the map, the
+          smaller of two overlapping objects is on top. It is None without masks.
         """
         truth = annotated.truth
         kept = np.flatnonzero(~truth.crowd)
@@ -88,8 +88,8 @@ def load(
         None for a split by hash.
 
     Returns:
-      The data set. A missing split is a tenth of the training split, chosen by the hash of the
-      pixels, so that equal images are in the same split.
+      The data set. A missing split is a tenth of the training split. It is chosen by the hash of
+      the pixels, so equal images are in the same split.
 
     Raises:
       UserError: annotations or images cannot be used; the message names file and entry.

@@ -149,10 +149,9 @@ def fit_linear(
 
         W = argmin Σ |y - c - (x - c) W|² + λ |W|²
 
-    λ is selected from a fixed grid by the error on validation. Without missing future values the
-    solution is exact. With missing future values, the Gram matrix of the windows with a valid
-    future value is approximated by that of all windows, scaled by the fraction of windows with a
-    value.
+    λ is selected from a fixed grid by the error on validation. The solution is exact if no future
+    value is missing. Otherwise the Gram matrix of the windows whose future value is valid is
+    approximated: it is that of all windows, multiplied by the fraction of these windows.
 
     Args:
       data: series; W is fitted on its training windows, and λ is selected on validation windows.

@@ -1,7 +1,7 @@
 """Explanations of forecasts, with segments of the look-back as positions.
 
-A gate g in [0, 1] fades the values x of each segment towards the mean r of their channel,
-g x + (1 - g) r, and the change of a score of the forecast is measured.
+A gate g in [0, 1] fades the values x of each segment towards the mean r of their channel:
+g x + (1 - g) r. The explainer measures how this changes a score of the forecast.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Weight of the mean of two forecasts, fitted on the training split by rolling origins.
 
-For each of several origins in time, forecasts are fitted to the data before the origin and compared
-on the data after it (Tashman 2000, "Out-of-sample tests of forecasting accuracy").
+There are several origins in time. For each one, forecasts are fitted to the data before the origin,
+and compared on the data after it (Tashman 2000, "Out-of-sample tests of forecasting accuracy").
 
 n windows, L look-back, F horizon, C channels, P times in a season, M seasons of the look-back, J
 seasons of the horizon.

@@ -80,9 +80,9 @@ def read_time(text: str) -> np.datetime64:
 def on_clock(found: Times, known: str = "", step: Step | None = None) -> tuple[np.ndarray, str]:
     """Returns the stamps of a column in UTC or in local time.
 
-    Local time is chosen if the stamps are more regular in local time than in UTC, such as local
-    midnights across a change to daylight saving time. It is also chosen for steps of a day or more
-    unless UTC is more regular, so that calendar features refer to local days.
+    Local time is chosen if the stamps are more regular in local time than in UTC. An example is
+    local midnights across a change to daylight saving time. It is also chosen for steps of a day or
+    more unless UTC is more regular, so that calendar features refer to local days.
 
     Args:
       found: times of the column.

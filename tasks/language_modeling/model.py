@@ -272,7 +272,7 @@ def complete(model: LanguageModel, prompt: Array, lengths: Array, ids: Array, en
     """Completes prompts by max_new_tokens tokens.
 
     The context is at most max_length tokens. Longer completions are decoded in parts. Each part
-    re-encodes the last T tokens and decodes until the context is full, so that every token has a
+    re-encodes the last T tokens, and decodes until the context is full. Therefore every token has a
     context of at least T tokens, or of all previous tokens if these are fewer.
 
     Args:

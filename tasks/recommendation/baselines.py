@@ -2,11 +2,12 @@
 
     scores = H B,   H sparse [users, I], B [I, I]
 
-An entry of H is 0 for an item that is not in the history. It is 1 for the others or, in baselines
-named "recency", γ^p with a decay γ for the item p positions before the end of the history. B is the
-cosine of items (ItemKNN), the ridge regression of each item on the others (EASE, Steck 2019), or
-the matrix of transition probabilities (Markov). Settings are selected by NDCG@10 on validation with
-B fitted on the training split; test metrics use B fitted on the training and validation splits.
+An entry of H is 0 for an item that is not in the history, and 1 for other items. In baselines named
+"recency", it is γ^p instead of 1 for the item p positions before the end of the history, with a
+decay γ. B is one of three matrices: the cosines of items (ItemKNN), the ridge regression of each
+item on the others (EASE, Steck 2019), or transition probabilities (Markov). Settings are selected
+by NDCG@10 on validation with B fitted on the training split. Test metrics use B fitted on the
+training and validation splits.
 
 U users, I items, n users of a split.
 """

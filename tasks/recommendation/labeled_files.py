@@ -25,9 +25,9 @@ class FileUsers:
     def __init__(self, file: str, data: RecommendationData, config: DataConfig):
         """Reads the events of a file.
 
-        The last event of a user is predicted from the earlier ones in the file or, if there are
-        none, from the events of the user in `data`. Events with items that `data` lacks are left
-        out of histories; users whose last item it lacks are left out.
+        The last event of a user is predicted from the user's earlier events in the file. If there
+        are none, it is predicted from the user's events in `data`. Events with items that `data`
+        lacks are left out of histories, and users whose last item it lacks are left out.
 
         Args:
           file: file of events.

@@ -349,8 +349,8 @@ class InferenceWindows:
     """Unlabeled images for prediction, resized or cut into windows, by index.
 
     Attributes:
-      place: int32 [n, 5], for each example the index of its image, top and left of the window in
-        this image, and height and width of the image.
+      place: int32 [n, 5]. A row has the index of the image, the top and the left of the window in
+        this image, and the height and the width of the image.
     """
 
     lengths = None

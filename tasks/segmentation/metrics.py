@@ -104,7 +104,7 @@ def boundary_f1(
 
     for each image and each class that is true or predicted in it; F1 is averaged over images, then
     over classes. P is the fraction of the predicted boundary within `tolerance` of the true
-    boundary, R the fraction of the true boundary within `tolerance` of the predicted boundary. A
+    boundary. R is the fraction of the true boundary within `tolerance` of the predicted boundary. A
     pixel of a class is a boundary pixel if one of its four neighbors has another class. Void
     neighbors are ignored, and predictions for void pixels are void. A class that covers all pixels
     has no boundary: its F1 is 1 if truth and prediction both have no boundary of the class, and 0

@@ -1,8 +1,8 @@
 """Generated strings of digits whose targets are the reversed or the same strings.
 
-A string of n digits becomes an example with `source`, the ids of its digits, and `target`, the same
-ids in reverse ("reversed_digits") or in the same order ("copied_digits"), followed by an end token.
-Source and target are padded to the same length.
+A string of digits becomes an example with `source`, the ids of its digits, and `target`. The target
+has the same ids in reverse ("reversed_digits") or in the same order ("copied_digits"), and then an
+end token. Source and target are padded to the same length.
 """
 
 from __future__ import annotations

@@ -295,9 +295,9 @@ def sequence_metrics(tokens: np.ndarray, examples: DigitStrings) -> dict[str, fl
 
     Returns:
       `exact_match` is the fraction of examples with all tokens correct, including the end token.
-      There is also one for each of at most four groups of lengths, such as `exact_match_4_8` for 4
-      to 8 digits, and one for the greatest length, such as `exact_match_20`. `token_accuracy` is
-      the fraction of target positions with the correct token.
+      The same fraction is computed for each of at most four groups of lengths, such as
+      `exact_match_4_8` for 4 to 8 digits, and for the greatest length, such as `exact_match_20`.
+      `token_accuracy` is the fraction of target positions with the correct token.
     """
     target = _targets(tokens, examples)
     real, exact, digits = target != PAD, _exact(tokens, examples), examples.lengths - 1

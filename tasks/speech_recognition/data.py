@@ -223,9 +223,9 @@ def _conditions(
     """Returns a split that consists of several conditions.
 
     Args:
-      conditions: for each condition a tuple of its name, the strings (None for noise without
-        speech), the indices of the strings, and the signal-to-noise ratio in decibels (None for no
-        noise).
+      conditions: a tuple for each condition: its name; the strings, or None for noise without
+        speech; the indices of the strings; and the signal-to-noise ratio in decibels, or None for
+        no noise.
       tokenizer: tokenizer of the texts.
       seed: seed of the noise.
       rate: sample rate in hertz.

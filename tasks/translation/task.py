@@ -240,8 +240,8 @@ class Translation(Task):
     def attention(self, model: models.Translator, inputs: Batch) -> dict[str, Any]:
         """Returns the attention weights over the source at each step of the best translation.
 
-        "alignment" is [B, T, S], or [B, T, N, S] for an alignment with N heads, or [B, T, L, N, S]
-        for a Transformer of L layers. Models without attention return no weights.
+        "alignment" is [B, T, S]. It is [B, T, N, S] for an alignment with N heads, and [B, T, L, N,
+        S] for a Transformer of L layers. Models without attention return no weights.
         """
         if not self.model.aligns:
             return {}

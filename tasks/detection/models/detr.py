@@ -323,13 +323,13 @@ class DETR(nnx.Module):
         """Computes class, L1 and generalized IoU losses (Carion et al. 2020, section 3.1).
 
         Args:
-          batch: image [B, Y, X, C], size [B, 2], boxes [B, M, 4], labels [B, M] with -1 for
+          batch: image [B, Y, X, C]; size [B, 2]; boxes [B, M, 4]; and labels [B, M], -1 for
             padding.
           dropout_key, valid, training: as for `__call__`.
 
         Returns:
-          "class", "box" and "overlap" of the last layer and "class_1", ... of earlier layers, as
-          weighted totals and counts [B].
+          The terms "class", "box" and "overlap" of the last layer, and "class_1", ... of earlier
+          layers. Each has its weighted total and its count, [B].
         """
         options = {"valid": valid, "training": training, "dropout_key": dropout_key}
         output = self(batch["image"], batch["size"], **options)

@@ -163,8 +163,8 @@ class MaskRCNN(nnx.Module):
         There are five terms, or four without masks.
 
         Args:
-          batch: image [B, Y, X, C], size [B, 2], boxes [B, M, 4], labels [B, M] with -1 for
-            padding, and with masks instances [B, Y, X]: 0, or the index of the object from 1.
+          batch: image [B, Y, X, C]; size [B, 2]; boxes [B, M, 4]; labels [B, M], -1 for padding;
+            and with masks instances [B, Y, X], the index of the object from 1, or 0 for none.
           keys: random keys [B] of the sampling of anchors and regions.
           valid, training: as for `features`.
 

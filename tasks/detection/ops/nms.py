@@ -23,8 +23,8 @@ def nms(
         k_j <- valid_j and not any_{i before j} (k_i and IoU_ij > threshold)
 
     The only fixed point is the greedy result. The number of updates is the length of the longest
-    chain of boxes in which each suppresses the next, which is usually far less than n. Time and
-    memory are O(n²).
+    chain of boxes in which each suppresses the next. It is usually far less than n. Time and memory
+    are O(n²).
 
     Args:
       boxes: [n, 4].

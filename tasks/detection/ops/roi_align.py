@@ -1,8 +1,8 @@
 """RoIAlign (He et al. 2017, section 3), by bilinear interpolation.
 
 The four pixels around each sampling point are gathered from the map, or from the concatenated maps
-of a pyramid. On a CPU, interpolation by two matrix products per box took two to three times as
-long, for 64 to 128 boxes on maps of 64 x 64 to 8 x 8.
+of a pyramid. Interpolation by two matrix products per box took two to three times as long on a CPU.
+This was measured with 64 to 128 boxes on maps of 64 x 64 to 8 x 8.
 
 Y X height and width of a map, C channels, n boxes.
 """

@@ -157,8 +157,8 @@ def level_of(past: Array, valid: Array, level: str) -> Array:
 class InstanceNorm(nnx.Module):
     """Reversible instance normalization (Kim et al. 2022).
 
-    The input z of the network has mean 0 and standard deviation 1 in each window and channel, and
-    the output ẑ of the network is scaled back.
+    The input z of the network has mean 0 and standard deviation 1 in each window and channel. The
+    output ẑ of the network is scaled back.
 
         z = (x - μ) / σ · γ + β,      ŷ = σ (ẑ - β) / γ + μ
 

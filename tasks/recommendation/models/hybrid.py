@@ -222,8 +222,8 @@ class Hybrid(Recommender):
         """Returns the fraction that each similar user or position contributes to the scores.
 
         If similar users are the only term from counts, the contributions are α_v r(v, i) of
-        `UserKnn`. Otherwise they are a_j ∂z_i/∂a_j for each position j with attention weight a_j,
-        where z_i is the sum of the terms from counts, without the Transformer.
+        `UserKnn`. Otherwise they are a_j ∂z_i/∂a_j for each position j with attention weight a_j.
+        z_i is the sum of the terms from counts, without the Transformer.
         """
         history = _after_last(batch)
         weights = self._weights(history)
