@@ -67,7 +67,7 @@ def augment(
     Args:
       batch: image [B, S, S, 3], values 0 to 255; size int [B, 2]; boxes [B, M, 4]; labels int
         [B, M], -1 for padding; with masks instances int [B, S, S], k + 1 for object k.
-      keys: random keys [B].
+      keys: random key of each example, [B].
       config: see `AugmentationConfig`.
 
     Returns:
@@ -161,7 +161,7 @@ def scale_and_crop(example: Mapping[str, Array], scale: Array, offset: Array) ->
 
     Args:
       example: fields as for `augment`, without B.
-      scale: scale factor, [].
+      scale: scale factor, a scalar.
       offset: [2], top and left of the crop in the scaled image.
     """
     shape = example["image"].shape
@@ -199,7 +199,7 @@ def tight_boxes(instances: Array, count: int) -> tuple[Array, Array]:
     """Returns the smallest box around each object of an instance map.
 
     Args:
-      instances: int [Y, X], k + 1 for object k.
+      instances: instance map, int [Y, X], k + 1 for object k, 0 for none.
       count: M, number of objects.
 
     Returns:

@@ -88,10 +88,10 @@ class AnnotatedImage:
     """An image and its objects, in pixels of the original image.
 
     Attributes:
-      image: uint8 [Y, X, 3].
-      boxes: float32 [n, 4].
-      labels: int32 [n].
-      instances: int [Y, X], k + 1 for object k; None without masks.
+      image: pixels, uint8 [Y, X, 3].
+      boxes: boxes of the n objects, float32 [n, 4].
+      labels: classes of the objects, int32 [n].
+      instances: int [Y, X], k + 1 for object k, 0 for background; None without masks.
     """
 
     image: np.ndarray

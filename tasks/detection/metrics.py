@@ -23,8 +23,8 @@ class Truth:
 
     Attributes:
       size: height and width.
-      boxes: float32 [n, 4].
-      labels: int [n].
+      boxes: boxes of the n objects, float32 [n, 4].
+      labels: classes of the objects, int [n].
       masks: mask of each object; None if there are only boxes.
       crowd: bool [n], True for crowd regions, which contain any number of objects of a class;
         predictions inside them are ignored. None if there are no crowd regions.
@@ -42,9 +42,9 @@ class Prediction:
     """Predicted objects of an image, in pixels of the original image.
 
     Attributes:
-      boxes: float [n, 4].
-      labels: int [n].
-      scores: float [n].
+      boxes: boxes of the n objects, float [n, 4].
+      labels: classes of the objects, int [n].
+      scores: scores of the objects, float [n].
       masks: mask of each object; None if there are only boxes.
     """
 

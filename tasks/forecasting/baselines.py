@@ -31,8 +31,8 @@ class Linear:
     """Linear forecast ŷ = c + (x - c) W + b of the future from the past x.
 
     Attributes:
-      weights: W, float32 [G, L, F].
-      bias: b, float32 [G, F].
+      weights: matrices W, float32 [G, L, F].
+      bias: offsets b, float32 [G, F].
       level: kind of the level c, which also replaces missing values: "mean" of the look-back,
         "last" value, or "none" for 0.
       strengths: penalty λ of each group, as a multiple of the mean eigenvalue of the Gram matrix of
@@ -48,11 +48,11 @@ class Linear:
         """Forecasts a batch of windows.
 
         Args:
-          past: [n, L, C].
+          past: look-backs, [n, L, C].
           valid: bool [n, L, C], False where missing.
 
         Returns:
-          [n, F, C].
+          The forecast, [n, F, C].
         """
         base = level_of(past, valid, self.level)
         over = np.where(valid, past - base[:, None], 0).astype(np.float32)
@@ -68,8 +68,8 @@ def level_of(past: np.ndarray, valid: np.ndarray, level: str) -> np.ndarray:
     """Returns the level of each look-back and channel, [n, C].
 
     Args:
-      past: [n, L, C].
-      valid: bool [n, L, C].
+      past: look-backs, [n, L, C].
+      valid: bool [n, L, C], False where missing.
       level: "mean" for the mean of the valid values, "last" for the last valid value, or "none"
         for 0. The level is also 0 without valid values.
     """

@@ -138,7 +138,7 @@ class ForecastingData(digests.Fingerprinted):
     """A series on a regular grid, standardized by the valid values of its training split.
 
     Attributes:
-      series: float32 [time, C], 0 where missing.
+      series: standardized values, float32 [time, C], 0 where missing.
       valid: bool [time, C], False where missing.
       calendar: float32 [time, K]; K = 0 without time stamps.
       names: names of the channels.

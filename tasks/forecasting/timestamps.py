@@ -188,7 +188,7 @@ def calendar(times: np.ndarray, step: Step) -> np.ndarray:
     """Computes positions within hour, day, week, month and year (Zhou et al. 2021, Informer).
 
     Args:
-      times: stamps [n].
+      times: n time stamps.
       step: step of the grid of stamps. Features with a unit finer than the step are omitted.
 
     Returns:

@@ -72,7 +72,7 @@ class VisionTransformer(nnx.Module):
 
     Args:
       config: see `ViTConfig`.
-      image_shape: (Y, X, C).
+      image_shape: shape of an image, (Y, X, C).
       classes: number of classes.
 
     Raises:

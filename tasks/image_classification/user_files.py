@@ -260,7 +260,7 @@ def _light_on_dark(gray: np.ndarray, side: int) -> np.ndarray:
     """Downsamples an image, and inverts it if it is dark on light.
 
     Args:
-      gray: uint8 [Y, X].
+      gray: pixels, uint8 [Y, X].
       side: side of the result in pixels.
 
     Returns:

@@ -48,7 +48,7 @@ class KneserNey:
         Args:
           texts: tokens of each text, in [0, vocabulary).
           vocabulary: V, number of tokens.
-          order: n, at least 1.
+          order: n, order of the longest n-grams, at least 1.
 
         Raises:
           ValueError: codes of the n-grams do not fit into 63 bits.

@@ -51,8 +51,8 @@ def mask_tokens(
     10 % stay. The random numbers of an example depend only on its own key.
 
     Args:
-      tokens: int [B, T].
-      keys: random keys [B].
+      tokens: unmasked tokens, int [B, T].
+      keys: random key of each example, [B].
       first, mask: candidates are the tokens from `first` to below `mask`, the mask token.
       rate: fraction of the candidate tokens, or of their words, that are targets.
       words: index of the word of each token for whole-word masking, int [B, T], -1 for tokens

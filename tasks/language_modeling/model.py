@@ -161,7 +161,7 @@ class LanguageModel(nnx.Module):
         """Computes hidden states.
 
         Args:
-          tokens: int [B, T].
+          tokens: token ids, int [B, T].
           lengths: int [B], number of tokens before padding.
           segments: int [B, T], 0 or 1; all 0 if None.
           dropout_key: None for evaluation.
@@ -204,8 +204,8 @@ class LanguageModel(nnx.Module):
         """Compares predictions with targets, in chunks of the vocabulary if `loss_chunk_size` > 0.
 
         Args:
-          hidden: [..., D].
-          targets: int [...].
+          hidden: hidden states, [..., D].
+          targets: true tokens, int [...].
 
         Returns:
           Cross-entropy, float32 [...]; and whether the target has the largest logit, bool [...].
@@ -278,7 +278,7 @@ def complete(model: LanguageModel, prompt: Array, lengths: Array, ids: Array, en
     Args:
       model: a causal model whose mixer supports decoding.
       prompt: int [B, T], padded at the end; T is at most max_length // 2.
-      lengths: int [B], at least 1.
+      lengths: number of tokens of each prompt, int [B], at least 1.
       ids: int [B], ids of the examples, from which the sampling seeds are derived.
       end: the end token; None for models that never end a text.
 

@@ -133,7 +133,7 @@ def completion(tokenizer: Tokenizer, prompt: str, tokens: np.ndarray) -> dict[st
     """Returns a prompt and its completion.
 
     Args:
-      tokenizer: tokenizer.
+      tokenizer: tokenizer of the run.
       prompt: prompt as typed.
       tokens: generated tokens, int [t]; those after an end token are ignored.
     """
@@ -169,7 +169,7 @@ def fill_mask(
     """Returns for each text the candidate words of its masks, and the text with the best words.
 
     Args:
-      tokenizer: tokenizer.
+      tokenizer: tokenizer of the run.
       texts: texts that contain [MASK].
       tokens: the k most probable tokens for each mask, [masks, k]. The rows are the masks of all
         texts, in order.

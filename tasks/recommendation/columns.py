@@ -205,8 +205,8 @@ def looks_like_ratings(numbers: np.ndarray, user: np.ndarray) -> bool:
     Ratings are at most 10, and have fractions, or repeated values for the same user.
 
     Args:
-      numbers: float64 [n].
-      user: int [n].
+      numbers: numbers in the time column, float64 [n].
+      user: index of the user of each event, int [n].
     """
     if np.abs(numbers).max() > 10:
         return False

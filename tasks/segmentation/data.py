@@ -94,8 +94,8 @@ class SegmentationExamples:
     """Random access to images of one size.
 
     Attributes:
-      images: uint8 [n, Y, X, 3].
-      labels: uint8 [n, Y, X], VOID for pixels without a class.
+      images: pixels, uint8 [n, Y, X, 3].
+      labels: classes of the pixels, uint8 [n, Y, X], VOID for pixels without a class.
       subsets: mapping from names of subsets to bool [n], True for the images of the subset; each
         subset has separate metrics.
       void: number of pixels without a class in the masks of the data set.

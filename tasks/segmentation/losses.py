@@ -126,10 +126,10 @@ def cross_entropy(logits: Array, labels: Array, counted: Array, class_weights: A
         L = - Σ_i w_(y_i) log p_i(y_i) / Σ_i w_(y_i)
 
     Args:
-      logits: [B, Y, X, K].
-      labels: y, integers [B, Y, X]; any value where not counted.
-      counted: bool [B, Y, X].
-      class_weights: w, [K].
+      logits: class logits, [B, Y, X, K].
+      labels: true classes y, integers [B, Y, X]; any value where not counted.
+      counted: bool [B, Y, X], True for pixels that contribute to the loss.
+      class_weights: weights w of the classes, [K].
 
     Returns:
       L, []; 0 if no pixel counts.
@@ -146,7 +146,7 @@ def focal_loss(
 
     Args:
       logits, labels, counted, class_weights: as for `cross_entropy`.
-      gamma: γ, at least 0.
+      gamma: exponent γ, at least 0.
 
     Returns:
       L, []; 0 if no pixel counts.

@@ -17,8 +17,8 @@ def confusion_matrices(truth: np.ndarray, predicted: np.ndarray, classes: int) -
     """Counts the pixels of each image by true and predicted class, int64 [n, K, K].
 
     Args:
-      truth: integers [n, Y, X], void allowed.
-      predicted: integers [n, Y, X] in [0, K).
+      truth: true classes, integers [n, Y, X], void allowed.
+      predicted: predicted classes, integers [n, Y, X] in [0, K).
       classes: K, number of classes.
     """
     counts = np.zeros((len(truth), classes, classes), np.int64)

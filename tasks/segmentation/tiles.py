@@ -66,8 +66,8 @@ def training_windows(
     """Yields windows of an image and its labels. Each pixel is labeled in exactly one window.
 
     Args:
-      image: [Y, X, C].
-      labels: [Y, X].
+      image: pixels, [Y, X, C].
+      labels: classes of the pixels, [Y, X].
       size: height and width of a window.
       void: label for pixels that an earlier window contains, and for pixels beyond the image.
     """

@@ -107,9 +107,9 @@ class EncoderDecoder(nnx.Module):
         """Computes logits under teacher forcing.
 
         Args:
-          source: int [B, S].
+          source: ids of the source digits, int [B, S].
           lengths: int [B], number of digits of each source.
-          target: int [B, T].
+          target: target ids with the end token, int [B, T].
           dropout_key: None for evaluation.
 
         Returns:
@@ -130,8 +130,8 @@ class EncoderDecoder(nnx.Module):
         """Decodes greedily.
 
         Args:
-          source: int [B, S].
-          lengths: int [B].
+          source: ids of the source digits, int [B, S].
+          lengths: int [B], number of digits of each source.
           steps: T, maximum number of tokens.
 
         Returns:

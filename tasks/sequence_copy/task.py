@@ -290,8 +290,8 @@ def sequence_metrics(tokens: np.ndarray, examples: DigitStrings) -> dict[str, fl
     """Computes the agreement of decoded tokens with the targets.
 
     Args:
-      tokens: int [n, T], as wide as the longest target.
-      examples: the n examples.
+      tokens: decoded tokens, int [n, T], as wide as the longest target.
+      examples: the n examples with the targets.
 
     Returns:
       `exact_match` is the fraction of examples with all tokens correct, including the end token.
@@ -313,7 +313,7 @@ def alignment_accuracy(looked: np.ndarray, examples: DigitStrings) -> float:
 
     Args:
       looked: int [n, T], 1 + the position of the largest weight, 0 for padding.
-      examples: the n examples.
+      examples: the n examples with the targets.
 
     Returns:
       The fraction of decoding steps whose largest weight is at most one position from the source

@@ -226,8 +226,8 @@ def _paired(x: Array, valid: Array) -> tuple[Array, Array]:
     """Joins pairs of adjacent frames. A pair is valid if its first frame is.
 
     Args:
-      x: [B, S, F].
-      valid: bool [B, S].
+      x: features of the frames, [B, S, F].
+      valid: bool [B, S], False for padding.
 
     Returns:
       [B, ceil(S / 2), 2F], and bool [B, ceil(S / 2)].

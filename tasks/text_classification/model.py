@@ -254,7 +254,7 @@ class TextClassifier(nnx.Module):
         """Computes the logits of the classes.
 
         Args:
-          tokens: int [B, T].
+          tokens: token ids, int [B, T].
           lengths: int [B], number of tokens before padding.
           dropout_key: None for evaluation.
           return_weights: whether to return the attention weights by name.

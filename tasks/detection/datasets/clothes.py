@@ -56,12 +56,12 @@ def compose(
     """Composes an image; equal arguments give equal images.
 
     Args:
-      ground: the map, uint8 [Y, X, 3].
+      ground: map of the Earth, uint8 [Y, X, 3].
       land: bool [Y, X], True for land.
       images, labels: clothing items to sample from, uint8 [n, 28, 28], and their classes [n].
       bands: bands of longitude that may be background, as indices from 0 to 5 within each group of
         six bands.
-      seed: random seed.
+      seed: seed of all random choices.
     """
     random = np.random.RandomState(seed)  # a stream that NumPy keeps fixed
     image = _ground(ground, land, bands, random).astype(np.float32)

@@ -110,7 +110,7 @@ def sine_embedding(points: Array, size: int) -> Array:
 
     Args:
       points: [..., 2], y and x as fractions of the sides of the image.
-      size: D, a multiple of 4.
+      size: D, number of features, a multiple of 4.
 
     Returns:
       float32 [..., D].
@@ -142,7 +142,7 @@ class PositionedAttention(MultiHeadAttention):
         """Attends from T queries to S positions of the memory.
 
         Args:
-          x: [B, T, D].
+          x: queries, [B, T, D].
           q_pos: position embeddings of x.
           memory: [B, S, D].
           k_pos: position embeddings of the memory.
@@ -193,7 +193,7 @@ class Layer(nnx.Module):
         """Applies the layer to T positions.
 
         Args:
-          x: [B, T, D].
+          x: inputs of the layer, [B, T, D].
           q_pos: position embeddings of x.
           mask: mask of the self-attention; None for all positions.
           memory: [B, S, D], for a decoder layer.

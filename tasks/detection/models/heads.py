@@ -174,7 +174,7 @@ class RegionSamples(NamedTuple):
     """Sampled regions of one image, or of a batch with a leading axis.
 
     Attributes:
-      boxes: float32 [R, 4].
+      boxes: boxes of the regions, float32 [R, 4].
       objects: int [R], index of the matched object; arbitrary for background.
       labels: int [R], 0 background, else class + 1.
       targets: float32 [R, 4], deltas of the objects' boxes; arbitrary for background.
@@ -197,8 +197,8 @@ def sample_regions(
 
     Args:
       proposals: proposals of the image.
-      boxes: true boxes [M, 4].
-      labels: int [M], -1 for padding.
+      boxes: true boxes, [M, 4].
+      labels: true classes, int [M], -1 for padding.
       key: random key of the sampling.
       config: config of the heads.
     """
@@ -223,7 +223,7 @@ def select_class(values: Array, classes: Array, axis: int) -> Array:
 
     Args:
       values: [R, ...] with K or 1 entries along `axis`.
-      classes: int [R], from 0.
+      classes: class of each region, int [R], from 0.
       axis: axis of the classes.
 
     Returns:
@@ -241,8 +241,8 @@ def box_losses(
     """Computes class and box loss of one image (Girshick 2015, equation 1).
 
     Args:
-      logits: [R, 1 + K].
-      deltas: [R, K or 1, 4].
+      logits: class logits, [R, 1 + K], background first.
+      deltas: box deltas, [R, K or 1, 4].
       regions: regions returned by `sample_regions`.
     """
     own = select_class(deltas, jnp.maximum(regions.labels - 1, 0), 1)
@@ -256,9 +256,9 @@ class Detections(NamedTuple):
     """Detections of one image, highest score first, or of a batch with a leading axis.
 
     Attributes:
-      boxes: float32 [D, 4].
+      boxes: predicted boxes, float32 [D, 4].
       scores: float32 [D], probabilities.
-      labels: int32 [D], from 0.
+      labels: predicted classes, int32 [D], from 0.
       valid: bool [D]; False for padding.
     """
 
@@ -274,8 +274,8 @@ def detect(
     """Returns the detections of one image after NMS in each class (Girshick 2015, section 4.1).
 
     Args:
-      logits: [P, 1 + K].
-      deltas: [P, K or 1, 4].
+      logits: class logits, [P, 1 + K], background first.
+      deltas: box deltas, [P, K or 1, 4].
       proposals: proposals of the image.
       size: int [2], height and width without padding.
       config: config of the heads.

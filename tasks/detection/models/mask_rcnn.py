@@ -75,10 +75,10 @@ class Features(NamedTuple):
     """Feature pyramid of a batch, and outputs of the region proposal network.
 
     Attributes:
-      pyramid: maps [B, Yi, Xi, C].
+      pyramid: feature maps, [B, Yi, Xi, C] each, finest level first.
       logits: logits of the anchors, [B, N].
       deltas: deltas of the anchors' boxes, [B, N, 4].
-      anchors: [N, 4].
+      anchors: boxes of the anchors, [N, 4].
       level_sizes: number of anchors of each level.
       weights: attention weights of the backbone by stage.
     """
@@ -258,7 +258,7 @@ class MaskRCNN(nnx.Module):
         """Pools the features of boxes, each from the level of the pyramid that fits its size.
 
         Args:
-          pyramid: maps [B, Yi, Xi, C].
+          pyramid: feature maps, [B, Yi, Xi, C] each.
           boxes: [B, n, 4].
           side: number of bins along each side.
 
@@ -282,9 +282,9 @@ class MaskRCNN(nnx.Module):
         """Computes the mask logits of boxes, each for one class.
 
         Args:
-          pyramid: maps [B, Yi, Xi, C].
+          pyramid: feature maps, [B, Yi, Xi, C] each.
           boxes: [B, n, 4].
-          classes: int [B, n], from 0.
+          classes: class of each box, int [B, n], from 0.
 
         Returns:
           [B, n, S, S].

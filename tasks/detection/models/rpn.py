@@ -62,9 +62,9 @@ class Proposals(NamedTuple):
     """Proposals of one image, highest score first, or of a batch with a leading axis.
 
     Attributes:
-      boxes: float32 [P, 4].
-      scores: float32 [P], logits.
-      valid: bool [P].
+      boxes: proposed boxes, float32 [P, 4].
+      scores: objectness logits, float32 [P].
+      valid: bool [P], False for padding.
     """
 
     boxes: Array
@@ -109,7 +109,7 @@ def inside_image(anchors: np.ndarray, size: Array) -> Array:
     """Finds the anchors whose center is in the image, not in the padding.
 
     Args:
-      anchors: [N, 4].
+      anchors: boxes of the anchors, [N, 4].
       size: int [2], height and width without padding.
 
     Returns:
@@ -133,9 +133,9 @@ def propose(
     NMS per level.
 
     Args:
-      logits: float [N].
-      deltas: float [N, 4].
-      anchors: [N, 4].
+      logits: objectness logits of the anchors, float [N].
+      deltas: box deltas of the anchors, float [N, 4].
+      anchors: boxes of the anchors, [N, 4].
       level_sizes: number of anchors of each level; the sum is N.
       size: int [2], height and width without padding.
       config: config of the region proposal network.
@@ -174,7 +174,7 @@ def proposal_losses(
 
     Args:
       logits, deltas, anchors, size, config: as for `propose`.
-      boxes: true boxes [M, 4].
+      boxes: true boxes, [M, 4].
       valid: bool [M]; False for padding.
       key: random key of the sampling.
     """

@@ -43,7 +43,7 @@ def hungarian_match(costs: Array, real: Array) -> tuple[Array, Array]:
     """Matches each object with a different query at minimum total cost (Kuhn 1955).
 
     Args:
-      costs: [Q, M], Q at least M.
+      costs: cost of each pair of a query and an object, [Q, M], with Q at least M.
       real: bool [M]; False for padding.
 
     Returns:
@@ -73,10 +73,10 @@ def set_losses(
     """Computes the losses of one image at one decoder layer (Carion et al. 2020, equations 1, 2).
 
     Args:
-      logits: [Q, 1 + K], "no object" first.
-      boxes: [Q, 4], normalized.
-      true_boxes: [M, 4], normalized.
-      labels: int [M], -1 for padding.
+      logits: class logits, [Q, 1 + K], "no object" first.
+      boxes: predicted boxes, [Q, 4], normalized.
+      true_boxes: true boxes, [M, 4], normalized.
+      labels: true classes, int [M], -1 for padding.
       class_weight, box_weight, overlap_weight: weights of the losses, and of the matching costs.
       no_object_weight: weight of the class "no object" in the classification loss.
     """

@@ -25,7 +25,7 @@ def paste(
     Detectron2; this inverts `roi_align.mask_targets`. Pixels outside the image are dropped.
 
     Args:
-      masks: float [n, M, M], probabilities.
+      masks: probabilities of the cells, float [n, M, M].
       boxes: [n, 4] in pixels.
       height, width: size of the image.
       aligned: whether to interpolate as above. False is the method of Mask R-CNN and torchvision:

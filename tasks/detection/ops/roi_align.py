@@ -37,7 +37,7 @@ def roi_align(
     0. Boxes have no gradient, as in the paper.
 
     Args:
-      features: [Y, X, C].
+      features: feature map, [Y, X, C].
       boxes: [n, 4] in pixels of the image.
       scale: 1 / stride of the map.
       size: number of bins along each side.

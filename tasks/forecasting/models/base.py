@@ -83,7 +83,7 @@ class Forecaster(nnx.Module):
         Args:
           past: [B, L, C], standardized. Missing values may be anything, NaN included.
           past_valid: bool [B, L, C], False where missing.
-          calendar: [B, L + F, K].
+          calendar: calendar features of look-back and horizon, [B, L + F, K].
           valid: bool [B], windows to include in batch statistics; all if None.
           training: whether normalization uses and updates batch statistics.
           dropout_key: None for evaluation.
@@ -122,7 +122,7 @@ def level_and_scale(past: Array, valid: Array, *, epsilon: float = 1e-5) -> tupl
     Kim et al. 2022, "Reversible Instance Normalization".
 
     Args:
-      past: x, [B, L, C].
+      past: values x of the look-back, [B, L, C].
       valid: bool [B, L, C], False where missing.
       epsilon: ε, added to the variance.
 
@@ -140,8 +140,8 @@ def level_of(past: Array, valid: Array, level: str) -> Array:
     """Computes the mean or the last valid value of each window and channel.
 
     Args:
-      past: [B, L, C], 0 where not valid.
-      valid: bool [B, L, C].
+      past: values of the look-back, [B, L, C], 0 where not valid.
+      valid: bool [B, L, C], False where missing.
       level: "mean" or "last".
 
     Returns:
@@ -177,7 +177,7 @@ class InstanceNorm(nnx.Module):
         """Normalizes the past.
 
         Args:
-          past: x, [B, L, C].
+          past: values x of the look-back, [B, L, C].
           valid: bool [B, L, C], False where missing.
 
         Returns:

@@ -61,7 +61,7 @@ class Head:
 
         Args:
           point: point forecast, [B, F, C].
-          raw: [..., P], broadcast to [B, F, C, P]; the first of the P numbers is not used.
+          raw: network outputs, broadcast to [B, F, C, P]; the first of the P numbers is not used.
           scale: as for `place`.
         """
         raw = jnp.broadcast_to(raw, (*point.shape, self.size))
@@ -78,8 +78,8 @@ class Head:
         """Computes the mean of `losses` over valid cells, a scalar; 0 if there are none.
 
         Args:
-          parameters: [B, F, C, P].
-          future: [B, F, C]; missing values may be anything, NaN included.
+          parameters: parameters of the forecast, [B, F, C, P].
+          future: true values, [B, F, C]; missing values may be anything, NaN included.
           valid: bool [B, F, C], or float weights of the mean.
         """
         weight = valid.astype(jnp.float32)
@@ -97,7 +97,7 @@ class Head:
         """Computes quantiles in NumPy.
 
         Args:
-          parameters: [..., P].
+          parameters: parameters of the forecast, [..., P].
           levels: Q quantile levels.
 
         Returns:

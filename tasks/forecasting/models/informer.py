@@ -72,7 +72,7 @@ class Distil(nnx.Module):
         """Halves the length of sequences.
 
         Args:
-          x: [B, T, D].
+          x: sequences, [B, T, D].
           present: bool [B, T], False at missing times.
           valid: bool [B], windows to include in batch statistics; all if None.
           training: whether the norm uses and updates batch statistics.
@@ -119,7 +119,7 @@ class DistillingEncoder(Encoder):
         """Encodes sequences of T times to S times. Without distilling, S = T.
 
         Args:
-          x: [B, T, D].
+          x: sequences, [B, T, D].
           present: bool [B, T], False at missing times.
           valid: bool [B], windows to include in batch statistics; all if None.
           training: whether normalization uses and updates batch statistics.

@@ -86,7 +86,7 @@ def attend(attention: nnx.Module, past: Array, valid: Array) -> tuple[Array, Arr
 
     Args:
       attention: lag attention over T times.
-      past: [B, T, C].
+      past: values of the T times, [B, T, C].
       valid: bool [B, T, C], False where missing.
 
     Returns:

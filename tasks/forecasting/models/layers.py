@@ -48,7 +48,7 @@ def encode(encoder: Encoder, x: Array, valid: Array, mode: Mode) -> tuple[Array,
 
     Args:
       encoder: encoder of sequences.
-      x: [B, T, D].
+      x: sequences, [B, T, D].
       valid: bool [B, T], False for masked positions.
       mode: options of the forward pass.
 

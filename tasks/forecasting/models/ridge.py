@@ -133,7 +133,7 @@ class Ridge(nnx.Module):
         """Forecasts windows.
 
         Args:
-          past: [B, L, C].
+          past: look-backs, [B, L, C].
           valid: bool [B, L, C], False where missing.
 
         Returns:

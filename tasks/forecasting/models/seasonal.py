@@ -82,7 +82,7 @@ class SeasonalLag(nnx.Module):
         """Forecasts windows.
 
         Args:
-          past: [B, L, C].
+          past: look-backs, [B, L, C].
           valid: bool [B, L, C], False where missing.
 
         Returns:

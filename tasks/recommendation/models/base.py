@@ -42,7 +42,7 @@ class Recommender(nnx.Module, abc.ABC):
 
         Args:
           batch: examples.
-          items: int [B, R].
+          items: items whose scores are attributed, int [B, R].
 
         Returns:
           "items" [B, R, S], the fraction of each position of the history; or "neighbours" [B, R,
@@ -55,7 +55,7 @@ class Recommender(nnx.Module, abc.ABC):
 
         Args:
           batch: examples.
-          items: int [B, R].
+          items: items whose scores are split, int [B, R].
 
         Returns:
           Terms [B, R] by name; empty for a model whose scores are no sums.
@@ -100,8 +100,8 @@ def events(items: Array, following: Array) -> Array:
     """Appends the following event to each history.
 
     Args:
-      items: int [B, S], padded with -1.
-      following: int [B].
+      items: histories, int [B, S], padded with -1.
+      following: next item of each history, int [B].
 
     Returns:
       int [B, S + 1].

@@ -51,7 +51,7 @@ def transitions(
     Args:
       matrix: events [U, I]; an entry is the position of the event in the history of its user.
       window: largest distance of two events, in positions.
-      decay: γ, in (0, 1].
+      decay: γ, decay of a count per position of distance, in (0, 1].
       both_ways: whether to count both orders of two items and return C + Cᵀ.
 
     Returns:
@@ -128,8 +128,8 @@ class SparseRows(nnx.Module):
         """Computes Σ_s w_ts M[row_s], weighted sums of the same rows for all positions t.
 
         Args:
-          weights: w, [B, T, S], 0 for padding.
-          rows: row, int [B, S].
+          weights: weights w, [B, T, S], 0 for padding.
+          rows: indices of the rows, int [B, S].
 
         Returns:
           [B, T, C].
@@ -151,8 +151,8 @@ class SparseRows(nnx.Module):
         """Computes Σ_s w_ts M[row_ts], weighted sums of different rows for each position t.
 
         Args:
-          weights: w, [B, T, k].
-          rows: row, int [B, T, k].
+          weights: weights w, [B, T, k].
+          rows: indices of the rows, int [B, T, k].
 
         Returns:
           [B, T, C].

@@ -50,7 +50,7 @@ class History(NamedTuple):
     """Histories and the scored positions in them.
 
     Attributes:
-      items: int [B, S], -1 for padding.
+      items: items of the histories, int [B, S], -1 for padding.
       ages: [B, S], days from each of `items` to the last.
       user: int [B], index of the user, -1 if unknown.
       positions: int [B, T], scored positions; the history of position t contains the items up to t.
@@ -134,7 +134,7 @@ class Ease(nnx.Module):
       matrix: training events [U, I].
       strength: λ, ridge penalty.
       half_life: see `RecencyAttention`.
-      items: maximum of k.
+      items: maximum of k, the number of items with a score.
     """
 
     def __init__(self, matrix: sp.csr_matrix, strength: float, half_life: float, items: int):

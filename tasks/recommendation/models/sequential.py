@@ -250,7 +250,7 @@ def broadcast_weights(weights: Array, items: Array) -> dict[str, Array]:
 
     Args:
       weights: weights of the positions, [B, S], which are normalized.
-      items: int [B, R].
+      items: items whose scores are attributed, int [B, R].
 
     Returns:
       "items" [B, R, S].
