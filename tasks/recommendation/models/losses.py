@@ -67,7 +67,7 @@ def sample_negatives(key: Array, targets: Array, num_items: int, count: int) -> 
 
     Args:
       key: random key of `jax.random`.
-      targets: next items, int [B, S].
+      targets: target items, int [B, S].
       num_items: I, number of items.
       count: k, number of negatives.
 
@@ -94,7 +94,7 @@ def next_item_loss(
       config: config of the loss.
       hidden: hidden states h, [B, S, D].
       table: item embeddings E, [I, D].
-      targets: next items, int [B, S]; -1 for positions without a target.
+      targets: target items, int [B, S]; -1 for positions without a target.
       weight: weights of the rows, [B].
       key: random key of the negatives.
       bias: biases b of the items, [I]; None for 0.
