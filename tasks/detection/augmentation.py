@@ -1,7 +1,7 @@
 """Random augmentation of images and their objects, under `jax.jit`.
 
 Each example has a random key of its own. An array of S x S pixels contains an image in its upper
-left corner and zeros to the right and below, before and after augmentation.
+left corner, and zeros to the right and below. This is also true after augmentation.
 
 B batch, S side of the array, M objects including padding, Y X height and width of an instance map.
 """
@@ -67,7 +67,7 @@ def augment(
     Args:
       batch: image [B, S, S, 3], values 0 to 255; size int [B, 2]; boxes [B, M, 4]; labels int
         [B, M], -1 for padding; with masks instances int [B, S, S], k + 1 for object k.
-      keys: random keys [B].
+      keys: random key of each example, [B].
       config: see `AugmentationConfig`.
 
     Returns:
@@ -126,7 +126,11 @@ def flip(example: Mapping[str, Array], axis: int) -> dict[str, Array]:
 
 
 def transpose(example: Mapping[str, Array]) -> dict[str, Array]:
-    """Exchanges rows and columns of one example; fields as for `augment`, without B."""
+    """Exchanges rows and columns of one example.
+
+    Args:
+      example: fields as for `augment`, without B.
+    """
     result = dict(example)
     for name in ("image", "instances"):
         if name in example:
@@ -157,7 +161,7 @@ def scale_and_crop(example: Mapping[str, Array], scale: Array, offset: Array) ->
 
     Args:
       example: fields as for `augment`, without B.
-      scale: scale factor, [].
+      scale: scale factor, a scalar.
       offset: [2], top and left of the crop in the scaled image.
     """
     shape = example["image"].shape
@@ -195,7 +199,7 @@ def tight_boxes(instances: Array, count: int) -> tuple[Array, Array]:
     """Returns the smallest box around each object of an instance map.
 
     Args:
-      instances: int [Y, X], k + 1 for object k.
+      instances: instance map, int [Y, X], k + 1 for object k, 0 for none.
       count: M, number of objects.
 
     Returns:

@@ -140,7 +140,7 @@ def split_touching(inside: np.ndarray, distance: int) -> np.ndarray:
     overlapping discs is the line through their intersections.
 
     Args:
-      inside: bool [Y, X].
+      inside: bool [Y, X], True for pixels of the regions.
       distance: minimum distance of two seeds in pixels.
 
     Returns:

@@ -66,8 +66,8 @@ def read_annotations(
       group_key: key of the entries in "images" by which the images are grouped; "" for no groups.
 
     Returns:
-      Names of the classes in the order of their ids, the images in the order of the file, and
-      whether objects have masks (None if there are no objects).
+      Names of the classes in the order of their ids; the images in the order of the file; and
+      whether objects have masks, or None if there are no objects.
 
     Raises:
       UserError: an entry is malformed; the message names file and entry.
@@ -201,7 +201,11 @@ class _Reader:
         self._rows[image].append((box, self._label[category], mask, _CROWD[crowd]))
 
     def folder(self) -> Path:
-        """Returns the folder that has the images: that of the annotations, or images/ near it."""
+        """Returns the folder of the images: that of the annotations, or images/ in or next to it.
+
+        It is the first of these folders that has one of the images. If none has an image, it is
+        that of the annotations.
+        """
         near = self._file.parent
         names = [name for name, _ in self._images.values()]
         for folder in (near, near / "images", near.parent / "images"):
@@ -311,7 +315,10 @@ class _Reader:
 
 
 def _is_around(box: list[float], mask: RunLength) -> bool:
-    """Returns True if a box x1, y1, x2, y2 is close to the bounding box of a nonempty mask."""
+    """Returns True if a box (x1, y1, x2, y2) is close to the bounding box of its mask.
+
+    The result is also True for a mask without pixels.
+    """
     from pycocotools import mask as coco
 
     x, y, width, height = coco.toBbox(mask).tolist()

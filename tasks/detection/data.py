@@ -88,10 +88,10 @@ class AnnotatedImage:
     """An image and its objects, in pixels of the original image.
 
     Attributes:
-      image: uint8 [Y, X, 3].
-      boxes: float32 [n, 4].
-      labels: int32 [n].
-      instances: int [Y, X], k + 1 for object k; None without masks.
+      image: pixels, uint8 [Y, X, 3].
+      boxes: boxes of the n objects, float32 [n, 4].
+      labels: classes of the objects, int32 [n].
+      instances: int [Y, X], k + 1 for object k, 0 for background; None without masks.
     """
 
     image: np.ndarray
@@ -194,7 +194,12 @@ class DetectionDataset(digests.Fingerprinted):
 
 
 def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Returns height and width of an image of `size`, scaled down to a square of `side` pixels."""
+    """Returns height and width of an image after it is scaled down to fit into a square.
+
+    Args:
+      size: height and width of the original image.
+      side: side of the square in pixels. Smaller images keep their size.
+    """
     scale = min(1.0, side / max(size))
     height, width = (max(1, math.floor(length * scale + 0.5)) for length in size)
     return height, width
@@ -231,7 +236,16 @@ def fit(annotated: AnnotatedImage, side: int, max_objects: int) -> dict[str, np.
 
 
 def to_image_pixels(boxes: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
-    """Maps boxes [n, 4] from example pixels to pixels of the original image, and clips them."""
+    """Maps boxes from pixels of an example to pixels of its original image, and clips them.
+
+    Args:
+      boxes: [n, 4] in pixels of the example.
+      size: height and width of the original image.
+      side: side of the example in pixels.
+
+    Returns:
+      float32 [n, 4].
+    """
     height, width = fitted_size(size, side)
     factors = np.array([size[1] / width, size[0] / height] * 2, np.float32)
     return np.clip(np.asarray(boxes, np.float32) * factors, 0, np.array([*size[::-1]] * 2))

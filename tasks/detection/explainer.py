@@ -1,7 +1,7 @@
 """Explanations of detection, with the cells of a grid as positions.
 
-A gate g of 1 keeps a cell x of the image, and a gate of 0 replaces it by the same cell r of a
-blurred copy: g x + (1 - g) r. The change of a score of the prediction is measured.
+A gate g of 1 keeps a cell x of the image. A gate of 0 replaces it by the same cell r of a blurred
+copy: g x + (1 - g) r. The explainer measures how this changes a score of the prediction.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tasks.explainer import AttentionPath, Description, Explainer, Subject, repe
 from tasks.explanation import AttentionMap, Axis, Picture
 from tasks.processor import Arrays
 
-# Least overlap of a detection with the explained one, and least score of a drawn detection.
+# Minimum IoU of a detection with the explained one, and minimum score of a drawn detection.
 _OVERLAP, _SHOWN = 0.5, 0.5
 
 

@@ -23,8 +23,8 @@ class Truth:
 
     Attributes:
       size: height and width.
-      boxes: float32 [n, 4].
-      labels: int [n].
+      boxes: boxes of the n objects, float32 [n, 4].
+      labels: classes of the objects, int [n].
       masks: mask of each object; None if there are only boxes.
       crowd: bool [n], True for crowd regions, which contain any number of objects of a class;
         predictions inside them are ignored. None if there are no crowd regions.
@@ -42,9 +42,9 @@ class Prediction:
     """Predicted objects of an image, in pixels of the original image.
 
     Attributes:
-      boxes: float [n, 4].
-      labels: int [n].
-      scores: float [n].
+      boxes: boxes of the n objects, float [n, 4].
+      labels: classes of the objects, int [n].
+      scores: scores of the objects, float [n].
       masks: mask of each object; None if there are only boxes.
     """
 
@@ -137,9 +137,9 @@ def dsb2018_scores(
     The score is the mean over t = 0.50, 0.55 ... 0.95 of TP / (TP + FP + FN), where TP counts pairs
     of a true and a predicted mask of IoU greater than t. Classes are ignored. A pixel of several
     predicted masks is assigned to the mask of highest score, and masks without remaining pixels are
-    dropped. As in COCO's average precision, crowd regions are not objects, and an unmatched mask is
-    ignored if more than a fraction t of its area lies within a crowd region. An image without true
-    and without predicted masks has the score 1.
+    dropped. Crowd regions are treated as in COCO's average precision: they are not objects, and an
+    unmatched mask is ignored if more than a fraction t of its area lies within one. An image
+    without true and without predicted masks has the score 1.
 
     Args:
       truths: true objects with masks.

@@ -44,15 +44,15 @@ class DetectionProcessor(Processor):
         return self.has_masks and isinstance(self.model, MaskRCNNConfig)
 
     def encode(self, raw: Sequence[str]) -> UserImages:
-        """Reads images; large ones are scaled down to the example size, small ones padded."""
+        """Reads images. Large images are scaled down to the example size, small ones are padded."""
         return UserImages(raw, self.image_size)
 
     def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Returns the size of each image and its objects, highest score first.
 
-        An object has a label, a score, a box (x1, y1, x2, y2) in image pixels and, if the model
-        predicts masks, a mask in COCO's encoding. The printed text contains objects with a score of
-        at least 0.5.
+        An object has a label, a score, and a box (x1, y1, x2, y2) in image pixels. If the model
+        predicts masks, it also has a mask in COCO's encoding. The printed text contains objects
+        with a score of at least 0.5.
         """
         answers = []
         for index, path in enumerate(raw):
@@ -92,7 +92,7 @@ class DetectionProcessor(Processor):
         return Prediction(boxes, labels, scores, masks)
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the specifications of padded image, size before padding, and original size."""
+        """Returns the specifications of the padded image, its own size, and its original size."""
         side = self.image_size
         return {
             "image": ArraySpec(("batch", side, side, 3), "uint8"),

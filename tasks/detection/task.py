@@ -52,7 +52,8 @@ Model = MaskRCNN | DETR
 Config = MaskRCNNConfig | DETRConfig
 MODEL_CONFIGS: dict[str, type] = {"mask_rcnn": MaskRCNNConfig, "detr": DETRConfig}
 
-# Maximum number of objects of an image of a user file that count in the loss of Mask R-CNN.
+# Maximum number of objects of an image that count in the loss of Mask R-CNN when a run is evaluated
+# on a user file.
 MOST_OBJECTS = 1000
 
 
@@ -146,7 +147,7 @@ class Detection(Task):
         return sum(means.values()), {f"{name}_loss": value for name, value in means.items()}
 
     def evaluate(self, model: Model, batch: Batch) -> tuple[dict, dict]:
-        """Sums totals and counts of the model's losses, and returns detections as outputs.
+        """Sums each term of the model's loss over the batch; the outputs are the detections.
 
         The sampling of anchors and regions depends only on the id of the example.
         """
@@ -172,11 +173,12 @@ class Detection(Task):
         return model.losses(batch, example_keys(sample_key, batch["id"]), **options)
 
     def predict(self, model: Model, inputs: Batch, *, fast: bool = False) -> dict[str, jax.Array]:
-        """Returns D detections per image, highest score first, and the inputs' "original" [B, 2].
+        """Detects the objects of each image, highest score first.
 
-        Detections are boxes [B, D, 4] in pixels of the example, scores, labels and valid [B, D]
-        and, if the model predicts masks, masks float16 [B, D, S, S]: probabilities of S x S cells
-        of the box.
+        Returns:
+          "boxes" [B, D, 4] in pixels of the example; "scores", "labels" and "valid" [B, D]; and
+          "original" [B, 2] of the inputs. If the model predicts masks, also "masks", float16
+          [B, D, S, S], which are probabilities of the S x S cells of each box.
         """
         return {**self._detections(model, inputs), "original": inputs["original"]}
 
@@ -326,7 +328,7 @@ class Detection(Task):
         return drawn
 
     def attended(self, attention: Arrays) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (layer name for captions, map [y, x]) of attention weights."""
+        """Yields the name of a layer, for captions, and its attention weights as a map [y, x]."""
         backbone, side = self.model.backbone, self.processor.image_size
         grids = backbone.sides(side, side)
         for stage, grid in enumerate(grids, 1):

@@ -55,7 +55,12 @@ class UserDataset:
     def image(
         self, annotated: Annotated
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-        """Reads image, boxes, labels and instances (smaller on top); crowd regions are omitted."""
+        """Reads an image and its n objects, without crowd regions.
+
+        Returns:
+          Image [Y, X, 3], boxes [n, 4], labels [n], and instance map [Y, X]. In the map, the
+          smaller of two overlapping objects is on top. It is None without masks.
+        """
         truth = annotated.truth
         kept = np.flatnonzero(~truth.crowd)
         instances = None
@@ -83,8 +88,8 @@ def load(
         None for a split by hash.
 
     Returns:
-      The data set. A missing split is a tenth of the training split, chosen by the hash of the
-      pixels, so that equal images are in the same split.
+      The data set. A missing split is a tenth of the training split. It is chosen by the hash of
+      the pixels, so equal images are in the same split.
 
     Raises:
       UserError: annotations or images cannot be used; the message names file and entry.
@@ -233,7 +238,11 @@ def _find(path: str) -> dict[str, Path]:
 
 
 def _pixel_hash(annotated: Annotated, turns: AnnotationTurns) -> np.ndarray:
-    """Returns SHA-256 of the pixels as bytes; raises UserError if the image cannot be used."""
+    """Checks that an image fits its annotations, and returns SHA-256 of its pixels as bytes.
+
+    Raises:
+      UserError: the image cannot be read, or has another size than in its annotations.
+    """
     image, orientation = read_oriented(annotated.path)
     size = image.shape[:2]
     if not turns.fits(annotated.path, orientation, annotated.truth.size, size):

@@ -31,8 +31,8 @@ class Linear:
     """Linear forecast ŷ = c + (x - c) W + b of the future from the past x.
 
     Attributes:
-      weights: W, float32 [G, L, F].
-      bias: b, float32 [G, F].
+      weights: matrices W, float32 [G, L, F].
+      bias: offsets b, float32 [G, F].
       level: kind of the level c, which also replaces missing values: "mean" of the look-back,
         "last" value, or "none" for 0.
       strengths: penalty λ of each group, as a multiple of the mean eigenvalue of the Gram matrix of
@@ -45,7 +45,15 @@ class Linear:
     strengths: tuple[float, ...]
 
     def __call__(self, past: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Forecasts a batch of windows: past and its validity [n, L, C] -> [n, F, C]."""
+        """Forecasts a batch of windows.
+
+        Args:
+          past: look-backs, [n, L, C].
+          valid: bool [n, L, C], False where missing.
+
+        Returns:
+          The forecast, [n, F, C].
+        """
         base = level_of(past, valid, self.level)
         over = np.where(valid, past - base[:, None], 0).astype(np.float32)
         n, L, C = past.shape
@@ -57,7 +65,14 @@ class Linear:
 
 
 def level_of(past: np.ndarray, valid: np.ndarray, level: str) -> np.ndarray:
-    """Returns the mean or last valid value of the past, or 0 for "none": [n, L, C] -> [n, C]."""
+    """Returns the level of each look-back and channel, [n, C].
+
+    Args:
+      past: look-backs, [n, L, C].
+      valid: bool [n, L, C], False where missing.
+      level: "mean" for the mean of the valid values, "last" for the last valid value, or "none"
+        for 0. The level is also 0 without valid values.
+    """
     if level == "mean":
         return (past * valid).sum(axis=1) / np.maximum(valid.sum(axis=1), 1)
     if level == "last":
@@ -106,7 +121,9 @@ def seasonal_naive(horizon: int, period: int) -> Forecast:
 
 @dataclasses.dataclass
 class _Moments:
-    """Sums over windows of products of features x [P] and targets y [F], both minus the level.
+    """Sums of products of features x [P] and targets y [F] over all windows of a split.
+
+    The level of each window is subtracted from x and y.
 
     Attributes:
       gram: Σ x xᵀ, [G, P, P].
@@ -132,10 +149,9 @@ def fit_linear(
 
         W = argmin Σ |y - c - (x - c) W|² + λ |W|²
 
-    λ is selected from a fixed grid by the error on validation. Without missing future values the
-    solution is exact. With missing future values, the Gram matrix of the windows with a valid
-    future value is approximated by that of all windows, scaled by the fraction of windows with a
-    value.
+    λ is selected from a fixed grid by the error on validation. The solution is exact if no future
+    value is missing. Otherwise the Gram matrix of the windows whose future value is valid is
+    approximated: it is that of all windows, multiplied by the fraction of these windows.
 
     Args:
       data: series; W is fitted on its training windows, and λ is selected on validation windows.
@@ -160,7 +176,10 @@ def fit_linear(
 
 
 def _decomposition(L: int) -> np.ndarray:
-    """Returns the matrix [P, L + 1] from (look-back, 1) to (moving average, remainder, 1)."""
+    """Returns the matrix that maps a look-back to the features of DLinear, [P, L + 1].
+
+    The input is the look-back and 1. The features are the moving average, the remainder and 1.
+    """
     half = _TREND // 2
     padded = np.pad(np.eye(L), ((half, _TREND - 1 - half), (0, 0)), mode="edge")
     average = np.stack([padded[t : t + _TREND].mean(axis=0) for t in range(L)])
@@ -198,7 +217,11 @@ def _moments(
 
 
 def _solve(train: _Moments, validation: _Moments, group: int) -> tuple[np.ndarray, float]:
-    """Returns W [P, F] and the penalty strength with the smallest squared error on validation."""
+    """Solves the ridge regression of one group for the best penalty on validation.
+
+    Returns:
+      W [P, F], and the penalty with the smallest squared error on validation, as in `_STRENGTHS`.
+    """
     values, vectors = np.linalg.eigh(train.gram[group])
     rotated = vectors.T @ train.cross[group]
     # In the eigenbasis of the training Gram matrix, the solution for a penalty is a division.
@@ -242,7 +265,11 @@ def window_batches(
 
 
 def evaluate_on_test(data: ForecastingData, forecast: Forecast) -> dict[str, Any]:
-    """Computes the metrics of a forecast on the test windows, and their "example_scores" [n]."""
+    """Computes the metrics of a forecast on the test windows.
+
+    Returns:
+      The metrics, and "example_scores" [n], the scores of the windows.
+    """
     squared, cells = [], []
     totals: dict[str, dict[str, np.ndarray]] = {}
     examples = data.splits["test"]
@@ -272,7 +299,7 @@ def evaluate_on_test(data: ForecastingData, forecast: Forecast) -> dict[str, Any
 
 
 def baselines(data: ForecastingData) -> Mapping[str, Callable[[], dict[str, Any]]]:
-    """Returns the baselines by name; each call fits one and returns its test metrics."""
+    """Returns the baselines by name, as functions that fit one and return its test metrics."""
     fits: dict[str, Callable[[], Forecast]] = {
         "repeat": lambda: naive(data.horizon),
         "seasonal_naive": lambda: seasonal_naive(data.horizon, data.period),

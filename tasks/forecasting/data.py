@@ -138,7 +138,7 @@ class ForecastingData(digests.Fingerprinted):
     """A series on a regular grid, standardized by the valid values of its training split.
 
     Attributes:
-      series: float32 [time, C], 0 where missing.
+      series: standardized values, float32 [time, C], 0 where missing.
       valid: bool [time, C], False where missing.
       calendar: float32 [time, K]; K = 0 without time stamps.
       names: names of the channels.
@@ -208,8 +208,8 @@ class ForecastingData(digests.Fingerprinted):
     def seasonal_error(self) -> np.ndarray:
         """Mean absolute error of the seasonal naive forecast in the training split, float64 [C].
 
-        The divisor of MASE (Hyndman & Koehler 2006). NaN for a channel without two valid values one
-        season apart.
+        It is the divisor of MASE (Hyndman & Koehler 2006), and NaN for a channel without two valid
+        values one season apart.
         """
         first, end = self.bounds["train"]
         later = slice(min(first + self.period, end), end)
@@ -296,7 +296,7 @@ def read_channels(
 def read_labeled(
     file: str, config: DataConfig, fitted: ForecastingData, reading: Reading
 ) -> ForecastingData:
-    """Reads a series as the test split, standardized by the mean and deviation of the run.
+    """Reads a series as the test split, standardized by the run's mean and standard deviation.
 
     Args:
       file: file with the channels of the run.
@@ -420,7 +420,16 @@ def _standardize(
 
 
 def calendar_of(start: np.datetime64 | None, step: Step | None, times: np.ndarray) -> np.ndarray:
-    """Returns calendar features of grid indices, float32 [n, K]; K = 0 without time stamps."""
+    """Returns the calendar features of the times at n grid indices.
+
+    Args:
+      start: first time of the grid; None without time stamps.
+      step: step of the grid; None without time stamps.
+      times: indices of times in the grid, int [n].
+
+    Returns:
+      float32 [n, K], with K = 0 without time stamps.
+    """
     if step is None:
         return np.zeros((len(times), 0), np.float32)
     return clock.calendar(clock.stamps(start, step, times), step)

@@ -54,7 +54,12 @@ _ETT = url_source(
 
 
 def _stamped(lines: list[list[str]], step: Step) -> Series:
-    """Converts a header and rows, one step apart and with times in the first cells, to a series."""
+    """Converts the lines of a table to a series.
+
+    Args:
+      lines: header, and rows that are one step apart. The first cell of a row is its time.
+      step: difference between the times of adjacent rows.
+    """
     header, rows = lines[0], lines[1:]
     values = np.array([row[1:] for row in rows], np.float64)
     return Series(values, tuple(header[1:]), read_time(rows[0][0]), step)

@@ -1,7 +1,7 @@
 """Explanations of forecasts, with segments of the look-back as positions.
 
-A gate g in [0, 1] fades the values x of each segment towards the mean r of their channel,
-g x + (1 - g) r, and the change of a score of the forecast is measured.
+A gate g in [0, 1] fades the values x of each segment towards the mean r of their channel:
+g x + (1 - g) r. The explainer measures how this changes a score of the forecast.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ForecastExplainer(Explainer):
         return AttentionPath(np.bincount(self._segments(), weights, len(self._starts)))
 
     def _by_step(self, attention: Arrays) -> np.ndarray | None:
-        """Returns the weight of each step of the look-back for the last channel, [look-back]."""
+        """Returns the weight of each of the L steps of the look-back for the last channel, [L]."""
         lookback = self.task.data.lookback
         if "lags" in attention and attention["lags"].shape[-1] == lookback:
             return attention["lags"][-1].mean(axis=0)

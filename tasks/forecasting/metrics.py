@@ -30,13 +30,13 @@ def error_sums(forecast: Any, future: Any, valid: Any) -> dict[str, Any]:
     """Sums errors over the valid cells of NumPy or JAX arrays.
 
     Args:
-      forecast: [B, F, C].
-      future: [B, F, C]; finite, also where missing.
-      valid: bool [B, F, C].
+      forecast: point forecast, [B, F, C].
+      future: true values, [B, F, C]; finite, also where missing.
+      valid: bool [B, F, C], False where missing.
 
     Returns:
-      "squared" and "absolute", sums of squared and absolute errors, and "cells", their number, [C]
-      each.
+      "squared" and "absolute", the sums of squared and of absolute errors, and "cells", the number
+      of valid cells. Each is [C].
     """
     error = (forecast - future) * valid
     return {

@@ -111,7 +111,9 @@ def quantiles_beyond(
 
 
 def draw_paths(head: Head, parameters: Array, key: Array) -> Array:
-    """Draws one path from each distribution of F steps: [n, F, C, P] -> [n, F, C].
+    """Draws one path of F steps from each of n forecast distributions.
+
+    The parameters are [n, F, C, P], and the paths are [n, F, C].
 
     The head gives only the marginal distribution of each step. The dependence between steps is
     inferred from the growth of the variance v_h, on the assumption that the errors e_h follow a
@@ -154,7 +156,11 @@ def _blocks(model: Forecaster, calendar: Array) -> int:
 
 
 def _window(model: Forecaster, calendar: Array, first: Array) -> Array:
-    """Returns the calendar of the F steps from `first` on and of their look-back: [B, L + F, K]."""
+    """Returns the calendar features of the F steps from `first` on, and of their look-back.
+
+    Returns:
+      [B, L + F, K].
+    """
     times = model.sizes.lookback + model.sizes.horizon
     return jax.lax.dynamic_slice_in_dim(calendar, first, times, axis=1)
 

@@ -60,8 +60,8 @@ class ForecastInput:
 class ForecastInputs:
     """Random access to examples as in `tasks.forecasting.data.Windows`, but without a future.
 
-    The calendar features [T, K] cover the look-back and the longest forecast, rounded up to a
-    multiple of F.
+    The calendar features [steps, K] cover the look-back and the longest forecast, whose length is
+    rounded up to a multiple of F.
     """
 
     lengths = None
@@ -197,7 +197,7 @@ class ForecastingProcessor(Processor):
         return {}
 
     def input(self, raw: str) -> ForecastInput:
-        """Returns a parsed input, cached since the last `encode`; see `read`."""
+        """Returns a parsed input; see `read`. Inputs are cached until the next `encode`."""
         if raw not in self._inputs:
             self._inputs[raw] = self.read(raw)
         return self._inputs[raw]
@@ -260,7 +260,12 @@ class ForecastingProcessor(Processor):
     def forecasts(
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
-        """Yields (input, parameters [S, C, P], quantiles [S, C, Q] or None) of each input."""
+        """Yields the forecast of each input.
+
+        Yields:
+          The input; the parameters [S, C, P]; and the quantiles at `LEVELS`, [S, C, Q], or None for
+          a point forecast.
+        """
         for index, text in enumerate(raw):
             parameters, quantiles = outputs["parameters"][index], None
             steps = self.input(text).steps
@@ -272,7 +277,10 @@ class ForecastingProcessor(Processor):
             yield text, parameters[:steps], quantiles
 
     def _lines(self, parameters: np.ndarray, quantiles: np.ndarray | None) -> dict[str, np.ndarray]:
-        """Returns values [S, C]: point forecast (key "") and interval bounds (keys " LEVEL")."""
+        """Returns the values of the printed columns, [S, C] each, in the units of the data.
+
+        The key "" has the point forecast, and the keys " LEVEL" have the bounds of the interval.
+        """
         found = {"": np.asarray(self.head.point(parameters)) * self.std + self.mean}
         if quantiles is not None:
             for level in INTERVALS[max(INTERVALS)]:

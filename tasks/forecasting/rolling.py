@@ -1,7 +1,7 @@
 """Weight of the mean of two forecasts, fitted on the training split by rolling origins.
 
-For each of several origins in time, forecasts are fitted to the data before the origin and compared
-on the data after it (Tashman 2000, "Out-of-sample tests of forecasting accuracy").
+There are several origins in time. For each one, forecasts are fitted to the data before the origin,
+and compared on the data after it (Tashman 2000, "Out-of-sample tests of forecasting accuracy").
 
 n windows, L look-back, F horizon, C channels, P times in a season, M seasons of the look-back, J
 seasons of the horizon.
@@ -30,7 +30,7 @@ _UNKNOWN = 0.5
 
 
 def rolling_origins(data: ForecastingData) -> Iterator[ForecastingData]:
-    """Yields the series once per origin, with three splits that lie in the given training split."""
+    """Yields the series once for each origin, with three splits within its training split."""
     first, end = data.bounds["train"]
     for tenths in _PARTS:
         ends = [first + (end - first) * tenth // 10 for tenth in tenths]
@@ -72,7 +72,11 @@ def fit_seasons(data: ForecastingData, season: int, level: str) -> np.ndarray:
 def _seasons(
     past: np.ndarray, valid: np.ndarray, season: int, level: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the level [n, 1, C], and the seasons minus the level, latest first, [n, M, P, C]."""
+    """Returns the level of each look-back, and its seasons minus the level.
+
+    Returns:
+      Level [n, 1, C], and seasons [n, M, P, C], the latest first.
+    """
     n, L, C = past.shape
     M = L // season
     base = level_of(past, valid, level)[:, None]

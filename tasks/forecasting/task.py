@@ -39,14 +39,15 @@ from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task, se
 
 Array = jax.Array
 
-# Number of channels in the figures of a report, and length of the drawn look-back in horizons.
+# Maximum number of channels in a figure of a report, and maximum length of the drawn look-back as a
+# multiple of the horizon.
 _CHANNELS, _DRAWN_PAST = 12, 3
 # Number of channels whose standard deviation the data summary shows.
 _UNITS = 8
 
 
 class Forecasting(Task):
-    """Forecasting of the next values [F, C] of a series from its past [L, C], or of a distribution.
+    """Forecasting of the next values [F, C] of a series, or their distribution, from the past.
 
     Missing values are masked in the past, and excluded from loss and metrics in the horizon.
     Metrics are errors of standardized values.
@@ -126,7 +127,10 @@ class Forecasting(Task):
         return HEADS[self.model.head]
 
     def columns(self, split: str) -> Columns:
-        """Returns the values ahead of each window for the data summary, except constant ones."""
+        """Returns the future values of windows for the data summary.
+
+        Windows whose future values are constant are left out.
+        """
         series, origins, ahead = self.dataset, self.dataset.origins(split), self.data.horizon
         codes = row_codes(series.series, series.valid)
         changes = np.concatenate([[0, 0], np.cumsum(codes[1:] != codes[:-1])])
@@ -206,11 +210,14 @@ class Forecasting(Task):
         """Computes errors and forecasts of a batch of windows.
 
         Returns:
-          Statistics: the results of `error_sums`, the sum "loss", for a distribution the sum "crps"
-            [C], the sums of squared errors and of cells by step ahead, [F], and the sums of squared
-            errors by noise level. Outputs for each window: "mse" and "mae" [B] over its valid
-            cells, the number of these cells "cells" [B], and the parameters "forecast" [B, F, P] of
-            the last channel.
+          Statistics, which are sums over the valid values of the batch, and outputs of each window.
+
+          The statistics are those of `error_sums`; "loss"; for a distribution "crps" [C];
+          "step_squared" and "step_cells" [F], the squared errors and the number of valid values by
+          step ahead; and with noise levels "noisy", the squared errors by noise level.
+
+          The outputs are "mse" and "mae" [B] over the valid values of a window, "cells" [B], the
+          number of these values, and "forecast" [B, F, P], the parameters of the last channel.
         """
         valid, future = _counted(batch), batch["future"]
 

@@ -80,9 +80,9 @@ def read_time(text: str) -> np.datetime64:
 def on_clock(found: Times, known: str = "", step: Step | None = None) -> tuple[np.ndarray, str]:
     """Returns the stamps of a column in UTC or in local time.
 
-    Local time is chosen if the stamps are more regular in local time than in UTC, such as local
-    midnights across a change to daylight saving time. It is also chosen for steps of a day or more
-    unless UTC is more regular, so that calendar features refer to local days.
+    Local time is chosen if the stamps are more regular in local time than in UTC. An example is
+    local midnights across a change to daylight saving time. It is also chosen for steps of a day or
+    more unless UTC is more regular, so that calendar features refer to local days.
 
     Args:
       found: times of the column.
@@ -120,7 +120,7 @@ def _off_grid(times: np.ndarray, step: Step | None) -> int:
 
 
 def regular_step(times: np.ndarray) -> Step:
-    """Returns the step of ascending stamps [n], n > 1: the lower median of the differences.
+    """Returns the step of ascending stamps [n], n > 1, which is the lower median difference.
 
     The step is in months if all stamps are at the same time of their month, within an hour. If
     readings are delayed, the median may be, for example, 3601 s, and the stamps drift from its
@@ -147,20 +147,20 @@ def _round_steps(step: Step) -> list[Step]:
 
 
 def _distance(times: np.ndarray, step: Step) -> float:
-    """Returns the sum of distances, in seconds, of stamps to a grid from the first stamp on."""
+    """Returns the total distance, in seconds, of stamps to a grid that begins at the first one."""
     grid = stamps(times[0], step, grid_index(times, times[0], step))
     return float(np.abs((times - grid).astype(np.int64)).sum() / 1e6)
 
 
 def grid_index(times: np.ndarray, start: np.datetime64, step: Step) -> np.ndarray:
-    """Returns the index of the nearest grid time of each stamp, int64 [n]; `start` has index 0."""
+    """Returns the index of the grid time nearest to each stamp, int64 [n]; 0 is `start`."""
     if step.months:
         return np.rint((_months(times) - _months(start)) / step.months).astype(np.int64)
     return np.rint((times - start).astype(np.int64) / (step.seconds * 1e6)).astype(np.int64)
 
 
 def stamps(start: np.datetime64, step: Step, indices: np.ndarray) -> np.ndarray:
-    """Returns the stamps at grid indices, datetime64[us] [n]."""
+    """Returns the time stamps at n indices of a grid, datetime64[us] [n]."""
     indices = np.asarray(indices, np.int64)
     if not step.months:
         return start + np.rint(indices * (step.seconds * 1e6)).astype("timedelta64[us]")
@@ -188,7 +188,7 @@ def calendar(times: np.ndarray, step: Step) -> np.ndarray:
     """Computes positions within hour, day, week, month and year (Zhou et al. 2021, Informer).
 
     Args:
-      times: stamps [n].
+      times: n time stamps.
       step: step of the grid of stamps. Features with a unit finer than the step are omitted.
 
     Returns:

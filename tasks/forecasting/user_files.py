@@ -101,10 +101,13 @@ def _start(series: Series) -> float:
 
 
 def _joined(parts: Mapping[str, Series]) -> tuple[Series, list[int]]:
-    """Joins consecutive series; returns the index of the first time of each.
+    """Joins consecutive series.
 
     Args:
       parts: series by file, in the order of time.
+
+    Returns:
+      The joined series, and the index in it at which each of the series begins.
     """
     (first, base), *others = parts.items()
     values, starts, names = [base.values], [0], base.names

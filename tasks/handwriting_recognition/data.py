@@ -124,7 +124,7 @@ def _examples(parts: Sequence[WrittenLines], tokenizer: Tokenizer) -> Transcript
 
 
 def read_line(path: str | Path, config: DataConfig) -> np.ndarray:
-    """Reads the columns uint8 [X, 32] of an image, 255 for ink.
+    """Reads an image, and returns its columns, uint8 [X, 32], 255 for ink.
 
     Raises:
       UserError: the image cannot be read, or is wider than max_columns.

@@ -1,7 +1,7 @@
 """Explanations of handwriting recognition, with the encoded columns as positions.
 
-A gate g in [0, 1] fades the ink x of the image columns of each position to blank paper, g x, and
-the change of a score of the transcript is measured.
+A gate g in [0, 1] fades the ink x of the image columns of each position to blank paper: g x. The
+explainer measures how this changes a score of the transcript.
 """
 
 from __future__ import annotations

@@ -35,7 +35,10 @@ def logistic_regression(splits: Mapping[str, Images]) -> np.ndarray:
 
 
 def rbf_svm(splits: Mapping[str, Images]) -> np.ndarray:
-    """Predicts test classes by an SVM; kernel exp(-γ |x - y|²), γ = 1 / (pixels · variance)."""
+    """Predicts test classes by an SVM on pixels, downsampled to at most 32 a side.
+
+    Its kernel is exp(-γ |x - y|²) with γ = 1 / (pixels · variance).
+    """
     from sklearn.svm import SVC
 
     return _predictions_of_best(
@@ -107,7 +110,11 @@ def _gradients(images: np.ndarray) -> np.ndarray:
 
 
 def _downsample(images: np.ndarray, largest: int) -> np.ndarray:
-    """Averages square blocks so that no side exceeds `largest`; returns float32 from 0 to 1."""
+    """Averages square blocks of pixels so that no side of an image exceeds `largest`.
+
+    Returns:
+      float32 [n, height, width, C] from 0 to 1.
+    """
     factor = -(-max(images.shape[1:3]) // largest)
     floats = images / np.float32(255) if images.dtype == np.uint8 else images
     n, Y, X, C = images.shape
@@ -122,7 +129,7 @@ def _predictions_of_best(
     features: Callable[[np.ndarray], np.ndarray],
     splits: Mapping[str, Images],
 ) -> np.ndarray:
-    """Returns the test classes predicted by the classifier of best validation accuracy."""
+    """Returns the predictions on test of the classifier with the best validation accuracy."""
 
     def in_chunks(images: np.ndarray) -> np.ndarray:
         starts = range(0, len(images), _CHUNK)

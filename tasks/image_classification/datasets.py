@@ -82,7 +82,7 @@ def split_of(pixels: np.ndarray) -> str:
     split.
 
     Args:
-      pixels: integers 0..16, [Y, X].
+      pixels: ink of the pixels, integers 0..16, [Y, X].
     """
     digest = hashlib.sha256(np.ascontiguousarray(pixels, np.uint8).tobytes()).hexdigest()
     part = int(digest, 16) % 10

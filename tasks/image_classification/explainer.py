@@ -1,7 +1,7 @@
 """Explanations of image classification, with patches of a ViT or cells of a grid as positions.
 
 A gate g in [0, 1] fades each patch or cell x of the image towards the same part r of a blurred
-copy, g x + (1 - g) r, and the change of a score of the prediction is measured.
+copy: g x + (1 - g) r. The explainer measures how this changes a score of the prediction.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def _find(name: str, config: ImageTableConfig, skip_broken: bool) -> Files:
 
 
 def _by_parent(name: str, paths: Sequence[Path], config: ImageTableConfig) -> Files:
-    """Returns the images that match a pattern; their classes are the names of their folders."""
+    """Returns the images that match a pattern, with the names of their folders as classes."""
     expect_no_group(config, name)
     images = [path for path in paths if path.suffix.lower() in SUFFIXES]
     if not images:
@@ -112,7 +112,7 @@ def _add_table(found: Files, name: str, config: ImageTableConfig, skip_broken: b
 
 
 def split_folders(path: str) -> dict[str, Path]:
-    """Returns the folder of each split; without train/CLASS/ folders, `path` is the training split.
+    """Returns the folder of each split. Without train/CLASS/, the whole folder is for training.
 
     Raises:
       UserError: the folder does not exist, or two folders denote the same split.

@@ -72,7 +72,7 @@ class VisionTransformer(nnx.Module):
 
     Args:
       config: see `ViTConfig`.
-      image_shape: (Y, X, C).
+      image_shape: shape of an image, (Y, X, C).
       classes: number of classes.
 
     Raises:
@@ -106,9 +106,9 @@ class VisionTransformer(nnx.Module):
         Returns:
           Logits float32 [B, classes]; with `return_weights` also the attention weights "encoder"
           [B, L, N, T, T], and "head" [B, heads, P], the weights of the head over the patches. For
-          "cls", "head" is the weights of the class token in the last layer over the patches, whose
-          sum may be less than 1, because the token also attends to itself. For "mean", "head" is
-          the mean over the queries of the weights in the last layer.
+          the head "cls", these are the weights of the class token in the last layer. Their sum may
+          be less than 1, because the token also attends to itself. For the head "mean", they are
+          the weights in the last layer, averaged over the queries.
         """
         keys = split_keys(dropout_key, 2)
         x = self.embed(patches(images, self.config.patch_size))

@@ -141,7 +141,7 @@ class ImageClassification(ClassificationTask):
         return kind(self.model, shape[-1], classes, rngs=rngs)
 
     def logits(self, model: Model, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Returns logits [B, classes]; with a dropout key, the model is in training mode."""
+        """Computes the logits [B, classes] of a batch; with a dropout key, in training mode."""
         options: dict[str, Any] = {"dropout_key": dropout_key}
         if dropout_key is not None and not isinstance(model, VisionTransformer):
             options |= {"valid": batch["weight"] > 0, "training": True}
@@ -265,7 +265,7 @@ class ImageClassification(ClassificationTask):
         return drawn
 
     def _attended(self, attention: Arrays) -> Iterator[tuple[int, str, np.ndarray]]:
-        """Yields (image index, layer name for captions, map [y, x]) of attention weights."""
+        """Yields the index of an image, a layer name for captions, and its weights, [y, x]."""
         if isinstance(self.model, ViTConfig):
             grid = [side // self.model.patch_size for side in self.data.image_shape[:2]]
             for index, weights in enumerate(attention.get("head", ())):

@@ -228,9 +228,9 @@ def read_gray(text: str, data_set: DataSet) -> np.ndarray:
 
     Args:
       text: comma-separated numbers from 0 (paper) to `data_set.ink`, row by row; or the path of an
-        image in any format that Pillow reads. The image is converted to gray, padded to a square
-        with the mean of its border, and downsampled by the mean of blocks, as the digits were. An
-        image with a light border is inverted.
+        image in any format that Pillow reads. The image is converted to gray, and padded to a
+        square with the mean of its border. Then it is downsampled by the mean of blocks, as the
+        digits were. An image with a light border is inverted.
       data_set: built-in data set of the model.
 
     Returns:
@@ -257,7 +257,15 @@ def read_gray(text: str, data_set: DataSet) -> np.ndarray:
 
 
 def _light_on_dark(gray: np.ndarray, side: int) -> np.ndarray:
-    """Downsamples uint8 [Y, X] to float32 [side, side, 1], light on dark."""
+    """Downsamples an image, and inverts it if it is dark on light.
+
+    Args:
+      gray: pixels, uint8 [Y, X].
+      side: side of the result in pixels.
+
+    Returns:
+      float32 [side, side, 1] from 0 to 1.
+    """
     from PIL import Image
 
     square = Image.fromarray(_padded_to_square(gray))

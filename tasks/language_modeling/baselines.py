@@ -17,8 +17,9 @@ class _Order:
 
     Attributes:
       codes, counts: code and count of each n-gram.
-      contexts, totals, kinds: code of each context, sum of the counts after it, and number of
-        distinct tokens after it.
+      contexts: code of each context.
+      totals: sum of the counts of the n-grams that begin with each context.
+      kinds: number of distinct tokens after each context.
       discount: d_n of `KneserNey`."""
 
     codes: np.ndarray
@@ -47,7 +48,7 @@ class KneserNey:
         Args:
           texts: tokens of each text, in [0, vocabulary).
           vocabulary: V, number of tokens.
-          order: n, at least 1.
+          order: n, order of the longest n-grams, at least 1.
 
         Raises:
           ValueError: codes of the n-grams do not fit into 63 bits.

@@ -90,9 +90,10 @@ class Corpus(digests.Fingerprinted):
 def load(config: DataConfig, paths: Paths) -> Corpus:
     """Reads the texts of a config; built-in data are prepared first if necessary.
 
-    Training texts of a labeled data set are removed if they are near duplicates of validation or
-    test texts of this data set, or of another data set with the same origin. A classifier that is
-    fine-tuned on any of these data sets is then tested on unseen texts.
+    A training text of a labeled data set is removed if it is a near duplicate of a held-out text.
+    Held-out texts are the validation and test texts of this data set, and of other data sets with
+    the same origin. A classifier that is fine-tuned on any of these data sets is then tested on
+    unseen texts.
 
     Raises:
       UserError: a file or source cannot be read.
@@ -122,7 +123,7 @@ def read_labeled(file: str, running: bool, text_column: str = "") -> list[str]:
     Args:
       file: text file; a table if `text_column` is given.
       running: whether the texts of the run are running text.
-      text_column: column of the texts of the run; "" for plain text.
+      text_column: name of the column with the texts, from the config of the run; "" for plain text.
 
     Raises:
       UserError: the file cannot be read, or has no text.

@@ -35,7 +35,7 @@ def end_id(tokenizer: Tokenizer) -> int:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Returns the tokens of each text, int32 [t]; a blank text may have length t = 0."""
+    """Returns the tokens of each text, int32 [t]; a blank text may have no tokens."""
     whole = tokenizer.with_max_length(2**31 - 1)
     return [
         ids[:0] if len(ids) == 1 and ids[0] == UNKNOWN and not text.strip() else ids
@@ -52,15 +52,15 @@ def beginning(tokenizer: Tokenizer, text: str) -> int:
 
 
 def chunk_texts(texts: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
-    """Splits texts into chunks of at most `size` tokens, in order; drops empty texts."""
+    """Splits texts into chunks of at most `size` tokens, in order. Empty texts are dropped."""
     return [ids[i : i + size] for ids in texts for i in range(0, len(ids), size)]
 
 
 class RunningText:
-    """Windows of one running text; every token but the first of the text is a target.
+    """Windows of one running text. Every token except the first of the text is a target.
 
     Attributes:
-      texts: tokens of the text, as the only element.
+      texts: list with one array, the tokens of the text.
       lengths: number of tokens of each window; only the last may have fewer than `length`.
     """
 
@@ -96,7 +96,12 @@ class CausalTexts:
     padded: Mapping[str, int] = {"tokens": PAD, "targets": PAD}
 
     def __init__(self, texts: Sequence[np.ndarray], end: int):
-        """Initializes examples from chunks of texts, which leave room for `end`, the end token."""
+        """Makes one example of each text.
+
+        Args:
+          texts: tokens of each text or chunk, which leave room for one reserved token.
+          end: id of the end token.
+        """
         self.texts, self._end = texts, np.int32(end)
         self.lengths = np.array([len(ids) + 1 for ids in texts], np.int32)
 
@@ -189,7 +194,7 @@ class MaskedTexts:
 
 
 class TextRows:
-    """Random access to given examples of equal shapes."""
+    """Sequence of given examples, whose arrays have equal shapes."""
 
     padded: Mapping[str, int] = {}
 
@@ -230,10 +235,11 @@ def prompts(texts: Sequence[np.ndarray], begin: int | None, empty: int, width: i
 def masked_rows(
     parts: Sequence[Sequence[np.ndarray]], mask: int, end: int, width: int
 ) -> list[dict[str, np.ndarray]]:
-    """Returns an example for each mask of each text: a window of the text around the mask.
+    """Returns an example for each mask of each text, which is a window around the mask.
 
     Args:
-      parts: tokens before, between and after the masks of each text, one array more than masks.
+      parts: for each text, the arrays of tokens before, between and after its masks. A text with
+        m masks has m + 1 arrays.
       mask, end: ids of the mask token and of the end token.
       width: length of an example, with CLS and the end token.
 

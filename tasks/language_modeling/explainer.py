@@ -1,7 +1,7 @@
 """Explanations of masked words and of next tokens, with tokens as positions.
 
-A gate g in [0, 1] fades the embedding x of each token towards a replacement r, g x + (1 - g) r, and
-the change of a score of the prediction is measured.
+A gate g in [0, 1] fades the embedding x of each token towards a replacement r: g x + (1 - g) r. The
+explainer measures how this changes a score of the prediction.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LanguageExplainer(Explainer):
         return self._asked(split, index)[0]
 
     def _asked(self, split: str, index: int) -> tuple[str, str]:
-        """Returns the raw input for an example of a split, and the true word or continuation."""
+        """Returns the raw input for an example of a split, and the true word or next token."""
         tokenizer = self.task.processor.tokenizer
         tokens = self.task.examples(split)[index]["tokens"]
         known = tokens[(tokens != PAD) & (tokens != CLS) & (tokens < tokenizer.size)][:_TOKENS]
@@ -83,7 +83,7 @@ class LanguageExplainer(Explainer):
         return log_odds(logits, target["token"])
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
-        """Returns the attention weights of all layers; the mask or the last token is read."""
+        """Returns the attention weights of all layers, read at the mask or at the last token."""
         if "encoder" not in subject.attention:
             return None
         length = int(subject.inputs["length"][0])

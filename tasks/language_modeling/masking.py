@@ -34,7 +34,10 @@ class Masked(NamedTuple):
 
 
 def max_masked(T: int, rate: float, whole_words: bool) -> int:
-    """Returns M, the rounded product of rate and T, at least 1; twice that for whole words."""
+    """Returns M, the largest number of masked positions of an example.
+
+    M is rate · T, rounded and at least 1. For whole words it is twice that number, at most T.
+    """
     count = max(1, math.floor(rate * T + 0.5))
     return min(T, 2 * count if whole_words else count)
 
@@ -48,8 +51,8 @@ def mask_tokens(
     10 % stay. The random numbers of an example depend only on its own key.
 
     Args:
-      tokens: int [B, T].
-      keys: random keys [B].
+      tokens: unmasked tokens, int [B, T].
+      keys: random key of each example, [B].
       first, mask: candidates are the tokens from `first` to below `mask`, the mask token.
       rate: fraction of the candidate tokens, or of their words, that are targets.
       words: index of the word of each token for whole-word masking, int [B, T], -1 for tokens

@@ -50,8 +50,8 @@ class LanguageModelConfig(EncoderConfig):
       loss_chunk_size: number of tokens of the vocabulary whose logits are computed at a time in the
         loss, for "causal"; 0 for all. This saves memory for large vocabularies; results are the
         same.
-      segments: 2 for segment embeddings, 1 for one that all tokens share (RoBERTa, Liu et al.
-        2019), 0 for none.
+      segments: number of segment embeddings: 2 for one per segment, 1 for one that all tokens
+        share (RoBERTa, Liu et al. 2019), 0 for none.
       next_sentence: whether the model also predicts if the second segment follows the first one.
       mask_rate: fraction of the tokens that are targets, for "masked".
       whole_words: whether to mask whole words, for "masked".
@@ -120,12 +120,15 @@ class MaskedHead(nnx.Module):
 
 
 class LanguageModel(nnx.Module):
-    """Language model: hidden = Encoder(E[tokens] + S[segments]), and logits of hidden states.
+    """Language model that computes hidden states, and logits of these.
 
-    Parameters: embedding/embedding (E) [R, D] with R = max(V, min_rows); with segments also
-    segment_embedding/embedding (S) [segments, D]; encoder; and head, which is a `MaskedHead` for
-    masked models, a kernel [D, R] for causal models without tied embeddings, and absent otherwise.
-    With next_sentence, pooler/kernel [D, D] and follows/kernel [D, 2] with their biases.
+        hidden = Encoder(E[tokens] + S[segments])
+
+    Parameters: embedding/embedding, which is E [R, D] with R = max(V, min_rows) rows; encoder; and
+    head. The head is a `MaskedHead` for masked models, a kernel [D, R] for causal models without
+    tied embeddings, and absent otherwise. With segments also segment_embedding/embedding, which is
+    S [segments, D]. With next_sentence also pooler/kernel [D, D] and follows/kernel [D, 2], with
+    their biases.
     """
 
     def __init__(self, config: LanguageModelConfig, vocabulary: int, *, rngs: nnx.Rngs):
@@ -158,7 +161,7 @@ class LanguageModel(nnx.Module):
         """Computes hidden states.
 
         Args:
-          tokens: int [B, T].
+          tokens: token ids, int [B, T].
           lengths: int [B], number of tokens before padding.
           segments: int [B, T], 0 or 1; all 0 if None.
           dropout_key: None for evaluation.
@@ -183,7 +186,14 @@ class LanguageModel(nnx.Module):
         return x + self.segment_embedding(jnp.zeros_like(tokens) if segments is None else segments)
 
     def logits(self, hidden: Array) -> Array:
-        """Computes logits: hidden [..., D] -> float32 [..., R], -inf after the vocabulary."""
+        """Computes the logits of all tokens.
+
+        Args:
+          hidden: hidden states [..., D].
+
+        Returns:
+          float32 [..., R] with R = max(V, min_rows), -inf for rows after the vocabulary.
+        """
         if self.head is None:
             return self.embedding.logits(hidden)
         if self.config.objective == "masked":
@@ -194,8 +204,8 @@ class LanguageModel(nnx.Module):
         """Compares predictions with targets, in chunks of the vocabulary if `loss_chunk_size` > 0.
 
         Args:
-          hidden: [..., D].
-          targets: int [...].
+          hidden: hidden states, [..., D].
+          targets: true tokens, int [...].
 
         Returns:
           Cross-entropy, float32 [...]; and whether the target has the largest logit, bool [...].
@@ -262,13 +272,13 @@ def complete(model: LanguageModel, prompt: Array, lengths: Array, ids: Array, en
     """Completes prompts by max_new_tokens tokens.
 
     The context is at most max_length tokens. Longer completions are decoded in parts. Each part
-    re-encodes the last T tokens and decodes until the context is full, so that every token has a
+    re-encodes the last T tokens, and decodes until the context is full. Therefore every token has a
     context of at least T tokens, or of all previous tokens if these are fewer.
 
     Args:
       model: a causal model whose mixer supports decoding.
       prompt: int [B, T], padded at the end; T is at most max_length // 2.
-      lengths: int [B], at least 1.
+      lengths: number of tokens of each prompt, int [B], at least 1.
       ids: int [B], ids of the examples, from which the sampling seeds are derived.
       end: the end token; None for models that never end a text.
 

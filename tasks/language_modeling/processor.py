@@ -51,9 +51,10 @@ class LanguageProcessor(Processor):
         return self.model.objective == "causal"
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the specifications of the arrays that `encode` returns, and of "id" for sampling.
+        """Returns the specifications of the input arrays.
 
-        A causal model has "id"; a masked model has "blank", the position of the mask.
+        A causal model has "id", the id of the example, from which sampling seeds are derived. A
+        masked model has "blank", the position of the mask.
         """
         scalar = ArraySpec(("batch",), "int32")
         tokens = ArraySpec(("batch", "length"), "int32", PAD)
@@ -132,7 +133,7 @@ def completion(tokenizer: Tokenizer, prompt: str, tokens: np.ndarray) -> dict[st
     """Returns a prompt and its completion.
 
     Args:
-      tokenizer: tokenizer.
+      tokenizer: tokenizer of the run.
       prompt: prompt as typed.
       tokens: generated tokens, int [t]; those after an end token are ignored.
     """
@@ -165,13 +166,14 @@ def mask_inputs(tokenizer: Tokenizer, text: str) -> list[np.ndarray]:
 def fill_mask(
     tokenizer: Tokenizer, texts: Sequence[str], tokens: np.ndarray, probabilities: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Returns candidate words for the masks of each text, and the text filled with the best words.
+    """Returns for each text the candidate words of its masks, and the text with the best words.
 
     Args:
-      tokenizer: tokenizer.
+      tokenizer: tokenizer of the run.
       texts: texts that contain [MASK].
-      tokens, probabilities: the k most probable tokens and their probabilities in descending order,
-        [masks, k], for the masks of all texts in order.
+      tokens: the k most probable tokens for each mask, [masks, k]. The rows are the masks of all
+        texts, in order.
+      probabilities: probabilities of these tokens, [masks, k], in descending order.
     """
     answers, row = [], 0
     for text in texts:

@@ -57,9 +57,9 @@ _LOSSLESS = ("character", "bpe")
 _ORDER = 6
 _SHOWN = 5
 _GENERATED = "the model continues texts (for sampling write --set=model.decoding.top_k=K)"
-# Letters of the shortest line of a running text that the data summary compares.
+# The data summary compares the lines of a running text that have at least this many letters.
 _LINE = 40
-# Number of tokens of an example in a report.
+# Maximum number of tokens of an example that a report shows.
 _TOKENS = 48
 
 
@@ -147,7 +147,10 @@ class LanguageModeling(Task):
         return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:32]
 
     def with_file(self, file: str, images: str | None = None) -> Task:
-        """Reads a text file; for a run on separate texts, each line is a text."""
+        """Reads a text file, or a table, as the test split.
+
+        For a run on separate texts, each line of a text file is a text.
+        """
         running = self.processor.begin is not None
         texts = read_labeled(file, running, self.data.text_column)
         corpus = Corpus(self.data.name, {"test": texts}, running)
@@ -175,7 +178,11 @@ class LanguageModeling(Task):
         )
 
     def _ids(self, split: str) -> list[np.ndarray]:
-        """Returns the tokens of the running text, or chunks of texts that fit into an example."""
+        """Returns the tokens of the texts of a split, as one int32 array per text or chunk.
+
+        A causal model of running text has the whole text as one array. In all other cases, texts
+        are split into chunks that fit into an example with its reserved tokens.
+        """
         ids = sequences.encode(self.processor.tokenizer, self.dataset.splits[split])
         if self.processor.causal and self.dataset.running:
             return ids
@@ -236,10 +243,13 @@ class LanguageModeling(Task):
     def _sums(
         self, model: LanguageModel, batch: Batch, mask_key: Any, dropout_key: Any
     ) -> dict[str, Any]:
-        """Returns sums [B] over the targets: cross-entropy, correct predictions and number.
+        """Computes sums over the targets of each row.
 
-        The sums are 0 for padding rows. With next_sentence, the loss and the correct predictions of
-        next-sentence prediction are included.
+        Returns:
+          Arrays [B], which are 0 for padding rows: "loss", the sum of the cross-entropy; "right",
+          the number of correct predictions; and "tokens", the number of targets. With
+          next_sentence also "follows_loss" and "follows_right", which are the loss and the number
+          of correct predictions of next-sentence prediction, and "rows", which is 1.
         """
         tokens, lengths, segments = batch["tokens"], batch["length"], batch.get("segments")
         if self.processor.causal:
@@ -292,9 +302,9 @@ class LanguageModeling(Task):
         """Completes prompts, or predicts masked words.
 
         Returns:
-          For a causal model, `completion` int32 [B, max_new_tokens]. For a masked model, the k most
-          probable tokens at position `blank`, `words` int32 [B, k], and their `probabilities`; k is
-          5 or `top_k`.
+          For a causal model, the generated tokens `completion`, int32 [B, max_new_tokens]. For a
+          masked model, the k most probable tokens at the position `blank`: `words`, int32 [B, k],
+          and `probabilities`, [B, k]. k is the option `top_k`, or 5 without this option.
         """
         tokens, lengths = inputs["tokens"], inputs["length"]
         if self.processor.causal:
@@ -340,7 +350,7 @@ class LanguageModeling(Task):
         return self.options.top_k is not None
 
     def with_options(self, options: AnswerOptions) -> Task:
-        """Raises UserError also if a causal model gets an option."""
+        """Returns the task with other options; raises UserError if a causal model gets one."""
         if self.processor.causal:
             options.check({**self.answer_options, "top_k": _GENERATED})
         return super().with_options(options)
@@ -351,7 +361,7 @@ class LanguageModeling(Task):
 
     @classmethod
     def chosen(cls, answer: dict[str, Any], options: AnswerOptions) -> dict[str, Any]:
-        """Returns an answer of an export with the first `top_k` words of each [MASK]."""
+        """Keeps the first `top_k` words of each [MASK] in an answer of an exported model."""
         if options.top_k is None:
             return answer
         if "blanks" not in answer:
@@ -404,7 +414,7 @@ class LanguageModeling(Task):
         return digests.ids(rows, [tokenizer] * len(rows))
 
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
-        """Returns the contribution of each example to the loss; the loss is the mean of these."""
+        """Returns the contribution of each example to the loss, which is their mean."""
         losses = np.asarray(outputs["loss"], np.float64)
         return losses * len(losses) / np.sum(outputs["tokens"], dtype=np.float64)
 

@@ -15,7 +15,7 @@ _TEXTS = (".txt", ".text", ".md")
 
 
 def _inferred(path: str) -> dict[str, object]:
-    """Returns the column of the texts if the files are tables."""
+    """Returns the default of `text_column` if the files are tables, else no defaults."""
     first = split_paths(path)[0]
     folder = Path(first).expanduser()
     if folder.is_dir():
@@ -42,7 +42,14 @@ def texts_of(name: str) -> list[str]:
 
 
 def read_lines(name: str) -> tuple[list[str], dict[str, str]]:
-    """Reads the lines of text files that are not blank, and their origins by line.
+    """Reads the lines of text files. Blank lines are skipped with a warning.
+
+    Args:
+      name: path, see `texts_of`.
+
+    Returns:
+      The lines; and for each line its origin, such as "line 3", with the name of the file if there
+      are several files.
 
     Raises:
       UserError: a file cannot be read.
@@ -62,12 +69,16 @@ def read_lines(name: str) -> tuple[list[str], dict[str, str]]:
 def read_rows(
     name: str, text_column: str, group_column: str = ""
 ) -> tuple[list[str], dict[str, str], list[str]]:
-    """Reads the texts of tables, their origins by text, and their groups.
+    """Reads texts and their groups from tables. Rows without text are skipped with a warning.
 
     Args:
       name: path, see `tasks.common.data.own.files_of`.
       text_column: column of the texts.
       group_column: column of the groups; empty for none.
+
+    Returns:
+      The texts; for each text its origin, "FILE:LINE"; and the groups, an empty list without
+      `group_column`.
 
     Raises:
       UserError: a table cannot be read or lacks a column, or a row lacks a group.

@@ -2,11 +2,12 @@
 
     scores = H B,   H sparse [users, I], B [I, I]
 
-An entry of H is 0 for an item that is not in the history. It is 1 for the others or, in baselines
-named "recency", γ^p with a decay γ for the item p positions before the end of the history. B is the
-cosine of items (ItemKNN), the ridge regression of each item on the others (EASE, Steck 2019), or
-the matrix of transition probabilities (Markov). Settings are selected by NDCG@10 on validation with
-B fitted on the training split; test metrics use B fitted on the training and validation splits.
+An entry of H is 0 for an item that is not in the history, and 1 for other items. In baselines named
+"recency", it is γ^p instead of 1 for the item p positions before the end of the history, with a
+decay γ. B is one of three matrices: the cosines of items (ItemKNN), the ridge regression of each
+item on the others (EASE, Steck 2019), or transition probabilities (Markov). Settings are selected
+by NDCG@10 on validation with B fitted on the training split. Test metrics use B fitted on the
+training and validation splits.
 
 U users, I items, n users of a split.
 """
@@ -98,7 +99,11 @@ class Baselines:
 
 
 def _ranks(held: HeldOut, scores: Scores, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ranks of the targets and best items of the users `indices` of a split."""
+    """Ranks the items for the users of a split with the given indices.
+
+    Returns:
+      Ranks of the targets, and the best items of each user.
+    """
     ranks, top = [], []
     for begin in range(0, len(indices), _BLOCK):
         chosen = indices[begin : begin + _BLOCK]
@@ -143,12 +148,14 @@ class _Fitted:
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def user_cosine(self, neighbours: int) -> sp.csr_matrix:
-        """Computes the cosines of users; each row keeps the largest `neighbours` entries."""
+        """Computes the cosines of users. Each row keeps its largest `neighbours` entries."""
         return _cosine(self.events, neighbours, 0.0)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def ease(self, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-        """Fits EASE (Steck 2019) on the most popular items: B = I - P / diag(P), P = (XᵀX + λI)⁻¹.
+        """Fits EASE (Steck 2019) on the k most popular items.
+
+            B = I - P / diag(P),   P = (XᵀX + λI)⁻¹
 
         X is the matrix of events, and λ is `ridge`.
 
@@ -159,7 +166,10 @@ class _Fitted:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def transitions(self, window: int, decay: float) -> sp.csr_matrix:
-        """Returns transition probabilities; events d <= `window` apart count `decay`^(d - 1)."""
+        """Computes transition probabilities between items, sparse float32 [I, I].
+
+        Two events at a distance of d <= `window` positions count `decay`^(d - 1).
+        """
         data, total = self._data, sp.csr_matrix((self._data.num_items,) * 2, dtype=np.float32)
         position = np.arange(len(data.items))
         end = np.repeat(self._ends, np.diff(data.starts))
@@ -173,7 +183,7 @@ class _Fitted:
 
 
 def _cosine(rows: sp.csr_matrix, neighbours: int, shrink: float) -> sp.csr_matrix:
-    """Returns cosines of binary rows [n, m] as sparse [n, n] without the diagonal.
+    """Computes the cosines of binary rows [n, m], as a sparse matrix [n, n] without diagonal.
 
     The inner product of rows i and j is divided by √(c_i c_j) + `shrink`, where c_i is the number
     of ones in row i. Each row of the result keeps only its largest `neighbours` entries.

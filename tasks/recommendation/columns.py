@@ -205,8 +205,8 @@ def looks_like_ratings(numbers: np.ndarray, user: np.ndarray) -> bool:
     Ratings are at most 10, and have fractions, or repeated values for the same user.
 
     Args:
-      numbers: float64 [n].
-      user: int [n].
+      numbers: numbers in the time column, float64 [n].
+      user: index of the user of each event, int [n].
     """
     if np.abs(numbers).max() > 10:
         return False
@@ -222,7 +222,7 @@ def ratings_for_times(name: str, column: str) -> UserError:
 
 
 def may_be_name(cell: Any) -> bool:
-    """Returns True if a cell may be the name of a column: a text without digits."""
+    """Returns True if a cell is a text without digits, which may be the name of a column."""
     return isinstance(cell, str) and re.search(r"\d", cell) is None and bool(cell.strip())
 
 
@@ -292,7 +292,12 @@ def _flags(*roles: str) -> str:
 
 
 def _found(role: str, header: Sequence[str]) -> list[str]:
-    """Returns the columns whose name is the first one in `_NAMES[role]` that the header has."""
+    """Returns the columns of the header that fit a role.
+
+    These are the columns with the first name of `_NAMES[role]` that occurs in the header. Several
+    columns may have this name, since case and punctuation are ignored; then those that equal the
+    role are preferred.
+    """
     plain = [_plain(cell) for cell in header]
     for name in _NAMES[role]:
         if found := [cell for cell, each in zip(header, plain, strict=True) if each == name]:

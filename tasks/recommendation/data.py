@@ -3,7 +3,8 @@
 The last event of a user with three or more events is in the test split, the event before it in
 the validation split; all other events are for training. Every event is a positive example,
 regardless of its rating. Events of a user with equal time stamps are in the order of their lines.
-Only the first event of a user with an item is kept, because only unseen items are ranked.
+If a user has several events with the same item, only the first one is kept, because only unseen
+items are ranked.
 
 U users, I items, G item features, n events, S events of a sequence, M events of the longest
 history.
@@ -267,7 +268,7 @@ def in_order(events: user_files.Events) -> tuple[RecommendationData, int]:
 
 
 def padded(items: np.ndarray, size: int) -> np.ndarray:
-    """Pads items int [n] with -1 to int32 [size]."""
+    """Pads item indices [n] with -1 at the end, to int32 [size]."""
     found = np.full(size, PAD, np.int32)
     found[: len(items)] = items
     return found
@@ -293,7 +294,14 @@ class _Sequences:
         return found
 
     def _example(self, user: int, begin: int, end: int, seen_end: int) -> dict[str, np.ndarray]:
-        """Returns an example with the last S events of `begin` to `end` (exclusive) as history."""
+        """Returns an example whose history is the last S events of a user before `end`.
+
+        Args:
+          user: index of the user.
+          begin: index in `data.items` of the first event of the user.
+          end: index in `data.items` after the last event of the history.
+          seen_end: index in `data.items` after the last event of the field `seen`.
+        """
         first = max(begin, end - self._length)
         return {
             "items": self._padded(first, end, self._length),
@@ -309,10 +317,14 @@ class TrainSequences(_Sequences):
     Histories longer than S are cut into several sequences, starting from the latest event. Each
     training event of a user, except the first, occurs exactly once in `next`.
 
-    An example has `items` int32 [S], oldest first; `next` int32 [S], the item after each of
-    `items`; `ages` float32 [S], days from each of `items` to the last, 0 without times; `user`
-    int32, the row of the training matrix; `seen` int32 [M], all training items of the user; and
-    `target` int32, which is -1. Padding is 0 in `ages` and -1 elsewhere.
+    An example has the following fields. Padding is 0 in `ages` and -1 in the other fields.
+
+    * `items`, int32 [S]: items of the sequence, oldest first.
+    * `next`, int32 [S]: the item after each of `items`.
+    * `ages`, float32 [S]: days from each of `items` to the last one; 0 without times.
+    * `user`, int32: row of the training matrix.
+    * `seen`, int32 [M]: all training items of the user.
+    * `target`, int32: always -1.
     """
 
     def __init__(self, data: RecommendationData, config: DataConfig, with_validation: bool):
@@ -357,10 +369,13 @@ class TrainSequences(_Sequences):
 class HeldOut(_Sequences):
     """Random access to the held-out event of each user and the history before it.
 
-    An example has `target` int32, the held-out item; `items` int32 [S], the latest S items before
-    it, oldest first; `ages` float32 [S], days from each of `items` to the last; `user` int32, the
-    row of the training matrix; and `seen` int32 [M], all items before the target. Padding is 0 in
-    `ages` and -1 elsewhere.
+    An example has the following fields. Padding is 0 in `ages` and -1 in the other fields.
+
+    * `target`, int32: the held-out item.
+    * `items`, int32 [S]: the latest S items before the target, oldest first.
+    * `ages`, float32 [S]: days from each of `items` to the last one; 0 without times.
+    * `user`, int32: row of the training matrix.
+    * `seen`, int32 [M]: all items before the target.
 
     Attributes:
       target: int32 [users], held-out item of each user.
@@ -387,7 +402,7 @@ class HeldOut(_Sequences):
         return [self._data.users[user] for user in self.users]
 
     def history(self, index: int) -> np.ndarray:
-        """Returns all items before the target, oldest first, int32 [any]."""
+        """Returns all n items before the target, oldest first, int32 [n]."""
         return self._data.items[self._data.starts[self.users[index]] : self.end[index]]
 
     def seen(self, chosen: np.ndarray) -> np.ndarray:

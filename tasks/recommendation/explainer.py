@@ -1,7 +1,7 @@
 """Explanations of recommendations, with the items of the history as positions.
 
-Items whose gate is 0 are removed from the history, those whose gate is 1 are kept, and the change
-of a score of the recommendation is measured.
+Items whose gate is 0 are removed from the history, and those whose gate is 1 are kept. The
+explainer measures how this changes a score of the recommendation.
 """
 
 from __future__ import annotations

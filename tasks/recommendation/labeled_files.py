@@ -25,9 +25,9 @@ class FileUsers:
     def __init__(self, file: str, data: RecommendationData, config: DataConfig):
         """Reads the events of a file.
 
-        The last event of a user is predicted from the earlier ones in the file or, if there are
-        none, from the events of the user in `data`. Events with items that `data` lacks are left
-        out of histories; users whose last item it lacks are left out.
+        The last event of a user is predicted from the user's earlier events in the file. If there
+        are none, it is predicted from the user's events in `data`. Events with items that `data`
+        lacks are left out of histories, and users whose last item it lacks are left out.
 
         Args:
           file: file of events.
@@ -104,7 +104,7 @@ class FileUsers:
         }
 
     def history(self, index: int) -> np.ndarray:
-        """Returns all items before the target, oldest first, int32 [any]."""
+        """Returns all n items before the target, oldest first, int32 [n]."""
         return self._found[index][2]
 
 
@@ -117,6 +117,13 @@ class FileDataset:
     """
 
     def __init__(self, file: str, data: RecommendationData, config: DataConfig, validation: bool):
-        """Reads the file; `validation` says whether validation events were trained on."""
+        """Reads the file.
+
+        Args:
+          file: file of events.
+          data: events of the run.
+          config: config of the run.
+          validation: whether the model was also trained on the validation events.
+        """
         self.splits = {"test": FileUsers(file, data, config)}
         self.train_matrix = data.train_matrix(validation)

@@ -27,7 +27,7 @@ def ranked(
     for scores s_j of the unseen items j. NaN scores are below all others.
 
     Args:
-      scores: float [B, I].
+      scores: scores of all items, float [B, I].
       seen: int [B, M], items that are not ranked, padded with -1.
       target: int [B], unseen items; None if there are no targets.
       count: length of the lists.
@@ -59,7 +59,7 @@ def ndcg(ranks: np.ndarray) -> np.ndarray:
     It is 1 / log2(1 + rank) for ranks up to 10, else 0.
 
     Args:
-      ranks: float [n].
+      ranks: ranks of the targets, float [n].
 
     Returns:
       float64 [n].
@@ -72,7 +72,7 @@ def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:
     """Computes `ndcg_at_10`, the hit rate `hr_at_10`, and the mean reciprocal rank `mrr`.
 
     Args:
-      ranks: float [n].
+      ranks: ranks of the targets, float [n].
     """
     ranks = np.asarray(ranks, np.float64)
     return {

@@ -121,7 +121,13 @@ class UserQueries:
     padded: Mapping[str, int] = {}
 
     def __init__(self, queries: Sequence[UserQuery], data: RecommendationData, config: DataConfig):
-        """Initializes examples from queries, all events, and the sequence length in the config."""
+        """Initializes the examples.
+
+        Args:
+          queries: parsed queries.
+          data: events of all users.
+          config: config with the length of sequences.
+        """
         self._queries, self._length = queries, config.max_length
         self._longest = max(data.longest, *(len(query.history) for query in queries))
 
@@ -183,7 +189,7 @@ class RecommendationProcessor(Processor):
         )
 
     def export_sizes(self) -> list[dict[str, int]]:
-        """Returns a size of `seen` for the history of every user and for queries of many items."""
+        """Returns a size of `seen` that fits the history of every user and long queries."""
         return [{"seen": min(max(self.events.longest, _NAMED), self.events.num_items)}]
 
     def _popular(self, count: int = TOP) -> np.ndarray:
@@ -217,8 +223,8 @@ class RecommendationProcessor(Processor):
     ) -> list[dict[str, Any]]:
         """Returns the best unseen items of each query.
 
-        An item has a score, attributions ("because": item or user, and fraction of the score), and
-        "parts", the terms of the score, if the model has any.
+        Each item has its score; its attributions "because", which are items or users with their
+        fractions of the score; and "parts", the terms of the score, if the model has any.
 
         Args:
           raw: queries.

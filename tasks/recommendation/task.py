@@ -100,7 +100,7 @@ class Recommendation(Task):
         return self._with_dataset(dataset)
 
     def columns(self, split: str) -> Columns:
-        """Returns the histories of users for the data summary, up to the last event of the split.
+        """Returns the history of each user, up to the split's last event, for the data summary.
 
         All splits have the same users, so histories of different splits are not compared.
         """
@@ -155,18 +155,24 @@ class Recommendation(Task):
         return model.loss(batch, dropout_key)
 
     def evaluate(self, model: Recommender, batch: Batch) -> tuple[dict, dict]:
-        """Returns the number of users as a statistic, and ranks of the targets; see `ranked`."""
+        """Ranks the target of each user among the unseen items.
+
+        Returns:
+          The statistic "users", which is the number of users; and the outputs of `ranked`.
+        """
         found = ranked(model.scores(batch), batch["seen"], batch["target"])
         return {"users": jnp.sum(batch["weight"])}, found
 
     def predict(
         self, model: Recommender, inputs: Batch, *, fast: bool = False
     ) -> dict[str, jax.Array]:
-        """Returns the best items with their scores (see `ranked`) and their attributions.
+        """Finds the best items of each user, with their scores and attributions.
 
-        Attributions are `reason_items` [B, R, S]; or `reason_neighbours` [B, R, k] and
-        `reason_neighbour_ids`; see `Recommender.attributions`. Terms of the scores are
-        `part_<name>` [B, R]; see `Recommender.score_parts`.
+        Returns:
+          The best items and their scores, see `ranked`. The attributions are `reason_items`
+          [B, R, S]; or `reason_neighbours` [B, R, k] and `reason_neighbour_ids`; see
+          `Recommender.attributions`. The terms of the scores are `part_<name>` [B, R]; see
+          `Recommender.score_parts`.
         """
         found = ranked(model.scores(inputs), inputs["seen"], count=self.options.top_k or TOP)
         items = jnp.maximum(found["top"], 0)
@@ -198,7 +204,7 @@ class Recommendation(Task):
 
     @classmethod
     def chosen(cls, answer: dict[str, Any], options: AnswerOptions) -> dict[str, Any]:
-        """Returns an answer of an export with the first `top_k` items of its list."""
+        """Keeps the first `top_k` items of the list in an answer of an exported model."""
         if options.top_k is None:
             return answer
         if options.top_k > TOP:
@@ -259,7 +265,10 @@ class Recommendation(Task):
         return ndcg(outputs["rank"]).astype(np.float32)
 
     def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
-        """Returns user, title of the held-out item, and titles of the best items, best first."""
+        """Returns for each user the title of the held-out item, and those of the best items.
+
+        The input is the name of the user. The best items are listed from the best one on.
+        """
         part, events = self.examples(split), self.processor.events
         rows = zip(part.names, part.target, outputs["top"].tolist(), strict=True)
         return [
@@ -315,7 +324,7 @@ class Recommendation(Task):
         return drawn
 
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """Returns the baselines that take at most minutes for a data set of this size."""
+        """Returns the baselines by name. A large data set has only the fast ones."""
         fitted = Baselines(self.dataset.events, self.examples("validation"), self.examples("test"))
         return {name: functools.partial(fitted.metrics, name) for name in fitted.names}
 

@@ -65,15 +65,15 @@ OWN_DATA = OwnData(
 
 
 def read_all_events(path: str, wanted: Wanted) -> Events:
-    """Reads the events of a file, of the files of a folder, or of those of a glob pattern.
+    """Reads the events of a file, or of all files of a folder or of a glob pattern.
 
     Args:
       path: see `tasks.common.data.own.files_of`.
       wanted: settings, as for `read_events`.
 
     Raises:
-      UserError: as for `read_events`; or there is a file for each split, or the times of the files
-        are not comparable.
+      UserError: as for `read_events`; or `path` has a file for each split, or the times of the
+        files are not comparable.
     """
     if len(split_files(path)) > 1:
         raise UserError(

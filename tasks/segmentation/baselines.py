@@ -57,7 +57,7 @@ def random_forest(
 
 
 def _features(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Returns [pixels, 5]: red, green, blue, row / height and column / width."""
+    """Returns the features of pixels, [pixels, 5]: three colors, row / height, column / width."""
     _, Y, X, _ = images.shape
     row, column = chosen // X % Y, chosen % X
     colors = images.reshape(-1, 3)[chosen] / np.float32(255)

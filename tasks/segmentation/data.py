@@ -94,8 +94,8 @@ class SegmentationExamples:
     """Random access to images of one size.
 
     Attributes:
-      images: uint8 [n, Y, X, 3].
-      labels: uint8 [n, Y, X], VOID for pixels without a class.
+      images: pixels, uint8 [n, Y, X, 3].
+      labels: classes of the pixels, uint8 [n, Y, X], VOID for pixels without a class.
       subsets: mapping from names of subsets to bool [n], True for the images of the subset; each
         subset has separate metrics.
       void: number of pixels without a class in the masks of the data set.
@@ -314,7 +314,14 @@ def _fitted(
     ids: Sequence[str] = (),
     subsets: Mapping[str, str] | None = None,
 ) -> SegmentationExamples:
-    """Resizes images, or cuts them into windows; `subsets` maps subset names to id prefixes."""
+    """Makes examples of one size: resizes images, or cuts them into windows.
+
+    Args:
+      pairs: image and mask of each pair.
+      config: config with the size of the examples and the method.
+      ids: id of each pair, which the prefixes of `subsets` refer to.
+      subsets: mapping from names of subsets to prefixes of ids; None for no subsets.
+    """
     size, tiled = tuple(config.image_size), config.fit == "tiles"
     images, labels, source, codes, void = [], [], [], [], 0
     for number, (image, mask) in enumerate(pairs):
@@ -342,8 +349,8 @@ class InferenceWindows:
     """Unlabeled images for prediction, resized or cut into windows, by index.
 
     Attributes:
-      place: int32 [n, 5], for each example the index of its image, top and left of the window in
-        this image, and height and width of the image.
+      place: int32 [n, 5]. A row has the index of the image, the top and the left of the window in
+        this image, and the height and the width of the image.
     """
 
     lengths = None

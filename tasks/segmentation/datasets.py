@@ -145,8 +145,8 @@ CAMVID = LabeledImages(
 
 # ---------------------------------------------------------------------- land and water
 
-# Side of a crop in pixels, 7.2°; number of columns of crops in a band. Crops are kept if the
-# fractions of land and water are both above `_LEAST`.
+# Side of a crop in pixels, which is 7.2°, and number of columns of crops in a band. Crops are kept
+# if the fractions of land and water are both above `_LEAST`.
 LAND_SIDE, _BAND, _LEAST = 108, 5, 0.02
 
 

@@ -1,7 +1,7 @@
 """Explanations of segmentation, with the cells of a grid as positions.
 
-A gate g in [0, 1] fades each cell x of the image towards the same cell r of a blurred copy,
-g x + (1 - g) r, and the change of a score of the prediction is measured.
+A gate g in [0, 1] fades each cell x of the image towards the same cell r of a blurred copy:
+g x + (1 - g) r. The explainer measures how this changes a score of the prediction.
 
 Y X height and width of an image, y x those of a map.
 """
@@ -30,9 +30,10 @@ from tasks.processor import Arrays
 
 
 class SegmentationExplainer(Explainer):
-    """Explains one class at its predicted pixels: the class with the most besides the background.
+    """Explains one class at its predicted pixels.
 
-    The background is class 0. If all pixels are background, the background is explained.
+    It is the class with the most pixels besides the background, which is class 0. If all pixels are
+    background, the background is explained.
     """
 
     replacement = "a blurred copy"

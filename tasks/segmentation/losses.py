@@ -103,7 +103,12 @@ def median_frequency(labels: np.ndarray, classes: int) -> np.ndarray:
 def total_loss(
     config: LossConfig, logits: Array, labels: Array, counted: Array, class_weights: Array
 ) -> Array:
-    """Computes the weighted sum of losses, []; see `cross_entropy` for the arguments."""
+    """Computes the weighted sum of losses, a scalar.
+
+    Args:
+      config: config of the losses and their weights.
+      logits, labels, counted, class_weights: as for `cross_entropy`.
+    """
     loss = jnp.zeros((), jnp.float32)
     if config.cross_entropy:
         loss += config.cross_entropy * cross_entropy(logits, labels, counted, class_weights)
@@ -121,10 +126,10 @@ def cross_entropy(logits: Array, labels: Array, counted: Array, class_weights: A
         L = - Σ_i w_(y_i) log p_i(y_i) / Σ_i w_(y_i)
 
     Args:
-      logits: [B, Y, X, K].
-      labels: y, integers [B, Y, X]; any value where not counted.
-      counted: bool [B, Y, X].
-      class_weights: w, [K].
+      logits: class logits, [B, Y, X, K].
+      labels: true classes y, integers [B, Y, X]; any value where not counted.
+      counted: bool [B, Y, X], True for pixels that contribute to the loss.
+      class_weights: weights w of the classes, [K].
 
     Returns:
       L, []; 0 if no pixel counts.
@@ -141,7 +146,7 @@ def focal_loss(
 
     Args:
       logits, labels, counted, class_weights: as for `cross_entropy`.
-      gamma: γ, at least 0.
+      gamma: exponent γ, at least 0.
 
     Returns:
       L, []; 0 if no pixel counts.

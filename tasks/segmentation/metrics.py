@@ -17,8 +17,8 @@ def confusion_matrices(truth: np.ndarray, predicted: np.ndarray, classes: int) -
     """Counts the pixels of each image by true and predicted class, int64 [n, K, K].
 
     Args:
-      truth: integers [n, Y, X], void allowed.
-      predicted: integers [n, Y, X] in [0, K).
+      truth: true classes, integers [n, Y, X], void allowed.
+      predicted: predicted classes, integers [n, Y, X] in [0, K).
       classes: K, number of classes.
     """
     counts = np.zeros((len(truth), classes, classes), np.int64)
@@ -104,7 +104,7 @@ def boundary_f1(
 
     for each image and each class that is true or predicted in it; F1 is averaged over images, then
     over classes. P is the fraction of the predicted boundary within `tolerance` of the true
-    boundary, R the fraction of the true boundary within `tolerance` of the predicted boundary. A
+    boundary. R is the fraction of the true boundary within `tolerance` of the predicted boundary. A
     pixel of a class is a boundary pixel if one of its four neighbors has another class. Void
     neighbors are ignored, and predictions for void pixels are void. A class that covers all pixels
     has no boundary: its F1 is 1 if truth and prediction both have no boundary of the class, and 0
@@ -137,7 +137,11 @@ def boundary_f1(
 
 
 def boundaries(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """Returns the boundary pixels of each class, bool [classes, Y, X]; see `boundary_f1`."""
+    """Finds the boundary pixels of each class; see `boundary_f1`.
+
+    Returns:
+      bool [classes, Y, X].
+    """
     other = np.zeros(labels.shape, bool)
     for axis in (0, 1):
         a, b = (labels[1:], labels[:-1]) if axis == 0 else (labels[:, 1:], labels[:, :-1])

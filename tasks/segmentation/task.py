@@ -58,9 +58,9 @@ from tasks.task import (
     Task,
 )
 
-# Number of images in a report with figures of attention.
+# Maximum number of images whose attention is drawn in a report.
 _ATTENDED = 2
-# Number of classes in the printed text, and the maximum side in pixels of a figure.
+# Maximum number of classes in the printed text, and maximum side of a figure in pixels.
 _SHOWN, _LARGEST = 6, 1200
 
 
@@ -87,9 +87,10 @@ class SegmentationProcessor(Processor):
         return InferenceWindows(raw, self.data)
 
     def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
-        """Returns the image size, and fraction and mask of each class, largest fraction first.
+        """Returns the size of each image, and the fraction and the mask of each class in it.
 
-        Masks are in COCO's compressed run-length encoding, at the size of the image file.
+        Classes are sorted by their fraction of the pixels, largest first. Masks are in COCO's
+        compressed run-length encoding, at the size of the image file.
         """
         answers = []
         maps = merge_windows(self.data, outputs) if len(raw) else ()
@@ -225,7 +226,7 @@ class Segmentation(Task):
         return loss, {"pixel_accuracy": correct / jnp.maximum(jnp.sum(counted), 1)}
 
     def evaluate(self, model: UNet, batch: Batch) -> tuple[dict, dict]:
-        """Sums cross-entropy and pixels, and counts pixels by [true, predicted] class.
+        """Sums the cross-entropy, and counts pixels in total and by true and predicted class.
 
         The outputs are the predicted "labels", uint8 [B, Y, X].
         """
@@ -319,7 +320,7 @@ class Segmentation(Task):
         return SegmentationExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
-        """Draws the confusion matrix, and true and predicted classes and attention over images."""
+        """Draws the confusion matrix; and over images, true and predicted classes and attention."""
         drawn: list[Figure] = [
             ConfusionMatrix(
                 "confusion matrix of pixels",
@@ -344,7 +345,7 @@ class Segmentation(Task):
     def input_figures(
         self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
-        """Draws predicted classes over each image; attention weights only with `fit` "resize"."""
+        """Draws predicted classes over each image; with `fit` "resize" also attention weights."""
         drawn: list[list[Figure]] = []
         maps = merge_windows(self.data, outputs) if len(raw) else ()
         for source, labels in zip(raw, maps, strict=True):
@@ -358,7 +359,7 @@ class Segmentation(Task):
         return drawn
 
     def _attended(self, attention: Arrays, most: int) -> Iterator[tuple[int, str, np.ndarray]]:
-        """Yields (image index, layer name, map [y, x]) of attention weights."""
+        """Yields the index of an image, the name of a layer, and its weights as a map [y, x]."""
         sides = self.model.sides(*self.data.image_size)
         for index in range(min(most, min(map(len, attention.values()), default=0))):
             for name, weights in attention.items():

@@ -15,7 +15,7 @@ _ROWS = 512
 
 
 def window_starts(length: int, size: int, step: int) -> list[int]:
-    """Returns evenly spaced starts of windows; the last window ends at the end of the axis.
+    """Returns evenly spaced starts of windows, so that the last one ends at the end of the axis.
 
     If the axis is not longer than a window, there is one window, at 0.
 
@@ -44,7 +44,13 @@ def window_corners(Y: int, X: int, size: tuple[int, int], overlap: float) -> lis
 
 
 def crop_window(image: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
-    """Returns a window [size, ...] of an image [Y, X, ...]; edge pixels are repeated outside."""
+    """Returns a window of an image; edge pixels are repeated beyond the image.
+
+    Args:
+      image: [Y, X, ...].
+      top, left: first row and first column of the window.
+      size: height and width of the window.
+    """
     height, width = size
     window = image[top : top + height, left : left + width]
     missing = (height - window.shape[0], width - window.shape[1])
@@ -57,11 +63,11 @@ def crop_window(image: np.ndarray, top: int, left: int, size: tuple[int, int]) -
 def training_windows(
     image: np.ndarray, labels: np.ndarray, size: tuple[int, int], void: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields windows of an image and its labels; each pixel is labeled in exactly one window.
+    """Yields windows of an image and its labels. Each pixel is labeled in exactly one window.
 
     Args:
-      image: [Y, X, C].
-      labels: [Y, X].
+      image: pixels, [Y, X, C].
+      labels: classes of the pixels, [Y, X].
       size: height and width of a window.
       void: label for pixels that an earlier window contains, and for pixels beyond the image.
     """

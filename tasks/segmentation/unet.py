@@ -118,7 +118,7 @@ MODEL_CONFIGS = {"unet": UNetConfig}
 
 
 def match_parameter_count(config: UNetConfig, classes: int, image_channels: int = 3) -> UNetConfig:
-    """Reduces the channels so that the parameter count with attention is that without attention.
+    """Reduces the channels so that the parameter count is that of the U-Net without attention.
 
     All channels are scaled by one factor and rounded.
 
@@ -144,13 +144,21 @@ def match_parameter_count(config: UNetConfig, classes: int, image_channels: int 
 
 
 def parameter_count(config: UNetConfig, classes: int, image_channels: int = 3) -> int:
-    """Returns the number of parameters, without initializing them."""
+    """Returns the number of parameters of a U-Net, without initializing them."""
     model = nnx.eval_shape(lambda: UNet(config, image_channels, classes, rngs=nnx.Rngs(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def to_patches(images: Array, P: int) -> Array:
-    """Splits images [B, Y, X, C] into patches [B, ceil(Y / P), ceil(X / P), P² C], zero-padded."""
+    """Splits zero-padded images into patches.
+
+    Args:
+      images: [B, Y, X, C].
+      P: side of a patch in pixels.
+
+    Returns:
+      [B, ceil(Y / P), ceil(X / P), P² C].
+    """
     B, Y, X, C = images.shape
     images = jnp.pad(images, ((0, 0), (0, -Y % P), (0, -X % P), (0, 0)))
     rows, columns = images.shape[1] // P, images.shape[2] // P

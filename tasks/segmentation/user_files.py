@@ -53,7 +53,8 @@ def find_all(path: str, config: ImageTableConfig) -> tuple[dict[str, list[Pair]]
     Args:
       path: a folder as for `find`, a table, a pattern of tables, or three of them for train,
         validation and test.
-      config: names of the columns of tables; `label_column` names that of the paths of masks.
+      config: config with the names of the columns of tables; `label_column` is the column with the
+        paths of masks.
 
     Raises:
       UserError: as for `find`, or a table cannot be read, lacks a column or names missing files.
@@ -191,7 +192,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 def class_names(path: str) -> list[str] | None:
-    """Reads classes.txt in the folder, or beside the first file; returns None if it is missing.
+    """Reads classes.txt in the folder, or next to the first file; None if it is missing.
 
     Raises:
       UserError: the file cannot be read, a name occurs twice, or there are too few or too many
@@ -224,7 +225,7 @@ def read_pair(
     values: Sequence[int] = (),
     turns: AnnotationTurns | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads an image uint8 [Y, X, 3] and its labels uint8 [Y, X], VOID where there is no class.
+    """Reads an image and its mask, and converts the mask to labels.
 
     Args:
       pair: paths of image and mask.
@@ -232,6 +233,9 @@ def read_pair(
       names: names of the classes; None if they are unknown.
       values: see `DataConfig.mask_values`.
       turns: collects images whose labels may have to be rotated to their EXIF orientation.
+
+    Returns:
+      Image uint8 [Y, X, 3], and labels uint8 [Y, X], VOID where there is no class.
 
     Raises:
       UserError: a file cannot be read, image and mask differ in size, or the mask contains

@@ -1,8 +1,8 @@
 """Generated strings of digits whose targets are the reversed or the same strings.
 
-A string of n digits becomes an example with `source`, the ids of its digits, and `target`, the same
-ids in reverse ("reversed_digits") or in the same order ("copied_digits"), followed by an end token.
-Source and target are padded to the same length.
+A string of digits becomes an example with `source`, the ids of its digits, and `target`. The target
+has the same ids in reverse ("reversed_digits") or in the same order ("copied_digits"), and then an
+end token. Source and target are padded to the same length.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DATA_SETS = ("reversed_digits", "copied_digits")
 # Token ids. START is the input of the decoder at its first step.
 PAD, START, END, FIRST_DIGIT = 0, 1, 2, 3
 VOCABULARY = FIRST_DIGIT + 10
-# Number of the ten hash values of `split_of` that belong to each split.
+# Number of hash values, of the ten values in `split_of`, that belong to each split.
 SHARES = {"test": 1, "validation": 1, "train": 8}
 
 
@@ -115,7 +115,7 @@ def with_end(string: str) -> np.ndarray:
 
 
 def tokens_of(strings: Sequence[str], width: int) -> np.ndarray:
-    """Returns the ids and end token of each string, padded, int32 [n, width]."""
+    """Returns the ids of each string with the end token, padded to int32 [n, width]."""
     result = np.full((len(strings), width), PAD, np.int32)
     for row, string in zip(result, strings, strict=True):
         row[: len(string) + 1] = with_end(string)
@@ -133,7 +133,10 @@ def decode(tokens: np.ndarray) -> str:
 
 
 def split_of(string: str) -> str:
-    """Returns the split of a string by SHA-256 modulo 10: 0 test, 1 validation, else train."""
+    """Returns the split of a string, which is selected by its SHA-256 modulo 10.
+
+    A remainder of 0 is test, 1 is validation, and others are train.
+    """
     part = int(hashlib.sha256(string.encode("ascii")).hexdigest(), 16) % 10
     return {0: "test", 1: "validation"}.get(part, "train")
 

@@ -1,7 +1,7 @@
 """Explanations of copied strings, with the digits of the source as positions.
 
-A gate g in [0, 1] fades the embedding x of each position towards a replacement r, g x + (1 - g) r,
-and the change of a score of the prediction is measured.
+A gate g in [0, 1] fades the embedding x of each position towards a replacement r: g x + (1 - g) r.
+The explainer measures how this changes a score of the prediction.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class CopyExplainer(SequenceExplainer):
         return mean_log_probability(logits, tokens, tokens != PAD)
 
     def _alignment(self, subject: Subject) -> np.ndarray | None:
-        """Returns attention weights [heads, output steps, digits] without padding, None if none."""
+        """Returns the weights [heads, output steps, digits] without padding, or None if none."""
         weights = subject.attention.get("alignment")
         if weights is None:
             return None

@@ -107,9 +107,9 @@ class EncoderDecoder(nnx.Module):
         """Computes logits under teacher forcing.
 
         Args:
-          source: int [B, S].
+          source: ids of the source digits, int [B, S].
           lengths: int [B], number of digits of each source.
-          target: int [B, T].
+          target: target ids with the end token, int [B, T].
           dropout_key: None for evaluation.
 
         Returns:
@@ -130,8 +130,8 @@ class EncoderDecoder(nnx.Module):
         """Decodes greedily.
 
         Args:
-          source: int [B, S].
-          lengths: int [B].
+          source: ids of the source digits, int [B, S].
+          lengths: int [B], number of digits of each source.
           steps: T, maximum number of tokens.
 
         Returns:
@@ -142,7 +142,10 @@ class EncoderDecoder(nnx.Module):
         return decoded.tokens[:, 0], decoded.extras["alignment"][:, 0]
 
     def decoding(self, source: Array, lengths: Array, steps: int) -> generate.TokenDecoder:
-        """Encodes strings, and returns their decoder; for the arguments see `generate`."""
+        """Encodes strings, and returns a decoder of their targets.
+
+        The arguments are those of `generate`.
+        """
         return generate.TokenDecoder(
             self.decoder.step,
             self.decoder.prepare(*self._encode(source, lengths, None)),
@@ -156,7 +159,11 @@ class EncoderDecoder(nnx.Module):
     def _encode(
         self, source: Array, lengths: Array, key: Array | None
     ) -> tuple[Array, Array, Array]:
-        """Returns states [B, S, D], their validity [B, S], and the final state [B, D]."""
+        """Encodes strings.
+
+        Returns:
+          States [B, S, D]; their validity, bool [B, S]; and the final state [B, D].
+        """
         sizes: dict[str, int] = {}
         shapes.expect("source", source, "B S", sizes)
         shapes.expect("lengths", lengths, "B", sizes)

@@ -166,7 +166,7 @@ class SequenceCopy(Task):
         return {"tokens": tokens, "looked": jnp.where(tokens == PAD, 0, 1 + weights.argmax(-1))}
 
     def decoder(self, model: EncoderDecoder, inputs: Batch) -> TokenDecoder:
-        """Encodes the strings, and returns their decoder."""
+        """Encodes the strings, and returns a decoder of their targets."""
         source = inputs["source"]
         return model.decoding(source, inputs["length"], source.shape[1])
 
@@ -290,14 +290,14 @@ def sequence_metrics(tokens: np.ndarray, examples: DigitStrings) -> dict[str, fl
     """Computes the agreement of decoded tokens with the targets.
 
     Args:
-      tokens: int [n, T], as wide as the longest target.
-      examples: the n examples.
+      tokens: decoded tokens, int [n, T], as wide as the longest target.
+      examples: the n examples with the targets.
 
     Returns:
-      `exact_match`, the fraction of examples with all tokens correct, including the end token;
-      the same for four groups of lengths, such as `exact_match_4_8` for 4 to 8 digits, and for
-      the greatest length, such as `exact_match_20`; and `token_accuracy`, the fraction of target
-      positions with the correct token.
+      `exact_match` is the fraction of examples with all tokens correct, including the end token.
+      The same fraction is computed for each of at most four groups of lengths, such as
+      `exact_match_4_8` for 4 to 8 digits, and for the greatest length, such as `exact_match_20`.
+      `token_accuracy` is the fraction of target positions with the correct token.
     """
     target = _targets(tokens, examples)
     real, exact, digits = target != PAD, _exact(tokens, examples), examples.lengths - 1
@@ -313,7 +313,7 @@ def alignment_accuracy(looked: np.ndarray, examples: DigitStrings) -> float:
 
     Args:
       looked: int [n, T], 1 + the position of the largest weight, 0 for padding.
-      examples: the n examples.
+      examples: the n examples with the targets.
 
     Returns:
       The fraction of decoding steps whose largest weight is at most one position from the source
@@ -330,7 +330,10 @@ def alignment_accuracy(looked: np.ndarray, examples: DigitStrings) -> float:
 
 
 def _groups(digits: np.ndarray) -> list[tuple[int, int]]:
-    """Returns (least, greatest) length of at most four groups, then the greatest length twice."""
+    """Returns the least and the greatest length of each group: at most four, then the longest.
+
+    The last group has only strings of the greatest length.
+    """
     parts = np.array_split(np.unique(digits), 4)
     groups = [(int(part[0]), int(part[-1])) for part in parts if len(part)]
     greatest = int(digits.max())
@@ -357,7 +360,12 @@ def _targets(tokens: np.ndarray, examples: DigitStrings) -> np.ndarray:
 def _by_token(
     model: EncoderDecoder, batch: Batch, dropout_key: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns weighted cross-entropy, weighted correctness and weight of each token, [B, T]."""
+    """Compares the logits with the target tokens under teacher forcing.
+
+    Returns:
+      The cross-entropy of each target token, [B, T], and whether it is the most probable token,
+      [B, T], both multiplied by its weight; and this weight, [B, T], which is 0 for padding.
+    """
     target = batch["target"]
     logits, _ = model(batch["source"], batch["length"], target, dropout_key=dropout_key)
     weight = jnp.where(target == PAD, 0, batch["weight"][:, None])

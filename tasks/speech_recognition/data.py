@@ -223,9 +223,9 @@ def _conditions(
     """Returns a split that consists of several conditions.
 
     Args:
-      conditions: for each condition a tuple of its name, the strings (None for noise without
-        speech), the indices of the strings, and the signal-to-noise ratio in decibels (None for no
-        noise).
+      conditions: a tuple for each condition: its name; the strings, or None for noise without
+        speech; the indices of the strings; and the signal-to-noise ratio in decibels, or None for
+        no noise.
       tokenizer: tokenizer of the texts.
       seed: seed of the noise.
       rate: sample rate in hertz.
@@ -305,7 +305,11 @@ def _user_data(config: DataConfig) -> SpeechData:
 
 
 def _name_silent(path: str, silent: Sequence[str], count: int) -> None:
-    """Warns about silent recordings (every sample is 0); raises UserError if all are silent."""
+    """Warns about silent recordings, in which every sample is 0.
+
+    Raises:
+      UserError: all recordings are silent.
+    """
     if silent and len(silent) == count:
         raise UserError(
             f"{path}: all {count} recordings are silent (every sample is 0); check the files"

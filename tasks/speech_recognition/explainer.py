@@ -1,7 +1,7 @@
 """Explanations of speech recognition, with the encoded frames as positions.
 
-A gate g in [0, 1] fades the standardized features x of the frames of each position to 0, their mean
-in training, g x, and the change of a score of the transcript is measured.
+A gate g in [0, 1] fades the standardized features x of the frames of each position to 0, which is
+their mean in training: g x. The explainer measures how this changes a score of the transcript.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Pyramid(nnx.Module):
         self.layers = nnx.List(Bidirectional(size, D // 2, rngs=rngs) for size in sizes)
 
     def __call__(self, features: Array, valid: Array, key: Array | None) -> EncoderOutput:
-        """Encodes features [B, S, F], valid bool [B, S]."""
+        """Encodes features [B, S, F]; `valid`, bool [B, S], is False for padding."""
         x, last = features, None
         for number, layer in enumerate(self.layers):
             x, valid = _paired(x, valid)
@@ -171,7 +171,7 @@ class Subsampled(nnx.Module):
             self.layers = Encoder(layers, rngs=rngs)
 
     def __call__(self, features: Array, valid: Array, key: Array | None) -> EncoderOutput:
-        """Encodes features [B, S, F], valid bool [B, S]."""
+        """Encodes features [B, S, F]; `valid`, bool [B, S], is False for padding."""
         x = features[..., None]
         for convolution in self.convolutions:
             x = convolution(jnp.where(valid[:, :, None, None], x, 0.0))
@@ -223,7 +223,15 @@ class SpeechRecognizer(nnx.Module):
 
 
 def _paired(x: Array, valid: Array) -> tuple[Array, Array]:
-    """Joins pairs of frames, [B, S, F] -> [B, ceil(S / 2), 2F]; valid if the first frame is."""
+    """Joins pairs of adjacent frames. A pair is valid if its first frame is.
+
+    Args:
+      x: features of the frames, [B, S, F].
+      valid: bool [B, S], False for padding.
+
+    Returns:
+      [B, ceil(S / 2), 2F], and bool [B, ceil(S / 2)].
+    """
     x = jnp.where(valid[..., None], x, 0.0)
     B, S, F = x.shape
     x = jnp.pad(x, ((0, 0), (0, S % 2), (0, 0)))

@@ -20,7 +20,8 @@ from tasks.speech_recognition.data import DataConfig, read_clip
 from tasks.task import ArraySpec, ProcessingSteps
 from tasks.transcription import TranscriptionProcessor
 
-# Number of training clips for the feature statistics, and the batch size of that computation.
+# Approximate maximum number of training clips for the feature statistics, and the batch size of
+# that computation.
 _SCALE_CLIPS, _SCALE_BATCH = 500, 32
 # Peak of a normalized clip, and minimum of the peak by which a clip is divided.
 _PEAK, _LEAST_PEAK = 0.5, 1e-3
@@ -30,8 +31,7 @@ Change = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class SpeechProcessor(TranscriptionProcessor):
-    """Processor that converts audio files to samples, samples to features, and units to
-    transcripts.
+    """Processor that converts audio files to samples and features, and units to transcripts.
 
     Attributes:
       mean, deviation: mean and standard deviation of the training features, [F] each.
@@ -99,10 +99,20 @@ class SpeechProcessor(TranscriptionProcessor):
 def normalized_log_mel(
     samples: jax.Array, lengths: jax.Array, data: DataConfig, change: Change | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Computes log-mel features [B, S, F] of samples [B, P], and the numbers of frames [B].
+    """Computes log-mel features, normalized for each clip if `data.normalised` is set.
 
-    If `data.normalised` is set, clips are scaled to the same peak and dynamic range, and the mean
-    of each mel band is 0.
+    In that case clips are scaled to the same peak and dynamic range, and the mean of each mel band
+    is 0.
+
+    Args:
+      samples: audio samples in [-1, 1], float [B, P].
+      lengths: numbers of samples [B].
+      data: config of the data set.
+      change: augmentation function, applied to the log-mel features before the mean is subtracted;
+        None for no augmentation.
+
+    Returns:
+      Features [B, S, F], and numbers of frames [B].
     """
     if data.normalised:
         real = jnp.arange(samples.shape[1]) < lengths[:, None]

@@ -128,7 +128,7 @@ class SpeechRecognition(TranscriptionTask):
         return np.asarray(features[0]).T[::-1], self._times(int(example["length"]))
 
     def _times(self, samples: int) -> list[str]:
-        """Returns labels of encoded frames: a time every half second, otherwise empty."""
+        """Returns the labels of encoded frames. Every half second has a time, others are empty."""
         config = self.data.features
         frames = config.frames(samples)
         encoded = self.model.frames(frames)

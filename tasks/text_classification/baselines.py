@@ -27,7 +27,7 @@ def tfidf_linear_svc(train_texts: Sequence[str], train_labels: np.ndarray) -> Pr
 
     Args:
       train_texts: texts of the training split.
-      train_labels: int [n].
+      train_labels: classes of these texts, int [n].
 
     Returns:
       A function from texts to their predicted labels.
@@ -61,7 +61,7 @@ def nb_svm(
 
     Args:
       train_texts: texts of the training split.
-      train_labels: int [n].
+      train_labels: classes of these texts, int [n].
       alpha: smoothing of the counts.
       beta: interpolation of the weights; 1 gives the SVM on f * r, 0 gives naive Bayes.
       cost: C of the SVM.
@@ -109,7 +109,7 @@ def log_count_ratio(features, inside: np.ndarray, alpha: float = 1.0) -> np.ndar
     Args:
       features: f, sparse 0/1 matrix [n, V].
       inside: bool [n], True for texts of the class.
-      alpha: smoothing.
+      alpha: smoothing, a number that is added to each count.
 
     Returns:
       r, [V].

@@ -1,7 +1,7 @@
 """Explanations of text classification, with the tokens of the text as positions.
 
-A gate g in [0, 1] fades the embedding x of each token towards a replacement r, g x + (1 - g) r, and
-the change of a score of the prediction is measured.
+A gate g in [0, 1] fades the embedding x of each token towards a replacement r: g x + (1 - g) r. The
+explainer measures how this changes a score of the prediction.
 """
 
 from __future__ import annotations

@@ -139,7 +139,15 @@ class Embedding(nnx.Module):
     """Token embeddings; the parameter `embedding` is [vocabulary, D]."""
 
     def __init__(self, config: Any, vocabulary: int, prior: np.ndarray | None, *, rngs: nnx.Rngs):
-        """Initializes embeddings; `prior` [vocabulary, k] are values of the first k coordinates."""
+        """Initializes the embeddings.
+
+        Args:
+          config: config with `embedding_scale` and `prior_scale`.
+          vocabulary: number of token ids.
+          prior: values of the first k coordinates, [vocabulary, k], before they are multiplied by
+            `prior_scale`; None for random values.
+          rngs: random streams of the initialization.
+        """
         shape = (vocabulary, embedding_size(config))
         table = jax.random.normal(rngs.params(), shape) * config.embedding_scale
         if prior is not None:
@@ -167,7 +175,7 @@ def positions_valid(tokens: Array, lengths: Array) -> Array:
 
 
 def _without(valid: Array, rate: float, key: Array | None) -> Array:
-    """Returns `valid` with True replaced by False with probability `rate`."""
+    """Sets each True of `valid` to False with probability `rate`; needs a random key."""
     if key is None or rate == 0:
         return valid
     return valid & keep_mask(key, rate, valid.shape)
@@ -243,10 +251,18 @@ class TextClassifier(nnx.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, dict[str, Array]]:
-        """Computes logits [B, C] of tokens int [B, T] with lengths int [B].
+        """Computes the logits of the classes.
 
-        With `return_weights` also returns "pool" [B, heads, T], except for the pool "mean"; and for
-        a Transformer "encoder" [B, L, N, T, T], if its mixer has attention weights.
+        Args:
+          tokens: token ids, int [B, T].
+          lengths: int [B], number of tokens before padding.
+          dropout_key: None for evaluation.
+          return_weights: whether to return the attention weights by name.
+
+        Returns:
+          Logits [B, C]; with `return_weights` also the attention weights. These are "pool" [B,
+          heads, T], except for the pool "mean"; and for a Transformer "encoder" [B, L, N, T, T], if
+          its mixer has attention weights.
         """
         *keys, last = split_keys(dropout_key, self.keys)
         pooled, weights = self._pooled(tokens, lengths, keys, return_weights)

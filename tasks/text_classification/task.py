@@ -60,7 +60,7 @@ class TextExamples:
         Args:
           tokens: token ids of each text, at least one.
           labels: class of each text, if known.
-          whole: number of tokens of each text before truncation; None for those of `tokens`.
+          whole: number of tokens of each text before truncation; None if no text was truncated.
         """
         self._tokens, self._labels = tokens, labels
         self.lengths = np.array([len(ids) for ids in tokens], np.int32)
@@ -157,7 +157,7 @@ class TextClassification(ClassificationTask):
         pretrained: Pretrained | None = None,
         **options: Any,
     ) -> TextClassification:
-        """Prepares the task; a run `pretrained` provides tokenizer and initial parameters."""
+        """Prepares the task. A pretrained run provides the tokenizer and initial parameters."""
         initial = None
         if pretrained is not None:
             initial, options["tokenizer"] = initial_weights_from(pretrained, data.text, model)
@@ -286,7 +286,7 @@ class TextClassification(ClassificationTask):
         )
 
     def logits(self, model: Any, batch: Batch, dropout_key: Any = None) -> Any:
-        """Returns logits [B, classes] of a batch; a dropout key selects training mode."""
+        """Computes the logits [B, classes] of a batch; with a dropout key, in training mode."""
         return model(batch["tokens"], batch["length"], dropout_key=dropout_key)
 
     def attention(self, model: Any, inputs: Batch) -> dict[str, Any]:
@@ -352,7 +352,10 @@ class TextClassification(ClassificationTask):
         probabilities: np.ndarray,
         attention: Arrays,
     ) -> Iterator[tuple[str, Sequence[str], np.ndarray]]:
-        """Yields a caption, words and weights of each text; zeros without attention weights."""
+        """Yields the caption, the words and their weights of each text.
+
+        The weights are 0 for a model without attention weights.
+        """
         has_cls = models.tokens_around(self.model) > 0
         rows = token_weights(attention, has_cls=has_cls, lengths=lengths)
         for index, (text, row) in enumerate(zip(texts, probabilities, strict=True)):

@@ -19,7 +19,7 @@ OWN_DATA = OwnData(
 def read_labelled(
     name: str, text_column: str, label_column: str, group_column: str = "", trained: bool = False
 ) -> tuple[list[str], list[str], list[str], list[str]]:
-    """Reads texts, labels, ids (file name and line) and groups of a file.
+    """Reads labeled texts, and optionally their groups, from files.
 
     Args:
       name: path of the file; or a folder or glob pattern of files, see
@@ -27,6 +27,10 @@ def read_labelled(
       text_column, label_column: names of two columns, or keys of JSON objects.
       group_column: name of a third column; empty for no groups.
       trained: whether the columns are those of a trained run, which no flag can change.
+
+    Returns:
+      Texts; labels; ids, which are file name and line of each text; and groups, an empty list
+      without `group_column`.
 
     Raises:
       UserError: a file cannot be read, is malformed or lacks a column, or a row lacks text, label

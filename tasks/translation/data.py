@@ -178,7 +178,13 @@ class PairExamples:
     def __init__(
         self, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray] | None, end: int
     ):
-        """Initializes examples from token ids; `targets` are None for inputs without targets."""
+        """Initializes the examples.
+
+        Args:
+          sources: token ids of each source, without an end token.
+          targets: token ids of each target, without an end token; None for no targets.
+          end: id of the end token.
+        """
         self._fields = {"source": sources} | ({} if targets is None else {"target": targets})
         self.padded = dict.fromkeys(self._fields, PAD)
         self.lengths = {

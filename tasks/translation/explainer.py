@@ -1,7 +1,7 @@
 """Explanations of translations, with the tokens of the source as positions.
 
-A gate g in [0, 1] fades the embedding x of each token towards a replacement r, g x + (1 - g) r, and
-the change of a score of the translation is measured.
+A gate g in [0, 1] fades the embedding x of each token towards a replacement r: g x + (1 - g) r. The
+explainer measures how this changes a score of the translation.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TranslationExplainer(SequenceExplainer):
         return mean_log_probability(logits, tokens, tokens != PAD)
 
     def _alignment(self, subject: Subject) -> np.ndarray | None:
-        """Returns attention weights [layers, heads, steps, tokens], unpadded; None if none."""
+        """Returns the weights [layers, heads, steps, tokens] without padding, or None if none."""
         weights = subject.attention.get("alignment")
         if weights is None:
             return None

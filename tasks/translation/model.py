@@ -193,7 +193,8 @@ class Translator(nnx.Module):
           state: state returned by `begin` or by the previous step, with R rows.
 
         Returns:
-          Logits [R, V], the next state, attention weights [R, ..., S].
+          The logits [R, V] of the next tokens, the next state, and the attention weights
+          [R, ..., S].
         """
         raise NotImplementedError
 
@@ -224,7 +225,10 @@ class Translator(nnx.Module):
     def decoding(
         self, source: Array, max_length: int, return_weights: bool = False
     ) -> TokenDecoder:
-        """Encodes sources, and returns their decoder; for the arguments see `translate`."""
+        """Encodes sources, and returns a decoder of their translations.
+
+        The arguments are those of `translate`.
+        """
         T = min(max_length, max_target_length(source.shape[1]))
         lengths = jnp.sum(source != PAD, axis=1)
         left = jnp.minimum(max_target_length(lengths), T).astype(jnp.int32)
@@ -255,7 +259,10 @@ class Translator(nnx.Module):
 
 
 class TransformerTranslator(Translator):
-    """Transformer: memory = encoder(sqrt(D) E[x]), logits = decoder(sqrt(D) E[y], memory) Eᵀ"""
+    """Transformer: memory = encoder(sqrt(D) E[x]), logits = decoder(sqrt(D) E[y], memory) Eᵀ.
+
+    x are the source tokens, y the tokens before each target token, and E the tied embeddings.
+    """
 
     def __init__(self, config: TransformerConfig, vocabulary: int, *, rngs: nnx.Rngs):
         super().__init__(vocabulary)
@@ -342,7 +349,11 @@ class RecurrentTranslator(Translator):
         return logits, state, extras["alignment"]
 
     def _encode(self, source: Array, key: Array | None) -> tuple[Array, Array, Any]:
-        """Returns states [B, S, D], their validity, bool [B, S], and the final state."""
+        """Encodes source sentences.
+
+        Returns:
+          States [B, S, D]; their validity, bool [B, S]; and the final state.
+        """
         keys = split_keys(key, 2)
         valid = source != PAD
         x = maybe_dropout(self.embedding(source), self.dropout_rate, keys[0])

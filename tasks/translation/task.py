@@ -170,7 +170,7 @@ class Translation(Task):
         )
 
     def _lost_case(self, split: str) -> list[str]:
-        """Returns a note on target words with capitals if the tokenizer lower-cases, else none."""
+        """Returns a note if lower-casing by the tokenizer changes target words, else no note."""
         words = [word for text in self.dataset.splits[split].targets for word in text.split()]
         lost = sum(word != word.lower() for word in words)
         if not (self.data.text.lower_case and lost):
@@ -223,20 +223,25 @@ class Translation(Task):
         return statistics, {}
 
     def predict(self, model: models.Translator, inputs: Batch, *, fast: bool = False) -> dict:
-        """Returns tokens [B, n_best, T], best first and padded with 0, and scores [B, n_best]."""
+        """Translates the source sentences.
+
+        Returns:
+          "tokens" [B, n_best, T], the best translation first, padded with 0; and "scores"
+          [B, n_best].
+        """
         config = DecodingConfig() if fast else self.model.decoding
         decoded = self._decode(model, inputs, config, return_weights=False)
         return {"tokens": decoded.tokens, "scores": decoded.scores}
 
     def decoder(self, model: models.Translator, inputs: Batch) -> TokenDecoder:
-        """Encodes the source sentences, and returns their decoder."""
+        """Encodes the source sentences, and returns a decoder of their translations."""
         return model.decoding(inputs["source"], self.data.text.max_length + 1)
 
     def attention(self, model: models.Translator, inputs: Batch) -> dict[str, Any]:
         """Returns the attention weights over the source at each step of the best translation.
 
-        "alignment" is [B, T, S], or [B, T, N, S] for an alignment with N heads, or [B, T, L, N, S]
-        for a Transformer of L layers. Models without attention return no weights.
+        "alignment" is [B, T, S]. It is [B, T, N, S] for an alignment with N heads, and [B, T, L, N,
+        S] for a Transformer of L layers. Models without attention return no weights.
         """
         if not self.model.aligns:
             return {}
@@ -339,9 +344,9 @@ class Translation(Task):
         attention: Arrays,
         names: Sequence[str] | None = None,
     ) -> list[Figure]:
-        """Draws the alignment of each source that has attention weights, which are the first ones.
+        """Draws the alignments of the first sources, as many as have attention weights.
 
-        The captions are the texts, or the `names`.
+        The captions are the `names`, or the source and its translation if `names` is None.
         """
         processor, drawn = self.processor, []
         for index, weights in enumerate(attention.get("alignment", ())):
@@ -382,20 +387,27 @@ class Translation(Task):
 def _teacher_forcing(
     model: models.Translator, batch: Batch, dropout_key: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns logits [B, T, V], and the weight of each target token [B, T], 0 for padding."""
+    """Computes logits under teacher forcing.
+
+    Returns:
+      Logits [B, T, V], and the weight of each target token, [B, T], 0 for padding.
+    """
     target = batch["target"]
     logits = model(batch["source"], target, dropout_key=dropout_key).astype(jnp.float32)
     return logits, jnp.where(target == PAD, 0, batch["weight"][:, None])
 
 
 def _one_map(weights: np.ndarray) -> tuple[np.ndarray, str]:
-    """Reduces attention weights to [T, S] for a figure; also returns a text that says how.
+    """Reduces attention weights to one map [T, S] for a figure.
 
     Weights are averaged over heads. For a Transformer, the second to last layer is used, because it
     aligns best (Garg et al. 2019).
 
     Args:
       weights: [T, S], [T, N, S] or [T, L, N, S].
+
+    Returns:
+      The map, and a text for the caption that names the layer and the number of heads.
     """
     origin = ""
     if weights.ndim == 4:

@@ -17,7 +17,7 @@ Parallel = Files | list[str]
 
 
 def _inferred(path: str) -> dict[str, object]:
-    """Returns the languages of two files, which are their extensions."""
+    """Returns the languages of two text files, which are their extensions; else no defaults."""
     names = split_paths(path)
     suffixes = [Path(name).suffix.lstrip(".") for name in names]
     if len(names) != 2 or len(set(suffixes)) != 2 or any(_is_table(name) for name in names):
@@ -41,8 +41,8 @@ def find(path: str, source: str, target: str) -> dict[str, Parallel]:
     """Finds the files of each split.
 
     Args:
-      path: a folder with STEM.SOURCE and STEM.TARGET, such as train.en and train.de, or two files
-        of the training split, separated by a comma, or a table or glob pattern of tables. Three
+      path: a folder with STEM.SOURCE and STEM.TARGET, such as train.en and train.de; two files of
+        the training split, separated by a comma; a table; or a glob pattern of tables. Three
         tables, folders or stems of files, separated by commas, are train, validation and test.
       source: extension of the files in the source language, or its column in tables.
       target: extension of the files in the target language, or its column in tables.
@@ -162,12 +162,16 @@ def _say_left_out(folder: Path, used: set[Path]) -> None:
 def read_parallel(
     files: Parallel, source: str, target: str, group: str = ""
 ) -> tuple[list[str], list[str], list[str], list[str]]:
-    """Reads sources, targets, ids (file name and line) and groups of two text files, or of tables.
+    """Reads the sentence pairs of two aligned text files, or of tables.
 
     Args:
       files: files of one split, as `find` returns them.
       source, target: columns of tables.
       group: column of tables with the group of each pair; "" for none.
+
+    Returns:
+      Sources; targets; ids of the pairs, which are file name and line; and groups of the pairs, an
+      empty list without `group`.
 
     Raises:
       UserError: a file cannot be read, or no pair is left.
@@ -207,10 +211,13 @@ def read_parallel(
 
 
 def read_pairs(files: Files) -> tuple[list[str], list[str], list[str]]:
-    """Reads sources, targets and ids (file name and line) of two files.
+    """Reads the sentence pairs of two aligned text files.
 
     Lines are stripped. Pairs with an empty source or target are omitted; a warning gives their
     number.
+
+    Returns:
+      Sources, targets, and ids of the pairs, which are file name and line.
 
     Raises:
       UserError: a file is missing or not UTF-8, the numbers of lines differ, or no pair is left.

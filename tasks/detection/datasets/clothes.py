@@ -56,12 +56,12 @@ def compose(
     """Composes an image; equal arguments give equal images.
 
     Args:
-      ground: the map, uint8 [Y, X, 3].
+      ground: map of the Earth, uint8 [Y, X, 3].
       land: bool [Y, X], True for land.
       images, labels: clothing items to sample from, uint8 [n, 28, 28], and their classes [n].
       bands: bands of longitude that may be background, as indices from 0 to 5 within each group of
         six bands.
-      seed: random seed.
+      seed: seed of all random choices.
     """
     random = np.random.RandomState(seed)  # a stream that NumPy keeps fixed
     image = _ground(ground, land, bands, random).astype(np.float32)
@@ -107,7 +107,7 @@ def _ground(
 
 
 def _scaled(item: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes an item and its mask, float32 and bool [Y, X].
+    """Resizes an item, and returns it, float32 [Y, X], with its mask, bool [Y, X].
 
     The mask is the largest connected part of the foreground, with its holes filled. A mask of fewer
     than _LEAST_PIXELS pixels is returned empty.

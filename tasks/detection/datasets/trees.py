@@ -57,7 +57,7 @@ def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, np.ndarr
 
 
 def read_boxes(text: str) -> np.ndarray:
-    """Reads the boxes float32 [n, 4] of an annotation in Pascal VOC's XML, of any class."""
+    """Reads the boxes of all classes from an annotation in Pascal VOC's XML, float32 [n, 4]."""
     sides = ("xmin", "ymin", "xmax", "ymax")
     boxes = [
         [float(box.findtext(side)) for side in sides]
@@ -94,7 +94,10 @@ def tiles(annotated: ImageWithBoxes, step: int) -> Iterator[dict[str, np.ndarray
 
 
 def _spans(length: int, step: int) -> list[tuple[int, int]]:
-    """Returns start and end of the tiles along an axis: the fewest that cover it, evenly spaced."""
+    """Returns the start and the end of each tile along an axis.
+
+    The tiles are the fewest that cover the axis, and they are evenly spaced.
+    """
     if step == SIDE:  # side by side
         count = -(-length // SIDE)
         borders = [length * i // count for i in range(count + 1)]

@@ -110,7 +110,7 @@ def sine_embedding(points: Array, size: int) -> Array:
 
     Args:
       points: [..., 2], y and x as fractions of the sides of the image.
-      size: D, a multiple of 4.
+      size: D, number of features, a multiple of 4.
 
     Returns:
       float32 [..., D].
@@ -139,15 +139,18 @@ class PositionedAttention(MultiHeadAttention):
         *,
         return_weights: bool = False,
     ) -> Array | tuple[Array, Array]:
-        """Returns [B, T, D] and, with `return_weights`, the attention weights [B, N, T, S].
+        """Attends from T queries to S positions of the memory.
 
         Args:
-          x: [B, T, D].
+          x: queries, [B, T, D].
           q_pos: position embeddings of x.
           memory: [B, S, D].
           k_pos: position embeddings of the memory.
-          mask: True means may attend.
+          mask: True where a query may attend to a position; None for all positions.
           return_weights: whether to return the attention weights.
+
+        Returns:
+          [B, T, D]; with `return_weights` also the attention weights [B, N, T, S].
         """
         query = constrain(self.query(x + q_pos), "B T N H")
         key = constrain(self.key(memory + k_pos), "B S K H")
@@ -187,7 +190,20 @@ class Layer(nnx.Module):
         memory_mask: masks.Mask | None = None,
         key: Array | None = None,
     ) -> tuple[Array, Array | None]:
-        """Returns [B, T, D] and, for a decoder layer, the cross-attention weights [B, N, T, S]."""
+        """Applies the layer to T positions.
+
+        Args:
+          x: inputs of the layer, [B, T, D].
+          q_pos: position embeddings of x.
+          mask: mask of the self-attention; None for all positions.
+          memory: [B, S, D], for a decoder layer.
+          k_pos: position embeddings of the memory.
+          memory_mask: mask of the cross-attention.
+          key: random key of dropout; None for evaluation.
+
+        Returns:
+          [B, T, D]; and the cross-attention weights [B, N, T, S], or None for an encoder layer.
+        """
         keys = split_keys(key, 3)
         rate, weights = self.dropout_rate, None
         y = self.attention_norm(x)
@@ -307,13 +323,13 @@ class DETR(nnx.Module):
         """Computes class, L1 and generalized IoU losses (Carion et al. 2020, section 3.1).
 
         Args:
-          batch: image [B, Y, X, C], size [B, 2], boxes [B, M, 4], labels [B, M] with -1 for
+          batch: image [B, Y, X, C]; size [B, 2]; boxes [B, M, 4]; and labels [B, M], -1 for
             padding.
           dropout_key, valid, training: as for `__call__`.
 
         Returns:
-          "class", "box" and "overlap" of the last layer and "class_1", ... of earlier layers, as
-          weighted totals and counts [B].
+          The terms "class", "box" and "overlap" of the last layer, and "class_1", ... of earlier
+          layers. Each has its weighted total and its count, [B].
         """
         options = {"valid": valid, "training": training, "dropout_key": dropout_key}
         output = self(batch["image"], batch["size"], **options)
@@ -382,13 +398,13 @@ class DETR(nnx.Module):
 
 
 def _grid(Y: int, X: int) -> Array:
-    """Returns centers of the cells of a map, y and x as fractions: [Y·X, 2]."""
+    """Returns the centers of the cells of a map, [Y·X, 2]: y and x as fractions of its sides."""
     y, x = jnp.meshgrid((jnp.arange(Y) + 0.5) / Y, (jnp.arange(X) + 0.5) / X, indexing="ij")
     return jnp.stack([y.ravel(), x.ravel()], axis=-1)
 
 
 def _spread(count: int) -> np.ndarray:
-    """Returns points spread over the unit square, [count, 2]: Roberts' R2 sequence."""
+    """Returns the first points of Roberts' R2 sequence, spread over the unit square, [count, 2]."""
     root = 1.32471795724474602596
     steps = np.arange(1, count + 1)[:, None] * np.array([1 / root, 1 / root**2])
     return (0.5 + steps) % 1

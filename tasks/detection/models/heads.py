@@ -85,7 +85,9 @@ class HeadsConfig(Config):
 
 
 class BoxHead(nnx.Module):
-    """Head that maps features x to logits h W + b and deltas h V + c, h = relu(W_2 relu(W_1 x)).
+    """Head that maps the features x of a region to class logits and box deltas.
+
+        h = relu(W_2 relu(W_1 x)),   logits = h W + b,   deltas = h V + c
 
     Args:
       config: config of the heads.
@@ -107,7 +109,15 @@ class BoxHead(nnx.Module):
         initialize_small(self.deltas, 0.001, rngs)
 
     def __call__(self, regions: Array) -> tuple[Array, Array]:
-        """Returns logits [..., 1 + K], background first, and deltas [..., K or 1, 4]."""
+        """Computes the class logits and the box deltas of regions.
+
+        Args:
+          regions: features [..., side, side, C].
+
+        Returns:
+          Logits [..., 1 + K], background first; and deltas [..., K, 4], or [..., 1, 4] if the head
+          is class-agnostic.
+        """
         hidden = jax.nn.relu(self.second(jax.nn.relu(self.first(regions))))
         return self.classify(hidden), self.deltas(hidden)
 
@@ -143,7 +153,14 @@ class MaskHead(nnx.Module):
         self.mask = Convolution(hidden, masks, size=1, norm="none", relu=False, rngs=rngs)
 
     def __call__(self, regions: Array) -> Array:
-        """Maps [n, side, side, C] to logits float32 [n, 2 side, 2 side, K or 1]."""
+        """Computes the mask logits of n regions.
+
+        Args:
+          regions: features [n, side, side, C].
+
+        Returns:
+          float32 [n, 2 side, 2 side, K], or [n, 2 side, 2 side, 1] if the head is class-agnostic.
+        """
         x = regions
         for convolution in self.convolutions:
             x = convolution(x)
@@ -157,7 +174,7 @@ class RegionSamples(NamedTuple):
     """Sampled regions of one image, or of a batch with a leading axis.
 
     Attributes:
-      boxes: float32 [R, 4].
+      boxes: boxes of the regions, float32 [R, 4].
       objects: int [R], index of the matched object; arbitrary for background.
       labels: int [R], 0 background, else class + 1.
       targets: float32 [R, 4], deltas of the objects' boxes; arbitrary for background.
@@ -180,8 +197,8 @@ def sample_regions(
 
     Args:
       proposals: proposals of the image.
-      boxes: true boxes [M, 4].
-      labels: int [M], -1 for padding.
+      boxes: true boxes, [M, 4].
+      labels: true classes, int [M], -1 for padding.
       key: random key of the sampling.
       config: config of the heads.
     """
@@ -206,7 +223,7 @@ def select_class(values: Array, classes: Array, axis: int) -> Array:
 
     Args:
       values: [R, ...] with K or 1 entries along `axis`.
-      classes: int [R], from 0.
+      classes: class of each region, int [R], from 0.
       axis: axis of the classes.
 
     Returns:
@@ -224,8 +241,8 @@ def box_losses(
     """Computes class and box loss of one image (Girshick 2015, equation 1).
 
     Args:
-      logits: [R, 1 + K].
-      deltas: [R, K or 1, 4].
+      logits: class logits, [R, 1 + K], background first.
+      deltas: box deltas, [R, K or 1, 4].
       regions: regions returned by `sample_regions`.
     """
     own = select_class(deltas, jnp.maximum(regions.labels - 1, 0), 1)
@@ -239,9 +256,9 @@ class Detections(NamedTuple):
     """Detections of one image, highest score first, or of a batch with a leading axis.
 
     Attributes:
-      boxes: float32 [D, 4].
+      boxes: predicted boxes, float32 [D, 4].
       scores: float32 [D], probabilities.
-      labels: int32 [D], from 0.
+      labels: predicted classes, int32 [D], from 0.
       valid: bool [D]; False for padding.
     """
 
@@ -254,11 +271,11 @@ class Detections(NamedTuple):
 def detect(
     logits: Array, deltas: Array, proposals: Proposals, size: Array, config: HeadsConfig
 ) -> Detections:
-    """Returns the detections of one image, filtered by NMS per class (Girshick 2015, section 4.1).
+    """Returns the detections of one image after NMS in each class (Girshick 2015, section 4.1).
 
     Args:
-      logits: [P, 1 + K].
-      deltas: [P, K or 1, 4].
+      logits: class logits, [P, 1 + K], background first.
+      deltas: box deltas, [P, K or 1, 4].
       proposals: proposals of the image.
       size: int [2], height and width without padding.
       config: config of the heads.

@@ -41,8 +41,9 @@ def mean(term: LossTerm, real: Array) -> Array:
 
 
 def smooth_l1(predictions: Array, targets: Array, beta: float = 1 / 9) -> Array:
-    """Computes 0.5 d² / β if |d| < β, else |d| - β / 2, for the difference d (Girshick 2015).
+    """Computes the smooth L1 loss of each element (Girshick 2015).
 
+    It is 0.5 d² / β if |d| < β, else |d| - β / 2, for the difference d of prediction and target.
     Girshick uses β = 1, the code of Faster R-CNN uses β = 1 / 9.
     """
     distance = jnp.abs(predictions - targets)
@@ -53,7 +54,7 @@ def objectness(logits: Array, positive: Array, counted: Array) -> LossTerm:
     """Computes binary cross-entropy of objectness (Ren et al. 2015, equation 1).
 
     Args:
-      logits: float [N].
+      logits: objectness logits, float [N].
       positive: bool [N], True for anchors that match an object.
       counted: bool [N], True for anchors that contribute to the loss.
     """
@@ -67,7 +68,7 @@ def boxes(deltas: Array, targets: Array, positive: Array, counted: Array) -> Los
     The count of the term includes negatives, which have no box loss.
 
     Args:
-      deltas: float [N, 4].
+      deltas: predicted deltas, float [N, 4].
       targets: float [N, 4]; any value if not positive.
       positive: bool [N], True for anchors or regions that match an object.
       counted: bool [N], True for anchors or regions that are counted.
@@ -83,8 +84,8 @@ def classes(logits: Array, labels: Array, counted: Array) -> LossTerm:
     """Computes cross-entropy (Girshick 2015, equation 1).
 
     Args:
-      logits: float [N, K].
-      labels: int [N].
+      logits: class logits, float [N, K].
+      labels: true classes, int [N].
       counted: bool [N], True for elements that contribute to the loss.
     """
     losses = cross_entropy(logits, labels)
@@ -96,7 +97,7 @@ def masks(logits: Array, targets: Array, positive: Array) -> LossTerm:
 
     Args:
       logits: float [N, S, S], for the true class of each region.
-      targets: [N, S, S], between 0 and 1.
+      targets: true masks, [N, S, S], between 0 and 1.
       positive: bool [N], True for regions that match an object.
     """
     losses = optax.sigmoid_binary_cross_entropy(logits, targets.astype(logits.dtype))

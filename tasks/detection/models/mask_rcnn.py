@@ -75,10 +75,10 @@ class Features(NamedTuple):
     """Feature pyramid of a batch, and outputs of the region proposal network.
 
     Attributes:
-      pyramid: maps [B, Yi, Xi, C].
+      pyramid: feature maps, [B, Yi, Xi, C] each, finest level first.
       logits: logits of the anchors, [B, N].
       deltas: deltas of the anchors' boxes, [B, N, 4].
-      anchors: [N, 4].
+      anchors: boxes of the anchors, [N, 4].
       level_sizes: number of anchors of each level.
       weights: attention weights of the backbone by stage.
     """
@@ -158,16 +158,19 @@ class MaskRCNN(nnx.Module):
         valid: Array | None = None,
         training: bool = False,
     ) -> dict[str, losses.LossTerm]:
-        """Computes the five losses of each image (He et al. 2017, section 3), four without masks.
+        """Computes the losses of each image (He et al. 2017, section 3).
+
+        There are five terms, or four without masks.
 
         Args:
-          batch: image [B, Y, X, C], size [B, 2], boxes [B, M, 4], labels [B, M] with -1 for
-            padding, and with masks instances [B, Y, X]: 0, or the index of the object from 1.
+          batch: image [B, Y, X, C]; size [B, 2]; boxes [B, M, 4]; labels [B, M], -1 for padding;
+            and with masks instances [B, Y, X], the index of the object from 1, or 0 for none.
           keys: random keys [B] of the sampling of anchors and regions.
           valid, training: as for `features`.
 
         Returns:
-          "objectness", "proposal_box", "class", "box" and "mask", totals and counts [B].
+          The terms "objectness", "proposal_box", "class", "box" and, with masks, "mask", each with
+          its total and count [B].
         """
         found = self.features(batch["image"], batch["size"], valid=valid, training=training)
         split = jax.vmap(lambda key: jax.random.split(key))(keys)
@@ -252,7 +255,16 @@ class MaskRCNN(nnx.Module):
         return over_examples(jax.vmap(of_one), logits, deltas, sizes)
 
     def _crop(self, pyramid: Sequence[Array], boxes: Array, side: int) -> Array:
-        """Pools boxes [B, n, 4] from the levels that fit their sizes, [B, n, side, side, C]."""
+        """Pools the features of boxes, each from the level of the pyramid that fits its size.
+
+        Args:
+          pyramid: feature maps, [B, Yi, Xi, C] each.
+          boxes: [B, n, 4].
+          side: number of bins along each side.
+
+        Returns:
+          [B, n, side, side, C].
+        """
 
         def of_one(maps, boxes):
             return multilevel_roi_align(
@@ -267,7 +279,16 @@ class MaskRCNN(nnx.Module):
         return over_examples(jax.vmap(of_one), list(pyramid), boxes)
 
     def _mask_logits(self, pyramid: Sequence[Array], boxes: Array, classes: Array) -> Array:
-        """Maps boxes [B, n, 4] of classes [B, n] to mask logits [B, n, S, S]."""
+        """Computes the mask logits of boxes, each for one class.
+
+        Args:
+          pyramid: feature maps, [B, Yi, Xi, C] each.
+          boxes: [B, n, 4].
+          classes: class of each box, int [B, n], from 0.
+
+        Returns:
+          [B, n, S, S].
+        """
         B, n = boxes.shape[:2]
         crops = self._crop(pyramid, boxes, self.config.heads.mask_resolution)
         logits = self.masks(crops.reshape(B * n, *crops.shape[2:]))

@@ -102,7 +102,14 @@ class FeaturePyramid(nnx.Module):
         self.smooth = nnx.List([Convolution(outputs, outputs, size=3, **options) for _ in channels])
 
     def __call__(self, maps: Sequence[Array]) -> list[Array]:
-        """Maps C_i [B, Yi, Xi, Ci], finest first, to P_i [B, Yi, Xi, outputs] and extra levels."""
+        """Computes the levels of the pyramid, the finest first.
+
+        Args:
+          maps: C_i [B, Yi, Xi, Ci], the finest first.
+
+        Returns:
+          P_i [B, Yi, Xi, outputs] for each map, and then the extra levels.
+        """
         if len(maps) != len(self.lateral):
             raise ValueError(f"maps: got {len(maps)} maps, expected {len(self.lateral)}")
         merged = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]

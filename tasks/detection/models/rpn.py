@@ -62,9 +62,9 @@ class Proposals(NamedTuple):
     """Proposals of one image, highest score first, or of a batch with a leading axis.
 
     Attributes:
-      boxes: float32 [P, 4].
-      scores: float32 [P], logits.
-      valid: bool [P].
+      boxes: proposed boxes, float32 [P, 4].
+      scores: objectness logits, float32 [P].
+      valid: bool [P], False for padding.
     """
 
     boxes: Array
@@ -73,7 +73,7 @@ class Proposals(NamedTuple):
 
 
 class RPNHead(nnx.Module):
-    """Head with logits conv1x1(h) and deltas conv1x1(h), h = relu(conv3x3(x)), for all levels x.
+    """Head with logits conv1x1(h) and deltas conv1x1(h), h = relu(conv3x3(x)), for each level x.
 
     Args:
       channels: channels of the maps and of h.
@@ -90,7 +90,7 @@ class RPNHead(nnx.Module):
             initialize_small(layer, 0.01, rngs)
 
     def __call__(self, pyramid: Sequence[Array]) -> tuple[Array, Array]:
-        """Maps [B, Yi, Xi, C] to logits [B, N] and deltas [B, N, 4], in anchor order."""
+        """Maps the levels [B, Yi, Xi, C] to logits [B, N] and deltas [B, N, 4] of all anchors."""
         logits, deltas = [], []
         for level in pyramid:
             hidden, B = self.hidden(level), level.shape[0]
@@ -106,14 +106,14 @@ def initialize_small(layer: nnx.Module, deviation: float, rngs: nnx.Rngs) -> Non
 
 
 def inside_image(anchors: np.ndarray, size: Array) -> Array:
-    """Returns the mask of anchors whose center is in the image, not in the padding.
+    """Finds the anchors whose center is in the image, not in the padding.
 
     Args:
-      anchors: [N, 4].
+      anchors: boxes of the anchors, [N, 4].
       size: int [2], height and width without padding.
 
     Returns:
-      bool [N].
+      bool [N], True for these anchors.
     """
     center = (anchors[:, :2] + anchors[:, 2:]) / 2
     return (center[:, 0] < size[1]) & (center[:, 1] < size[0])
@@ -133,9 +133,9 @@ def propose(
     NMS per level.
 
     Args:
-      logits: float [N].
-      deltas: float [N, 4].
-      anchors: [N, 4].
+      logits: objectness logits of the anchors, float [N].
+      deltas: box deltas of the anchors, float [N, 4].
+      anchors: boxes of the anchors, [N, 4].
       level_sizes: number of anchors of each level; the sum is N.
       size: int [2], height and width without padding.
       config: config of the region proposal network.
@@ -174,7 +174,7 @@ def proposal_losses(
 
     Args:
       logits, deltas, anchors, size, config: as for `propose`.
-      boxes: true boxes [M, 4].
+      boxes: true boxes, [M, 4].
       valid: bool [M]; False for padding.
       key: random key of the sampling.
     """

@@ -18,14 +18,22 @@ Array = jax.Array
 
 
 def to_normalized_cyxhw(boxes: Array, Y: int, X: int) -> Array:
-    """Maps corners x1, y1, x2, y2 in pixels to normalized center y and x, height and width."""
+    """Converts boxes (x1, y1, x2, y2) in pixels to normalized boxes (y, x, height, width).
+
+    Args:
+      boxes: [..., 4].
+      Y, X: height and width of the image.
+
+    Returns:
+      float32 [..., 4]; y and x are those of the center.
+    """
     x1, y1, x2, y2 = jnp.moveaxis(boxes.astype(jnp.float32), -1, 0)
     parts = (y1 + y2) / (2 * Y), (x1 + x2) / (2 * X), (y2 - y1) / Y, (x2 - x1) / X
     return jnp.stack(parts, axis=-1)
 
 
 def to_xyxy(normalized: Array, Y: int, X: int) -> Array:
-    """Maps normalized center and size to corners; the inverse of `to_normalized_cyxhw`."""
+    """Converts normalized boxes to boxes (x1, y1, x2, y2); inverts `to_normalized_cyxhw`."""
     y, x, height, width = jnp.moveaxis(normalized, -1, 0)
     left, right = (x - width / 2) * X, (x + width / 2) * X
     return jnp.stack([left, (y - height / 2) * Y, right, (y + height / 2) * Y], axis=-1)
@@ -35,7 +43,7 @@ def hungarian_match(costs: Array, real: Array) -> tuple[Array, Array]:
     """Matches each object with a different query at minimum total cost (Kuhn 1955).
 
     Args:
-      costs: [Q, M], Q at least M.
+      costs: cost of each pair of a query and an object, [Q, M], with Q at least M.
       real: bool [M]; False for padding.
 
     Returns:
@@ -65,10 +73,10 @@ def set_losses(
     """Computes the losses of one image at one decoder layer (Carion et al. 2020, equations 1, 2).
 
     Args:
-      logits: [Q, 1 + K], "no object" first.
-      boxes: [Q, 4], normalized.
-      true_boxes: [M, 4], normalized.
-      labels: int [M], -1 for padding.
+      logits: class logits, [Q, 1 + K], "no object" first.
+      boxes: predicted boxes, [Q, 4], normalized.
+      true_boxes: true boxes, [M, 4], normalized.
+      labels: true classes, int [M], -1 for padding.
       class_weight, box_weight, overlap_weight: weights of the losses, and of the matching costs.
       no_object_weight: weight of the class "no object" in the classification loss.
     """

@@ -15,8 +15,8 @@ def anchors(
 ) -> np.ndarray:
     """Returns the anchors of all levels, ordered by level, row, column, ratio and size.
 
-    An anchor of ratio r and size s is a box around the upper left corner of a cell, (x · stride, y
-    · stride), of height s·√r and width s/√r. Half the side lengths are rounded to integers.
+    An anchor of ratio r and size s is a box of height s·√r and width s/√r. Its center is the upper
+    left corner of a cell, (x · stride, y · stride). Half the side lengths are rounded to integers.
 
     Args:
       sides: Y and X of each level's map.
@@ -43,7 +43,7 @@ def anchors(
 
 
 def base_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
-    """Returns the anchors around (0, 0), float32 [ratios · sizes, 4], ordered by ratio, size."""
+    """Returns the anchors around (0, 0), ordered by ratio and size, float32 [ratios · sizes, 4]."""
     root = np.sqrt(np.asarray(ratios, np.float32))[:, None]
     scale = np.asarray(sizes, np.float32)
     width, height = (1 / root * scale).ravel(), (root * scale).ravel()

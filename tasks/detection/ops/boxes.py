@@ -47,7 +47,9 @@ def iou(a: Array, b: Array) -> Array:
 def generalized_iou(a: Array, b: Array) -> Array:
     """Computes the generalized IoU (Rezatofighi et al. 2019, algorithm 1).
 
-        GIoU = IoU - (C - U) / C,   C the area of the smallest enclosing box, U of the union
+        GIoU = IoU - (C - U) / C
+
+    C is the area of the smallest box that encloses both boxes, and U is the area of their union.
 
     Args:
       a: [n, 4].
@@ -93,8 +95,8 @@ def encode(reference: Array, boxes: Array, weights: Sequence[float] = (1, 1, 1, 
 
     Args:
       reference: anchors or proposals, [..., 4].
-      boxes: targets, [..., 4].
-      weights: (w_x, w_y, w_w, w_h).
+      boxes: boxes to encode, [..., 4].
+      weights: factors of the deltas, (w_x, w_y, w_w, w_h).
 
     Returns:
       [..., 4].
@@ -114,12 +116,12 @@ def decode(deltas: Array, reference: Array, weights: Sequence[float] = (1, 1, 1,
     The log scales d_w / w_w and d_h / w_h (see `encode`) are clipped to at most log(1000 / 16).
 
     Args:
-      deltas: [..., 4].
-      reference: [..., 4].
+      deltas: deltas from the references, [..., 4].
+      reference: anchors or proposals, [..., 4].
       weights: weights that were passed to `encode`.
 
     Returns:
-      [..., 4], not clipped.
+      Boxes [..., 4], not clipped to the image.
     """
     center, sides = _center_and_sides(reference)
     deltas = deltas / jnp.asarray(weights, deltas.dtype)

@@ -24,7 +24,7 @@ def match(
     it has its largest IoU. Objects that overlap no anchor have no match.
 
     Args:
-      iou: [objects, anchors].
+      iou: IoU of each pair, [objects, anchors].
       valid: bool [objects], False for padding.
       high: minimum IoU of positive anchors.
       low: IoU below which an anchor is background; at most `high`.
@@ -63,9 +63,9 @@ def sample(
 
     Args:
       matches: int [anchors], as returned by `match`.
-      key: random key.
+      key: random key of the sampling.
       count: number of samples.
-      positive_fraction: in [0, 1].
+      positive_fraction: maximum fraction of positives, in [0, 1].
 
     Returns:
       indices: int32 [count] of anchors, each at most once among the valid ones.

@@ -23,8 +23,8 @@ def nms(
         k_j <- valid_j and not any_{i before j} (k_i and IoU_ij > threshold)
 
     The only fixed point is the greedy result. The number of updates is the length of the longest
-    chain of boxes in which each suppresses the next, which is usually far less than n. Time and
-    memory are O(n²).
+    chain of boxes in which each suppresses the next. It is usually far less than n. Time and memory
+    are O(n²).
 
     Args:
       boxes: [n, 4].
@@ -46,7 +46,15 @@ def nms(
 def batched_nms(
     boxes: Array, scores: Array, labels: Array, valid: Array, threshold: float, count: int
 ) -> tuple[Array, Array]:
-    """Applies `nms` to each class separately; `labels` are int [n]."""
+    """Applies `nms` to each class separately.
+
+    Args:
+      boxes, scores, valid, threshold, count: as for `nms`.
+      labels: class of each box, int [n].
+
+    Returns:
+      The results of `nms` for the boxes of all classes, by descending score.
+    """
     sizes = {"4": 4}
     shapes.expect("boxes", boxes, "n 4", sizes)
     for name, array in (("scores", scores), ("labels", labels), ("valid", valid)):

@@ -25,7 +25,7 @@ def paste(
     Detectron2; this inverts `roi_align.mask_targets`. Pixels outside the image are dropped.
 
     Args:
-      masks: float [n, M, M], probabilities.
+      masks: probabilities of the cells, float [n, M, M].
       boxes: [n, 4] in pixels.
       height, width: size of the image.
       aligned: whether to interpolate as above. False is the method of Mask R-CNN and torchvision:
@@ -62,7 +62,11 @@ def paste(
 
 
 def _along(low: float, high: float, cells: int, length: int) -> tuple[slice, np.ndarray]:
-    """Returns the pixels of an axis that a box touches, and their cell weights [pixels, cells]."""
+    """Returns the pixels of an axis that a box touches, and the weights of the cells for them.
+
+    Returns:
+      Slice of the pixels within [0, length), and weights float32 [pixels, cells].
+    """
     scale = cells / max(high - low, 1e-6)
     first, last = (int(np.clip(end, 0, length)) for end in (low - 1 / scale, high + 1 / scale + 1))
     at = (np.arange(first, last) + 0.5 - low) * scale - 0.5
@@ -71,7 +75,12 @@ def _along(low: float, high: float, cells: int, length: int) -> tuple[slice, np.
 
 
 def stretch(low: int, high: int, cells: int, length: int) -> tuple[slice, np.ndarray]:
-    """Returns weights of a bilinear resize of `cells` to the pixels from `low` to `high` inclusive.
+    """Computes the weights of a bilinear resize of cells to pixels on one axis.
+
+    Args:
+      low, high: first and last pixel of the resized cells; may be outside the image.
+      cells: number of cells.
+      length: number of pixels of the image on this axis.
 
     Returns:
       Slice of the pixels within [0, length), and weights float32 [pixels, cells].

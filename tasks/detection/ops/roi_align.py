@@ -1,8 +1,8 @@
 """RoIAlign (He et al. 2017, section 3), by bilinear interpolation.
 
 The four pixels around each sampling point are gathered from the map, or from the concatenated maps
-of a pyramid. On a CPU, interpolation by two matrix products per box took two to three times as
-long, for 64 to 128 boxes on maps of 64 x 64 to 8 x 8.
+of a pyramid. Interpolation by two matrix products per box took two to three times as long on a CPU.
+This was measured with 64 to 128 boxes on maps of 64 x 64 to 8 x 8.
 
 Y X height and width of a map, C channels, n boxes.
 """
@@ -37,7 +37,7 @@ def roi_align(
     0. Boxes have no gradient, as in the paper.
 
     Args:
-      features: [Y, X, C].
+      features: feature map, [Y, X, C].
       boxes: [n, 4] in pixels of the image.
       scale: 1 / stride of the map.
       size: number of bins along each side.
@@ -106,7 +106,17 @@ def multilevel_roi_align(
 def box_level(
     boxes: Array, lowest: int, count: int, canonical_size: float, canonical_level: int
 ) -> Array:
-    """Returns the map index of each box, int32 [n] in [0, count); map 0 has stride 2^lowest."""
+    """Returns the index of the map from which each box is pooled.
+
+    Args:
+      boxes: [n, 4] in pixels of the image.
+      lowest: level of the first map, whose stride is 2^lowest.
+      count: number of maps.
+      canonical_size, canonical_level: as for `multilevel_roi_align`.
+
+    Returns:
+      int32 [n] in [0, count).
+    """
     scale = jnp.sqrt(area(boxes)) / canonical_size
     level = jnp.floor(canonical_level + jnp.log2(jnp.maximum(scale, 1e-6)) + 1e-6)
     return jnp.clip(level - lowest, 0, count - 1).astype(jnp.int32)
@@ -120,7 +130,7 @@ def mask_targets(
     sampling_ratio: int = 2,
     aligned: bool = True,
 ) -> Array:
-    """Computes targets of the mask head, by `roi_align` of the mask of each box's object.
+    """Computes the targets of the mask head: `roi_align` of the mask of each box's object.
 
     Args:
       instances: int [Y, X], k + 1 for object k, 0 for none.
@@ -184,7 +194,17 @@ def _pooled(
 def _points(
     start: Array, end: Array, length: Array | int, size: int, sampling_ratio: int, aligned: bool
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Returns (pixel, weight) of both neighbors of each sampling point on an axis, [n, points]."""
+    """Returns the two pixels next to each sampling point on an axis, and their weights.
+
+    Args:
+      start, end: sides of the boxes on this axis, [n].
+      length: number of pixels of the map on this axis; a number, or [n].
+      size, sampling_ratio, aligned: as for `roi_align`.
+
+    Returns:
+      Index and weight of the lower pixel, and index and weight of the upper pixel; each is
+      [n, points] with points = size · sampling_ratio.
+    """
     for name, value in (("size", size), ("sampling_ratio", sampling_ratio)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
@@ -203,7 +223,7 @@ def _points(
 
 
 def _mean(values: Array, size: int) -> Array:
-    """Averages [n, points, points, C] over bins, [n, size, size, C]."""
+    """Averages the points of each bin: [n, points, points, C] -> [n, size, size, C]."""
     n, points, _, channels = values.shape
     ratio = points // size
     return values.reshape(n, size, ratio, size, ratio, channels).mean(axis=(2, 4))

@@ -83,7 +83,7 @@ class Forecaster(nnx.Module):
         Args:
           past: [B, L, C], standardized. Missing values may be anything, NaN included.
           past_valid: bool [B, L, C], False where missing.
-          calendar: [B, L + F, K].
+          calendar: calendar features of look-back and horizon, [B, L + F, K].
           valid: bool [B], windows to include in batch statistics; all if None.
           training: whether normalization uses and updates batch statistics.
           dropout_key: None for evaluation.
@@ -122,7 +122,7 @@ def level_and_scale(past: Array, valid: Array, *, epsilon: float = 1e-5) -> tupl
     Kim et al. 2022, "Reversible Instance Normalization".
 
     Args:
-      past: x, [B, L, C].
+      past: values x of the look-back, [B, L, C].
       valid: bool [B, L, C], False where missing.
       epsilon: ε, added to the variance.
 
@@ -137,12 +137,15 @@ def level_and_scale(past: Array, valid: Array, *, epsilon: float = 1e-5) -> tupl
 
 
 def level_of(past: Array, valid: Array, level: str) -> Array:
-    """Computes the mean or last valid value: [B, L, C] -> [B, 1, C]; 0 without valid values.
+    """Computes the mean or the last valid value of each window and channel.
 
     Args:
-      past: [B, L, C], 0 where not valid.
-      valid: bool [B, L, C].
+      past: values of the look-back, [B, L, C], 0 where not valid.
+      valid: bool [B, L, C], False where missing.
       level: "mean" or "last".
+
+    Returns:
+      [B, 1, C]; 0 without valid values.
     """
     if level == "mean":
         count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
@@ -154,8 +157,8 @@ def level_of(past: Array, valid: Array, level: str) -> Array:
 class InstanceNorm(nnx.Module):
     """Reversible instance normalization (Kim et al. 2022).
 
-    The input z of the network has mean 0 and standard deviation 1 in each window and channel, and
-    the output ẑ of the network is scaled back.
+    The input z of the network has mean 0 and standard deviation 1 in each window and channel. The
+    output ẑ of the network is scaled back.
 
         z = (x - μ) / σ · γ + β,      ŷ = σ (ẑ - β) / γ + μ
 
@@ -171,10 +174,15 @@ class InstanceNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((channels,))) if learned else None
 
     def __call__(self, past: Array, valid: Array) -> tuple[Array, Array, Array]:
-        """Normalizes the past: returns z [B, L, C], 0 where not valid, and its level and scale.
+        """Normalizes the past.
 
-        `level` and `scale` are [B, 1, C]. A normalized forecast ẑ is converted back by
-        ŷ = level + scale · ẑ.
+        Args:
+          past: values x of the look-back, [B, L, C].
+          valid: bool [B, L, C], False where missing.
+
+        Returns:
+          z [B, L, C], 0 where not valid; and `level` and `scale`, [B, 1, C] each. A normalized
+          forecast ẑ is converted back by ŷ = level + scale · ẑ.
         """
         level, scale = level_and_scale(past, valid)
         normal = (past - level) / scale

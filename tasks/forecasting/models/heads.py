@@ -61,7 +61,7 @@ class Head:
 
         Args:
           point: point forecast, [B, F, C].
-          raw: [..., P], broadcast to [B, F, C, P]; the first of the P numbers is not used.
+          raw: network outputs, broadcast to [B, F, C, P]; the first of the P numbers is not used.
           scale: as for `place`.
         """
         raw = jnp.broadcast_to(raw, (*point.shape, self.size))
@@ -75,11 +75,11 @@ class Head:
         raise NotImplementedError
 
     def loss(self, parameters: Array, future: Array, valid: Array) -> Array:
-        """Computes the mean of `losses` over valid cells, []; 0 if there are none.
+        """Computes the mean of `losses` over valid cells, a scalar; 0 if there are none.
 
         Args:
-          parameters: [B, F, C, P].
-          future: [B, F, C]; missing values may be anything, NaN included.
+          parameters: parameters of the forecast, [B, F, C, P].
+          future: true values, [B, F, C]; missing values may be anything, NaN included.
           valid: bool [B, F, C], or float weights of the mean.
         """
         weight = valid.astype(jnp.float32)
@@ -94,7 +94,14 @@ class Head:
         return parameters[..., self.point_column]
 
     def quantiles(self, parameters: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-        """Computes quantiles in NumPy: parameters [..., P] -> [..., Q].
+        """Computes quantiles in NumPy.
+
+        Args:
+          parameters: parameters of the forecast, [..., P].
+          levels: Q quantile levels.
+
+        Returns:
+          [..., Q].
 
         Raises:
           ValueError: a level is not supported.
@@ -109,7 +116,10 @@ class Head:
         raise NotImplementedError
 
     def at_scores(self, parameters: Array, scores: Array) -> Array:
-        """Computes the quantiles [...] at the levels Φ(z) of normal scores z [...]."""
+        """Computes the quantiles [...] at the levels Φ(z) for normal scores z [...].
+
+        Φ is the distribution function of the standard normal distribution.
+        """
         raise NotImplementedError
 
     def crps(self, parameters: Array, future: Array) -> Array:
@@ -282,10 +292,13 @@ class StudentT(Head):
 
 @functools.cache
 def _stretches() -> np.ndarray:
-    """Tabulates log(t / z) of equal quantiles t (Student's t) and z (normal), float32 [r, s].
+    """Tabulates log(t / z) for quantiles t of Student's t and z of the normal at the same level.
 
-    F_ν(t) = Φ(z), with the distribution functions F_ν and Φ. Rows are `StudentT.fewest` / ν from 0
-    to 1, columns are z from 0 to `_LARGEST_SCORE`.
+    The levels are equal if F_ν(t) = Φ(z), with the distribution functions F_ν and Φ.
+
+    Returns:
+      float32 [rows, columns]. Rows are `StudentT.fewest` / ν from 0 to 1, columns are z from 0 to
+      `_LARGEST_SCORE`.
     """
     from scipy import stats
 

@@ -69,9 +69,16 @@ class Distil(nnx.Module):
     def __call__(
         self, x: Array, present: Array, *, valid: Array | None, training: bool
     ) -> tuple[Array, Array]:
-        """Maps x [B, T, D] and its mask, bool [B, T], to [B, ⌈T / 2⌉, D] and bool [B, ⌈T / 2⌉].
+        """Halves the length of sequences.
 
-        `valid`, bool [B], are the windows to include in batch statistics; all if None.
+        Args:
+          x: sequences, [B, T, D].
+          present: bool [B, T], False at missing times.
+          valid: bool [B], windows to include in batch statistics; all if None.
+          training: whether the norm uses and updates batch statistics.
+
+        Returns:
+          y [B, ⌈T / 2⌉, D], and its mask, bool [B, ⌈T / 2⌉].
         """
         x = jnp.where(present[..., None], x, 0)
         near = jnp.stack([jnp.roll(x, 1, axis=1), x, jnp.roll(x, -1, axis=1)], axis=2)
@@ -109,9 +116,17 @@ class DistillingEncoder(Encoder):
         training: bool,
         dropout_key: Array | None,
     ) -> tuple[Array, Array]:
-        """Encodes x [B, T, D] with its mask, bool [B, T], to [B, S, D] and a mask, bool [B, S].
+        """Encodes sequences of T times to S times. Without distilling, S = T.
 
-        S is the number of times after distilling; S = T without distilling.
+        Args:
+          x: sequences, [B, T, D].
+          present: bool [B, T], False at missing times.
+          valid: bool [B], windows to include in batch statistics; all if None.
+          training: whether normalization uses and updates batch statistics.
+          dropout_key: None for evaluation.
+
+        Returns:
+          Outputs [B, S, D], and their mask, bool [B, S].
         """
         if not self.distil:
             x = super().__call__(x, valid=present, dropout_key=dropout_key)

@@ -64,16 +64,30 @@ class DistributionHead(nnx.Module):
         self.raw = nnx.Param(jnp.zeros(size)) if probabilistic else None
 
     def __call__(self, point: Array, past: Array, valid: Array) -> Array:
-        """Returns parameters [B, F, C, P] for a point forecast [B, F, C] and past [B, L, C]."""
+        """Computes the parameters of the head around a point forecast.
+
+        Args:
+          point: point forecast [B, F, C].
+          past: look-back [B, L, C], which gives the scale.
+          valid: bool [B, L, C], False where missing.
+
+        Returns:
+          [B, F, C, P].
+        """
         if self.raw is None:
             return point[..., None]
         return self.head.around(point, self.raw[...], level_and_scale(past, valid)[1])
 
 
 def attend(attention: nnx.Module, past: Array, valid: Array) -> tuple[Array, Array]:
-    """Applies lag attention to a past [B, T, C] with valid, bool [B, T, C].
+    """Applies lag attention to windows.
 
     Without missing values, all examples have the same weights, which takes a tenth of the time.
+
+    Args:
+      attention: lag attention over T times.
+      past: values of the T times, [B, T, C].
+      valid: bool [B, T, C], False where missing.
 
     Returns:
       The forecast [B, F, C], and the weights [B, C, F, T].

@@ -44,7 +44,13 @@ class LayersConfig(SmallEncoderConfig):
 
 
 def encode(encoder: Encoder, x: Array, valid: Array, mode: Mode) -> tuple[Array, Array | None]:
-    """Encodes x [B, T, D] with its mask valid, bool [B, T].
+    """Encodes sequences, with attention weights if `mode` requests them.
+
+    Args:
+      encoder: encoder of sequences.
+      x: sequences, [B, T, D].
+      valid: bool [B, T], False for masked positions.
+      mode: options of the forward pass.
 
     Returns:
       [B, T, D], 0 where not valid; and the attention weights [B, layers, N, T, T], or None if they

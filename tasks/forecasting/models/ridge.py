@@ -130,7 +130,15 @@ class Ridge(nnx.Module):
         self.weights = FixedVariable(jnp.zeros(shape) if weights is None else jnp.asarray(weights))
 
     def __call__(self, past: Array, valid: Array) -> Array:
-        """Forecasts [B, F, C] from past [B, L, C] and its validity, bool [B, L, C]."""
+        """Forecasts windows.
+
+        Args:
+          past: look-backs, [B, L, C].
+          valid: bool [B, L, C], False where missing.
+
+        Returns:
+          [B, F, C].
+        """
         level = level_of(past, valid, self.level)
         over, weights = jnp.where(valid, past - level, 0), self.weights[...]
         if len(weights) == 1:

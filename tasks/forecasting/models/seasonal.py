@@ -79,7 +79,11 @@ class SeasonalLag(nnx.Module):
         self.attention = LagAttention(channels, seasons + 1, ahead, rngs=rngs)
 
     def __call__(self, past: Array, valid: Array) -> tuple[Array, Array]:
-        """Forecasts from past [B, L, C] and its validity, bool [B, L, C].
+        """Forecasts windows.
+
+        Args:
+          past: look-backs, [B, L, C].
+          valid: bool [B, L, C], False where missing.
 
         Returns:
           Forecast [B, F, C]; and weights of the past [B, C, F, L], with rows that sum to at most 1.
@@ -90,7 +94,7 @@ class SeasonalLag(nnx.Module):
         M = L // P
 
         def by_season(array: Array, first: float | bool) -> Array:
-            """Stacks the level, or `first`, and the seasons of an array: [B, 1 + M, P C]."""
+            """Stacks `first`, which stands for the level, and the M seasons: [B, 1 + M, P C]."""
             array = array[:, L - M * P :].reshape(B, M, P * C)
             return jnp.pad(array, ((0, 0), (1, 0), (0, 0)), constant_values=first)
 

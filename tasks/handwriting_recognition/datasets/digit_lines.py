@@ -46,7 +46,9 @@ class Lines(Config):
 
 
 class WrittenLines:
-    """Random access to lines of random digits; each line depends only on the seed and its index.
+    """Random access to lines of random digits.
+
+    For the given images and config, a line depends only on the seed and its index.
 
     Args:
       images: images uint8 [n, 28, 28] of each of the ten digits.

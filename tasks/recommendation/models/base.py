@@ -42,7 +42,7 @@ class Recommender(nnx.Module, abc.ABC):
 
         Args:
           batch: examples.
-          items: int [B, R].
+          items: items whose scores are attributed, int [B, R].
 
         Returns:
           "items" [B, R, S], the fraction of each position of the history; or "neighbours" [B, R,
@@ -55,7 +55,7 @@ class Recommender(nnx.Module, abc.ABC):
 
         Args:
           batch: examples.
-          items: int [B, R].
+          items: items whose scores are split, int [B, R].
 
         Returns:
           Terms [B, R] by name; empty for a model whose scores are no sums.
@@ -91,13 +91,21 @@ def last_positions(items: Array) -> Array:
 
 
 def gather_positions(x: Array, positions: Array) -> Array:
-    """Returns x [B, S, ...] at the positions int [B] of its rows, [B, ...]."""
+    """Gathers one position of each row: x [B, S, ...] at positions int [B] gives [B, ...]."""
     # With `vmap` XLA knows that rows are independent, and partitions them over devices.
     return jax.vmap(lambda row, position: row[position])(x, positions)
 
 
 def events(items: Array, following: Array) -> Array:
-    """Appends the following event to histories: int [B, S] and [B] -> [B, S + 1]."""
+    """Appends the following event to each history.
+
+    Args:
+      items: histories, int [B, S], padded with -1.
+      following: next item of each history, int [B].
+
+    Returns:
+      int [B, S + 1].
+    """
     wide = jnp.pad(items, ((0, 0), (0, 1)), constant_values=-1)
     ends = jnp.sum(is_event(items), axis=1)
     return jax.vmap(lambda row, end, item: row.at[end].set(item))(wide, ends, following)
@@ -128,7 +136,10 @@ def weighted_mean(values: Array, weights: Array) -> Array:
 
 
 def fractions(contributions: Array) -> Array:
-    """Normalizes the positive part of contributions to sum to 1, or 0, along the last axis."""
+    """Normalizes the positive part of contributions to sum to 1 along the last axis.
+
+    The result is 0 if there is no positive contribution.
+    """
     positive = jnp.maximum(contributions, 0)
     total = jnp.sum(positive, axis=-1, keepdims=True)
     return positive / jnp.where(total > 0, total, 1)

@@ -29,7 +29,11 @@ def binarize(matrix: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def in_time_order(matrix: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Returns users and items of all n events, sorted by user and position, int32 [n] each."""
+    """Returns the user and the item of each of n events, sorted by user and position.
+
+    Returns:
+      Users int32 [n] and items int32 [n].
+    """
     users = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
     order = np.lexsort((matrix.data, users))
     return users[order], matrix.indices[order].astype(np.int32)
@@ -47,7 +51,7 @@ def transitions(
     Args:
       matrix: events [U, I]; an entry is the position of the event in the history of its user.
       window: largest distance of two events, in positions.
-      decay: γ, in (0, 1].
+      decay: γ, decay of a count per position of distance, in (0, 1].
       both_ways: whether to count both orders of two items and return C + Cᵀ.
 
     Returns:
@@ -83,7 +87,7 @@ def ridge_inverse(matrix: sp.csr_matrix, strength: float) -> np.ndarray:
 
 
 def top_k_per_row(matrix: sp.csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the `count` largest entries of each row; ties are broken by a fixed permutation.
+    """Finds the `count` largest entries of each row. Ties are broken by a fixed permutation.
 
     Returns:
       Columns int32 [R, count] and entries float32 [R, count], padded with -1 and 0.
@@ -121,11 +125,11 @@ class SparseRows(nnx.Module):
             self.columns, self.entries = Buffer(jnp.asarray(columns)), Buffer(jnp.asarray(entries))
 
     def combine(self, weights: Array, rows: Array) -> Array:
-        """Computes Σ_s w_ts M[row_s], weighted sums of rows that all positions t share.
+        """Computes Σ_s w_ts M[row_s], weighted sums of the same rows for all positions t.
 
         Args:
-          weights: w, [B, T, S], 0 for padding.
-          rows: row, int [B, S].
+          weights: weights w, [B, T, S], 0 for padding.
+          rows: indices of the rows, int [B, S].
 
         Returns:
           [B, T, C].
@@ -144,7 +148,15 @@ class SparseRows(nnx.Module):
         return jax.vmap(jax.vmap(one, (0, None, None)))(weights, columns, entries)
 
     def combine_each(self, weights: Array, rows: Array) -> Array:
-        """Computes Σ_s w_ts M[row_ts] [B, T, C] for w [B, T, k] and row, int [B, T, k]."""
+        """Computes Σ_s w_ts M[row_ts], weighted sums of different rows for each position t.
+
+        Args:
+          weights: weights w, [B, T, k].
+          rows: indices of the rows, int [B, T, k].
+
+        Returns:
+          [B, T, C].
+        """
         B, T, k = rows.shape
         if self.dense:
             spread = jax.vmap(lambda w, r: jnp.zeros((self.shape[0],)).at[r].add(w))

@@ -188,7 +188,7 @@ class Hybrid(Recommender):
     def _parts(
         self, history: History, weights: list[Array], dropout_key: Array | None = None
     ) -> dict[str, Array]:
-        """Returns the terms of the logits by name, [B, T, I] or [1, 1, I]."""
+        """Returns the terms of the logits by name, each [B, T, I] or [1, 1, I]."""
         prior = jnp.exp(PACE * self.popular[...]) * self.log_popularity[...] + self.bias[...]
         found = {"popularity": prior[None, None]}
         for name, part, own in zip(self.terms, self.counted, weights, strict=True):
@@ -209,7 +209,7 @@ class Hybrid(Recommender):
         return self._logits(history, self._weights(history))[:, 0]
 
     def score_parts(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the terms of popularity with bias, of each count, and of the Transformer."""
+        """Returns the popularity with the bias, the terms from counts, and the Transformer's."""
         history = _after_last(batch)
         parts = self._parts(history, self._weights(history))
         shape = (items.shape[0], self.num_items)
@@ -219,11 +219,11 @@ class Hybrid(Recommender):
         }
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the fractions of score contributions by similar user or by position.
+        """Returns the fraction that each similar user or position contributes to the scores.
 
         If similar users are the only term from counts, the contributions are α_v r(v, i) of
-        `UserKnn`. Otherwise they are a_j ∂z_i/∂a_j for each position j with attention weight a_j,
-        where z_i is the sum of the terms from counts, without the Transformer.
+        `UserKnn`. Otherwise they are a_j ∂z_i/∂a_j for each position j with attention weight a_j.
+        z_i is the sum of the terms from counts, without the Transformer.
         """
         history = _after_last(batch)
         weights = self._weights(history)

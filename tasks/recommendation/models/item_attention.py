@@ -129,7 +129,14 @@ class ItemSimilarity(Recommender):
     def _of(
         self, items: Array, candidates: Array, valid: Array, return_weights: bool = False
     ) -> Array | tuple[Array, Array]:
-        """Scores C candidates [B, C] for histories [B, S]; `valid` is [B, S] or [B, C, S]."""
+        """Scores candidate items for histories.
+
+        Args:
+          items: items of the histories, int [B, S].
+          candidates: C items to score for each history, int [B, C].
+          valid: bool [B, S] or [B, C, S], True for positions that the attention may read.
+          return_weights: whether to return the attention weights too.
+        """
         return self.attention(
             self.target(candidates),
             self.source(safe_ids(items)),
@@ -225,7 +232,15 @@ class AttentiveFiltering(Recommender):
         return jnp.where(some, self.users(safe_ids(batch["user"])), 0)
 
     def _profile(self, batch: Batch, positions: Array) -> tuple[Array, Array]:
-        """Returns u + Σ_l α_l p_l [B, T, D] and α [B, T, S] for histories up to `positions`."""
+        """Computes the profile of each user from the history up to each scored position.
+
+        Args:
+          batch: examples.
+          positions: scored positions, int [B, T].
+
+        Returns:
+          u + Σ_l α_l p_l, [B, T, D]; and the weights α, [B, T, S].
+        """
         items, (B, T) = batch["items"], positions.shape
         S = items.shape[1]
         valid = is_event(items)[:, None] & (jnp.arange(S) <= positions[..., None])
@@ -257,7 +272,7 @@ class AttentiveFiltering(Recommender):
         return self.items.logits(whole[:, 0]) + self.bias[...]
 
     def score_parts(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the terms of the user, of the history, and the bias of the item."""
+        """Returns the term of the user, the term of the history, and the bias of the item."""
         whole, _ = self._profile(batch, last_positions(batch["items"])[:, None])
         user = self._user(batch)
         chosen = self.items(items)

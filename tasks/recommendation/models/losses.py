@@ -50,7 +50,7 @@ def gbce(positive: Array, negatives: Array, num_items: int, calibration: float) 
       positive: s⁺, logits of the positives, [...].
       negatives: s⁻, logits of the negatives, [..., k].
       num_items: I, number of items.
-      calibration: t, in [0, 1].
+      calibration: t, degree of calibration, in [0, 1].
 
     Returns:
       L, [...].
@@ -67,7 +67,7 @@ def sample_negatives(key: Array, targets: Array, num_items: int, count: int) -> 
 
     Args:
       key: random key of `jax.random`.
-      targets: int [B, S].
+      targets: target items, int [B, S].
       num_items: I, number of items.
       count: k, number of negatives.
 
@@ -92,12 +92,12 @@ def next_item_loss(
 
     Args:
       config: config of the loss.
-      hidden: h, [B, S, D].
-      table: E, item embeddings [I, D].
-      targets: int [B, S]; -1 for positions without a target.
+      hidden: hidden states h, [B, S, D].
+      table: item embeddings E, [I, D].
+      targets: target items, int [B, S]; -1 for positions without a target.
       weight: weights of the rows, [B].
       key: random key of the negatives.
-      bias: b, [I]; None for 0.
+      bias: biases b of the items, [I]; None for 0.
 
     Returns:
       float32 [], the mean over all targets; each has the weight of its row.

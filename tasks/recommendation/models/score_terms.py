@@ -50,7 +50,7 @@ class History(NamedTuple):
     """Histories and the scored positions in them.
 
     Attributes:
-      items: int [B, S], -1 for padding.
+      items: items of the histories, int [B, S], -1 for padding.
       ages: [B, S], days from each of `items` to the last.
       user: int [B], index of the user, -1 if unknown.
       positions: int [B, T], scored positions; the history of position t contains the items up to t.
@@ -71,9 +71,9 @@ class RecencyAttention(nnx.Module):
 
         a_tj = softmax^β_j(d[t - j] + g[age_j - age_t] + c[item_j]),   j ≤ t,   β = 0.5
 
-    softmax^β is `smoothed_softmax` of He et al. 2018. d is constant between powers of 2^(1/4)
-    of the distance in positions plus 1, and g between powers of 2 of the distance in minutes
-    plus 1. The initial half-life is `half_life` positions.
+    softmax^β is `smoothed_softmax` of He et al. 2018. d and g are tables with 32 entries. The
+    index is ⌊4 log2(1 + distance in positions)⌋ for d, and ⌊log2(1 + distance in minutes)⌋ for g.
+    The initial half-life is `half_life` positions.
 
     Parameters, stored divided by `PACE`: distance [32] (d), age [32] (g), item [I] (c).
     """
@@ -134,7 +134,7 @@ class Ease(nnx.Module):
       matrix: training events [U, I].
       strength: λ, ridge penalty.
       half_life: see `RecencyAttention`.
-      items: maximum of k.
+      items: maximum of k, the number of items with a score.
     """
 
     def __init__(self, matrix: sp.csr_matrix, strength: float, half_life: float, items: int):
@@ -218,7 +218,7 @@ class MarkovChain(nnx.Module):
         return self.mix(found * jnp.exp(-PACE * self.discount[...] * self.log_popularity[...]))
 
     def _own(self, history: History) -> Array:
-        """Returns the contribution to C of each pair of events in the sequence, [B, S, S + 1]."""
+        """Returns what each pair of events in the sequence contributes to C, [B, S, S + 1]."""
         all_events = events(history.items, history.following)
         ahead = jnp.arange(all_events.shape[1]) - jnp.arange(history.items.shape[1])[:, None]
         apart = jnp.abs(ahead) if self.both_ways else ahead
@@ -255,7 +255,15 @@ class UserKnn(nnx.Module):
         self.sharpness = nnx.Param(jnp.asarray(math.log(2.0) / PACE))
 
     def neighbor_weights(self, history: History, weights: Array) -> tuple[Array, Array]:
-        """Returns α [B, T, k] and neighbors int32 [B, T, k]; α is 0 for missing neighbors."""
+        """Finds the k nearest users of each scored position, and their weights.
+
+        Args:
+          history: histories and scored positions.
+          weights: weights [B, T, S] of the attention.
+
+        Returns:
+          Weights α [B, T, k], 0 for missing neighbors; and indices of the users, int32 [B, T, k].
+        """
         B, T, _ = weights.shape
         length = jnp.sqrt(jnp.sum(jnp.square(weights), axis=-1, keepdims=True) + 1e-12)
         similarity = self.users.combine(weights / length, history.items)

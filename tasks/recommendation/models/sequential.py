@@ -112,7 +112,10 @@ class SequentialRecommender(Recommender):
         )
 
     def _last_layer(self, items: Array, positions: Array) -> Array:
-        """Returns one position's weights in the last layer, averaged over heads, [B, S]."""
+        """Returns the weights [B, S] with which one position attends to all in the last layer.
+
+        They are averaged over heads.
+        """
         _, weights = self.hidden(items, return_weights=True)
         return gather_positions(jnp.mean(weights[-1], axis=1), positions)
 
@@ -194,7 +197,11 @@ class BERT4Rec(SequentialRecommender):
         return self.norm(gelu(hidden))
 
     def _with_mask(self, items: Array) -> tuple[Array, Array]:
-        """Appends a masked item: returns items [B, S + 1], and positions of the masks [B]."""
+        """Appends a masked item to each history.
+
+        Returns:
+          Items [B, S + 1], and the position of the masked item in each row, [B].
+        """
         mask = jnp.full((items.shape[0],), self.num_items, jnp.int32)
         return events(items, mask), jnp.sum(is_event(items), axis=1)
 
@@ -239,6 +246,14 @@ class BERT4Rec(SequentialRecommender):
 
 
 def broadcast_weights(weights: Array, items: Array) -> dict[str, Array]:
-    """Normalizes weights of positions [B, S], and repeats them for all items [B, R]."""
+    """Returns attributions that are the same for all items.
+
+    Args:
+      weights: weights of the positions, [B, S], which are normalized.
+      items: items whose scores are attributed, int [B, R].
+
+    Returns:
+      "items" [B, R, S].
+    """
     found = fractions(weights)[:, None]
     return {"items": jnp.broadcast_to(found, (*items.shape, weights.shape[1]))}

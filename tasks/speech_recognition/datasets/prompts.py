@@ -72,7 +72,7 @@ def transcripts(listing: str, language: str) -> dict[str, str]:
 
 
 def generate(language: str):
-    """Returns a function that generates the splits: a tenth each for test and validation.
+    """Returns a function that generates the splits; test and validation are a tenth each.
 
     The split of a prompt is selected by the hash of its text. Near-duplicates are in the same
     split, see `tasks.common.data.deduplication.duplicate_group_hashes`.
