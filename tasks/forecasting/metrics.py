@@ -23,7 +23,7 @@ METRICS = {
         "squares of standardized values",
     ),
 }
-"""Descriptions of the metrics. Values are standardized by mean and deviation in the train split."""
+"""Descriptions of the metrics. Values are standardized by the mean and the standard deviation of the training split."""
 
 
 def error_sums(forecast: Any, future: Any, valid: Any) -> dict[str, Any]:
