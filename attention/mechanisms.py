@@ -3,8 +3,8 @@
 A new mechanism is one file and one entry of `_ENTRIES`; the contract suite then tests it. Modules
 are imported on first use; `attention.registry` is the interface.
 
-Signatures of each kind, with B examples, T queries or times, S keys, N heads and D model size. "Or
-with the weights" refers to calls with `return_weights=True`:
+The signatures of each kind follow, with B examples, T queries or times, S keys, N heads and D model
+size. "Or with the weights" means that calls with `return_weights=True` return the weights too:
 
 * kernel: a function with the signature of `attention.attend`, without `implementation` and defaults
   (`attention.kernels.options`).

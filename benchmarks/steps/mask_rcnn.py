@@ -22,7 +22,12 @@ CONFIG, SIDE, MAX_OBJECTS = "configs/detection.py:nuclei", 256, 101
 
 
 def setup(batch_size: int | None = None, objects: int = 30) -> tuple[Any, list]:
-    """Returns the experiment without augmentation, and batches with `objects` per image."""
+    """Returns the experiment without augmentation, and its batches.
+
+    Args:
+      batch_size: images per batch; that of the config if None.
+      objects: number of objects in each image.
+    """
     changes = {} if batch_size is None else {"training__batch_size": batch_size}
     config = unaugmented(CONFIG, **changes)
     return config, batches(config.training.batch_size, objects)

@@ -33,7 +33,8 @@ from attention.masks.arrays import MaskArrays, mask_arrays
 Array = jax.Array
 
 _QUERY_BLOCK, _KEY_BLOCK = 64, 256
-# Up to this number of queries per key/value head, copying keys into packed blocks does not pay off.
+# Up to this number of queries per key/value head, packing the keys into blocks costs more time than
+# it saves.
 _FEW = 16
 
 
@@ -122,7 +123,7 @@ _attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pair(options, query, key, value, bias, sinks, others):
-    """Returns output and log-sum-exp, with a gradient that can be differentiated again."""
+    """Returns the output and the log-sum-exp; their gradient can be differentiated again."""
     return _forward(options, query, key, value, bias, sinks, others)
 
 
