@@ -180,9 +180,8 @@ def append_keys_values(
       cache, key, value, lengths: as for `KeyValueCache.append`.
 
     Returns:
-      The new cache; keys [B, S, K, H] and values [B, S, K, V] of S slots, which hold past or new
-      positions or are empty; the position in each slot, int [S] or [B, S]; and the mask of the T
-      queries.
+      The new cache; the keys, [B, S, K, H], and values, [B, S, K, V], of S slots; the position in
+      each slot, int [S] or [B, S]; and the mask of the T queries. A slot may be empty.
 
     Raises:
       ValueError: see `KeyValueCache.append`.

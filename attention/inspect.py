@@ -71,8 +71,9 @@ def capture(
     Args:
       model: a module, or any function of arrays, which may call modules.
       *inputs, **keywords: arguments of the model. Arrays are traced, other values are static.
-      layers: names to keep: a regular expression to search for, an index among all names (in the
-        order of the first call; negative from the end), or several of these.
+      layers: names to keep; all if None. A regular expression selects the names in which it occurs.
+        An index selects one of all names in the order of their first calls; a negative index counts
+        from the end. A sequence of these selects several.
       heads: indices into axis 1 of [B, N, T, S], [B, heads, T] and [B, N, S]; all if None.
       rows: indices into axis 2 of [B, N, T, S], the queries; all if None. Has no effect on pools
         and alignments, which have one query.

@@ -307,7 +307,15 @@ def _level_weights(seen: Array, level: str) -> Array:
 
 
 def _by_time(weights: Array, x: Array) -> Array:
-    """Converts weights by lag [B or 1, G, F, L] to weights by time [B, G, F, T]."""
+    """Converts weights by lag to weights by time.
+
+    Args:
+      weights: [B or 1, G, F, L].
+      x: the past, [B, T, C].
+
+    Returns:
+      [B, G, F, T].
+    """
     B, T, _ = x.shape
     L = weights.shape[-1]
     forward = weights[..., ::-1]
@@ -318,7 +326,13 @@ def _by_time(weights: Array, x: Array) -> Array:
 
 
 def _apply_by_time(weights: Array, x: Array, valid: Array | None) -> Array:
-    """Returns Σ_t w_ft x_t, [B, F, C], for weights by time [B, 1 or C, F, T]."""
+    """Computes the weighted sums Σ_t w_ft x_t, [B, F, C].
+
+    Args:
+      weights: w, weights by time, [B, 1 or C, F, T].
+      x: the past, [B, T, C].
+      valid: as for `lag_attention`.
+    """
     if valid is not None:
         x = jnp.where(valid if jnp.ndim(valid) == 3 else valid[..., None], x, 0)
     if weights.shape[1] == 1:

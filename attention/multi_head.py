@@ -300,7 +300,7 @@ class MultiHeadAttention(CachedAttention):
         return recording.Output(self._project, bias)
 
     def _project(self, values: Array) -> Array:
-        """Returns v_n W_o,n for each head: [B, S, N, D] for values [B, S, N, V]."""
+        """Returns v_n W_o,n of each head, [B, S, N, D], for values v, [B, S, N, V]."""
         kernel = self.out.kernel[...].astype(values.dtype)
         highest = jax.lax.Precision.HIGHEST
         return jnp.einsum("BSNV,NVD->BSND", values, kernel, precision=highest)

@@ -122,7 +122,8 @@ def trace(
       arrays: the arguments of `run`.
       take: function of the name, the weights and their shape. It returns an array that replaces the
         result of the attention, or None.
-      execute: transformation with which `run` is run, such as `jax.jit`; it is only traced if None.
+      execute: transformation of `run` that is applied before it is called, such as `jax.jit`. If
+        None, `run` is only traced.
 
     Returns:
       The names, in the order of first appearance.

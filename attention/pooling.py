@@ -1,4 +1,4 @@
-"""Pooling of a sequence of states to one vector, which is a weighted mean or maximum.
+"""Pooling of a sequence of states to one vector. Each pool also returns weights.
 
 All functions take `valid` (bool [B, T], True = a real position) and return 0 for a sequence without
 valid positions. All modules have the signature of `Pool`.

@@ -222,9 +222,9 @@ def layout_hint(got: Sequence[int], expected: Sequence[int], N: int) -> str:
     """Returns `LAYOUT_HINT` if the axes of heads and positions seem to be swapped, else "".
 
     Args:
-      got: sizes of the axis of positions.
-      expected: the expected sizes.
-      N: number of heads. If all sizes are N instead of the expected ones, the hint is returned.
+      got: sizes of the axes of positions.
+      expected: the expected sizes of these axes.
+      N: number of heads. The hint is returned if all sizes are N instead of the expected ones.
     """
     swapped = N > 1 and tuple(got) != tuple(expected) and all(size == N for size in got)
     return LAYOUT_HINT if swapped else ""

@@ -123,9 +123,9 @@ def arrays(case: Case) -> dict[str, Any]:
     """Draws the arrays of a case as float32 NumPy arrays, from a fixed seed.
 
     Returns:
-      A dict of the arrays: query, key, value and the cotangent of the result, [B, T or S, N or K,
-      H]; mask, bool [B or 1, 1, T, S], or None; bias, [1, N, T, S], or None; lengths, int32 [B], or
-      None.
+      A dict of the arrays. query, key, value and the cotangent of the result are [B, T or S,
+      N or K, H]. mask is bool [B or 1, 1, T, S], bias [1, N, T, S], and lengths int32 [B]; each of
+      them may be None.
     """
     import numpy as np
 

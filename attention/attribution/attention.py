@@ -69,8 +69,8 @@ def attention_gradients(
       least float32. Gradients of an attention that does not affect the score are 0.
 
     Raises:
-      ValueError: the model has no attention, layers do not exist, the score has another shape, or
-        only some calls of an attention that runs several times affect the score.
+      ValueError: the model has no attention, layers do not exist, or the score has another shape;
+        or an attention runs several times, but only some of its calls affect the score.
       NotImplementedError: a mechanism does not support gradients of its weights, or applies
         dropout to them; set `layers` to select other attention.
     """

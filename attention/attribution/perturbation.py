@@ -1,7 +1,8 @@
 """Attributions by removal of positions, and deletion and insertion curves that test attributions.
 
-A score is a function of a gate [B, U] in [0, 1]: 1 keeps a position of the input, 0 replaces it by
-a reference, such as the embedding of [MASK] or a blurred image. It returns scores [B].
+A score is a function of a gate [B, U] in [0, 1] that returns scores [B]. A gate of 1 keeps a
+position of the input. A gate of 0 replaces it by a reference, such as the embedding of [MASK] or a
+blurred image.
 
     def score(gate):                                            # [B, U] -> [B]
         return logits(gate[..., None] * x + (1 - gate[..., None]) * reference)[:, label]

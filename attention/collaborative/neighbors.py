@@ -199,11 +199,11 @@ class UserNeighbors(nnx.Module):
 
         score(u, i) = Σ_v w_v sim(u, v) r(v, i) / Σ_v |w_v sim(u, v)|,   sim = cos(e_u, e_v)
 
-    The weight of a neighbor, the same for all users u, is w_v = softplus(a·e_v + c); with
-    `num_users` it is w_v = softplus(c_v), one number for each user. The weight is positive, so the
-    sign comes from the similarity, and it grows at most linearly with its logit, so that no
-    neighbor dominates early in training. All weights are initialized to 1, which gives the average
-    over neighbors by similarity.
+    The weight of a neighbor v is the same for all users u. It is w_v = softplus(a·e_v + c), or with
+    `num_users` w_v = softplus(c_v), one number for each user. The weight is positive, so the sign
+    comes from the similarity. It grows at most linearly with its logit, so that no neighbor
+    dominates early in training. All weights are initialized to 1, which gives the average over
+    neighbors by similarity.
 
     Attentive collaborative filtering over the items of a history is in
     `attention.collaborative.acf`.

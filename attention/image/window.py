@@ -167,11 +167,14 @@ def _expect_heads(*arrays: Array) -> tuple[int, int, int]:
 
 
 def _gather(x: Array, indices: np.ndarray) -> Array:
-    """Gathers the windows of x, [B, Y, X, N, H]; returns [B·W, S·S, N, H], 0 at padding.
+    """Gathers the positions of each window.
 
     Args:
       x: [B, Y, X, N, H].
       indices: positions of each window, from `window_indices`.
+
+    Returns:
+      [B·W, S·S, N, H], 0 at padding.
     """
     B, Y, X, *heads = x.shape
     flat = x.reshape(B, Y * X, *heads)

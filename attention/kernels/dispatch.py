@@ -203,7 +203,10 @@ def timings() -> dict[str, tuple[Timing, ...]]:
 
 
 def read(path: pathlib.Path) -> dict[str, tuple[Timing, ...]]:
-    """Reads a file of measurements; returns a dict by device kind, empty if there is no file.
+    """Reads a file of measurements.
+
+    Returns:
+      The measurements by device kind; empty if there is no file.
 
     Raises:
       ValueError: the file was not written by `benchmarks.tune`.

@@ -169,7 +169,7 @@ def run_per_device(
 
 
 def _is_dynamic(option: Any) -> bool:
-    """Returns whether an option contains arrays; it is a number or None otherwise."""
+    """Returns whether an option contains arrays; otherwise it is a number or None."""
     return any(isinstance(leaf, jax.Array) or jnp.ndim(leaf) for leaf in jax.tree.leaves(option))
 
 

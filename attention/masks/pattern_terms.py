@@ -34,7 +34,15 @@ class Pattern(MaskTerm):
         return self.any_visible(*ends)[None], self.all_visible(*ends)[None]
 
     def mask_mod(self, query_index: Array, key_index: Array) -> Array:
-        """Returns whether queries [..., T, 1] may attend to keys [S], bool [..., T, S]."""
+        """Returns which queries may attend to which keys.
+
+        Args:
+          query_index: positions of the queries among the keys, [..., T, 1].
+          key_index: positions of the keys, [S].
+
+        Returns:
+          bool [..., T, S].
+        """
         raise NotImplementedError
 
     def any_visible(

@@ -155,7 +155,12 @@ class LocationAwareAlignment(nnx.Module):
         self.score = nnx.Param(jax.random.normal(rngs.params(), (A,)) * A**-0.5)
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> LocationMemory:
-        """Prepares the encoder's states [B, S, D] for `step`; valid is bool [B, S]."""
+        """Prepares the encoder's states for `step`.
+
+        Args:
+          states: [B, S, D].
+          valid: bool [B, S], True = a real position; all if None.
+        """
         states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         order = jnp.argsort(~valid, axis=1, stable=True)
         places = jnp.argsort(order, axis=1)

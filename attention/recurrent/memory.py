@@ -116,7 +116,12 @@ class Alignment(nnx.Module):
         raise NotImplementedError
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
-        """Prepares the encoder's states [B, S, D] for `step`; valid is bool [B, S]."""
+        """Prepares the encoder's states for `step`.
+
+        Args:
+          states: [B, S, D].
+          valid: bool [B, S], True = a real position; all if None.
+        """
         states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         return Memory(self._keys(states), states, valid)
 

@@ -222,7 +222,9 @@ class Mixer(SequenceMixer):
     def _mix(
         self, x: Array, mask: MaskLike | None, dropout_rate: float, dropout_key: Array | None
     ) -> tuple[Array, Callable[[], Array]]:
-        """Returns head outputs [B, T, N, V] before `out`, and a function that computes the weights.
+        """Returns the outputs of the heads, and a function that computes the weights.
+
+        The outputs are [B, T, N, V], before the projection `out`.
 
         Args:
           x: [B, T, D].
@@ -282,7 +284,9 @@ class RecurrentMixer(Mixer):
         raise NotImplementedError
 
     def _decode(self, x: Array, state: Any, valid: Array | None) -> tuple[Array, Any]:
-        """Returns head outputs [B, T, N, V] before `out`, and the state after the last position.
+        """Returns the outputs of the heads, and the state after the last position.
+
+        The outputs are [B, T, N, V], before the projection `out`.
 
         Args:
           x: [B, T, D].

@@ -119,8 +119,8 @@ def gated_delta_rule_chunked(
 def _solved(query: Array, key: Array, value: Array, log_decay: Array, beta: Array):
     """Returns the inputs of the scan over c chunks, arrays [c, B, N, C, ...].
 
-    In the notation of `gated_delta_rule_chunked`: exp(G) q, exp(G_C - G) k, the solutions for β v
-    and for β exp(G) k, exp(G_i - G_j) (q_i·k_j) for j <= i, and exp(G_C).
+    In the notation of `gated_delta_rule_chunked`, they are exp(G) q; exp(G_C - G) k; the solutions
+    of the system for β v and for β exp(G) k; exp(G_i - G_j) (q_i·k_j) for j <= i; and exp(G_C).
     """
     C = key.shape[-2]
     total = jnp.cumsum(log_decay, axis=-1)

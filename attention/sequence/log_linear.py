@@ -64,13 +64,13 @@ def log_linear_attention(
 
         o_t = Σ_s φ(q_t)·φ(k_s) v_s / Σ_s φ(q_t)·φ(k_s),   φ = exp(log φ)
 
-    There is no overflow: numerator and denominator are multiplied by exp(-M_t), with M_t = max_f
-    max_s (log φ_f(q_t) + log φ_f(k_s)) over the visible keys of t, so that the denominator is at
-    least 1. All exponents are at most 0, because each feature of a sum over keys is scaled by the
-    largest key. In the causal form, a query uses only sums over earlier keys. In a chunk of C
-    positions, the queries of the later half use sums over the keys of the earlier half. Each half
-    is split again in the same way. In total there are O(T·F·log C) exponentials, O(T·C) weights and
-    O(T/C) sums.
+    There is no overflow: numerator and denominator are multiplied by exp(-M_t). M_t is the maximum
+    of log φ_f(q_t) + log φ_f(k_s) over all features f and all keys s that are visible to t, so the
+    denominator is at least 1. All exponents are at most 0, because each feature of a sum over keys
+    is scaled by the largest key. In the causal form, a query uses only sums over earlier keys. In a
+    chunk of C positions, the queries of the later half use sums over the keys of the earlier half.
+    Each half is split again in the same way. In total there are O(T·F·log C) exponentials, O(T·C)
+    weights and O(T/C) sums.
 
     Args:
       log_query_features: log φ(q), [B, T, N, F], finite.
@@ -149,11 +149,11 @@ def _join(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Arra
 
 
 def _read(query: Array, scale: Array, pair: tuple[Array, Array]) -> Array:
-    """Computes exp(-scale) Σ_f φ_f(q_t) sums_f for each query.
+    """Computes Σ_f exp(log φ_f(q_t) + m_f - scale) sums_f for each query.
 
     Args:
       query: log φ(q), [..., T, N, F].
-      scale: logarithm of the factor by which the result is divided.
+      scale: logarithm of the number by which the result is divided.
       pair: (m, sums) over the keys.
 
     Returns:

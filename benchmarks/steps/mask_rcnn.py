@@ -34,7 +34,13 @@ def setup(batch_size: int | None = None, objects: int = 30) -> tuple[Any, list]:
 
 
 def batches(B: int, n: int, count: int = 3) -> list[dict[str, np.ndarray]]:
-    """Returns batches of B images with n bright discs on noise; later discs cover earlier ones."""
+    """Returns batches of images of bright discs on noise; later discs cover earlier ones.
+
+    Args:
+      B: images per batch.
+      n: discs per image.
+      count: number of batches.
+    """
     from tasks.detection.ops.masks import masks_to_boxes
 
     rng = np.random.default_rng(0)

@@ -18,7 +18,7 @@ CONFIG, VOCABULARY = "configs/translation.py:rnn", 5000
 
 
 def setup(batch_size: int | None = None, length: int = 24) -> tuple[Any, list]:
-    """Returns the experiment and its batches; without EMA, which the PyTorch model lacks."""
+    """Returns the experiment and its batches. EMA is off, because the PyTorch model lacks it."""
     from launch.engine import config as configs
 
     changes: dict[str, Any] = {"optimizer.average_decay": 0.0}

@@ -53,8 +53,8 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
       [B, T, N, V] in the query's dtype.
 
     Raises:
-      NotImplementedError: the platform is not a CPU, there is no C++ compiler, the dtype or the
-        dropout key is not supported, or a mask term is not given by intervals, ids, static patterns
+      NotImplementedError: the platform is not a CPU, or there is no C++ compiler; the dtype or the
+        dropout key is not supported; or a mask term is not given by intervals, ids, static patterns
         or arrays.
     """
     devices.require_platform("cpu", can_be_interpreted=False)

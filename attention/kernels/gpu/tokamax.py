@@ -100,7 +100,7 @@ def _first_supported(function, names, *arrays, **options) -> Array:
 
 
 def cost(call: costs.Call) -> costs.Cost:
-    """Returns the estimated cost of a call; a mask other than the causal one is an array."""
+    """Returns the estimated cost of a call. A mask other than the causal mask is an array."""
     return costs.Cost(
         operations=call.operations(7 if call.backward else 2, 64, 16) * call.visible,
         traffic=(call.vectors() + call.pairs() * call.array) * (4 if call.backward else 1),
