@@ -87,8 +87,7 @@ class Problem:
         from tasks.language_modeling.model import decoding
 
         if self.name == "translation":
-            # One more token, because the decoder makes the last token within the limit the end
-            # token.
+            # One more token, because the last token within the limit is the end token.
             found = model.decoding(tokens, self.new + 1)
         else:
             lengths = np.full(len(tokens), tokens.shape[1], np.int32)

@@ -119,7 +119,8 @@ def _can(context: mlir.LoweringRuleContext, dtype: Any) -> bool:
 def _primitive(name: str, target: str, by_xla) -> core.Primitive:
     """Creates a primitive.
 
-    Abstract evaluation, eager calls, `vmap` and lowering are defined; derivatives are not.
+    This function defines abstract evaluation, eager calls, `vmap` and lowering. The derivatives are
+    defined at the end of this file.
 
     Args:
       name: name of the primitive.

@@ -124,7 +124,7 @@ class Timing:
       dtype: "single" (32 bits and more) or "half" (16).
       options: one of `WORKLOADS`.
       forward: milliseconds of the forward pass of each kernel.
-      both: milliseconds of the forward and backward passes of each kernel together.
+      both: milliseconds of forward and backward pass together, for each kernel.
     """
 
     batch: int
