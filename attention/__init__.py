@@ -2,7 +2,7 @@
 
     from attention import attend, masks
 
-README.md in this folder lists name, paper, equation, cost and file of every mechanism.
+README.md in this folder lists every mechanism with its name, paper, equation, cost and file.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ if TYPE_CHECKING:
     from attention.structured_pooling import structured_penalty as structured_penalty
     from attention.structured_pooling import structured_pool as structured_pool
 
-# module -> names. Modules are imported on first use, so that listing the registry's names does not
-# import JAX.
+# The public names of each module. Modules are imported on first use, so that listing the registry's
+# names does not import JAX.
 _NAMES = {
     "dot_product": "attend attention_weights explain_choice",
     "multi_head": "MultiHeadAttention",

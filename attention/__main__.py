@@ -18,7 +18,14 @@ _INDENT = 20
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the requested part of the table; returns the exit status, 2 for invalid arguments."""
+    """Prints the requested part of the table of mechanisms.
+
+    Args:
+      arguments: a kind or the name of a mechanism; empty for the complete table.
+
+    Returns:
+      The exit status: 0, or 2 for invalid arguments.
+    """
     if arguments[:1] in (["-h"], ["--help"]) or len(arguments) > 1:
         kinds = ", ".join(registry.KINDS)
         print(f"usage: python -m attention [KIND or NAME]; kinds are {kinds}")
@@ -49,7 +56,7 @@ def _kind(kind: str, width: int) -> str:
 
 
 def _entry(entry: registry.Mechanism, width: int, *more: str) -> str:
-    """Formats the name, paper, costs and capabilities of an entry."""
+    """Formats the name, paper, costs and capabilities of an entry, with the lines `more`."""
     can = ", ".join(name for name in registry.CAPABILITIES if name in entry.capabilities)
     costs = f"time {entry.time}; memory {entry.memory}"
     wrapped: list[str] = []

@@ -1,8 +1,8 @@
 """Activation functions that store only their input for the backward pass.
 
 The derivatives are written in terms of -x. If value and derivative shared a term such as erf(x),
-XLA would compute it once and store it, with the steps of its evaluation, until the backward pass.
-erf(-x) is a different term, so it is recomputed from x.
+XLA would compute it only once. It would then store the term and the intermediate values of its
+evaluation until the backward pass. erf(-x) is a different term, so it is recomputed from x.
 """
 
 from __future__ import annotations

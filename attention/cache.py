@@ -30,8 +30,8 @@ class KeyValueCache:
       key: [B, K, C, H].
       value: [B, K, C, V].
       length: int32 [B], number of past positions of each example.
-      window: number of positions before its own to which a query attends; all if None. With a
-        window the cache is a ring buffer of window + 1 slots, with position p in slot p modulo C.
+      window: number of positions before its own that a query attends to; all if None. With a
+        window the cache is a ring buffer of C slots, and position p is in slot p modulo C.
     """
 
     key: Array
@@ -56,7 +56,8 @@ class KeyValueCache:
         Args:
           batch_size, max_length: B, and the maximum number of positions.
           key_value_heads, head_size, value_head_size: K, H, V; V is H if None.
-          window: see the class; the capacity is then the smaller of window + 1 and max_length.
+          window: see the class. With a window, the capacity C is the smaller of window + 1 and
+            max_length, otherwise max_length.
           dtype: dtype of keys and values.
 
         Raises:
@@ -153,7 +154,9 @@ jax.tree_util.register_dataclass(
 
 
 def valid_lengths(lengths: Array | None, B: int, T: int) -> Array:
-    """Returns the number of real positions, int32 [B]: `lengths`, limited to T, or T if None.
+    """Returns the number of real positions of each example, int32 [B].
+
+    These are the lengths, limited to T, or T for each example if `lengths` is None.
 
     Raises:
       ValueError: lengths are not int [B].
@@ -168,17 +171,17 @@ def valid_lengths(lengths: Array | None, B: int, T: int) -> Array:
 def append_keys_values(
     cache: KeyValueCache, key: Array, value: Array, lengths: Array | None = None
 ) -> tuple[KeyValueCache, Array, Array, Array, masks.Mask]:
-    """Appends T positions to a cache; returns keys, values and mask for the T new queries.
+    """Appends T positions to a cache and returns keys, values and mask for the T new queries.
 
-        a query at position p attends to keys at positions j <= p, with a window only to
-        j >= p - window
+    A query at position p attends to the keys at positions j <= p, with a window only to those with
+    j >= p - window.
 
     Args:
       cache, key, value, lengths: as for `KeyValueCache.append`.
 
     Returns:
-      The new cache; keys [B, S, K, H] and values [B, S, K, V] of S past, new or empty slots;
-      the position of each slot, int [S] or [B, S]; and the mask of the T queries.
+      The new cache; the keys, [B, S, K, H], and values, [B, S, K, V], of S slots; the position in
+      each slot, int [S] or [B, S]; and the mask of the T queries. A slot may be empty.
 
     Raises:
       ValueError: see `KeyValueCache.append`.

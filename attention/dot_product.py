@@ -60,7 +60,7 @@ def attend(
       sinks: [N], floating point, one extra logit per head that takes weight but has no value.
       dropout_rate: probability of setting a weight to 0, in [0, 1). The other weights are scaled
         up.
-      dropout_key: required if dropout_rate > 0.
+      dropout_key: random key, required if dropout_rate > 0.
       implementation: name of a kernel, or "auto" for the fastest supported kernel according to
         measurements on this kind of device (see `explain_choice`). Forward-mode and higher
         derivatives need "reference"; "native" supports higher derivatives in reverse mode. Arrays
@@ -72,7 +72,7 @@ def attend(
     Raises:
       ValueError: shapes, dtypes or values do not fit.
       NotImplementedError: the kernel does not support the arguments (the message names kernels that
-        do) or a derivative that is computed.
+        do), or a derivative is computed that it does not support.
     """
     request = _checked(
         query, key, value, mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key
@@ -163,7 +163,11 @@ class _Request:
     options: dict[str, Any]
 
     def of_rows(self, rows: Array) -> _Request:
-        """Returns the request for the queries with these indices, int [R], without values."""
+        """Returns the request for a selection of queries; it has no values.
+
+        Args:
+          rows: indices of the queries, int [R].
+        """
         query, key = self.arrays[:2]
         B, T, N, _ = query.shape
         mask, bias = self.options["mask"], self.options["bias"]
@@ -190,7 +194,11 @@ class _Request:
         return _kernel(name)(*self.arrays, **self.options)
 
     def guarded(self, name: str) -> _Request:
-        """Returns the request with arrays that raise for derivatives that the kernel lacks."""
+        """Returns the request with arrays that raise an error for unsupported derivatives.
+
+        Args:
+          name: name of the kernel.
+        """
         can = registry.find("kernel", name).capabilities
         if "forward_mode" in can:
             return self
@@ -213,12 +221,18 @@ class _Request:
                 raise NotImplementedError(f"{name}: got shape {got}, expected no symbolic size")
 
     def slower_reason(self, name: str) -> str | None:
-        """Returns why another kernel is faster, from the kernel's `slower_reason`, or None."""
+        """Returns why another kernel is faster than this one, or None.
+
+        The reason is that of the function `slower_reason` in the kernel's module, if it has one.
+        """
         module = sys.modules[registry.load("kernel", name).__module__]
         return module.slower_reason(*self.arrays[:2]) if hasattr(module, "slower_reason") else None
 
     def unsupported_reason(self, name: str) -> str | None:
-        """Returns why a kernel does not support the request, or None, by tracing the kernel."""
+        """Returns why a kernel does not support the request, or None if it does.
+
+        The kernel is traced to find out.
+        """
         static = {
             k: v for k, v in self.options.items() if k in ("scale", "logit_cap", "dropout_rate")
         }
@@ -236,7 +250,11 @@ class _Request:
 
 
 def _kernel(name: str) -> Callable[..., Array]:
-    """Returns a kernel; "per_device" kernels run on each device of the mesh in context."""
+    """Returns the kernel with a name.
+
+    A kernel with the capability "per_device" is wrapped, so that it runs on each device of the mesh
+    in context.
+    """
     kernel = registry.load("kernel", name)
     if "per_device" not in registry.find("kernel", name).capabilities:
         return kernel

@@ -95,7 +95,7 @@ def keep_levels(rate: float) -> tuple[int, float]:
       rate: in [0, 1).
 
     Returns:
-      k and p.
+      The threshold k, and the probability p that an entry is kept.
 
     Raises:
       OverflowError, ValueError: rate is not finite.
@@ -205,7 +205,10 @@ def validate_threefry(key: jax.Array) -> jax.Array:
 def _multiply_add(
     high: jax.Array, low: jax.Array, factor: int, summand: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (high·2³² + low)·factor + summand mod 2⁶⁴ as two words; all numbers are below 2³²."""
+    """Computes (high·2³² + low)·factor + summand modulo 2⁶⁴ with 32-bit words.
+
+    All arguments are below 2³². The result is the pair of its high and low words.
+    """
     # Half words are used, so that the product of two fits into one word.
     factor_high, factor_low = jnp.uint32(factor >> 16), jnp.uint32(factor & 0xFFFF)
     low_high, low_low = low >> 16, low & 0xFFFF
@@ -220,7 +223,7 @@ def _multiply_add(
 
 
 def _bits16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns 16 random bits per entry, two entries from each 32-bit word."""
+    """Draws 16 random bits per entry; each 32-bit word serves two entries."""
     size = math.prod(shape)
     count = -(-size // 2)
     try:

@@ -54,11 +54,11 @@ def capture(
     in at least float32. Attention inside jit, scan, remat, cond and vmap is captured too. Each call
     traces and compiles the model again, so do not call this in a training loop.
 
-    For an attention that runs once, the result is [B, N, T, S] for a mixer, [B, heads, T] for a
-    pool, and [B, S] or [B, N, S] for an alignment. An attention that runs several times (in a scan,
-    or in a shared or stacked layer) gives [calls, ...] in the order of the calls. An axis that
-    `jax.vmap` maps over comes first within each call. A branch of `jax.lax.cond` that is not taken
-    gives nothing (under vmap JAX takes both branches).
+    If an attention runs once, its weights are [B, N, T, S] for a mixer, [B, heads, T] for a pool,
+    and [B, S] or [B, N, S] for an alignment. If it runs several times (in a scan, or in a shared or
+    stacked layer), they are [calls, ...] in the order of the calls. An axis that `jax.vmap` maps
+    over comes first within each call. A branch of `jax.lax.cond` that is not taken has no weights
+    (under vmap JAX takes both branches).
 
     Names are the paths of the modules, such as "encoder/layers/0/attention" or "pool"; the model
     itself and plain functions are named "attention". Further attention calls in a module get the
@@ -71,16 +71,18 @@ def capture(
     Args:
       model: a module, or any function of arrays, which may call modules.
       *inputs, **keywords: arguments of the model. Arrays are traced, other values are static.
-      layers: names to keep: a regular expression to search for, an index among all names (in the
-        order of the first call; negative from the end), or several of these.
+      layers: names to keep; all if None. A regular expression selects the names in which it occurs.
+        An index selects one of all names in the order of their first calls; a negative index counts
+        from the end. A sequence of these selects several.
       heads: indices into axis 1 of [B, N, T, S], [B, heads, T] and [B, N, S]; all if None.
       rows: indices into axis 2 of [B, N, T, S], the queries; all if None. Has no effect on pools
         and alignments, which have one query.
       method: name of the method to call, such as "generate".
 
     Returns:
-      name -> NumPy array: [B, N, T, S], [B, heads, T], [B, N, S] or [B, S], with a leading axis of
-      calls if there are several. A model on several devices is run on one of them.
+      A dict of the weights by name, NumPy arrays [B, N, T, S], [B, heads, T], [B, N, S] or [B, S],
+      with a leading axis of calls if there are several. A model on several devices is run on one of
+      them.
 
     Raises:
       ValueError: the model has no attention, or layers, heads or rows do not exist.
@@ -113,7 +115,14 @@ def _cut(
     rows: Indices | None,
     name: str,
 ) -> Array:
-    """Returns the chosen weights; computes only chosen rows if possible."""
+    """Returns the weights of the chosen heads and rows; computes only these rows if possible.
+
+    Args:
+      weights: the recorded attention.
+      shape: shape of all its weights.
+      heads, rows: as for `capture`.
+      name: name of the attention, for error messages.
+    """
     chosen_heads, chosen_rows = None, None
     if heads is not None and len(shape) in (3, 4):
         chosen_heads = _checked("heads", heads, shape[1], name)
@@ -145,7 +154,8 @@ def head_entropy(weights: Array, valid: Array | None = None) -> Array:
 
         E_n = mean_t (- Σ_s w_nts ln w_nts), rows scaled to sum to 1
 
-    0 means one key, ln S means uniform weights. Rows of zeros are excluded.
+    0 means that each query attends to one key, ln S that the weights are uniform. Rows of zeros are
+    excluded.
 
     Args:
       weights: [..., B, N, T, S], at least 0.
@@ -196,7 +206,7 @@ def head_similarity(weights: Array, valid: Array | None = None) -> Array:
 def head_distance(
     weights: Array, valid: Array | None = None, *, distances: Array | None = None
 ) -> Array:
-    """Computes the mean distance of the attention of each head (Dosovitskiy et al. 2021, D.7).
+    """Computes the mean distance between query and key in each head (Dosovitskiy et al. 2021, D.7).
 
         D_n = mean_t Σ_s w_nts d_ts,   d_ts = |t - s|, rows scaled to sum to 1
 
@@ -244,10 +254,11 @@ def head_pattern(
     * "induction": s < t right after an earlier occurrence of the token at t, x_(s-1) = x_t (Olsson
       et al. 2022, "In-context Learning and Induction Heads").
 
-    Otherwise the name is "broad" if the entropy of the rows, relative to that of uniform weights on
-    the keys with nonzero weight, is at least 0.9 on average, else "". Rows with an empty P_t are
-    excluded from the mean, and a pattern without rows is not assigned. Among patterns of equal m_n
-    the first in the list is chosen. The computation uses NumPy, so it does not run under jit.
+    Otherwise the name is "broad" or "". For "broad", the entropy of each row is divided by that of
+    uniform weights on the keys with nonzero weight; the mean of these ratios must be at least 0.9.
+    Rows with an empty P_t are excluded from the mean m_n, and a pattern without rows is not
+    assigned. Among patterns of equal m_n the first in the list is chosen. The computation uses
+    NumPy, so it does not run under jit.
 
     Args:
       weights: [B, N, T, T], at least 0. Rows of zeros are excluded.
@@ -295,20 +306,26 @@ def head_pattern(
 
 
 def _mean_on(scaled: np.ndarray, rows: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Returns for each head the mean weight on the keys `members`, bool [..., T or 1, T]."""
+    """Returns the mean weight of each head on a set of keys.
+
+    Args:
+      scaled: weights [B, N, T, T] whose rows sum to 1.
+      rows: rows to include, bool [B, N, T].
+      members: the keys of each query, bool [..., T or 1, T].
+    """
     members = np.broadcast_to(members, (scaled.shape[0], *scaled.shape[2:]))[:, None]
     return _mean_where(np.sum(scaled * members, axis=-1), rows & members.any(axis=-1))
 
 
 def _mean_where(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Returns for each head the mean of the `counted` values of [B, N, T]; NaN without any."""
+    """Returns the mean of each head's values [B, N, T] where `counted`; NaN if there are none."""
     number = counted.sum(axis=(0, 2))
     total = np.where(counted, values, 0).sum(axis=(0, 2))
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
 def _rows(weights: Array, valid: Array | None) -> tuple[Array, Array]:
-    """Returns the weights and the mask of rows to include, bool [..., B, N, T]."""
+    """Returns the weights in at least float32, and which rows to include, bool [..., B, N, T]."""
     shapes.expect_floating("weights", weights)
     weights = jnp.asarray(weights)
     if weights.ndim < 4:

@@ -1,12 +1,12 @@
-"""Attention over the past of a series: forecasts are means of past values, weighted by lag.
+"""Attention over the past of a series: a forecast is a mean of past values, weighted by lag.
 
     y = attention(x, valid=valid)           # [B, T, C] -> [B, F, C], F steps ahead
 
 This is an autoregression (Yule 1927) whose coefficients are attention weights. They depend on the
 lag of a value, not on the value or the time. Each channel is forecast separately.
 
-B series, T past times, L lags, F forecast steps, C channels, N heads, G groups of weights: 1 if all
-channels share the weights, C if each channel has its own.
+B series, T past times, L lags, F forecast steps, C channels, N heads, G groups of weights. The
+groups are written "1 or C": 1 if all channels share the weights, C if each channel has its own.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def lag_attention(x: Array, logits: Array, valid: Array | None = None) -> tuple[
 
     Args:
       x: [B, T, C]. Masked values may be anything, NaN included.
-      logits: l, [1 or C, F, L], lag 1 first.
+      logits: l, [1 or C, F, L], in the order of the lags i = 1 ... L.
       valid: bool [B, T], or [B, T, C]; all are present if None.
 
     Returns:
-      ŷ, [B, F, C] in x's dtype, 0 if the past is empty; and the weights of the T times,
+      ŷ, [B, F, C] in x's dtype, 0 if the past is empty; and the weights w of the T times,
       [B, 1 or C, F, T] in at least float32.
 
     Raises:
@@ -74,15 +74,15 @@ def residual_lag_attention(
 
     Args:
       x: [B, T, C]. Masked values may be anything, NaN included.
-      logits: l, [1 or C, N, F, L], lag 1 first.
+      logits: l, [1 or C, N, F, L], in the order of the lags i = 1 ... L.
       values: W, [1 or C, N, F].
       valid: bool [B, T], or [B, T, C]; all are present if None.
       level: "last" or "mean".
 
     Returns:
-      ŷ, [B, F, C] in x's dtype, 0 if the past is empty; and the matrix [B, 1 or C, F, T] that
-      maps the past to ŷ, level included, in at least float32: its rows sum to 1, with entries of
-      either sign.
+      ŷ, [B, F, C] in x's dtype, 0 if the past is empty; and the matrix that maps the past to ŷ,
+      [B, 1 or C, F, T] in at least float32. The matrix includes the level, so its rows sum to 1.
+      Its entries may be negative.
 
     Raises:
       ValueError: shapes or dtypes do not fit, or the level is unknown.
@@ -112,7 +112,7 @@ class LagAttention(nnx.Module):
     This is the usual form of attention, and the control for `ResidualLagAttention`. Its initial
     forecast is the mean of the last L values.
 
-    Parameters: logits [1 or C, F, L] (l), lag 1, the last value, first.
+    Parameters: logits [1 or C, F, L] (l). Lag 1, which is the last value, comes first.
 
     Args:
       channels: C.
@@ -143,10 +143,14 @@ class LagAttention(nnx.Module):
     def __call__(
         self, x: Array, *, valid: Array | None = None, return_weights: bool = False
     ) -> Array | tuple[Array, Array]:
-        """Returns the forecast [B, F, C] of x [B, T, C] in `dtype`.
+        """Forecasts the next F values of each series.
 
-        With `return_weights`, also returns the weights [B, 1 or C, F, T]. The arguments are those
-        of `lag_attention`.
+        Args:
+          x, valid: as for `lag_attention`.
+          return_weights: whether to return the weights too.
+
+        Returns:
+          ŷ, [B, F, C] in `dtype`; with `return_weights`, also the weights, [B, 1 or C, F, T].
         """
         expect_series(x, self.channels)
         y, weights = lag_attention(x.astype(self.dtype), self.logits[...], valid)
@@ -166,8 +170,8 @@ class ResidualLagAttention(nnx.Module):
     number of heads the initial forecast repeats the level c. The last value as the forecast is a
     strong baseline for a random walk.
 
-    Parameters: logits [1 or C, N, F, L] (l), lag 1, the last value, first; values [1 or C, N, F]
-    (W).
+    Parameters: logits [1 or C, N, F, L] (l), in which lag 1, the last value, comes first; values
+    [1 or C, N, F] (W).
 
     Args:
       channels: C.
@@ -205,10 +209,14 @@ class ResidualLagAttention(nnx.Module):
     def __call__(
         self, x: Array, *, valid: Array | None = None, return_weights: bool = False
     ) -> Array | tuple[Array, Array]:
-        """Returns the forecast [B, F, C] of x [B, T, C] in `dtype`.
+        """Forecasts the next F values of each series.
 
-        With `return_weights`, also returns the matrix [B, 1 or C, F, T]. The arguments are those of
-        `residual_lag_attention`.
+        Args:
+          x, valid: as for `residual_lag_attention`.
+          return_weights: whether to return the matrix that maps the past to the forecast too.
+
+        Returns:
+          ŷ, [B, F, C] in `dtype`; with `return_weights`, also the matrix, [B, 1 or C, F, T].
         """
         expect_series(x, self.channels)
         y, weights = residual_lag_attention(
@@ -232,10 +240,10 @@ def expect_level(level: str) -> None:
 
 
 def _past(x: Array, logits: Array, valid: Array | None, letters: str) -> tuple[Array, Array]:
-    """Returns the last L values in reverse order, and a mask of the present ones.
+    """Returns the last L values in reverse order, and which of them are present.
 
-    The values are [B, L, C] in at least float32, 0 if missing; the mask is bool [B or 1, L, C or
-    1].
+    The values are [B, L, C] in at least float32, and 0 if missing. The mask of present values is
+    bool [B or 1, L, C or 1].
     """
     sizes = shapes.expect_arrays({"x": (x, "B T C"), "logits": (logits, letters)})
     if sizes["G"] not in (1, sizes["C"]):
@@ -264,16 +272,24 @@ def _seen(valid: Array | None, sizes: dict[str, int]) -> Array:
 
 
 def _lag_weights(logits: Array, seen: Array) -> Array:
-    """Returns the softmax over present lags for R rows of logits, [B or 1, 1 or C, R, L].
+    """Returns the softmax over the present lags for R rows of logits, [B or 1, 1 or C, R, L].
 
-    Without a mask the weights are the same for the whole batch.
+    If no value is missing, the weights are the same for the complete batch.
     """
     there = jnp.swapaxes(seen, 1, 2)[:, :, None]
     return softmax(jnp.where(there, logits.astype(accumulator(logits)), -jnp.inf))
 
 
 def _apply(weights: Array, past: Array) -> Array:
-    """Applies weights [B or 1, 1 or C, F, L] to the past [B, L, C]; returns [B, F, C]."""
+    """Computes the weighted sums of the past.
+
+    Args:
+      weights: [B or 1, 1 or C, F, L].
+      past: the last L values in reverse order, [B, L, C].
+
+    Returns:
+      [B, F, C].
+    """
     many, groups = weights.shape[:2]
     if groups == 1:
         return jnp.matmul(weights[:, 0], past)
@@ -283,7 +299,7 @@ def _apply(weights: Array, past: Array) -> Array:
 
 
 def _level_weights(seen: Array, level: str) -> Array:
-    """Returns the weights of the L values in the level c, [B or 1, 1 or C, 1, L]."""
+    """Returns the weights with which the L values form the level c, [B or 1, 1 or C, 1, L]."""
     there = jnp.swapaxes(seen, 1, 2)[:, :, None].astype(jnp.float32)
     if level == "last":
         return there * (jnp.cumsum(there, axis=-1) == 1)
@@ -291,7 +307,15 @@ def _level_weights(seen: Array, level: str) -> Array:
 
 
 def _by_time(weights: Array, x: Array) -> Array:
-    """Converts weights by lag [B or 1, G, F, L] to weights by time [B, G, F, T]."""
+    """Converts weights by lag to weights by time.
+
+    Args:
+      weights: [B or 1, G, F, L].
+      x: the past, [B, T, C].
+
+    Returns:
+      [B, G, F, T].
+    """
     B, T, _ = x.shape
     L = weights.shape[-1]
     forward = weights[..., ::-1]
@@ -302,7 +326,13 @@ def _by_time(weights: Array, x: Array) -> Array:
 
 
 def _apply_by_time(weights: Array, x: Array, valid: Array | None) -> Array:
-    """Returns Σ_t w_ft x_t, [B, F, C], for weights by time [B, 1 or C, F, T]."""
+    """Computes the weighted sums Σ_t w_ft x_t, [B, F, C].
+
+    Args:
+      weights: w, weights by time, [B, 1 or C, F, T].
+      x: the past, [B, T, C].
+      valid: as for `lag_attention`.
+    """
     if valid is not None:
         x = jnp.where(valid if jnp.ndim(valid) == 3 else valid[..., None], x, 0)
     if weights.shape[1] == 1:

@@ -3,51 +3,54 @@
 A new mechanism is one file and one entry of `_ENTRIES`; the contract suite then tests it. Modules
 are imported on first use; `attention.registry` is the interface.
 
-Signatures of each kind, with B examples, T queries or times, S keys, N heads and D model size. "Or
-with the weights" refers to calls with `return_weights=True`:
+The signatures of each kind follow, with B examples, T queries or times, S keys, N heads and D model
+size. "Or with the weights" means that calls with `return_weights=True` return the weights too:
 
-* kernel: a function with the signature of `attention.attend`, without `implementation` and defaults
-  (`attention.kernels.options`).
+* kernel: a function with the signature of `attention.attend`, but without `implementation` and
+  without defaults (`attention.kernels.options`).
 * mixer: `cls(model_size, num_heads=..., dropout_rate=0.0, dtype=float32, rngs=rngs, **options)`,
   then `mixer(x, *, mask=None, dropout_key=None, return_weights=False) -> [B, T, D]`, or with the
   weights. Mixers with the capability "cache" have `cache = mixer.init_cache(batch_size,
-  max_length)` and `y, cache = mixer.decode(x, cache, lengths=None)`; mixers with "max_length" also
-  take `max_length`.
-* alignment: `cls(query_size, memory_size, dtype=float32, rngs=rngs, **options)`, then
-  `memory = prepare(states, valid=...)` once, `state = initial_state(memory)` and
-  `context, weights, state = step(query, memory, state)`; weights [B, S], or of several heads
-  [B, N, S].
+  max_length)` and `y, cache = mixer.decode(x, cache, lengths=None)`. The class of a mixer with the
+  capability "max_length" also takes `max_length`.
+* alignment: `cls(query_size, memory_size, dtype=float32, rngs=rngs, **options)`, then once
+  `memory = prepare(states, valid=...)` and `state = initial_state(memory)`, then in each step
+  `context, weights, state = step(query, memory, state)`. The weights are [B, S], or [B, N, S] with
+  several heads.
 * map_attention: `cls(channels, dtype=float32, rngs=rngs, **options)`, then
-  `y = attention(x, *, valid=None, training=False, return_weights=False)`, or with the weights; x
-  and y [B, Y, X, C]. `training` and `valid`, bool [B], affect batch statistics only. The
+  `y = attention(x, *, valid=None, training=False, return_weights=False)`, or with the weights. x
+  and y are [B, Y, X, C]. `training` and `valid`, bool [B], affect batch statistics only. The
   weights of a mechanism with the capability "gate" are the factors of x, [B, Y or 1, X or 1, C or
-  1]; weights between positions are [B, N, P, P], P = Y·X in row-major order.
+  1]. Weights between positions are [B, N, P, P], for P = Y·X positions in row-major order.
 * gate: `cls(channels, signal_channels, dtype=float32, rngs=rngs, **options)`, then
-  `y = gate(x, gating_signal, ...)` as above; the gating signal is a feature map [B, Y', X', G]
+  `y = gate(x, gating_signal, ...)` as above. The gating signal is a feature map [B, Y', X', G]
   whose resolution is at most that of x.
 * pool: `cls(model_size, rngs=rngs, **options)`, then
-  `pooled, weights = pool(states, valid=..., dropout_key=None)`, [B, D] and [B, heads, T]; several
-  queries or hops count as heads.
+  `pooled, weights = pool(states, valid=..., dropout_key=None)`. The results are [B, D] and
+  [B, heads, T]. Several queries or hops count as heads.
 * `neighbours`: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
-  `scores = attention(user, neighbors, ratings, *, valid=None, return_weights=False)`, [B, I] for I
-  candidates, or with the weights [B, 1, I, S]; user [B, D], neighbors [B, S, D], ratings [B, S, I];
-  valid bool [B, S], or [B, I, S] if it differs by candidate. A module with a parameter for each
-  user takes the indices of the neighbors as `ids`, int [B, S].
+  `scores = attention(user, neighbors, ratings, *, valid=None, return_weights=False)`, or with the
+  weights. The scores are [B, I] for I candidates, and the weights [B, 1, I, S]. The arguments are
+  user [B, D], neighbors [B, S, D] and ratings [B, S, I], and valid, bool [B, S], or [B, I, S] if it
+  is different for each candidate. A module with a parameter for each user takes the indices of the
+  neighbors as `ids`, int [B, S].
 * history: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
-  `scores = attention(candidates, history, *, bias=None, valid=None, return_weights=False)`, [B, I],
-  or with the weights [B, 1, I, S]; candidates [B, I, D], history [B, S, D]; valid bool [B, S] or
-  [B, I, S].
+  `scores = attention(candidates, history, *, bias=None, valid=None, return_weights=False)`, or with
+  the weights. The scores are [B, I], and the weights [B, 1, I, S]. The arguments are candidates
+  [B, I, D] and history [B, S, D], and valid, bool [B, S] or [B, I, S].
 * profile: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then `profile = attention(user,
-  items, auxiliary, *, valid=None, return_weights=False)`, [B, D], or with the weights [B, 1, 1, S];
-  user [B, D], items and auxiliary [B, S, D]; valid bool [B, S]. A module with a `content_size`
-  takes the content of the items as `content`, [B, S, C].
+  items, auxiliary, *, valid=None, return_weights=False)`, or with the weights. The profile is
+  [B, D], and the weights are [B, 1, 1, S]. The arguments are user [B, D], items and auxiliary
+  [B, S, D], and valid, bool [B, S]. A module with a `content_size` takes the content of the items
+  as `content`, [B, S, C].
 * components: `cls(model_size, component_size, dtype=float32, rngs=rngs, **options)`, then
-  `content = attention(user, components, *, valid=None, return_weights=False)`, [B, S, C], or with
-  the weights [B, 1, S, M]; user [B, D], components [B, S, M, C]; valid bool [B, S, M].
+  `content = attention(user, components, *, valid=None, return_weights=False)`, or with the weights.
+  The content is [B, S, C], and the weights are [B, 1, S, M]. The arguments are user [B, D],
+  components [B, S, M, C], and valid, bool [B, S, M].
 * lags: `cls(channels, lags, horizon, dtype=float32, rngs=rngs, **options)`, then
-  `y = attention(x, *, valid=None, return_weights=False)`, x [B, T, C], where only the last `lags`
-  times are used, y [B, horizon, C], or with the weights [B, 1 or C, horizon, T]; valid bool [B, T]
-  or [B, T, C].
+  `y = attention(x, *, valid=None, return_weights=False)`, or with the weights. x is [B, T, C], but
+  only its last `lags` times are used. y is [B, horizon, C], and the weights are [B, 1 or C,
+  horizon, T]. valid is bool [B, T] or [B, T, C].
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class MultiHeadAttention(CachedAttention):
           return_weights: whether to return the weights before dropout.
 
         Returns:
-          [B, T, D], or that and the weights [B, N, T, S].
+          y, [B, T, D]; with `return_weights`, also the weights, [B, N, T, S].
 
         Raises:
           ValueError: shapes do not fit, or positions are missing, or are given with positions
@@ -166,7 +166,7 @@ class MultiHeadAttention(CachedAttention):
           key_positions: as for `__call__`.
 
         Returns:
-          [B, K, S, H] and [B, K, S, V], the layout of `KeyValueCache`.
+          The keys, [B, K, S, H], and the values, [B, K, S, V], in the layout of `KeyValueCache`.
 
         Raises:
           ValueError: shapes do not fit, or positions are missing, or are given with positions
@@ -186,7 +186,7 @@ class MultiHeadAttention(CachedAttention):
         query_positions: Array | None = None,
         key_positions: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Computes `self(x, memory)` from the keys and values of `project_memory`, for decoding.
+        """Computes `self(x, memory)` from keys and values of the memory; used for decoding.
 
         Args:
           x: [B, T, D].
@@ -300,7 +300,7 @@ class MultiHeadAttention(CachedAttention):
         return recording.Output(self._project, bias)
 
     def _project(self, values: Array) -> Array:
-        """Returns v_n W_o,n for each head: [B, S, N, D] for values [B, S, N, V]."""
+        """Returns v_n W_o,n of each head, [B, S, N, D], for values v, [B, S, N, V]."""
         kernel = self.out.kernel[...].astype(values.dtype)
         highest = jax.lax.Precision.HIGHEST
         return jnp.einsum("BSNV,NVD->BSND", values, kernel, precision=highest)

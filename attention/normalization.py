@@ -59,7 +59,7 @@ def rms_norm(x: Array, scale: Array | None = None, *, epsilon: float = 1e-6) -> 
 
 
 class LayerNorm(nnx.Module):
-    """`layer_norm` with parameters scale and, if used, bias, [size] each."""
+    """`layer_norm` as a module with the parameters scale [size] and, if used, bias [size]."""
 
     def __init__(self, size: int, *, epsilon: float = 1e-5, use_bias: bool = True):
         self.epsilon = epsilon
@@ -67,10 +67,10 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((size,))) if use_bias else None
 
     def linear(self, whole: Array, part: Array) -> Array:
-        """Applies the norm without bias to `part`, with mean and variance of `whole`.
+        """Applies the norm without bias to `part`, with the mean and variance of `whole`.
 
-        If parts add up to `whole`, their results add up to its norm without bias. Both arguments
-        are [..., D].
+        If several parts add up to `whole`, their results add up to the norm of `whole` without
+        bias. Both arguments are [..., D].
         """
         scale = _inverse_deviation(_wide(whole), self.epsilon, True)
         return _centered(_wide(part), True) * scale * self.scale[...]
@@ -81,14 +81,14 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """`rms_norm` with the parameter scale [size]."""
+    """`rms_norm` as a module with the parameter scale [size]."""
 
     def __init__(self, size: int, *, epsilon: float = 1e-6):
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones((size,)))
 
     def linear(self, whole: Array, part: Array) -> Array:
-        """Applies the norm to `part` with the root mean square of `whole`, both [..., D]."""
+        """Applies the norm to `part`, with the root mean square of `whole`; both are [..., D]."""
         scale = _inverse_deviation(_wide(whole), self.epsilon, False)
         return _wide(part) * scale * self.scale[...]
 
@@ -98,7 +98,7 @@ class RMSNorm(nnx.Module):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _standardize(x: Array, epsilon: float, center: bool) -> Array:
-    """Returns c / sqrt(mean(c²) + ε) with c = x - mean(x), or c = x without `center`.
+    """Returns c / sqrt(mean(c²) + ε), where c is x - mean(x), or x without `center`.
 
     The derivative needs only x and one number per vector, so XLA does not store c and other terms.
     """

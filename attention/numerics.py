@@ -12,7 +12,7 @@ Array = jax.Array
 
 
 def accumulator(array: Array) -> jnp.dtype:
-    """Returns the dtype for sums over the array, at least float32."""
+    """Returns the dtype in which to sum over the array: its own, but at least float32."""
     return jnp.promote_types(array.dtype, jnp.float32)
 
 
@@ -23,9 +23,14 @@ def product(equation: str, a: Array, b: Array) -> Array:
 
 
 def mix_heads(weights: Array, values: Array) -> Array:
-    """Computes the weighted sums of values, for weights [B, N, T, S] and values [B, S, K, V].
+    """Computes the weighted sums of values for each head.
 
-    K divides N. The result is [B, T, N, V] in at least float32.
+    Args:
+      weights: [B, N, T, S].
+      values: [B, S, K, V]; K divides N.
+
+    Returns:
+      [B, T, N, V] in at least float32.
     """
     B, N, T, S = weights.shape
     K, V = values.shape[2:]
@@ -36,11 +41,12 @@ def mix_heads(weights: Array, values: Array) -> Array:
 
 
 def softmax(logits: Array, sinks: Array | None = None) -> Array:
-    """Computes the softmax over the last axis; rows of -inf return 0, with gradients of 0.
+    """Computes the softmax over the last axis; it is 0, with gradients of 0, for rows of -inf.
 
         w_s = exp(l_s) / (Σ_s' exp(l_s') + exp(sink))
 
-    The sink, if given, is an extra logit that has no column in the result (Xiao et al. 2024).
+    The sink (Xiao et al. 2024), if given, is an extra logit in the denominator that has no column
+    in the result.
 
     Args:
       logits: l, [..., S], -inf where masked.

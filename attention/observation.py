@@ -1,4 +1,4 @@
-"""Runs of a model that name its attention calls and send their weights to the host."""
+"""Runs a model so that its attention calls get names and their weights are sent to the host."""
 
 from __future__ import annotations
 
@@ -27,7 +27,16 @@ _NUMBERS = itertools.count()
 def prepare(
     model: Any, method: str, inputs: tuple[Any, ...], keywords: dict[str, Any]
 ) -> tuple[Callable[..., Any], tuple[Any, list[Array]]]:
-    """Returns a function that runs a copy of the model, and the arrays to call it with."""
+    """Prepares a function that runs a copy of a model.
+
+    Args:
+      model: a module, a method of a module, or any function of arrays.
+      method: name of the method to call if the model is a module.
+      inputs, keywords: arguments of the model.
+
+    Returns:
+      The function, and the arrays to call it with.
+    """
     if isinstance(model, types.MethodType) and isinstance(model.__self__, nnx.Module):
         model, method = model.__self__, model.__name__
     leaves, tree = jax.tree.flatten((inputs, keywords))
@@ -75,10 +84,14 @@ class _Names:
         return list(self._of.values())
 
     def of(self, shape: tuple[int, ...], frames: Iterator[types.FrameType]) -> str:
-        """Returns the name of a call from its stack frames, innermost first.
+        """Returns the name of an attention call.
 
         Calls share a name if they have the same module path, the same source lines between module
         and `record`, and the same shape, so that their weights can be stacked.
+
+        Args:
+          shape: shape of the weights.
+          frames: stack frames of the call, innermost first.
         """
         path, lines = None, []
         for frame in frames:
@@ -102,14 +115,15 @@ def trace(
     take: Callable[[str, recording.Weights, tuple[int, ...]], Array | None],
     execute: Callable[..., Any] | None = None,
 ) -> list[str]:
-    """Runs or traces a function; passes name, weights and shape of each attention to `take`.
+    """Runs or traces a function and passes each attention in it to `take`.
 
     Args:
       run: function of the arrays.
       arrays: the arguments of `run`.
-      take: function of name, weights and shape; returns an array that replaces the result of the
-        attention, or None.
-      execute: transformation of the run, such as `jax.jit`; the run is only traced if None.
+      take: function of the name, the weights and their shape. It returns an array that replaces the
+        result of the attention, or None.
+      execute: transformation of `run` that is applied before it is called, such as `jax.jit`. If
+        None, `run` is only traced.
 
     Returns:
       The names, in the order of first appearance.
@@ -146,14 +160,20 @@ def _frames(frame: types.FrameType | None, last: types.CodeType) -> Iterator[typ
 
 
 def _module(frame: types.FrameType) -> nnx.Module | None:
-    """Returns the module whose method runs in the frame: the first argument of the method."""
+    """Returns the module whose method runs in a frame, or None if no module's method does.
+
+    The module is the first argument of the method.
+    """
     code = frame.f_code
     first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
     return first if isinstance(first, nnx.Module) else None
 
 
 def sender(taken: list[np.ndarray]) -> Callable[[Array], tuple[()]]:
-    """Returns a function that appends its argument to `taken` at run time, also under vmap."""
+    """Returns a function that appends its argument to `taken` when the program runs.
+
+    Under vmap, it appends one array with the complete mapped axis.
+    """
 
     @jax.custom_batching.custom_vmap
     def send(weights: Array) -> tuple[()]:
@@ -172,7 +192,7 @@ def sender(taken: list[np.ndarray]) -> Callable[[Array], tuple[()]]:
 
 
 def choose_layers(layers: Layers, names: list[str]) -> set[str]:
-    """Returns the names that `layers` selects, see `inspect.capture`; all if None.
+    """Returns the names that `layers` selects, as for `inspect.capture`; all names if None.
 
     Raises:
       ValueError: a layer does not exist, or there are no names.

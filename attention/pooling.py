@@ -1,4 +1,4 @@
-"""Pooling of a sequence of states to one vector, with weights.
+"""Pooling of a sequence of states to one vector. Each pool also returns weights.
 
 All functions take `valid` (bool [B, T], True = a real position) and return 0 for a sequence without
 valid positions. All modules have the signature of `Pool`.
@@ -33,7 +33,7 @@ def mean_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
       valid: bool [B, T]; all if None.
 
     Returns:
-      [B, D], and the weights [B, 1, T].
+      s, [B, D], and the weights [B, 1, T].
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -59,7 +59,8 @@ def max_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
       valid: bool [B, T]; all if None.
 
     Returns:
-      [B, D], and the weights [B, 1, T]: the fraction of channels whose first maximum is at t.
+      s, [B, D], and the weights [B, 1, T]. The weight of t is the fraction of channels whose first
+      maximum is at t.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -88,7 +89,7 @@ def attention_pool(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Computes the mean of states weighted by the softmax of their scores (Yang et al. 2016).
+    """Computes a weighted mean of states, with the softmax of scores (Yang et al. 2016).
 
         s = Σ_t α_t x_t,   α = softmax_t(scores)
 
@@ -99,7 +100,7 @@ def attention_pool(
       dropout_rate, dropout_key: rate and random key of the dropout applied to the weights.
 
     Returns:
-      [B, D], and the weights before dropout [B, 1, T].
+      s, [B, D], and the weights before dropout, [B, 1, T].
 
     Raises:
       ValueError: shapes, dtypes or the rate do not fit.
@@ -137,7 +138,13 @@ class Pool(nnx.Module):
         self.model_size, self.dropout_rate, self.dtype = model_size, dropout_rate, dtype
 
     def _pool(self, states: Array, valid: Array | None, **dropout: Any) -> tuple[Array, Array]:
-        """Returns pooled states and weights for states in `dtype`; dropout as for `attend`."""
+        """Returns the pooled states and the weights.
+
+        Args:
+          states: [B, T, D] in `dtype`.
+          valid: as for `__call__`.
+          dropout: dropout_rate and dropout_key, as for `attend`.
+        """
         raise NotImplementedError
 
     def __call__(
@@ -151,7 +158,8 @@ class Pool(nnx.Module):
           dropout_key: None for evaluation.
 
         Returns:
-          [B, D], 0 without valid states, and the weights before dropout, [B, heads, T].
+          The pooled states, [B, D], and the weights before dropout, [B, heads, T]. Both are 0 for a
+          sequence without valid states.
 
         Raises:
           ValueError: shapes or dtypes do not fit.
@@ -162,7 +170,7 @@ class Pool(nnx.Module):
 
 
 class _FunctionPool(Pool):
-    """Base class of pools without parameters; dropout_key has no effect."""
+    """Base class of pools without parameters, in which dropout_key has no effect."""
 
     def __init__(self, model_size: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         super().__init__(model_size, dtype=dtype)
@@ -289,7 +297,7 @@ class MultiHeadPool(Pool):
 
 
 def validate_valid(states: Array, valid: Array | None) -> Array:
-    """Returns `valid`, or all True if it is None, as bool [B, T] for states [B, T, D].
+    """Returns the valid positions of states [B, T, D], bool [B, T]; all True if `valid` is None.
 
     Raises:
       ValueError: shapes or dtypes do not fit.

@@ -1,4 +1,4 @@
-"""A linear map between groups of axes that keeps the head axis of its kernel."""
+"""A linear map between groups of axes, with a kernel that keeps the head axis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attention import shapes
 
 
 class Projection(nnx.Module):
-    """Linear map y = x·W + b from the last axes of x, of sizes `inputs`, to axes `outputs`.
+    """Linear map y = x·W + b from the last axes of x to new last axes.
 
     The kernel has shape [*inputs, *outputs], so that a sharding rule can name its head axis. The
     product is one matrix multiplication with sums in float32.

@@ -46,8 +46,8 @@ class Residual:
     Attributes:
       x: [B, T, D].
       norm: the norm after the sum; None if there is none.
-      linear: function of the sum z and of a summand u, both [..., D]; applies the norm to u,
-        without bias and with the statistics of z.
+      linear: function of the sum z and of a summand u, both [..., D]. It applies the norm to u,
+        without the bias and with the statistics of z.
     """
 
     x: Array
@@ -61,11 +61,10 @@ class Weights:
 
     Attributes:
       compute: function that returns all weights.
-      of_rows: function from query indices, int [R], to weights [B, N, R, S]; None if this is not
-        cheaper than computing all weights.
+      of_rows: function of query indices, int [R], that returns their weights [B, N, R, S]; None if
+        this is not cheaper than computing all weights.
       result: result that the mechanism computes with the weights; None if recorded by `record`.
-      mix: function from weights to the result, linear up to a constant; None if there is none, or
-        under dropout.
+      mix: affine function from the weights to the result; None if there is none, or under dropout.
       values: values [B, S, K, V] that the weights mix, for K heads that divide N; None if there are
         none.
       output, residual: projection and residual connection after the attention; None if unknown.
@@ -94,8 +93,8 @@ def record(compute: Callable[[], Array], of_rows: Callable[[Array], Array] | Non
     """Passes a mechanism's weights to the innermost recorder, if there is one.
 
     Args:
-      compute: returns the weights before dropout: [B, N, T, S] of a sequence mixer, [B, heads, T]
-        of a pool, [B, S] or [B, N, S] of a step of an alignment.
+      compute: function that returns the weights before dropout: [B, N, T, S] for a sequence mixer,
+        [B, heads, T] for a pool, [B, S] or [B, N, S] for a step of an alignment.
       of_rows: function that computes the given rows only, see `Weights`.
     """
     _taken(Weights(compute, of_rows))
@@ -109,7 +108,7 @@ def record_result(
     mix: Callable[[Array], Array] | None,
     values: Array | None = None,
 ) -> Array:
-    """Passes weights with their result to the innermost recorder, if there is one.
+    """Passes a mechanism's weights and result to the innermost recorder, if there is one.
 
     Args:
       result: result of the mechanism, equal to `mix(compute())` if there is a `mix`.
@@ -152,12 +151,15 @@ def _set(variable: ContextVar[Any], value: Any) -> Iterator[None]:
 
 
 def active() -> bool:
-    """Returns True if weights are recorded."""
+    """Returns True if a recorder is active."""
     return _RECORDER.get() is not None
 
 
 def rename(module: nnx.Module, name: str) -> None:
-    """Renames a module of a running copy: the last component of its path, also in submodules."""
+    """Replaces the last component of the path of a module in the running copy.
+
+    The paths of its submodules change accordingly.
+    """
     path = getattr(module, TAG, None)
     if path is None:
         return
@@ -167,7 +169,12 @@ def rename(module: nnx.Module, name: str) -> None:
 
 
 def recorder(take: Take | None) -> contextlib.AbstractContextManager[None]:
-    """Passes weights recorded in the context to `take`; an array from it replaces the result."""
+    """Passes the weights that are recorded in the context to a function.
+
+    Args:
+      take: function of the weights. If it returns an array, this array replaces the result of the
+        mechanism. If None, nothing is recorded.
+    """
     return _set(_RECORDER, take)
 
 

@@ -30,12 +30,12 @@ def mechanisms(kind: str | None = None) -> list[Mechanism]:
 
 
 def names(kind: str) -> list[str]:
-    """Returns the names of a kind."""
+    """Returns the names of all mechanisms of a kind."""
     return [entry.name for entry in mechanisms(kind)]
 
 
 def find(kind: str, name: str) -> Mechanism:
-    """Returns the registry entry of a name or spec (see `parse`).
+    """Returns the registry entry for a name or spec (see `parse`).
 
     Raises:
       ValueError: the name is unknown; the message lists the nearest name and all names of the kind.
@@ -45,7 +45,7 @@ def find(kind: str, name: str) -> Mechanism:
 
 
 def load(kind: str, name: str) -> Any:
-    """Returns the function or class of a name: `find(kind, name).load()`."""
+    """Returns the function or class of the mechanism with a name: `find(kind, name).load()`."""
     return find(kind, name).load()
 
 
@@ -57,7 +57,10 @@ _POSITIONAL = (
 
 
 def build(kind: str, spec: str, *arguments: Any, **fixed: Any) -> Any:
-    """Builds the module of a spec: `load(kind, name)(*arguments, **fixed, **options)`.
+    """Builds the module that a spec describes.
+
+    The result is `load(kind, name)(*arguments, **fixed, **options)`, with the name and the options
+    of the spec.
 
     Raises:
       ValueError: a name or option is unknown, or an option does not fit.
@@ -81,8 +84,8 @@ def check_spec(
       others: names of other arguments that a message of `use` may begin with.
 
     Raises:
-      ValueError: the error of `use`, prefixed by argument and spec unless it begins with
-        the name of an argument.
+      ValueError: the error of `use`. Its message is prefixed by argument and spec, unless it
+        already begins with the name of an argument.
     """
     from flax import nnx
 
@@ -97,7 +100,7 @@ def check_spec(
 
 
 def parse(argument: str, spec: str, known: Iterable[str]) -> tuple[str, dict[str, Any]]:
-    """Parses a spec such as "performer(features=64, kernel='relu')" into name and options.
+    """Splits a spec such as "performer(features=64, kernel='relu')" into name and options.
 
     Args:
       argument: name of the argument, for messages.
@@ -133,7 +136,13 @@ def _literal(node: ast.expr) -> Any:
 def check_options(
     argument: str, spec: str, target: Any, options: Mapping[str, Any], taken: Iterable[str]
 ) -> None:
-    """Checks names and types of options against the signature of `target`.
+    """Checks the names and types of options against the signature of `target`.
+
+    Args:
+      argument, spec: as for `parse`, for messages.
+      target: function or class to which the options are passed.
+      options: the options of the spec.
+      taken: names of arguments that the caller sets.
 
     Raises:
       ValueError: an option is unknown, is set by the caller (`taken`), or has the wrong type.
@@ -161,7 +170,10 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def _parameters(target: type) -> dict[str, Any]:
-    """Returns names and types of constructor arguments, including `**options` of the base class."""
+    """Returns the names and types of a constructor's arguments.
+
+    If the constructor has `**options`, the arguments of the base class are included.
+    """
     found: dict[str, Any] = {}
     for kind in target.__mro__:
         if "__init__" in vars(kind):
@@ -212,7 +224,11 @@ def _row(entry: Mechanism) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the README, or with --check returns 1 if it is out of date."""
+    """Writes attention/README.md, or checks it with the argument "--check".
+
+    Returns:
+      The exit status: 1 if the file is out of date, 2 for other arguments, else 0.
+    """
     path = pathlib.Path(__file__).with_name("README.md")
     if arguments == ["--check"]:
         current = path.read_text(encoding="utf-8") if path.exists() else ""

@@ -1,7 +1,7 @@
 """Argument checks that raise a `ValueError` with the argument, its value and the expectation.
 
-Dimension letters: B batch, T query length, S key length, N query heads,
-K key/value heads, H head size, V value head size, D model size.
+Dimension letters: B examples, T queries, S keys, N query heads, K key/value heads, H head size,
+V value head size, D model size.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def expect_known_length(argument: str, array: Any) -> None:
 def expect(
     argument: str, array: Any, dimensions: str, sizes: dict[str, int], *, hint: str = ""
 ) -> None:
-    """Checks the shape of an array against named dimensions, and binds new letters.
+    """Checks the shape of an array against named dimensions, and stores the sizes of new letters.
 
     Args:
       argument: name of the argument, for the message.
       array: array or another object with a shape.
       dimensions: letters separated by spaces, such as `"B S K H"`. A repeated letter has one size.
-      sizes: letter -> size. Known letters are compared, new ones are added.
+      sizes: the size of each known letter. Known letters are compared, new letters are added.
       hint: appended to the message.
 
     Raises:
@@ -63,11 +63,14 @@ def expect(
 def expect_arrays(
     arrays: Mapping[str, tuple[Any, str]], sizes: dict[str, int] | None = None
 ) -> dict[str, int]:
-    """Checks shapes and floating-point dtypes of named arrays; returns letter -> size.
+    """Checks that named arrays have the given shapes and floating-point dtypes.
 
     Args:
-      arrays: name -> array and its dimensions, as for `expect`.
-      sizes: known sizes, which are extended; none if None.
+      arrays: by name, each array and its dimensions, as for `expect`.
+      sizes: known sizes, to which new ones are added; none if None.
+
+    Returns:
+      The size of each letter.
 
     Raises:
       ValueError: a shape or dtype does not fit.
@@ -89,7 +92,7 @@ def expect_floating(argument: str, array: Any) -> None:
 
 
 def expect_positive(**numbers: int | None) -> None:
-    """Raises ValueError for the first named number below 1; None is allowed."""
+    """Raises ValueError if a named number is below 1; None is allowed."""
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise ValueError(_line(name, str(number), "at least 1"))
@@ -128,7 +131,16 @@ def expect_broadcastable(
     free: str = "B N",
     hint: str = "",
 ) -> None:
-    """Checks a shape like `expect`; the sizes must be known, and letters in `free` may be 1."""
+    """Checks a shape like `expect`, but allows some dimensions to have size 1.
+
+    Args:
+      argument, array, dimensions, hint: as for `expect`.
+      sizes: the size of each letter; all must be known.
+      free: letters of the dimensions that may have size 1.
+
+    Raises:
+      ValueError: the rank or a size differs.
+    """
     letters, may_be_one = dimensions.split(), free.split()
     shape = tuple(jnp.shape(array))
     fits = len(shape) == len(letters) and all(
@@ -156,7 +168,7 @@ def expect_attention(query: Any, key: Any, value: Any | None = None) -> dict[str
     """Checks query [B, T, N, H], key [B, S, K, H] and value [B, S, K, V] against each other.
 
     Returns:
-      Letter -> size.
+      The size of each letter.
 
     Raises:
       ValueError: a shape or dtype does not fit, or K does not divide N.
@@ -179,7 +191,7 @@ def expect_attention(query: Any, key: Any, value: Any | None = None) -> dict[str
 
 
 def head_size(model_size: int, num_heads: int, given: int | None = None) -> int:
-    """Returns H of a mixer, by default D / N.
+    """Returns the head size H of a mixer: the given size, or D / N if None.
 
     Raises:
       ValueError: num_heads is below 1 or, without a given size, does not divide model_size; or the
@@ -194,7 +206,7 @@ def head_size(model_size: int, num_heads: int, given: int | None = None) -> int:
 
 
 def key_heads(argument: str, num_heads: int, given: int | None) -> int:
-    """Returns K of a mixer, by default the number of query heads.
+    """Returns the number K of key/value heads of a mixer: the given number, or N if None.
 
     Raises:
       ValueError: K does not divide num_heads.
@@ -207,7 +219,13 @@ def key_heads(argument: str, num_heads: int, given: int | None) -> int:
 
 
 def layout_hint(got: Sequence[int], expected: Sequence[int], N: int) -> str:
-    """Returns `LAYOUT_HINT` if `got` is N, the number of heads, instead of `expected`; else ""."""
+    """Returns `LAYOUT_HINT` if the axes of heads and positions seem to be swapped, else "".
+
+    Args:
+      got: sizes of the axes of positions.
+      expected: the expected sizes of these axes.
+      N: number of heads. The hint is returned if all sizes are N instead of the expected ones.
+    """
     swapped = N > 1 and tuple(got) != tuple(expected) and all(size == N for size in got)
     return LAYOUT_HINT if swapped else ""
 

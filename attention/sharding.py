@@ -39,8 +39,9 @@ def constrain(x: Array, axes: str) -> Array:
 
         x = constrain(x, "B T D")
 
-    A dimension is sharded over the axes of its letter (`RULES`) whose sizes divide it. XLA chooses
-    the sharding of a dimension with the letter "_", and of a dimension "B" that no axis divides.
+    A dimension is sharded over those mesh axes of its letter (`RULES`) whose sizes divide it. XLA
+    chooses the sharding of a dimension with the letter "_", and of a dimension "B" that no axis
+    divides.
 
     Args:
       x: [...], with a dimension for each letter.
@@ -113,7 +114,9 @@ def over_examples(
 
 
 def top_k_by_example(x: Array, k: int) -> tuple[Array, Array]:
-    """Computes `jax.lax.top_k` on each device for its own examples; XLA does not partition it.
+    """Computes `jax.lax.top_k` on each device for its own examples.
+
+    XLA does not partition this operation.
 
     Args:
       x: [B, ..., S].
@@ -126,11 +129,11 @@ def top_k_by_example(x: Array, k: int) -> tuple[Array, Array]:
 
 
 def mesh_axes() -> dict[str, int]:
-    """Returns the sizes, by name, of the mesh axes over which XLA partitions automatically.
+    """Returns the sizes of the mesh axes over which XLA partitions automatically, by name.
 
-    The mesh is the one in context. Axes of size 1 are left out, and so are manual axes, which
-    belong to a `jax.shard_map` being traced, and explicit axes, which are part of the types of
-    arrays.
+    The mesh is the one in context. Axes of size 1 are left out. Manual axes, which belong to a
+    `jax.shard_map` that is being traced, and explicit axes, which are part of the types of arrays,
+    are left out too.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh is None or not mesh.axis_names:
@@ -143,7 +146,10 @@ def mesh_axes() -> dict[str, int]:
 
 
 def dividing(names: tuple[str, ...], size: int, sizes: dict[str, int]) -> tuple[str, ...]:
-    """Returns the axes whose product divides a size, chosen greedily in the order of `names`.
+    """Returns mesh axes that can shard a dimension together.
+
+    Axes are chosen greedily in the order of `names`, so that the product of their sizes divides the
+    size of the dimension.
 
     Args:
       names: names of mesh axes.

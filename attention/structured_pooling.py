@@ -44,7 +44,7 @@ def structured_pool(
       dropout_rate, dropout_key: rate and random key of the dropout applied to A.
 
     Returns:
-      M, [B, R, D], and A before dropout, [B, R, T] in at least float32.
+      M, [B, R, D]; and A before dropout, [B, R, T] in at least float32.
 
     Raises:
       ValueError: shapes, dtypes or the rate do not fit.
@@ -69,8 +69,8 @@ def structured_penalty(weights: Array) -> Array:
         P = |A Aᵀ - I|²_F = Σ_ij ((A Aᵀ)_ij - [i = j])²
 
     The penalty is 0 if each hop has all its weight on one position and no two hops share a
-    position. In the paper it is added to the loss with a factor of 0.3 to 1. A sequence without
-    valid positions has P = R and gradient 0.
+    position. In the paper it is added to the loss with a factor of 0.3 to 1. For a sequence without
+    valid positions, P is R and its gradient is 0.
 
     Args:
       weights: A, [B, R, T], from `structured_pool` or a pool with several heads.
@@ -88,7 +88,7 @@ def structured_penalty(weights: Array) -> Array:
 
 
 class StructuredPool(Pool):
-    """Several hops of attention by a two-layer network (Lin et al. 2017).
+    """Pooling with several hops whose scores come from a two-layer network (Lin et al. 2017).
 
         A = softmax_t(W_2 tanh(W_1 xᵀ)),   s = concat_r(A x) W_o
 

@@ -23,7 +23,7 @@ TARGET = records.FOLDER / "accelerators.json"
 
 
 def steps(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns a row for each compiled step, by config, machine and step."""
+    """Returns one row for each compiled step of each record."""
     found = []
     for path in sorted((folder / "steps").glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -40,8 +40,7 @@ def steps(folder: pathlib.Path) -> list[dict[str, Any]]:
                     "flops": step["flops"],
                     "collectives": _by_kind(step["collectives"]),
                     "kernels": _by_name(step["kernels"]),
-                    # Other work on the machine prolongs the wall time, which may then exceed the
-                    # CPU time.
+                    # If the machine does other work, the wall time may exceed the CPU time.
                     "seconds": round(min(sum(step["seconds"].values()), step["cpu_seconds"]), 1),
                 }
             )
@@ -49,9 +48,10 @@ def steps(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def programs(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns registers, spills and shared memory of the programs of the kernel "triton".
+    """Returns the registers, spills and shared memory of the programs of the kernel "triton".
 
-    There is a row by device, dtype, head size and program, with the largest numbers over options.
+    There is one row for each device, dtype, head size and program. Its numbers are the largest of
+    all cases, which have different options.
     """
     found: dict[tuple[str, str, int, str], dict[str, Any]] = {}
     for words, case in _kernel_cases(folder):
@@ -67,7 +67,11 @@ def programs(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def kernels(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns a row for each kernel and device: compiled cases, CPU seconds, refusals by reason."""
+    """Returns one row for each kernel and device.
+
+    It contains the number of compiled cases, the number of refused cases by reason, and the median
+    and longest CPU seconds of a compilation.
+    """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for (device, kernel, *_), case in _kernel_cases(folder):
         start = {
@@ -91,7 +95,7 @@ def kernels(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _kernel_cases(folder: pathlib.Path) -> list[tuple[list[str], dict[str, Any]]]:
-    """Returns the words of the name and the record of each case of tests/accelerators/kernels."""
+    """Returns the words of the name and the record for each case of tests/accelerators/kernels."""
     found = []
     for path in sorted((folder / "kernels").glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -108,7 +112,7 @@ def versions(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _by_kind(collectives: list[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Returns kind -> number of executions and bytes in one step."""
+    """Returns the number of executions and the bytes of each kind of collective in one step."""
     found: dict[str, list[int]] = {}
     for one in collectives:
         row = found.setdefault(one["kind"], [0, 0])

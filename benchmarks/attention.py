@@ -36,8 +36,8 @@ from benchmarks.interleaved import let_torch_wait, slope, summary, time_interlea
 from launch import cli
 from tasks.common.errors import UserError
 
-# Bytes of temporaries that a backend may use: at 8,192 positions the weights of 8 heads alone are
-# 2 GB, and backends that store them take most of the time of a run.
+# Bytes of temporaries that a backend may use. At 8,192 positions, the weights of 8 heads alone are
+# 2 GB; backends that store them would take most of the time of a run.
 LIMIT = 4e9
 # Number of queries that are compared with the reference.
 ROWS = 64
@@ -109,12 +109,20 @@ def _take_devices(suite: str) -> None:
 def measure(
     case: Case, passed: str, known: Mapping[str, Any], rounds: int, suite: str
 ) -> dict[str, Any]:
-    """Checks and times all backends on one pass ("forward" or "both") of a case.
+    """Checks and times all backends on one pass of a case.
+
+    Args:
+      case: the case.
+      passed: the pass, "forward" or "both".
+      known: functions that prepare the backends, by name, as returned by `backends`.
+      rounds: number of rounds.
+      suite: "cpu" or "gpu".
 
     Returns:
-      The row of the case: its description, "target" ratio, and "ways": backend -> the items of
-      `summary`, "difference" from the reference and "temporaries", or the reason "skipped". "auto"
-      also has the selected "kernel" and "why".
+      The row of the case: its description, the "target" ratio, and "ways", a dict by backend. For a
+      timed backend, it contains the items of `summary`, the "difference" from the reference and the
+      "temporaries"; for any other backend, the reason "skipped". "auto" also has the selected
+      "kernel" and the reason "why".
     """
     drawn = arrays(case)
     ready: dict[str, Prepared] = {}
@@ -189,7 +197,7 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def memory(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Measures the peak memory of one process per backend, and the temporaries of its program."""
+    """Measures for each backend the peak memory of a process and the temporaries of its program."""
     case, found = _shrunk(MEMORY), {}
     drawn = arrays(case)
     for name, make in known.items():
@@ -200,7 +208,7 @@ def memory(known: Mapping[str, Any]) -> dict[str, Any]:
             continue
         values = flags.FLAGS
         if values.suite == "gpu":
-            # The memory of a process is not that of the GPU.
+            # The memory of the process does not include that of the GPU.
             found[name] = {"grown": None, "temporaries": temporaries}
             continue
         options = [f"--suite={values.suite}", f"--shrink={values.shrink}", f"--only={name}"]
@@ -219,7 +227,7 @@ def memory(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _print_memory(name: str) -> None:
-    """Prints the memory growth of this process in one call, after compilation."""
+    """Prints the memory growth of this process during one call of a backend, after compilation."""
     case = _shrunk(MEMORY)
     prepared = backends(flags.FLAGS.suite)[name](case, "both", arrays(case), LIMIT)
     # The input arrays exist already, so they do not count.
@@ -227,11 +235,11 @@ def _print_memory(name: str) -> None:
 
 
 def _expected(case: Case, passed: str, drawn: Mapping[str, Any]) -> tuple[list, Any, Any]:
-    """Returns the expected results of a few queries.
+    """Computes the expected results of a few queries by the reference.
 
     Returns:
-      The output, or the gradients of query, key, value and a learned bias, by the reference; the
-      cotangent, 0 for other queries; and the indices of the queries.
+      The output, or the gradients of query, key, value and a learned bias; the cotangent, which is
+      0 for other queries; and the indices of the queries.
     """
     import jax
     import jax.numpy as jnp
@@ -245,7 +253,7 @@ def _expected(case: Case, passed: str, drawn: Mapping[str, Any]) -> tuple[list, 
     cotangent = np.zeros_like(drawn["cotangent"])
     cotangent[:, rows] = drawn["cotangent"][:, rows]
     moving = [drawn["query"][:, rows], drawn["key"], drawn["value"]]
-    # Rounded to the tested dtype, then computed in float32.
+    # The inputs are rounded to the tested dtype, but the computation is in float32.
     moving = [jnp.asarray(x, case.dtype).astype(jnp.float32) for x in moving]
     if bias is not None:
         bias = jnp.asarray(bias[:, :, rows], case.dtype).astype(jnp.float32)
@@ -280,7 +288,7 @@ def _difference(given: list, expected: list, rows: Any, passed: str) -> float:
 
 
 def _shrunk(case: Case) -> Case:
-    """Returns the case with lengths divided by --shrink."""
+    """Returns the case with its lengths divided by --shrink."""
     by = flags.FLAGS.shrink
     if by == 1:
         return case

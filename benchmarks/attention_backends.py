@@ -32,7 +32,7 @@ class Prepared:
 
     Attributes:
       run: runs the pass once and waits for it.
-      result: function from the cotangent of the output to NumPy arrays: the output, or the
+      result: function of the output's cotangent that returns NumPy arrays: the output, or the
         gradients of query, key, value and a learned bias.
       temporaries: bytes of temporaries of the compiled program; None if unknown.
     """
@@ -43,9 +43,10 @@ class Prepared:
 
 
 def backends(suite: str) -> dict[str, Callable[[Case, str, Mapping[str, Any], int], Prepared]]:
-    """Returns the backends, name -> `make(case, passed, arrays, limit)`, with torch first.
+    """Returns the backends by name, with torch first.
 
-    `limit` is in bytes: programs with more temporaries raise NotImplementedError.
+    A backend is a function `make(case, passed, arrays, limit)` that returns a `Prepared`. `limit`
+    is in bytes: programs with more temporaries raise NotImplementedError.
     """
     found: dict[str, Any] = {}
     if installed("torch"):
@@ -110,7 +111,7 @@ def _in_jax(attention: Callable, case: Case, passed: str, arrays: Mapping, limit
     except NotImplementedError:
         raise
     except (ValueError, RuntimeError) as error:
-        # jax.nn raises either, for example for cuDNN.
+        # jax.nn raises one or the other, for example for cuDNN.
         raise NotImplementedError(str(error).strip().splitlines()[0][:120]) from error
     analysis = compiled.memory_analysis()
     temporaries = getattr(analysis, "temp_size_in_bytes", None)
@@ -203,7 +204,7 @@ def _in_torch(
     if device == "cpu":
         torch.set_num_threads(os.cpu_count())
     else:
-        # TF32, as JAX by default.
+        # This selects TF32, as JAX does by default.
         torch.set_float32_matmul_precision("high")
     dtype = getattr(torch, case.dtype)
 

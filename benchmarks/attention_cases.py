@@ -29,8 +29,9 @@ class Case:
       bias: "constant", "learned" (with its gradient) or None.
       cached: whether keys and values have the layout of `attention.cache`, [B, K, S, H].
       passes: keys of `PASSES`.
-      targets: pass -> maximum ratio of the time of "auto" to that of PyTorch that counts as met.
-      growth: whether the case is a point of the curves over T, see `benchmarks.report.points`.
+      targets: for each pass, the target: the largest acceptable ratio of the time of "auto" to that
+        of PyTorch.
+      growth: whether the case is a point of the curves over T; see `benchmarks.report.points`.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Name, sizes and dtype, which `--cases` matches."""
+        """Name, sizes and dtype; `--cases` is matched against this text."""
         heads = f"{self.heads}"
         if self.key_value_heads != self.heads:
             heads += f"/{self.key_value_heads}"
@@ -119,11 +120,12 @@ def cases() -> Iterator[Case]:
 
 
 def arrays(case: Case) -> dict[str, Any]:
-    """Draws the arrays of a case, float32 NumPy arrays from a fixed seed.
+    """Draws the arrays of a case as float32 NumPy arrays, from a fixed seed.
 
     Returns:
-      query, key, value and cotangent of the result, [B, T or S, N or K, H]; mask, bool [B or 1, 1,
-      T, S], or None; bias [1, N, T, S] or None; lengths, int32 [B], or None.
+      A dict of the arrays. query, key, value and the cotangent of the result are [B, T or S,
+      N or K, H]. mask is bool [B or 1, 1, T, S], bias [1, N, T, S], and lengths int32 [B]; each of
+      them may be None.
     """
     import numpy as np
 

@@ -25,7 +25,7 @@ FLAGS = flags.FLAGS
 
 
 def layouts(batch: int) -> dict[str, Callable[[], object]]:
-    """Returns layout -> function that runs a compiled decoding step."""
+    """Returns, for each layout, a function that runs a compiled decoding step."""
     import jax
     import jax.numpy as jnp
 
@@ -54,7 +54,7 @@ def layouts(batch: int) -> dict[str, Callable[[], object]]:
 
 
 def main(_: list[str]) -> None:
-    """Prints milliseconds and ratio for each batch size."""
+    """Prints the milliseconds of both layouts and their ratio for each batch size."""
     import jax
 
     for batch in FLAGS.batch:

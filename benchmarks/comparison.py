@@ -9,7 +9,9 @@ import numpy as np
 
 
 def grown_by(work: Callable[[], Any], then: Callable[[Any], Any] | None = None) -> int:
-    """Returns the growth in bytes of the resident set of this process, from now to its peak.
+    """Runs a function and returns by how many bytes the resident set of this process grows.
+
+    The growth is that from now to the peak.
 
     Args:
       work: function to measure.
@@ -32,7 +34,7 @@ def resident_peak() -> int:
 
 
 def _resident(field: str) -> int:
-    """Returns the bytes of the resident set: "VmRSS" now, "VmHWM" at its peak."""
+    """Returns the bytes of the resident set, now (field "VmRSS") or at its peak ("VmHWM")."""
     with open("/proc/self/status", encoding="ascii") as file:
         line = next(line for line in file if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
@@ -75,7 +77,15 @@ class Vocabulary(NamedTuple):
 def engine_steps(
     task: Any, config: Any, data: Sequence[Mapping[str, np.ndarray]]
 ) -> Callable[[int], float]:
-    """Returns a function that takes train steps with the engine, cycling through the batches."""
+    """Returns a function that takes train steps with the engine and returns the last loss.
+
+    It cycles through the batches.
+
+    Args:
+      task: the task.
+      config: the experiment.
+      data: the batches.
+    """
     from launch.engine.clock import Clock
     from launch.engine.steps import make_steps
 
@@ -105,8 +115,8 @@ def torch_steps(
     Args:
       model: PyTorch module.
       config: the experiment.
-      batches: batches, which are cycled through.
-      loss: (model, batch) -> loss.
+      batches: the batches, through which the function cycles.
+      loss: function of model and batch that returns the loss.
       compiled: whether `torch.compile` compiles the model.
     """
     import torch

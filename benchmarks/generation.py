@@ -65,12 +65,13 @@ def run() -> None:
 
 
 def measure(given: generators.Problem, beams: int) -> dict[str, Any]:
-    """Returns the row of a case.
+    """Times all implementations on one case.
 
     Returns:
-      Model, sizes, and "ways": name -> result of `summary` with "tokens_per_second", "equal", the
-      fraction of sequences that are equal to this project's, and "over", this project's time
-      divided by that of the implementation.
+      The row of the case: model, sizes, and "ways", the results of each implementation by name.
+      These are the milliseconds of `summary`; "tokens_per_second"; "equal", the fraction of
+      sequences that are equal to this project's; and "over", this project's time divided by that of
+      the implementation. If an implementation is not installed, there is only "skipped".
     """
     values, threads = flags.FLAGS, os.cpu_count() or 1
     makers = {"here": functools.partial(generators.here, given, beams)}

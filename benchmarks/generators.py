@@ -41,8 +41,8 @@ class Problem:
     """A model with inputs.
 
     Attributes:
-      name: name in `CONFIGS`.
-      config: the experiment of its file.
+      name: name of the model in `CONFIGS`.
+      config: the experiment of the config file in `CONFIGS`.
       model: this project's module.
       tokens: int32 [B, S], source sentences or prompts.
       new: number of generated tokens of each example.
@@ -56,7 +56,7 @@ class Problem:
 
     @functools.cached_property
     def weights(self) -> dict[str, np.ndarray]:
-        """Parameters by path, such as "encoder/layers/0/attention/query/kernel"."""
+        """The model's parameters by path, such as "encoder/layers/0/attention/query/kernel"."""
         from flax import nnx
 
         flat = nnx.to_flat_state(nnx.state(self.model, nnx.Param))
@@ -87,7 +87,7 @@ class Problem:
         from tasks.language_modeling.model import decoding
 
         if self.name == "translation":
-            # One more token, because the last one within the limit is the end token.
+            # One more token, because the last token within the limit is the end token.
             found = model.decoding(tokens, self.new + 1)
         else:
             lengths = np.full(len(tokens), tokens.shape[1], np.int32)
@@ -97,7 +97,7 @@ class Problem:
 
 
 def problem(name: str, batch_size: int) -> Problem:
-    """Returns the model of a config with random weights, and random inputs."""
+    """Returns a problem: the model of a config with random weights, and random inputs."""
     from flax import nnx
 
     from launch.engine import config as configs
@@ -260,7 +260,7 @@ def torch_model(given: Problem) -> Any:
         )
         found = _gpt2_weights(given)
     expected = model.state_dict()
-    # A bias of Pegasus, which is 0, and which this project's model does not have.
+    # Pegasus has this bias, which is 0; this project's model does not have it.
     found = {"final_logits_bias": expected.get("final_logits_bias")} | found
     tensors = {
         name: value if torch.is_tensor(value) else torch.from_numpy(np.array(value))
@@ -272,7 +272,7 @@ def torch_model(given: Problem) -> Any:
 
 
 def _matrix(weights: Mapping[str, np.ndarray], path: str, inputs: int) -> np.ndarray:
-    """Returns a kernel as a matrix [in, out]."""
+    """Returns the kernel at a path as a matrix [inputs, outputs]."""
     return weights[f"{path}/kernel"].reshape(inputs, -1)
 
 

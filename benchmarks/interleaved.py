@@ -18,22 +18,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 NAP = 0.01
-# Duration of a call, in seconds, from which on effects of the previous function are negligible.
+# Seconds of a call. For longer calls, effects of the previous function are negligible.
 LONG = 0.5
 
 
 def time_interleaved(
     runs: Mapping[str, Callable[[], Any]], *, rounds: int, least: float = 0.05
 ) -> dict[str, list[float]]:
-    """Measures the seconds per call of each function, one number per round.
+    """Measures the seconds per call of each function in interleaved rounds.
 
     Args:
-      runs: name -> compiled function that waits for its result.
-      rounds: number of rounds; half as many, but at least two, if a call takes `LONG` seconds.
+      runs: compiled functions by name; each waits for its result.
+      rounds: number of rounds. If a call takes at least `LONG` seconds, the number is halved, but
+        it is at least two.
       least: minimum seconds per timing; short functions are called repeatedly.
 
     Returns:
-      Name -> seconds of each round.
+      The seconds per call of each function, by name, one number per round.
     """
     counts: dict[str, int] = {}
     for name, run in runs.items():
@@ -56,11 +57,16 @@ def time_interleaved(
 
 
 def summary(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str, Any]]:
-    """Returns the median time of each function and its ratio to that of `base`.
+    """Computes the median time of each function and its ratio to the median of `base`.
+
+    Args:
+      seconds: result of `time_interleaved`.
+      base: name of the function to which the others are compared.
 
     Returns:
-      Name -> "milliseconds" (median), "milliseconds_range", "ratio" (of the medians) and
-      "ratio_range" (over the rounds).
+      For each function, by name: "milliseconds" (the median) and "milliseconds_range" (over the
+      rounds). If `base` was measured, also "ratio" (of the medians) and "ratio_range" (over the
+      rounds).
     """
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     found = {}
@@ -77,7 +83,10 @@ def summary(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str
 
 
 def slope(sizes: list[float], values: list[float]) -> float:
-    """Returns b of the power law value = a · size^b, fitted by least squares on logarithms."""
+    """Returns the exponent b of the power law value = a · size^b.
+
+    It is fitted by least squares on logarithms.
+    """
     x, y = ([math.log(v) for v in numbers] for numbers in (sizes, values))
     return statistics.linear_regression(x, y).slope
 
@@ -112,10 +121,10 @@ print(statistics.median(seconds() for _ in range(9)))
 
 
 def let_torch_wait() -> dict[str, Any]:
-    """Sets OMP_WAIT_POLICY to what is faster for PyTorch: spinning (its default) or PASSIVE.
+    """Sets OMP_WAIT_POLICY to the faster policy for PyTorch: spinning (its default) or PASSIVE.
 
-    A short forward and backward pass is timed in separate processes. Call this function before
-    importing PyTorch. It does nothing if the variable is set.
+    To compare them, a short forward and backward pass is timed in separate processes. Call this
+    function before PyTorch is imported. It does nothing if the variable is already set.
 
     Returns:
       The "policy", and the milliseconds with each policy if they were measured.

@@ -39,12 +39,12 @@ class Known:
 
     Attributes:
       config: config file with its argument.
-      changes: new values by key.
-      write: writes the data to a folder; returns the value of --data.
-      examples: writes new inputs to a folder; returns (input, right output, function) of each. The
-        output is None if every output counts. The function marks the deciding positions of an axis,
-        bool [n].
-      columns: columns of the data by flag.
+      changes: new values of config keys.
+      write: function that writes the data to a folder and returns the value of --data.
+      examples: function that writes new inputs to a folder. It returns a tuple for each input: the
+        input, the right output, and a function. The output is None if every output counts as right.
+        The function marks the deciding positions of an axis, bool [n].
+      columns: names of the data's columns, by flag.
     """
 
     config: str
@@ -55,22 +55,22 @@ class Known:
 
 
 def labeled(word: str) -> Decides:
-    """Returns a function that marks the positions with this label."""
+    """Returns a function that marks the positions of an axis whose label is `word`."""
     return lambda axis: np.array([label == word for label in axis.labels])
 
 
 def overlapping(low: Sequence[float], high: Sequence[float]) -> Decides:
-    """Returns a function that marks the positions whose area overlaps an area.
+    """Returns a function that marks the positions of an axis that overlap a rectangle.
 
     Args:
-      low, high: the corners (x, y) of the area.
+      low, high: the corners (x, y) of the rectangle.
     """
 
     def mark(axis: Axis) -> np.ndarray:
         assert axis.areas is not None
         x1, y1, x2, y2 = axis.areas.T
         inside = (x1 < high[0]) & (x2 > low[0]) & (y1 < high[1]) & (y2 > low[1])
-        # The last position that only touches the area does not count.
+        # A position that only touches the rectangle does not count.
         return inside & ((np.minimum(x2, high[0]) - np.maximum(x1, low[0])) > 1e-6)
 
     return mark
@@ -150,7 +150,7 @@ _LAG, _LOOKBACK = 7, 24
 
 
 def _series(rng: np.random.Generator, length: int) -> np.ndarray:
-    """Returns an autoregressive series: a value depends on noise and the value 7 steps earlier."""
+    """Returns a series in which each value depends on noise and on the value 7 steps earlier."""
     values = rng.normal(size=length)
     for step in range(_LAG, length):
         # With a coefficient well below 1, the value at twice the lag explains little.
@@ -185,7 +185,7 @@ _PAIRS = {f"ticket {name}": f"visit {name}" for name in ("red", "blue", "green",
 
 
 def _block(rng: np.random.Generator, fillers: list[str], ticket: str) -> list[str]:
-    """Removes three to seven fillers from the list; returns them, mixed with the ticket."""
+    """Removes three to seven fillers from the list and returns them, with the ticket among them."""
     items = [fillers.pop() for _ in range(int(rng.integers(3, 8)))]
     items.insert(int(rng.integers(len(items) + 1)), ticket)
     return items
@@ -222,7 +222,7 @@ _WIDTH, _GLYPH = 160, 32
 
 
 def _glyphs() -> Mapping[int, np.ndarray]:
-    """Returns images of each digit as ink, [n, 32, 32]."""
+    """Returns images of some digits as arrays of ink, [n, 32, 32], by digit."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -332,12 +332,16 @@ CASES: Mapping[str, Known] = {
 
 
 def measure(name: str, folder: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Trains the model of a case, and returns the fraction of right examples by method.
+    """Trains the model of a case and measures for how many examples each attribution is right.
 
     Args:
-      name: case.
+      name: name of the case.
       folder: folder for the data and the run.
-      changes: new values by key, instead of those of the case.
+      changes: new values of config keys, which replace those of the case.
+
+    Returns:
+      A dict with the results. Its entry "methods" contains the fraction of right examples by
+      method.
     """
     case = CASES[name]
     data = case.write(folder)
@@ -374,7 +378,7 @@ def measure(name: str, folder: Path, changes: Mapping[str, Any] | None = None) -
 
 
 def main(names: Sequence[str]) -> None:
-    """Measures cases, all if none is named, and writes them to the results file."""
+    """Measures the named cases. Without names, measures all cases and writes the results file."""
     unknown = [name for name in names if name not in CASES]
     if unknown:
         sys.exit(f"{unknown[0]}: expected some of {', '.join(CASES)}")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# Seconds without any response after which the server counts as stuck.
+# After this number of seconds without any response, the server counts as stuck.
 _STUCK_S = 120
 
 
@@ -73,7 +73,7 @@ class _Client:
         self.socket.sendall(request)
 
     def receive(self) -> Answer | None:
-        """Reads the available bytes; returns the response once it is complete."""
+        """Reads the available bytes; returns the response if it is complete, else None."""
         part = self.socket.recv(1 << 18)
         if not part:
             raise ConnectionError("the server closed the connection")
@@ -94,13 +94,14 @@ class _Client:
 
 
 def send(port: int, requests: Sequence[bytes], count: int, clients: int) -> list[Answer]:
-    """Sends `count` requests, taken in turn, and returns the answers in the order of arrival.
+    """Sends requests from several clients and returns the answers in the order of arrival.
 
     Args:
       port: port of the server.
-      requests: requests; request number n is `requests[n % len(requests)]`.
-      count: number of requests.
-      clients: number of connections with a request at any time.
+      requests: the different requests, which are sent in turn: request number n is
+        `requests[n % len(requests)]`.
+      count: number of requests to send.
+      clients: number of connections. Each has one request at a time.
 
     Raises:
       ConnectionError: the server closed a connection or does not answer.

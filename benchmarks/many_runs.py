@@ -83,7 +83,7 @@ def write_texts(path: pathlib.Path, rows: int = 240) -> None:
 
 
 def measure(folder: pathlib.Path, *more: str) -> dict[str, Any]:
-    """Runs the ablation; returns its seconds and the load before it."""
+    """Runs the ablation and returns its seconds and the load of the machine before it."""
     load, began = os.getloadavg()[0], time.monotonic()
     _wait(_begin(folder, flags.FLAGS.seeds, *more))
     return {"seconds": round(time.monotonic() - began, 1), "load": round(load, 1)}
@@ -119,7 +119,7 @@ _MEASURES = {"local": measure_local, "ray": measure_ray}
 
 @contextlib.contextmanager
 def _cluster() -> Iterator[tuple[Any, Any]]:
-    """Starts two nodes on this machine; yields the cluster and the node to kill."""
+    """Starts a cluster of two nodes on this machine; yields the cluster and the node to kill."""
     os.environ.update(on_ray.SETTINGS)
     from ray.cluster_utils import Cluster
 
@@ -161,9 +161,10 @@ def table(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def differences(found: Any, expected: Any, path: str = "") -> Iterator[str]:
-    """Yields the values that differ; floats only if they differ by more than 1e-5 of their size.
+    """Yields a line for each value that differs from the expected one.
 
-    With another number of threads, XLA adds numbers in another order.
+    Floats differ if their relative difference exceeds 1e-5, because XLA adds numbers in another
+    order if it has another number of threads.
     """
     if isinstance(found, Mapping) and isinstance(expected, Mapping):
         for key in sorted({*found, *expected} - {*_OTHER}):

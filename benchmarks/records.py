@@ -30,7 +30,10 @@ def put(path: pathlib.Path, name: str, section: Mapping[str, Any]) -> None:
 
 
 def rows(path: pathlib.Path, name: str) -> list[dict[str, Any]]:
-    """Returns the rows of a section if this machine measured them at this commit; else []."""
+    """Returns the rows of a section of a results file.
+
+    They are [] unless this machine measured the section, with the same software and commit.
+    """
     whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     section = whole.get(name, {})
     here = {"load_before": None}
@@ -46,7 +49,7 @@ def command() -> str:
     return " ".join(["python -m", name, *flags])
 
 
-# The load at import is that of other processes, because nothing has been measured yet.
+# At import, nothing has been measured yet, so this is the load by other processes.
 _LOAD = round(os.getloadavg()[0], 1)
 
 
@@ -84,7 +87,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Returns the commit, with "+" if tracked files outside of results/ have changes."""
+    """Returns the current commit, with "+" if tracked files outside of results/ have changes."""
 
     def git(*words: str) -> str:
         folder = pathlib.Path(__file__).parent

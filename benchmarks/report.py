@@ -36,7 +36,16 @@ def show(row: Row) -> str:
 
 
 def verdict(row: Row, way: str = "auto", field: str = "ratio") -> str:
-    """Formats target and outcome, such as '1.25: met'; empty if target or PyTorch are missing."""
+    """Formats the target of a row and the outcome, such as '1.25: met'.
+
+    Args:
+      row: a row of results.
+      way: the implementation whose ratio is compared with the target.
+      field: name of the ratio.
+
+    Returns:
+      The text; empty if there is no target, or if the ratio was not measured.
+    """
     target, ratio = row["target"], row["ways"].get(way, {}).get(field)
     if target is None or ratio is None:
         return ""
@@ -58,7 +67,7 @@ def write(folder: pathlib.Path = FOLDER) -> None:
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(folder.glob("*.json"))
     }
-    # The directory may hold other files.
+    # The directory may contain other files.
     suites = {
         name: one for name, one in found.items() if isinstance(one, dict) and one.keys() <= _KNOWN
     }
@@ -71,7 +80,7 @@ def markdown(suites: Mapping[str, Mapping[str, Any]], drawn: bool = True) -> str
     """Returns the content of README.md.
 
     Args:
-      suites: name -> sections of `benchmarks.records`.
+      suites: for each suite, by name, the sections of its results file (`benchmarks.records`).
       drawn: whether there is a figure.
     """
     lines = [
@@ -158,7 +167,10 @@ def _ratio(one: Mapping[str, Any], field: str = "ratio") -> str:
 
 
 def _skipped(rows: Sequence[Row]) -> list[str]:
-    """Returns one line per backend and reason why cases were skipped, with these cases."""
+    """Returns a line for each backend and each reason why it skipped cases.
+
+    The line also lists the cases.
+    """
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for name, one in row["ways"].items():
@@ -239,7 +251,7 @@ def _startup(section: Mapping[str, Any]) -> list[str]:
 
 
 def _outcome(ratio: float | None, target: float) -> str:
-    """Formats a ratio with its target, such as '1.10 (at most 1.2: met)'; "" without a ratio."""
+    """Formats a ratio with its target, such as '1.10 (at most 1.2: met)'; "" if it is None."""
     if ratio is None:
         return ""
     return f"{ratio:.2f} (at most {target:g}: {_met(ratio, target)})"
@@ -405,7 +417,15 @@ _KNOWN = _SECTIONS.keys()
 
 
 def draw(suites: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> bool:
-    """Draws time and temporaries over T, two panels per suite; returns False without such data."""
+    """Draws the time and the temporaries of the backends over T, in two panels per suite.
+
+    Args:
+      suites: as for `markdown`.
+      path: path of the figure.
+
+    Returns:
+      Whether there are data to draw. If not, no file is written.
+    """
     lines = {suite: found for suite, sections in suites.items() if (found := _lines(sections))}
     if not lines:
         return False
@@ -438,7 +458,7 @@ def draw(suites: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> bool:
             if axis.lines:
                 axis.legend(fontsize=8)
     figure.tight_layout()
-    # Without date and version equal numbers give equal files.
+    # Date and version are left out, so that equal numbers give equal files.
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
     return True
@@ -450,7 +470,11 @@ def _lines(sections: Mapping[str, Any]) -> dict[str, list[Point]]:
 
 
 def points(rows: Iterable[Row]) -> dict[str, list[Point]]:
-    """Returns backend -> (length, time, temporaries) of both passes, for cases with `growth`."""
+    """Returns the points of the curves over T, by backend.
+
+    A point is the length, the time and the temporaries of a forward and backward pass. The cases
+    are those with `growth`.
+    """
     found: dict[str, list[Point]] = {}
     for row in rows:
         if row["grows"] and row["pass"] == "both":

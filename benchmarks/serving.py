@@ -37,10 +37,11 @@ from benchmarks.attention_backends import installed
 from launch import cli
 
 BATCHES, SINGLE, TORCH = "batches", "single inputs", "PyTorch and Starlette"
-# Largest difference of scores, which are rounded to four digits; batches of other sizes may round
-# differently.
+# Largest difference of scores, which are rounded to four digits. Scores from batches of other sizes
+# may be rounded differently.
 SCORES = 2e-4
-# Fraction of the pixels that may have another class, where two are nearly equally probable.
+# Fraction of the pixels that may have another class, because two classes may be nearly equally
+# probable.
 PIXELS = 1e-3
 # Target: maximum ratio of p50, the median latency, to that of PyTorch.
 TARGET = 1.0
@@ -89,7 +90,7 @@ class Subject(NamedTuple):
         ]
 
     def expected(self) -> list[Any]:
-        """Returns the answers of the export, read in this process."""
+        """Runs the export in this process and returns its answers for the inputs."""
         from launch.exports.reader import Export
         from launch.serving.answers import answers
 
@@ -105,7 +106,7 @@ class Subject(NamedTuple):
 
 
 def reviews(folder: str) -> Subject:
-    """Returns the classifier with the texts of the test split."""
+    """Returns the classifier of reviews, with the texts of the test split as inputs."""
     from launch.engine import config as configs
     from tasks.text_classification.data import load as load_texts
 
@@ -115,7 +116,7 @@ def reviews(folder: str) -> Subject:
 
 
 def camvid(folder: str) -> Subject:
-    """Returns the segmentation model with the images of the test split, as PNG."""
+    """Returns the segmentation model, with the images of the test split as inputs, in PNG."""
     from PIL import Image
 
     from launch.engine import config as configs
@@ -131,7 +132,7 @@ def camvid(folder: str) -> Subject:
 
 
 def are_equal_scores(answer: Any, expected: Any) -> bool:
-    """Returns whether labels have the same scores within `SCORES`, best first."""
+    """Returns whether an answer lists the expected scores within `SCORES`, best label first."""
     try:
         (found,), (wanted,) = answer, expected
         scores = {row["label"]: row["score"] for row in found}
@@ -146,7 +147,7 @@ def are_equal_scores(answer: Any, expected: Any) -> bool:
 
 
 def are_equal_masks(answer: Any, expected: Any) -> bool:
-    """Returns whether all but a fraction of `PIXELS` of the pixels have the same class."""
+    """Returns whether at most a fraction `PIXELS` of the pixels have different classes."""
     try:
         if answer["size"] != expected["size"]:
             return False
@@ -168,7 +169,7 @@ def label_maps(answer: Mapping[str, Any]) -> np.ndarray:
 
 @contextmanager
 def server(module: str, *arguments: str) -> Iterator[int]:
-    """Starts a server, and yields its port when it is ready.
+    """Starts a server and yields its port when it is ready.
 
     Args:
       module: module of the command, which prints a line with its address and then one that begins
@@ -213,12 +214,17 @@ def run() -> None:
 
 
 def measure(subject: Subject) -> dict[str, Any]:
-    """Returns the row of a model: `ways`, name of a server -> result of `summarize`."""
+    """Measures all servers of a model.
+
+    Returns:
+      The row of the model. Its entry "ways" contains the results of `summarize` and `check` by the
+      name of the server.
+    """
     values = flags.FLAGS
     print(f"{subject.name}: answers of the export", flush=True)
     requests, expected = subject.requests(), subject.expected()
     export = f"--export=model={subject.folder}"
-    # Other threads slow small programs down, here and in PyTorch.
+    # Small programs are slower with more threads, here and in PyTorch.
     options = ["--port=0", *(["--threads=1"] if subject.name == "movie_reviews" else [])]
     commands = {
         BATCHES: ("launch.serve", export, *options, f"--max_batch={values.max_batch}"),
@@ -248,7 +254,7 @@ def measure(subject: Subject) -> dict[str, Any]:
 
 
 class Round(NamedTuple):
-    """Answers of a round, and the seconds that it took."""
+    """Answers of one round of requests, and the seconds that the round took."""
 
     seconds: float
     answers: Sequence[load.Answer]
@@ -265,7 +271,12 @@ class Round(NamedTuple):
 
 
 def summarize(rounds: Sequence[Round], base: Sequence[Round]) -> dict[str, Any]:
-    """Returns latencies and rates of a server, and ratios to `base` in the same rounds."""
+    """Returns the latencies and the rate of a server, and their ratios to those of `base`.
+
+    Args:
+      rounds: rounds of the server.
+      base: the same rounds of the server to which it is compared.
+    """
     seconds = [answer.seconds for one in rounds for answer in one.answers]
     pairs = list(zip(rounds, base, strict=True))
     found: dict[str, Any] = {
@@ -287,7 +298,13 @@ def summarize(rounds: Sequence[Round], base: Sequence[Round]) -> dict[str, Any]:
 def check(
     rounds: Sequence[Round], expected: Sequence[Any], is_equal: Callable[[Any, Any], bool]
 ) -> dict[str, int]:
-    """Returns the number of answers and the number of wrong ones; prints the first wrong answer."""
+    """Counts the answers and the wrong answers, and prints the first wrong one.
+
+    Args:
+      rounds: rounds of a server.
+      expected: the expected answer for each input.
+      is_equal: as for `Subject`.
+    """
     counts = {"answers": 0, "wrong": 0}
     # Answers that are known to be right; most later answers have the same bytes and are not parsed.
     right: set[tuple[int, bytes]] = set()

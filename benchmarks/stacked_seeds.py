@@ -66,7 +66,7 @@ def _other_rows(path: pathlib.Path, name: str) -> list[dict[str, Any]]:
 
 
 def measure(name: str, seeds: int, steps: int) -> dict[str, Any]:
-    """Returns the row of a model: the times per seed with and without stacking."""
+    """Measures the times per seed of a model with and without stacking; returns its row."""
     sweep(name, 1, 20, [])
     return {
         "model": name,
@@ -77,7 +77,7 @@ def measure(name: str, seeds: int, steps: int) -> dict[str, Any]:
 
 
 def sweep(name: str, seeds: int, steps: int, more: list[str]) -> dict[str, float]:
-    """Runs a sweep, and returns its times per seed and the load before it."""
+    """Runs a sweep and returns its times per seed and the load of the machine before it."""
     with tempfile.TemporaryDirectory() as folder:
         words = [
             sys.executable, "-m", "launch.sweep", *MODELS[name],
@@ -105,7 +105,7 @@ def _cpu_seconds() -> float:
 
 
 def summarize(found: list[dict[str, Any]]) -> dict[str, float]:
-    """Returns the means over seeds of the seconds and of the milliseconds of a step."""
+    """Returns means over the seeds: the seconds of a run, and the milliseconds of a step."""
     medians = [
         1e3 * run["timing"]["step_seconds_p50"] / run["timing"].get("stacked_seeds", 1)
         for run in found

@@ -45,8 +45,9 @@ class Startup(NamedTuple):
 
     Attributes:
       config: config file with its argument.
-      peer: model of `benchmarks.steps`.
-      targets: wanted seconds to the first step by state; empty if none are set.
+      peer: model of `benchmarks.steps` with which PyTorch is measured.
+      targets: for each state of the cache, "cold" or "warm", the target for the seconds to the
+        first step; empty if there is none.
     """
 
     config: str
@@ -101,7 +102,12 @@ def run() -> None:
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
-    """Returns the row of a model: median seconds of each way, by state and step."""
+    """Measures the startup of a model, here and with PyTorch.
+
+    Returns:
+      The row of the model. Its entry "ways" contains, for each implementation, the median seconds
+      by the state of the cache and the step.
+    """
     started, python = MODELS[name], flags.FLAGS.python
     here: list[dict[str, float]] = []
     torch: dict[str, list[dict[str, float]]] = {"torch": [], "torch compiled": []}
@@ -139,7 +145,7 @@ def _medians(found: list[dict[str, float]]) -> dict[str, float]:
 def first_steps(
     config: str, workdir: pathlib.Path, environment: Mapping[str, str], python: str = ""
 ) -> dict[int, float]:
-    """Starts `launch.train`, and returns the seconds to the end of each of `STEPS`.
+    """Starts `launch.train` and returns the seconds until the end of each step of `STEPS`.
 
     Args:
       config: value of --config.
@@ -187,7 +193,7 @@ def _torch(name: str, way: str, environment: Mapping[str, str]) -> float:
 
 
 def torch_seconds(model: str, compiled: bool) -> float:
-    """Returns the seconds in which this process imports torch, builds a model and takes a step."""
+    """Imports torch, builds a model and takes a step in this process; returns the seconds."""
     module = importlib.import_module(f"benchmarks.steps.{model}")
     config, data = module.setup(None)
     began = time.perf_counter()

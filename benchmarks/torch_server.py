@@ -21,11 +21,12 @@ flags.DEFINE_string("export", None, "Folder of launch.export.", required=True)
 
 
 def classifier(export: Export) -> Any:
-    """Returns the function from tokens int [T] to class probabilities p, [C].
+    """Returns a function of tokens, int [T], that computes the probabilities of the classes.
 
         p = softmax(sqrt(T) Σ_t α_t e_t W + b),  α = softmax_t(tanh(e_t V + c) · u)
 
-    e_t is the embedding of token t and α_t its attention weight; V, c, u, W and b are parameters.
+    p, [C], are the probabilities, e_t is the embedding of token t and α_t its attention weight. V,
+    c, u, W and b are parameters.
     """
     import torch
 
@@ -47,7 +48,7 @@ def classifier(export: Export) -> Any:
 
 
 def main(_: list[str]) -> None:
-    """Serves on a free port until SIGTERM; prints the address, then "ready"."""
+    """Serves on a free port until SIGTERM; first prints the address, then "ready"."""
     import socket
 
     import torch

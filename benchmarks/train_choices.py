@@ -30,7 +30,7 @@ from tasks.common.errors import UserError
 
 MODELS = ("transformer", "unet", "recurrent")
 PLAIN = "as configured"
-# Choice -> changes of the config and of the environment.
+# For each choice, the changes of the config and of the environment.
 CHOICES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     PLAIN: ({}, {}),
     "a device a core": ({"mesh.cpu_devices": os.cpu_count(), "mesh.data": -1}, {}),
@@ -67,7 +67,12 @@ def run() -> None:
 
 
 def measure(name: str) -> dict[str, dict[str, Any]]:
-    """Returns choice -> result of `summary` and "peak" in bytes, or the reason "skipped"."""
+    """Measures the train step of a model with each choice.
+
+    Returns:
+      For each choice, the result of `summary` and the "peak" memory in bytes, or the reason why it
+      was "skipped".
+    """
     values, found = flags.FLAGS, {}
     with contextlib.ExitStack() as stack:
         steppers = {}
@@ -123,7 +128,10 @@ def _process(name: str, choice: str) -> Iterator[_Stepper]:
 
 
 def _serve(name: str, choice: str) -> None:
-    """Runs the process of a choice: prints "ready" or an error, then answers "step" and "peak"."""
+    """Runs as the process of a choice.
+
+    It prints "ready" or an error. Then it answers the requests "step" and "peak" from stdin.
+    """
     from launch.engine import config as configs
     from launch.engine.sharding import request_devices
 

@@ -96,7 +96,12 @@ def run() -> None:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Returns the row of a model; "ways" holds, for each implementation, its times and ratio."""
+    """Times the train step of a model in all implementations.
+
+    Returns:
+      The row of the model. Its entry "ways" contains the times and the ratio of each
+      implementation.
+    """
     values, module = flags.FLAGS, importlib.import_module(f"benchmarks.steps.{name}")
     config, data = module.setup(values.batch_size)
     makers = {"here": functools.partial(module.jax_step, config, data)}

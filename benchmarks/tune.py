@@ -30,7 +30,7 @@ DTYPES = {"float32": "single", "bfloat16": "half"}
 LIMIT = 4e9
 """Bytes of temporaries beyond which a kernel is not measured, and so never selected."""
 
-# B, N, T, H of common models; other sizes use the nearest entry.
+# B, N, T, H of common models. "auto" uses the nearest entry for other sizes.
 SIZES = ((8, 8, 32, 64), (8, 8, 128, 64), (4, 8, 512, 64), (1, 8, 2048, 64), (4, 8, 512, 128))
 LONG = (1, 8, 8192, 64)
 DECODES = ((1, 8, 512, 64), (8, 8, 512, 64), (1, 8, 4096, 64), (8, 8, 4096, 64))
@@ -73,7 +73,7 @@ def run() -> None:
 
 
 def grid() -> Iterator[tuple[str, Case]]:
-    """Yields the class of options and the case of each entry to measure."""
+    """Yields the class of options and the case of each entry that can be measured."""
     for dtype in DTYPES:
         for options in CLASSES[:-1]:
             for batch, heads, length, size in (*SIZES, LONG):
@@ -102,7 +102,10 @@ def grid() -> Iterator[tuple[str, Case]]:
 
 
 def measure(options: str, case: Case, rounds: int, least: float) -> dict[str, Any]:
-    """Measures one entry of timings.json; kernels that do not support the case have no time."""
+    """Measures one entry of timings.json.
+
+    The entry has no times of kernels that do not support the case.
+    """
     drawn, found = arrays(case), {"forward": {}, "both": {}}
     for passed in case.passes:
         runs = {}
@@ -126,7 +129,10 @@ def measure(options: str, case: Case, rounds: int, least: float) -> dict[str, An
 
 
 def write(path: pathlib.Path, kind: str, entries: list[dict[str, Any]]) -> None:
-    """Replaces the entries with the same sizes and options on this kind of device."""
+    """Writes entries to a file of timings.
+
+    They replace the entries of this kind of device with the same sizes and options.
+    """
     whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     new = {_key(entry): entry for entry in entries}
     kept = {_key(entry): entry for entry in whole.get(kind, {}).get("entries", ())}
@@ -145,7 +151,7 @@ def _key(entry: Mapping[str, Any]) -> tuple:
 
 
 def _text(whole: Mapping[str, Any]) -> str:
-    """Returns JSON with one line per entry, which makes readable diffs."""
+    """Returns the timings as JSON with one line per entry, so that diffs are readable."""
     devices = []
     for kind, device in sorted(whole.items()):
         entries = ",\n".join(f"   {json.dumps(entry)}" for entry in device["entries"])

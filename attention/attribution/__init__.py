@@ -1,8 +1,9 @@
-"""Explanations of predictions by attention, gradients and removal of positions.
+"""Explanations of a model's predictions by its attention, by gradients or by removal of positions.
 
-`attention` computes gradients of attention weights, `aggregation` combines the attention of all
-layers, `contributions` weights values by attention, `gradients` has attributions by the gradient of
-any function, `perturbation` removes positions and computes deletion and insertion curves.
+`attention` computes gradients of attention weights. `aggregation` combines the attention of all
+layers. `contributions` weights values by attention. `gradients` computes attributions from the
+gradient of any function. `perturbation` removes positions and computes deletion and insertion
+curves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Contributions of the inputs to the outputs of a stack of layers, from attention weights.
+"""Contributions of the inputs to the outputs of a stack of layers, computed from attention weights.
 
-L layers (M of a decoder), B examples, N heads, T positions, S positions of an encoder.
+L layers (M layers of a decoder), B examples, N heads, T positions, S positions of an encoder.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def attention_flow(
         F_ts = maximum flow from output t to input s,   capacity of (l, t) -> (l - 1, s) = A_lts
         A_l = (1 - r) · mean_n W_ln + r · I, rows scaled to sum to 1
 
-    The flow is computed on the host, one maximum flow (Dinic
-    1970) for each pair of positions, with capacities in units of 2^-30. Time is O(B·R·T) flows in a
-    graph of L·T² edges; restrict the rows for long sequences. If a row of weights is zero and
-    r > 0, A_l has the row of I.
+    The flow is computed on the host, with one maximum flow (Dinic 1970) for each pair of positions.
+    Capacities are in units of 2^-30. There are B·R·T maximum flows in a graph of L·T² edges, so
+    restrict the rows for long sequences. If a row of weights is zero and r > 0, A_l has the row of
+    I.
 
     Args:
       weights: [L, B, N, T, T], first layer first, at least 0.
@@ -149,7 +149,7 @@ def cross_relevance(
 
     The initial values are R_ss = R_tt = I and R_ts = 0. These are equations 6 to 10 of "Generic
     Attention-model Explainability". Each decoder layer applies self-attention, then
-    cross-attention. A row of zeros of R - I stays zero.
+    cross-attention. Where a row of R - I is zero, N(R) has the row of I.
 
     Args:
       encoder: weights and their gradients, each [L, B, N, S, S], first layer first.
@@ -205,7 +205,14 @@ def _with_residual(weights: Array, residual: float) -> Array:
 def _positive_mean(
     names: Sequence[str], pair: tuple[Array, Array], letters: str, sizes: dict[str, int]
 ) -> Array:
-    """Returns mean_n max(∇W ⊙ W, 0), [L, B, T, S]; `names` of both arrays are for messages."""
+    """Returns mean_n max(∇W ⊙ W, 0) of each layer, [L, B, T, S].
+
+    Args:
+      names: names of weights and gradients in error messages.
+      pair: weights W and their gradients ∇W, both [L, B, N, T, S].
+      letters: the dimensions of both arrays, such as "L B N T S".
+      sizes: sizes of letters that are known already; the other sizes are added.
+    """
     for name, array in zip(names, pair, strict=True):
         shapes.expect_floating(name, array)
         shapes.expect(name, array, letters, sizes)

@@ -24,8 +24,9 @@ class AttentionGradients(NamedTuple):
     """Attention weights and gradients of a score, keyed by the names of `inspect.capture`.
 
     Attributes:
-      weights: name -> W, [B, N, T, S] of a mixer; see `inspect.capture` for the other shapes.
-      gradients: name -> ∂f / ∂W, of the same shape.
+      weights: the weights W of each attention, by name. The weights of a mixer are [B, N, T, S];
+        see `inspect.capture` for the other shapes.
+      gradients: ∂f / ∂W of each attention, by name, of the shape of W.
     """
 
     weights: dict[str, np.ndarray]
@@ -44,22 +45,22 @@ def attention_gradients(
 
         ∂f / ∂w_ts = g_t · v_s,   g_t = ∂f / ∂o_t,   o_t = Σ_s w_ts v_s
 
-    The model is not changed and runs with its own kernels, including fused ones: the gradient of
-    the weights follows from the values and the gradient of the result of each attention. The
-    weights of each attention are independent variables: the gradient passes through all later
+    The model is not changed and runs with its own kernels, including fused ones. The gradient of
+    the weights is computed from the values v and from the gradient g of the attention's result.
+    The weights of each attention are independent variables: the gradient passes through all later
     layers, but not through the softmax of these weights, as with `retain_grad` in PyTorch. It is
-    not 0 at masked positions, although the weights are. The use of the weights in later steps, as
-    in location-aware alignment, is not included.
+    not 0 at masked positions, although the weights are 0 there. Location-aware alignment also uses
+    the weights in later steps; the gradient does not include this use.
 
     Attention inside jit, scan, remat, cond and vmap is supported; inside `jax.lax.while_loop` it is
-    not. Mechanisms with the capability "gradients" are supported, and `attend` with any kernel.
-    Each call traces and compiles the model several times.
+    not. All mechanisms with the capability "gradients" are supported, as is `attend` with any
+    kernel. Each call traces and compiles the model several times.
 
     Args:
       model: a module, or any function of arrays, which may call modules.
       *inputs, **keywords: arguments of the model. Arrays are traced, other values are static.
-      score: f, function from the model's result to a scalar, or to [B], summed over independent
-        examples.
+      score: f, a function of the model's result. It returns a scalar, or scores [B] of independent
+        examples, which are summed.
       layers: names to keep, as for `inspect.capture`; all if None.
       method: name of the method to call.
 
@@ -68,10 +69,10 @@ def attention_gradients(
       least float32. Gradients of an attention that does not affect the score are 0.
 
     Raises:
-      ValueError: the model has no attention, layers do not exist, the score has another shape, or
-        only some calls of an attention that runs several times affect the score.
-      NotImplementedError: a mechanism has no gradients, or drops weights; set `layers` to select
-        others.
+      ValueError: the model has no attention, layers do not exist, or the score has another shape;
+        or an attention runs several times, but only some of its calls affect the score.
+      NotImplementedError: a mechanism does not support gradients of its weights, or applies
+        dropout to them; set `layers` to select other attention.
     """
     run, arrays = prepare(model, method, inputs, keywords)
 
@@ -120,12 +121,19 @@ def _exactly(name: str) -> str:
 
 
 def _tapped(variable: Array, recorded: recording.Weights, send: Callable[[Array], Any]) -> Array:
-    """Returns the result; the backward pass sends the gradient with respect to the weights."""
+    """Returns the result of an attention; its backward pass sends the gradient of the weights.
+
+    Args:
+      variable: a scalar with respect to which the score is differentiated. It does not affect the
+        result; its gradient is 0.
+      recorded: weights and result of the attention.
+      send: function that receives the gradient with respect to the weights.
+    """
     assert recorded.result is not None
     assert recorded.mix is not None
     result, mix = jnp.asarray(recorded.result), recorded.mix
     shape = jax.eval_shape(recorded)
-    # The function is linear up to a constant, so its derivative at 0 is that at the weights.
+    # The function is affine, so its derivative at 0 equals its derivative at the weights.
     _, backward = jax.vjp(
         lambda weights: mix(weights).astype(result.dtype), jnp.zeros(shape.shape, shape.dtype)
     )
@@ -150,7 +158,10 @@ def _tapped(variable: Array, recorded: recording.Weights, send: Callable[[Array]
 
 
 def _gathered(name: str, calls: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """Returns the gradients in the order of the calls; the backward pass sends the last first."""
+    """Stacks the gradients of an attention in the order of its calls.
+
+    The backward pass sends the gradient of the last call first.
+    """
     if not calls:
         return np.zeros_like(weights)
     if calls[0].shape == weights.shape and len(calls) == 1:

@@ -1,4 +1,4 @@
-"""Contributions of positions by attention weights and projected values.
+"""Contributions of positions to an attention's result, from weights and projected values.
 
 B examples, N heads, T queries, S keys, D model size.
 """
@@ -67,7 +67,8 @@ def value_weighted_norms(
 
         heads_nts = |α_nts f_n(x_s)|,   f_n(x) = (x W_V,n + b_V,n) W_O,n
 
-    The model is not changed and runs with its own kernels. Each call traces and compiles it again.
+    The model is not changed and runs with its own kernels. Each call of this function traces and
+    compiles the model again.
 
     Args:
       model: a module, or any function of arrays, which may call modules.
@@ -76,8 +77,8 @@ def value_weighted_norms(
       method: name of the method to call.
 
     Returns:
-      name -> `WeightedNorms` of NumPy arrays, heads [B, N, T, S] and total [B, T, S], with a
-      leading axis of calls if there are several.
+      A dict of `WeightedNorms` by the name of the attention: NumPy arrays heads [B, N, T, S] and
+      total [B, T, S]. If an attention is called several times, they have a leading axis of calls.
 
     Raises:
       ValueError: the model has no attention, or layers do not exist.
@@ -109,9 +110,9 @@ def token_contributions(
         c_ts = max(|y_t| - |y_t - T_t(x_s)|, 0),   rows scaled to sum to 1,   L1 norms
 
     These are equations 5 to 9 of "Measuring the Mixing of Contextual Information in the
-    Transformer". L is the linear part of the norm with the statistics of its input. Without a norm
-    after the residual connection (pre-norm layers), norm and L are the identity. If no contribution
-    to row t is positive, c_tt is 1 and the others are 0.
+    Transformer". L is the linear part of the norm, computed with the statistics of the norm's
+    input. Without a norm after the residual connection (pre-norm layers), norm and L are the
+    identity. If no contribution to row t is positive, c_tt is 1 and the others are 0.
 
     Args:
       weights: α, [B, N, T, T].
@@ -119,8 +120,8 @@ def token_contributions(
       x: input of the residual connection, [B, T, D].
       bias: b, bias of the output projection, [D]; 0 if None.
       norm: function of [B, T, D]; None for the identity.
-      linear: L, function of the norm's input z and parts u, [B, 1, D] and [B, T, D], linear in u;
-        required with a norm.
+      linear: L, a function of the norm's input z, [B, 1, D], and of parts u, [B, T, D]; linear in
+        u. Required with a norm.
 
     Returns:
       c, [B, T, T] in at least float32.
@@ -167,23 +168,24 @@ def alti(
 
         R = C_L ··· C_2 C_1
 
-    C_l are the `token_contributions` of layer l (Ferrando et al. 2022, section 3.3). The layers
-    need `MultiHeadAttention` and must declare their residual connection (`recording.added`), as
-    those of `tasks.common.backbones` do, with pre-norm or post-norm.
+    C_l are the `token_contributions` of layer l (Ferrando et al. 2022, section 3.3). Each layer
+    must use `MultiHeadAttention` and declare its residual connection with `recording.added`. The
+    layers of `tasks.common.backbones` do so, with pre-norm and with post-norm.
 
     Args:
       model, inputs, method, keywords: as for `value_weighted_norms`; inputs are arrays [B, T] or
         others that the model takes.
       layers: names of the self-attention of the layers, as for `inspect.capture`, such as
-        "encoder/layers/.*/attention"; all if None. They are multiplied in the order of the calls.
+        "encoder/layers/.*/attention"; all if None. Their C_l are multiplied in the order of the
+        calls.
 
     Returns:
       R, [B, T, T]; row t contains the contributions of the inputs to output t.
 
     Raises:
       ValueError: the model has no attention, layers do not exist, or their lengths differ.
-      NotImplementedError: an attention is not computed by a `MultiHeadAttention` without a gate in
-        a layer with a residual connection.
+      NotImplementedError: an attention is not computed by `MultiHeadAttention`, has a gate, or is
+        in a layer that declares no residual connection.
     """
 
     def contributions(recorded: recording.Weights) -> tuple[Array]:
@@ -237,7 +239,18 @@ def _observed(
     layers: Layers,
     method: str,
 ) -> dict[str, list[np.ndarray]]:
-    """Runs the model; returns by name the results of `compute` for each chosen attention."""
+    """Runs a model and applies a function to each chosen attention.
+
+    Args:
+      compute: function that returns arrays for a recorded attention.
+      is_known: function that returns whether `compute` supports an attention.
+      lacks: properties that an unsupported attention lacks, for the error message.
+      model, inputs, keywords, layers, method: as for `value_weighted_norms`.
+
+    Returns:
+      The arrays of `compute` for each attention by name, with a leading axis of calls if there are
+      several.
+    """
     called, arrays = prepare(model, method, inputs, keywords)
 
     def run(*arrays: Any) -> None:
@@ -283,7 +296,15 @@ def _expect(weights: Array, transformed: Array) -> tuple[Array, Array]:
 
 
 def _by_row(compute: Callable[[Array, Array], Array], weights: Array, transformed: Array) -> Array:
-    """Applies compute(Σ_n α_nts f_n(x_s) [B, S, D], t) to each row t; returns [B, T, S]."""
+    """Applies a function to the weighted values of each row t.
+
+    Args:
+      compute: function of Σ_n α_nts f_n(x_s), [B, S, D], and t; returns [B, S].
+      weights, transformed: α and f_n(x_s), as for `weighted_norms`.
+
+    Returns:
+      The results for all rows, [B, T, S].
+    """
 
     def row(pair: tuple[Array, Array]) -> Array:
         alpha, t = pair

@@ -1,6 +1,6 @@
-"""Attributions by gradients of a function of an array.
+"""Attributions from the gradient of a function with respect to its input array.
 
-B examples. In feature maps Y X height and width, C channels; T tokens.
+B examples, T tokens. Feature maps have height Y, width X and C channels.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class IntegratedGradients(NamedTuple):
 
     Attributes:
       attributions: of the shape of x, in at least float32.
-      gap: f(x) - f(baseline) - Σ attributions, [B], or a scalar if f returns one; the error of the
-        integral.
+      gap: error of the integral, f(x) - f(baseline) - Σ attributions; [B], or a scalar if f returns
+        one.
     """
 
     attributions: Array
@@ -163,7 +163,7 @@ def _gradient(function: Function, x: Array) -> Array:
 
 
 def _rule(method: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns points in [0, 1] and weights that sum to 1."""
+    """Returns the points of a quadrature rule in [0, 1] and their weights, which sum to 1."""
     if method == "gauss_legendre":
         points, weights = np.polynomial.legendre.leggauss(steps)
         return (points + 1) / 2, weights / 2

@@ -1,7 +1,8 @@
 """Attributions by removal of positions, and deletion and insertion curves that test attributions.
 
-A score is a function of a gate [B, U] in [0, 1]: 1 keeps a position of the input, 0 replaces it by
-a reference, such as the embedding of [MASK] or a blurred image. It returns scores [B].
+A score is a function of a gate [B, U] in [0, 1] that returns scores [B]. A gate of 1 keeps a
+position of the input. A gate of 0 replaces it by a reference, such as the embedding of [MASK] or a
+blurred image.
 
     def score(gate):                                            # [B, U] -> [B]
         return logits(gate[..., None] * x + (1 - gate[..., None]) * reference)[:, label]
@@ -31,7 +32,7 @@ class Curve(NamedTuple):
     Attributes:
       fractions: fraction of the positions that are removed or inserted, ascending from 0 to 1,
         [K + 1].
-      scores: [B, K + 1].
+      scores: [B, K + 1], scores at these fractions.
     """
 
     fractions: Array
@@ -145,7 +146,7 @@ def area_under_curve(curve: Curve) -> Array:
 
 
 def importance_order(attributions: Array) -> Array:
-    """Returns positions by descending attribution (Petsiuk et al. 2018, RISE).
+    """Returns the positions in descending order of attribution (Petsiuk et al. 2018, RISE).
 
         order = argsort(-a), so that a_order_0 ≥ a_order_1 ≥ ...
 
@@ -169,8 +170,8 @@ def uniform_order(batch_size: int, length: int) -> Array:
 
         order = positions u sorted by the bit-reversed binary digits of u
 
-    This is the sequence of van der Corput 1935. It is the control for uniform attributions, for
-    which `importance_order` would begin with the first positions.
+    This is the sequence of van der Corput 1935. Use it as the order of uniform attributions in a
+    comparison, because `importance_order` would take the first positions first.
 
     Args:
       batch_size: B.
@@ -210,7 +211,15 @@ def random_order(key: Array, batch_size: int, length: int) -> Array:
 
 
 def _chosen(order: Array, valid: Array | None, steps: int | None) -> tuple[Array, Array, Array]:
-    """Returns fractions [K + 1], positions chosen at each, bool [B, K + 1, U], and `valid`."""
+    """Chooses the first positions of an order at each step of a curve.
+
+    Args:
+      order, valid, steps: as for `deletion_curve`.
+
+    Returns:
+      The fractions, [K + 1]; the positions chosen at each fraction, bool [B, K + 1, U]; and the
+      valid positions, bool [B, U].
+    """
     sizes: dict[str, int] = {}
     shapes.expect_integer("order", order)
     shapes.expect("order", order, "B U", sizes)
@@ -226,7 +235,7 @@ def _chosen(order: Array, valid: Array | None, steps: int | None) -> tuple[Array
     order = jnp.asarray(order)
     in_order = jnp.take_along_axis(counted, order, axis=1)
     ranks = jnp.take_along_axis(jnp.cumsum(in_order, axis=1) - 1, jnp.argsort(order), axis=1)
-    # In integers, because a product of floats may be rounded to either side of a half.
+    # Rounded in integers, because a product of floats may fall on either side of a half.
     total = jnp.sum(counted, axis=1)[:, None] * jnp.arange(K + 1)
     number = (2 * total + K) // (2 * K)
     return fractions, (ranks[:, None] < number[..., None]) & counted[:, None], counted

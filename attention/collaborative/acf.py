@@ -37,8 +37,8 @@ def attend_components(
       valid: bool [B, S, M]; all if None.
 
     Returns:
-      x̄, [B, S, C] in the components' dtype, and β [B, S, M] in at least float32; 0 for an item
-      without components.
+      x̄, [B, S, C] in the components' dtype, and β, [B, S, M] in at least float32. Both are 0 for
+      an item without components.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -61,7 +61,8 @@ def attend_items(
       valid: bool [B, S]; all if None.
 
     Returns:
-      s, [B, D] in the dtype of p, and α [B, S] in at least float32; 0 for an empty history.
+      s, [B, D] in the dtype of p, and α, [B, S] in at least float32. Both are 0 for an empty
+      history.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -163,7 +164,8 @@ class ItemAttention(nnx.Module):
           return_weights: whether to return α too.
 
         Returns:
-          s, [B, D] in `dtype`, 0 for an empty history; or that and α [B, 1, 1, S].
+          s, [B, D] in `dtype`, 0 for an empty history; with `return_weights`, also α,
+          [B, 1, 1, S].
 
         Raises:
           ValueError: shapes or dtypes do not fit.

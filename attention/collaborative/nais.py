@@ -34,7 +34,7 @@ def smoothed_softmax(logits: Array, beta: float) -> Array:
         a_j = exp(f_j) / (Σ_j' exp(f_j'))^β
 
     With β < 1 the weights sum to (Σ exp f)^(1 - β) instead of 1, which penalizes long histories
-    less. Computed as softmax(f) · (Σ exp f)^(1 - β), so that no exp(f) alone can overflow.
+    less. They are computed as softmax(f) · (Σ exp f)^(1 - β), because exp(f) alone could overflow.
 
     Args:
       logits: f, [..., S], -inf where masked.
@@ -100,11 +100,11 @@ def length_factor(valid: Array, alpha: float) -> Array:
     counted.
 
     Args:
-      valid: bool [B, 1 or I, S].
+      valid: v, bool [B, I, S], or [B, 1, S] if it is the same for all candidates.
       alpha: α, from 0 (a sum) to 1 (a mean).
 
     Returns:
-      c, float32 [B, 1 or I, 1]; 1 for an empty history.
+      c, float32 [B, I, 1] or [B, 1, 1]; 1 for an empty history.
 
     Raises:
       ValueError: alpha is out of range, or valid does not fit.
@@ -118,7 +118,12 @@ def length_factor(valid: Array, alpha: float) -> Array:
 
 
 class _ItemSimilarity(nnx.Module):
-    """Base class: scores = b + Σ_j c_i a_ij q_j·p_i, a from `weigh`, c from `length_factor`."""
+    """Base class of `FISM` and `NAIS`.
+
+        y_i = b_i + Σ_j c_i a_ij q_j·p_i
+
+    A subclass computes the weights a in `weigh`; c is the `length_factor`.
+    """
 
     def __init__(self, model_size: int, alpha: float, dtype: jnp.dtype):
         if not 0.0 <= alpha <= 1.0:
@@ -126,12 +131,15 @@ class _ItemSimilarity(nnx.Module):
         self.model_size, self.alpha, self.dtype = model_size, alpha, dtype
 
     def weigh(self, candidates: Array, history: Array, valid: Array) -> Array:
-        """Computes weights [B, 1 or I, S] without the length factor.
+        """Computes the weights a of the items of the history, without the length factor.
 
         Args:
           candidates: [B, I, D].
           history: [B, S, D].
-          valid: bool [B, 1 or I, S].
+          valid: bool [B, I, S], or [B, 1, S] if it is the same for all candidates.
+
+        Returns:
+          a, [B, I, S], or [B, 1, S] if the weights are the same for all candidates.
         """
         raise NotImplementedError
 
@@ -154,8 +162,8 @@ class _ItemSimilarity(nnx.Module):
           return_weights: whether to return the weights of the similarities too.
 
         Returns:
-          [B, I] in `dtype`, only the bias for an empty history; or these scores and the weights [B,
-          1, I, S] in float32.
+          The scores, [B, I] in `dtype`; only the bias for an empty history. With `return_weights`,
+          also the weights of the similarities, [B, 1, I, S] in float32.
 
         Raises:
           ValueError: shapes or dtypes do not fit.
@@ -178,7 +186,7 @@ class FISM(_ItemSimilarity):
 
         y_i = b_i + n^(-α) Σ_(j ≠ i) q_jᵀ p_i
 
-    Called like `NAIS`. It has no parameters; the caller owns the items' vectors.
+    It is called like `NAIS`. It has no parameters; the caller owns the items' vectors.
 
     Args:
       model_size: D.

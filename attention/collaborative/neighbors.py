@@ -67,8 +67,8 @@ def top_neighbors(similarity: Array, k: int, valid: Array | None = None) -> tupl
       valid: bool [B, U], users that may be chosen; all if None.
 
     Returns:
-      int [B, k], most similar first, and bool [B, k], False for the rest if fewer than k may be
-      chosen.
+      Indices of the users, int [B, k], most similar first; and bool [B, k], True for chosen users.
+      If fewer than k users may be chosen, the remaining entries are False.
 
     Raises:
       ValueError: shapes or dtypes do not fit, or k is out of range.
@@ -98,7 +98,8 @@ def neighbor_weights(similarity: Array, weight: Array | None, valid: Array | Non
         valid if None.
 
     Returns:
-      α, [B, 1 or I, S] in at least float32: the sum of |α| is 1, or 0 without valid neighbors.
+      α, [B, I, S], or [B, 1, S] if `valid` does not depend on the item, in at least float32. The
+      sum of |α| over the neighbors is 1, or 0 without valid neighbors.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -198,11 +199,11 @@ class UserNeighbors(nnx.Module):
 
         score(u, i) = Σ_v w_v sim(u, v) r(v, i) / Σ_v |w_v sim(u, v)|,   sim = cos(e_u, e_v)
 
-    The weight of a neighbor, the same for all users u, is w_v = softplus(a·e_v + c); with
-    `num_users` it is w_v = softplus(c_v), one number for each user. The weight is positive, so the
-    sign comes from the similarity, and it grows at most linearly with its logit, so that no
-    neighbor dominates early in training. All weights are initialized to 1, which gives the average
-    over neighbors by similarity.
+    The weight of a neighbor v is the same for all users u. It is w_v = softplus(a·e_v + c), or with
+    `num_users` w_v = softplus(c_v), one number for each user. The weight is positive, so the sign
+    comes from the similarity. It grows at most linearly with its logit, so that no neighbor
+    dominates early in training. All weights are initialized to 1, which gives the average over
+    neighbors by similarity.
 
     Attentive collaborative filtering over the items of a history is in
     `attention.collaborative.acf`.
@@ -258,7 +259,8 @@ class UserNeighbors(nnx.Module):
           return_weights: whether to return α too.
 
         Returns:
-          [B, I] in `dtype`, 0 without valid neighbors; or that and α [B, 1, I, S].
+          The scores, [B, I] in `dtype`, 0 without valid neighbors. With `return_weights`, also α,
+          [B, 1, I, S].
 
         Raises:
           ValueError: shapes or dtypes do not fit.

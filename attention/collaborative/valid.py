@@ -14,7 +14,14 @@ Array = jax.Array
 
 
 def validate_valid(valid: Array | None, sizes: dict[str, int]) -> Array:
-    """Returns `valid`, given as [B, S], [B, I, S] or None (all valid), as bool [B, 1 or I, S].
+    """Returns `valid` as an array of rank 3.
+
+    Args:
+      valid: bool [B, S] or [B, I, S]; None if all are valid.
+      sizes: known sizes of the letters B, I and S.
+
+    Returns:
+      bool [B, I, S], or [B, 1, S] if it is the same for all candidates.
 
     Raises:
       ValueError: shape or dtype does not fit.

@@ -151,7 +151,7 @@ class AttentionGate(nnx.Module):
           return_weights: whether to return the coefficients too.
 
         Returns:
-          [B, Y, X, C] in `dtype`, or that and α [B, Y, X, 1].
+          y, [B, Y, X, C] in `dtype`; with `return_weights`, also α, [B, Y, X, 1].
 
         Raises:
           ValueError: shapes or dtypes do not fit.

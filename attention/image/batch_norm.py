@@ -55,7 +55,7 @@ def batch_norm(
 
     Args:
       x: [B, ..., C].
-      mean, variance: μ and σ², [C]: of the batch, or running ones.
+      mean, variance: μ and σ², [C], of the batch or running statistics.
       scale, bias: [C].
       epsilon: ε, above 0.
 
@@ -100,7 +100,16 @@ class BatchNorm(nnx.Module):
         self.variance = nnx.BatchStat(jnp.ones((size,)))
 
     def __call__(self, x: Array, *, valid: Array | None = None, training: bool = False) -> Array:
-        """Normalizes x [B, ..., C]; valid, bool [B], selects examples for the batch statistics."""
+        """Normalizes each channel of an array.
+
+        Args:
+          x: [B, ..., C].
+          valid: bool [B], examples to include in the batch statistics; all if None.
+          training: whether to normalize by the batch and update the running statistics.
+
+        Returns:
+          [B, ..., C] in x's dtype.
+        """
         mean, variance = self.mean[...], self.variance[...]
         if training:
             mean, variance, n = batch_moments(x, valid)

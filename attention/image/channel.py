@@ -26,7 +26,7 @@ def excite(
     reduce_bias: Array | None = None,
     expand_bias: Array | None = None,
 ) -> Array:
-    """Computes logits of channels from their means by a bottleneck (Hu et al. 2018, equation 3).
+    """Computes a logit for each channel from the channel means (Hu et al. 2018, equation 3).
 
         s = relu(z W_1 + b_1) W_2 + b_2
 
@@ -105,9 +105,9 @@ def neighboring_channels(x: Array, kernel: Array) -> Array:
 def adaptive_kernel_size(channels: int, gamma: float = 2.0, offset: float = 1.0) -> int:
     """Computes the kernel size of ECA for a number of channels (Wang et al. 2020, equation 12).
 
-        K = |(log₂ C + b) / γ|_odd,
+        K = |(log₂ C + b) / γ|_odd
 
-    truncated to an integer, plus one if that is even, as in the authors' code.
+    As in the authors' code, the number is truncated to an integer, and 1 is added if that is even.
 
     Args:
       channels: C.
@@ -125,7 +125,7 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, offset: float = 1.0)
 
 
 class SqueezeExcite(MapGate):
-    """Squeeze-and-excitation (Hu et al. 2018): a channel gate by a bottleneck.
+    """Squeeze-and-excitation (Hu et al. 2018): a channel gate computed by a bottleneck.
 
         y = x · σ(relu(z W_1 + b_1) W_2 + b_2),   z = mean_yx x
 
@@ -149,7 +149,7 @@ class SqueezeExcite(MapGate):
 
 
 class EfficientChannel(MapGate):
-    """ECA (Wang et al. 2020, "ECA-Net"): a channel gate by a convolution along the channels.
+    """ECA (Wang et al. 2020): a channel gate computed by a convolution along the channels.
 
         y = x · σ(conv(z)),   z = mean_yx x
 

@@ -1,6 +1,6 @@
 """Functions and base classes shared by attention over feature maps.
 
-B batch, Y X height and width, C channels, O output channels, P = Y·X positions in row-major order,
+B examples, Y height, X width, C channels, O output channels, P = Y·X positions in row-major order,
 N heads. A gate is an array of factors that multiply a map. Pooled vectors and gates are computed in
 at least float32; a map keeps its dtype.
 """
@@ -45,7 +45,7 @@ def maximum(x: Array, axis: int) -> Array:
         y = max_i x_i,   dy / dx_i = 1 where i = argmax x, else 0
 
     The gradient of `jnp.max` instead goes to all entries that equal the maximum. If the compiler
-    recomputes x for this comparison with different rounding, a wrong entry or none may be equal.
+    recomputes x for this comparison with different rounding, no entry or a wrong one may be equal.
 
     Args:
       x: [..., I, ...].
@@ -110,7 +110,18 @@ def reduced(channels: int, reduction: int, least: int = 1) -> int:
 
 
 def expect_map(x: Array, channels: int | None = None) -> dict[str, int]:
-    """Checks that x is [B, Y, X, C] with at least one position; returns the sizes by letter."""
+    """Checks that x is a map [B, Y, X, C] with at least one position.
+
+    Args:
+      x: the map.
+      channels: C; any number if None.
+
+    Returns:
+      The sizes by letter.
+
+    Raises:
+      ValueError: x has another shape or dtype, or no elements.
+    """
     sizes = {} if channels is None else {"C": channels}
     shapes.expect_floating("x", x)
     shapes.expect("x", x, "B Y X C", sizes)
@@ -171,8 +182,9 @@ class MapAttention(nnx.Module):
           return_weights: whether to return the weights too.
 
         Returns:
-          [B, Y, X, C] in `dtype`, or that and the weights. A gate returns the factors of x as
-          weights, [B, Y or 1, X or 1, C or 1]. Attention between pixels returns [B, N, P, P].
+          The new map, [B, Y, X, C] in `dtype`; with `return_weights`, also the weights. The weights
+          of a gate are the factors of x, [B, Y or 1, X or 1, C or 1]. Those of attention between
+          pixels are [B, N, P, P].
 
         Raises:
           ValueError: shapes or dtypes do not fit.

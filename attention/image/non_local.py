@@ -94,8 +94,8 @@ class NonLocal(MapAttention):
 
         y = x + BN(non_local(x W_θ, x W_φ, x W_g) W_z)
 
-    The scale of the batch norm is initialized to 0 (without a norm, W_z is), so that the block can
-    be added to a trained network without changing its output. The paper has one head.
+    The scale of the batch norm is initialized to 0; without a norm, W_z is. So the block can be
+    added to a trained network without changing its output. The paper has one head.
 
     Args:
       channels: C.

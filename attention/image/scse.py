@@ -41,8 +41,7 @@ def spatial_squeeze_excite(x: Array, kernel: Array, bias: Array | None = None) -
 
 
 def joined(x: Array, channel: Array, spatial: Array, join: str = "add") -> Array:
-    """Combines a channel gate and a spatial gate, scSE (Roy et al. 2018, section 2.3; maximum: Roy
-    et al. 2019).
+    """Combines a channel gate and a spatial gate (scSE, Roy et al. 2018; maximum: Roy et al. 2019).
 
         add: g = g_c + g_s,   max: g = g_c if x · g_c >= x · g_s, else g_s
 

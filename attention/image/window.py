@@ -38,8 +38,9 @@ def window_indices(Y: int, X: int, size: int, shift: int = 0) -> tuple[np.ndarra
       shift: in [0, S).
 
     Returns:
-      int [W, S·S] positions y·X + x, Y·X at padding; and int [W, S·S] regions, -1 at padding. A
-      position attends to the positions of its window that have the same region.
+      For each window, the positions y·X + x, int [W, S·S], Y·X at padding; and their regions,
+      int [W, S·S], -1 at padding. A position attends to the positions of its window that have the
+      same region.
 
     Raises:
       ValueError: a size is below 1, or the shift is out of range.
@@ -166,7 +167,15 @@ def _expect_heads(*arrays: Array) -> tuple[int, int, int]:
 
 
 def _gather(x: Array, indices: np.ndarray) -> Array:
-    """Gathers windows [B·W, S·S, N, H] from [B, Y, X, N, H], 0 at padding."""
+    """Gathers the positions of each window.
+
+    Args:
+      x: [B, Y, X, N, H].
+      indices: positions of each window, from `window_indices`.
+
+    Returns:
+      [B·W, S·S, N, H], 0 at padding.
+    """
     B, Y, X, *heads = x.shape
     flat = x.reshape(B, Y * X, *heads)
     if (indices == Y * X).any():
@@ -188,8 +197,8 @@ class ShiftedWindow(MapAttention):
 
         y = x + concat_n(softmax_q(q_p·k_q / sqrt(H) + b_pq) v) W_o,   q in the window of p
 
-    with learned biases b by relative position. The caller adds the norm before and the feed-forward
-    layer after. Unlike in the authors' code, padding is hidden.
+    with learned biases b by relative position. The caller adds the norm before the attention and
+    the feed-forward layer after it. Unlike in the authors' code, padding is hidden.
 
     Args:
       channels: C.

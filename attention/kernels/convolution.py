@@ -2,8 +2,9 @@
 
 On CPUs, XLA's convolutions, above all the gradient of the kernel, are several times slower than the
 same products in blocks that fit into the caches. The C++ sources are in cpu/source and are compiled
-on first use (`cpu.build`). XLA is used if there is no compiler, for dtypes other than float32 and
-bfloat16, on other platforms and on several devices. The choice is made when a program is lowered.
+on first use (`cpu.build`). XLA is used if there is no compiler, on other platforms, on several
+devices, and for dtypes other than float32 and bfloat16. The choice is made when a program is
+lowered.
 
 A convolution and its two transposes are bilinear primitives, and the transposes of each are among
 the three. So derivatives of any order are available in forward and reverse mode.
@@ -104,7 +105,10 @@ def _natively(target: str, by_xla, first: Array, second: Array, **parameters) ->
 
 
 def _can(context: mlir.LoweringRuleContext, dtype: Any) -> bool:
-    """Returns True if C++ supports the program being lowered: one CPU and a supported dtype."""
+    """Returns True if the C++ code can be used for the program that is being lowered.
+
+    The program must run on one CPU, with a supported dtype.
+    """
     supported = dtype in (jnp.float32, jnp.bfloat16)
     return supported and build.can_register(context, "convolution.cc", _TARGETS)
 
@@ -113,7 +117,16 @@ def _can(context: mlir.LoweringRuleContext, dtype: Any) -> bool:
 
 
 def _primitive(name: str, target: str, by_xla) -> core.Primitive:
-    """Creates a primitive with abstract evaluation, eager calls, `vmap` and lowering rules."""
+    """Creates a primitive.
+
+    This function defines abstract evaluation, eager calls, `vmap` and lowering. The derivatives are
+    defined at the end of this file.
+
+    Args:
+      name: name of the primitive.
+      target: name of the C++ function.
+      by_xla: function that computes the same result by XLA.
+    """
     primitive = core.Primitive(name)
 
     def outline(first: Any, second: Any, **parameters) -> Any:
@@ -137,7 +150,7 @@ def _primitive(name: str, target: str, by_xla) -> core.Primitive:
 
 
 def _mapped(primitive: core.Primitive, arrays, axes, **parameters) -> tuple[Array, int]:
-    """Implements `vmap`: the mapped axis joins the batch if possible, else it becomes a loop."""
+    """Implements `vmap`: merges the mapped axis with the batch if possible, else loops over it."""
     arrays = [
         array if axis is None else jnp.moveaxis(array, axis, 0)
         for array, axis in zip(arrays, axes, strict=True)

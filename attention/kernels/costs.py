@@ -23,7 +23,8 @@ class DeviceSpeed:
 
     Attributes:
       half: operations per second in matrix products of 16-bit numbers.
-      single: the same for float32 at JAX's default precision (TF32, or bfloat16 on a TPU).
+      single: operations per second in matrix products of float32 numbers at JAX's default precision
+        (TF32, or bfloat16 on a TPU).
       bandwidth: bytes per second of the memory.
       cores: number of multiprocessors, or of cores of a TPU.
       memory: bytes of memory.
@@ -36,7 +37,8 @@ class DeviceSpeed:
     memory: float
 
 
-# Keys are parts of device kinds; the first that occurs in the kind applies. Rates without sparsity.
+# A key applies to the device kinds that contain it; the first such key is used. Rates are without
+# sparsity.
 SPEEDS: Mapping[str, DeviceSpeed] = {
     "B200": DeviceSpeed(2250e12, 1100e12, 8.0e12, 148, 180e9),
     "H200": DeviceSpeed(989e12, 494e12, 4.8e12, 132, 141e9),
@@ -52,7 +54,8 @@ SPEEDS: Mapping[str, DeviceSpeed] = {
     "TPU v5": DeviceSpeed(459e12, 459e12, 2.765e12, 2, 95e9),
     "TPU v4": DeviceSpeed(275e12, 275e12, 1.228e12, 2, 32e9),
 }
-# Speeds that are assumed for devices without an entry; the estimates only rank kernels.
+# Speeds that are assumed for devices without an entry. This is sufficient, because the estimates
+# only rank kernels.
 _OTHERS = {"cuda": SPEEDS["A100"], "tpu": SPEEDS["TPU v5 lite"]}
 
 # Seconds per kernel launch (on a TPU, per operation), and seconds per grid step on a TPU.
@@ -70,7 +73,7 @@ class Call:
       itemsize: bytes of a number of the query.
       visible: fraction of the pairs of queries and keys that static windows leave visible.
       array: bytes of bias and dense mask for each pair of query and key.
-      backward: whether the backward pass counts too.
+      backward: whether the backward pass is included.
       speed: speed of the device.
     """
 
@@ -101,7 +104,11 @@ class Call:
         return self.batch * self.heads * pairs * products * sizes
 
     def vectors(self, width: int = 1, block: int = 1) -> int:
-        """Returns the bytes of queries, keys, values and results together, padded."""
+        """Returns the total bytes of queries, keys, values and results, with padding.
+
+        Args:
+          width, block: as for `operations`.
+        """
         rows = padded(self.queries, block) * self.batch
         columns = padded(self.keys, block) * self.batch
         both = padded(self.size, width) + padded(self.value_size, width)
@@ -143,7 +150,10 @@ class Cost:
 
 
 def seconds(call: Call, cost: Cost) -> float:
-    """Returns the estimated seconds; infinite if [B, N, T, S] takes over half of the memory."""
+    """Returns the estimated seconds of a call.
+
+    They are infinite if the matrices [B, N, T, S] take more than half of the device's memory.
+    """
     speed = call.speed
     if cost.memory > speed.memory / 2:
         return math.inf
@@ -153,7 +163,7 @@ def seconds(call: Call, cost: Cost) -> float:
 
 
 def speed_of(platform: str, kind: str | None) -> DeviceSpeed:
-    """Returns the speed of a kind of device, or of a common device if the kind is unknown."""
+    """Returns the speed of a kind of device, or that of a common device if the kind is unknown."""
     return next(
         (speed for part, speed in SPEEDS.items() if part in (kind or "")), _OTHERS[platform]
     )

@@ -17,7 +17,7 @@ Array = jax.Array
 
 
 def guard_derivatives(array: Array, kernel: str, higher: bool) -> Array:
-    """Returns the array unchanged, but raises for forward-mode and higher derivatives.
+    """Returns the array unchanged, but raises an error for forward-mode and higher derivatives.
 
         y = x,   dx = dy in the first reverse-mode derivative
 
@@ -30,8 +30,8 @@ def guard_derivatives(array: Array, kernel: str, higher: bool) -> Array:
       y, [...].
 
     Raises:
-      NotImplementedError: when a forward-mode or higher derivative is computed; the message
-        suggests "reference".
+      NotImplementedError: a forward-mode derivative is computed, or a higher derivative that the
+        kernel lacks. The message suggests "reference".
     """
     return _guard.bind(array, kernel=kernel, higher=higher, order=1)
 

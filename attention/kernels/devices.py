@@ -1,8 +1,9 @@
 """Platforms of kernels: device checks, interpreter mode, and lowering for other platforms.
 
-A program is traced for the device of `lowering_for`, else for the devices of the mesh in context
-(`jax.set_mesh`), else for the default device. A kernel for a GPU or a TPU calls `require_platform`
-before it imports its library, so that "auto" rejects it at once on other platforms.
+A program is traced for the device of `lowering_for`, otherwise for the devices of the mesh in
+context (`jax.set_mesh`), otherwise for the default device. A kernel for a GPU or a TPU calls
+`require_platform` before it imports its library, so that "auto" rejects it at once on other
+platforms.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ def lowering_for(platform: str, device: Any = None) -> Iterator[None]:
 
     Args:
       platform: "cuda", "tpu" or "cpu".
-      device: the device: its kind, such as "NVIDIA H100 80GB HBM3", or an object with the attribute
+      device: kind of the device, such as "NVIDIA H100 80GB HBM3", or an object with the attribute
         `device_kind`, such as a device of `jax.experimental.topologies`. If None, no measurements
-        are used, and only features that every device of the platform supports.
+        are used, and kernels use only features that every device of the platform supports.
 
     Raises:
       ValueError: the platform is unknown.
@@ -111,7 +112,10 @@ CAPABILITIES = {"A100": (8, 0), "H100": (9, 0), "H200": (9, 0)}
 def _described(
     platform: str, kind: str | None, device: Any
 ) -> contextlib.AbstractContextManager[Any]:
-    """Returns a context that sets the device, or that of `_LEAST`, as target of lowering."""
+    """Returns a context that sets the target device of lowering.
+
+    The target is the given device, or that of `_LEAST` if its kind is None.
+    """
     if platform not in _LEAST or (kind is None and default_platform() == platform):
         return contextlib.nullcontext()
     name, least = _LEAST[platform]
@@ -132,7 +136,10 @@ def _capability_of(device: Any, kind: str | None) -> tuple[int, int] | None:
 
 
 def require_platform(platform: str, can_be_interpreted: bool = True) -> bool:
-    """Raises unless JAX uses the platform or interprets kernels; returns True if it interprets.
+    """Checks that JAX uses a platform or interprets kernels.
+
+    Returns:
+      True if kernels are interpreted.
 
     Raises:
       NotImplementedError: JAX uses another platform, and the kernel is not interpreted.
@@ -147,7 +154,10 @@ def require_platform(platform: str, can_be_interpreted: bool = True) -> bool:
 
 
 def expect_device(can: Container[str]) -> None:
-    """Checks the platform that capabilities of a kernel require, without loading the kernel.
+    """Checks the platform that a kernel requires, without loading the kernel.
+
+    Args:
+      can: capabilities of the kernel.
 
     Raises:
       NotImplementedError: the kernel needs another platform.
@@ -206,7 +216,10 @@ def device_kind_here() -> str:
 
 
 def compute_capability() -> tuple[int, int] | None:
-    """Returns the compute capability of the NVIDIA GPU traced for, such as (9, 0), or None."""
+    """Returns the compute capability of the NVIDIA GPU that JAX traces for, or None.
+
+    An example is (9, 0).
+    """
     found = _target()
     if found is not None and (found.capability or found.kind != device_kind_here()):
         return found.capability

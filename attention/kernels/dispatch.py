@@ -54,8 +54,8 @@ class KernelChoice:
 
     Attributes:
       name: name of the kernel.
-      unsupported: kernel -> reason why it was rejected (it does not support the call, or is slower
-        than another kernel), for the kernels that were tried before the selected one.
+      unsupported: for each kernel that was tried before the selected one, the reason why it was
+        rejected: it does not support the call, or is slower than another kernel.
       reason: measurements or estimates that led to the choice, or a note that there are none.
     """
 
@@ -83,7 +83,11 @@ class RecordedChoice:
 
 @contextlib.contextmanager
 def record_choices() -> Iterator[list[RecordedChoice]]:
-    """Records the kernel of each call of `attend` that is traced in the context."""
+    """Records the kernel of each call of `attend` that is traced in the context.
+
+    Yields:
+      A list to which the choices are added.
+    """
     found: list[RecordedChoice] = []
     token = _recorded.set(found)
     try:
@@ -93,7 +97,12 @@ def record_choices() -> Iterator[list[RecordedChoice]]:
 
 
 def record(arrays: Sequence[Array], options: Mapping[str, Any], choice: KernelChoice) -> None:
-    """Adds the choice for these arguments of `attend` to the list of `record_choices`."""
+    """Adds a choice of `attend` to the list of `record_choices`, if one is active.
+
+    Args:
+      arrays, options: the arguments of `attend`, as for `choose`.
+      choice: the kernel that was chosen for them.
+    """
     found = _recorded.get()
     if found is None or tracing.only_shapes():
         return
@@ -114,8 +123,8 @@ class Timing:
       batch, heads, queries, keys, size: B, N, T, S, H.
       dtype: "single" (32 bits and more) or "half" (16).
       options: one of `WORKLOADS`.
-      forward: kernel -> milliseconds of the forward pass.
-      both: kernel -> milliseconds of the forward and backward passes.
+      forward: milliseconds of the forward pass of each kernel.
+      both: milliseconds of forward and backward pass together, for each kernel.
     """
 
     batch: int
@@ -134,7 +143,10 @@ class Timing:
         return self.forward if self.options == "decode" else self.both
 
     def distance(self, batch: int, heads: int, queries: int, keys: int, size: int) -> float:
-        """Returns the distance to other sizes: the sum of |log ratio| over T, S, H and B·N."""
+        """Returns the distance of the measured sizes to other sizes.
+
+        It is the sum over T, S, H and B·N of |log(measured / other)|.
+        """
         pairs = (
             (self.queries, queries),
             (self.keys, keys),
@@ -155,7 +167,12 @@ WORKLOADS = {
 
 
 def workload_class(queries: int, keys: int, mask: Mask | None, bias: Any) -> str:
-    """Returns the class of a call, one of `WORKLOADS`."""
+    """Returns the workload of a call, one of `WORKLOADS`.
+
+    Args:
+      queries, keys: T and S.
+      mask, bias: as for `attend`.
+    """
     if queries <= DECODE_QUERIES and keys > queries:
         return "decode"
     if bias is not None:
@@ -181,12 +198,15 @@ def dtype_class(dtype: Any) -> str:
 
 @functools.cache
 def timings() -> dict[str, tuple[Timing, ...]]:
-    """Returns the measurements of `TIMINGS`; reads the file once."""
+    """Returns the measurements of the file `TIMINGS`, which is read only once."""
     return read(TIMINGS)
 
 
 def read(path: pathlib.Path) -> dict[str, tuple[Timing, ...]]:
-    """Reads measurements by device kind; empty if there is no file.
+    """Reads a file of measurements.
+
+    Returns:
+      The measurements by device kind; empty if there is no file.
 
     Raises:
       ValueError: the file was not written by `benchmarks.tune`.
@@ -207,7 +227,7 @@ def choose(
     unsupported_reason: Callable[[str], str | None],
     slower_reason: Callable[[str], str | None] = lambda name: None,
 ) -> KernelChoice:
-    """Chooses the kernel for these arguments of `attend`.
+    """Chooses the kernel for the given arguments of `attend`.
 
     Args:
       arrays: query [B, T, N, H], key [B, S, K, H], value, or `jax.ShapeDtypeStruct`s.
@@ -215,7 +235,7 @@ def choose(
       unsupported_reason: function that traces a kernel and returns why it does not support the
         arguments, or None.
       slower_reason: function that returns why a kernel is slower than another kernel at these
-        sizes, or None. Used for kernels without a measurement.
+        sizes, or None. It is called for kernels without a measurement.
 
     Returns:
       The `KernelChoice`, which depends only on shapes, dtypes, options, mesh and device kind.
@@ -227,7 +247,8 @@ def choose(
     measured = timings().get(device, ())
     sizes, entry = _sizes(arrays), None
     try:
-        # Symbolic sizes are not cached: symbols of several `jax.export` scopes cannot be compared.
+        # Choices for symbolic sizes are not cached, because the symbols of different `jax.export`
+        # scopes cannot be compared.
         known = None if sizes is None else (_signature(arrays, options), kernels, device, context)
         if known in _found:
             return dataclasses.replace(_found[known], unsupported=dict(_found[known].unsupported))
@@ -266,7 +287,16 @@ def choose(
 def nearest(
     entries: Sequence[Timing], sizes: tuple[int, ...], dtype: str, options: str
 ) -> Timing | None:
-    """Returns the nearest timing with the same dtype and options, or None."""
+    """Returns the timing with the nearest sizes.
+
+    Args:
+      entries: timings on one kind of device.
+      sizes: arguments of `Timing.distance`.
+      dtype, options: only timings with these values are compared.
+
+    Returns:
+      The timing, or None if none has this dtype and these options.
+    """
     same = [entry for entry in entries if (entry.dtype, entry.options) == (dtype, options)]
     return min(same, key=lambda entry: entry.distance(*sizes), default=None)
 
@@ -279,6 +309,11 @@ def in_order(
     Kernels that were never measured on this device keep their ranks in the registry, so that a new
     kernel at the front is tried first. The measured kernels fill the remaining ranks, fastest
     first; those without a time for this call come last.
+
+    Args:
+      names: names of the kernels in the order of the registry.
+      unknown: kernels that were never measured on this device.
+      milliseconds: times of kernels for this call.
     """
     if not milliseconds:
         return list(names)
@@ -292,9 +327,9 @@ def estimates(
 ) -> dict[str, float]:
     """Estimates the milliseconds of kernels on one device of the mesh in context.
 
-    The estimates include forward and backward pass, for decoding only the forward pass. If T·S is
-    at least `LONG`², kernels that keep matrices [B, N, T, S] in memory have no estimate, because
-    their memory limits the batch size.
+    The estimates include the forward and the backward pass, but for decoding only the forward pass.
+    If T·S is at least `LONG`², kernels that keep matrices [B, N, T, S] in memory have no estimate,
+    because their memory limits the batch size.
 
     Args:
       arrays: query, key and value, or `jax.ShapeDtypeStruct`s, with known sizes.
@@ -302,8 +337,8 @@ def estimates(
       names: names of kernels.
 
     Returns:
-      Kernel -> milliseconds, for kernels whose module has a function `cost`; empty unless the
-      platform is "cuda" or "tpu".
+      The milliseconds of each kernel whose module has a function `cost`; empty unless the platform
+      is "cuda" or "tpu".
     """
     platform = devices.expected_platform()
     if platform not in costs.LAUNCH:
@@ -353,7 +388,7 @@ def _call(platform: str, arrays: Sequence[Array], options: Mapping[str, Any]) ->
 
 
 def visible_fraction(mask: Mask | None, T: int, S: int) -> float:
-    """Returns the fraction of pairs that the static windows of a mask leave visible."""
+    """Returns the fraction of the T·S pairs that the static windows of a mask leave visible."""
     low, high = np.zeros(T), np.full(T, S - 1.0)
     for term in () if mask is None else mask.terms:
         if isinstance(term, Window) and is_static(term.query_offset):
@@ -366,7 +401,7 @@ def visible_fraction(mask: Mask | None, T: int, S: int) -> float:
 
 
 def device_kind() -> str:
-    """Returns the kind of the device that JAX traces for, such as "cpu", or else its platform."""
+    """Returns the kind of the device that JAX traces for, or the platform if it is unknown."""
     return devices.expected_kind() or devices.expected_platform()
 
 

@@ -38,7 +38,7 @@ class KernelOptions(TypedDict):
 
 
 def validate_numbers(options: KernelOptions) -> tuple[float, float | None, float]:
-    """Returns scale, cap and dropout rate as floats.
+    """Returns the scale, the logit cap and the dropout rate as floats.
 
     Raises:
       NotImplementedError: a number is traced.
@@ -50,7 +50,10 @@ def validate_numbers(options: KernelOptions) -> tuple[float, float | None, float
 
 
 def validate_arrays(options: KernelOptions) -> dict[str, Any]:
-    """Returns the options that are arrays; "key_data" has the words of the dropout key or None."""
+    """Returns the options that are arrays: "mask", "bias", "sinks" and "key_data".
+
+    "key_data" contains the words of the dropout key; it is None if the rate is 0.
+    """
     key = options["dropout_key"]
     key_data = validate_threefry(cast(Array, key)) if options["dropout_rate"] else None
     return {name: options[name] for name in ("mask", "bias", "sinks")} | {"key_data": key_data}

@@ -49,9 +49,14 @@ class MeshSplit:
         return self.mesh.shape[self.sequence] if self.sequence else 1
 
     def specs(self, tree: Any, axes: str, sizes: dict[str, int]) -> Any:
-        """Returns the `PartitionSpec` of each array of a tree; all have the same dimension letters.
+        """Returns the `PartitionSpec` of each array of a tree.
 
         Dimensions of size 1 and letters other than B, T, S, N and K are not sharded.
+
+        Args:
+          tree: arrays, all with the same dimension letters.
+          axes: letters of the first dimensions.
+          sizes: the global size of each letter.
         """
         names = dict.fromkeys("TS", self.sequence) | dict.fromkeys("NK", self.heads)
         names["B"] = self.batch
@@ -75,7 +80,7 @@ class MeshSplit:
 
     @property
     def used(self) -> tuple[str, ...]:
-        """Names of all mesh axes that shard a dimension."""
+        """The mesh axes that shard a dimension."""
         return (*self.batch, *self.heads, *((self.sequence,) if self.sequence else ()))
 
     def index(self, axes: tuple[str, ...]) -> Array:
@@ -97,10 +102,11 @@ def mesh_split(B: int, N: int, K: int) -> MeshSplit | None:
 
 
 def device_split(B: int, N: int, K: int) -> MeshSplit | None:
-    """Returns the split for a single-device program, or None if one device runs it already.
+    """Returns the split for a program of a single device, or None if one device runs it already.
 
-    Sequences are not sharded. On several devices there is a split even if no dimension is sharded:
-    the program must run in a `jax.shard_map`, as the compiler cannot partition it.
+    Sequences are not sharded. On several devices there is always a split, even if no dimension is
+    sharded. The program must then run in a `jax.shard_map`, because the compiler cannot partition
+    it.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if math.prod(mesh.axis_sizes) <= 1 or not _free_axes(mesh):
@@ -109,7 +115,7 @@ def device_split(B: int, N: int, K: int) -> MeshSplit | None:
 
 
 def _free_axes(mesh: Any) -> tuple[str, ...]:
-    """Returns the axes that can be used.
+    """Returns the mesh axes that can be used.
 
     Manual axes belong to a `jax.shard_map` that is being traced and cannot be used again.
     """
@@ -131,9 +137,9 @@ def run_per_device(
 
         o_bn = kernel(q_bn, k_bn, v_bn, ...),   b, n: examples and heads of the device
 
-    The mesh is set by `jax.set_mesh`. Without a mesh, on a mesh of one device and within a
-    `jax.shard_map` over all its axes, the kernel is called directly. Queries, keys and values are
-    not communicated if they are sharded by examples and heads already. Devices along an axis that
+    The mesh is set by `jax.set_mesh`. The kernel is called directly without a mesh, on a mesh of
+    one device, and within a `jax.shard_map` over all axes of the mesh. Queries, keys and values are
+    not communicated if they are already sharded by examples and heads. Devices along an axis that
     shards neither examples nor heads, such as "sequence", repeat the computation.
 
     Args:
@@ -163,12 +169,12 @@ def run_per_device(
 
 
 def _is_dynamic(option: Any) -> bool:
-    """Returns whether an option has arrays, not a number or None."""
+    """Returns whether an option contains arrays; otherwise it is a number or None."""
     return any(isinstance(leaf, jax.Array) or jnp.ndim(leaf) for leaf in jax.tree.leaves(option))
 
 
 def _specs(split: MeshSplit, given: Mapping[str, Any]) -> tuple[list[Any], Any]:
-    """Returns the `PartitionSpec` of each leaf of the arguments, and of the output."""
+    """Returns the `PartitionSpec` of each leaf of the arguments, and that of the output."""
     query, _, value = given["arrays"]
     sizes = {"B": query.shape[0], "N": query.shape[2], "K": value.shape[2]}
     rows, columns = split.specs(query, "BTN", sizes), split.specs(value, "BSK", sizes)
@@ -212,7 +218,7 @@ class _Program:
 
     @property
     def by_device(self) -> Any:
-        """Spec of arrays [devices, ...], one entry for each device."""
+        """The `PartitionSpec` of arrays [devices, ...] with one entry for each device."""
         return PartitionSpec(_free_axes(self.split.mesh))
 
     def local(self, leaves: list[Any]) -> Array:
@@ -233,7 +239,7 @@ class _Program:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Pullback:
-    """Static part of a pullback: its tree structure, and the indices of differentiated leaves."""
+    """Static part of a pullback: its tree structure and the indices of differentiated arguments."""
 
     tree: Any
     learned: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Reordering of the rows of each example: by XLA, or on a CPU in place by C++.
+"""Reordering of the rows of each example, by XLA or, on a CPU, by C++ in place.
 
 Beam search reorders the caches of its prefixes after each step. XLA's gather on a CPU moves one
 number at a time and then copies the result into the state of the loop. The C++ code moves whole

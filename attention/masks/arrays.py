@@ -1,6 +1,6 @@
 """Masks as arrays for compiled kernels: bounds, ids and block patterns instead of T x S entries.
 
-Only a dense term keeps its array with T x S entries.
+Only a dense term (`masks.dense`) keeps its array with T x S entries.
 
 B examples, N heads, T queries, S keys.
 """
@@ -24,12 +24,13 @@ class MaskArrays(NamedTuple):
     """Arrays that each hide some keys of a query; None if no term of the mask needs the array.
 
     Attributes:
-      low, high: int32 [B or 1, T]; a query attends to keys low <= s < high.
-      query_ids, key_ids: int32 [B or 1, T], [B or 1, S]; a query attends to keys with its id.
-      valid: bool [B or 1, S].
-      dense: bool [B or 1, N or 1, T, S].
-      block_codes: int32 [query blocks, key blocks]: 0 for a hidden block, 1 for a full one, k + 2
-        for one with pattern k.
+      low, high: int32 [B or 1, T]. A query attends to keys low <= s < high.
+      query_ids, key_ids: int32 [B or 1, T] and [B or 1, S]. A query attends to the keys that have
+        the same id.
+      valid: bool [B or 1, S]. False hides a key from all queries.
+      dense: bool [B or 1, N or 1, T, S]. False hides a key from a query.
+      block_codes: int32 [query blocks, key blocks]: 0 for a hidden block, 1 for a full block, k + 2
+        for a block with pattern k of `block_patterns`.
       block_patterns: bool [patterns, query_block, key_block], visible pairs within a block.
     """
 
@@ -47,6 +48,11 @@ def mask_arrays(
     mask: Mask | None, B: int, T: int, S: int, query_block: int, key_block: int
 ) -> MaskArrays:
     """Converts a mask to arrays.
+
+    Args:
+      mask: the mask, or None if all keys are visible.
+      B, T, S: number of examples, queries and keys.
+      query_block, key_block: block sizes of `block_codes` and `block_patterns`.
 
     Raises:
       NotImplementedError: a term depends on data and is not given by intervals, ids or an array.
@@ -102,7 +108,7 @@ def _column(number: terms.Offset) -> Array:
 
 
 def _rows(real: Array, S: int) -> Array:
-    """Returns upper bounds of the visible keys: S for real queries, 0 for padding queries."""
+    """Returns the bound `high` that hides all keys from padding queries: S if real, else 0."""
     return jnp.where(real, S, 0)
 
 

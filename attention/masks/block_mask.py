@@ -20,9 +20,10 @@ Array = jax.Array
 
 
 class BlockMask(NamedTuple):
-    """Key blocks to visit for each query block, or the reverse.
+    """Key blocks to visit for each query block, or query blocks to visit for each key block.
 
-    The arrays are NumPy arrays if the mask does not depend on data.
+    The arrays are NumPy arrays if the mask does not depend on data. Axes of size 1 are shared by
+    all examples or by all blocks.
 
     Attributes:
       indices: int32 [1 or B, 1 or blocks, L], lists of block indices: first full, then partial,
@@ -104,5 +105,5 @@ def make_block_mask(
 
 
 def _take(x: Any, numbers: Array, axis: int, count: int) -> Array:
-    """Selects blocks of an axis that has size 1 or `count`."""
+    """Selects blocks of an axis; an axis of size 1 stands for `count` equal blocks."""
     return jnp.take(x, numbers if x.shape[axis] == count else jnp.zeros_like(numbers), axis)

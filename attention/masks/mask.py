@@ -76,11 +76,11 @@ class Mask:
         return result
 
     def select(self, example: int | Array, heads: Span) -> Mask:
-        """Returns the mask of one example and of the given heads: B = 1, N = heads.size."""
+        """Returns the mask restricted to one example and to some heads: B = 1, N = heads.size."""
         return Mask(tuple(term.select(example, heads) for term in self.terms))
 
     def static_block_mask(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray:
-        """Returns which blocks may be visible, independent of the data.
+        """Returns which blocks may be visible for any values of the arrays in the mask.
 
         Returns:
           NumPy bool [ceil(T / query_block), ceil(S / key_block)]. A block marked False is hidden:
@@ -100,7 +100,7 @@ class Mask:
     def block_visibility(
         self, B: int, T: int, S: int, query_block: int, key_block: int
     ) -> tuple[Array | np.ndarray, Array | np.ndarray]:
-        """Returns which blocks are visible and which are fully visible, given the data.
+        """Returns which blocks are visible and which are full, given the arrays in the mask.
 
         Returns:
           Two bool arrays [1 or B, ceil(T / query_block) or 1, ceil(S / key_block) or 1]. Both are
@@ -123,7 +123,7 @@ MaskLike = Mask | Array
 
 @dataclasses.dataclass(frozen=True)
 class Padding:
-    """A mask reduced to causality and padding; see `padding`.
+    """A mask reduced to causality and padding by the function `padding`.
 
     Attributes:
       causal: whether the keys after a query's position are hidden.
@@ -139,7 +139,7 @@ class Padding:
 def padding(
     mask: Mask | Array | None, B: int, T: int, S: int, *, of: str, causal: bool = True
 ) -> Padding:
-    """Reduces a mask to causality and padding, for mechanisms without a weight per query and key.
+    """Reduces a mask to causality and padding, for mechanisms that support no other mask.
 
     Args:
       mask: conjunction of `causal()`, `lengths(...)` and `valid(...)`, or None. Other masks and
@@ -183,7 +183,7 @@ def padding(
 
 
 def causal(query_offset: Offset | None = None) -> Mask:
-    """Returns the causal mask: no query attends to later keys (Vaswani et al. 2017, section 3.2.3).
+    """Returns the causal mask, which hides later keys (Vaswani et al. 2017, section 3.2.3).
 
         allowed_ts = (s <= t + query_offset)
 
@@ -298,7 +298,7 @@ def prefix(length: Offset, query_offset: Offset | None = None) -> Mask:
 
 
 def dense(array: Array) -> Mask:
-    """Returns the mask given by an array (Vaswani et al. 2017, section 3.2.3).
+    """Returns a mask that is given by an array (Vaswani et al. 2017, section 3.2.3).
 
         allowed_bnts = array_bnts
 
@@ -322,7 +322,18 @@ def dense(array: Array) -> Mask:
 
 
 def validate_offset(number: Any, argument: str = "query_offset") -> Offset | None:
-    """Returns the offset; raises ValueError unless it is an int, or an int array [] or [B]."""
+    """Checks that an offset is None, an int, or an int array of shape [] or [B].
+
+    Args:
+      number: the offset.
+      argument: name of the argument in the error message.
+
+    Returns:
+      The offset: None, an int, or an int32 array.
+
+    Raises:
+      ValueError: the offset is not an integer or has another shape.
+    """
     if number is None:
         return None
     shapes.expect_integer(argument, number)
@@ -354,7 +365,7 @@ def _ids(argument: str, array: Any) -> Array:
 
 
 def _int32(numbers: Any) -> Array:
-    """Converts lengths and offsets of any integer dtype to int32, clipped to its range."""
+    """Converts integers of any dtype to int32; numbers beyond its range are clipped."""
     numbers = numbers if hasattr(numbers, "dtype") else np.asarray(numbers)
     limits = jnp.iinfo(jnp.int32)
     if numbers.dtype.itemsize >= 4 and numbers.dtype != jnp.int32:

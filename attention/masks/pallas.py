@@ -23,7 +23,7 @@ Array = jax.Array
 
 
 class Sizes(NamedTuple):
-    """Sizes of a mask; rows and columns are T and S rounded up to complete blocks."""
+    """Sizes T and S of a mask, and `rows` and `columns`: T and S rounded up to complete blocks."""
 
     T: int
     S: int
@@ -32,9 +32,10 @@ class Sizes(NamedTuple):
 
 
 class BlockIndex(NamedTuple):
-    """Index of a block of logits: example, head, first row and column, and positions.
+    """Index of a block of logits.
 
-    `rows` and `columns` are the positions, [rows, 1] and [1, columns].
+    It consists of the example, the head, the first row and the first column. `rows` and `columns`
+    are the positions of all queries and keys in the block, [rows, 1] and [1, columns].
     """
 
     example: Any
@@ -270,12 +271,12 @@ def _(term: terms.Dense, index):
 
 
 def of_shared(shape: tuple[int, ...], *indices: Any) -> tuple[Any, ...]:
-    """Returns the indices of the leading axes of a shape, with 0 for axes of size 1."""
+    """Returns indices into the leading axes of a shape; the index of an axis of size 1 is 0."""
     return tuple(0 if size == 1 else index for size, index in zip(shape, indices, strict=False))
 
 
 def slice_of(start: Any, size: int) -> Any:
-    """Returns the slice of `size` positions from `start`, for an axis of a reference."""
+    """Returns a slice of `size` positions that begins at `start`, to index a reference."""
     # The import is slow, and only a Pallas kernel that is being traced needs it.
     from jax.experimental import pallas as pl
 

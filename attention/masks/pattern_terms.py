@@ -17,7 +17,7 @@ Array = jax.Array
 
 
 class Pattern(MaskTerm):
-    """A term that depends on query and key positions alone; `query_offset` is its last field."""
+    """A term that depends only on query and key positions; its last field is `query_offset`."""
 
     query_offset: Offset | None
 
@@ -34,7 +34,15 @@ class Pattern(MaskTerm):
         return self.any_visible(*ends)[None], self.all_visible(*ends)[None]
 
     def mask_mod(self, query_index: Array, key_index: Array) -> Array:
-        """Returns whether queries [..., T, 1] may attend to keys [S], bool [..., T, S]."""
+        """Returns which queries may attend to which keys.
+
+        Args:
+          query_index: positions of the queries among the keys, [..., T, 1].
+          key_index: positions of the keys, [S].
+
+        Returns:
+          bool [..., T, S].
+        """
         raise NotImplementedError
 
     def any_visible(
@@ -44,7 +52,9 @@ class Pattern(MaskTerm):
         key_first: np.ndarray,
         key_last: np.ndarray,
     ) -> np.ndarray:
-        """Returns whether any query of a query block attends to any key of a key block, exactly.
+        """Returns whether any query of a query block attends to any key of a key block.
+
+        The result is exact.
 
         Args:
           query_first, query_last: first and last positions of Q query blocks, [Q, 1].
@@ -56,12 +66,16 @@ class Pattern(MaskTerm):
         raise NotImplementedError
 
     def all_visible(self, query_first, query_last, key_first, key_last) -> np.ndarray:
-        """Returns True only if all queries of a query block attend to all keys of a key block."""
+        """Returns whether all queries of a query block attend to all keys of a key block.
+
+        The arguments and the shape of the result are those of `any_visible`. The result may be
+        False for a block that is full.
+        """
         return np.zeros((len(query_first), len(key_first)), bool)
 
 
 def _holds_multiple(low: np.ndarray, high: np.ndarray, number: int) -> np.ndarray:
-    """Returns whether one of low, ..., high is a multiple of `number`."""
+    """Returns whether an integer from `low` to `high` is a multiple of `number`."""
     return high // number * number >= low
 
 
@@ -201,7 +215,11 @@ class BigBird(MaskTerm):
         return (inside > 0)[None], (inside == area)[None]
 
     def table(self, S: int) -> np.ndarray:
-        """Returns bool [blocks, blocks], True if a query block attends to a key block."""
+        """Returns which query blocks attend to which key blocks, bool [blocks, blocks].
+
+        Args:
+          S: number of keys.
+        """
         if not isinstance(S, int):
             raise NotImplementedError(
                 f"mask: got {self.describe()} with S={S} keys, expected a number, not a symbol"
@@ -227,9 +245,15 @@ class BigBird(MaskTerm):
 
 @functools.lru_cache(maxsize=64)
 def _draws(count: int, window: int, global_blocks: int, random_blocks: int, seed: int):
-    """Draws random earlier blocks for each block of `big_bird`, bool [count, count].
+    """Draws random earlier blocks for each block of `big_bird`.
 
-    Row i does not depend on the number of blocks.
+    Args:
+      count: number of blocks.
+      window, global_blocks, random_blocks, seed: as for `big_bird`.
+
+    Returns:
+      bool [count, count], True if the block of the row draws the block of the column. A row does
+      not depend on the number of blocks.
     """
     drawn = np.zeros((count, count), bool)
     for row in range(count):

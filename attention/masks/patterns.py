@@ -1,7 +1,7 @@
 """Sparse attention patterns as masks.
 
-The patterns combine with the masks of `attention.masks` by `&` and `|`. They are bidirectional;
-combined with `masks.causal()` they are the causal patterns of the papers:
+The patterns can be combined with the masks of `attention.masks` by `&` and `|`. They are
+bidirectional; together with `masks.causal()` they are the causal patterns of the papers:
 
     mask = patterns.strided(64) & masks.causal() & masks.lengths(key=lengths)
 
@@ -169,9 +169,9 @@ def big_bird(
       global_blocks: number of global blocks at the start.
       random_blocks: number of blocks that each block draws, or fewer if not enough are available.
       seed: seed of the draws, 0 to 2³² - 1. All heads share the draws.
-      links: replacement for the random draws, for parameters that were trained with another
-        implementation: for each query block, the indices of the key blocks that it attends to in
-        addition to window and global blocks.
+      links: links between blocks that replace the random draws, for parameters that were trained
+        with another implementation. For each query block, these are the indices of the key blocks
+        that it attends to in addition to window and global blocks.
       query_offset: as in `dilated_window`.
 
     Returns:
@@ -216,7 +216,11 @@ _MOST = {"seed": 2**32 - 1}
 
 
 def _expect_offset(offset: Offset | None) -> Offset | None:
-    """Returns the checked offset; raises ValueError for an int beyond the range of positions."""
+    """Returns the checked offset, as `masks.validate_offset` does.
+
+    Raises:
+      ValueError: as for `masks.validate_offset`, or for an int beyond the range of positions.
+    """
     offset = masks.validate_offset(offset)
     if isinstance(offset, int) and abs(offset) > FAR:
         raise ValueError(f"query_offset: got {offset}, expected an int from {-FAR} to {FAR}")

@@ -1,10 +1,10 @@
 """Mask terms, which `attention.masks` combines into masks.
 
-B examples, N heads, T queries, S keys. Kernels evaluate a term as an array of all positions or of a
-block (`allowed`). They use the visibility of blocks (`static_block_mask`, `block_visibility`) to
-skip hidden blocks, and to evaluate the array only in partial blocks. A block is a set of
-consecutive queries and consecutive keys: hidden if no query attends to a key, full if each query
-attends to each key.
+B examples, N heads, T queries, S keys. Kernels evaluate a term as an array for all positions or for
+a block (`allowed`). They use the visibility of blocks (`static_block_mask`, `block_visibility`) to
+skip hidden blocks, and to evaluate the array only in partial blocks. A block consists of
+consecutive queries and consecutive keys. It is hidden if no query attends to any key, full if each
+query attends to each key, and otherwise partial.
 """
 
 from __future__ import annotations
@@ -49,9 +49,14 @@ class MaskTerm:
     def allowed(
         self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
     ) -> Array:
-        """Returns which queries may attend to which keys, bool [B or 1, N or 1, T or 1, S or 1].
+        """Returns which queries may attend to which keys.
 
-        Spans of queries (`rows`) and keys (`columns`) restrict the axes T and S.
+        Args:
+          B, N, T, S: number of examples, heads, queries and keys.
+          rows, columns: spans of queries and keys to return; all if None.
+
+        Returns:
+          bool [B or 1, N or 1, T or 1, S or 1], with the sizes of the spans in place of T and S.
         """
         raise NotImplementedError
 
@@ -60,7 +65,7 @@ class MaskTerm:
     ) -> np.ndarray | None:
         """Returns which blocks may be visible, bool [query blocks or 1, key blocks or 1].
 
-        None if the term depends on data."""
+        The result is None if the term depends on data."""
         if jax.tree.leaves(self):
             return None
         return np.asarray(self.block_visibility(1, T, S, query_block, key_block)[0][0])
@@ -107,7 +112,7 @@ _LEAF = "leaf"
 
 
 def is_static(value: Any) -> TypeIs[int | tuple[Any, ...] | None]:
-    """Returns whether a field is static under jit, not a leaf of the pytree."""
+    """Returns whether a field is static under jit; otherwise it is a leaf of the pytree."""
     return value is None or isinstance(value, int | tuple)
 
 
@@ -128,7 +133,10 @@ class Window(MaskTerm):
         return result
 
     def bounds(self, T: int, S: int) -> tuple[Offset | None, Offset | None]:
-        """Returns low and high of t + low <= s <= t + high, clipped to `FAR`; None if unbounded."""
+        """Returns the bounds low and high of the visible keys, t + low <= s <= t + high.
+
+        They are clipped to ±`FAR`. A side without a bound has None.
+        """
         offset = self.query_offset
         offset = static_offset(offset, T, S) if is_static(offset) else offset
         low = None if self.left is None else clipped_sum(offset, -self.left)
@@ -319,7 +327,7 @@ class Dense(MaskTerm):
 
 
 def _row(value: Any, example: int | Array) -> Any:
-    """Returns the entry [1, ...] of an example from [B or 1, ...]."""
+    """Returns the entry of one example, [1, ...], of an array [B or 1, ...]."""
     if is_static(value) or value.ndim == 0 or value.shape[0] == 1:
         return value
     return jax.lax.dynamic_slice_in_dim(value, example, 1)
@@ -357,7 +365,13 @@ def split_into_blocks(array: Array, block: int, beyond: bool | None = None) -> A
 def query_positions(
     offset: Offset | None, B: int, T: int, S: int, rows: Span | None = None
 ) -> Array:
-    """Returns positions among the keys of all queries or of a span of them, [1 or B, 1, T, 1]."""
+    """Returns the positions of queries among the keys, [1 or B, 1, T, 1].
+
+    Args:
+      offset: position of the first query, as for `masks.causal`.
+      B, T, S: number of examples, queries and keys.
+      rows: span of the queries to return; all if None.
+    """
     queries = positions(T, rows)
     if is_static(offset):
         offset = static_offset(offset, T, S)
@@ -366,7 +380,11 @@ def query_positions(
 
 
 def static_offset(offset: int | None, T: int, S: int) -> int:
-    """Returns the offset, or 0 if None; raises ValueError if it is None and T != S."""
+    """Returns the offset, or 0 if it is None and T == S.
+
+    Raises:
+      ValueError: the offset is None and T != S.
+    """
     if offset is None and T != S:
         raise ValueError(
             f"query_offset: got none with T={T} queries and S={S} keys, expected an explicit one "
@@ -389,7 +407,7 @@ def clipped_sum(offset: Offset, more: int) -> Offset:
 
 
 def _per_example(number: Offset, B: int, argument: str) -> Array:
-    """Converts an int, [] or [B] to [1 or B, 1, 1, 1]."""
+    """Converts an int, or an array [] or [B], to an array [1 or B, 1, 1, 1]."""
     number = jnp.asarray(number)
     if number.ndim:
         shapes.expect(f"mask {argument}", number, "B", {"B": B})
@@ -397,12 +415,17 @@ def _per_example(number: Offset, B: int, argument: str) -> Array:
 
 
 def _of_blocks(number: Offset, B: int, argument: str) -> int | Array:
-    """Returns an int unchanged, and [] or [B] as [1 or B, 1, 1]."""
+    """Returns an int unchanged; reshapes an array [] or [B] to [1 or B, 1, 1]."""
     return number if is_static(number) else _per_example(number, B, argument)[:, 0]
 
 
 def _block_pairs(T: int, S: int, query_block: int, key_block: int) -> tuple[Any, Any]:
-    """Returns first and last positions of query blocks [1, blocks, 1] and key blocks [blocks]."""
+    """Returns the first and last positions of all blocks.
+
+    Returns:
+      The first and last positions of the query blocks, [1, blocks, 1] each; and those of the key
+      blocks, [blocks] each.
+    """
     ends = block_ends(T, query_block)
     return tuple(end[None, :, None] for end in ends), block_ends(S, key_block)
 

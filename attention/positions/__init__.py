@@ -1,8 +1,8 @@
 """Positions: added to the input, rotated into queries and keys, or added to the logits.
 
-`POSITIONS` names the position modules inside an attention; a spec such as "rope" or
-"rope(base=500000, fraction=0.25)" selects one. `ADDED_POSITIONS` names the position modules that
-are added to the input of the first layer.
+`POSITIONS` lists the position modules that are part of an attention. A spec such as "rope" or
+"rope(base=500000, fraction=0.25)" selects one of them. `ADDED_POSITIONS` lists the position modules
+that are added to the input of the first layer.
 """
 
 from attention.positions.absolute import LearnedPositions, SinusoidalPositions, sinusoidal

@@ -21,12 +21,12 @@ def position_angles(positions: Array, size: int, base: float, factor: float = 1.
 
     Args:
       positions: p, int [...].
-      size: even.
+      size: number of features of an embedding, an even number.
       base: base of the wavelengths.
       factor: factor by which all wavelengths are stretched.
 
     Returns:
-      float32 [..., size / 2].
+      θ, float32 [..., size / 2].
 
     Raises:
       ValueError: size is odd, or positions are not integers.
@@ -46,11 +46,11 @@ def sinusoidal(
         PE(p, 2i) = sin(p / base^(2i / size)),   PE(p, 2i + 1) = cos(p / base^(2i / size))
 
     Args:
-      positions: int [...].
-      size: even.
+      positions: p, int [...].
+      size: D, the number of features of an embedding; an even number.
       base: base of the wavelengths.
-      interleaved: whether sine and cosine alternate, as in the paper; else the sines are the first
-        half, as in tensor2tensor and Marian weights.
+      interleaved: whether sines and cosines alternate, as in the paper. Otherwise the sines are the
+        first half of the features, as in tensor2tensor and Marian weights.
 
     Returns:
       float32 [..., size].
@@ -92,7 +92,7 @@ class SinusoidalPositions(nnx.Module):
         return self.at(jnp.arange(length))
 
     def at(self, positions: Array) -> Array:
-        """Returns the embeddings of positions int [...], float32 [..., D]."""
+        """Returns the embeddings of the given positions, int [...], as float32 [..., D]."""
         return sinusoidal(positions, self.model_size, base=self.base, interleaved=self.interleaved)
 
 
@@ -119,6 +119,9 @@ class LearnedPositions(nnx.Module):
         return self.embedding[...][:length]
 
     def at(self, positions: Array) -> Array:
-        """Returns the embeddings of positions int [...], float32 [..., D]; NaN out of range."""
+        """Returns the embeddings of the given positions, int [...], as float32 [..., D].
+
+        The embedding of a position that is not below max_length is NaN.
+        """
         shapes.expect_integer("positions", positions)
         return jnp.take(self.embedding[...], positions, axis=0, mode="fill")

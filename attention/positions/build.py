@@ -27,7 +27,7 @@ POSITIONS = {
 def build_positions(
     spec: str, num_heads: int, head_size: int, *, rngs: nnx.Rngs
 ) -> RelativePositions | None:
-    """Builds the position module inside an attention, which changes the logits.
+    """Builds a position module that changes the logits inside an attention.
 
         l_ts = scale · rotate(q_t)·rotate(k_s) + bias_ts
 
@@ -48,7 +48,7 @@ def build_positions(
 def build_added_positions(
     spec: str, max_length: int, model_size: int, *, rngs: nnx.Rngs
 ) -> SinusoidalPositions | LearnedPositions | None:
-    """Builds the position module that is added to the input of the first layer.
+    """Builds a position module whose embeddings are added to the input of the first layer.
 
         x_t -> x_t + position_t
 

@@ -23,8 +23,8 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
         m_n = 2^(-8 n / N),   n = 1 ... N,   for N a power of two
 
-    For other N, the slopes are those for P heads, the next smaller power of two, followed by the
-    first, third, fifth, ... slope for 2P heads, as in the authors' code.
+    For another N, let P be the next smaller power of two. As in the authors' code, the slopes are
+    those for P heads, followed by the first, third, fifth, ... slope for 2P heads.
 
     Args:
       num_heads: N, at least 1.
@@ -49,11 +49,12 @@ def alibi_bias(query_positions: Array, key_positions: Array, num_heads: int) -> 
         bias_nts = -m_n |p_t - p_s|
 
     Args:
-      query_positions, key_positions: int [T] or [B, T], [S] or [B, S].
+      query_positions: p_t, int [T] or [B, T].
+      key_positions: p_s, int [S] or [B, S].
       num_heads: N.
 
     Returns:
-      float32 [1 or B, N, T, S].
+      float32 [B, N, T, S], or [1, N, T, S] if both positions have no axis B.
 
     Raises:
       ValueError: positions are not integers, or have another rank.
@@ -73,9 +74,9 @@ def t5_buckets(
 
         bucket = r,  r < e;   else min(e + ⌊ln(r / e) / ln(max_distance / e) · (n - e)⌋, n - 1)
 
-    with r = |relative|, n buckets for this direction and e = n / 2: one bucket for each near
-    distance, then logarithmically wider ones. If bidirectional, each direction has half of the
-    buckets; else later keys share bucket 0.
+    with r = |relative|, n buckets for one direction, and e = n / 2. Each distance below e has its
+    own bucket; the following buckets become wider logarithmically. If bidirectional, each direction
+    has half of the buckets. Otherwise all later keys share bucket 0.
 
     Args:
       relative: int [...], key position - query position.
@@ -113,13 +114,16 @@ class RelativePositions(nnx.Module):
     """Base class of positions inside an attention: a rotation or a bias of the logits."""
 
     def rotate(self, x: Array, positions: Array) -> Array:
-        """Rotates queries or keys [B, T, N, H]; returns x unless overridden."""
+        """Rotates queries or keys x, [B, T, N, H]; the base class returns x unchanged."""
         return x
 
     def bias(
         self, query: Array, query_positions: Array, key_positions: Array, *, scale: float
     ) -> Array | None:
-        """Computes the bias of the scaled logits, [1 or B, N, T, S]; None unless overridden."""
+        """Computes the bias that is added to the scaled logits; the base class returns None.
+
+        The bias is [B, N, T, S], or [1, N, T, S] if it is the same for all examples.
+        """
         return None
 
 
@@ -136,7 +140,7 @@ class AlibiPositions(RelativePositions):
 
 
 class T5Positions(RelativePositions):
-    """A learned bias for each head and bucket of distances (Raffel et al. 2020).
+    """A learned bias for each head and each bucket of distances (Raffel et al. 2020).
 
         bias_nts = table[t5_buckets(p_s - p_t), n]
 
@@ -209,7 +213,7 @@ class ShawPositions(RelativePositions):
 
 
 def _relative(query_positions: Array, key_positions: Array) -> Array:
-    """Returns key position - query position, int [1 or B, T, S]."""
+    """Returns the difference key position - query position of each pair, int [1 or B, T, S]."""
     for name, positions in (
         ("query_positions", query_positions),
         ("key_positions", key_positions),

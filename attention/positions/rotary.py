@@ -27,7 +27,7 @@ def rotary(
     scaling: str = "none",
     factor: float = 1.0,
 ) -> Array:
-    """Rotates pairs of features in proportion to the position (Su et al. 2021, RoFormer).
+    """Rotates pairs of features by angles proportional to the position (Su et al. 2021, RoFormer).
 
         (a, b) -> (a cos θ - b sin θ, a sin θ + b cos θ),   θ_i = p / base^(2i / R)
 
@@ -44,8 +44,8 @@ def rotary(
       base: base of the wavelengths, above 1.
       fraction: fraction of the features that is rotated, in (0, 1]; R must be even (GPT-NeoX, Black
         et al. 2022).
-      interleaved: whether pairs are (2i, 2i + 1), as in the paper; else (i, i + R/2), as in
-        GPT-NeoX and Llama weights.
+      interleaved: whether features 2i and 2i + 1 are a pair, as in the paper. Otherwise features i
+        and i + R/2 are a pair, as in GPT-NeoX and Llama weights.
       scaling: "none", "linear" or "ntk".
       factor: factor of the scaling, at least 1; must be 1 with scaling "none".
 

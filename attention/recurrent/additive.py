@@ -1,8 +1,8 @@
 """Additive alignments: the score is a network with one hidden layer.
 
 Bahdanau et al. 2015, "Neural Machine Translation by Jointly Learning to Align and Translate", and
-the score "concat" of Luong et al. 2015. `attention.recurrent.memory` has their interface and the
-letters of dimensions.
+the score "concat" of Luong et al. 2015. `attention.recurrent.memory` defines their interface and
+the letters of dimensions.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class _ScoredByNetwork(Alignment):
 
 
 class AdditiveAlignment(_ScoredByNetwork):
-    """The alignment of Bahdanau et al. 2015. U h_s + b is computed once, in `prepare`.
+    """The additive alignment of Bahdanau et al. 2015; U h_s + b is computed once, in `prepare`.
 
         a = softmax_s(v · tanh(W q + U h_s + b)),   c = Σ_s a_s h_s
 
@@ -130,10 +130,10 @@ class ConcatAlignment(_ScoredByNetwork):
 
         a = softmax_s(v · tanh(W [q; h_s])),   c = Σ_s a_s h_s
 
-    As W [q; h] = W_1 q + W_2 h, this is `AdditiveAlignment` without its bias, and W_2 h_s is also
-    computed once, in `prepare`. The difference is the initialization: W is one kernel with Q + D
-    inputs. In Luong et al. the query is the decoder's state after its step, in Bahdanau et al. the
-    state before.
+    Because W [q; h] = W_1 q + W_2 h, this is `AdditiveAlignment` without its bias. W_2 h_s is also
+    computed once, in `prepare`. The initialization is different: W is one kernel with Q + D inputs.
+    In Luong et al. the query is the decoder's state after its step, in Bahdanau et al. the state
+    before the step.
 
     Parameters: hidden/kernel [Q + D, A] (W), score [A] (v).
 
@@ -155,13 +155,13 @@ class ConcatAlignment(_ScoredByNetwork):
         return self._product(states, slice(self.query_size, None))
 
     def _product(self, x: Array, rows: slice) -> Array:
-        """Returns x times the given rows of the kernel."""
+        """Returns the product of x and some rows of the kernel."""
         kernel = self.hidden.kernel[...][rows].astype(self.dtype)
         return jnp.matmul(x, kernel, preferred_element_type=accumulator(x)).astype(self.dtype)
 
 
 def validate_hidden_size(hidden_size: int | None, memory_size: int) -> int:
-    """Returns A of an additive score: hidden_size, or D if None.
+    """Returns the hidden size A of an additive score: hidden_size, or memory_size if it is None.
 
     Raises:
       ValueError: hidden_size is below 1.

@@ -1,8 +1,8 @@
 """Local alignment: the decoder predicts a position and attends to a window around it.
 
 Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation", section
-3.2, "local-p". `attention.recurrent.memory` has the interface of alignments and the letters; D is
-the window here, D_h the size of the encoder's states.
+3.2, "local-p". `attention.recurrent.memory` defines the interface of alignments and the letters of
+dimensions. Here, however, D is the window, and D_h the size of the encoder's states.
 """
 
 from __future__ import annotations
@@ -111,13 +111,26 @@ class LocalAlignment(Alignment):
         return states if self.key is None else self.key(states)
 
     def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
-        """Computes context [B, D_h], weights [B, S] and state for the decoder's state [B, Q]."""
+        """Computes one step of the decoder.
+
+        Args:
+          query: the decoder's state, [B, Q].
+          memory: memory returned by `prepare`.
+          state: empty; alignments of this kind have no state.
+
+        Returns:
+          The context, [B, D_h]; the weights, [B, S]; and the state.
+        """
         center = self.predict(query, memory)
         query = query.astype(self.dtype)
         return *local_step(query, memory, center, window=self.window), state
 
     def predict(self, query: Array, memory: Memory) -> Array:
-        """Computes the position p [B] for a query [B, Q], from 0 to the number of valid states."""
+        """Predicts the position p for a query [B, Q].
+
+        Returns:
+          p, [B], from 0 to the number of valid states.
+        """
         query = validate_query(query, memory, self.query_size, self.position.dtype)
         fraction = jax.nn.sigmoid(jnp.tanh(self.position(query)) @ self.position_score[...])
         return jnp.sum(memory.valid, axis=1) * fraction

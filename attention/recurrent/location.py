@@ -1,7 +1,7 @@
 """Location-aware alignment: scores depend on the weights of earlier steps.
 
 Chorowski et al. 2015, "Attention-Based Models for Speech Recognition". `attention.recurrent.memory`
-has the interface of alignments and the letters of dimensions.
+defines the interface of alignments and the letters of dimensions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LocationMemory(NamedTuple):
       keys: [B, S, A], the term of the score that is the same in all steps.
       values: [B, S, D].
       valid: bool [B, S], True first.
-      places: int [B, S], index in these arrays of each position in the caller's order.
+      places: int [B, S]. For each position in the caller's order, its index in these arrays.
     """
 
     keys: Array
@@ -76,10 +76,11 @@ def location_features(looked: Array, kernel: Array) -> Array:
 
 
 def smoothed(scores: Array, valid: Array) -> Array:
-    """Normalizes sigmoids instead of exponentials, for broader weights (Chorowski et al. 2015,
-    section 2.3, "smoothing").
+    """Normalizes sigmoids of the scores instead of exponentials (Chorowski et al. 2015).
 
         a_s = σ(e_s) / Σ_s' σ(e_s')
+
+    The weights are broader than those of a softmax. This is the "smoothing" of section 2.3.
 
     Args:
       scores: e, [B, S].
@@ -154,7 +155,12 @@ class LocationAwareAlignment(nnx.Module):
         self.score = nnx.Param(jax.random.normal(rngs.params(), (A,)) * A**-0.5)
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> LocationMemory:
-        """Prepares the encoder's states [B, S, D] for `step`; valid is bool [B, S]."""
+        """Prepares the encoder's states for `step`.
+
+        Args:
+          states: [B, S, D].
+          valid: bool [B, S], True = a real position; all if None.
+        """
         states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         order = jnp.argsort(~valid, axis=1, stable=True)
         places = jnp.argsort(order, axis=1)
@@ -163,14 +169,23 @@ class LocationAwareAlignment(nnx.Module):
         return LocationMemory(self.key(states), states, valid, places)
 
     def initial_state(self, memory: LocationMemory) -> LocationState:
-        """Returns weights of 0."""
+        """Returns the state before the first step, in which all weights are 0."""
         zeros = jnp.zeros(memory.valid.shape, accumulator(memory.values))
         return LocationState(zeros, zeros)
 
     def step(
         self, query: Array, memory: LocationMemory, state: LocationState
     ) -> tuple[Array, Array, LocationState]:
-        """Computes context [B, D], weights [B, S] and state for the decoder's state [B, Q]."""
+        """Computes one step of the decoder.
+
+        Args:
+          query: the decoder's state, [B, Q].
+          memory: memory returned by `prepare`.
+          state: state returned by `initial_state`, or by the previous step.
+
+        Returns:
+          The context, [B, D]; the weights, [B, S]; and the new state.
+        """
         query = validate_query(query, memory, self.query_size, self.dtype)
         looked = jnp.stack(state if self.cumulative else state[:1], axis=-1)
         features = location_features(looked, self.filters[...])

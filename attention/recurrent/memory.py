@@ -4,7 +4,7 @@
     state = alignment.initial_state(memory)
     context, weights, state = alignment.step(query, memory, state)   # every step
 
-B batch, S states of the encoder, D their size, Q size of the decoder's state, A hidden size of a
+B examples, S states of the encoder, D their size, Q size of the decoder's state, A hidden size of a
 score, N heads, H head size.
 """
 
@@ -64,7 +64,11 @@ def recorded_context(weights: Array, values: Array) -> Array:
 def validate_states(
     states: Array, valid: Array | None, memory_size: int, dtype: jnp.dtype
 ) -> tuple[Array, Array]:
-    """Returns the states [B, S, D] in dtype, and `valid`, or all True if None, as bool [B, S].
+    """Checks the states of an encoder and its valid positions.
+
+    Returns:
+      The states, [B, S, D] in dtype; and the valid positions, bool [B, S], all True if `valid` is
+      None.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -78,7 +82,7 @@ def validate_states(
 
 
 def validate_query(query: Array, memory: Any, query_size: int, dtype: jnp.dtype) -> Array:
-    """Returns the query [B, Q] in dtype.
+    """Checks the query of a step and returns it in dtype.
 
     Raises:
       ValueError: the shape does not fit the memory, or the dtype is not floating point.
@@ -108,11 +112,16 @@ class Alignment(nnx.Module):
         return states
 
     def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:
-        """Returns context [B, D] and weights [B, S] for a query [B, Q]; records the weights."""
+        """Returns the context [B, D] and the weights [B, S] of a step, and records the weights."""
         raise NotImplementedError
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
-        """Prepares the encoder's states [B, S, D] for `step`; valid is bool [B, S]."""
+        """Prepares the encoder's states for `step`.
+
+        Args:
+          states: [B, S, D].
+          valid: bool [B, S], True = a real position; all if None.
+        """
         states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         return Memory(self._keys(states), states, valid)
 
@@ -121,6 +130,15 @@ class Alignment(nnx.Module):
         return ()
 
     def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
-        """Computes context [B, D], weights [B, S] and state for the decoder's state [B, Q]."""
+        """Computes one step of the decoder.
+
+        Args:
+          query: the decoder's state, [B, Q].
+          memory: memory returned by `prepare`.
+          state: state returned by `initial_state`, or by the previous step.
+
+        Returns:
+          The context, [B, D]; the weights, [B, S], or [B, N, S] with several heads; and the state.
+        """
         query = validate_query(query, memory, self.query_size, self.dtype)
         return *self._step(query, memory), state

@@ -1,7 +1,7 @@
 """Multi-head attention of a decoder's state over an encoder's states.
 
-Vaswani et al. 2017, "Attention Is All You Need", as an alignment. `attention.recurrent.memory` has
-the interface of alignments and the letters of dimensions.
+Vaswani et al. 2017, "Attention Is All You Need", as an alignment. `attention.recurrent.memory`
+defines the interface of alignments and the letters of dimensions.
 """
 
 from __future__ import annotations

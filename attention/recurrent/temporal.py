@@ -34,8 +34,8 @@ class TemporalAttention(MultiHeadAttention):
         over s <= t with `current`, else over s < t
 
     It is always causal. The caller combines h_t and c_t, by a sum or by tanh(W [c_t; h_t]) (Luong
-    et al. 2015). Without `current` the first state attends to nothing, and its c is the bias of W_o
-    (0 in Paulus et al. 2018, equation 5).
+    et al. 2015). Without `current`, the first state attends to nothing. Its context c is then the
+    bias of W_o (0 in Paulus et al. 2018, equation 5).
 
     Parameters: those of `MultiHeadAttention`.
 
@@ -83,7 +83,7 @@ class TemporalAttention(MultiHeadAttention):
     def step(
         self, state: Array, cache: KeyValueCache, *, valid: Array | None = None
     ) -> tuple[Array, Array, KeyValueCache]:
-        """Computes one step of each sequence like `decode`, and also returns the weights.
+        """Computes one step of each sequence as `decode` does, and also returns the weights.
 
         Args:
           state: h_t, [B, D].
@@ -92,7 +92,7 @@ class TemporalAttention(MultiHeadAttention):
             states before them. All are real if None.
 
         Returns:
-          c_t, [B, D]; the weights [B, N, max_length], over the real states so far; the new cache.
+          c_t, [B, D]; the weights over the real states so far, [B, N, max_length]; the new cache.
           Under jit, an overflow of the cache gives NaN.
 
         Raises:

@@ -51,7 +51,7 @@ class SequenceMixer(nnx.Module):
         self.dropout_rate, self.dtype = dropout_rate, dtype
 
     def _projection(self, rngs: nnx.Rngs) -> Callable[..., Projection]:
-        """Returns a function that builds a `Projection`, given the sizes of its axes."""
+        """Returns a function of `inputs` and `outputs` that builds a `Projection`."""
         options = {"use_bias": self.use_bias, "dtype": self.dtype, "rngs": rngs}
         return functools.partial(Projection, **options)
 
@@ -95,7 +95,7 @@ class CachedAttention(SequenceMixer):
         return None
 
     def cache_window(self) -> int | None:
-        """Returns the number of positions before its own to which a query attends; None for all.
+        """Returns the number of positions before its own that a query attends to; None for all.
 
         If it is a number, `pattern_mask` must be exactly that window to the left. The cache then
         stores only these keys and the query's own, and decoding does not call `pattern_mask`.
@@ -121,7 +121,7 @@ class CachedAttention(SequenceMixer):
           return_weights: whether to return the weights before dropout.
 
         Returns:
-          [B, T, D], or that and the weights [B, N, T, S].
+          The result, [B, T, D]; with `return_weights`, also the weights, [B, N, T, S].
 
         Raises:
           ValueError: shapes do not fit.
@@ -136,7 +136,7 @@ class CachedAttention(SequenceMixer):
         return (result, self._weights(query, key, **options)) if return_weights else result
 
     def _source(self, x: Array, memory: Array | None) -> Array:
-        """Returns the checked sequence of the keys: the memory, or x."""
+        """Checks the arguments and returns the sequence of the keys: the memory, or x if None."""
         if memory is not None and not self.takes_memory:
             raise NotImplementedError(
                 f"memory: got an array, expected None: {type(self).__name__} attends from x to "
@@ -176,7 +176,7 @@ class CachedAttention(SequenceMixer):
     ) -> tuple[Array, KeyValueCache]:
         """Computes the next T positions of causal sequences: a prompt, or a step of decoding.
 
-        Equal to `self(x_of_all_positions, mask=masks.causal())` at these positions.
+        The result equals `self(x_of_all_positions, mask=masks.causal())` at these positions.
 
         Args:
           x: [B, T, D].
@@ -185,8 +185,8 @@ class CachedAttention(SequenceMixer):
             are not stored, and the next call continues after the real ones. All are real if None.
 
         Returns:
-          [B, T, D], undefined at positions that are not real, and the new cache. Under jit, an
-          example that overflows the cache gives NaN.
+          The result, [B, T, D], undefined at positions that are not real; and the new cache. Under
+          jit, the result is NaN for an example that overflows the cache.
 
         Raises:
           ValueError: shapes do not fit, or, outside jit, the cache is full.
@@ -222,7 +222,9 @@ class Mixer(SequenceMixer):
     def _mix(
         self, x: Array, mask: MaskLike | None, dropout_rate: float, dropout_key: Array | None
     ) -> tuple[Array, Callable[[], Array]]:
-        """Returns head outputs [B, T, N, V] before `out`, and a function that computes the weights.
+        """Returns the outputs of the heads, and a function that computes the weights.
+
+        The outputs are [B, T, N, V], before the projection `out`.
 
         Args:
           x: [B, T, D].
@@ -249,7 +251,7 @@ class Mixer(SequenceMixer):
           return_weights: whether to return the weights before dropout, in O(T²).
 
         Returns:
-          [B, T, D], or that and the weights [B, N, T, T].
+          The result, [B, T, D]; with `return_weights`, also the weights, [B, N, T, T].
 
         Raises:
           ValueError: shapes do not fit.
@@ -268,7 +270,7 @@ class Mixer(SequenceMixer):
         return (result, weights()) if return_weights else result
 
     def _weights_to_heads(self, x: Array) -> Callable[[Array], Array] | None:
-        """Returns the linear function from weights to heads for this x; None if there is none."""
+        """Returns the linear function from the weights of x to its heads; None if there is none."""
         return None
 
 
@@ -282,7 +284,15 @@ class RecurrentMixer(Mixer):
         raise NotImplementedError
 
     def _decode(self, x: Array, state: Any, valid: Array | None) -> tuple[Array, Any]:
-        """Returns head outputs [B, T, N, V] before `out`, and the state after valid positions."""
+        """Returns the outputs of the heads, and the state after the last position.
+
+        The outputs are [B, T, N, V], before the projection `out`.
+
+        Args:
+          x: [B, T, D].
+          state: state before the first position.
+          valid: bool [B, T], True = a real position; other positions do not change the state.
+        """
         raise NotImplementedError
 
     def init_cache(
@@ -298,13 +308,13 @@ class RecurrentMixer(Mixer):
         return self._empty_state(batch_size, jnp.promote_types(dtype or jnp.float32, jnp.float32))
 
     def decode(self, x: Array, cache: Any, *, lengths: Array | None = None) -> tuple[Array, Any]:
-        """Computes the next T positions as `CachedAttention.decode` does, for any length.
+        """Computes the next T positions as `CachedAttention.decode` does, without a maximum length.
 
         Args:
           x, cache, lengths: as for `CachedAttention.decode`.
 
         Returns:
-          [B, T, D], undefined at positions that are not real, and the new state.
+          The result, [B, T, D], undefined at positions that are not real; and the new state.
 
         Raises:
           ValueError: shapes do not fit.

@@ -2,9 +2,9 @@
 
 Delta rule: Schlag et al. 2021, "Linear Transformers Are Secretly Fast Weight Programmers". Parallel
 form: Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence
-Length". With decay: Yang et al. 2025, "Gated Delta Networks" (ICLR). K key heads and N value heads,
-C positions in a chunk; other letters as in `attention.shapes`. The module is in
-`gated_delta_net.py`.
+Length". With decay: Yang et al. 2025, "Gated Delta Networks" (ICLR). The mixer that uses the rule
+is in `gated_delta_net.py`. There are K query and key heads, N value heads, and C positions in a
+chunk; other letters as in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def gated_delta_rule_recurrent(
 
         S_t = exp(g_t) S_{t-1} + β_t k_t (v_t - (exp(g_t) S_{t-1})ᵀ k_t)ᵀ,   o_t = S_tᵀ q_t
 
-    Computed in at least float32. With β_t = 0 and g_t = 0 the state is unchanged.
+    The computation is in at least float32. With β_t = 0 and g_t = 0 the state is unchanged.
 
     Args:
       query: [B, T, K, H].
@@ -84,8 +84,8 @@ def gated_delta_rule_chunked(
         S'  = exp(G_C) S + Σ_j exp(G_C - G_j) k_j u_jᵀ
 
     The system is solved for the right-hand sides β v and β exp(G) k in all chunks at once. The
-    solution and the scan over chunks consist of matrix products. O(T·C) weights and O(T/C) states
-    exist at a time.
+    solution and the scan over chunks consist of matrix products. Memory is O(T·C) weights and
+    O(T/C) states.
 
     Args:
       query, key, value, log_decay, beta, state: as for `gated_delta_rule_recurrent`.
@@ -119,8 +119,8 @@ def gated_delta_rule_chunked(
 def _solved(query: Array, key: Array, value: Array, log_decay: Array, beta: Array):
     """Returns the inputs of the scan over c chunks, arrays [c, B, N, C, ...].
 
-    In the notation of `gated_delta_rule_chunked`: exp(G) q, exp(G_C - G) k, the solutions for β v
-    and for β exp(G) k, exp(G_i - G_j) (q_i·k_j) for j <= i, and exp(G_C).
+    In the notation of `gated_delta_rule_chunked`, they are exp(G) q; exp(G_C - G) k; the solutions
+    of the system for β v and for β exp(G) k; exp(G_i - G_j) (q_i·k_j) for j <= i; and exp(G_C).
     """
     C = key.shape[-2]
     total = jnp.cumsum(log_decay, axis=-1)
@@ -146,11 +146,11 @@ def _solved(query: Array, key: Array, value: Array, log_decay: Array, beta: Arra
 
 @jax.custom_jvp
 def _unit_inverse(below: Array) -> Array:
-    """Returns (I + L)⁻¹ for strictly lower triangular L [..., C, C], by matrix products.
+    """Computes (I + L)⁻¹ for a strictly lower triangular L [..., C, C], by matrix products.
 
-    The inverse of a diagonal block of size 8 is (I - L)(I + L²)(I + L⁴), as L⁸ = 0. For larger
-    blocks, powers of L can be huge although the inverse is not. Their inverses are combined from
-    those of their halves:
+    The inverse of a diagonal block of size 8 is (I - L)(I + L²)(I + L⁴), because L⁸ = 0. For larger
+    blocks, powers of L can be huge although the inverse is not. So their inverses are combined from
+    the inverses of smaller blocks:
 
         [[A, 0], [B, D]]⁻¹ = [[A⁻¹, 0], [-D⁻¹BA⁻¹, D⁻¹]]
 
@@ -183,7 +183,7 @@ def _unit_inverse_jvp(primals, tangents):
 
 
 def _diagonal_blocks(x: Array, size: int) -> Array:
-    """Returns the diagonal blocks [..., C / size, size, size] of [..., C, C]."""
+    """Returns the diagonal blocks of x, [..., C, C], as an array [..., C / size, size, size]."""
     count = x.shape[-1] // size
     blocks = x.reshape(*x.shape[:-2], count, size, count, size)
     return jnp.stack([blocks[..., i, :, i, :] for i in range(count)], axis=-3)
@@ -221,7 +221,11 @@ def _chunks_first(x: Array, C: int) -> Array:
 def _checked(
     query: Array, key: Array, value: Array, log_decay: Array, beta: Array, state: Array | None
 ) -> tuple[list[Array], Array]:
-    """Returns the arrays, repeated to N heads, and the state, in at least float32."""
+    """Checks the arguments of the delta rule; returns them in at least float32.
+
+    Returns:
+      The arrays with N heads (queries and keys are repeated), and the state, 0 if it is None.
+    """
     arrays = {"query": query, "key": key, "value": value, "log_decay": log_decay, "beta": beta}
     letters = ("B T K H", "B T K H", "B T N V", "B T N", "B T N")
     named = zip(arrays.items(), letters, strict=True)

@@ -55,15 +55,16 @@ def differential_attention(
     scale: float | None = None,
     implementation: str = "auto",
 ) -> Array:
-    """Computes attention by the difference of two maps (Ye et al. 2024, equation 1), without norm.
+    """Computes attention with the difference of two softmax maps (Ye et al. 2024, equation 1).
 
         o = (softmax(q₁k₁ᵀ / sqrt(H)) - λ softmax(q₂k₂ᵀ / sqrt(H))) v
 
-    A query that may attend to nothing gives 0, with finite gradients.
+    The norm of the paper is not applied. A query that may attend to nothing gives 0, with finite
+    gradients.
 
     Args:
       query: [B, T, N, 2H], q₁ and q₂ concatenated.
-      key: [B, S, K, 2H], k₁ and k₂; K divides N.
+      key: [B, S, K, 2H], k₁ and k₂ concatenated; K divides N.
       value: [B, S, K, V].
       lam: λ, a number.
       mask: as for `attend`, for both maps.
@@ -97,9 +98,11 @@ def differential_weights(
     biases: Biases = (None, None),
     scale: float | None = None,
 ) -> Array:
-    """Computes the weights of `differential_attention` (Ye et al. 2024), which may be negative.
+    """Computes the weights of `differential_attention` (Ye et al. 2024).
 
         w = softmax(q₁k₁ᵀ / sqrt(H)) - λ softmax(q₂k₂ᵀ / sqrt(H))
+
+    The weights may be negative.
 
     Args:
       query, key, lam, mask, biases, scale: as for `differential_attention`; query is
@@ -123,9 +126,9 @@ class DifferentialAttention(CachedAttention):
 
         λ = exp(λ_q1·λ_k1) - exp(λ_q2·λ_k2) + λ_init,   head_n = (1 - λ_init) · rmsnorm(o_n)
 
-    All heads share λ and the norm's scale. A head has two queries and keys of H features each and
-    one value of 2H. With the default sizes there are as many parameters as in multi-head attention
-    with twice the heads. The returned weights are those before the norm.
+    All heads share λ and the norm's scale. A head has two queries and two keys of H features each,
+    and one value of 2H features. With the default sizes there are as many parameters as in
+    multi-head attention with twice as many heads. The returned weights are those before the norm.
 
     Parameters: query/kernel [D, N, 2H], key and value: kernel [D, K, 2H], their biases; lambda_q1,
       lambda_k1, lambda_q2, lambda_k2 [H]; norm/scale [2H]; out: kernel [N, 2H, D], bias [D]; the
@@ -187,7 +190,7 @@ class DifferentialAttention(CachedAttention):
         self.lambda_q2, self.lambda_k2 = vector(), vector()
 
     def lambda_value(self) -> Array:
-        """Computes the current λ, float32 []."""
+        """Computes λ from the current parameters, float32 []."""
         first = jnp.exp(jnp.sum(self.lambda_q1[...] * self.lambda_k1[...]))
         second = jnp.exp(jnp.sum(self.lambda_q2[...] * self.lambda_k2[...]))
         return first - second + self.lambda_init
@@ -242,7 +245,7 @@ class DifferentialAttention(CachedAttention):
 
 
 def _pairs(query, key, value=None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Returns (q₁, k₁) and (q₂, k₂)."""
+    """Splits queries and keys into the pairs (q₁, k₁) and (q₂, k₂), after checking the shapes."""
     H, odd = divmod(shapes.expect_attention(query, key, value)["H"], 2)
     if odd:
         got = shapes.show(jnp.shape(query))

@@ -27,9 +27,9 @@ def fourier_mix(
 
         y = Re(F_seq F_hidden x),   y_td = Re Σ_s Σ_c x_sc exp(-2πi (r_t r_s / L + d c / D))
 
-    with L real positions and r_t the number of those before t. Hidden positions have no effect.
-    Without hidden positions, r_t is t, L is T, and the FFT is used. With hidden positions, each
-    example has a matrix [T, T] of cosines and sines. Both computations are in at least float32.
+    with L real positions, r_t of them before t. Hidden positions have no effect. Without hidden
+    positions, r_t is t, L is T, and the FFT is used. With hidden positions, each example has its
+    own matrices [T, T] of cosines and sines. Both computations are in at least float32.
 
     Args:
       x: [B, T, D].
@@ -127,10 +127,16 @@ class Fourier(nnx.Module):
 
 
 def _mixed_by_matrix(x: Array, valid: Array) -> Array:
-    """Transforms x [B, T, D], which is 0 where not valid, over the valid positions."""
+    """Computes the transform over the valid positions by a matrix product.
+
+    Args:
+      x: [B, T, D], 0 where not valid.
+      valid: bool [B, T].
+    """
     rank = jnp.cumsum(valid, axis=1) - valid
     count = jnp.maximum(jnp.sum(valid, axis=1), 1)[:, None, None]
-    # Reduced as integers, since float32 angles of thousands of turns would be inaccurate.
+    # Full turns are removed in integers, because float32 angles of thousands of turns would be
+    # inaccurate.
     turns = rank[:, :, None] * rank[:, None, :] % count
     angles = (2 * math.pi / count.astype(x.dtype)) * turns.astype(x.dtype)
     features = jnp.fft.fft(x, axis=-1)

@@ -1,8 +1,8 @@
 """Gated DeltaNet: the gated delta rule as a sequence mixer, with a short convolution before it.
 
-Yang et al. 2025, "Gated Delta Networks: Improving Mamba2 with Delta Rule" (ICLR); sizes and
-parameters are those of Qwen3-Next. W taps of the convolution, C channels; other letters as in
-`delta_rule.py`, which has the rule itself.
+Yang et al. 2025, "Gated Delta Networks: Improving Mamba2 with Delta Rule" (ICLR). Sizes and
+parameters are those of Qwen3-Next. The rule itself is in `delta_rule.py`. W taps of the
+convolution, C channels; other letters as in `delta_rule.py`.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def causal_depthwise_convolution(
 
     Args:
       x: [B, T, C].
-      filters: f, [W, C]; f_0 is for t itself.
+      filters: f, [W, C]; f_0 is the factor of position t itself.
       valid: bool [B, T], True = a real position; all if None.
       conv_state: the last W - 1 real inputs before x, [B, W - 1, C]; 0 if None.
 
     Returns:
-      y, [B, T, C], in at least float32, and the state after x. At a position t that is not real, y
-      is computed from x_t and the real positions before t.
+      y, [B, T, C], in at least float32; and the new conv_state, after x. At a position t that is
+      not real, y is computed from x_t and the real positions before t.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -130,7 +130,7 @@ class _Inputs(NamedTuple):
 
 
 class GatedDeltaNet(RecurrentMixer):
-    """Gated DeltaNet (Yang et al. 2025); always causal, also without a causal mask.
+    """Gated DeltaNet (Yang et al. 2025). It is causal even without a causal mask.
 
         q, k, v = silu(conv(x W_q)), silu(conv(x W_k)), silu(conv(x W_v))
         g = -exp(a) softplus(x W_a + b_a),   β = sigmoid(x W_β)
@@ -229,7 +229,7 @@ class GatedDeltaNet(RecurrentMixer):
     def _inputs(
         self, x: Array, *, valid: Array | None, conv_state: Array | None = None
     ) -> tuple[_Inputs, Array]:
-        """Returns the arguments of the delta rule and the new state of the convolution."""
+        """Computes the arguments of the delta rule from x, and the new state of the convolution."""
         B, T = x.shape[:2]
         projected = (self.query(x), self.key(x), self.value(x))
         filters = (self.query_filter[...], self.key_filter[...], self.value_filter[...])

@@ -1,4 +1,4 @@
-"""Multi-head latent attention: keys and values from one small vector for each position.
+"""Multi-head latent attention: keys and values are computed from one small vector per position.
 
 DeepSeek-AI 2024, "DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language
 Model", section 2.1.
@@ -39,15 +39,14 @@ def latent_attention(
     dropout_key: Array | None = None,
     implementation: str = "auto",
 ) -> Array:
-    """Computes attention to keys and values that are linear maps of latents (DeepSeek-AI 2024,
-    equations 9 to 19).
+    """Computes attention to keys and values that are linear maps of latents (DeepSeek-AI 2024).
 
         l_tns = (q_tn · [U_n c_s; k_s]) / sqrt(H + R),   o_tn = W_nᵀ Σ_s softmax(l_tn)_s c_s
 
-    with c the latent, k the rotary key shared by all heads, U and W the up-projections. The
-    expanded form computes keys and values for each head. The absorbed form multiplies U into the
-    query and applies W after the sum, so that it reads only [c; k] of each position, like one key
-    head with C + R features.
+    with c the latent, k the rotary key shared by all heads, U and W the up-projections (equations 9
+    to 19). The expanded form computes keys and values for each head. The absorbed form multiplies
+    the query by U and applies W after the sum. So it reads only [c; k] of each position, like one
+    key head with C + R features.
 
     Args:
       query: [B, T, N, H + R]: H content features, then R rotated features.
@@ -112,8 +111,8 @@ class LatentAttention(CachedAttention):
         c = rmsnorm(x W_c),   k = rotate(x W_k)
         a = rmsnorm(x W_a),   q_n = [a W_n; rotate(a W'_n)]
 
-    Here a is x if query_rank is None. The cache holds c and k, C + R numbers for each position and
-    all heads together; decoding uses the absorbed form.
+    Here a is x if query_rank is None. The cache contains c and k, C + R numbers per position for
+    all heads together. Decoding uses the absorbed form.
 
     Parameters: latent/kernel [D, C], rotary_key/kernel [D, R] and their biases; latent_norm/scale
       [C]; with a query_rank, query_latent/kernel [D, A], its bias and query_norm/scale [A];
@@ -124,7 +123,7 @@ class LatentAttention(CachedAttention):
       model_size: D.
       num_heads: N.
       key_value_rank: C; 4 H if None, as in the paper.
-      query_rank: A of the low-rank query; None for a query projected from x.
+      query_rank: A, the size of a of the low-rank query; if None, the query is projected from x.
       head_size: H of the part without positions; D / N if None.
       rotary_size: R, even; H / 2 rounded down to an even number if None, at least 2.
       value_head_size: V; H if None.
@@ -184,7 +183,7 @@ class LatentAttention(CachedAttention):
         self.out = down((num_heads, V), (model_size,))
 
     def _query(self, x: Array, positions: Array) -> Array:
-        """Returns queries [B, T, N, H + R], the last R features rotated."""
+        """Returns the queries, [B, T, N, H + R]; their last R features are rotated."""
         if self.query_latent is not None and self.query_norm is not None:
             x = self.query_norm(self.query_latent(x))
         query, H = self.query(x), self.key.outputs[-1]
@@ -192,7 +191,7 @@ class LatentAttention(CachedAttention):
         return jnp.concatenate([query[..., :H], rotated], axis=-1)
 
     def _key_value(self, x: Array, positions: Array) -> tuple[Array, Array]:
-        """Returns the latents and rotated keys, [B, T, 1, C + R], and empty values."""
+        """Returns the cache entries [c; k] of x, [B, T, 1, C + R], and empty values."""
         rotary_key = self.positions.rotate(self.rotary_key(x)[:, :, None], positions)
         entry = jnp.concatenate([self.latent_norm(self.latent(x))[:, :, None], rotary_key], axis=-1)
         return entry, entry[..., :0]
@@ -215,7 +214,7 @@ class LatentAttention(CachedAttention):
         return attention_weights(query, keys, mask=mask)
 
     def _split(self, entry: Array) -> tuple[Array, Array]:
-        """Returns the latents [B, S, C] and rotated keys [B, S, R] of [B, S, 1, C + R]."""
+        """Splits entries [B, S, 1, C + R] into latents [B, S, C] and rotary keys [B, S, R]."""
         C = self.latent.outputs[0]
         return entry[:, :, 0, :C], entry[:, :, 0, C:]
 
@@ -224,7 +223,7 @@ class LatentAttention(CachedAttention):
 
 
 def _checked(query, latent, rotary_key, key_up, value_up) -> int:
-    """Returns H after checking all arrays."""
+    """Checks all arrays and returns H."""
     arrays = {"latent": (latent, "B S C"), "rotary_key": (rotary_key, "B S R")}
     arrays |= {"key_up": (key_up, "C N H"), "value_up": (value_up, "C N V")}
     sizes = shapes.expect_arrays(arrays)

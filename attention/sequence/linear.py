@@ -1,4 +1,4 @@
-"""Linear attention: kernel features instead of the softmax, so that queries share sums over keys.
+"""Linear attention: with kernel features instead of the softmax, all queries share sums over keys.
 
 Katharopoulos et al. 2020, "Transformers are RNNs". F features, C positions in a chunk; other
 letters as in `attention.shapes`.
@@ -45,8 +45,8 @@ def elu_features(x: Array) -> Array:
         φ(x) = elu(x) + 1 = x + 1 if x > 0, else exp(x)
 
     Features are limited to at least exp(-34) = 1.7e-15, which is negligible relative to typical
-    features. Without the limit, a query whose keys all have tiny features would get products that
-    underflow.
+    features. Without the limit, the products would underflow for a query whose keys all have tiny
+    features.
 
     Args:
       x: [..., H].
@@ -59,7 +59,7 @@ def elu_features(x: Array) -> Array:
     """
     shapes.expect_floating("x", x)
     x = x.astype(accumulator(x))
-    # Not elu(x) + 1, which rounds small features, near 0, to multiples of 2^-24.
+    # elu(x) + 1 would round small features to multiples of 2^-24.
     return jnp.where(x > 0, x + 1, jnp.exp(jnp.clip(x, -34, 0)))
 
 
@@ -79,9 +79,9 @@ def linear_attention(
 
         o_t = φ(q_t)ᵀ S_t / φ(q_t)·z_t,   S_t = Σ_s φ(k_s) v_sᵀ,   z_t = Σ_s φ(k_s)
 
-    over all s, or if causal over s <= t. The causal form uses chunks of C positions: dense weights
-    in a chunk, and sums over all chunks before it. O(T·C) weights and O(T/C) sums exist at a time.
-    A query that may attend to nothing, or whose denominator is subnormal, gives 0 with finite
+    over all s, or if causal over s <= t. The causal form uses chunks of C positions, with dense
+    weights in a chunk and sums over all chunks before it. Memory is O(T·C) weights and O(T/C)
+    sums. A query that may attend to nothing, or whose denominator is subnormal, gives 0 with finite
     gradients. Sums are in at least float32.
 
     Args:
@@ -96,7 +96,7 @@ def linear_attention(
       return_state: whether to return the updated sums.
 
     Returns:
-      [B, T, N, V] in the value's dtype, or that and the state.
+      o, [B, T, N, V] in the value's dtype; with `return_state`, also the state.
 
     Raises:
       ValueError: shapes, dtypes or values do not fit.
@@ -129,7 +129,17 @@ def linear_attention(
 def _causal_sums(
     query: Array, key: Array, values: Array, before: Array, C: int
 ) -> tuple[Array, Array]:
-    """Returns Σ_{s <= t} φ(q_t)·φ(k_s) v_s, [B, T, N, V], and the final sums [B, N, F, V]."""
+    """Computes the numerators of causal linear attention in chunks.
+
+    Args:
+      query, key: features φ(q) and φ(k), [B, T, N, F].
+      values: v, [B, T, N, V].
+      before: sums over earlier keys and values, [B, N, F, V].
+      C: positions in a chunk.
+
+    Returns:
+      φ(q_t)ᵀ (before + Σ_{s <= t} φ(k_s) v_sᵀ), [B, T, N, V]; and the final sums, [B, N, F, V].
+    """
     query_chunks, key_chunks, value_chunks = (split_into_chunks(x, C) for x in (query, key, values))
     sums = jnp.einsum("BcSNF,BcSNV->BcNFV", key_chunks, value_chunks)
     sums = jnp.cumsum(jnp.concatenate([before[:, None], sums], axis=1), axis=1)
@@ -149,7 +159,7 @@ def expect_features(
     key_valid: Array | None,
     chunk_size: int,
 ) -> dict[str, int]:
-    """Checks the arguments of `linear_attention`; returns the size of each letter."""
+    """Checks the arguments of `linear_attention` and returns the size of each letter."""
     features = {"query_features": (query_features, "B T N F")}
     features |= {"key_features": (key_features, "B S N F")}
     sizes = shapes.expect_arrays(features | {"value": (value, "B S N V")})
@@ -177,7 +187,7 @@ def expect_chunk_size(chunk_size: int) -> None:
 
 
 def split_into_chunks(x: Array, C: int, fill: float = 0.0) -> Array:
-    """Splits [B, T, ...] into [B, ceil(T / C), C, ...], padded at the end."""
+    """Splits x, [B, T, ...], into chunks [B, ceil(T / C), C, ...], and pads the last one."""
     B, T = x.shape[:2]
     widths = [(0, 0), (0, -T % C), *[(0, 0)] * (x.ndim - 2)]
     return jnp.pad(x, widths, constant_values=fill).reshape(B, -(-T // C), C, *x.shape[2:])
@@ -190,12 +200,15 @@ def join_chunks(x: Array, T: int) -> Array:
 
 
 def append_ones(value: Array) -> Array:
-    """Appends a value of 1, so that sums over values include their denominator."""
+    """Appends a feature of 1 to each value, so that sums over values include their denominator."""
     return jnp.concatenate([value, jnp.ones((*value.shape[:-1], 1), value.dtype)], axis=-1)
 
 
 def normalize_sums(sums: Array, query_valid: Array | None) -> Array:
-    """Divides sums over values by the sums of the ones from `append_ones`; 0 without keys."""
+    """Divides sums over values by their last feature, the sum of the ones from `append_ones`.
+
+    The result is 0 for queries that are not valid or that may attend to nothing.
+    """
     total = sums[..., -1:]
     some = total > jnp.finfo(total.dtype).tiny
     if query_valid is not None:
@@ -233,7 +246,10 @@ class FeatureAttention(RecurrentMixer, MultiHeadMixer):
         self.chunk_size = chunk_size
 
     def _linear_attention(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
-        """Computes linear attention of projections; options as for `linear_attention`."""
+        """Computes linear attention from projected queries, keys and values.
+
+        The options are those of `linear_attention`.
+        """
         raise NotImplementedError(f"{self.name} has no feature map; override _linear_attention")
 
     def _mix(
@@ -249,7 +265,7 @@ class FeatureAttention(RecurrentMixer, MultiHeadMixer):
         return dropout(heads, dropout_rate, dropout_key), weights
 
     def _weights(self, query: Array, key: Array, **options: Any) -> Array:
-        """Returns the weights [B, N, T, S]: the result of linear attention for one-hot values."""
+        """Returns the weights [B, N, T, S], which are the result for one-hot values."""
         B, S, N, _ = key.shape
         one_hot = jnp.broadcast_to(jnp.eye(S, dtype=accumulator(key))[:, None], (B, S, N, S))
         return self._linear_attention(query, key, one_hot, **options).transpose(0, 2, 1, 3)

@@ -1,7 +1,8 @@
 """Linear attention with features given as logarithms, for kernels such as exp(q·k).
 
-Choromanski et al. 2021 subtract the maximum over all positions before the exponential, so that a
-late key can make early ones underflow. Here the sums of a query are scaled by its own visible keys.
+Choromanski et al. 2021 subtract the maximum over all positions before the exponential, so a late
+key can make earlier keys underflow. Here the sums of a query are scaled by the keys that are
+visible to it.
 
 F features, C positions in a chunk; other letters as in `attention.shapes`.
 """
@@ -63,12 +64,13 @@ def log_linear_attention(
 
         o_t = Σ_s φ(q_t)·φ(k_s) v_s / Σ_s φ(q_t)·φ(k_s),   φ = exp(log φ)
 
-    There is no overflow: numerator and denominator are multiplied by exp(-M_t), with M_t = max_f
-    max_s (log φ_f(q_t) + log φ_f(k_s)) over the visible keys of t, so that the denominator is at
-    least 1. All exponents are at most 0, because a sum over keys is scaled, for each feature, by
-    the largest key. In the causal form, a query uses only sums over earlier keys. In a chunk of C
-    positions, the queries of the later half use sums over the keys of the earlier half, and each
-    half is split again: O(T·F·log C) exponentials, O(T·C) weights, O(T/C) sums.
+    There is no overflow: numerator and denominator are multiplied by exp(-M_t). M_t is the maximum
+    of log φ_f(q_t) + log φ_f(k_s) over all features f and all keys s that are visible to t, so the
+    denominator is at least 1. All exponents are at most 0, because each feature of a sum over keys
+    is scaled by the largest key. In the causal form, a query uses only sums over earlier keys. In a
+    chunk of C positions, the queries of the later half use sums over the keys of the earlier half.
+    Each half is split again in the same way. In total there are O(T·F·log C) exponentials, O(T·C)
+    weights and O(T/C) sums.
 
     Args:
       log_query_features: log φ(q), [B, T, N, F], finite.
@@ -80,8 +82,8 @@ def log_linear_attention(
       return_state: whether to return the updated state.
 
     Returns:
-      [B, T, N, V] in the value's dtype, or that and the state. A query that may attend to nothing
-      gives 0, with finite gradients.
+      o, [B, T, N, V] in the value's dtype; with `return_state`, also the state. A query that may
+      attend to nothing gives 0, with finite gradients.
 
     Raises:
       ValueError: shapes, dtypes or values do not fit.
@@ -121,20 +123,25 @@ def expect_power_of_two(chunk_size: int) -> None:
 
 
 def _fixed(highest: Array) -> Array:
-    """Returns a scale without gradient; 0 for -inf, so that -inf - m stays -inf."""
+    """Returns a scale m without gradient; -inf becomes 0, so that -inf - m stays -inf."""
     highest = jax.lax.stop_gradient(highest)
     return jnp.where(highest == -jnp.inf, 0, highest)
 
 
 def _summed(key: Array, values: Array) -> tuple[Array, Array]:
-    """Returns (m, sums) over S for keys log φ(k) [..., S, N, F] and values [..., S, N, V]."""
+    """Returns the pair (m, sums) over all S positions.
+
+    Args:
+      key: log φ(k), [..., S, N, F].
+      values: v, [..., S, N, V].
+    """
     highest = jax.lax.stop_gradient(jnp.max(key, axis=-3, initial=-jnp.inf))
     factors = jnp.exp(key - _fixed(highest)[..., None, :, :])
     return highest, jnp.einsum("...SNF,...SNV->...NFV", factors, values)
 
 
 def _join(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Combines (m, sums) over two sets of keys into (m, sums) over their union."""
+    """Combines the pairs (m, sums) over two sets of keys into the pair over their union."""
     highest = jnp.maximum(first[0], second[0])
     scale = _fixed(highest)
     left, right = (sums * jnp.exp(m - scale)[..., None] for m, sums in (first, second))
@@ -142,7 +149,16 @@ def _join(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Arra
 
 
 def _read(query: Array, scale: Array, pair: tuple[Array, Array]) -> Array:
-    """Returns Σ_f φ_f(q_t) sums_f for queries [..., T, N, F], times exp(-scale): [..., T, N, V]."""
+    """Computes Σ_f exp(log φ_f(q_t) + m_f - scale) sums_f for each query.
+
+    Args:
+      query: log φ(q), [..., T, N, F].
+      scale: logarithm of the number by which the result is divided.
+      pair: (m, sums) over the keys.
+
+    Returns:
+      [..., T, N, V].
+    """
     highest, sums = pair
     factors = jnp.exp(query + highest[..., None, :, :] - scale)
     return jnp.einsum("...TNF,...NFV->...TNV", factors, sums)
@@ -164,7 +180,11 @@ def _before(
 def _causal(
     query: Array, key: Array, values: Array, before: tuple[Array, Array], chunk_size: int
 ) -> tuple[Array, tuple[Array, Array]]:
-    """Returns the sums over s <= t, [B, T, N, V], times exp(-M_t), and (m, sums) over all keys."""
+    """Computes the scaled numerators of the causal form.
+
+    Returns:
+      The sums over s <= t times exp(-M_t), [B, T, N, V]; and the pair (m, sums) over all keys.
+    """
     T = query.shape[1]
     C = min(chunk_size, 1 << max(T - 1, 0).bit_length())
     query, values = split_into_chunks(query, C), split_into_chunks(values, C)
@@ -192,7 +212,10 @@ def _causal(
 
 
 def _later_half(query: Array, key: Array, values: Array, scale: Array, *, half: int) -> Array:
-    """Returns, for queries of later halves, the sums over keys of earlier halves; 0 for others."""
+    """Computes the sums over the keys of each earlier half for the queries of the later half.
+
+    The sums for other queries are 0.
+    """
 
     def parts(x):
         B, count, C = x.shape[:3]

@@ -48,7 +48,8 @@ class Longformer(MultiHeadAttention):
         y_i = attend(x_i W_q, x W_k, x W_v)  over j with  |i - j| <= window  or  j global
         y_g = attend(x_g W_q', x W_k', x W_v')  over all j,  where g is global
 
-    The first positions are global, as for a classification token, or those marked by the caller.
+    The first positions are global, as for a classification token. Alternatively, the caller marks
+    the global positions.
 
     Parameters: those of `MultiHeadAttention`, and query_global, key_global and value_global with
       the shapes of query, key and value.
@@ -102,15 +103,16 @@ class Longformer(MultiHeadAttention):
 
         Args:
           x: [B, T, D].
-          global_marks: bool [B, T], True = global, instead of the first `global_tokens`. Any
-            query may then be global, so the second equation is computed for all queries: O(T²).
+          global_marks: bool [B, T], True = global. The marks replace the first `global_tokens`
+            positions. Any query may then be global, so the second equation is computed for all
+            queries, at a cost of O(T²).
           mask, bias: as for `attend`.
           dropout_key: None for evaluation.
           return_weights: whether to return the weights before dropout. The weights of global
             queries apply to the values x W_v'.
 
         Returns:
-          [B, T, D], or that and the weights [B, N, T, T].
+          y, [B, T, D]; with `return_weights`, also the weights, [B, N, T, T].
 
         Raises:
           ValueError: shapes do not fit.
@@ -233,7 +235,7 @@ class Longformer(MultiHeadAttention):
         return {"query": query, "key": key, "value": value, "mask": mask, "bias": bias}
 
     def _global(self, x: Array, positions: Array | None) -> tuple[Array, Array, Array]:
-        """Returns query, key and value by the global projections, with shared norms."""
+        """Returns query, key and value of the global projections; the norms are the local ones."""
         projections = self.query_global, self.key_global, self.value_global
         query, key, value = (cast(Projection, projection)(x) for projection in projections)
         if self.query_norm is not None and self.key_norm is not None:
@@ -244,7 +246,14 @@ class Longformer(MultiHeadAttention):
 
 
 def _merged(near: Array, wide: Array, marks: Array | None, *, axis: int) -> Array:
-    """Merges global rows of `wide` into `near`: marked rows or, without marks, the first rows."""
+    """Replaces the global rows of an array.
+
+    Args:
+      near: the result of the local attention.
+      wide: the result of the global attention; without marks, only that of the first rows.
+      marks: True where a row is global; None if the rows of `wide` are the global ones.
+      axis: axis of the rows.
+    """
     if marks is not None:
         return jnp.where(marks, wide, near)
     rest = jax.lax.slice_in_dim(near, wide.shape[axis], near.shape[axis], axis=axis)

@@ -49,8 +49,8 @@ def linformer(
       query: [B, T, N, H].
       key: [B, S, N, H].
       value: [B, S, N, V].
-      key_projection: E, [1 or N, S, R].
-      value_projection: F, [1 or N, S, R].
+      key_projection: E, [N, S, R], or [1, S, R] if all heads share it.
+      value_projection: F, [N, S, R] or [1, S, R].
       mask: conjunction of `masks.lengths` and `masks.valid`, or None.
       dropout_rate: dropout rate of the weights on the R mixtures.
       dropout_key: required if dropout_rate > 0.
@@ -110,7 +110,7 @@ def linformer_weights(
 
 
 class Linformer(MultiHeadMixer):
-    """Multi-head self-attention by `linformer`, of sequences up to max_length (Wang et al. 2020).
+    """Multi-head self-attention by `linformer` (Wang et al. 2020).
 
         head_n = softmax(q (Eᵀk)ᵀ) (Fᵀv),   y = concat_n(head_n) W_o
 
@@ -187,7 +187,13 @@ def _checked(query, key, value, key_projection, value_projection, mask) -> masks
 
 
 def _mixed(rows: Array, projection: Array, seen: Array | None) -> Array:
-    """Mixes the visible rows [B, S, N, H] by a projection [1 or N, S, R] to [B, R, N, H]."""
+    """Computes R mixtures of the visible rows of each head, [B, R, N, H].
+
+    Args:
+      rows: keys or values, [B, S, N, H].
+      projection: E or F, [1 or N, S, R].
+      seen: visible rows, bool [B, S]; all if None.
+    """
     if seen is not None:
         rows = jnp.where(seen[:, :, None, None], rows, jnp.zeros((), rows.dtype))
     projection = jnp.broadcast_to(projection, (rows.shape[2], *projection.shape[1:]))

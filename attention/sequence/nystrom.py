@@ -74,9 +74,9 @@ def nystrom_attention(
 
         o = softmax(q k̃ᵀ) · softmax(q̃ k̃ᵀ)⁺ · softmax(q̃ kᵀ) · v + conv(v),   all logits / sqrt(H)
 
-    q̃ and k̃ are means of M segments of the queries and keys, ⁺ is `iterative_inverse`. Segments
-    and convolution are over the L real positions only; the real position with r real ones before it
-    is in segment ⌊r M / L⌋. Hidden positions have no effect. For a query at a hidden key, the
+    q̃ and k̃ are means of M segments of the queries and keys, and ⁺ is `iterative_inverse`. Segments
+    and convolution are over the L real positions only. A real position with r real positions before
+    it is in segment ⌊r M / L⌋. Hidden positions have no effect. For a query at a hidden key, the
     convolution is centered on the first real position after it.
 
     If L <= M, each real key is its own landmark. Exact attention is then computed, which equals the
@@ -135,8 +135,8 @@ def nystrom_weights(
 
         w = softmax(q k̃ᵀ) · softmax(q̃ k̃ᵀ)⁺ · softmax(q̃ kᵀ) + c_{r_s - r_t}
 
-    with c the convolution and r the rank among the real positions. The weights may be negative.
-    They are 0 at hidden keys.
+    with c the kernel of the convolution, and r_t the number of real positions before t. The weights
+    may be negative. They are 0 at hidden keys.
 
     Args:
       query, key: [B, T, N, H].
@@ -232,8 +232,8 @@ class _Factors:
       query_to_landmark: softmax(q k̃ᵀ), [B, N, T, M].
       inverse: inverse of softmax(q̃ k̃ᵀ), [B, N, M, M]; None if all sequences are exact.
       landmark_to_key: softmax(q̃ kᵀ), [B, N, M, S].
-      segments: [B, S, M], membership of keys in segments, divided by the size of the segment.
-      is_exact: bool [B, 1, 1, 1], whether each key is its own landmark.
+      segments: [B, S, M], 1 / (size of the segment) if the key is in the segment, else 0.
+      is_exact: bool [B, 1, 1, 1], whether each key of the example is its own landmark.
       query, key: bool [B, T], real positions; None for all.
     """
 
@@ -285,7 +285,12 @@ def _factors(
 
 
 def _segments(valid: Array | None, B: int, T: int, M: int, dtype) -> tuple[Array, Array, Array]:
-    """Returns the segment-mean matrix [B, T, M], non-empty segments [B, M], and L <= M [B]."""
+    """Divides the real positions into M segments.
+
+    Returns:
+      The matrix that computes the mean of each segment, [B, T, M]; whether a segment has positions,
+      bool [B, M]; and whether L <= M, bool [B].
+    """
     real = jnp.ones((B, T), bool) if valid is None else valid
     count = jnp.sum(real, axis=1)
     segment = _rank(real, T) * M // jnp.maximum(count, 1)[:, None]
@@ -303,13 +308,27 @@ def _rank(valid: Array | None, T: int) -> Array:
 
 
 def _softmax(query: Array, key: Array, seen: Array | None) -> Array:
-    """Returns softmax(q kᵀ) [B, N, T, S] over the visible keys, bool [B, 1, 1, S]."""
+    """Computes softmax(q kᵀ), [B, N, T, S], over the visible keys.
+
+    Args:
+      query, key: [B, T, N, H] and [B, S, N, H].
+      seen: visible keys, bool [B, 1, 1, S]; all if None.
+    """
     logits = jnp.einsum("BTNH,BSNH->BNTS", query, key)
     return softmax(logits if seen is None else jnp.where(seen, logits, -jnp.inf))
 
 
 def _convolved(value: Array, taps: Array, valid: Array | None) -> Array:
-    """Convolves the real positions of each head with its kernel [size, N]: [B, T, N, V]."""
+    """Convolves the values of the real positions with the kernel of each head.
+
+    Args:
+      value: [B, T, N, V].
+      taps: the kernels, [size, N].
+      valid: real positions, bool [B, T]; all if None.
+
+    Returns:
+      [B, T, N, V].
+    """
     size, T = taps.shape[0], value.shape[1]
     rank = _rank(valid, T)
     if valid is not None:

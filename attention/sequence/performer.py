@@ -31,13 +31,14 @@ class RandomFeatures(nnx.Variable):
 
 
 def draw_directions(key: Array, features: int, head_size: int, *, orthogonal: bool = True) -> Array:
-    """Draws directions ω_1 ... ω_F, each N(0, I) (Choromanski et al. 2021, section 2.4).
+    """Draws directions ω_1 ... ω_F, each from N(0, I) (Choromanski et al. 2021, section 2.4).
 
         ω_f = |g_f| · u_f,   g_f ~ N(0, I_H)
 
-    If orthogonal, u_f are rows of uniformly drawn orthogonal matrices, one for every H directions,
-    and |g_f| are independent chi-distributed lengths. Each ω_f alone is still N(0, I), so means are
-    unchanged and the variance is smaller. Otherwise u_f = g_f / |g_f|.
+    If orthogonal, the u_f are rows of orthogonal matrices that are drawn uniformly, one matrix for
+    every H directions, and the |g_f| are independent chi-distributed lengths. Each single ω_f is
+    still distributed as N(0, I), so means are unchanged, and the variance is smaller. Otherwise
+    u_f = g_f / |g_f|.
 
     Args:
       key: a key of `jax.random`, [].

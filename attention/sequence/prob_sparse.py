@@ -1,4 +1,4 @@
-"""ProbSparse attention: only queries with sparse weights attend; others get the mean of the values.
+"""ProbSparse attention: queries with sparse weights attend, others get the mean of the values.
 
 Zhou et al. 2021, "Informer: Beyond Efficient Transformer for Long Sequence Time-Series
 Forecasting".
@@ -44,9 +44,9 @@ def prob_sparse(
 
         o_i = softmax(s_i) v   for the A largest M_i of a head,   mean_j v_j   for the others
 
-    with R_i the sampled keys of query i; the factor 1 / T follows the authors' code. The choice of
-    active queries has no gradient. Hidden positions are neither keys nor active queries. A query
-    whose samples are all hidden is not active.
+    with R_i the sampled keys of query i. The A queries are called active. The factor 1 / T follows
+    the authors' code. The choice of active queries has no gradient. Hidden positions are neither
+    keys nor active queries. A query whose samples are all hidden is not active.
 
     Args:
       query, key: [B, T, N, H].
@@ -95,7 +95,7 @@ def prob_sparse_weights(
       query, key, samples, num_active, mask: as for `prob_sparse`.
 
     Returns:
-      [B, N, T, T] in at least float32; rows with a visible key sum to 1.
+      w, [B, N, T, T] in at least float32; rows with a visible key sum to 1.
 
     Raises:
       ValueError, NotImplementedError: as for `prob_sparse`.
@@ -113,9 +113,9 @@ class ProbSparse(MultiHeadMixer):
 
         A = U = min(factor · ⌈ln(1 + T)⌉, T)
 
-    A is the number of active queries, U that of sampled keys per query; see `prob_sparse`. The
-    sampled keys depend only on the seed and the length, so that the same input gives the same
-    result.
+    A is the number of active queries and U the number of sampled keys per query, as for
+    `prob_sparse`. The sampled keys depend only on the seed and the length, so that the same input
+    gives the same result.
 
     Parameters: those of `MultiHeadMixer`.
 
@@ -157,7 +157,7 @@ class ProbSparse(MultiHeadMixer):
 
 
 def _checked(query, key, value, samples, num_active, mask) -> Array | None:
-    """Returns the visible positions, bool [B, T]; None for all."""
+    """Checks the arguments and returns the visible positions, bool [B, T]; None for all."""
     sizes = shapes.expect_attention(query, key, value)
     shapes.expect("key", key, "B T N H", sizes)
     shapes.expect_integer("samples", samples)
@@ -179,8 +179,8 @@ def _choose(
     """Chooses the active queries.
 
     Returns:
-      Their positions as one-hot rows [B, N, A, T], 0 if there are fewer than A; their vectors
-      [B, A, N, H]; and the mask of the keys.
+      Their positions as one-hot rows, [B, N, A, T], with rows of 0 if there are fewer than A; their
+      vectors, [B, A, N, H]; and the mask of the keys.
     """
     wide = accumulator(query)
     samples = jnp.asarray(samples)
@@ -201,7 +201,7 @@ def _choose(
 
 
 def _uniform(seen: Array | None, T: int) -> Array:
-    """Returns uniform weights of the visible positions, [B or 1, T]; 0 without any."""
+    """Returns uniform weights on the visible positions, [B or 1, T]; 0 if none is visible."""
     if seen is None:
         return jnp.full((1, T), 1 / T)
     return seen / jnp.maximum(jnp.sum(seen, axis=1, keepdims=True), 1)

@@ -1,8 +1,9 @@
 """Multi-head attention with static sparse patterns.
 
 Sliding and dilated windows (Beltagy et al. 2020; Jiang et al. 2023), the strided and the fixed
-pattern (Child et al. 2019, "Generating Long Sequences with Sparse Transformers") and that of Big
-Bird (Zaheer et al. 2020). `attention.masks.patterns` has the patterns as masks for `attend`.
+pattern (Child et al. 2019, "Generating Long Sequences with Sparse Transformers") and the pattern of
+Big Bird (Zaheer et al. 2020). `attention.masks.patterns` contains the patterns as masks for
+`attend`.
 
 Blockwise kernels skip hidden blocks (`Mask.static_block_mask`).
 """

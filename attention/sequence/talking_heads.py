@@ -37,8 +37,8 @@ def talking_heads(
 
         l_n = Σ_m P_mn (scale · q_m kᵀ_m),   u_n = Σ_m softmax(l_m) R_mn,   o_n = u_n v_n
 
-    Hidden keys stay hidden after both mixings; a mask with a head axis refers to heads after
-    mixing. A query that may attend to nothing gives 0, with finite gradients.
+    Hidden keys stay hidden after both mixings. A mask with a head axis refers to the heads after
+    the mixing. A query that may attend to nothing gives 0, with finite gradients.
 
     Args:
       query: [B, T, N, H].
@@ -73,9 +73,11 @@ def talking_heads_weights(
     mask: masks.Mask | Array | None = None,
     scale: float | None = None,
 ) -> Array:
-    """Computes the weights u of `talking_heads` (Shazeer et al. 2020), which may be negative.
+    """Computes the weights u of `talking_heads` (Shazeer et al. 2020).
 
         u_n = Σ_m softmax(l_m) R_mn
+
+    The weights may be negative.
 
     Args:
       query: [B, T, N, H].

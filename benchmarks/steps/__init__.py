@@ -1,4 +1,4 @@
-"""Train steps of models compared with other libraries, one file per model.
+"""Train steps of models, here and in other libraries; each model has its own file.
 
 Each file has `setup(batch_size, ...)`, which returns the experiment and its batches. `jax_step` and
 `torch_step` return functions that take train steps on these batches, with the training engine of
@@ -15,9 +15,10 @@ class Model(NamedTuple):
     """Settings of a model in `python -m benchmarks.steps` and `python -m benchmarks.train_step`.
 
     Attributes:
-      what: task, config and size of the inputs, for the report.
-      task: module with the task, loaded before memory is measured.
-      library: module of the other implementation, loaded before memory is measured.
+      what: task, config and size of the inputs, as a text for the report.
+      task: name of the task's module, which is imported before memory is measured.
+      library: name of the other implementation's module, which is imported before memory is
+        measured.
       steps: train steps per round of `benchmarks.steps`.
       rounds: number of rounds of `benchmarks.steps`.
     """

@@ -84,7 +84,7 @@ def _sizes(setup: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _time(runs: Mapping[str, Callable[[int], float]], steps: int, rounds: int) -> dict[str, float]:
-    """Prints and returns the median seconds of a round for each implementation."""
+    """Times all implementations; prints and returns the median seconds of a round for each."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, step in runs.items():
@@ -103,7 +103,10 @@ def _time(runs: Mapping[str, Callable[[int], float]], steps: int, rounds: int) -
 
 
 def _memory(name: str) -> int:
-    """Prints and returns the peak memory of an implementation in bytes, in a separate process."""
+    """Measures the peak memory of an implementation in a separate process.
+
+    It is printed, and returned in bytes.
+    """
     command = [sys.executable, "-m", "benchmarks.steps", *sys.argv[1:], f"--only={name}"]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found = int(answer.stdout.split()[-1])

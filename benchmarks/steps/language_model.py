@@ -54,7 +54,7 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
 def torch_step(
     config, data: list[dict[str, np.ndarray]], compiled: bool = False
 ) -> Callable[[int], float]:
-    """Returns a function that takes train steps with PyTorch, with tied embeddings."""
+    """Returns a function that takes train steps with PyTorch; embeddings and logits are tied."""
     import torch
     from torch import nn
     from torch.nn import functional as F

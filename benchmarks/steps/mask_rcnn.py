@@ -22,14 +22,25 @@ CONFIG, SIDE, MAX_OBJECTS = "configs/detection.py:nuclei", 256, 101
 
 
 def setup(batch_size: int | None = None, objects: int = 30) -> tuple[Any, list]:
-    """Returns the experiment without augmentation, and batches with `objects` per image."""
+    """Returns the experiment without augmentation, and its batches.
+
+    Args:
+      batch_size: images per batch; that of the config if None.
+      objects: number of objects in each image.
+    """
     changes = {} if batch_size is None else {"training__batch_size": batch_size}
     config = unaugmented(CONFIG, **changes)
     return config, batches(config.training.batch_size, objects)
 
 
 def batches(B: int, n: int, count: int = 3) -> list[dict[str, np.ndarray]]:
-    """Returns batches of B images with n bright discs on noise; later discs cover earlier ones."""
+    """Returns batches of images of bright discs on noise; later discs cover earlier ones.
+
+    Args:
+      B: images per batch.
+      n: discs per image.
+      count: number of batches.
+    """
     from tasks.detection.ops.masks import masks_to_boxes
 
     rng = np.random.default_rng(0)

@@ -19,7 +19,7 @@ CHANNELS = tuple("ABCDEFG")
 
 
 def setup(batch_size: int | None = None) -> tuple[Any, list]:
-    """Returns the experiment, with 128 windows per step if no size is given, and its batches."""
+    """Returns the experiment and its batches; a batch has 128 windows if no size is given."""
     from launch.engine import config as configs
 
     changes = {"training.batch_size": batch_size or 128, "mesh.data": 1}

@@ -18,7 +18,7 @@ CONFIG, VOCABULARY = "configs/translation.py:rnn", 5000
 
 
 def setup(batch_size: int | None = None, length: int = 24) -> tuple[Any, list]:
-    """Returns the experiment without EMA, which the PyTorch model lacks, and its batches."""
+    """Returns the experiment and its batches. EMA is off, because the PyTorch model lacks it."""
     from launch.engine import config as configs
 
     changes: dict[str, Any] = {"optimizer.average_decay": 0.0}
@@ -31,7 +31,14 @@ def setup(batch_size: int | None = None, length: int = 24) -> tuple[Any, list]:
 def batches(
     batch_size: int, length: int, count: int = 3, vocabulary: int = VOCABULARY
 ) -> list[dict[str, np.ndarray]]:
-    """Returns random sentence pairs of half to full length, each with an end token."""
+    """Returns batches of random sentence pairs.
+
+    Args:
+      batch_size: sentence pairs per batch.
+      length: maximum length. Sentences have half to all of it, with the end token.
+      count: number of batches.
+      vocabulary: size of the vocabulary without start and end tokens.
+    """
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(count):
@@ -61,10 +68,10 @@ def jax_step(
 def torch_step(
     config: Any, data: list[dict[str, np.ndarray]], compiled: bool = False
 ) -> Callable[[int], float]:
-    """Returns a function that takes train steps with PyTorch's GRUs (a GRU cell in the decoder).
+    """Returns a function that takes train steps with PyTorch's GRU and, in the decoder, GRU cell.
 
-    `torch.compile` is applied to the decoder step only, because it would unroll the loop over
-    steps.
+    `torch.compile` is applied only to a step of the decoder, because it would unroll a loop over
+    the steps.
     """
     import torch
     from torch import nn

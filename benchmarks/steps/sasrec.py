@@ -33,7 +33,13 @@ def histories() -> np.ndarray:
 
 
 def setup(batch_size: int | None = None, length: int = 50, part: float = 0.05) -> tuple[Any, float]:
-    """Returns the experiment with RecBole's model, and the fraction of an epoch in a round."""
+    """Returns the experiment with the settings of RecBole's model, and `part`.
+
+    Args:
+      batch_size: examples per step; that of the config if None.
+      length: maximum length of a history.
+      part: fraction of an epoch in a round.
+    """
     from launch.engine import config as configs
 
     changes = {"norm": "post", "input_norm": True, "norm_epsilon": 1e-12}
@@ -48,7 +54,7 @@ def setup(batch_size: int | None = None, length: int = 50, part: float = 0.05) -
 
 
 def jax_step(config, part: float) -> Callable[[int], float]:
-    """Returns a function that takes rounds of `part` of an epoch with the engine."""
+    """Returns a function that takes rounds with the engine; a round is `part` of an epoch."""
     from tasks.common.data.pipeline import train_iterator
     from tasks.recommendation.data import RecommendationData, RecommendationDataset
     from tasks.recommendation.task import Recommendation
@@ -72,7 +78,10 @@ def jax_step(config, part: float) -> Callable[[int], float]:
 
 
 def torch_step(config, part: float, compiled: bool = False) -> Callable[[int], float]:
-    """Returns a function that takes rounds with RecBole and returns the last loss."""
+    """Returns a function that takes rounds with RecBole and returns the last loss.
+
+    A round is `part` of an epoch.
+    """
     import torch
     from recbole.model.sequential_recommender.sasrec import SASRec
 

@@ -20,13 +20,18 @@ WORDS = 5
 
 
 def setup(batch_size: int | None = None, seconds: float = 2.0) -> tuple[Any, list]:
-    """Returns the experiment and batches of clips of this length."""
+    """Returns the experiment and its batches of clips.
+
+    Args:
+      batch_size: clips per batch; 32 if None.
+      seconds: length of a clip.
+    """
     config = unaugmented(CONFIG, training__batch_size=batch_size or 32)
     return config, batches(config, seconds)
 
 
 def batches(config, seconds: float, count: int = 3) -> list[dict[str, np.ndarray]]:
-    """Returns batches of noise with random words."""
+    """Returns batches of clips of noise, with random words as targets."""
     rng, B = np.random.default_rng(0), config.training.batch_size
     P = round(seconds * config.data.features.sample_rate)
     return [

@@ -23,7 +23,7 @@ def setup(batch_size: int | None = None, length: int = 32) -> tuple[Any, list]:
 
 
 def batches(batch_size: int, length: int, count: int = 10) -> list[dict[str, np.ndarray]]:
-    """Returns random batches with texts of half to full length."""
+    """Returns batches of random texts, whose lengths are between half of `length` and `length`."""
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(count):

@@ -19,7 +19,7 @@ CONFIG, VOCABULARY = "configs/translation.py:multi30k", 10_000
 
 
 def setup(batch_size: int | None = None, length: int = 24) -> tuple[Any, list]:
-    """Returns the experiment without EMA, which the PyTorch model lacks, and its batches."""
+    """Returns the experiment and its batches. EMA is off, because the PyTorch model lacks it."""
     from launch.engine import config as configs
 
     config = configs.override(experiment(CONFIG), {"optimizer.average_decay": 0.0})

@@ -18,7 +18,10 @@ CONFIG, CLASSES = "configs/segmentation.py:camvid", 11
 
 
 def setup(batch_size: int | None = None) -> tuple[Any, list]:
-    """Returns the experiment, with cross-entropy alone and no augmentation, and its batches."""
+    """Returns the experiment and its batches.
+
+    The experiment has no augmentation, and cross-entropy is its only loss.
+    """
     config = unaugmented(CONFIG, training__batch_size=batch_size or 8, model__loss__dice=0.0)
     return config, batches(config)
 

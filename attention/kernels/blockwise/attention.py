@@ -1,8 +1,8 @@
 """The kernel "blockwise": attention in O(T) memory, in portable JAX.
 
 Dao et al. 2022, "FlashAttention": blocks of queries and keys, recomputed in the backward pass.
-Hidden blocks are skipped, and a mask is evaluated in partial blocks only. `online_softmax.py` has
-the computation.
+Hidden blocks are skipped, and a mask is evaluated in partial blocks only. The computation is in
+`online_softmax.py`.
 
 Letters are those of `attention.shapes`.
 """
@@ -44,8 +44,8 @@ def attend(
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
-      query_block, key_block: rows and columns of a block of logits. All query heads
-        that share keys are rows of the same block.
+      query_block, key_block: number of queries and keys in a block of logits. All query heads that
+        share keys are in the same block.
       options: all are supported; the dropout mask is the same as that of the reference.
 
     Returns:
@@ -83,7 +83,7 @@ def make_spec(
 
     Args:
       whole: global sizes B, N, T, S.
-      group: number of query heads per key/value head, all of them rows of a block.
+      group: number of query heads per key/value head; all of them are rows of the same block.
       options: keyword arguments of the kernel, as for `attend`.
       query_block, key_block: as for `attend`.
 

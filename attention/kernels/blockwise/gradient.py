@@ -20,7 +20,7 @@ Array = jax.Array
 
 
 class BlockwiseMethod(Protocol):
-    """Protocol of forward and backward passes over blocks; hashable, since it is static under jit.
+    """Protocol of forward and backward passes over blocks. It is static under jit, so hashable.
 
     Both passes take `options`: mask, bias, key_data, spec and offset of `online_softmax.forward`.
     """
@@ -99,7 +99,8 @@ def _forward_with_residuals(method, spec, *given):
     fixed = bias is not None and not bias.perturbed
     query, *others = jax.tree.map(lambda x: x.value, given, is_leaf=_is_primal)
     out, lse = _forward(method, spec, query, *others)
-    # `fixed` becomes () or None: the tree structure of residuals is static, a bool would be traced.
+    # `fixed` is stored as () or None, because the tree structure of residuals is static. A bool
+    # would be traced.
     return out, ((query, *others), out, lse, () if fixed else None)
 
 
@@ -138,8 +139,8 @@ def _with_sinks(out: Array, lse: Array, sinks: Array | None) -> tuple[Array, Arr
       sinks: [N], or None.
 
     Returns:
-      o' and z', shaped like out and lse; z' = inf, as `backward` expects it, for a row that may
-      attend to nothing.
+      o' and z', shaped like out and lse. For a row that may attend to nothing, z' is inf, as
+      `backward` expects.
 
     Raises:
       TypeError: sinks of another shape.

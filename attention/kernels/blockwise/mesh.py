@@ -1,4 +1,4 @@
-"""Blockwise attention over the mesh of `jax.set_mesh`: the computation of each device's shard."""
+"""Blockwise attention over the mesh of `jax.set_mesh`: each device computes its own shard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ Array = jax.Array
 
 
 def expect_sequence_split(B: int, N: int, K: int, T: int, S: int) -> MeshSplit:
-    """Returns the split over the mesh in context, which must shard the sequence.
+    """Returns the split of attention over the mesh in context, which must shard the sequence.
+
+    Args:
+      B, N, K, T, S: number of examples, query heads, key/value heads, queries and keys.
 
     Raises:
       NotImplementedError: the mesh has no sequence axis, or its size does not divide T and S.

@@ -2,8 +2,9 @@
 
 The forward pass keeps a running maximum and sum (Milakov & Gimelshein 2018, Rabe & Staats 2021).
 The backward pass recomputes the weights (Dao et al. 2022, "FlashAttention"). Memory is O(T + S) in
-addition to the inputs and the gradient of a bias. l are the logits and w the weights of
-`attention.attend`, dx is the gradient with respect to x. Letters are those of `attention.shapes`.
+addition to the inputs and the gradient of a bias. In the equations, l are the logits and w the
+weights of `attention.attend`, and dx is the gradient with respect to x. Letters are those of
+`attention.shapes`.
 
 A shard is a slice of the examples, heads, queries and keys. Masks and dropout use global positions.
 """
@@ -54,7 +55,7 @@ class BlockwiseSpec:
       scale, logit_cap, dropout_rate: as for `attend`.
       query_block, key_block: positions in a block. They divide the lengths of a shard, unless the
         shard is the complete sequence.
-      needs_bias_grad: whether to compute the gradient of a bias, [T, S] per head.
+      needs_bias_grad: whether to compute the gradient of the bias, an array [T, S] for each head.
     """
 
     whole: tuple[int, int, int, int]
@@ -77,9 +78,11 @@ def forward(
     spec: BlockwiseSpec,
     offset: BlockOffset = NO_OFFSET,
 ) -> tuple[Array, Array]:
-    """Computes attention of a shard, and the log-sum-exp for merging shards (Rabe & Staats 2021).
+    """Computes the attention of a shard and its log-sum-exp (Rabe & Staats 2021).
 
         o_t = Σ_s exp(l_ts - z_t) v_s,   z_t = log Σ_s exp(l_ts)
+
+    With z, the results of several shards can be merged.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V] of the shard.
@@ -159,8 +162,8 @@ def backward(
     Args:
       query, key, value, mask, bias, key_data, spec, offset: as for `forward`.
       cotangent: do, [B, T, N, V].
-      lse, delta: z and δ, [B, T, N]. Here z is over all keys and the sink, and inf for a row that
-        may attend to nothing.
+      lse, delta: z and δ, [B, T, N]. Here z is the log-sum-exp over all keys and the sink. It is
+        inf for a row that may attend to nothing.
       bias_grad: array to which the gradient of the bias is added, shaped like the bias padded to
         complete blocks.
 
@@ -260,11 +263,11 @@ class _Blocks:
         )
 
     def rows(self, x: Array) -> Array:
-        """Splits queries [B, T, N, E] into blocks: [B·K, blocks, rows, E]; E is any size."""
+        """Splits queries [B, T, N, E] into blocks [B·K, blocks, rows, E], for any size E."""
         return self._split(x, self.spec.query_block)
 
     def columns(self, x: Array) -> Array:
-        """Splits keys [B, S, K, E] into blocks: [B·K, blocks, key block, E]; E is any size."""
+        """Splits keys [B, S, K, E] into blocks [B·K, blocks, key block, E], for any size E."""
         return self._split(x, self.spec.key_block)
 
     def _split(self, x: Array, block: int) -> Array:
@@ -287,7 +290,7 @@ class _Blocks:
         return x.transpose(0, 2, 1, 3)[:, :S]
 
     def example_and_heads(self, number: Array) -> tuple[Array, Span]:
-        """Returns the example and the query heads of an index into the axis B·K."""
+        """Returns the example and the query heads for an index into the axis B·K."""
         _, N, K, _, _ = self.sizes
         return number // K, Span(number % K * (N // K), N // K)
 
@@ -302,10 +305,17 @@ class _Blocks:
         j: Array,
         transposed: bool = False,
     ) -> tuple[Array, Array | None]:
-        """Computes the logits of a pair of blocks and, with a cap, the value of tanh.
+        """Computes the logits of a query block and a key block.
 
-        The shape is [rows, keys], or [keys, rows] if `transposed`. Logits are
-        masked with -inf only if the block is `partial`.
+        Args:
+          query, key: vectors of the two blocks.
+          partial: whether the pair of blocks is partial. Only then are logits masked with -inf.
+          b, heads: example and query heads.
+          i, j: indices of the query block and of the key block.
+          transposed: whether the results are [keys, rows] instead of [rows, keys].
+
+        Returns:
+          The logits; and the value of tanh in the logit cap, or None without a cap.
         """
         cap, tanh_logits = self.spec.logit_cap, None
         first, second = (key, query) if transposed else (query, key)
@@ -354,7 +364,14 @@ class _Blocks:
     def add_to_bias(
         self, bias_grad: Array, logits_grad: Array, b: Array, heads: Span, i: Array, j: Array
     ) -> Array:
-        """Adds a block [keys, rows] to the gradient of the bias, summed over its broadcast axes."""
+        """Adds the gradient of a block of logits to the gradient of the bias.
+
+        Args:
+          bias_grad: gradient of the bias, padded to complete blocks.
+          logits_grad: gradient of the logits of a block, [keys, rows]. It is summed over the axes
+            along which the bias is broadcast.
+          b, heads, i, j: as for `logits`.
+        """
         rows, columns = self._local_rows(i), self._span(1, j)
         block = logits_grad.reshape(columns.size, heads.size, rows.size).transpose(1, 2, 0)[None]
         if bias_grad.shape[1] == 1:
@@ -384,7 +401,7 @@ class _Blocks:
         return Span(number * block, block)
 
     def _flat(self, x: Array, transposed: bool) -> Array:
-        """Reshapes [heads or 1, queries or 1, keys or 1] to [rows, keys], or [keys, rows]."""
+        """Reshapes x, [heads or 1, queries or 1, keys or 1], to a block like that of `logits`."""
         _, N, K, _, _ = self.sizes
         shape = N // K, self.spec.query_block, self.spec.key_block
         x = jnp.broadcast_to(x, shape)
@@ -400,7 +417,7 @@ def _of_example(b: Array, x: Any) -> Array:
 
 
 def _pick(b: Array, x: Any, block: Array) -> Array:
-    """Returns x[b, block] of an array of a `BlockMask`, whose leading axes may have size 1."""
+    """Returns x[b, block] for an array x of a `BlockMask`, whose leading axes may have size 1."""
     return _of_example(block, _of_example(b, x))
 
 

@@ -2,8 +2,8 @@
 
 Liu et al. 2023, "Ring Attention with Blockwise Transformers". With a mask, each device computes an
 early and a late part of the sequence, which balances the work of causal attention. Brandon et al.
-2023, "Striped Attention", instead assign single positions to the devices in turn. With two parts,
-key blocks stay contiguous.
+2023, "Striped Attention", instead assign single positions to the devices in turn. Unlike there,
+key blocks are contiguous here.
 
 Letters are those of `attention.shapes`.
 """
@@ -74,7 +74,7 @@ def attend(
 
 
 def _divisor(length: int, most: int) -> int:
-    """Returns the largest divisor of the length that is at most `most`."""
+    """Returns the largest divisor of the length that does not exceed `most`."""
     return next(size for size in range(min(length, most), 0, -1) if length % size == 0)
 
 
@@ -145,7 +145,11 @@ class Ring:
         return *(self._collect(x, 1) for x in (query_grad, *grads)), bias_grad
 
     def _rows(self, query: Array, options: dict, device: Array) -> tuple[Array, Any, dict]:
-        """Redistributes queries and bias, and sets their block indices in the options."""
+        """Redistributes queries and bias between the devices.
+
+        Returns:
+          The queries and the bias of this device, and the options with their block indices.
+        """
         options = dict(options)
         bias, spec = options.pop("bias"), options["spec"]
         rows = self._numbers(device, query.shape[1], spec.query_block)
@@ -168,8 +172,8 @@ class Ring:
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, pairs), arrays)
 
     # Device r holds parts 2r and 2r + 1 of 2·devices, and computes parts r and 2·devices - 1 - r.
-    # In the exchange of the even parts and in that of the odd ones, each device sends and receives
-    # one.
+    # Even and odd parts are exchanged separately; in each exchange, a device sends one part and
+    # receives one.
 
     def _routes(self, odd: int) -> list[tuple[int, int]]:
         parts = [2 * r + odd for r in range(self.devices)]
@@ -201,14 +205,19 @@ class Ring:
         )
 
     def _ordered(self, first: Array, second: Array, axis: int) -> Array:
-        """Concatenates two parts of device r, swapped if r is odd."""
+        """Concatenates two parts along an axis, in reverse order on devices of odd index."""
         odd = jax.lax.axis_index(self.axis) % 2 == 1
         pair = jnp.where(odd, second, first), jnp.where(odd, first, second)
         return jnp.concatenate(pair, axis)
 
 
 def _joined(out: Array, lse: Array, more: Array, others: Array) -> tuple[Array, Array]:
-    """Merges the outputs and log-sum-exps over two sets of keys."""
+    """Merges the results of attention over two sets of keys.
+
+    Args:
+      out, lse: output and log-sum-exp over the first set.
+      more, others: the same over the second set.
+    """
     total = jnp.logaddexp(lse, others)
     level = jnp.where(total == -jnp.inf, 0.0, total)
     out = out * jnp.exp(lse - level)[..., None] + more * jnp.exp(others - level)[..., None]

@@ -1,7 +1,7 @@
 """The kernel "ulysses": attention of sharded sequences, resharded by heads with all-to-alls.
 
-Jacobs et al. 2023, "DeepSpeed Ulysses": between two all-to-alls each device has all positions of
-some heads and uses any single-device kernel.
+Jacobs et al. 2023, "DeepSpeed Ulysses". Between two all-to-alls, each device has all positions of
+some heads, and any single-device kernel computes their attention.
 
 Letters are those of `attention.shapes`.
 """
@@ -38,14 +38,14 @@ def attend(
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
       kernel: name of the kernel for the heads of each device. Only "blockwise" supports dropout.
-      options: those that this kernel supports.
+      options: those that the kernel with this name supports.
 
     Returns:
       [B, T, N, V] in the query's dtype.
 
     Raises:
-      NotImplementedError: the mesh has no axis "sequence", its size does not divide T, S and the
-        heads, or `kernel` does not support an argument.
+      NotImplementedError: the mesh has no axis "sequence"; its size does not divide T, S and the
+        number of heads; or `kernel` does not support an argument.
       ValueError: the mask was made for other sizes.
     """
     B, T, N, _ = query.shape

@@ -33,7 +33,8 @@ from attention.masks.arrays import MaskArrays, mask_arrays
 Array = jax.Array
 
 _QUERY_BLOCK, _KEY_BLOCK = 64, 256
-# Up to this number of queries per key/value head, copying keys into packed blocks does not pay off.
+# Up to this number of queries per key/value head, packing the keys into blocks costs more time than
+# it saves.
 _FEW = 16
 
 
@@ -52,8 +53,8 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
       [B, T, N, V] in the query's dtype.
 
     Raises:
-      NotImplementedError: the platform is not a CPU, there is no C++ compiler, the dtype or the
-        dropout key is not supported, or a mask term is not given by intervals, ids, static patterns
+      NotImplementedError: the platform is not a CPU, or there is no C++ compiler; the dtype or the
+        dropout key is not supported; or a mask term is not given by intervals, ids, static patterns
         or arrays.
     """
     devices.require_platform("cpu", can_be_interpreted=False)
@@ -122,7 +123,7 @@ _attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pair(options, query, key, value, bias, sinks, others):
-    """Returns output and log-sum-exp, with a gradient that can be differentiated again."""
+    """Returns the output and the log-sum-exp; their gradient can be differentiated again."""
     return _forward(options, query, key, value, bias, sinks, others)
 
 

@@ -29,7 +29,12 @@ _SOURCES = pathlib.Path(__file__).with_name("source")
 
 @functools.cache
 def register_targets(main: str, names: tuple[str, ...], macros: tuple = ()) -> None:
-    """Compiles a file of source/ and registers its functions with XLA; see `load_library`."""
+    """Compiles a C++ file and registers its functions with XLA.
+
+    Args:
+      main, macros: as for `load_library`, with the folder source/.
+      names: names of the functions.
+    """
     library = load_library(_SOURCES, main, macros)
     for name in names:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
@@ -38,11 +43,15 @@ def register_targets(main: str, names: tuple[str, ...], macros: tuple = ()) -> N
 def can_register(
     context: mlir.LoweringRuleContext, main: str, names: tuple[str, ...], macros: tuple = ()
 ) -> bool:
-    """Registers C++ functions if the program being lowered can call them.
+    """Registers C++ functions if the program that is being lowered can call them.
+
+    Args:
+      context: context of the lowering rule.
+      main, names, macros: as for `register_targets`.
 
     Returns:
-      True if they are registered: the program runs on one CPU of this host, is not exported, and
-      there is a compiler.
+      True if they are registered. The program must run on one CPU of this host and must not be
+      exported, and a compiler is needed.
     """
     module = context.module_context
     # Over several devices, XLA can partition only its own operations.
@@ -61,7 +70,7 @@ def can_register(
 def load_library(
     folder: pathlib.Path, main: str, macros: tuple[tuple[str, int], ...]
 ) -> ctypes.CDLL:
-    """Loads the shared library of C++ sources, compiled once per host and cached on disk.
+    """Loads a shared library of C++ sources; it is compiled once per host and cached on disk.
 
     Args:
       folder: folder of the sources.
@@ -80,7 +89,10 @@ def load_library(
 
 @functools.cache
 def _try_load(folder: pathlib.Path, main: str, macros: tuple) -> ctypes.CDLL | str:
-    """Returns the library, or the reason for a failure; failures are cached too, not retried."""
+    """Returns the library, or the reason why it cannot be loaded.
+
+    Failures are cached like libraries, so compilation is not tried again.
+    """
     try:
         return _load(folder, main, macros)
     except NotImplementedError as error:
@@ -106,7 +118,10 @@ def _load(folder: pathlib.Path, main: str, macros: tuple) -> ctypes.CDLL:
 
 
 def find_compiler() -> list[str] | None:
-    """Returns the C++ compiler and its arguments: CXX ("ccache g++"), g++ or c++; else None."""
+    """Returns the C++ compiler with its arguments, or None if there is none.
+
+    The compiler is that of the environment variable CXX (such as "ccache g++"), else g++ or c++.
+    """
     named = os.environ.get("CXX", "").strip()
     try:
         # CXX may be the path of a program with spaces, which must not be split.
@@ -143,7 +158,10 @@ def _compile(command: list[str], path: pathlib.Path) -> None:
 
 
 def _cache() -> pathlib.Path:
-    """Returns the folder of compiled libraries, in the cache of tasks/common/data/paths.py."""
+    """Returns the folder of compiled libraries.
+
+    It is in the cache folder of tasks/common/data/paths.py.
+    """
     own = os.environ.get("ATTENTION_CACHE_DIR")
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(own or f"{home}/attention").expanduser() / "compiled"

@@ -19,8 +19,9 @@ class Operand(NamedTuple):
 
     Attributes:
       array: the array, or None.
-      dims: one letter per dimension: b examples, n query heads, k key/value heads. B and N are
-        examples and query heads that may also have size 1. Other letters are never partitioned.
+      dims: one letter per dimension: b for examples, n for query heads, k for key/value heads. B
+        and N stand for examples and query heads in dimensions that may also have size 1. Other
+        letters are never partitioned.
     """
 
     array: Any
@@ -50,9 +51,9 @@ def call_partitioned(
       target: name of the target.
       operands: operands; an array that is None becomes an array without elements. Axes 0 and 2 of
         the first operand are examples and query heads; axis 2 of the second is key/value heads.
-      results: dims of each result -> its shape and dtype.
+      results: shape and dtype of each result; the keys are the results' dims.
       attributes: attributes of the target.
-      layouts: index of an operand -> order of its dimensions in memory.
+      layouts: order of an operand's dimensions in memory, by the operand's index.
     """
     batch, heads = operands[0].array.shape[0], operands[0].array.shape[2]
     full = {"B": batch, "N": heads}
@@ -79,7 +80,10 @@ def call_partitioned(
 
 
 def _sized(what: _Call, arrays: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
-    """Returns the shapes of the results for these operands, which may be local shards."""
+    """Returns shapes and dtypes of the results of a call with these operands.
+
+    The operands may be local shards.
+    """
     (batch, _, heads, _), kv_heads = arrays[0].shape, arrays[1].shape[2]
     sizes = {"b": batch, "n": heads, "k": kv_heads}
     found = []
@@ -161,7 +165,7 @@ def _partitioner(what: _Call, kv_heads: int, group: int):
     results = [dims for dims, *_ in what.results]
 
     def cuts(mesh, argument_shapes):
-        """Returns the mesh axes of each dimension letter from the sharding of the queries."""
+        """Returns the mesh axes that shard each dimension letter, as the queries are sharded."""
         spec = (*argument_shapes[0].sharding.spec, *[None] * 4)
         axes = {"b": spec[0], "n": spec[2]}
         names = axes["n"] if isinstance(axes["n"], tuple) else (axes["n"],)
@@ -181,7 +185,7 @@ def _partitioner(what: _Call, kv_heads: int, group: int):
         axes = cuts(mesh, argument_shapes)
 
         def run_part(*arrays):
-            # Results shared by examples or heads are summed over the shards.
+            # Results that examples or heads share are summed over the shards.
             return tuple(
                 _summed(x, [axes[full] for d, full in zip(dims, "bn", strict=False) if d == "1"])
                 for x, dims in zip(_direct(what, *arrays), results, strict=True)

@@ -30,7 +30,7 @@ class Arguments(NamedTuple):
     Attributes:
       causal: whether the keys after a query's position are hidden.
       left: number of visible keys before a query's own position, or None for all.
-      query, key: numbers of real positions, int32 [B]; None if all are real.
+      query, key: numbers of real queries and keys, int32 [B]; None if all are real.
     """
 
     causal: bool
@@ -49,10 +49,10 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, H], bfloat16 or float16; H a multiple
         of 8 up to 128, on Hopper up to 256.
-      mask: conjunction of `causal()` and `window(left, 0)` for T == S without an offset, and
-        `lengths(...)`; or None.
-      bias: [B or 1, N or 1, T, S] in the query's dtype with T and S multiples of 128, or None. It
-        is broadcast over the heads in memory.
+      mask: conjunction of `causal()`, `window(left, 0)` and `lengths(...)`, or None. The first two
+        are supported for T == S and without an offset.
+      bias: [B or 1, N or 1, T, S] in the query's dtype with T and S multiples of 128, or None. In
+        memory, it is repeated for each head.
       scale: a number.
       logit_cap, sinks, dropout_key: None.
       dropout_rate: 0.
@@ -77,7 +77,7 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
 
 
 def expect_sizes(query: Array, value: Array, bias: Array | None) -> None:
-    """Raises unless cuDNN supports the dtypes and sizes in the forward and backward pass.
+    """Checks that cuDNN supports the dtypes and sizes in the forward and backward pass.
 
     Raises:
       NotImplementedError: cuDNN does not support a dtype or size.
@@ -87,8 +87,8 @@ def expect_sizes(query: Array, value: Array, bias: Array | None) -> None:
     H, V = query.shape[-1], value.shape[-1]
     if H != V:
         raise NotImplementedError(f"value: got head size {V}, expected the query's {H}")
-    # On other GPU generations cuDNN has no backward pass for wider heads, or only in recent
-    # versions.
+    # On other GPU generations, cuDNN has no backward pass for wider heads, or has one in recent
+    # versions only.
     capability = devices.compute_capability()
     most = 256 if capability is not None and capability[0] == 9 else 128
     if H % 8 != 0 or most < H:
@@ -185,7 +185,7 @@ def compute(
     S = key.shape[1]
     query_lengths, key_lengths = found.query, found.key
     if key_lengths is not None and found.left is not None:
-        # From this position on, queries have no real key in their window.
+        # Queries from this position on have no real key in their window.
         last = jnp.where(key_lengths > 0, key_lengths + found.left, 0)
         query_lengths = jnp.minimum(last, T if query_lengths is None else query_lengths)
     visible = None

@@ -26,8 +26,8 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
 
         o = softmax(cap(scale·qkᵀ + bias))·v
 
-    A mask other than `causal()` is passed as an array, O(T·S). On a mesh, `attention.attend` runs
-    this kernel on each device for its examples and heads.
+    A mask other than `causal()` is passed as an array, which takes O(T·S) memory. On a mesh,
+    `attention.attend` runs this kernel on each device for its examples and heads.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
@@ -100,7 +100,7 @@ def _first_supported(function, names, *arrays, **options) -> Array:
 
 
 def cost(call: costs.Call) -> costs.Cost:
-    """Returns the estimated cost of a call; masks other than causal are arrays."""
+    """Returns the estimated cost of a call. A mask other than the causal mask is an array."""
     return costs.Cost(
         operations=call.operations(7 if call.backward else 2, 64, 16) * call.visible,
         traffic=(call.vectors() + call.pairs() * call.array) * (4 if call.backward else 1),

@@ -32,14 +32,15 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
 
         o_t = Σ_s exp(l_ts - L_t) v_s,   L_t = log(Σ_s exp(l_ts) + exp(sink)),   s block by block
 
-    Memory is O(T + S) besides mask and bias; the gradient of a bias, if needed, takes O(B·N·T·S).
+    In addition to mask and bias, memory is O(T + S). The gradient of a bias, if needed, takes
+    O(B·N·T·S).
     Hidden blocks are skipped in both passes. There are no higher derivatives. On a mesh,
     `attention.attend` runs this kernel on each device for its examples and heads.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V]; bfloat16, float16 or float32, H
         and V at most 256.
-      options: all are supported but dropout.
+      options: all except dropout are supported.
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -72,7 +73,12 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
 
 
 def _vector_bytes(size: int, itemsize: int) -> int:
-    """Returns the bytes of a head's padded vector in fast memory."""
+    """Returns the bytes that a head's padded vector takes in fast memory.
+
+    Args:
+      size: number of features of the vector.
+      itemsize: bytes of a feature.
+    """
     from attention.kernels.gpu.triton_kernels import padded_width
 
     # In the tensor cores, a float32 number is split into two TF32 numbers.
@@ -85,8 +91,8 @@ def block_sizes(T: int, S: int, width: int) -> tuple[int, int]:
         size ~ M / width,   M bytes of fast memory
 
     Four blocks of this size and their sums have to fit into the fast memory of a multiprocessor,
-    also in the backward pass. With these sizes, the programs compiled for A100 and H100 spill at
-    most 64 bytes of registers, most of them none.
+    also in the backward pass. With these sizes, most programs compiled for A100 and H100 spill no
+    registers, and none spills more than 64 bytes.
 
     Args:
       T, S: number of queries and keys.
@@ -154,7 +160,7 @@ def _attend_backward(settings, residuals, cotangent):
         shared = [axis for axis in (0, 1) if bias.shape[axis] == 1]
         dbias = logits_grad[:, :, :T, : settings.keys].sum(shared, keepdims=True).astype(bias.dtype)
     if sinks is not None:
-        # The gradient of a sink's logit in each row is p_sink (0 - δ), with p_sink its weight.
+        # In each row, the gradient of a sink's logit is p_sink (0 - δ), where p_sink is its weight.
         taken = jnp.exp(sinks.astype(jnp.float32)[:, None] - log_sum) * delta
         dsinks = -taken.sum((0, 2)).astype(sinks.dtype)
     S = settings.keys
@@ -176,7 +182,7 @@ def _block_mask(
 
 
 def _padded(settings, query, key, value, bias) -> tuple[Array, Array, Array, Array | None]:
-    """Pads lengths to complete blocks, and head sizes to their parts."""
+    """Pads the lengths to complete blocks, and the head sizes to `padded_width`."""
     from attention.kernels.gpu.triton_kernels import padded_width
 
     sizes = settings.sizes
@@ -190,7 +196,12 @@ def _padded(settings, query, key, value, bias) -> tuple[Array, Array, Array, Arr
 
 
 def _grown(array: Array, lengths: dict[int, int]) -> Array:
-    """Pads axes with zeros at the end."""
+    """Pads axes with zeros at the end.
+
+    Args:
+      array: the array.
+      lengths: new length of each axis to pad, by the index of the axis.
+    """
     missing = {axis: length - array.shape[axis] for axis, length in lengths.items()}
     if not any(missing.values()):
         return array
@@ -198,7 +209,10 @@ def _grown(array: Array, lengths: dict[int, int]) -> Array:
 
 
 def _power(number: int) -> int:
-    """Returns the next power of 2, at least 16, the minimum size for tensor cores."""
+    """Returns the smallest power of 2 that is not below a number, but at least 16.
+
+    16 is the minimum size for tensor cores.
+    """
     return max(16, 1 << (number - 1).bit_length())
 
 

@@ -52,17 +52,22 @@ class Settings:
         return pallas.Sizes(*lengths, *padded)
 
 
-# Bytes of a number -> largest part of a head's vector that a matrix product reads at once. Longer
-# parts need more registers than a thread has. A float32 number is two TF32 numbers in tensor cores.
+# For numbers of 2 or 4 bytes, the largest part of a head's vector that a matrix product reads at
+# once. Longer parts need more registers than a thread has. In tensor cores, a float32 number is two
+# TF32 numbers.
 _PARTS = {2: 128, 4: 64}
 
 
 def parts(size: int, itemsize: int) -> tuple[tuple[int, int], ...]:
-    """Returns start and size of the parts of a head's vector: powers of 2, at least 16.
+    """Returns the start and the size of each part of a head's vector.
 
-    In bfloat16 a head size of 80 has parts of 64 and 16, instead of padding to 128. In float32 the
-    second part is at least 32: the warps would share the columns of a shorter part, and spill
-    registers.
+    The sizes are powers of 2, at least 16. In bfloat16, a vector of size 80 has parts of 64 and 16,
+    instead of padding to 128. In float32, the second part is at least 32, because warps would share
+    the columns of a shorter part and spill registers.
+
+    Args:
+      size: number of features of the vector.
+      itemsize: bytes of a feature.
     """
     found, start, most = [], 0, _PARTS[itemsize]
     unit = 32 if itemsize == 4 and size > 16 else 16
@@ -148,11 +153,11 @@ def query_gradient(
     Args:
       settings, query, key, value, bias, mask, block_mask: as for `forward`; with `with_bias` the
         block mask also lists the hidden blocks.
-      given: do [B, T, N, V]; L and δ = do·o, float32 [B, N, T].
+      given: do, [B, T, N, V]; L, float32 [B, N, T]; and δ = do·o, float32 [B, N, T].
       with_bias: whether to compute the gradient of the bias.
 
     Returns:
-      dq [B, T, N, H] and dl, float32 [B, N, T, S] or None.
+      dq, [B, T, N, H]; and dl, float32 [B, N, T, S], or None without `with_bias`.
 
     Raises:
       NotImplementedError: the mask was not converted by `pallas.prepare_for_kernel`.
@@ -233,7 +238,10 @@ def key_gradient(
 
 
 def _query_specs(settings: Settings, query: Array, value: Array) -> tuple[pl.BlockSpec, ...]:
-    """Returns block specs of a program per query block: query, key, value, output, row values."""
+    """Returns the block specs of a grid with one program for each query block.
+
+    They are those of the query, key, value and output, and of arrays [B, N, T].
+    """
     S, K, V = value.shape[1:]
     H, G, block = query.shape[3], query.shape[2] // K, settings.query_block
     return (
@@ -383,7 +391,7 @@ def _key_gradient(
 
 
 def _read(ref: Any, *leading: Any) -> list[Array]:
-    """Reads the parts of vectors, [rows, size of the part] each."""
+    """Reads the parts of vectors (see `parts`); each is [rows, size of the part]."""
     leading = leading or (slice(None),)
     return [ref[(*leading, pl.ds(*part))] for part in parts(ref.shape[-1], ref.dtype.itemsize)]
 
@@ -401,20 +409,38 @@ def _zeros_of(ref: Any) -> list[Array]:
 def _add_products(
     settings: Settings, sums: list[Array], weights: Array, vectors: list[Array]
 ) -> list[Array]:
-    """Adds the products of weights [rows, columns] and vectors to the sums, part by part."""
+    """Returns the sums plus the products of weights and vectors, part by part.
+
+    Args:
+      settings: static settings.
+      sums: parts of the sums, [rows, size of the part] each.
+      weights: [rows, columns].
+      vectors: parts of the vectors, [columns, size of the part] each.
+    """
     weights = weights.astype(vectors[0].dtype)
     pairs = zip(sums, vectors, strict=True)
     return [x + _dot(settings, weights, vector) for x, vector in pairs]
 
 
 def _products(settings: Settings, left: list[Array], right: list[Array]) -> Array:
-    """Returns the inner products of vectors, [rows, columns]."""
+    """Returns the inner products of vectors, [rows, columns], from the parts of both."""
     each = [_dot(settings, *pair) for pair in zip(left, (x.T for x in right), strict=True)]
     return functools.reduce(jnp.add, each)
 
 
 def _over_blocks(block_mask: Any, example: Any, block: Any, step: Any, carry: Any) -> Any:
-    """Applies step(number, carry, masked) to the full blocks, then to the partial blocks."""
+    """Applies a function to the full blocks in a list, then to the partial blocks.
+
+    Args:
+      block_mask: references to the arrays of a `BlockMask`.
+      example, block: indices of the list.
+      step: function of the position in the list, of the carry, and of whether the block is partial;
+        returns the new carry.
+      carry: initial carry.
+
+    Returns:
+      The last carry.
+    """
     num_full = _entry(block_mask.num_full, example, block)
     num_visible = _entry(block_mask.num_visible, example, block)
     carry = jax.lax.fori_loop(0, num_full, lambda n, c: step(n, c, False), carry)
@@ -422,7 +448,7 @@ def _over_blocks(block_mask: Any, example: Any, block: Any, step: Any, carry: An
 
 
 def _entry(array: Any, example: Any, block: Any, *number: Any) -> Array:
-    """Returns an entry of an array of a `BlockMask`, whose leading axes may have size 1."""
+    """Returns an entry of an array of a `BlockMask`; its first two axes may have size 1."""
     return array[(*pallas.of_shared(array.shape[:2], example, block), *number)]
 
 
@@ -466,8 +492,8 @@ def _logits_grad(
 ) -> tuple[Array, Array]:
     """Returns the weights of a block, and the gradient of its logits before scaling.
 
-    Both are [queries, keys], or with `by_key` [keys, queries], so that a gradient of keys needs no
-    transposed block.
+    Both are [queries, keys], or with `by_key` [keys, queries]. The gradient of keys uses `by_key`,
+    so that it needs no transposed block.
     """
     logits = _logits(settings, query, key, bias, index, by_key)
     axis = 0 if by_key else 1
@@ -483,10 +509,11 @@ def _logits_grad(
 
 
 def _dot(settings: Settings, left: Array, right: Array) -> Array:
-    """Computes a matrix product accumulated in float32; float32 inputs use three TF32 products.
+    """Computes a matrix product with sums in float32.
 
-    A float32 product without tensor cores would exceed the registers even at a head size of 64,
-    because each thread would hold complete rows and columns of the blocks.
+    For float32 inputs it consists of three TF32 products. A float32 product without tensor cores
+    would exceed the registers even at a head size of 64, because each thread would hold complete
+    rows and columns of the blocks.
     """
     exact = None
     if left.dtype == jnp.float32:

@@ -21,8 +21,8 @@ from attention.masks import Mask, terms
 Array = jax.Array
 
 # A sink with this logit takes all weight of rows that may attend to nothing, and no weight of other
-# rows. Without it the kernel would return the mean of the values instead of 0. The kernel sets
-# masked logits to a value far below this.
+# rows. Without it, rows that may attend to nothing would return the mean of the values instead of
+# 0. The kernel sets masked logits to a value far below this.
 NOTHING = -1e30
 # Ids of padding queries and keys. They differ, so that padding matches nothing.
 NO_QUERY, NO_KEY = -(2**31), -(2**31) + 1
@@ -33,8 +33,10 @@ class Structure(NamedTuple):
     """A mask as arguments of the kernel.
 
     Attributes:
-      low, high: query t attends to t + low <= s <= t + high; None if unbounded.
-      query_ids, key_ids: int32 [B, T] and [B, S], equal for visible pairs; None without ids.
+      low, high: bounds of the visible keys: query t attends to t + low <= s <= t + high. None
+        stands for no bound.
+      query_ids, key_ids: int32 [B, T] and [B, S]. A query attends only to keys with an equal id;
+        both are None if there is no such restriction.
     """
 
     low: int | None
