@@ -144,7 +144,7 @@ class Series:
 
 
 Medium = Picture | Sound | Series
-"""Image, sound or series in which positions have areas; texts and item lists have no medium."""
+"""Image, sound or series that contains the positions of axes; texts and item lists have none."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,8 +57,9 @@ __all__ = [
 Batch = Mapping[str, Any]
 """Arrays on devices by name."""
 Axes = Mapping[str, "Sequence[str] | None"]
-"""Names of the dimensions of an array, in order. The value is the labels of the positions along the
-dimension, or None for a dimension without labels."""
+"""Names of the dimensions of an array, in order, with the labels of the positions.
+
+The value is None for a dimension without labels."""
 
 
 class ExamplePrediction(NamedTuple):
