@@ -24,15 +24,16 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class TfdsCatalog:
-    """A prepared data set of the TFDS catalog: its splits, its features and random access.
+    """A prepared data set of the TFDS catalog, whose splits have random access.
 
     Args:
       name: `tfds:NAME`, optionally with /CONFIG and :VERSION.
-      paths: directories; data_dir is searched.
+      paths: directories; the data set is searched in data_dir.
 
     Raises:
-      UserError: the name is unknown; or the data set is not prepared (the message contains the
-        command to prepare it), is prepared in a format without random access, or is damaged.
+      UserError: the name is unknown; or the data set is damaged, is prepared in a format without
+        random access, or is not prepared. In the last case, the message contains the command to
+        prepare it.
     """
 
     def __init__(self, name: str, paths: Paths):
@@ -87,7 +88,7 @@ def command(name: str, paths: Paths) -> str:
 
 
 def find(name: str, paths: Paths) -> Path:
-    """Returns the folder of a prepared data set; by default that of the newest version.
+    """Returns the folder of a prepared data set. Without a version, the newest one is chosen.
 
     Raises:
       UserError: the name is malformed, unknown or ambiguous, or the data set is not prepared.
