@@ -193,12 +193,13 @@ class ClassificationTask(Task):
         }
 
     def decided(self, outputs: Arrays, split: str) -> dict[str, float]:
-        """Returns metrics of the decisions under `options`.
+        """Computes metrics of the decisions that the `options` lead to.
 
-        With `top_k`: `top_<k>_accuracy`. With `threshold`: `coverage`, the fraction of examples
-        with a label, and `covered_accuracy`, the accuracy on these. With `positive`, instead of
-        these two: `decided_accuracy`, and the `decided_precision`, `decided_recall` and
-        `decided_f1` of the positive class. Fractions whose denominator is 0 are 0.
+        With `top_k`, the result has `top_<k>_accuracy`. With `threshold`, it has `coverage`, the
+        fraction of examples that get a label, and `covered_accuracy`, the accuracy on these
+        examples. With `positive`, it has, instead of these two, `decided_accuracy`, and the
+        `decided_precision`, `decided_recall` and `decided_f1` of the positive class. A fraction is
+        0 if its denominator is 0.
         """
         counts = self._decided_counts(outputs, split)
         found = {name: hits / max(total, 1) for name, (hits, total) in counts.items()}
@@ -211,7 +212,7 @@ class ClassificationTask(Task):
         """Returns (number of hits, number of examples) for each fraction that `decided` returns."""
         true = np.asarray(self.dataset.splits[split].labels)
         options, found = self.options, {}
-        # Rounded as the probabilities of predictions, so that both give the same decisions.
+        # Rounded like the probabilities in predictions, so that decisions are the same here.
         probabilities = np.round(np.asarray(outputs["probabilities"], np.float64), 4)
         order = np.argsort(-np.asarray(outputs["probabilities"]), axis=-1, kind="stable")
         if options.top_k is not None:

@@ -189,7 +189,7 @@ class Explainer(abc.ABC):
 
     @abc.abstractmethod
     def describe(self, subject: Subject) -> Description:
-        """Returns input, output and attention weights of an example."""
+        """Returns the description of an example: its input, output and attention weights."""
 
 
 def repeated(array: Any, gates: Any) -> Any:

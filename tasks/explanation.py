@@ -76,7 +76,7 @@ class Attribution:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Score of the prediction while positions are replaced, in the order of one method.
+    """Scores of the prediction while positions are replaced, in the order of their attributions.
 
     Attributes:
       method: name of the method whose attributions order the positions.
@@ -96,10 +96,11 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image: [Y, X] or [Y, X, C], uint8 or in [0, 1].
+    """An image with predicted boxes and masks.
 
     Attributes:
-      image: the image; for a sound, its spectrogram with the lowest frequency in the last row.
+      image: the image, [Y, X] or [Y, X, C], uint8 or floating point in [0, 1]. For a sound, it is
+        the spectrogram with the lowest frequency in the last row.
       boxes: predicted boxes x1, y1, x2, y2 as fractions of width and height, by label.
       masks: predicted masks, bool [Y, X], by label.
     """

@@ -98,7 +98,7 @@ class Processor(abc.ABC):
 
     @classmethod
     def from_assets(cls, data: Any, model: Any, assets: Mapping[str, Any]) -> Processor:
-        """Builds the processor from saved assets; the inverse of `assets`.
+        """Builds a processor from its configs and the result of `assets`.
 
         Raises:
           KeyError: a field is missing.

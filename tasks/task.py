@@ -219,7 +219,7 @@ class Task(abc.ABC):
 
     @classmethod
     def fit(cls, dataset: Any, data: Any, model: Any, paths: Paths, **options: Any) -> Processor:
-        """Builds the processor, and fits the fields that depend on data on the training split."""
+        """Builds the processor. Fields that depend on data are fitted on the training split."""
         return cls.processor_type(data, model)
 
     def with_options(self, options: AnswerOptions) -> Task:
@@ -267,10 +267,10 @@ class Task(abc.ABC):
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Hash of each part of the data. The keys name the parts in messages: "train labels".
+        """Hash of each part of the data, as returned by `tasks.common.data.digests.of_rows`.
 
-        The parts together cover the same data as `fingerprint`; see
-        `tasks.common.data.digests.of_rows`.
+        The keys name the parts in messages, such as "train labels". The parts together cover the
+        same data as `fingerprint`.
         """
         return self.dataset.parts
 
@@ -441,6 +441,7 @@ class Task(abc.ABC):
         """Returns the rows of an answer in a table of predictions.
 
         By default there is one row, with all entries of the answer except the input and the text.
+        If the answer has nothing else, these are kept.
         """
         keys = [key for key in answer if key not in ("input", "text") or len(answer) <= 2]
         return [{key: answer[key] for key in keys}]

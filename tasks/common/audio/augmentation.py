@@ -93,7 +93,7 @@ def augment_samples(
 
 
 def add_noise(samples: Array, length: Array, decibels: Array | float, key: Array) -> Array:
-    """Adds white noise to a recording. Silence stays silent.
+    """Adds white noise to a recording; silence stays silent.
 
     Args:
       samples: [P].

@@ -13,12 +13,13 @@ from tasks.common.audio import headers
 from tasks.common.data.regular_files import expect_regular
 from tasks.common.errors import UserError, warn_once
 
-# Samples per frame in which `trim_silence` measures loudness.
+# Number of samples in each frame for which `trim_silence` measures the loudness.
 _TRIMMED = 256
-# Frames decoded at a time, and the frame count from which a length in a header is a placeholder.
+# Number of frames that are decoded at a time. A header with at least `_UNKNOWN_FRAMES` frames has a
+# placeholder instead of the length.
 _BLOCK, _UNKNOWN_FRAMES = 1 << 16, 1 << 60
-# If the peak of the channel average, relative to the peak of the channels, is below this, the
-# average is only rounding error.
+# If the peak of the average of the channels, divided by the peak of the channels, is below this
+# number, the average consists of rounding errors only.
 _CANCELLED = 1e-3
 _RATES = (1000, 1_000_000)
 _EXPECTED_RATE = f"{_RATES[0]} to {_RATES[1]}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 _PLACEHOLDER = 0x7FFFF000
 _LARGEST = 0xFFFFFFFF
 _WAVES = {b"RIFF": "little", b"RIFX": "big", b"RF64": "little"}
-# Offset, bytes at that offset, and the name of a format that libsndfile does not read.
+# For each format that libsndfile does not read: an offset, the bytes at that offset, and its name.
 _OTHERS = (
     (4, b"ftyp", "MPEG-4 audio (m4a, mp4, 3gp)"),
     (0, b"#!AMR", "AMR"),

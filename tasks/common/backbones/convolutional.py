@@ -184,9 +184,9 @@ def max_pool(x: Array, window: tuple[int, int] = (2, 2)) -> Array:
     for axis, size in enumerate(window, 1):
         missing = -x.shape[axis] % size
         if missing:
-            # Repeating the last row or column changes no maximum.
+            # The padding repeats the last row or column, which changes no maximum.
             x = jnp.pad(x, [(0, missing * (a == axis)) for a in range(4)], mode="edge")
-        # Slices, because the gradient of `jax.lax.reduce_window` is slow on CPU.
+        # The maximum of slices, because the gradient of `jax.lax.reduce_window` is slow on CPU.
         parts = [jax.lax.slice_in_dim(x, i, None, size, axis) for i in range(size)]
         x = functools.reduce(jnp.maximum, parts)
     return x
@@ -287,7 +287,7 @@ def _norm(
 
 
 class ImageModel(nnx.Module):
-    """Base class of convolutional models with optional attention weights."""
+    """Base class of convolutional models that can return attention weights."""
 
     def _apply(
         self, images: Array, dropout_key: Array | None, **flags: Any
@@ -333,7 +333,7 @@ class ImageModel(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Two convolutions with an optional map attention.
+    """Two convolutions, followed by an optional map attention.
 
     Args:
       inputs, outputs: number of channels.

@@ -133,7 +133,7 @@ class Recurrent(nnx.Module):
         raise NotImplementedError
 
     def hidden(self, state: Any) -> Array:
-        """Returns the output [B, H] of a state."""
+        """Returns the part of a state that is the output of the network, [B, H]."""
         raise NotImplementedError
 
     def advance(self, projected: Array, state: Any, kernel: Array, bias: Array) -> Any:

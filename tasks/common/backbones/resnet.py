@@ -98,7 +98,15 @@ class BasicBlock(nnx.Module):
         )
 
     def __call__(self, x: Array, *, valid: Array | None = None, training: bool = False) -> Array:
-        """Maps x [B, Y, X, inputs] to [B, ceil(Y / stride), ceil(X / stride), outputs]."""
+        """Computes y.
+
+        Args:
+          x: [B, Y, X, inputs].
+          valid, training: as for `Convolution`.
+
+        Returns:
+          [B, ceil(Y / stride), ceil(X / stride), outputs].
+        """
         flags = {"valid": valid, "training": training}
         y = self.second(self.first(x, **flags), **flags)
         return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, **flags)))

@@ -260,7 +260,7 @@ class Transcriber(nnx.Module):
         return jnp.sum(jnp.where(first_passes(real), divergence_of_passes(logits), 0.0), axis=1)
 
     def joint(self, losses: Losses) -> Array:
-        """Computes the weighted sum of decoder loss and CTC loss, [B]; CTC has `ctc_weight`."""
+        """Computes the total loss of each example, [B], where CTC has the weight `ctc_weight`."""
         weight = self.config.ctc_weight
         return (1 - weight) * losses.decoder + weight * losses.ctc
 

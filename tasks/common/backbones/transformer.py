@@ -29,11 +29,11 @@ from tasks.common.backbones.transformer_layers import (
 
 Array = jax.Array
 
-# (regex on the parameter path, mesh axis of each dimension). Heads and hidden units are split over
-# "tensor" (Shoeybi et al. 2019, Megatron-LM: one all-reduce after `out` and one after `down`), the
-# model dimension over "fsdp". Parameters that match no rule are replicated. Token embeddings are
-# sharded along D over both axes, so that lookups need no communication and any vocabulary size
-# works.
+# Each rule has a regular expression for paths of parameters, and a mesh axis for each dimension.
+# Heads and hidden units are split over "tensor" (Shoeybi et al. 2019, Megatron-LM: one all-reduce
+# after `out` and one after `down`), the model dimension over "fsdp". Parameters that match no rule
+# are replicated. Token embeddings are sharded along D over both axes, so that lookups need no
+# communication and any vocabulary size works.
 SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"(^|/)(query|key|value)(_global)?/kernel$", ("fsdp", "tensor", None)),
     (r"(^|/)(query|key|value)(_global)?/bias$", ("tensor", None)),

@@ -59,7 +59,7 @@ class TfdsCatalog:
         return {name: split.num_examples for name, split in self._builder.info.splits.items()}
 
     def load(self, split: str) -> Sequence[Mapping[str, Any]]:
-        """Returns a split with random access.
+        """Returns the examples of a split, with random access.
 
         Raises:
           UserError: the split does not exist; the message lists the existing splits.
@@ -88,7 +88,9 @@ def command(name: str, paths: Paths) -> str:
 
 
 def find(name: str, paths: Paths) -> Path:
-    """Returns the folder of a prepared data set. Without a version, the newest one is chosen.
+    """Returns the folder of a prepared data set.
+
+    If the name has no version, the newest one is chosen.
 
     Raises:
       UserError: the name is malformed, unknown or ambiguous, or the data set is not prepared.
@@ -129,7 +131,7 @@ def _versions(folder: Path) -> list[str]:
 
 
 def _known(given: str, name: str) -> None:
-    """Raises unless the catalog of the installed TFDS version contains the name."""
+    """Raises a UserError if the catalog of the installed TFDS version lacks a name."""
     import tensorflow_datasets as tfds
 
     names = tfds.list_builders(with_community_datasets=False)

@@ -14,7 +14,8 @@ import datetime
 import re
 from typing import NamedTuple
 
-# NO_DATE marks a date that is invalid in one of the two orders, NO_OFFSET a missing UTC offset.
+# NO_DATE marks a date that does not exist in one of the two orders of day and month. NO_OFFSET
+# marks a missing UTC offset.
 NO_DATE = -(2**63)
 NO_OFFSET = -(2**31)
 # Seconds east of UTC by name. Ambiguous names, such as CST and IST, are not supported.

@@ -84,7 +84,7 @@ class HeldOutConfig(Config):
 
 
 def _units(rows: Sequence[str], groups: Sequence[str] | None) -> list[str]:
-    """Returns the unit of each row. All rows of a unit must be in the same split.
+    """Returns the name of each row's unit; all rows of a unit must be in the same split.
 
     Rows with equal contents or equal groups are in the same unit, and so are rows that a chain of
     such rows connects.
@@ -94,7 +94,7 @@ def _units(rows: Sequence[str], groups: Sequence[str] | None) -> list[str]:
       groups: group of each row; None without groups.
 
     Returns:
-      The name of each row's unit: its content, or the name of one of its groups.
+      For each row, the content of the row or, with groups, the name of one group of the unit.
     """
     if groups is None:
         return list(rows)

@@ -24,7 +24,9 @@ Bucket = int | Mapping[str, int]
 
 
 class Examples(Protocol):
-    """Examples of a split, with random access. An example is a dict of arrays, its fields.
+    """Examples of a split, with random access.
+
+    An example is a dict of arrays, whose names are called fields.
 
     Attributes:
       lengths: length of each example, [n], by which examples are assigned to buckets. If the fields
@@ -92,7 +94,7 @@ class EpochPlan:
 
 
 class _Batcher:
-    """Construction of batches according to the plan of each epoch."""
+    """Reader that builds the batches of an `EpochPlan` from the examples."""
 
     def __init__(
         self,

@@ -24,8 +24,8 @@ EXAMPLES = 100_000
 SECONDS = 1.0
 """Longest time in which the compared examples of a split are read."""
 
-# Fractions above which there is a warning: rows that are also in another split, examples of one
-# class, and tokens that are lost by truncation or omission.
+# There is a warning if one of three fractions is above its limit: the rows that are also in another
+# split, the examples of one class, and the tokens that are truncated or left out.
 _SHARED, _MAJORITY, _LOST = 0.03, 0.9, 0.2
 # Quantiles of sizes by name.
 _QUANTILES = {"min": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "max": 1.0}
@@ -78,9 +78,10 @@ def excerpt(text: str) -> str:
 
 
 def segment_codes(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Computes hashes of n segments of a sequence. Equal segments have equal hashes.
+    """Computes hashes of n segments of a sequence.
 
-    The hash is a polynomial modulo 2^64, so that sums over segments are differences of prefix sums.
+    Equal segments have equal hashes. The hash is a polynomial modulo 2^64, so that sums over
+    segments are differences of prefix sums.
 
     Args:
       codes: hash of each element of the sequence, uint64 [T].

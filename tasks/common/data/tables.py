@@ -193,7 +193,7 @@ def open_table(
 
 
 def no_column(where: str, column: str, known: Sequence[str], key: str | None = None) -> UserError:
-    """Returns the error for a missing column. It suggests the known column with the nearest name.
+    """Returns the error for a missing column, which suggests the most similar column of the file.
 
     Args:
       where: file, for the message.

@@ -27,8 +27,8 @@ UNITS = {"seconds": 1e0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds"
 _YEARS = (1900, 2100)
 # Seconds since 1970, for 3 March 1973 to 20 November 2286. The ranges of the units do not overlap.
 _LEAST, _MOST = 1e8, 1e10
-# Numbers in this range are rejected: nanoseconds since 1970 would be in 1989 or 1990, but they are
-# rather the present time in units of 100 ns since the year 1.
+# Numbers in this range are rejected. As nanoseconds since 1970, they would be in 1989 or 1990, but
+# more likely they are present times in units of 100 ns since the year 1.
 _TICKS = (6.2e17, 6.5e17)
 _TWO_READINGS = tuple(map(DAY_AND_MONTH.format, "-/."))
 # Days since 1900, for the years 1990 to 2049.

@@ -12,9 +12,9 @@ from tasks.common.text.tokenizer import PAD, UNKNOWN, Tokenizer
 
 
 class TranscriptionExamples:
-    """Examples of arrays with transcripts. The arrays have variable length.
+    """Examples that consist of an array and its transcript.
 
-    The arrays contain audio samples or image columns.
+    The arrays contain audio samples or image columns, and have variable length.
 
     Args:
       field: name of the array in an example.

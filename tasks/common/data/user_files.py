@@ -124,8 +124,8 @@ def split_paths(path: str) -> list[str]:
     pieces = path.split(",")
     if len(pieces) == 1 or _exists(path):
         return [path.strip()]
-    # For each suffix of the pieces: the number of ways to join it to paths, at most 2, and the
-    # first way.
+    # For each suffix of the list of pieces: the number of ways to join its pieces to existing
+    # paths, where 2 stands for several, and the first of these ways.
     ways: list[tuple[int, list[str]]] = [(1, [])]
     for start in reversed(range(len(pieces))):
         count, first = 0, []
@@ -238,7 +238,9 @@ def _report_skipped(reasons: Sequence[str], count: int) -> None:
 
 
 def expect_some_files(files: Sequence[Path], where: str, remedy: str) -> None:
-    """Checks that at least one of several files exists. If none does, the folder is likely wrong.
+    """Checks that at least one of several files exists.
+
+    If none exists, the folder is probably wrong.
 
     Args:
       files: files that a manifest or annotation file refers to.

@@ -88,7 +88,9 @@ class DecodingConfig(Config):
 
 
 class DecodingResult(NamedTuple):
-    """Decoded sequences. If fewer than n_best exist, the rest are all `pad`, with score -inf.
+    """Decoded sequences.
+
+    If an example has fewer than n_best sequences, the missing ones are all `pad`, with score -inf.
 
     Attributes:
       tokens: int32 [B, n_best, T], including the end token, followed by `pad`.
@@ -259,7 +261,7 @@ def _decode_independently(
             token = _sample(steps, all_scores, config)
             gained = jnp.take_along_axis(all_scores, token[:, None], axis=-1)[:, 0]
         token = jnp.where(now.ended, pad, token).astype(jnp.int32)
-        # A row ends, too, if all of its tokens are excluded.
+        # A row also ends if all tokens are excluded.
         ends = (gained == -jnp.inf) | (False if end is None else token == end)
         return _Rows(
             now.t + 1,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# Tokens per block in `top_k`, and vocabulary size from which blocks are faster.
+# Number of tokens in a block of `top_k`, and the vocabulary size from which blocks are faster.
 _BLOCK = 64
 _LARGE = 2048
 

@@ -419,7 +419,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         )
     try:
         return load_file(path)
-    # Dtypes that NumPy lacks cause the exceptions after OSError.
+    # The exceptions after OSError are those of dtypes that NumPy lacks.
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
 

@@ -24,7 +24,7 @@ PREFIX = "##"
 VOCABULARY, TOKENIZER, MERGES = "vocab.txt", "tokenizer.json", "merges.txt"
 CLASSES = ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast")
 _MORE_TOKENS = ("bos_token", "eos_token", "additional_special_tokens", "extra_special_tokens")
-# Names of each `Normalization` field in tokenizer_config.json; the last one is its name in
+# Names of each field of `Normalization` in tokenizer_config.json. The last one is also its name in
 # tokenizer.json.
 _NAMES = {
     "lower_case": ("do_lower_case", "lowercase"),
@@ -260,7 +260,8 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 def checked_options(folder: Path, rules: Rules) -> dict[str, Any]:
     """Returns the fields that tokenizer_config.json sets, and checks all other options.
 
-    Special tokens and added tokens are checked in all files that may contain them.
+    The special tokens and added tokens in special_tokens_map.json and added_tokens.json are checked
+    too.
 
     Args:
       folder: folder of the files.
@@ -484,7 +485,7 @@ def _normalizer(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _expect_parts(path: Path, values: Mapping[str, Any]) -> None:
-    """Raises a UserError if a part of tokenizer.json after the normalizer differs from BERT.
+    """Raises a UserError if another part of tokenizer.json differs from that of BERT.
 
     The parts are pre-tokenizer, post-processor, truncation and decoder.
     """
@@ -563,7 +564,9 @@ def _expect_template(path: Path, after: Any, expected: Sequence[str]) -> None:
 def ids_of(
     path: Path, vocabulary: Mapping[str, Any], added: Any, rules: Rules, name: str = "model.vocab"
 ) -> list[str]:
-    """Returns the pieces of a vocabulary, and special tokens that it lacks, in the order of the ids.
+    """Returns the pieces of a vocabulary in the order of their ids.
+
+    Special tokens that the vocabulary lacks are added.
 
     Args:
       path: file of the vocabulary.

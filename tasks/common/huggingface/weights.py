@@ -32,7 +32,8 @@ from tasks.common.huggingface.pipelines import (
 from tasks.common.text.subword_tokenizer import SubwordTokenizer
 from tasks.common.text.tokenizer import LAST, SPECIAL, TextConfig, Tokenizer
 
-# File in the directory of a run with imported weights: result of `LanguageModelFolder.tokenizer`.
+# Name of a file in the directory of a run with imported weights. It contains the result of
+# `LanguageModelFolder.tokenizer`.
 IMPORTED = "imported.json"
 
 # The name in transformers for our name of each module; "{}" is the layer index. A module has a
@@ -125,8 +126,9 @@ class LanguageModelFolder:
     Attributes:
       kind: "bert", "distilbert", "roberta" or "xlm-roberta".
       model: fields of `LanguageModelConfig`.
-      params: parameters by path, such as "encoder/layers/0/attention/query/kernel". The rows of the
-        embedding table are in the order of our ids. There is no head if the folder has none.
+      params: parameters by path, such as "encoder/layers/0/attention/query/kernel". Embedding table
+        and output bias have their rows in the order of our ids. There is no head if the folder has
+        none.
       vocabulary: pieces in the order of their ids.
       normalization: options of the tokenizer; their class depends on the kind of model.
       left_out: names of the tensors in the folder that are not used.

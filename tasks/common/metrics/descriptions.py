@@ -24,7 +24,7 @@ class Metric:
 
     @property
     def direction(self) -> str:
-        """Statement of which direction is better."""
+        """Statement in words about the direction that is better."""
         if self.higher_is_better is None:
             return "neither direction is better"
         return f"{'higher' if self.higher_is_better else 'lower'} is better"
