@@ -24,7 +24,8 @@ class AnswerOptions:
     Attributes:
       top_k: number of candidates in a prediction, such as classes, items or words.
       threshold: minimum probability or score of a prediction. A classifier gives no label to an
-        input below it. With `positive`, it is the minimum probability of that class instead.
+        input whose most probable class is below it. With `positive`, it is the minimum probability
+        of that class instead.
       positive: class that the classifier predicts if its probability is at least `threshold`,
         which is 0.5 by default; otherwise the most probable other class is predicted.
     """
@@ -42,8 +43,8 @@ class AnswerOptions:
         """Checks the values of the options, and that the given options apply to a task.
 
         Args:
-          applicable: for each option by name, None if it applies, or the reason why it does not;
-            see `tasks.task.Task.answer_options`.
+          applicable: for the name of each option, None if the option applies to the task, or else
+            the reason why it does not; see `tasks.task.Task.answer_options`.
 
         Raises:
           UserError: an option does not apply, or its value is out of range.

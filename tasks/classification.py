@@ -1,6 +1,7 @@
 """Base class of classification tasks: loss, evaluation and metrics computed from logits.
 
-B examples of a batch, n examples of a split, C classes.
+In shapes, B is the number of examples in a batch, n the number of examples in a split, and C the
+number of classes.
 """
 
 from __future__ import annotations
@@ -42,7 +43,11 @@ class ClassificationTask(Task):
     answer_options = dict.fromkeys(("top_k", "threshold", "positive"))
 
     def with_options(self, options: AnswerOptions) -> ClassificationTask:
-        """Returns the task with options; checks also that the positive class is a known class."""
+        """Returns a copy of the task that uses the given options.
+
+        Raises:
+          UserError: as for `Task.with_options`, or the positive class is unknown.
+        """
         _check_positive(options, self.labels)
         return super().with_options(options)
 
@@ -63,7 +68,15 @@ class ClassificationTask(Task):
         return self.model.weights(self.dataset.splits["train"].labels, self.labels)
 
     def weighted_cross_entropy(self, logits: Any, labels: Any) -> Any:
-        """Returns the cross-entropy of each example [B], times the weight of its class."""
+        """Computes the cross-entropy of each example, multiplied by the weight of its class.
+
+        Args:
+          logits: [B, C].
+          labels: int [B].
+
+        Returns:
+          [B].
+        """
         losses = cross_entropy(logits, labels)
         if self.class_weights is None:
             return losses
@@ -71,10 +84,22 @@ class ClassificationTask(Task):
 
     @abc.abstractmethod
     def logits(self, model: Any, batch: Batch, dropout_key: Any = None) -> Any:
-        """Returns logits [B, classes]; if a random key is given, with dropout as in training."""
+        """Computes the logits of a batch.
+
+        Args:
+          model: model returned by `build_model`.
+          batch: arrays of the examples.
+          dropout_key: random key of dropout in training; None for evaluation.
+
+        Returns:
+          [B, C].
+        """
 
     def loss(self, model: Any, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
-        """Computes the cross-entropy loss, and the accuracy under dropout as a training metric."""
+        """Computes the weighted mean cross-entropy, and the accuracy as a training metric.
+
+        Both are computed from the same logits, under dropout.
+        """
         logits, weight = self.logits(model, batch, dropout_key), batch["weight"]
         total = jnp.maximum(jnp.sum(weight), 1.0)
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
@@ -83,7 +108,13 @@ class ClassificationTask(Task):
         return jnp.sum(losses * weight) / total, {"accuracy": accuracy}
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[dict, dict]:
-        """Sums cross-entropy, example weights and confusion counts [true, predicted class]."""
+        """Computes the statistics and the class probabilities of a batch.
+
+        Returns:
+          Statistics: the sum of the cross-entropies, the sum of the example weights, and the number
+          of examples of each true class (row) and predicted class (column), "confusion", int32
+          [C, C]. Outputs: "probabilities", [B, C].
+        """
         logits, classes = self.logits(model, batch), len(self.labels)
         pair = batch["label"] * classes + jnp.argmax(logits, axis=-1)
         real = (batch["weight"] > 0).astype(jnp.int32)
@@ -96,7 +127,7 @@ class ClassificationTask(Task):
         return statistics, {"probabilities": jax.nn.softmax(logits, axis=-1)}
 
     def predict(self, model: Any, inputs: Batch, *, fast: bool = False) -> dict:
-        """Returns probabilities [B, classes]."""
+        """Returns "probabilities", the probability of each class, [B, C]."""
         return {"probabilities": jax.nn.softmax(self.logits(model, inputs), axis=-1)}
 
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
@@ -110,11 +141,14 @@ class ClassificationTask(Task):
         return correct.astype(np.float32)
 
     def inputs(self, split: str) -> Sequence[str | None]:
-        """Returns the input of each example of a split as a text; by default None for each."""
+        """Returns the input of each example of a split as a text.
+
+        By default, all entries are None.
+        """
         return [None] * len(self.dataset.splits[split].labels)
 
     def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
-        """Returns true and predicted class, and the probability of the predicted class."""
+        """Returns, for each example, the true class, the predicted class and its probability."""
         best, names = outputs["probabilities"].max(axis=-1), self.labels
         rows = zip(
             self.inputs(split),
@@ -129,7 +163,7 @@ class ClassificationTask(Task):
         ]
 
     def baseline_metrics(self, predicted: np.ndarray) -> dict[str, Any]:
-        """Returns metrics and "example_scores" of a baseline.
+        """Computes the metrics of a baseline on the test split, and its "example_scores".
 
         Args:
           predicted: classes that the baseline predicts for the test split, int [n].
@@ -138,13 +172,17 @@ class ClassificationTask(Task):
         return {**self.scores(predicted, "test"), "example_scores": correct.astype(np.float32)}
 
     def scores(self, predicted: np.ndarray, split: str) -> dict[str, float]:
-        """Computes the metrics of predicted classes, int [n], by `classification_metrics`."""
+        """Compares predicted classes, int [n], with the true classes of a split.
+
+        The metrics are those of `classification_metrics`.
+        """
         return classification_metrics(self.dataset.splits[split].labels, predicted, self.labels)
 
     def intervals(self, outputs: Arrays, split: str) -> dict[str, tuple[float, float]]:
-        """Returns the intervals of `classification_intervals`, and those of `decided` metrics.
+        """Returns 95 % confidence intervals of the metrics by name.
 
-        The fractions that `decided` returns have Wilson intervals.
+        They are those of `classification_intervals`, and Wilson intervals of the fractions that
+        `decided` returns.
         """
         labels = self.dataset.splits[split].labels
         found = classification_intervals(labels, predicted_classes(outputs), self.labels)
@@ -155,12 +193,13 @@ class ClassificationTask(Task):
         }
 
     def decided(self, outputs: Arrays, split: str) -> dict[str, float]:
-        """Returns metrics of the decisions under `options`.
+        """Computes metrics of the decisions that the `options` lead to.
 
-        With `top_k`: `top_<k>_accuracy`. With `threshold`: `coverage`, the fraction of examples
-        with a label, and `covered_accuracy`, the accuracy on these. With `positive`, instead of
-        these two: `decided_accuracy`, and the `decided_precision`, `decided_recall` and
-        `decided_f1` of the positive class. Fractions whose denominator is 0 are 0.
+        With `top_k`, the result has `top_<k>_accuracy`. With `threshold`, it has `coverage`, the
+        fraction of examples that get a label, and `covered_accuracy`, the accuracy on these
+        examples. With `positive`, it has, instead of these two, `decided_accuracy`, and the
+        `decided_precision`, `decided_recall` and `decided_f1` of the positive class. A fraction is
+        0 if its denominator is 0.
         """
         counts = self._decided_counts(outputs, split)
         found = {name: hits / max(total, 1) for name, (hits, total) in counts.items()}
@@ -173,7 +212,7 @@ class ClassificationTask(Task):
         """Returns (number of hits, number of examples) for each fraction that `decided` returns."""
         true = np.asarray(self.dataset.splits[split].labels)
         options, found = self.options, {}
-        # Rounded as the probabilities of predictions, so that both give the same decisions.
+        # Rounded like the probabilities in predictions, so that decisions are the same here.
         probabilities = np.round(np.asarray(outputs["probabilities"], np.float64), 4)
         order = np.argsort(-np.asarray(outputs["probabilities"]), axis=-1, kind="stable")
         if options.top_k is not None:
@@ -198,7 +237,7 @@ class ClassificationTask(Task):
 
     @classmethod
     def chosen(cls, answer: dict[str, Any], options: AnswerOptions) -> dict[str, Any]:
-        """Returns an answer with the label that the options select, and at most `top_k` classes.
+        """Applies the options to an answer: selects the label, and keeps at most `top_k` classes.
 
         Without a positive class, the label is None if its probability is below the threshold.
         """
@@ -223,7 +262,7 @@ class ClassificationTask(Task):
 
     @classmethod
     def rows(cls, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Returns one row, with the probability of the label as `confidence`.
+        """Returns one table row for an answer, with the probability of the label as `confidence`.
 
         If the label is None, `confidence` is the probability of the most probable class.
         """
@@ -279,16 +318,17 @@ def predicted_classes(outputs: Arrays) -> np.ndarray:
 def classes_by_probability(
     raw: Sequence[str], probabilities: np.ndarray, labels: Sequence[str], shown: int | None = None
 ) -> list[dict[str, Any]]:
-    """Returns a prediction with class probabilities for each input.
+    """Converts class probabilities to an answer for each input.
 
     Args:
       raw: inputs.
-      probabilities: class probabilities, [inputs, classes].
+      probabilities: class probabilities, [inputs, C].
       labels: names of the classes.
       shown: number of classes in the printed text; None for all.
 
     Returns:
-      JSON objects with "input", "label", "probabilities" in descending order, and "text".
+      For each input, a JSON object with "input"; "label", the most probable class; "probabilities"
+      by class name, in descending order; and "text", the line to print.
     """
     answers = []
     for source, row in zip(raw, probabilities, strict=True):
@@ -308,7 +348,7 @@ class ClassificationExplainer(Explainer):
         return {"label": predicted_classes(outputs)}
 
     def described(self, subject: Subject, **parts: Any) -> Description:
-        """Returns the description of an example, with prediction and true class.
+        """Returns the description of an example, with its predicted and true class.
 
         Args:
           subject: the example.

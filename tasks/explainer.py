@@ -8,8 +8,9 @@ with the gates: by gradients, occlusion, and deletion and insertion curves. An `
 returns the attention weights between positions and output, and the texts and images that pages
 show.
 
-G rows of gates, U positions of the padded input, B rows of a batch, C classes, T states of a layer
-or tokens of an output, V vocabulary, L layers, N heads.
+Symbols in shapes: G is the number of rows of gates, U the number of positions of the padded input,
+B the number of rows of a batch, C the number of classes, T the number of states of a layer or of
+tokens of an output, V the vocabulary size, L the number of layers, and N the number of heads.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ class Subject:
     Attributes:
       inputs: inputs of the model, padded, with one row.
       outputs: outputs of `tasks.task.Task.predict`, with one row.
-      attention: attention weights of `tasks.task.Task.attention`, without a dimension of rows.
+      attention: attention weights that `tasks.task.Task.attention` returns, without their batch
+        dimension.
       raw: raw input, as for `tasks.processor.Processor.encode`; None for an example of a split.
-      split, index: the example of a split; index is None for a raw input.
+      split, index: name of the split and index of the example in it; index is None for a raw input.
       notes: sentences for the reader about the part of the input that is explained.
     """
 
@@ -52,11 +54,11 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPath:
-    """Attention that leads from the positions of the input to the output.
+    """Attention weights along the path from the positions of the input to the output.
 
     Attributes:
-      readout: weight with which the output attends to each state of the last layer, [T]; without
-        `layers`, to each position.
+      readout: weight with which the output attends to each state of the last layer, [T]. Without
+        `layers`, the states are the positions themselves.
       layers: weights of self-attention, [L, N, T, T], first layer first; None if there are none.
       first: number of states before the state of the first position, such as 1 for a
         classification token.
@@ -72,8 +74,8 @@ class Description:
     """Input, output and attention weights of one example, for pages.
 
     Attributes:
-      input, prediction: as texts.
-      explained: the explained score in words.
+      input, prediction: input and prediction as texts.
+      explained: description of the score that is explained, in words.
       axis: name of the axis in `axes` whose entries are the positions.
       axes, maps, medium, notes: see `tasks.explanation.Explanation`.
       target: true output as a text; None if unknown.
@@ -140,9 +142,13 @@ class Explainer(abc.ABC):
 
     @abc.abstractmethod
     def positions(self, inputs: Arrays) -> np.ndarray:
-        """Returns True for positions, False for padding, bool [U].
+        """Returns which entries of the padded input are positions.
 
-        U may depend only on the shapes of the inputs.
+        Args:
+          inputs: inputs of the model, with one row.
+
+        Returns:
+          bool [U], False for padding. U may depend only on the shapes of the inputs.
         """
 
     @abc.abstractmethod
@@ -161,27 +167,33 @@ class Explainer(abc.ABC):
         """
 
     def measure(self, scores: np.ndarray, whole: float) -> np.ndarray:
-        """Converts scores to the quantity that deletion and insertion curves show, [p].
+        """Converts scores to the quantity that deletion and insertion curves show.
 
         By default the scores are log-odds, which are converted to probabilities.
 
         Args:
           scores: scores at p points of a curve, [p].
           whole: score of the input without replacements.
+
+        Returns:
+          [p].
         """
         return 1 / (1 + np.exp(-np.clip(scores, -60, 60)))
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
-        """Returns the attention from positions to output; None for a model without attention."""
+        """Returns the attention weights between the positions of the input and the output.
+
+        The result is None for a model without attention.
+        """
         return None
 
     @abc.abstractmethod
     def describe(self, subject: Subject) -> Description:
-        """Returns input, output and attention weights of an example."""
+        """Returns the description of an example: its input, output and attention weights."""
 
 
 def repeated(array: Any, gates: Any) -> Any:
-    """Repeats the only row of an array once for each row of the gates."""
+    """Broadcasts an array with one row, [1, ...], to as many rows as there are gates, [G, ...]."""
     return jnp.broadcast_to(array, (gates.shape[0], *array.shape[1:]))
 
 
@@ -207,12 +219,15 @@ def log_odds(logits: Any, classes: Any) -> Any:
 
 
 class SequenceExplainer(Explainer):
-    """Base class for decoded sequences: the score is the mean log-probability of their tokens."""
+    """Base class of explainers of decoded sequences.
+
+    The score of a sequence is the mean log-probability of its tokens.
+    """
 
     quantity = "probability per token (geometric mean)"
 
     def measure(self, scores: np.ndarray, whole: float) -> np.ndarray:
-        """Returns the geometric mean of the probabilities of the tokens."""
+        """Converts mean log-probabilities to geometric means of the probabilities of the tokens."""
         return np.exp(np.minimum(scores, 0))
 
 
@@ -222,22 +237,25 @@ def mean_log_probability(logits: Any, tokens: Any, counted: Any) -> Any:
     Args:
       logits: [B, T, V].
       tokens: int [B, T].
-      counted: bool [B, T], tokens that enter the mean.
+      counted: bool [B, T], True for tokens that are included in the mean.
 
     Returns:
-      [B]; 0 for a row without counted tokens.
+      The mean for each row, [B]; 0 for a row without such tokens.
     """
     found = jnp.where(counted, -cross_entropy(logits, jnp.where(counted, tokens, 0)), 0)
     return jnp.sum(found, axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1)
 
 
 def truncated(tokenizer: Any, text: str, limit: int) -> list[str]:
-    """Returns a list with a note if the model reads only some tokens of a text; else an empty list.
+    """Returns a note for the reader if the model reads only the first tokens of a text.
 
     Args:
       tokenizer: `tasks.common.text.tokenizer.Tokenizer`.
       text: the text.
-      limit: largest number of tokens.
+      limit: largest number of tokens that the model reads.
+
+    Returns:
+      A list with the note; an empty list if the model reads the whole text.
     """
     whole = int(tokenizer.encode_counted([text])[1][0])
     if whole <= limit:
@@ -246,13 +264,15 @@ def truncated(tokenizer: Any, text: str, limit: int) -> list[str]:
 
 
 def spans(edges: np.ndarray, width: float) -> np.ndarray:
-    """Returns the areas of adjacent parts of a medium from left to right.
-
-    The areas are x1, y1, x2, y2 as fractions of width and height, [n, 4]; see `explanation.Axis`.
+    """Returns the areas of n adjacent vertical strips of a medium, from left to right.
 
     Args:
-      edges: left edge of each part, and the right edge of the last one, ascending, [n + 1].
+      edges: left edge of each strip, and the right edge of the last one, ascending, [n + 1].
       width: width of the medium in the unit of the edges.
+
+    Returns:
+      Corners x1, y1, x2, y2 of each strip as fractions of width and height, [n, 4]; see
+      `explanation.Axis.areas`.
     """
     edges = np.asarray(edges) / max(width, 1)
     zeros = np.zeros(len(edges) - 1)

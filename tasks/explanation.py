@@ -4,7 +4,8 @@ An explanation has named axes, such as the tokens of a text or the patches of an
 maps and attributions refer to axes by name. The medium is the image, sound or time series in which
 the positions of an axis have areas.
 
-Y X height and width of an image, C channels, n positions.
+In shapes, Y and X are height and width of an image, C is its number of channels, and n the number
+of positions.
 """
 
 from __future__ import annotations
@@ -39,11 +40,12 @@ class AttentionMap:
 
     Attributes:
       title: name of the attention, such as "encoder".
-      weights: [L, N, T, S], layers, heads, queries, keys. A dimension that the attention lacks has
-        size 1, such as the queries of attention pooling.
+      weights: attention weights, [layers, heads, queries, keys]. A dimension that the attention
+        lacks has size 1, such as the queries of attention pooling.
       queries: name of the axis of the queries; None for a single query without a label.
       keys: name of the axis of the keys.
-      statistics: measurements of each head by name, numbers or labels [L, N], such as "pattern".
+      statistics: measurements of each head by name, such as "pattern": arrays [layers, heads] of
+        numbers or labels.
     """
 
     title: str
@@ -62,8 +64,8 @@ class Attribution:
       values: contribution of each position, [n]; may be negative, unless the method gives only
         magnitudes.
       axis: name of the axis of the positions.
-      numbers: measurements of this attribution by name, such as "deletion" and "insertion", the
-        areas under the curves.
+      numbers: measurements of this attribution by name, such as "deletion" and "insertion", which
+        are areas under the curves of these kinds.
     """
 
     method: str
@@ -74,13 +76,15 @@ class Attribution:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Score of the prediction while positions are replaced, in the order of one method.
+    """Scores of the prediction while positions are replaced, in the order of their attributions.
 
     Attributes:
       method: name of the method whose attributions order the positions.
-      kind: "deletion": positions are replaced, most important first; or "insertion": all positions
-        are replaced at the beginning, and the most important are restored first.
-      fractions: fraction of the positions that are replaced or restored, ascending, [p].
+      kind: "deletion" or "insertion". In a deletion curve, positions are replaced step by step, the
+        most important first. In an insertion curve, all positions are replaced at the beginning and
+        restored step by step, the most important first.
+      fractions: fraction of the positions that are replaced or restored at each of the p points of
+        the curve, ascending, [p].
       scores: result of `tasks.explainer.Explainer.measure` for each fraction, [p].
     """
 
@@ -92,10 +96,11 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image: [Y, X] or [Y, X, C], uint8 or in [0, 1].
+    """An image with predicted boxes and masks.
 
     Attributes:
-      image: the image; for a sound, its spectrogram with the lowest frequency in the last row.
+      image: the image, [Y, X] or [Y, X, C], uint8 or floating point in [0, 1]. For a sound, it is
+        the spectrogram with the lowest frequency in the last row.
       boxes: predicted boxes x1, y1, x2, y2 as fractions of width and height, by label.
       masks: predicted masks, bool [Y, X], by label.
     """
@@ -125,9 +130,9 @@ class Series:
     """Past and forecast of one channel of a time series.
 
     Attributes:
-      past: [T]; NaN for missing values.
-      forecast: [F].
-      truth: [F]; None if unknown.
+      past: values of the T past steps, [T]; NaN for missing values.
+      forecast: predicted values of the F future steps, [F].
+      truth: true values of the future steps, [F]; None if unknown.
       times: label of each step of past and forecast, [T + F].
       name: name of the channel.
     """
@@ -150,8 +155,9 @@ class Explanation:
     Attributes:
       id: id of the example in predictions-<split>.csv, or the name of the input.
       input: input as text, or its file name.
-      prediction, target: as texts; target is None if unknown.
-      explained: the score to which positions contribute, in words, such as "logit of positive".
+      prediction, target: prediction and true output as texts; target is None if unknown.
+      explained: description of the score to which positions contribute, such as "log-odds of
+        positive".
       axes: axes by name.
       maps: attention maps.
       attributions: attributions; may be empty.
@@ -160,7 +166,8 @@ class Explanation:
       confidence: probability of the prediction; None if there is none.
       score: score of the example in the primary metric; None if unknown.
       kind: "correct", "wrong", "uncertain" or "".
-      replacement: what replaces positions in curves and occlusion, such as "[MASK]" or "blur".
+      replacement: name of the replacement of positions in curves and occlusion, such as "a blurred
+        copy".
       notes: sentences for the reader, such as one about truncated tokens.
     """
 

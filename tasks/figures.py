@@ -1,6 +1,7 @@
 """Plain data of the figures of tasks, which are drawn by `launch.reporting.figures`.
 
-Y X height and width of an image, C channels, y x those of a weight map.
+In shapes, Y and X are height and width of an image, C is its number of channels, and y and x are
+height and width of a map of attention weights.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class SplitResults:
     """Results on a split, from which the figures of a report are drawn.
 
     Attributes:
-      statistics: statistics summed over the split.
-      outputs: outputs of the complete split, in the order of ids.
+      statistics: statistics of `tasks.task.Task.evaluate`, summed over the split.
+      outputs: outputs of the model for the complete split, in the order of the examples.
       split: name of the split.
       shown: examples to draw.
       attention: attention weights of the shown examples, in their order.
@@ -69,7 +70,13 @@ class SplitResults:
 
 @dataclasses.dataclass(frozen=True)
 class ConfusionMatrix:
-    """Counts [true class, predicted class], with the class names."""
+    """Number of examples of each true class (row) and predicted class (column).
+
+    Attributes:
+      title: title of the figure.
+      matrix: the counts, [classes, classes].
+      labels: names of the classes.
+    """
 
     title: str
     matrix: np.ndarray
@@ -93,7 +100,14 @@ class AttendedText:
 
 @dataclasses.dataclass(frozen=True)
 class AttendedImage:
-    """An image [Y, X] or [Y, X, C], with a weight map [y, x] over it if the model has attention."""
+    """An image overlaid with the attention weights of its parts.
+
+    Attributes:
+      caption: description of the figure.
+      image: image [Y, X] or [Y, X, C].
+      weights: map of attention weights, [y, x], which covers the image; None for a model without
+        attention.
+    """
 
     caption: str
     image: np.ndarray
@@ -149,7 +163,7 @@ class Alignment:
     Attributes:
       caption: description of the figure.
       weights: attention weights, [outputs, inputs].
-      outputs, inputs: axis labels; labels of inputs may be "".
+      outputs, inputs: labels of the decoding steps and of the inputs; labels of inputs may be "".
       over: image of the inputs from left to right, [rows, columns], drawn above the weights with
         the same width.
     """
@@ -163,7 +177,13 @@ class Alignment:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """Line plots over a common x axis; `series` maps names to (x, y)."""
+    """Line plots over a common x axis.
+
+    Attributes:
+      title: title of the figure.
+      x_label: label of the x axis.
+      series: x and y values of each line by name.
+    """
 
     title: str
     x_label: str
@@ -179,7 +199,7 @@ class Forecast:
       x_label: label of the axis of steps if there are no `times`; step 1 is the first forecast.
       past: values up to step 0, [T]; NaN for missing values.
       forecast: forecast values from step 1, [F].
-      intervals: lower and upper bounds [F] by coverage.
+      intervals: lower and upper bounds, [F] each, of prediction intervals, by their coverage.
       truth: true values, [F]; NaN for missing values.
       times: times of past and forecast, datetime64 [T + F]; None if they are unknown.
     """
@@ -232,8 +252,8 @@ class Recommendations:
       caption: name of the user.
       history: titles of the user's past items, latest first.
       titles: titles of the recommended items, best first.
-      reasons: for each title, items of the history with their fractions of the score, largest
-        first; empty for models without attributions.
+      reasons: for each title, pairs of an item of the history and its fraction of the title's
+        score, largest first; empty for models without attributions.
       truth: title of the user's true next item; None if unknown.
     """
 
@@ -246,13 +266,13 @@ class Recommendations:
 
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-    """Values with intervals, in one panel for each quantity; every name is a row of all panels.
+    """Values with intervals, drawn in one panel for each quantity; all panels have the same rows.
 
     Attributes:
       title: title of the figure.
       names: names of the rows.
-      panels: for each quantity, by label, its series by name: values and half-widths of their
-        intervals, each [names]. Values of NaN are not drawn.
+      panels: for the label of each quantity, its series by name. A series has the value of each row
+        and the half-width of its interval, [names] each. Values of NaN are not drawn.
       zero: labels of the quantities that are differences; their panels have a line at 0.
     """
 

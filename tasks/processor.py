@@ -24,7 +24,7 @@ class ArraySpec:
     """Description of an input or output array.
 
     Attributes:
-      shape: dimensions, as names if they vary: ("batch", "length"), ("batch", 28, 28, 1).
+      shape: dimensions, such as ("batch", 28, 28, 1); a dimension that varies has a name.
       dtype: name of the dtype.
       padding: padding value; None if the array is not padded.
     """
@@ -36,9 +36,10 @@ class ArraySpec:
 
 @dataclasses.dataclass(frozen=True)
 class ProcessingSteps:
-    """Pre- and postprocessing as data, which `launch.exports.reader` executes.
+    """Preprocessing and postprocessing as lists of operations.
 
-    Every export contains a copy of the reader, which does not need the code of the processor.
+    `launch.exports.reader` executes the operations. Every export contains a copy of this reader,
+    which does not need the code of the processor.
 
     Attributes:
       kind: kind of a raw input: "text", "image", "sound" or "table".
@@ -74,12 +75,12 @@ class Processor(abc.ABC):
 
     @property
     def input_column(self) -> str | None:
-        """Column of input tables that `launch.predict` reads; None if tables are unsupported."""
+        """Name of the column from which `launch.predict` reads raw inputs; None without tables."""
         return None
 
     @property
     def input_suffixes(self) -> Sequence[str]:
-        """Extensions of the files that raw inputs name; empty if raw inputs are texts.
+        """Extensions of input files; empty if raw inputs are texts instead of paths.
 
         For tasks that read files, an input may also be a folder or a glob pattern.
         """
@@ -97,7 +98,7 @@ class Processor(abc.ABC):
 
     @classmethod
     def from_assets(cls, data: Any, model: Any, assets: Mapping[str, Any]) -> Processor:
-        """Builds the processor from saved assets; the inverse of `assets`.
+        """Builds a processor from its configs and the result of `assets`.
 
         Raises:
           KeyError: a field is missing.
@@ -120,11 +121,14 @@ class Processor(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
-        """Returns one JSON object per input, whose "text" is the line to print.
+        """Converts the outputs of the model to predictions.
 
         Args:
           raw: inputs, as for `encode`.
           outputs: outputs of `Task.predict`, with one row per input.
+
+        Returns:
+          One JSON object per input; its "text" is the line to print.
         """
 
     @abc.abstractmethod
@@ -140,10 +144,10 @@ class Processor(abc.ABC):
         raise UserError(f"{type(self).__name__}.steps: not implemented, so nothing can be exported")
 
     def export_sizes(self) -> list[dict[str, int]]:
-        """Returns, for each program to export, the sizes of the named dimensions, ascending.
+        """Returns the sizes of the named dimensions for each program that is exported.
 
-        By default there is one program for each of the `buckets`, or a single program if only the
-        batch dimension has a name.
+        The batch dimension is not included. By default there is one program for each of the
+        `buckets`, shortest first, or a single program if only the batch dimension has a name.
         """
         named = {
             name: {size for size in spec.shape[1:] if isinstance(size, str)}
@@ -164,7 +168,8 @@ class Processor(abc.ABC):
     def table_input(self, value: str, folder: Path) -> str:
         """Converts a cell of `input_column` to a raw input.
 
-        If the task has `input_suffixes`, raw inputs are paths; otherwise the cell is unchanged.
+        If there are `input_suffixes`, the cell names a file and the result is its path. Otherwise
+        the cell is returned unchanged.
 
         Args:
           value: content of the cell.

@@ -10,7 +10,7 @@ A task is defined in tasks/<name>/task.py, where `TASK` is its class. It has thr
 Methods with a model argument run under `jax.jit`, on batches that may be sharded over a mesh. They
 are pure functions. Rows with `weight` 0, which pad the last batch, do not affect their results.
 
-B rows of a batch, n examples of a split.
+In shapes, B is the number of rows of a batch, and n the number of examples in a split.
 """
 
 from __future__ import annotations
@@ -105,27 +105,28 @@ class Task(abc.ABC):
 
     Class attributes:
       data_config: frozen dataclass of `config.data`; has a `name` field.
-      model_configs: name -> frozen dataclass of `config.model`, each with a `name` field.
+      model_configs: frozen dataclass of `config.model` for the name of each model; each has a
+        `name` field.
       processor_type: class of the processor.
       primary_metric: metric on the validation split that selects the best step.
-      higher_is_better: direction of that metric.
+      higher_is_better: whether larger values of the primary metric are better.
       table_metrics: metrics that tables show, the primary one first.
-      metric_table: descriptions of all metrics that `loss`, `metrics` and baselines return, by name
-        or by a regular expression for names; see `describe_metric`.
+      metric_table: descriptions of all metrics that `loss`, `metrics` and baselines return. Each
+        key is the name of a metric or a regular expression for names; see `describe_metric`.
       condition_metrics: regular expression for names of metrics under additional test conditions,
         which tables show in separate columns; empty if there are no such metrics.
-      averaged_over: key of `settings` over whose values tables also show the mean; empty if there
-        is no such key.
+      averaged_over: key of `settings`. Tables also show the mean of the results over all values of
+        this key. Empty for no mean.
       sharding_rules: sharding rules of the parameters, see `launch.engine.sharding`.
       baseline_version: number to increment when the code of a baseline changes, so that cached
         metrics of the old code are not used.
       decodes: whether `predict` runs a decoding loop. If so, `evaluate` returns only statistics
-        under teacher forcing, and evaluation also calls `predict`.
+        under teacher forcing, so an evaluation calls `predict` too.
       overlap: number of consecutive examples whose targets overlap, such as the windows of a
         series; confidence intervals account for it.
       separate_images: whether --images, the folder of the images, may accompany a labeled file.
-      answer_options: for each option of `tasks.answers.AnswerOptions` by name, None if it applies,
-        or the reason why it does not. Options without an entry do not apply.
+      answer_options: for the name of each option of `tasks.answers.AnswerOptions`, None if the
+        option applies, or else the reason why it does not. Options without an entry do not apply.
       drawn_examples: number of test examples in a report.
       draws_predictions: whether `figures` needs the outputs of `predict` for these examples.
       own_data: declaration of the files of --data and of the flags that name columns; or a text
@@ -165,7 +166,7 @@ class Task(abc.ABC):
     own_data: ClassVar[OwnData | str] = "all of its data sets are built in"
 
     def __init__(self, data: Any, model: Any, processor: Any, dataset: Any = None):
-        """Initializes the attributes; use `prepare` or `restore` instead."""
+        """Initializes the attributes. Tasks are usually built by `prepare` or `restore`."""
         self.data, self.model, self.processor, self.dataset = data, model, processor, dataset
 
     # ------------------------------------------------------------------ construction
@@ -210,7 +211,7 @@ class Task(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def load(cls, data: Any, paths: Paths) -> Any:
-        """Reads the data set, see the attribute `dataset`.
+        """Reads the data set and returns the value of the attribute `dataset`.
 
         Raises:
           UserError: the data cannot be read.
@@ -218,11 +219,11 @@ class Task(abc.ABC):
 
     @classmethod
     def fit(cls, dataset: Any, data: Any, model: Any, paths: Paths, **options: Any) -> Processor:
-        """Builds the processor, and fits the fields that depend on data on the training split."""
+        """Builds the processor. Fields that depend on data are fitted on the training split."""
         return cls.processor_type(data, model)
 
     def with_options(self, options: AnswerOptions) -> Task:
-        """Returns the task with options of predictions.
+        """Returns a copy of the task whose predictions use the given options.
 
         Raises:
           UserError: an option does not apply, or its value is out of range.
@@ -233,7 +234,7 @@ class Task(abc.ABC):
         return chosen
 
     def with_file(self, file: str, images: str | None = None) -> Task:
-        """Returns the task with the labeled examples of a user file as its only split, "test".
+        """Returns a copy of the task whose only split, "test", has the examples of a labeled file.
 
         Classes, vocabulary and scales are those of the processor; training data are not needed.
 
@@ -250,7 +251,7 @@ class Task(abc.ABC):
         )
 
     def _with_dataset(self, dataset: Any, names: Sequence[str] | None = None) -> Task:
-        """Returns the task on another data set, with the same processor and options."""
+        """Returns a copy of the task with another data set, but the same processor and options."""
         found = type(self)(self.data, self.model, self.processor, dataset)
         found.options, found.file_names = self.options, names
         return found
@@ -266,10 +267,10 @@ class Task(abc.ABC):
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Hash of each part of the data, by a name for messages such as "train labels".
+        """Hash of each part of the data, as returned by `tasks.common.data.digests.of_rows`.
 
-        The parts together cover the same data as `fingerprint`; see
-        `tasks.common.data.digests.of_rows`.
+        The keys name the parts in messages, such as "train labels". The parts together cover the
+        same data as `fingerprint`.
         """
         return self.dataset.parts
 
@@ -281,7 +282,11 @@ class Task(abc.ABC):
     # ------------------------------------------------------------------ data
 
     def examples(self, split: str) -> Examples:
-        """Returns random access to the examples of "train", "validation" or "test"."""
+        """Returns the examples of a split, with random access.
+
+        Args:
+          split: "train", "validation" or "test".
+        """
         return self.dataset.splits[split]
 
     def summary(self) -> dict[str, SplitSummary]:
@@ -292,9 +297,9 @@ class Task(abc.ABC):
         """Returns the columns of a split that are summarized before training.
 
         By default the rows are the examples. The input of a row consists of the arrays of
-        `Processor.signature`, and its label of the other arrays. A task overrides this to compare
-        raw data, such as texts, or to describe sizes before truncation, unknown tokens and other
-        facts.
+        `Processor.signature`; its label consists of the other arrays. A task overrides this method
+        to compare raw data, such as texts, or to describe other facts, such as sizes before
+        truncation and unknown tokens.
         """
         examples = self.examples(split)
         inputs = self.processor.signature()
@@ -310,7 +315,11 @@ class Task(abc.ABC):
         return Columns(len(examples), pair, sizes=sizes, facts=self.fixed_sizes())
 
     def fixed_sizes(self) -> dict[str, str]:
-        """Returns the sizes of the input arrays that do not vary, as a fact for `columns`."""
+        """Describes the input arrays whose sizes are the same for all examples.
+
+        Returns:
+          A fact for `columns` with the name "input"; empty if there are no such arrays.
+        """
         found = [
             f"{name} {' x '.join(map(str, spec.shape[1:]))}"
             for name, spec in self.processor.signature().items()
@@ -320,11 +329,14 @@ class Task(abc.ABC):
 
     @classmethod
     def describe_metric(cls, name: str) -> Metric | None:
-        """Returns what a metric measures, its unit and its direction; None if it is unknown."""
+        """Returns the description of a metric: its content, its unit and which direction is better.
+
+        The result is None for an unknown metric.
+        """
         return describe(cls.metric_table, name)
 
     def with_validation(self) -> Task:
-        """Returns the task with the validation split added to the training split.
+        """Returns a copy of the task whose training split includes the validation split.
 
         See `launch.engine.config.TrainingConfig.refit`.
 
@@ -349,30 +361,43 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, model: Any, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
-        """Returns the weighted mean loss, a scalar, and scalar training metrics."""
+        """Computes the loss of a batch in training.
+
+        Args:
+          model: model returned by `build_model`.
+          batch: arrays of the examples, with their "weight".
+          dropout_key: random key of the step.
+
+        Returns:
+          The weighted mean loss, a scalar, and training metrics by name, which are scalars too.
+        """
 
     @abc.abstractmethod
     def evaluate(self, model: Any, batch: Batch) -> tuple[dict, dict]:
         """Computes the statistics and outputs of a batch in one compiled function.
 
         Returns:
-          Statistics, which are sums over the rows with weight > 0 and are added over batches; and
-          outputs [B, ...], which are empty if `decodes` is set.
+          Statistics and outputs, by name. Statistics are sums over the rows with weight > 0, so
+          that those of several batches can be added. Outputs have shape [B, ...]; there are none if
+          `decodes` is set.
         """
 
     @abc.abstractmethod
     def predict(self, model: Any, inputs: Batch, *, fast: bool = False) -> dict:
-        """Returns outputs [B, ...] for the arrays of `Processor.signature`.
+        """Computes the outputs from which `Processor.decode` makes predictions.
 
         Args:
           model: model returned by `build_model`.
-          inputs: input arrays by name.
+          inputs: arrays of `Processor.signature`, by name.
           fast: whether to use greedy decoding, as in validation during training; a static argument
             of `jax.jit`.
+
+        Returns:
+          Arrays [B, ...] by name.
         """
 
     def decoder(self, model: Any, inputs: Batch) -> Any:
-        """Returns the `tasks.common.decoding.generate.TokenDecoder` that `predict` decodes with.
+        """Returns the `tasks.common.decoding.generate.TokenDecoder` that `predict` uses.
 
         The result is None for a task or a model that does not decode token by token.
         """
@@ -413,7 +438,11 @@ class Task(abc.ABC):
 
     @classmethod
     def rows(cls, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Returns the table rows of an answer: by default one, without the input and the text."""
+        """Returns the rows of an answer in a table of predictions.
+
+        By default there is one row, with all entries of the answer except the input and the text.
+        If the answer has nothing else, these are kept.
+        """
         keys = [key for key in answer if key not in ("input", "text") or len(answer) <= 2]
         return [{key: answer[key] for key in keys}]
 
@@ -429,7 +458,10 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
-        """Returns per-example scores [n] whose mean is the primary metric, for paired tests."""
+        """Returns a score for each example, [n], whose mean is the primary metric.
+
+        Paired tests between runs compare these scores.
+        """
 
     def intervals(self, outputs: Arrays, split: str) -> dict[str, tuple[float, float]]:
         """Returns 95 % confidence intervals of metrics by name.
@@ -443,7 +475,7 @@ class Task(abc.ABC):
         return {}
 
     def scored_examples(self, split: str) -> np.ndarray:
-        """Returns, for each entry of `example_scores`, the index of its example, int [n]."""
+        """Returns the indices of the examples that `example_scores` has entries for, int [n]."""
         return np.arange(len(self.examples(split)))
 
     def example_ids(self, split: str) -> np.ndarray:
@@ -463,7 +495,7 @@ class Task(abc.ABC):
         ids: np.ndarray | None = None,
         scores: np.ndarray | None = None,
     ) -> list[dict[str, Any]]:
-        """Returns a record of each example, as JSON values, in the order of `example_scores`.
+        """Returns a record for each example, with JSON values, in the order of `example_scores`.
 
         Args:
           outputs: outputs of the complete split, in the order of its examples.
@@ -472,8 +504,8 @@ class Task(abc.ABC):
           scores: `example_scores` of the outputs; None to compute them.
 
         Returns:
-          Records with the key "id", 16 hexadecimal digits, the fields of `ExamplePrediction`, and
-          "score".
+          For each example, a dict with "id" (16 hexadecimal digits), the fields of
+          `ExamplePrediction`, and "score".
         """
         ids = self.example_ids(split) if ids is None else ids
         scores = self.example_scores(outputs, split) if scores is None else scores
@@ -501,10 +533,10 @@ class Task(abc.ABC):
         return [ExamplePrediction()] * len(self.example_ids(split))
 
     def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
-        """Returns the axes of the attention weights of one input, by the name of the weights.
+        """Returns the axes of the attention weights of one input, for the name of each array.
 
-        Positions after the last label are padding. Weights that the result lacks have no named
-        axes.
+        Positions after the last label are padding. Arrays of weights that are missing in the result
+        have no named axes.
 
         Args:
           raw: input, as for `Processor.encode`.
@@ -514,7 +546,7 @@ class Task(abc.ABC):
         return {}
 
     def explainer(self) -> Explainer:
-        """Returns the explainer of single predictions, see `tasks.explainer`.
+        """Returns the explainer that explains predictions for single inputs; see `tasks.explainer`.
 
         Raises:
           UserError: the task or its model has no explainer.
@@ -553,16 +585,19 @@ class Task(abc.ABC):
         return [[] for _ in raw]
 
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """Returns baselines by name: functions that fit the baseline and return its test metrics.
+        """Returns a function for each baseline by name; it fits the baseline and tests it.
 
-        If the metrics contain "example_scores" [n], the model's gain over the baseline gets a
-        paired confidence interval.
+        The function returns the metrics of the test split. If they contain "example_scores" [n],
+        the model's gain over the baseline gets a paired confidence interval.
         """
         return {}
 
 
 def seven_digits(value: float | None) -> float | None:
-    """Rounds a number to the precision of float32; None for a number that is not finite."""
+    """Rounds a number to seven digits, about the precision of float32.
+
+    Returns None for None and for numbers that are not finite.
+    """
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.7g}")

@@ -2,7 +2,8 @@
 
 The units of a transcript are the tokens of its tokenizer: characters, subwords or words.
 
-B batch, T units of a transcript, S encoded frames.
+In shapes, B is the batch size, T the number of units of a transcript, and S the number of encoded
+frames.
 """
 
 from __future__ import annotations
@@ -61,13 +62,14 @@ class TranscriptionData(digests.Fingerprinted):
 
     Class attributes:
       unit: plural noun for the examples in messages.
-      kind: plural noun for the inputs in the names of `parts`.
+      kind: plural noun for the inputs, which is part of the names of `parts`.
 
     Attributes:
       splits: examples by split name.
       tokenizer: tokenizer fitted on the training split.
-      conditions: names of the test conditions, which are groups of the test split. Metrics with
-        plain names are of the first condition; others are named <metric>_<condition>.
+      conditions: names of the test conditions, which are groups of examples of the test split.
+        Metrics of the first condition have plain names; those of the others are named
+        <metric>_<condition>.
     """
 
     splits: Mapping[str, TranscriptionExamples]
@@ -90,7 +92,7 @@ class TranscriptionData(digests.Fingerprinted):
 
 @dataclasses.dataclass(frozen=True)
 class TranscriptionProcessor(Processor):
-    """Base class of processors that read files to arrays, and convert unit ids to transcripts.
+    """Base class of processors that read files as arrays and convert unit ids to transcripts.
 
     Class attributes:
       field: name of the input array.
@@ -109,7 +111,7 @@ class TranscriptionProcessor(Processor):
 
     @property
     def input_column(self) -> str:
-        """Column of the paths of files."""
+        """Name of the column that contains the paths of the files."""
         return self.data.path_column
 
     @abc.abstractmethod
@@ -125,7 +127,7 @@ class TranscriptionProcessor(Processor):
         return {self.field: self.input_spec, "length": ArraySpec(("batch",), "int32")}
 
     def encode(self, raw: Sequence[str]) -> TranscriptionExamples:
-        """Reads the files at the given paths."""
+        """Reads the files at the given paths, and returns examples without transcripts."""
         arrays = []
         for path in raw:
             try:
@@ -144,7 +146,7 @@ class TranscriptionProcessor(Processor):
         ]
 
     def hypotheses(self, outputs: Arrays) -> list[str]:
-        """Decodes outputs of `predict` to transcripts."""
+        """Converts the outputs of `predict` to transcripts, one text for each row."""
         size = self.tokenizer.size
         return [
             self.tokenizer.decode([token for token in tokens if PAD < token < size])
@@ -152,7 +154,7 @@ class TranscriptionProcessor(Processor):
         ]
 
     def pieces(self, tokens: np.ndarray) -> list[str]:
-        """Returns the text of each decoding step, for the axes of figures."""
+        """Returns a label of each decoded token, its text or "end", for the axes of figures."""
         return [
             "end" if token >= self.tokenizer.size else self.tokenizer.decode([token]).strip() or "·"
             for token in map(int, tokens)
@@ -165,7 +167,7 @@ class TranscriptionTask(Task):
 
     Class attributes:
       word_level: whether the primary metric is "wer" instead of "cer".
-      length_multiple: number that divides the lengths of padded inputs.
+      length_multiple: divisor of all lengths to which inputs are padded.
     """
 
     processor_type: ClassVar[type[TranscriptionProcessor]]
@@ -182,13 +184,19 @@ class TranscriptionTask(Task):
 
     @abc.abstractmethod
     def encode(self, model: Any, batch: Batch, key: Any = None) -> EncoderOutput:
-        """Returns the encoder output; if a random key is given, with dropout as in training."""
+        """Computes the encoder output of a batch.
+
+        Args:
+          model: model of the task.
+          batch: arrays of the examples.
+          key: random key of dropout in training; None for evaluation.
+        """
 
     @classmethod
     def fit(
         cls, dataset: TranscriptionData, data: Any, model: Any, paths: Paths, **fitted: Any
     ) -> TranscriptionProcessor:
-        """Builds the processor with the tokenizer of the data set.
+        """Returns a processor that uses the tokenizer of the data set.
 
         Args:
           dataset, data, model, paths: as for `Task.fit`.
@@ -205,9 +213,11 @@ class TranscriptionTask(Task):
         return cls.processor_type(data, model, dataset.tokenizer, **fitted)
 
     def with_file(self, file: str, images: str | None = None) -> Task:
-        """Reads a manifest with paths and texts, or a folder of files with a text file for each.
+        """Returns a copy of the task that has only a test split, with the examples of user files.
 
-        Words and characters that the tokenizer does not know count as errors of the model.
+        The argument `file` is a manifest with paths and texts, or a folder in which each file has a
+        text file. Words and characters that the tokenizer does not know count as errors of the
+        model.
         """
         lines = find_labeled(file, ManifestColumns(self.data.path_column, self.data.text_column))
         texts, units = [line.text for line in lines], self.processor.tokenizer
@@ -223,7 +233,9 @@ class TranscriptionTask(Task):
 
     @property
     def buckets(self) -> Sequence[Mapping[str, int]] | None:
-        """Pairs of padded lengths (input, targets), ascending; the last one fits all examples.
+        """Padded lengths of input and target, for each bucket, shortest first.
+
+        The last bucket is long enough for all examples.
 
         The result is None for a task without data, because the lengths are those of all splits and
         are not stored in the processor.
@@ -241,11 +253,15 @@ class TranscriptionTask(Task):
 
     @property
     def input_unit(self) -> tuple[str, float]:
-        """Unit of the length of an input, and the length of one element of its array."""
+        """Unit in which input lengths are shown, and the length of one element of the array."""
         return "columns", 1.0
 
     def columns(self, split: str) -> Columns:
-        """Returns columns whose rows are the examples with a text, which is the label of a row."""
+        """Returns the columns of a split that are summarized before training.
+
+        The rows are the examples whose text is not blank. The input of a row is the input array,
+        and its label is the text.
+        """
         part, (unit, element) = self.dataset.splits[split], self.input_unit
         rows = np.flatnonzero(np.array([bool(text.strip()) for text in part.texts], bool))
         lengths = {unit: part.lengths[part.field] * element, "units": part.lengths["target"]}
@@ -263,7 +279,8 @@ class TranscriptionTask(Task):
     def loss(self, model: Any, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
         """Computes the label-smoothed loss per unit, and its terms as metrics.
 
-        With `consistency`, the loss is the mean of two passes plus α/2 times their divergence.
+        With a `consistency` α above 0, there are two passes over each example, and the loss is the
+        mean of their losses plus α/2 times their divergence.
         """
         alpha = self.decoder_config.consistency
         if alpha:
@@ -291,7 +308,11 @@ class TranscriptionTask(Task):
         return loss, parts
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[dict, dict]:
-        """Sums losses without label smoothing, and counts units and texts without a CTC path."""
+        """Computes the statistics of a batch; there are no outputs.
+
+        The statistics are the sum of the losses without label smoothing, the number of units, and
+        the number of texts that have no CTC path, because there are too few frames.
+        """
         found = self.encode(model, batch)
         losses = model.transcriber(
             found.memory, found.valid, found.final_state, batch["target"], smoothing=False
@@ -305,14 +326,22 @@ class TranscriptionTask(Task):
         return statistics, {}
 
     def predict(self, model: Any, inputs: Batch, *, fast: bool = False) -> dict:
-        """Returns unit ids of the best transcript, [B, T] padded with 0, and its score, [B]."""
+        """Decodes the best transcript of each input.
+
+        Returns:
+          "tokens", unit ids padded with 0, int32 [B, T], where T is the transcriber's max_length
+          plus 1; and "score", float32 [B].
+        """
         decoded = self._decode(model, inputs, **{"decoding": DecodingConfig()} if fast else {})
         tokens, width = decoded.tokens[:, 0], self.decoder_config.max_length + 1
         tokens = jnp.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=PAD)
         return {"tokens": tokens, "score": decoded.scores[:, 0]}
 
     def decoder(self, model: Any, inputs: Batch) -> TokenDecoder | None:
-        """Returns the attention decoder of the encoded inputs; None for a model with CTC alone."""
+        """Returns an autoregressive decoder that attends to the encoded inputs.
+
+        The result is None for a model with CTC alone.
+        """
         if self.decoder_config.decoder == "none":
             return None
         found = self.encode(model, inputs)
@@ -354,12 +383,13 @@ class TranscriptionTask(Task):
         return metrics
 
     def scored_examples(self, split: str) -> np.ndarray:
-        """Returns the indices of the examples of the first condition."""
+        """Returns the indices of the examples of the first test condition."""
         return np.flatnonzero(self.dataset.splits[split].groups == 0)
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns, for each example of the first condition, a hash of settings, index and text.
+        """Returns an id for each example of the first test condition: a hash, uint64 [n].
 
+        The hash is computed from the settings of the task, the index of the example and its text.
         The arrays are not hashed, because they depend on the config, such as the sample rate.
         """
         part = self.dataset.splits[split]
@@ -368,12 +398,12 @@ class TranscriptionTask(Task):
         return digests.ids([settings] * len(chosen), chosen, [part.texts[i] for i in chosen])
 
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
-        """Returns the errors in each text of the first condition, divided by the mean length."""
+        """Returns a score for each example of the first test condition; see `text_errors`."""
         pair = self._references_and_hypotheses(outputs, split, 0)
         return text_errors(*pair, words=self.word_level).astype(np.float32)
 
     def example_predictions(self, outputs: Arrays, split: str) -> list[ExamplePrediction]:
-        """Returns reference and hypothesis of each example of the first condition."""
+        """Returns reference, hypothesis and confidence of each example of the first condition."""
         chosen = np.flatnonzero(self.dataset.splits[split].groups == 0)
         confidence = np.exp(outputs["score"][chosen])
         pair = self._references_and_hypotheses(outputs, split, 0)
@@ -383,7 +413,7 @@ class TranscriptionTask(Task):
         ]
 
     def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
-        """Returns the units of the transcript, and the labels of the encoded frames."""
+        """Returns the axes "output", the decoded tokens, and "frame", the encoded frames."""
         steps = self.processor.pieces(outputs["tokens"][0])
         _, frames = self.input_image(self.processor.encode([raw])[0])
         return {"alignment": {"output": steps, "frame": frames}}
@@ -398,7 +428,10 @@ class TranscriptionTask(Task):
 
     @abc.abstractmethod
     def input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:
-        """Returns an example as an image from left to right, and a label for each encoded frame."""
+        """Returns an image of an example, and a label for each encoded frame.
+
+        Time, or the direction of writing, goes from left to right in the image.
+        """
 
     def _alignments(
         self,
@@ -407,7 +440,14 @@ class TranscriptionTask(Task):
         outputs: Arrays,
         attention: Arrays,
     ) -> list[Figure]:
-        """Returns an alignment figure for each of the first examples that has attention weights."""
+        """Returns an alignment figure for each row of the attention weights.
+
+        Args:
+          examples: examples of the rows, in the same order; there may be more.
+          captions: caption of each example.
+          outputs: outputs of `predict` for the examples.
+          attention: attention weights of the examples; may be empty.
+        """
         drawn: list[Figure] = []
         for index, weights in enumerate(attention.get("alignment", ())):
             steps = self.processor.pieces(outputs["tokens"][index])
@@ -417,7 +457,7 @@ class TranscriptionTask(Task):
         return drawn
 
     def figures(self, results: SplitResults) -> list[Figure]:
-        """Returns a transcript of each shown example, and its alignment if the model has one."""
+        """Returns the transcript of each shown example, and its alignment if the model has one."""
         split, outputs, chosen = results.split, results.outputs, results.indices
         part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
         own = {"tokens": outputs["tokens"][chosen]}

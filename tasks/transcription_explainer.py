@@ -1,8 +1,7 @@
-"""Explanations of transcripts, with encoded frames of a sound or of a line image as positions.
+"""Explanations of transcripts. The positions are the encoded frames of a sound or of a line image.
 
-See `tasks.explainer` for gates and replacements.
-
-T units of a transcript, S encoded frames.
+See `tasks.explainer` for gates and replacements. In shapes, T is the number of units of a
+transcript, and S the number of encoded frames.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from tasks.processor import Arrays
 class TranscriptionExplainer(SequenceExplainer):
     """Explains the log-probability of a transcript.
 
-    Subclasses define how gates replace frames (`encode`), and the sound or image that pages show.
+    Subclasses define how gates replace frames (by `encode`), and which sound or image is shown.
 
     Class attributes:
       kind: kind of the axis of encoded frames, see `tasks.explanation.Axis`.
@@ -32,18 +31,18 @@ class TranscriptionExplainer(SequenceExplainer):
     kind: str
 
     def target(self, outputs: Arrays) -> dict[str, np.ndarray]:
-        """Returns the "units" of the transcript without the end token, int [1, T]."""
+        """Returns "units", the unit ids of the transcript without the end token, int [1, T]."""
         tokens = outputs["tokens"]
         real = (tokens > PAD) & (tokens < self.task.processor.tokenizer.size)
         return {"units": np.where(real, tokens, PAD)}
 
     @abc.abstractmethod
     def frames(self, inputs: Arrays) -> tuple[int, int]:
-        """Returns the numbers of encoded frames of the input without and with padding."""
+        """Returns two numbers of encoded frames: without padding, and including padding."""
 
     @abc.abstractmethod
     def encode(self, model: Any, batch: Mapping[str, Any], gates: Any) -> Any:
-        """Returns the encoder output of a batch; gates mix its frames with a replacement."""
+        """Computes the encoder output of a batch after gates mix its frames with a replacement."""
 
     @abc.abstractmethod
     def medium(self, inputs: Arrays) -> Medium:
@@ -55,9 +54,9 @@ class TranscriptionExplainer(SequenceExplainer):
         return np.arange(width) < real
 
     def score(self, model: Any, inputs: Mapping[str, Any], gates: Any, target: Any) -> Any:
-        """Computes the mean log-probability of the units.
+        """Computes the mean log-probability of the units for each row of gates.
 
-        Decoder and CTC are weighted as in the training loss.
+        The log-probabilities of decoder and CTC are weighted as in the training loss.
         """
         batch = {name: repeated(array, gates) for name, array in inputs.items()}
         found = self.encode(model, batch, gates)
@@ -71,7 +70,10 @@ class TranscriptionExplainer(SequenceExplainer):
         return -model.transcriber.joint(losses) / jnp.maximum(losses.num_units, 1)
 
     def _alignment(self, subject: Subject) -> np.ndarray | None:
-        """Returns the attention weights over the frames, [T, S], without padding."""
+        """Returns the attention weights over the frames, [T, S], without padding.
+
+        The result is None for a model without an alignment.
+        """
         weights = subject.attention.get("alignment")
         if weights is None:
             return None
@@ -84,7 +86,7 @@ class TranscriptionExplainer(SequenceExplainer):
         return None if weights is None or not len(weights) else AttentionPath(weights.mean(axis=0))
 
     def describe(self, subject: Subject) -> Description:
-        """Returns the transcript, the frames, and the alignment."""
+        """Returns the description of an example: transcript, frames and the alignment, if any."""
         target, text = None, subject.raw
         if text is None:
             text = f"{subject.split} example {subject.index}"

@@ -12,7 +12,7 @@ _CHUNK = 1 << 20
 
 
 def file_sums(path: Path) -> list[int]:
-    """Returns size and CRC-32 of a file.
+    """Returns the size of a file in bytes, and its CRC-32.
 
     Raises:
       OSError: the file cannot be read.
@@ -25,20 +25,25 @@ def file_sums(path: Path) -> list[int]:
 
 
 def extended(sums: Sequence[int], data: bytes) -> list[int]:
-    """Updates size and CRC-32, which are [0, 0] at the beginning, by appended data."""
+    """Updates the size and the CRC-32 of a file for data that are appended to it.
+
+    Args:
+      sums: size and CRC-32 before; [0, 0] for an empty file.
+      data: the appended bytes.
+    """
     return [sums[0] + len(data), zlib.crc32(data, sums[1])]
 
 
 def sealed(content: Any) -> dict[str, Any]:
-    """Returns a JSON mapping that contains a JSON value and its checksum."""
+    """Returns a dict that contains a JSON value and its checksum."""
     return {"crc32": _checksum(content), "content": content}
 
 
 def unsealed(found: Any) -> Any:
-    """Returns the value of a mapping that `sealed` returned.
+    """Returns the JSON value in a dict made by `sealed`, after comparing its checksum.
 
     Raises:
-      ValueError: there is no checksum, or the value has changed.
+      ValueError: there is no value or no checksum, or the value has changed.
     """
     if not isinstance(found, dict) or "content" not in found:
         raise ValueError("content: is missing, expected a value with its checksum")

@@ -37,7 +37,12 @@ class ClassWeightsConfig(Config):
             self.expect("class_weights", self._given() is not None, _EXPECTED)
 
     def _given(self) -> list[tuple[str, float]] | None:
-        """Returns (class name or "", number) of each comma-separated weight; None if malformed."""
+        """Parses the comma-separated weights.
+
+        Returns:
+          (class name, number) for each weight, where the name is "" in a list without names; None
+          if the weights are malformed.
+        """
         found = []
         for part in self.class_weights.split(","):
             name, equals, text = part.rpartition("=")
@@ -52,11 +57,14 @@ class ClassWeightsConfig(Config):
         return found if all(names) or not any(names) else None
 
     def weights(self, labels: np.ndarray, names: Sequence[str]) -> np.ndarray | None:
-        """Returns the weights of the classes, float32 [C]; None if all are equal.
+        """Computes the weight of each of the C classes.
 
         Args:
-          labels: int [n], classes of the training examples.
+          labels: int [n], class of each of the n training examples.
           names: names of the classes.
+
+        Returns:
+          float32 [C]; None if `class_weights` is "none".
 
         Raises:
           ValueError: the number of weights differs from C, or a weight names an unknown class.

@@ -35,7 +35,7 @@ class Config:
             self.expect(name, value is None or check.holds(value), check.expected)
 
     def expect(self, name: str, holds: bool, expected: str) -> None:
-        """Raises unless a condition on a field holds.
+        """Raises an error if a condition on a field does not hold.
 
         Args:
           name: name of the field.
@@ -53,7 +53,12 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A condition on the value of a field, and its description in messages."""
+    """A condition on the value of a field.
+
+    Attributes:
+      holds: function that returns whether a value satisfies the condition.
+      expected: description of the condition, which follows "expected" in messages.
+    """
 
     holds: Callable[[Any], bool]
     expected: str
@@ -61,9 +66,10 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """Names that help pages list as values of a field.
+    """Names that help pages list as possible values of a field.
 
-    Unlike a `Check`, they are not enforced by `Config`: the code that reads the field checks it.
+    Unlike a `Check`, they are not enforced by `Config`. The code that reads the field checks its
+    value.
 
     Attributes:
       known: the names.
@@ -85,9 +91,9 @@ def _checks(config: type) -> list[tuple[str, Check]]:
 
 
 def field_metadata(config: type, name: str) -> tuple[Any, ...]:
-    """Returns the `Check`s and `Names` of a field.
+    """Returns the `Check`s and `Names` of a field of a config class.
 
-    If a subclass declares the field again with a plain type, those of the base class apply.
+    If a subclass declares the field again with a plain type, those of its base class apply.
     """
     for kind in config.__mro__:
         if name not in inspect.get_annotations(kind):
@@ -111,14 +117,17 @@ def one_of(*choices: Any) -> Any:
 
 
 def known_names(*names: str) -> Any:
-    """Returns a string field type whose values help pages list, but `Config` does not check."""
+    """Returns a field type of strings for which help pages list the known names.
+
+    `Config` does not check the value.
+    """
     return Annotated[str, Names(names)]
 
 
 def spec_of(*names: str) -> Any:
-    """Returns a string field type for mechanisms with options, such as "performer(features=64)".
+    """Returns a field type of names that may have options, such as "performer(features=64)".
 
-    Help pages list the names; `Config` does not check the value.
+    Help pages list the known names; `Config` does not check the value.
     """
     return Annotated[str, Names(names, takes_options=True)]
 

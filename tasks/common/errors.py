@@ -27,8 +27,8 @@ class UserError(Exception):
 def collected() -> Iterator[list[str]]:
     """Collects the messages of `say` and `warn_once` within the context in a list, without repeats.
 
-    The list includes warnings that are not printed, because they were printed before in the same
-    process. A summary of the data is therefore complete.
+    The list also includes warnings that are not printed because the process has printed them
+    before. Therefore a summary of the data contains all of its warnings.
     """
     found: list[str] = []
     token = _collected.set(found)
@@ -51,11 +51,12 @@ def _note(message: str) -> None:
 
 
 def warn_once(message: str, key: str | None = None) -> None:
-    """Prints a line on standard error once per process, even if a file is read several times.
+    """Prints a line on standard error, unless the process has printed it before.
 
     Args:
       message: the line.
-      key: later messages with the same key are not printed; None for the message itself.
+      key: key of the message; later messages with the same key are not printed. None for the
+        message itself as the key.
     """
     _note(message)
     key = message if key is None else key
@@ -72,7 +73,7 @@ def check_max_length(
     Args:
       longest: `max_length` of the model; None for a model without a limit.
       needed: length of the longest sequence.
-      reason: end of the message: a description of `needed`.
+      reason: description of `needed`, which ends the message.
       key: config key of `longest`.
 
     Raises:

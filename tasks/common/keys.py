@@ -1,6 +1,6 @@
 """Random keys per example, so that random results do not depend on the order of a batch.
 
-B examples of a batch.
+In shapes, B is the number of examples in a batch.
 """
 
 import jax
@@ -9,7 +9,7 @@ Array = jax.Array
 
 
 def example_keys(key: Array | int, ids: Array) -> Array:
-    """Folds the id of each example into a key.
+    """Derives a random key for each example from one key and the id of the example.
 
     Args:
       key: random key of the step, or a seed.

@@ -1,8 +1,10 @@
 """Cross-entropy of integer labels, with a gradient computed in one pass over the logits.
 
-V is the number of classes, D the size of a hidden state. The backward pass needs the logits and two
-numbers per row, instead of probabilities. It compares class indices with labels, which avoids a
-scatter. `linear_cross_entropy` computes logits in chunks of classes and does not store them.
+The backward pass needs the logits and two numbers per row, instead of probabilities. It compares
+class indices with labels, which avoids a scatter. `linear_cross_entropy` computes logits in chunks
+of classes and does not store them.
+
+In shapes, V is the number of classes, D the size of a hidden state, and B the number of examples.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def smoothed_cross_entropy(logits: Array, labels: Array, smoothing: float) -> tu
       smoothing: ε, in [0, 1).
 
     Returns:
-      The loss, and the cross-entropy without smoothing, which has no gradient; [...] each.
+      The loss, and the cross-entropy without smoothing, [...] each. The latter has no gradient.
 
     Raises:
       ValueError: smoothing is outside [0, 1).
@@ -92,7 +94,8 @@ def repeat_examples(batch: dict[str, Array]) -> dict[str, Array]:
       batch: arrays [B, ...].
 
     Returns:
-      Arrays [2B, ...], in which rows 2b and 2b + 1 are example b, and "pass", int32 [2B], 0 or 1.
+      Arrays [2B, ...], in which rows 2b and 2b + 1 are example b. The array "pass", int32 [2B], is
+      added; it is 0 in the first of these rows and 1 in the second.
     """
     repeated = {name: jnp.repeat(value, 2, axis=0) for name, value in batch.items()}
     rows = len(next(iter(batch.values())))
@@ -100,7 +103,7 @@ def repeat_examples(batch: dict[str, Array]) -> dict[str, Array]:
 
 
 def first_passes(values: Array) -> Array:
-    """Returns the rows of the first passes, [B, ...], of values [2B, ...]."""
+    """Selects the first pass over each example: values [2B, ...] become [B, ...]."""
     # A slice with a stride would move rows between devices.
     return values.reshape(-1, 2, *values.shape[1:])[:, 0]
 
@@ -115,7 +118,7 @@ def divergence_of_passes(logits: Array) -> Array:
     by the number of passes, is the mean cross-entropy plus α/2 times d.
 
     Args:
-      logits: floating point [2B, ..., V], of the examples of `repeat_examples`.
+      logits: floating point [2B, ..., V], with the rows in the order of `repeat_examples`.
 
     Returns:
       d, [B, ...] in at least float32.
@@ -129,7 +132,10 @@ def _divergence(pairs: Array) -> Array:
 
 
 def _divergence_forward(pairs: Array) -> tuple[Array, tuple]:
-    """Computes 1/2 Σ_v (p_v - q_v) (x_v - y_v) of logits x and y: the log-sum-exps cancel."""
+    """Computes the divergence from logits x and y, as 1/2 Σ_v (p_v - q_v) (x_v - y_v).
+
+    This equals the formula with log-probabilities, because the log-sum-exps cancel.
+    """
     x = pairs.astype(jnp.promote_types(pairs.dtype, jnp.float32))
     largest = jnp.max(x, axis=-1)
     log_sum = largest + jnp.log(jnp.sum(jnp.exp(x - largest[..., None]), axis=-1))
@@ -146,7 +152,7 @@ def _divergence_backward(residuals: tuple, upstream: Array) -> tuple[Array]:
 
 
 def _both(*arrays: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Returns arrays [B, 2, ...], and the same with their pairs swapped."""
+    """Returns arrays [B, 2, ...], and the same arrays with the two passes swapped."""
     return arrays, tuple(each[:, ::-1] for each in arrays)
 
 
@@ -160,10 +166,10 @@ def linear_cross_entropy(
 
         l = log Σ_v exp(x · e_v) - x · e_y
 
-    Logits of `chunk_size` classes at a time are computed, combined by an online softmax (Milakov &
-    Gimelshein 2018), and recomputed in the backward pass, as by Wijmans et al. 2024, "Cut Your
-    Losses in Large-Vocabulary Language Models". Each row of E is read once per pass, so that a
-    sharded E is gathered once, and its gradient is reduced once.
+    The logits of `chunk_size` classes are computed at a time. An online softmax (Milakov &
+    Gimelshein 2018) combines them. The backward pass computes them again, as in Wijmans et al.
+    2024, "Cut Your Losses in Large-Vocabulary Language Models". Each row of E is read once per
+    pass, so that a sharded E is gathered once, and its gradient is reduced once.
 
     Args:
       x: floating point [..., D].
@@ -174,8 +180,8 @@ def linear_cross_entropy(
       chunk_size: number of rows of E in a chunk, at least 1.
 
     Returns:
-      l, [...] in at least float32; and the class with the largest logit, int32 [...], which has no
-      gradient.
+      l, [...] in at least float32, and the class with the largest logit, int32 [...]. The latter
+      has no gradient.
 
     Raises:
       ValueError: chunk_size is below 1.
@@ -244,14 +250,28 @@ _linear.defvjp(_linear_forward, _linear_backward)
 
 
 def _chunks(x: Array, table: Array, chunk_size: int) -> tuple[Array, Array]:
-    """Returns the table in chunks [C, chunk_size, D], in the dtype of x, and first row ids."""
+    """Splits the table into chunks, [chunks, chunk_size, D], in the dtype of x.
+
+    Returns the chunks, and the row index at which each chunk starts.
+    """
     count = -(-table.shape[0] // chunk_size)
     rows = jnp.pad(table.astype(x.dtype), ((0, count * chunk_size - table.shape[0]), (0, 0)))
     return rows.reshape(count, chunk_size, -1), jnp.arange(count, dtype=jnp.int32) * chunk_size
 
 
 def _chunk_logits(x: Array, rows: Array, first: Array, classes: int) -> tuple[Array, Array]:
-    """Returns the logits [..., chunk_size] of a chunk, -inf after the classes, and its row ids."""
+    """Computes the logits of one chunk of classes.
+
+    Args:
+      x: [..., D].
+      rows: rows of the table in this chunk, [chunk_size, D].
+      first: index of the first of these rows.
+      classes: V.
+
+    Returns:
+      The logits, [..., chunk_size], -inf for rows after the first V; and the index of the row that
+      each logit belongs to, int32 [..., chunk_size].
+    """
     sums = jnp.promote_types(x.dtype, jnp.float32)
     logits = jnp.einsum("...D,VD->...V", x, rows, preferred_element_type=sums)
     ids = first + jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)

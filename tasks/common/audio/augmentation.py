@@ -1,6 +1,7 @@
 """Augmentation of audio samples and log-mel features under jit, with one random key per example.
 
-B batch, P samples, S frames, F mel bands. Samples are float32 in [-1, 1], mono."""
+Samples are float32 in [-1, 1], mono. In shapes, B is the batch size, P the number of samples, S the
+number of frames, and F the number of mel bands."""
 
 from __future__ import annotations
 
@@ -55,12 +56,12 @@ class SoundAugmentation(Config):
 def augment_samples(
     samples: Array, lengths: Array, keys: Array, config: SoundAugmentation
 ) -> tuple[Array, Array]:
-    """Augments speed and loudness, and adds noise, with one random key per example.
+    """Changes the speed and loudness of each example at random, and adds noise.
 
     Args:
       samples: [B, P].
-      lengths: int [B].
-      keys: [B].
+      lengths: int [B], number of samples of each example.
+      keys: random keys [B].
       config: changes to apply.
 
     Returns:
@@ -92,9 +93,13 @@ def augment_samples(
 
 
 def add_noise(samples: Array, length: Array, decibels: Array | float, key: Array) -> Array:
-    """Adds white noise to samples [P] at a signal-to-noise ratio in decibels; silence stays silent.
+    """Adds white noise to a recording; silence stays silent.
 
-    Only the first `length` samples count and get noise; the others are padding.
+    Args:
+      samples: [P].
+      length: number of samples before padding, which gets no noise.
+      decibels: signal-to-noise ratio.
+      key: random key.
     """
     real = jnp.arange(len(samples)) < length
     power = jnp.sum(jnp.where(real, jnp.square(samples), 0.0)) / jnp.maximum(length, 1)
@@ -103,7 +108,7 @@ def add_noise(samples: Array, length: Array, decibels: Array | float, key: Array
 
 
 def perturb_bands(features: Array, keys: Array, config: SoundAugmentation) -> Array:
-    """Perturbs vocal-tract length (VTLP) and channel response, with one random key per example.
+    """Changes vocal-tract length (VTLP) and channel response of each example at random.
 
         y[s, f] = x[s, a f] + e[f],      a in 1 ± warp, e linear between random knots
 
@@ -111,7 +116,7 @@ def perturb_bands(features: Array, keys: Array, config: SoundAugmentation) -> Ar
 
     Args:
       features: x, log energies, [B, S, F].
-      keys: [B].
+      keys: random keys [B].
       config: changes to apply.
     """
 
@@ -136,15 +141,19 @@ def spec_augment(features: Array, frames: Array, keys: Array, config: SoundAugme
 
     Args:
       features: [B, S, F].
-      frames: int [B], number of valid frames.
-      keys: [B].
+      frames: int [B], number of frames of each example before padding.
+      keys: random keys [B].
       config: number and widths of the masks.
     """
     if not (config.time_masks or config.band_masks):
         return features
 
     def stretch(key: Array, size: Array | int, length: int, width: int) -> Array:
-        """Returns bool [length], True on a random span of at most `width` entries before `size`."""
+        """Draws a random span of at most `width` entries among the first `size` entries.
+
+        Returns:
+          bool [length], True within the span.
+        """
         begin, wide = jax.random.split(key)
         wide = jax.random.randint(wide, (), 0, width + 1)
         start = jax.random.randint(begin, (), 0, jnp.maximum(size - wide, 0) + 1)

@@ -1,6 +1,7 @@
 """Log-mel features of audio, computed under jit.
 
-B batch, P samples, S frames, F mel bands. Samples are float32 in [-1, 1], mono.
+Samples are float32 in [-1, 1], mono. In shapes, B is the batch size, P the number of samples, S the
+number of frames, and F the number of mel bands.
 """
 
 from __future__ import annotations
@@ -58,11 +59,20 @@ class LogMelConfig(Config):
         return 1 << (self.samples_of(self.window) - 1).bit_length()
 
     def filters(self) -> np.ndarray:
-        """Returns triangular filters of area 1, [F, fft_size / 2 + 1], as librosa.filters.mel."""
+        """Returns the triangular filters of `librosa.filters.mel`, [F, fft_size / 2 + 1].
+
+        Each filter has an area of 1.
+        """
         return _filters(self.sample_rate, self.fft_size, self.bands, self.lowest)
 
     def frames(self, samples: Array | int) -> Array | int:
-        """Returns the number of full windows, at least 1 if there are samples."""
+        """Returns the number of frames of a recording: its full windows, but at least 1.
+
+        Without samples, there are no frames.
+
+        Args:
+          samples: number of samples, or an array of such numbers.
+        """
         window, hop = self.samples_of(self.window), self.samples_of(self.hop)
         most = np.maximum if isinstance(samples, int | np.ndarray) else jnp.maximum
         return (samples > 0) * (1 + most(samples - window, 0) // hop)
@@ -83,9 +93,9 @@ def _filters(sample_rate: int, fft_size: int, bands: int, lowest: float) -> np.n
 def log_mel(samples: Array, lengths: Array, config: LogMelConfig) -> tuple[Array, Array]:
     """Computes the features of a padded batch.
 
-        X_s = FFT(hann ⊙ x_{s·hop ... s·hop + window}),   features_s = log max(M |X_s|², floor)
+        X_s = FFT(hann ⊙ x_{s·hop ... s·hop + window - 1}),   features_s = log max(M |X_s|², floor)
 
-    where M are the mel filters, `LogMelConfig.filters`.
+    where M has the mel filters, `LogMelConfig.filters`, as its rows.
 
     Args:
       samples: x, [B, P]; padding is ignored.
@@ -93,8 +103,8 @@ def log_mel(samples: Array, lengths: Array, config: LogMelConfig) -> tuple[Array
       config: parameters of the features.
 
     Returns:
-      Features, float32 [B, S, F], 0 beyond the last frame of each example, and the numbers of
-      frames, int [B].
+      The features, float32 [B, S, F], which are 0 after the last frame of each example; and the
+      number of frames of each example, int [B].
 
     Raises:
       ValueError: shapes do not fit.

@@ -1,6 +1,6 @@
-"""Reading of audio files to mono samples of a fixed rate, resampling and trimming, on the host.
+"""Reading, resampling and trimming of audio files on the host.
 
-P samples, float32 in [-1, 1]."""
+Audio is an array of P mono samples, float32 in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from tasks.common.audio import headers
 from tasks.common.data.regular_files import expect_regular
 from tasks.common.errors import UserError, warn_once
 
-# Samples per frame in which `trim_silence` measures loudness.
+# Number of samples in each frame for which `trim_silence` measures the loudness.
 _TRIMMED = 256
-# Frames decoded at a time, and the frame count from which a length in a header is a placeholder.
+# Number of frames that are decoded at a time. A header with at least `_UNKNOWN_FRAMES` frames has a
+# placeholder instead of the length.
 _BLOCK, _UNKNOWN_FRAMES = 1 << 16, 1 << 60
-# If the peak of the channel average, relative to the peak of the channels, is below this, the
-# average is only rounding error.
+# If the peak of the average of the channels, divided by the peak of the channels, is below this
+# number, the average consists of rounding errors only.
 _CANCELLED = 1e-3
 _RATES = (1000, 1_000_000)
 _EXPECTED_RATE = f"{_RATES[0]} to {_RATES[1]}"
@@ -81,7 +82,11 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
 
 
 def _decoded(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    """Returns the samples, float32 [P, channels], and the sample rate of a file's content."""
+    """Decodes the content of an audio file.
+
+    Returns:
+      The samples, float32 [P, channels], and the sample rate.
+    """
     import soundfile
 
     class Forward(soundfile.SoundFile):
@@ -127,7 +132,7 @@ def to_pcm(samples: np.ndarray) -> np.ndarray:
 
 
 def resample(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
-    """Resamples float32 [P] from `rate` to `sample_rate` (soxr)."""
+    """Resamples samples, float32 [P], from the sample rate `rate` to `sample_rate` (by soxr)."""
     if rate == sample_rate or not len(samples):
         return samples.astype(np.float32)
     import soxr
@@ -136,9 +141,12 @@ def resample(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
 
 
 def trim_silence(samples: np.ndarray, decibels: float) -> np.ndarray:
-    """Trims the ends of samples [P] that are quieter than the loudest frame by `decibels`.
+    """Removes silence at the beginning and the end of a recording.
 
-    If `decibels` is 0, nothing is trimmed.
+    Args:
+      samples: [P].
+      decibels: frames that are quieter than the loudest one by more than this count as silence; 0
+        removes nothing.
     """
     if not decibels or not len(samples):
         return samples

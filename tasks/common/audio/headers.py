@@ -1,7 +1,7 @@
-"""Checks and corrections of headers of audio files that libsndfile misreads.
+"""Checks and corrections of headers of audio files that libsndfile does not read correctly.
 
-These are files with unknown length, truncated files, and formats of phones. A program that writes
-audio to a pipe cannot fill in the length afterwards, so the sizes in the header are 0 or
+These are files whose header has no length, truncated files, and formats of phones. A program that
+writes audio to a pipe cannot fill in the length afterwards, so the sizes in the header are 0 or
 placeholders.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 _PLACEHOLDER = 0x7FFFF000
 _LARGEST = 0xFFFFFFFF
 _WAVES = {b"RIFF": "little", b"RIFX": "big", b"RF64": "little"}
-# Offset, bytes at that offset, and the name of a format that libsndfile does not read.
+# For each format that libsndfile does not read: an offset, the bytes at that offset, and its name.
 _OTHERS = (
     (4, b"ftyp", "MPEG-4 audio (m4a, mp4, 3gp)"),
     (0, b"#!AMR", "AMR"),
@@ -26,7 +26,7 @@ _OTHERS = (
 
 
 def unsupported_kind(data: bytes) -> str | None:
-    """Returns the name of a known format that is not supported, or None."""
+    """Returns the name of the format of a file if it is known and not supported, or else None."""
     for offset, mark, kind in _OTHERS:
         if data[offset : offset + len(mark)] == mark:
             return kind
@@ -34,7 +34,10 @@ def unsupported_kind(data: bytes) -> str | None:
 
 
 def with_true_sizes(data: bytes) -> bytes:
-    """Replaces placeholders in the header of a WAV or AU file with the true sizes.
+    """Corrects sizes in the header of a WAV or AU file that are 0 or placeholders.
+
+    In a WAV file, they are replaced by the true sizes. In an AU file, a size of 0 is replaced by
+    0xFFFFFFFF, which means that the size is unknown.
 
     Args:
       data: content of a file; files of other formats are returned unchanged.
@@ -85,7 +88,7 @@ def missing_bytes(data: bytes) -> int:
 
 
 def sample_rate(data: bytes) -> int | None:
-    """Returns the sample rate in the header of a WAV file, or None."""
+    """Returns the sample rate in the header of a WAV file; None for other files."""
     order = _WAVES.get(data[:4])
     for at, name, _ in _chunks(data, order) if order else ():
         if name == b"fmt ":
@@ -103,9 +106,11 @@ def _chunks(data: bytes, order: str, start: int = 12):
 
 
 def _data_chunk(data: bytes) -> tuple[int, int, int] | None:
-    """Returns offset and size of the samples of a WAV file; None if it has no samples.
+    """Finds the samples in a WAV file.
 
-    The third value is the offset of the 64-bit sizes of an RF64 file, 0 for other files.
+    Returns:
+      The offset and the size of the samples, and the offset of the 64-bit sizes of an RF64 file, or
+      0 if they are not used. None if the file has no samples.
     """
     order = _WAVES.get(data[:4])
     if order is None or data[8:12] != b"WAVE":
@@ -122,7 +127,7 @@ def _data_chunk(data: bytes) -> tuple[int, int, int] | None:
 
 
 def _are_chunks(data: bytes, start: int) -> bool:
-    """Tests if the bytes from `start` on are chunks of metadata, so that there are no samples."""
+    """Returns True if the bytes from `start` on are chunks of metadata instead of samples."""
     end = start
     for offset, name, size in _chunks(data, _WAVES[data[:4]], start):
         if not (name.isascii() and name.decode().isprintable()) or offset + 8 + size > len(data):
@@ -142,7 +147,10 @@ def _wave64_end(data: bytes) -> int:
 
 
 def _ogg_end(data: bytes) -> int:
-    """Returns the offset at which the last page that begins within an Ogg file should end."""
+    """Returns the offset at which an Ogg file should end, which is the end of its last page.
+
+    If the file is truncated, the last page is the last one that begins within the file.
+    """
     offset = 0
     while data[offset : offset + 4] == b"OggS":
         segments = data[offset + 26] if offset + 26 < len(data) else 0

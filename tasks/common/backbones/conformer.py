@@ -1,7 +1,8 @@
 """The Conformer (Gulati et al. 2020, "Conformer: Convolution-augmented Transformer for Speech
 Recognition").
 
-B batch, T length, D model size, W width of the convolution, N heads, L layers.
+In shapes, B is the batch size, T the length, D the model size, W the width of the convolution, and
+N the number of heads.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def depthwise(x: Array, kernel: Array, *, causal: bool = False) -> Array:
     Args:
       x: [B, T, D].
       kernel: k, [W, D], W odd.
-      causal: whether j runs from 1 - W to 0 instead of from -(W // 2) to W // 2.
+      causal: whether the offset j runs from 1 - W to 0, instead of from -(W // 2) to W // 2.
 
     Returns:
       y, [B, T, D].
@@ -55,14 +56,14 @@ def depthwise(x: Array, kernel: Array, *, causal: bool = False) -> Array:
 
 
 class ConvolutionModule(nnx.Module):
-    """Convolution module: y = swish(norm(depthwise(GLU(x W_in)))) W_out, section 2.2.
+    """Convolution module (section 2.2), y = swish(norm(depthwise(GLU(x W_in)))) W_out.
 
-    Layer norm replaces batch norm, so that the result is independent of padding and of the other
-    examples.
+    The norm is that of the config instead of batch norm, so that the result is independent of
+    padding and of the other examples.
 
     Args:
       config: config of the encoder.
-      width: W.
+      width: W, an odd number.
       causal: whether the convolution is causal.
     """
 
@@ -77,7 +78,15 @@ class ConvolutionModule(nnx.Module):
         self.down = Projection((D,), (D,), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, valid: Array | None) -> Array:
-        """Maps x [B, T, D] to [B, T, D]; `valid`, bool [B, T], is True for real positions."""
+        """Computes y.
+
+        Args:
+          x: [B, T, D].
+          valid: bool [B, T], True = a real position; all if None.
+
+        Returns:
+          [B, T, D].
+        """
         hidden, gate = jnp.split(self.expand(x), 2, axis=-1)
         hidden = hidden * jax.nn.sigmoid(gate)
         if valid is not None:
@@ -88,7 +97,7 @@ class ConvolutionModule(nnx.Module):
 
 
 class ConformerLayer(EncoderLayer):
-    """Attention and convolution between two half-step feed-forward modules, section 2.4:
+    """Attention and convolution between two feed-forward modules of half weight, section 2.4:
 
     x = x + ½ FF(norm(x)),   x = x + attention(norm(x)),   x = x + convolution(norm(x))
     y = norm(x + ½ FF(norm(x)))
@@ -111,9 +120,18 @@ class ConformerLayer(EncoderLayer):
         return_weights: bool,
         valid: Array | None = None,
     ) -> tuple[Array, Array | None]:
-        """Maps x [B, T, D] to [B, T, D] and the attention weights [B, N, T, T] or None.
+        """Computes the output of the layer.
 
-        `valid`, bool [B, T], is True for real positions; padding does not enter the convolution.
+        Args:
+          x: [B, T, D].
+          mask: mask of the attention.
+          dropout_key: None for evaluation.
+          return_weights: whether to return the attention weights.
+          valid: bool [B, T], True = a real position; all if None. The convolution does not read
+            padding.
+
+        Returns:
+          The output, [B, T, D], and the attention weights, [B, N, T, T] or None.
         """
         rate, keys = self.dropout_rate, split_keys(dropout_key, 5)
         x = x + 0.5 * maybe_dropout(self.first_feedforward(self.first_norm(x)), rate, keys[0])
@@ -129,7 +147,8 @@ class Conformer(Encoder):
     """Stack of `ConformerLayer` with the call signature of `Encoder`.
 
     Args:
-      config: config of an encoder. Its norm must be "pre", as a Conformer norms before sublayers.
+      config: config of an encoder. Its `norm` must be "pre", because a Conformer normalizes the
+        input of each module.
       width: W of the convolutions, odd.
       causal: whether the convolutions are causal.
 

@@ -1,9 +1,10 @@
 """Modules of convolutional networks: normalized convolutions, stages with attention, and pooling.
 
 A map attention is an attention module that maps a feature map [B, Y, X, C] to one of the same
-shape. A spec is its name in `attention.registry`, with options if any: "cbam", "se(reduction=4)".
+shape. Its spec is its name in `attention.registry`, with options if any, such as "cbam" or
+"se(reduction=4)".
 
-B batch, Y X height and width, C channels.
+In shapes, B is the batch size, Y and X are height and width, and C is the number of channels.
 """
 
 from __future__ import annotations
@@ -45,8 +46,7 @@ def map_attention_entry(spec: str) -> registry.Mechanism | None:
     """Returns the registry entry of a map attention; None for "none".
 
     Args:
-      spec: "none", or a map attention of `attention.registry`, with options if any: "cbam",
-        "se(reduction=4)".
+      spec: "none", or the spec of a map attention, such as "cbam" or "se(reduction=4)".
 
     Raises:
       ValueError: the spec cannot be parsed, or its name is unknown.
@@ -59,7 +59,16 @@ def map_attention_entry(spec: str) -> registry.Mechanism | None:
 
 
 def build_map_attention(spec: str, channels: int, dtype: str, rngs: nnx.Rngs) -> nnx.Module | None:
-    """Builds the map attention of a spec for feature maps of `channels` channels; None for "none".
+    """Builds a map attention.
+
+    Args:
+      spec: "none", or the spec of a map attention.
+      channels: number of channels of the feature maps.
+      dtype: dtype of the computation.
+      rngs: random number generators of the parameters.
+
+    Returns:
+      The attention module; None for "none".
 
     Raises:
       ValueError: a name or option is unknown or not valid.
@@ -70,7 +79,14 @@ def build_map_attention(spec: str, channels: int, dtype: str, rngs: nnx.Rngs) ->
 
 
 def check_map_attention(spec: str, channels: Sequence[int], dtype: str) -> None:
-    """Checks a spec for feature maps with these numbers of channels, without creating parameters.
+    """Checks that a map attention can be built for several feature maps.
+
+    No parameters are created.
+
+    Args:
+      spec: "none", or the spec of a map attention.
+      channels: number of channels of each feature map.
+      dtype: dtype of the computation.
 
     Raises:
       ValueError: as for `build_map_attention`; the message begins with "attention".
@@ -123,7 +139,7 @@ class StagesConfig(Config):
         return [self.first_stride * 2**number for number in range(len(self.channels))]
 
     def sides(self, Y: int, X: int) -> list[tuple[int, int]]:
-        """Returns the height and width of the map of each stage, for images of Y by X pixels."""
+        """Returns height and width of each stage's feature map, for images of Y by X pixels."""
         return [(-(-Y // stride), -(-X // stride)) for stride in self.strides]
 
 
@@ -131,14 +147,17 @@ def spatial_importance(weights: np.ndarray, grid: tuple[int, int], gate: bool) -
     """Computes a spatial importance map from the attention weights of one image.
 
     Args:
-      weights: for a gate, which multiplies the map by its weights, [Y or 1, X or 1, C or 1]; for
-        attention between positions with N heads, [N, P, P] with P = Y·X.
+      weights: attention weights. Those of a gate, which multiplies the feature map by its weights,
+        have shape [Y or 1, X or 1, C or 1]. Those of attention between positions have shape
+        [N, P, P], for N heads and P = Y·X positions.
       grid: Y and X.
-      gate: whether the weights are those of a gate, whose registry entry has the capability "gate".
+      gate: whether the weights are those of a gate: an attention with the capability "gate" in its
+        registry entry.
 
     Returns:
-      [Y, X]: for a gate, the mean over channels; else the attention to each position, averaged over
-      heads and queries. None for a gate without spatial axes.
+      The map, [Y, X]. For a gate, it is the mean of the weights over the channels; otherwise, it is
+      the attention to each position, averaged over heads and queries. None for a gate without
+      spatial axes.
     """
     if not gate:
         return weights.mean(axis=(0, 1)).reshape(grid)
@@ -151,11 +170,13 @@ def spatial_importance(weights: np.ndarray, grid: tuple[int, int], gate: bool) -
 
 
 def max_pool(x: Array, window: tuple[int, int] = (2, 2)) -> Array:
-    """Computes the maximum of each block, including incomplete blocks at the end of an axis.
+    """Computes the maximum of each block of a feature map.
+
+    Blocks do not overlap. Those at the end of an axis may be incomplete.
 
     Args:
       x: [B, Y, X, C].
-      window: h and w, rows and columns of a block.
+      window: h and w, the numbers of rows and columns of a block.
 
     Returns:
       [B, ceil(Y / h), ceil(X / w), C].
@@ -163,19 +184,19 @@ def max_pool(x: Array, window: tuple[int, int] = (2, 2)) -> Array:
     for axis, size in enumerate(window, 1):
         missing = -x.shape[axis] % size
         if missing:
-            # Repeating the last row or column changes no maximum.
+            # The padding repeats the last row or column, which changes no maximum.
             x = jnp.pad(x, [(0, missing * (a == axis)) for a in range(4)], mode="edge")
-        # Slices, because the gradient of `jax.lax.reduce_window` is slow on CPU.
+        # The maximum of slices, because the gradient of `jax.lax.reduce_window` is slow on CPU.
         parts = [jax.lax.slice_in_dim(x, i, None, size, axis) for i in range(size)]
         x = functools.reduce(jnp.maximum, parts)
     return x
 
 
 class Convolution(nnx.Module):
-    """Convolution, norm and ReLU: y = relu(norm(x * k)), with zero-padded cross-correlation *.
+    """Convolution, norm and ReLU: y = relu(norm(x * k)), where * is zero-padded cross-correlation.
 
-    The kernel is initialized for ReLU (He et al. 2015). Kernels of odd size are centered at cells
-    0, s, 2s, ... of the map, as in PyTorch with a padding of (size - 1) / 2.
+    The kernel k is initialized for ReLU (He et al. 2015). A kernel of odd size is centered at cells
+    0, s, 2s, ... of the feature map, as in PyTorch with a padding of (size - 1) / 2.
 
     Args:
       inputs, outputs: number of channels.
@@ -245,9 +266,10 @@ class Convolution(nnx.Module):
 
 
 def groups_of(channels: int) -> int:
-    """Returns the number of groups of a group norm: at most 32, with at least 8 channels each.
+    """Returns the number of groups of a group norm.
 
-    With fewer than 8 channels there is a single group.
+    It is the largest divisor of `channels` that is at most 32 and gives each group at least 8
+    channels. With fewer than 8 channels there is a single group.
     """
     most = max(min(_MOST_GROUPS, channels // _GROUP_CHANNELS), 1)
     return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
@@ -265,16 +287,16 @@ def _norm(
 
 
 class ImageModel(nnx.Module):
-    """Base class of convolutional models with optional attention weights."""
+    """Base class of convolutional models that can return attention weights."""
 
     def _apply(
         self, images: Array, dropout_key: Array | None, **flags: Any
     ) -> tuple[Array, dict[str, Array | None]]:
-        """Returns the logits, and attention weights by name; a value may be None.
+        """Computes the logits, and the attention weights by name, some of them None.
 
         Args:
           images, dropout_key: as for `__call__`.
-          **flags: valid, training and return_weights, as for `run_stages`.
+          **flags: the arguments valid, training and return_weights of `__call__`.
         """
         raise NotImplementedError
 
@@ -287,14 +309,17 @@ class ImageModel(nnx.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, dict[str, Array]]:
-        """Computes float32 logits of a batch.
+        """Computes the logits of a batch.
 
         Args:
           images: [B, Y, X, C], of any size.
           valid: bool [B], True for images that are included in batch statistics; all if None.
           training: whether to normalize by batch statistics and update the running statistics.
           dropout_key: None for evaluation.
-          return_weights: whether to return also the attention weights by name.
+          return_weights: whether to return also the attention weights.
+
+        Returns:
+          Logits in float32. With `return_weights`, also the attention weights by name.
 
         Raises:
           ValueError: shapes do not fit.
@@ -308,7 +333,7 @@ class ImageModel(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Two convolutions with an optional map attention.
+    """Two convolutions, followed by an optional map attention.
 
     Args:
       inputs, outputs: number of channels.
@@ -340,7 +365,16 @@ class Stage(nnx.Module):
         training: bool = False,
         return_weights: bool = False,
     ) -> tuple[Array, Array | None]:
-        """Maps x [B, Y, X, inputs] to [B, Y, X, outputs] and the attention weights or None."""
+        """Computes the feature map of the stage.
+
+        Args:
+          x: [B, Y, X, inputs].
+          valid, training: as for `Convolution`.
+          return_weights: whether to return the attention weights.
+
+        Returns:
+          The feature map, [B, Y, X, outputs], and the attention weights or None.
+        """
         flags = {"valid": valid, "training": training}
         x = self.second(self.first(x, **flags), **flags)
         return apply_map_attention(self.attention, x, **flags, return_weights=return_weights)
@@ -349,7 +383,11 @@ class Stage(nnx.Module):
 def apply_map_attention(
     attention: nnx.Module | None, x: Array, *, return_weights: bool, **flags
 ) -> tuple[Array, Array | None]:
-    """Applies an optional map attention; returns the feature map, and the weights or None."""
+    """Applies a map attention to a feature map, which is unchanged if the attention is None.
+
+    Returns:
+      The new feature map, and the attention weights, which are None unless requested.
+    """
     if attention is None:
         return x, None
     if return_weights:
@@ -370,8 +408,8 @@ def run_stages(
       **flags: keyword arguments of every stage.
 
     Returns:
-      The feature map of each stage; and by name, "<name>_1", "<name>_2", ..., the attention weights
-      of the stages that return any.
+      The feature map of each stage, and a dict with the attention weights of the stages that return
+      any, under the names "<name>_1", "<name>_2", ...
     """
     maps, weights = [], {}
     for number, stage in enumerate(stages, 1):

@@ -13,7 +13,7 @@ Array = jax.Array
 
 
 class TokenEmbedding(nnx.Module):
-    """Embedding table that is also the output layer.
+    """Embedding table that is also the weight matrix of the output layer.
 
         x_t = scale · E[token_t],   logits_t = h_t Eᵀ
 
@@ -24,8 +24,8 @@ class TokenEmbedding(nnx.Module):
     Args:
       vocabulary: number of tokens.
       model_size: D.
-      min_rows: minimum number of rows of E. Rows after the vocabulary are padding, which makes the
-        size of E independent of the data; their logits are -inf.
+      min_rows: minimum number of rows of E. Rows after those of the vocabulary are padding with
+        logits of -inf. They make the size of E independent of the data.
       scale: factor on the embeddings, not on the logits: sqrt(D) in Vaswani et al. 2017.
       init_scale: standard deviation of the initial E; 0.02 is that of Devlin et al. 2019.
 
@@ -52,14 +52,28 @@ class TokenEmbedding(nnx.Module):
         self.embedding = nnx.Param(table)
 
     def __call__(self, tokens: Array) -> Array:
-        """Embeds tokens, int [...], as float32 [..., D]; ids outside the table give NaN."""
+        """Looks up the embeddings of tokens.
+
+        Args:
+          tokens: int [...].
+
+        Returns:
+          float32 [..., D]; NaN for ids outside the table.
+        """
         shapes.expect_integer("tokens", tokens)
         table = constrain(self.embedding[...], "W D")
         rows = constrain_examples(jnp.take(table, tokens, axis=0, mode="fill"))
         return rows if self.scale == 1.0 else self.scale * rows
 
     def logits(self, x: Array) -> Array:
-        """Computes logits float32 [..., rows] from x [..., D]; -inf after the vocabulary."""
+        """Computes the logits of all rows of E.
+
+        Args:
+          x: h, [..., D].
+
+        Returns:
+          float32 [..., rows]; -inf for rows after those of the vocabulary.
+        """
         if x.shape[-1] != self.model_size:
             got, expected = shapes.show(x.shape), f"[..., D] with D={self.model_size}"
             raise ValueError(f"x: got shape {got}, expected {expected}")
@@ -69,7 +83,12 @@ class TokenEmbedding(nnx.Module):
 
 
 def without_padding(logits: Array, vocabulary: int) -> Array:
-    """Replaces logits [..., rows] of rows after the vocabulary by -inf."""
+    """Replaces the logits of padding rows by -inf.
+
+    Args:
+      logits: [..., rows].
+      vocabulary: number of tokens; later rows are padding.
+    """
     if logits.shape[-1] == vocabulary:
         return logits
     # The padding is masked, because slicing it off would undo the sharding of the rows.

@@ -4,8 +4,9 @@ A gate in [0, 1] mixes each position of the input with a replacement, such as a 
 blurred image: 1 keeps the position, 0 replaces it. `tasks.explainer` measures the change of a score
 of the prediction.
 
-G rows of gates, one score each; U positions, S or T rows of a sequence, D model size. Images: Y X
-height and width, C channels.
+In shapes, G is the number of rows of gates, which give one score each, U the number of positions, S
+or T the number of rows of a sequence, and D the model size. For images, Y and X are height and
+width, and C is the number of channels.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class GatedEmbedding(nnx.Module):
 
     @property
     def embedding(self) -> Any:
-        """Parameter of the embeddings, [vocabulary, D]."""
+        """Embedding table of the inner module, a parameter [vocabulary, D]."""
         return self.inner.embedding
 
     def __call__(self, tokens: Array) -> Array:
@@ -49,8 +50,8 @@ def mixed(x: Array, gates: Array, replacement: Array, first: int = 0) -> Array:
 
     Args:
       x: [G, S, D].
-      gates: g, [G, U] in [0, 1], for the U rows of x from index `first` on. The other rows are not
-        replaced.
+      gates: g, [G, U] in [0, 1]: gates of U consecutive rows of x, which begin at index `first`.
+        The other rows are not replaced.
       replacement: r, [D] or a scalar.
       first: number of rows of x before the first position.
 
@@ -65,11 +66,11 @@ def mixed(x: Array, gates: Array, replacement: Array, first: int = 0) -> Array:
 def gated_images(images: Array, gates: Array, rows: int, columns: int) -> Array:
     """Mixes each cell of an image, a rectangle of pixels, with the same cell of a blurred copy.
 
-    The blurred copy is the image scaled down to min(4, ceil(Y / 8)) x min(4, ceil(X / 8)) pixels
-    and back, with linear interpolation.
+    To make the blurred copy, the image is scaled down to min(4, ceil(Y / 8)) x min(4, ceil(X / 8))
+    pixels and back to its size, with linear interpolation.
 
     Args:
-      images: [1, Y, X, C], floating point.
+      images: one image, floating point [1, Y, X, C].
       gates: [G, rows * columns] in [0, 1], with the cells in row-major order.
       rows, columns: numbers of cells along the height and the width.
 
@@ -107,7 +108,7 @@ class GatedInput(nnx.Module):
       gates: g, [G, U], in [0, 1].
       replacement: r, [D] or a scalar.
       factor: number of consecutive rows of x that form a position and share its gate; the last
-        position may have fewer.
+        position may have fewer rows.
     """
 
     def __init__(self, inner: Any, gates: Array, replacement: Array, *, factor: int = 1):

@@ -1,7 +1,8 @@
 """Unidirectional and bidirectional recurrent networks: GRU (Cho et al. 2014; Chung et al. 2014)
 and LSTM (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
 
-B batch, T length, D input size, H state size. Padding positions do not change the state.
+In shapes, B is the batch size, T the length, D the input size, and H the state size. Padding
+positions do not change the state.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...]
 
 
 def gru_step(projected: Array, state: Array, kernel: Array, bias: Array) -> Array:
-    """Computes a GRU step as cuDNN and PyTorch do, with the reset gate after the product:
+    """Computes a GRU step, with the reset gate after the product, as in cuDNN and PyTorch:
 
         r = σ(x_r + h U_r + b_r),   z = σ(x_z + h U_z + b_z)
         n = tanh(x_n + r ⊙ (h U_n + b_n)),   h' = (1 - z) ⊙ n + z ⊙ h
@@ -52,7 +53,12 @@ def gru_step(projected: Array, state: Array, kernel: Array, bias: Array) -> Arra
 
 
 class LSTMState(NamedTuple):
-    """Recurrent state of an LSTM, [B, H] each; `hidden` is its output."""
+    """Recurrent state of an LSTM.
+
+    Attributes:
+      hidden: output of the LSTM, [B, H].
+      cell: cell state, [B, H].
+    """
 
     hidden: Array
     cell: Array
@@ -83,7 +89,7 @@ def lstm_step(projected: Array, state: LSTMState, kernel: Array, bias: Array) ->
 
 
 class Recurrent(nnx.Module):
-    """Base class of recurrent networks over padded batches or single steps.
+    """Base class of recurrent networks, which run over padded batches or step by step.
 
     Parameters: input/kernel [D, GH], input/bias [GH], recurrent/kernel [H, GH], recurrent/bias
     [GH], where G is the number of gates. Kernels are uniform in ±1/sqrt(H), as in PyTorch.
@@ -123,19 +129,31 @@ class Recurrent(nnx.Module):
             projection.kernel[...] = kernel
 
     def initial_state(self, batch_size: int) -> Any:
-        """Returns the initial state: zeros in leaves of shape [B, H]."""
+        """Returns the initial state, whose leaves are zeros of shape [B, H]."""
         raise NotImplementedError
 
     def hidden(self, state: Any) -> Array:
-        """Returns the output [B, H] of a state."""
+        """Returns the part of a state that is the output of the network, [B, H]."""
         raise NotImplementedError
 
     def advance(self, projected: Array, state: Any, kernel: Array, bias: Array) -> Any:
-        """Computes the next state from x W + b [B, GH]."""
+        """Computes the next state from a projected input.
+
+        Args:
+          projected: x W + b, [B, GH].
+          state: state with leaves [B, H].
+          kernel: U, [H, GH].
+          bias: bias of the recurrent projection, [GH].
+        """
         raise NotImplementedError
 
     def step(self, x: Array, state: Any) -> Any:
-        """Computes the next state from x [B, D] and a state with leaves [B, H]."""
+        """Computes the next state from an input.
+
+        Args:
+          x: [B, D].
+          state: state with leaves [B, H].
+        """
         return self.advance(self.input(x), state, *self._recurrent_weights())
 
     def __call__(
@@ -146,17 +164,17 @@ class Recurrent(nnx.Module):
         initial_state: Any = None,
         reverse: bool = False,
     ) -> tuple[Array, Any]:
-        """Computes the states along sequences.
+        """Runs the network over a batch of sequences.
 
         Args:
           x: [B, T, D].
           valid: bool [B, T], True = a real position; all if None.
-          initial_state: leaves [B, H]; zeros if None.
+          initial_state: state with leaves [B, H]; zeros if None.
           reverse: whether to run from the last position to the first.
 
         Returns:
-          Outputs [B, T, H], which at padding repeat the last real output, and the final state with
-          leaves [B, H].
+          The outputs, [B, T, H], and the final state with leaves [B, H]. At padding, the output is
+          that of the previous step.
 
         Raises:
           ValueError: shapes or dtypes do not fit.
@@ -307,10 +325,14 @@ class Bidirectional(nnx.Module):
         self.backward = network(input_size, state_size, **options)
 
     def __call__(self, x: Array, *, valid: Array | None = None) -> tuple[Array, Any]:
-        """Computes outputs [B, T, 2H] and the final state with leaves [B, 2H].
+        """Runs both networks, and concatenates their results along the last axis.
 
-        Arguments: as for `Recurrent.__call__`. The final state concatenates the forward state after
-        the last real position and the backward state after the first position.
+        Args:
+          x, valid: as for `Recurrent.__call__`.
+
+        Returns:
+          The outputs, [B, T, 2H], and the final state with leaves [B, 2H]. It contains the forward
+          state after the last real position and the backward state after the first position.
         """
         forward, forward_last = self.forward(x, valid=valid)
         backward, backward_last = self.backward(x, valid=valid, reverse=True)

@@ -4,8 +4,9 @@ Bahdanau et al. 2015, "Neural Machine Translation by Jointly Learning to Align a
 Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation". The
 alignment "none" is the baseline of Sutskever et al. 2014: the context is one fixed vector.
 
-B batch, R rows (B, or B·beams), S source length, T target length, V vocabulary size, E embedding
-size, D state size, M memory size, N heads.
+In shapes, B is the batch size, R the number of rows (B, or B times the number of beams), S the
+source length, T the target length, V the vocabulary size, E the embedding size, D the state size, M
+the memory size, and N the number of heads.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ Array = jax.Array
 
 
 class DecoderState(NamedTuple):
-    """State between decoding steps; leaves have the leading axis R, so that beams can be reordered.
+    """State between decoding steps.
+
+    All leaves have the leading axis R, so that beams can be reordered.
 
     Attributes:
       cells: recurrent state of each layer.
       context: context vector of the previous step, [R, M].
       alignment_state: recurrent state of the alignment.
-      memory: prepared memory of the alignment.
+      memory: memory in the form that the `prepare` method of the alignment returns.
       past: cache of temporal attention; () without temporal attention.
     """
 
@@ -53,11 +56,12 @@ class AttentionDecoder(nnx.Module):
         x_t = [E y_{t-1}; c_{t-1}],   s_t = cell_L(... cell_1(x_t, s_{t-1}))
         c_t = align(s_t, h),   logits_t = W_o tanh(W_c [c_t; s_t])
 
-    where y are the tokens, E y their embeddings, h is the memory, and c_0 = 0 (the input feeding of
-    Luong et al., with the context vector). With temporal attention, [c_t; s_t; p_t] replaces
-    [c_t; s_t], where p_t is the attention of s_t to s_1 ... s_{t-1} (Paulus et al. 2018, section
-    2.2). All layers start from the final state s of the encoder or, if M differs from D, from
-    tanh(W_i s + b_i), with a separate W_i for each layer and each part of its state.
+    where y are the tokens, E y are their embeddings, h is the memory, and c_0 = 0. That c_{t-1} is
+    an input is the input feeding of Luong et al., but with the context vector. With temporal
+    attention, [c_t; s_t; p_t] replaces [c_t; s_t], where p_t is the attention of s_t to s_1 ...
+    s_{t-1} (Paulus et al. 2018, section 2.2). All layers start from the final state s of the
+    encoder. If M differs from D, they start from tanh(W_i s + b_i) instead, with a separate W_i for
+    each layer and each part of its state.
 
         state = decoder.prepare(memory, valid, initial)
         decoded = decoding.generate(decoder.step, state, ...)
@@ -131,8 +135,8 @@ class AttentionDecoder(nnx.Module):
         Args:
           memory: states of the encoder, [B, S, M].
           valid: bool [B, S], True = a real position; all if None.
-          initial: final state of an encoder with the same type of cell, leaves [B, M]; zeros if
-            None.
+          initial: final state of an encoder with the same type of cell, with leaves [B, M]; zeros
+            if None.
           max_length: maximum number of steps; only with temporal attention.
 
         Raises:
@@ -154,8 +158,9 @@ class AttentionDecoder(nnx.Module):
           state: state returned by `prepare`, or by the previous step.
 
         Returns:
-          logits float32 [R, V], the next state, and the attention weights: "alignment", [R, S] or
-          [R, N, S], and, with temporal attention, "temporal", [R, N, max_length].
+          The logits, float32 [R, V]; the next state; and the attention weights by name. The weights
+          "alignment" have shape [R, S], or [R, N, S] for an alignment with N heads. With temporal
+          attention there are also "temporal", [R, N, max_length].
         """
         found = _advance(self.cells, self.alignment, self.embedding(tokens), state)
         cells, context, weights, alignment_state = found
@@ -176,7 +181,7 @@ class AttentionDecoder(nnx.Module):
         *,
         dropout_key: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Computes logits of all steps with teacher forcing.
+        """Computes the logits of all steps with teacher forcing.
 
         Args:
           memory, valid, initial: as for `prepare`.
@@ -184,7 +189,7 @@ class AttentionDecoder(nnx.Module):
           dropout_key: None for evaluation.
 
         Returns:
-          logits float32 [B, T, V] and the attention weights of every step: [B, T, S], or
+          The logits, float32 [B, T, V], and the attention weights of every step, [B, T, S], or
           [B, T, N, S] for an alignment with N heads.
 
         Raises:
@@ -221,9 +226,10 @@ class AttentionDecoder(nnx.Module):
         return self.classify(features), weights
 
     def _kept(self, B: int, T: int, key: Array | None) -> tuple[Array, ...]:
-        """Draws the dropout masks of the inputs of all layers but the first.
+        """Draws a dropout mask for the input of each layer but the first.
 
-        Masks are bool [B, T, D], True for entries that dropout keeps.
+        Masks are bool [B, T, D], True for entries that dropout keeps. There are none in evaluation,
+        where `key` is None, and without dropout.
         """
         rate, D = self.dropout_rate, self.cells[0].state_size
         if key is None or rate == 0:
@@ -247,7 +253,7 @@ class AttentionDecoder(nnx.Module):
         return jnp.tanh(self.combine(jnp.concatenate(parts, axis=-1)))
 
     def _first(self, memory: Array, valid: Array | None, initial: Any) -> DecoderState:
-        """Returns the state before the first step, without a cache of temporal attention."""
+        """Returns the state before the first step, with `past` left empty."""
         alignment_memory = self.alignment.prepare(memory, valid=valid)
         context = jnp.zeros((memory.shape[0], self.memory_size), memory.dtype)
         alignment_state = self.alignment.initial_state(alignment_memory)
@@ -255,7 +261,7 @@ class AttentionDecoder(nnx.Module):
         return DecoderState(cells, context, alignment_state, alignment_memory, ())
 
     def _initial_cells(self, initial: Any, B: int) -> tuple[Any, ...]:
-        """Returns the initial state of each layer, leaves [B, D]."""
+        """Returns the initial state of each layer, with leaves [B, D]."""
         if initial is None:
             return tuple(cell.initial_state(B) for cell in self.cells)
         expect_state("initial", initial, self.cells[0], {"B": B, "H": self.memory_size})
@@ -280,9 +286,19 @@ def _advance(
     kept: tuple[Array, ...] = (),
     dropout_rate: float = 0.0,
 ) -> tuple[tuple[Any, ...], Array, Array, Any]:
-    """Returns the layer states, the context [R, M], and weights and state of the alignment.
+    """Runs the recurrent layers and the alignment for one step.
 
-    `kept` has the dropout masks of one step for all layers but the first; see `_kept`.
+    Args:
+      cells: recurrent layers.
+      alignment: module of the alignment.
+      word: embedding of the previous token, [R, E].
+      state: state before the step.
+      kept: dropout masks of this step for all layers but the first; see `_kept`.
+      dropout_rate: dropout rate of these masks.
+
+    Returns:
+      The states of the layers, the context [R, M], the attention weights, and the state of the
+      alignment.
     """
     x, found = jnp.concatenate([word, state.context], axis=-1), []
     for layer, (cell, old) in enumerate(zip(cells, state.cells, strict=True)):

@@ -1,8 +1,10 @@
 """Residual network (He et al. 2016, "Deep Residual Learning") with optional attention.
 
-B batch, Y X height and width, C channels. Each stage consists of basic blocks and an optional map
-attention: an attention module that maps a feature map to one of the same shape, such as "cbam". The
-feature map of each stage after the first has half the height and width of the previous one.
+Each stage consists of basic blocks and an optional map attention: an attention module that maps a
+feature map to one of the same shape, such as "cbam". The feature map of each stage after the first
+has half the height and width of the previous one.
+
+In shapes, B is the batch size, Y and X are height and width, and C is the number of channels.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class ResNetConfig(StagesConfig):
 
 
 def max_pool_3x3(x: Array) -> Array:
-    """Computes the maximum of the 3 x 3 block around every second cell of rows and columns.
+    """Computes max pooling with 3 x 3 windows and a stride of 2.
 
     Args:
       x: [B, Y, X, C].
@@ -76,8 +78,8 @@ def max_pool_3x3(x: Array) -> Array:
 class BasicBlock(nnx.Module):
     """Basic block: y = relu(norm(relu(norm(x * k_1)) * k_2) + s(x)) (figure 5, left).
 
-    s is the identity if the shapes are equal, else a 1 x 1 convolution with the stride and a norm
-    (option B of section 4.1).
+    The shortcut s is the identity if input and output have equal shapes. Otherwise it is a 1 x 1
+    convolution with the same stride, and a norm (option B of section 4.1).
 
     Args:
       inputs, outputs: number of channels.
@@ -96,14 +98,30 @@ class BasicBlock(nnx.Module):
         )
 
     def __call__(self, x: Array, *, valid: Array | None = None, training: bool = False) -> Array:
-        """Maps x [B, Y, X, inputs] to [B, ceil(Y / stride), ceil(X / stride), outputs]."""
+        """Computes y.
+
+        Args:
+          x: [B, Y, X, inputs].
+          valid, training: as for `Convolution`.
+
+        Returns:
+          [B, ceil(Y / stride), ceil(X / stride), outputs].
+        """
         flags = {"valid": valid, "training": training}
         y = self.second(self.first(x, **flags), **flags)
         return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, **flags)))
 
 
 class ResNetStage(nnx.Module):
-    """Basic blocks, the first one with the given stride, and an optional map attention."""
+    """Sequence of basic blocks and an optional map attention.
+
+    Args:
+      inputs, outputs: number of channels.
+      depth: number of blocks.
+      stride: stride of the first block.
+      attention: as for `build_map_attention`.
+      Other arguments: see `Convolution`.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, *, depth: int, stride: int, attention: str, **options
@@ -169,9 +187,9 @@ class ResNet(nnx.Module):
           return_weights: whether to return attention weights.
 
         Returns:
-          The feature map of each stage, [B, Y_i, X_i, C_i] in the config's dtype, where Y_i and X_i
-          are those of `ResNetConfig.sides`; and, if requested, the weights of the map attention of
-          each stage by name: "stage_1", "stage_2", ...
+          A list and a dict. The list has the feature map of each stage i, [B, Y_i, X_i, C_i] in the
+          config's dtype, where `ResNetConfig.sides` gives Y_i and X_i. The dict has, if requested,
+          the weights of each stage's map attention, under the names "stage_1", "stage_2", ...
 
         Raises:
           ValueError: the images have another shape.

@@ -1,9 +1,10 @@
 """Layers of equal structure with stacked variables, applied by `jax.lax.scan`.
 
 The program of a scan contains one layer, so that its size and the time to compile it do not depend
-on the number of layers. Variables of L layers are stored along a leading axis, under the name
-`STACKED`: "layers/stacked/attention/out/kernel" [L, ...] instead of "layers/0/attention/out/kernel"
-to "layers/L-1/attention/out/kernel". `with_layout` converts trees of parameters between both.
+on the number of layers L. The variables of all layers are stored in one array with a leading axis
+L, under the name `STACKED`. For example, "layers/stacked/attention/out/kernel" [L, ...] replaces
+"layers/0/attention/out/kernel" to "layers/L-1/attention/out/kernel". `with_layout` converts trees
+of parameters between the two layouts.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ STACKED = "stacked"
 
 
 class LayerStack(nnx.Module):
-    """L layers whose variables are stacked; their values equal those of separately built layers.
+    """L layers whose variables are stacked.
 
-    Iteration yields the separate layers, for programs that do not scan, such as decoding.
+    The initial values equal those of layers that are built one after another. Iteration yields the
+    separate layers, for programs that do not scan, such as decoding.
 
     Args:
-      build: builds one layer; all layers have the same structure.
+      build: function that builds one layer; all layers have the same structure.
       length: L.
       rngs: random number generators that are passed to `build`.
     """
@@ -68,13 +70,13 @@ class LayerStack(nnx.Module):
         """Applies the layers one after another.
 
         Args:
-          call: function of the index of a layer, an int32 scalar, the layer and its input; returns
-            the input of the next layer and another result.
+          call: function of the index of a layer (an int32 scalar), the layer, and its input. It
+            returns the input of the next layer and another result.
           x: input of the first layer.
           rematerialize: whether activations of a layer are recomputed in the backward pass.
 
         Returns:
-          The output of the last layer, and the other results with a leading axis L.
+          The output of the last layer, and the other results, stacked along a leading axis L.
 
         Raises:
           NotImplementedError: a layer updates its variables.
@@ -104,11 +106,14 @@ def _expect_unchanged(before: list[Any], after: list[Any]) -> None:
 
 
 def layer_paths(path: str, shape: tuple[int, ...]) -> list[str]:
-    """Returns the path of an array in each separate layer, or [path] if it is not stacked.
+    """Returns the paths that an array of stacked layers has in the separate layers.
 
     Args:
       path: '/'-joined path, such as "encoder/layers/stacked/attention/out/kernel".
-      shape: shape of the array, with an axis for each `STACKED` in the path.
+      shape: shape of the array, with a leading axis for each `STACKED` in the path.
+
+    Returns:
+      One path for each layer; [path] for an array that is not stacked.
     """
     parts = path.split("/")
     places = [place for place, part in enumerate(parts) if part == STACKED]
@@ -127,14 +132,15 @@ def with_layout(
     stack: Callable[..., Any] = lambda *leaves: jnp.stack(leaves),
     select: Callable[[Any, int], Any] = lambda leaf, number: leaf[number],
 ) -> Any:
-    """Stacks or separates the layers of a tree of parameters, as they are in another tree.
+    """Converts a tree of parameters to the layout of another tree, with stacked or separate layers.
 
     Args:
       tree: nested dicts, in which layers have string keys, "0" to "L-1", or the key `STACKED`.
       like: nested dicts with the wanted layout, whose keys may be integers. Other differences
         between the trees are ignored.
-      stack: function that stacks the leaves of all layers.
-      select: function that returns the leaf of one layer from a stacked leaf and a layer index.
+      stack: function that takes the corresponding leaves of all layers and stacks them.
+      select: function that takes a stacked leaf and the index of a layer, and returns the leaf of
+        this layer.
     """
     if not isinstance(tree, Mapping) or not isinstance(like, Mapping):
         return tree
@@ -153,7 +159,10 @@ def with_layout(
 
 
 def separated(tree: Any) -> Any:
-    """Returns nested dicts of NumPy arrays in which no layers are stacked."""
+    """Converts a tree of parameters to nested dicts in which no layers are stacked.
+
+    The arrays of separated layers become NumPy arrays.
+    """
     if not isinstance(tree, Mapping):
         return tree
     if set(tree) == {STACKED}:

@@ -4,10 +4,12 @@ Chan et al. 2016, "Listen, Attend and Spell"; Kim, Hori & Watanabe 2017, "Joint 
 End-to-End Speech Recognition using Multi-task Learning"; joint one-pass decoding: Watanabe et al.
 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", section IV-C.
 
-B batch, S frames, M memory size, T units of a transcript, U number of units including the blank, V
-= U + 2 outputs of a decoder, R rows of decoding (B, or B·beams), N heads, L layers. Unit 0 is the
-CTC blank and the padding of transcripts. The ids of the start token and the end token follow the
-units.
+Units are the tokens of transcripts. Unit 0 is the CTC blank and the padding of transcripts. The ids
+of the start token and the end token follow those of the units.
+
+In shapes, B is the batch size, S the number of frames, M the memory size, T the number of units of
+a transcript, U the number of different units including the blank, V = U + 2 the number of outputs
+of a decoder, and R the number of rows in decoding (B, or B times the number of beams).
 """
 
 from __future__ import annotations
@@ -129,16 +131,18 @@ class TranscriberConfig(Config):
 
 
 class Losses(NamedTuple):
-    """Losses summed over the units of each example.
+    """Losses of each example, summed over its units.
 
     Attributes:
-      decoder: cross-entropy of the units and the end token, with label smoothing if requested,
-        float32 [B]; 0 without a decoder.
-      ctc: CTC loss, float32 [B]; 0 without CTC, and for examples without a path.
-      num_units: float32 [B], number of units including the end token, by which losses are divided.
+      decoder: float32 [B], cross-entropy of the units and the end token, with label smoothing if
+        requested; 0 without a decoder.
+      ctc: float32 [B], CTC loss; 0 without CTC, and for examples without a CTC path.
+      num_units: float32 [B], number of units including the end token. The mean loss per unit is the
+        sum of the losses divided by the sum of these numbers.
       has_path: bool [B], whether there are enough frames for a CTC path of the units.
-      divergence: divergence of the two passes over each example, summed over units and frames with
-        the weights of both losses, float32 [B / 2]; 0 if rows are not paired.
+      divergence: float32 [B / 2], divergence of the two passes over each example. It is summed over
+        units and frames, with the weights of the losses of decoder and CTC; 0 if rows are not
+        paired.
     """
 
     decoder: Array
@@ -155,8 +159,8 @@ class Transcriber(nnx.Module):
 
     Args:
       config: config of the model.
-      memory_size: M, size of the encoded frames.
-      units: U, including the blank.
+      memory_size: M, number of features of an encoded frame.
+      units: U, number of units including the blank.
     """
 
     def __init__(self, config: TranscriberConfig, memory_size: int, units: int, *, rngs: nnx.Rngs):
@@ -205,15 +209,15 @@ class Transcriber(nnx.Module):
         """Computes the losses of transcripts, with teacher forcing.
 
         Args:
-          memory: [B, S, M].
+          memory: encoded frames, [B, S, M].
           valid: bool [B, S], True = a real frame.
-          final_state: initial state of a recurrent decoder, in the structure of its cell, leaves
-            [B, M]; None for other decoders.
-          targets: units followed by PAD, int [B, T].
+          final_state: state of the encoder from which a recurrent decoder starts. It has the
+            structure of the decoder's cell, with leaves [B, M]. None for other decoders.
+          targets: int [B, T], the units of each transcript, followed by PAD.
           dropout_key: None for evaluation.
           smoothing: whether labels are smoothed.
-          pairs: whether rows 2b and 2b + 1 are passes over the same example, whose divergence is
-            computed.
+          pairs: whether rows 2b and 2b + 1 are two passes over the same example. If so, their
+            divergence is computed.
 
         Raises:
           ValueError: shapes do not match.
@@ -252,11 +256,11 @@ class Transcriber(nnx.Module):
         return losses
 
     def _divergence(self, logits: Array, real: Array) -> Array:
-        """Sums the divergence of each pair of rows over the real positions, [B / 2]."""
+        """Computes the divergence of each pair of rows, summed over the real positions, [B / 2]."""
         return jnp.sum(jnp.where(first_passes(real), divergence_of_passes(logits), 0.0), axis=1)
 
     def joint(self, losses: Losses) -> Array:
-        """Computes the sum [B] of decoder loss and CTC loss, weighted by `ctc_weight`."""
+        """Computes the total loss of each example, [B], where CTC has the weight `ctc_weight`."""
         weight = self.config.ctc_weight
         return (1 - weight) * losses.decoder + weight * losses.ctc
 
@@ -273,9 +277,9 @@ class Transcriber(nnx.Module):
 
         Args:
           memory, valid, final_state: as for `__call__`.
-          decoding: decoding method that replaces the config's.
-          return_weights: whether `extras` contains the decoder's attention weights of every step,
-            "alignment" [B, n_best, T, ..., S].
+          decoding: decoding method; None for that of the config.
+          return_weights: whether the `extras` of the result contain the decoder's attention weights
+            of every step, "alignment" [B, n_best, T, ..., S].
         """
         config = self.config
         decoding = decoding or config.decoding
@@ -297,11 +301,11 @@ class Transcriber(nnx.Module):
         joint: bool = False,
         return_weights: bool = False,
     ) -> TokenDecoder:
-        """Returns the decoder of encoded inputs.
+        """Returns an autoregressive decoder that attends to the encoded inputs.
 
         Args:
           memory, valid, final_state: as for `__call__`.
-          joint: whether decoder scores are combined with CTC prefix scores.
+          joint: whether the scores of the decoder are combined with CTC prefix scores.
           return_weights: whether to return attention weights, see `transcribe`.
         """
         config = self.config
@@ -355,7 +359,13 @@ class Transcriber(nnx.Module):
     def _teacher_forcing(
         self, memory: Array, valid: Array, final_state: Any, inputs: Array, key: Array | None
     ) -> Array:
-        """Computes logits [B, T, V] with teacher forcing."""
+        """Computes the logits of the decoder with teacher forcing, [B, T, V].
+
+        Args:
+          memory, valid, final_state: as for `__call__`.
+          inputs: int [B, T], the start token followed by the units.
+          key: dropout key; None for evaluation.
+        """
         if self.recurrent is not None:
             return self.recurrent(memory, valid, final_state, inputs, dropout_key=key)[0]
         x = self.embedding(inputs)
@@ -371,7 +381,15 @@ class Transcriber(nnx.Module):
         return ()
 
     def _step(self, tokens: Array, state: Any) -> tuple[Array, Any, Array]:
-        """Returns logits [R, V], the next state and weights [R, ..., S] for tokens int [R]."""
+        """Runs one step of the decoder on one token per row.
+
+        Args:
+          tokens: int [R], the previous tokens.
+          state: state returned by `_begin`, or by the previous step.
+
+        Returns:
+          The logits [R, V], the next state, and the attention weights [R, ..., S].
+        """
         if self.recurrent is not None:
             logits, state, extras = self.recurrent.step(tokens, state)
             return logits, state, extras["alignment"]
@@ -380,7 +398,13 @@ class Transcriber(nnx.Module):
 
 
 def _extend_prefix(prefix: ctc.Prefix, tokens: Array, start: int) -> ctc.Prefix:
-    """Appends the last units to the CTC prefixes, except in rows whose token is not a unit."""
+    """Appends the last token of each row to its CTC prefix, unless the token is not a unit.
+
+    Args:
+      prefix: prefixes of R rows.
+      tokens: int [R].
+      start: id of the start token; smaller ids are units.
+    """
     is_unit = (tokens != PAD) & (tokens < start)
     longer = ctc.extend(prefix, jnp.where(is_unit, tokens, PAD + 1))
 
@@ -405,9 +429,13 @@ class EncoderOutput(NamedTuple):
     final_state: Any
 
     def for_cell(self, cell: str) -> EncoderOutput:
-        """Returns the output with `final_state` as the state of a "gru" or "lstm" decoder.
+        """Converts `final_state`, an array [B, M], to the state of a recurrent decoder.
 
-        The hidden state of an LSTM is `final_state`, its cell state is 0.
+        The state of a GRU is the array itself. For an LSTM, the array becomes the hidden state, and
+        the cell state is 0.
+
+        Args:
+          cell: cell of the decoder, "gru" or "lstm".
         """
         if cell != "lstm":
             return self

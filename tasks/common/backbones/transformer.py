@@ -1,7 +1,8 @@
 """Transformer encoder and decoder (Vaswani et al. 2017) with configurable layers.
 
-B batch, T length, S length of the memory (the encoder states that a decoder attends to), D model
-size, D_m size of the memory, N heads, H head size, L layers.
+The memory of a decoder is the encoder states that it attends to. In shapes, B is the batch size, T
+the length, S the length of the memory, D the model size, D_m the size of the memory, N the number
+of heads, H the head size, and L the number of layers.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from tasks.common.backbones.transformer_layers import (
 
 Array = jax.Array
 
-# (regex on the parameter path, mesh axis of each dimension). Heads and hidden units are split over
-# "tensor" (Shoeybi et al. 2019, Megatron-LM: one all-reduce after `out` and one after `down`), the
-# model dimension over "fsdp". Parameters that match no rule are replicated. Token embeddings are
-# sharded along D over both axes, so that lookups need no communication and any vocabulary size
-# works.
+# Each rule has a regular expression for paths of parameters, and a mesh axis for each dimension.
+# Heads and hidden units are split over "tensor" (Shoeybi et al. 2019, Megatron-LM: one all-reduce
+# after `out` and one after `down`), the model dimension over "fsdp". Parameters that match no rule
+# are replicated. Token embeddings are sharded along D over both axes, so that lookups need no
+# communication and any vocabulary size works.
 SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"(^|/)(query|key|value)(_global)?/kernel$", ("fsdp", "tensor", None)),
     (r"(^|/)(query|key|value)(_global)?/bias$", ("tensor", None)),
@@ -50,7 +51,7 @@ class EncoderCache(NamedTuple):
     """Cache of an encoder that decodes step by step under a causal mask.
 
     Attributes:
-      layers: cache of the mixer of each layer.
+      layers: cache of the mixer (the self-attention or its replacement) of each layer.
       length: int32 [B], number of past positions of each example.
     """
 
@@ -62,8 +63,8 @@ class DecoderState(NamedTuple):
     """State of a decoder between steps; every leaf has the leading axis B.
 
     Attributes:
-      layers: cache of the mixer of each layer.
-      memory: keys and values [B, N, S, H] of the memory, for each layer.
+      layers: cache of the mixer (the self-attention or its replacement) of each layer.
+      memory: for each layer, the keys and values of the memory, [B, N, S, H] each.
       memory_valid: bool [B, S], True = a real position of the memory.
       length: int32 [B], number of past positions of each example.
     """
@@ -97,16 +98,16 @@ class _Stack(nnx.Module):
         dropout_key: Array | None,
         call: Callable[[nnx.Module, Array, Array | None], tuple[Array, Any]],
     ) -> tuple[Array, Any]:
-        """Applies the layers by a loop or a scan, with rematerialization if `rematerialize` is set.
+        """Applies all layers, by a scan if they are stacked, and by a loop otherwise.
 
         Args:
           x: output of `_input`.
-          dropout_key: key of the stack; None for evaluation.
-          call: function of a layer, its input and its dropout key; returns the input of the next
-            layer and a tree of other results.
+          dropout_key: key from which the keys of the layers are derived; None for evaluation.
+          call: function of a layer, its input, and its dropout key. It returns the input of the
+            next layer and a tree of other results.
 
         Returns:
-          The output of the last layer, and the other results with a leading axis L.
+          The output of the last layer, and the other results, stacked along a leading axis L.
         """
         rematerialize = self.config.rematerialize
 
@@ -124,9 +125,12 @@ class _Stack(nnx.Module):
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
     def _input(self, x: Array, past: Array | None, dropout_key: Array | None) -> Array:
-        """Checks the input, adds positions, and applies the input norm and dropout.
+        """Checks the input, adds position embeddings, and applies the input norm and dropout.
 
-        `past`, int [B], is the number of earlier positions; 0 if None.
+        Args:
+          x: [B, T, D].
+          past: int [B], number of earlier positions of each example; 0 if None.
+          dropout_key: None for evaluation.
         """
         config = self.config
         sizes = {"D": config.model_size}
@@ -163,7 +167,7 @@ class _Stack(nnx.Module):
 
 
 class Encoder(_Stack):
-    """Transformer encoder over embedded inputs; adds the positions of its config."""
+    """Transformer encoder of embedded inputs, to which it adds the positions of its config."""
 
     def _layer(self, rngs: nnx.Rngs) -> EncoderLayer:
         return EncoderLayer(self.config, rngs=rngs)
@@ -182,10 +186,10 @@ class Encoder(_Stack):
 
         Args:
           x: [B, T, D].
-          valid: bool [B, T], True = a real position; or
-          lengths: int [B], the number of real positions, which come first. All are real if both
-            are None. Results at real positions are independent of padding.
-          mask: combined with the padding mask, for instance `masks.causal()`.
+          valid: bool [B, T], True = a real position. Give `valid` or `lengths`, not both; without
+            them, all positions are real. Results at real positions are independent of padding.
+          lengths: int [B], number of real positions, which come first.
+          mask: mask that is combined with the padding mask, such as `masks.causal()`.
           dropout_key: None for evaluation.
           return_weights: whether to return the attention weights, if the mixer has any.
 
@@ -209,7 +213,7 @@ class Encoder(_Stack):
         return (x, weights) if return_weights else x
 
     def _layer_options(self, valid: Array | None, lengths: Array | None, T: int) -> dict[str, Any]:
-        """Returns additional arguments of the layers besides the mask."""
+        """Returns the arguments that the layers take in addition to those of `EncoderLayer`."""
         return {}
 
     def init_cache(self, batch_size: int, max_length: int) -> EncoderCache:
@@ -229,9 +233,10 @@ class Encoder(_Stack):
     def decode(
         self, x: Array, cache: EncoderCache, lengths: Array | None = None
     ) -> tuple[Array, EncoderCache]:
-        """Computes outputs at the next T positions under a causal mask: of a prompt or of one step.
+        """Computes the outputs at the next T positions under a causal mask.
 
-        They equal `self(x_of_all_positions, mask=masks.causal())` at these positions.
+        The positions are those of a prompt or of one step. The outputs equal those of
+        `self(x_of_all_positions, mask=masks.causal())` at these positions.
 
         Args:
           x: [B, T, D].
@@ -240,8 +245,8 @@ class Encoder(_Stack):
             after them are ignored, and the next call continues after the real positions.
 
         Returns:
-          [B, T, D], undefined at positions that are not real, and the new cache. Under jit, results
-          are NaN beyond the capacity of the cache.
+          The outputs, [B, T, D], undefined at positions that are not real; and the new cache. Under
+          jit, outputs beyond the capacity of the cache are NaN.
 
         Raises:
           ValueError: shapes do not match, or the capacity of the cache is exceeded outside jit.
@@ -256,7 +261,9 @@ class Encoder(_Stack):
 
 
 class Decoder(_Stack):
-    """Transformer decoder with causal self-attention, cross-attention and added positions.
+    """Transformer decoder with causal self-attention and cross-attention to a memory.
+
+    Like the encoder, it adds the positions of its config to its inputs.
 
     Args:
       config: as for an encoder.
@@ -291,9 +298,9 @@ class Decoder(_Stack):
           x: [B, T, D]; position t attends to positions up to t.
           memory: [B, S, D_m].
           memory_valid: bool [B, S], True = a real position; all if None.
-          mask: combined with the causal mask.
-          valid: bool [B, T], True = a real position of x. Not needed for padding at the end, which
-            the causal mask hides.
+          mask: mask that is combined with the causal mask.
+          valid: bool [B, T], True = a real position of x; all if None. It is not needed if padding
+            is at the end, where the causal mask hides it.
           dropout_key: None for evaluation.
           return_weights: whether to return the attention weights.
 
@@ -330,7 +337,7 @@ class Decoder(_Stack):
     def init_cache(
         self, memory: Array, memory_valid: Array | None, max_length: int
     ) -> DecoderState:
-        """Returns the state before the first position: projected memory and empty caches.
+        """Returns the state before the first position: the projected memory, and empty caches.
 
         Args:
           memory, memory_valid: as for `__call__`.
@@ -354,9 +361,9 @@ class Decoder(_Stack):
     def decode(
         self, x: Array, state: DecoderState, lengths: Array | None = None
     ) -> tuple[Array, DecoderState, Array]:
-        """Computes outputs at the next T positions.
+        """Computes the outputs at the next T positions.
 
-        They equal `self(x_of_all_positions, memory)` at these positions.
+        They equal those of `self(x_of_all_positions, memory)` at these positions.
 
         Args:
           x: [B, T, D].
@@ -364,7 +371,7 @@ class Decoder(_Stack):
           lengths: as for `Encoder.decode`.
 
         Returns:
-          [B, T, D], the new state, and the weights over the memory [B, L, N, T, S].
+          The outputs, [B, T, D]; the new state; and the cross-attention weights, [B, L, N, T, S].
 
         Raises:
           ValueError: as for `Encoder.decode`.
@@ -390,7 +397,7 @@ class Decoder(_Stack):
 
 
 def layer_key(dropout_key: Array | None, number: int | Array) -> Array | None:
-    """Returns the dropout key of a layer, or of the input of the stack if `number` is -1."""
+    """Returns the dropout key of layer `number`; -1 stands for the input of the first layer."""
     return None if dropout_key is None else jax.random.fold_in(dropout_key, number + 1)
 
 

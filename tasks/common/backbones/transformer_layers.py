@@ -1,7 +1,9 @@
 """Config and layers of Transformer encoders and decoders.
 
-B batch, T length, S length of the memory (the encoder states that a decoder attends to), D model
-size, D_m size of the memory, N heads, F feed-forward size.
+The memory of a decoder is the encoder states that it attends to. The mixer of a layer is its
+self-attention, or a mechanism that replaces it. In shapes, B is the batch size, T the length, S the
+length of the memory, D the model size, D_m the size of the memory, N the number of heads, and F the
+feed-forward size.
 """
 
 from __future__ import annotations
@@ -115,11 +117,11 @@ class EncoderConfig(Config):
 
     @classmethod
     def of(cls, config: Any, **changes: Any) -> Self:
-        """Returns an encoder config with the values of equally named fields of `config`.
+        """Returns an encoder config that copies the fields which another config has too.
 
         Args:
-          config: config with some of the fields.
-          **changes: fields with other values.
+          config: config that has some of the fields of `EncoderConfig`.
+          **changes: values of fields that are not copied.
         """
         names = [field.name for field in dataclasses.fields(EncoderConfig)]
         values = {name: getattr(config, name) for name in names if hasattr(config, name)}
@@ -175,7 +177,7 @@ class EncoderConfig(Config):
         )
 
     def build_positions(self, rngs: nnx.Rngs) -> nnx.Module | None:
-        """Builds the positions added to the input; None if there are none.
+        """Builds the module of the positions that are added to the input; None if there are none.
 
         Raises:
           ValueError: an option is unknown or not valid.
@@ -231,9 +233,11 @@ def mixers_with(capability: str) -> list[str]:
 
 
 class FeedForward(nnx.Module):
-    """Feed-forward module with activation f, plain or gated:
+    """Feed-forward module with activation f, plain (first equation) or gated (second equation):
 
     y = f(x W_up + b) W_down + b,   y = (f(x W_gate + b) ⊙ (x W_up + b)) W_down + b
+
+    Each b is a separate bias.
     """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
@@ -267,7 +271,17 @@ class EncoderLayer(nnx.Module):
     def __call__(
         self, x: Array, *, mask: masks.Mask | None, dropout_key: Array | None, return_weights: bool
     ) -> tuple[Array, Array | None]:
-        """Maps x [B, T, D] to [B, T, D] and the attention weights [B, N, T, T] or None."""
+        """Computes the output of the layer.
+
+        Args:
+          x: [B, T, D].
+          mask: mask of the attention; None for no mask.
+          dropout_key: None for evaluation.
+          return_weights: whether to return the attention weights.
+
+        Returns:
+          The output, [B, T, D], and the attention weights, [B, N, T, T] or None.
+        """
         keys = split_keys(dropout_key, 3)
         attend = with_weights(self.attention, return_weights, mask=mask, dropout_key=keys[0])
         x, weights = self._attend(attend, x, keys[1])
@@ -275,7 +289,16 @@ class EncoderLayer(nnx.Module):
         return x, weights
 
     def decode(self, x: Array, cache: Any, lengths: Array | None) -> tuple[Array, Any]:
-        """Computes outputs [B, T, D] at the next T positions, and the new cache of the mixer."""
+        """Computes the outputs at the next T positions.
+
+        Args:
+          x: [B, T, D].
+          cache: cache of the mixer.
+          lengths: as for `tasks.common.backbones.transformer.Encoder.decode`.
+
+        Returns:
+          The outputs, [B, T, D], and the new cache.
+        """
         attend = functools.partial(self.attention.decode, cache=cache, lengths=lengths)
         x, cache = self._residual(self.attention_norm, attend, x, None)
         x, _ = self._residual(self.feedforward_norm, self._feed, x, None)
@@ -284,7 +307,10 @@ class EncoderLayer(nnx.Module):
     def _attend(
         self, attend: Callable, x: Array, dropout_key: Array | None
     ) -> tuple[Array, Array | None]:
-        """Applies the self-attention, and records its residual for `attention.attribution`."""
+        """Applies the self-attention sublayer.
+
+        Its residual connection is recorded for `attention.attribution`.
+        """
         norm = self.attention_norm
         parts = (norm, norm.linear) if self.norm == "post" else ()
         with recording.added(recording.Residual(x, *parts)):
@@ -300,8 +326,8 @@ class EncoderLayer(nnx.Module):
 
         Args:
           norm: norm of the sublayer.
-          compute: function from the input of the sublayer to its output and a second result, which
-            is passed through.
+          compute: function that takes the input of the sublayer and returns its output and another
+            result. The other result is returned unchanged.
           x: [B, T, D].
           dropout_key: None for evaluation.
         """
@@ -336,10 +362,19 @@ class DecoderLayer(EncoderLayer):
         dropout_key: Array | None,
         return_weights: tuple[bool, bool],
     ) -> tuple[Array, Array | None, Array | None]:
-        """Maps x [B, T, D] and memory [B, S, D_m] to [B, T, D], and returns the attention weights.
+        """Computes the output of the layer.
 
-        Self-attention weights are [B, N, T, T], those of cross-attention [B, N, T, S]; each is None
-        unless requested.
+        Args:
+          x: [B, T, D].
+          memory: [B, S, D_m].
+          mask: mask of the self-attention; None for no mask.
+          memory_mask: mask of the cross-attention; None for no mask.
+          dropout_key: None for evaluation.
+          return_weights: whether to return the weights of self-attention and of cross-attention.
+
+        Returns:
+          The output, [B, T, D]; the self-attention weights, [B, N, T, T]; and the cross-attention
+          weights, [B, N, T, S]. Weights are None unless requested.
         """
         keys, (asked, cross_asked) = split_keys(dropout_key, 5), return_weights
         attend = with_weights(self.attention, asked, mask=mask, dropout_key=keys[0])
@@ -358,7 +393,18 @@ class DecoderLayer(EncoderLayer):
         memory: tuple[Array, Array],
         memory_mask: masks.Mask,
     ) -> tuple[Array, Any, Array]:
-        """Computes the next T outputs, the new cache of the mixer, and cross-attention weights."""
+        """Computes the outputs at the next T positions.
+
+        Args:
+          x: [B, T, D].
+          cache: cache of the mixer.
+          lengths: as for `tasks.common.backbones.transformer.Encoder.decode`.
+          memory: keys and values of the memory.
+          memory_mask: mask of the cross-attention.
+
+        Returns:
+          The outputs, [B, T, D]; the new cache; and the cross-attention weights, [B, N, T, S].
+        """
         attend = functools.partial(self.attention.decode, cache=cache, lengths=lengths)
         x, cache = self._residual(self.attention_norm, attend, x, None)
         read = functools.partial(
@@ -370,7 +416,11 @@ class DecoderLayer(EncoderLayer):
 
 
 def with_weights(module: nnx.Module, return_weights: bool, **options: Any) -> Callable:
-    """Returns a function of x that computes a module's output, and attention weights or None."""
+    """Returns a function that calls a module with an input x and the given options.
+
+    The function returns the output of the module and its attention weights, which are None unless
+    `return_weights` is set.
+    """
 
     def compute(x: Array) -> tuple[Array, Array | None]:
         result = module(x, return_weights=return_weights, **options)
@@ -380,7 +430,7 @@ def with_weights(module: nnx.Module, return_weights: bool, **options: Any) -> Ca
 
 
 def maybe_dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Applies dropout if a key is given."""
+    """Applies dropout if a key is given; returns x unchanged otherwise."""
     return x if key is None else dropout(x, rate, key)
 
 

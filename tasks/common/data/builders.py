@@ -41,11 +41,11 @@ class DatasetDefinition:
     Attributes:
       name: lower-case name with underscores; also the name of the folder under data_dir.
       version: "major.minor.patch"; incremented whenever the examples change.
-      features: function that returns the TFDS features of an example by name; not a value, because
-        importing TFDS is slow.
-      sources: downloaded files that the generator reads.
-      generate: function generate(files) -> {split: examples in final order}, where `files` maps
-        source names to paths.
+      features: function that returns the TFDS features of an example by name. It is a function,
+        because importing TFDS is slow.
+      sources: downloaded files that `generate` reads.
+      generate: function that takes the path of each source by its name, and returns the examples of
+        each split, in their final order.
       counts: expected number of examples by split; any other number is an error.
       description: content of the data set and definition of its splits.
       license: license of the data.
@@ -73,10 +73,10 @@ def definition_of(name: str) -> DatasetDefinition | None:
 
 
 def features_of(**kinds: Any) -> Callable[[], Mapping[str, Any]]:
-    """Returns a function that returns the TFDS features of an example.
+    """Returns a function for `DatasetDefinition.features`, from short descriptions of the features.
 
     Args:
-      **kinds: type of each feature by name: `str` for a text, `int` for an int32, the list of class
+      **kinds: type of each feature by name: `str` for a text, `int` for an int32, a list of class
         names for a label, or (shape, dtype) for an array.
     """
 
@@ -101,7 +101,7 @@ def folder_of(definition: DatasetDefinition, paths: Paths) -> Path:
 
 
 def is_prepared(definition: DatasetDefinition, paths: Paths) -> bool:
-    """Returns True if data_dir contains the complete, undamaged prepared data set.
+    """Returns True if data_dir contains the prepared data set, complete and undamaged.
 
     Raises:
       UserError: the data set is prepared in a format without random access.
@@ -111,7 +111,10 @@ def is_prepared(definition: DatasetDefinition, paths: Paths) -> bool:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Returns a description of the damage to a prepared folder, or None if it is undamaged.
+    """Checks the files of a prepared folder.
+
+    Returns:
+      A description of the first damage found; None if the folder is undamaged.
 
     Raises:
       UserError: the folder is prepared in a format other than array_record.
@@ -145,9 +148,12 @@ def find_damage(folder: Path) -> str | None:
 
 
 def _changed_file(folder: Path) -> str | None:
-    """Returns a description of the first file whose checksum has changed; None without checksums.
+    """Compares the files of a prepared folder with their stored checksums.
 
     Folders that were prepared by TFDS, or by an earlier version, have no checksums.
+
+    Returns:
+      A description of the first damage found; None if there is none, or no checksums.
     """
     if not (folder / CHECKSUMS).exists():
         return None
@@ -164,10 +170,10 @@ def _changed_file(folder: Path) -> str | None:
 
 @functools.lru_cache(maxsize=16)
 def _verified(folder: Path, sums: str, stats: tuple[tuple[int, int], ...]) -> str | None:
-    """Compares the checksums of files with `sums`; returns the first difference.
+    """Compares the checksums of files with those in `sums`, and describes the first difference.
 
-    The result is cached. `stats`, the sizes and times of the files, is part of the cache key, so
-    that changed files are compared again.
+    The result is cached. The cache key includes `stats`, the sizes and times of the files, so that
+    files that have changed are compared again.
     """
     del stats
     for name, expected in json.loads(sums)["content"].items():
@@ -179,8 +185,8 @@ def _verified(folder: Path, sums: str, stats: tuple[tuple[int, int], ...]) -> st
 def prepare(definition: DatasetDefinition, paths: Paths, *, quiet: bool = False) -> None:
     """Prepares a data set in data_dir, unless it is prepared already.
 
-    An incomplete or damaged folder is prepared again. If several processes need the data set, a
-    lock lets one of them prepare it, while the others wait.
+    An incomplete or damaged folder is prepared again. If several processes need the data set, one
+    of them prepares it, while a lock makes the others wait.
 
     Raises:
       UserError: a source cannot be obtained, data_dir cannot be written, or the data set is
@@ -218,9 +224,10 @@ def prepare(definition: DatasetDefinition, paths: Paths, *, quiet: bool = False)
 
 
 def load(definition: DatasetDefinition, split: str, paths: Paths) -> Sequence[Mapping[str, Any]]:
-    """Returns a split with random access: `len(s)`, `s[i]`, `s.__getitems__(indices)`.
+    """Returns the examples of a split, after preparing the data set if necessary.
 
-    Text features are bytes. If necessary, the data set is prepared first.
+    The result s has random access by `len(s)`, `s[i]` and `s.__getitems__(indices)`. Text features
+    are bytes.
 
     Raises:
       UserError: see `prepare`.
@@ -233,14 +240,14 @@ def load(definition: DatasetDefinition, split: str, paths: Paths) -> Sequence[Ma
 def read_splits(
     definition: DatasetDefinition, paths: Paths
 ) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]:
-    """Yields train, validation and test with all of their examples; see `load`."""
+    """Yields the name of each split and a list of its examples, which are those of `load`."""
     for split in SPLITS:
         source = load(definition, split, paths)
         yield split, source.__getitems__(range(len(source)))
 
 
 def open_folder(folder: Path, split: str) -> Sequence[Mapping[str, Any]]:
-    """Returns a split of a prepared folder, using the metadata stored in the folder.
+    """Returns a split of a prepared folder, which needs no definition of the data set.
 
     Raises:
       KeyError: the data set does not have this split.
@@ -297,7 +304,7 @@ def _download_and_prepare(builder: Any, paths: Paths) -> None:
 
 
 def _lock(folder: Path, paths: Paths) -> filelock.FileLock:
-    """Returns a lock that lets one process prepare a data set while others wait."""
+    """Returns a lock that only one process can hold, which then prepares the data set."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".lock").touch()

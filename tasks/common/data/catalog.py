@@ -24,15 +24,16 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class TfdsCatalog:
-    """A prepared data set of the TFDS catalog: its splits, its features and random access.
+    """A prepared data set of the TFDS catalog, whose splits have random access.
 
     Args:
       name: `tfds:NAME`, optionally with /CONFIG and :VERSION.
-      paths: directories; data_dir is searched.
+      paths: directories; the data set is searched in data_dir.
 
     Raises:
-      UserError: the name is unknown; or the data set is not prepared (the message contains the
-        command to prepare it), is prepared in a format without random access, or is damaged.
+      UserError: the name is unknown; or the data set is damaged, is prepared in a format without
+        random access, or is not prepared. In the last case, the message contains the command to
+        prepare it.
     """
 
     def __init__(self, name: str, paths: Paths):
@@ -58,7 +59,7 @@ class TfdsCatalog:
         return {name: split.num_examples for name, split in self._builder.info.splits.items()}
 
     def load(self, split: str) -> Sequence[Mapping[str, Any]]:
-        """Returns a split with random access.
+        """Returns the examples of a split, with random access.
 
         Raises:
           UserError: the split does not exist; the message lists the existing splits.
@@ -87,7 +88,9 @@ def command(name: str, paths: Paths) -> str:
 
 
 def find(name: str, paths: Paths) -> Path:
-    """Returns the folder of a prepared data set; by default that of the newest version.
+    """Returns the folder of a prepared data set.
+
+    If the name has no version, the newest one is chosen.
 
     Raises:
       UserError: the name is malformed, unknown or ambiguous, or the data set is not prepared.
@@ -128,7 +131,7 @@ def _versions(folder: Path) -> list[str]:
 
 
 def _known(given: str, name: str) -> None:
-    """Raises unless the catalog of the installed TFDS version contains the name."""
+    """Raises a UserError if the catalog of the installed TFDS version lacks a name."""
     import tensorflow_datasets as tfds
 
     names = tfds.list_builders(with_community_datasets=False)

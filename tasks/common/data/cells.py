@@ -15,7 +15,13 @@ _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 
 
 def text_value(value: Any, where: str, column: str, may_be_empty: bool = True) -> str:
-    """Returns the text of a table cell.
+    """Checks that a table cell is a text, and returns it.
+
+    Args:
+      value: content of the cell, a string or another JSON value.
+      where: file and line of the cell, for messages.
+      column: column of the cell, for messages.
+      may_be_empty: whether the text may be empty or blank.
 
     Raises:
       UserError: the cell is a JSON value but not a string, has half of a surrogate pair, or is
@@ -32,7 +38,14 @@ def text_value(value: Any, where: str, column: str, may_be_empty: bool = True) -
 
 
 def label_value(value: Any, where: str, column: str) -> str:
-    """Returns the class name in a table cell; numbers and booleans are allowed, 1.0 becomes 1.
+    """Converts a table cell to a class name.
+
+    Numbers and booleans are allowed. Whole numbers have one form: 1.0 becomes "1".
+
+    Args:
+      value: content of the cell, a string or another JSON value.
+      where: file and line of the cell, for messages.
+      column: column of the cell, for messages.
 
     Raises:
       UserError: the value is empty, NaN, a list or an object.
@@ -66,7 +79,7 @@ def to_json(value: Any) -> str:
 
 
 def join_names(names: Sequence[str], most: int = 20) -> str:
-    """Joins names for messages; long names and long lists are shortened."""
+    """Joins names for messages. Long names are shortened, and only the first `most` are shown."""
     return ", ".join(_shorten(name, 40) for name in names[:most]) + ", ..." * (len(names) > most)
 
 

@@ -1,9 +1,11 @@
 """Parser of dates and times in common notations, for single cells of text.
 
-Calendar dates (`2024-12-31`, `2024/12/31`, `31.12.2024`, `12/31/2024`), months, quarters and ISO
-weeks (`2024-12`, `2024-Q4`, `2024-W52`), English month names (`Dec 31, 2024`), each with or without
-a time of day and a UTC offset. Whether `01.02.2024` begins with the day or the month is decided for
-the complete column, see `tasks.common.data.timestamps`.
+The notations are calendar dates (`2024-12-31`, `2024/12/31`, `31.12.2024`, `12/31/2024`), dates
+with English month names (`Dec 31, 2024`), and months, quarters and ISO weeks (`2024-12`, `2024-Q4`,
+`2024-W52`). A time of day and a UTC offset may follow a calendar date or a date with a month name.
+
+Whether `01.02.2024` begins with the day or the month is decided for the complete column, see
+`tasks.common.data.timestamps`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import datetime
 import re
 from typing import NamedTuple
 
-# NO_DATE marks a date that is invalid in one of the two orders, NO_OFFSET a missing UTC offset.
+# NO_DATE marks a date that does not exist in one of the two orders of day and month. NO_OFFSET
+# marks a missing UTC offset.
 NO_DATE = -(2**63)
 NO_OFFSET = -(2**31)
 # Seconds east of UTC by name. Ambiguous names, such as CST and IST, are not supported.
@@ -108,10 +111,10 @@ class Moment(NamedTuple):
 
     Attributes:
       notation: description of the notation; all cells of a column must have the same one.
-      day_first: microseconds since 1970 of the local time as written; an ambiguous date is read
-        with the day before the month. `NO_DATE` if that date does not exist.
-      month_first: as `day_first`, but with the month before the day.
-      offset: UTC offset in seconds east; `NO_OFFSET` if the text has none.
+      day_first: local time as written, in microseconds since 1970. An ambiguous date is read with
+        the day before the month; `NO_DATE` if there is no such date.
+      month_first: the same with the month before the day.
+      offset: UTC offset in seconds, positive to the east; `NO_OFFSET` if the text has none.
     """
 
     notation: str
@@ -125,7 +128,7 @@ def parse(text: str) -> Moment:
 
     Raises:
       ValueError: the text has none of the notations of this module, or the date or time does not
-        exist; the message is a remedy or the reason, and may be empty.
+        exist. The message is the reason or advice for the user, and may be empty.
     """
     text = text.strip()
     if text[4:5] == "-" and text.isascii():

@@ -23,7 +23,11 @@ def member_of(package: bytes, path: str) -> bytes:
 
 
 def members(package: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yields (path, content) of each file in a package; raises ValueError like `member_of`."""
+    """Yields path and content of each file in a package.
+
+    Raises:
+      ValueError: the package contains no data archive.
+    """
     with tarfile.open(fileobj=io.BytesIO(_data(package))) as files:
         for member in files:
             if member.isfile():

@@ -21,23 +21,29 @@ SIMILARITY = 0.7
 
 
 def normalize_text(text: str, unicode: bool = False) -> str:
-    """Folds case and replaces all characters but letters and digits by single spaces.
+    """Folds the case of a text, and replaces each run of other characters by one space.
+
+    Other characters are those that are not alphanumeric. Spaces at the ends are removed.
 
     Args:
-      text: text to normalize. Each run of non-alphanumeric characters becomes one space; spaces at
-        the ends are removed.
-      unicode: whether all alphanumeric characters of Unicode are kept, or only a-z and 0-9, as for
-        the splits of the built-in English data sets.
+      text: text to normalize.
+      unicode: whether all alphanumeric characters of Unicode are kept. If not, only a-z and 0-9 are
+        kept, as for the splits of the built-in English data sets.
     """
     pattern = _NOT_WORD if unicode else _NOT_ALPHANUMERIC
     return pattern.sub(" ", text.lower()).strip()
 
 
 def text_hash(text: str, unicode: bool = False) -> int:
-    """Returns the MD5 of `normalize_text(text)` as an integer, which determines the split.
+    """Returns a hash of a text that determines its split: the MD5 of the normalized text.
 
-    With `unicode`, a text without letters and digits, such as emoji, is hashed as it is except for
-    surrounding spaces. Without `unicode`, all such texts have the same hash.
+    With `unicode`, a text without letters and digits, such as emoji, is hashed without
+    normalization, except that spaces at its ends are removed. Without `unicode`, all such texts
+    have the same hash.
+
+    Args:
+      text: the text.
+      unicode: see `normalize_text`.
     """
     normal = normalize_text(text, unicode) or (text.strip() if unicode else "")
     data = normal.encode("utf-8", "surrogatepass")
@@ -47,11 +53,11 @@ def text_hash(text: str, unicode: bool = False) -> int:
 def duplicate_group_hashes(
     texts: Sequence[str], similarity: float = SIMILARITY, min_count: int = 1
 ) -> list[int]:
-    """Returns for each text the smallest `text_hash` of its group of near-duplicates.
+    """Returns, for each text, the smallest `text_hash` in its group of near-duplicates.
 
-    Two texts are connected if the cosine of their TF-IDF vectors is at least `similarity`; groups
-    are the connected components. Term frequencies are scaled logarithmically, so that a word
-    repeated many times does not dominate.
+    Two texts are connected if the cosine of their TF-IDF vectors is at least `similarity`. Groups
+    are the connected components of this graph. Term frequencies are scaled logarithmically, so that
+    a word that is repeated many times does not dominate.
 
     Args:
       texts: texts of all future splits.
@@ -80,7 +86,7 @@ def duplicate_group_hashes(
 def near_duplicates(
     train: Sequence[str], test: Sequence[str], similarity: float = SIMILARITY, ngrams: int = 1
 ) -> np.ndarray:
-    """Finds test texts that have a near-duplicate in the training split.
+    """Returns which test texts have a near-duplicate among the training texts.
 
     Args:
       train: training texts, from which the inverse document frequencies are computed.
@@ -101,9 +107,12 @@ def near_duplicates(
 
 
 def _vectors(fitted: Sequence[str], others: Sequence[str], **settings):
-    """Returns sparse TF-IDF vectors, of unit length, of the normalized texts in both lists.
+    """Computes TF-IDF vectors of the normalized texts in both lists.
 
     Vocabulary and document frequencies are those of `fitted`.
+
+    Returns:
+      A sparse matrix for each list. The rows are the vectors, which have unit length.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -117,7 +126,12 @@ def _vectors(fitted: Sequence[str], others: Sequence[str], **settings):
 
 
 def _products(left, right) -> Iterator[tuple[int, object]]:
-    """Yields, for blocks of `left`, the index of the first row and sparse cosines with `right`."""
+    """Computes the cosines of the rows of two sparse matrices, for one block of rows at a time.
+
+    Yields:
+      The index of the first row of the block in `left`, and the sparse matrix of the cosines of its
+      rows with all rows of `right`.
+    """
     transposed = right.T.tocsr()
     for start in range(0, left.shape[0], _ROWS):
         yield start, (left[start : start + _ROWS] @ transposed).tocoo()

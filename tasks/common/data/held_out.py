@@ -1,4 +1,4 @@
-"""Validation and test splits that are held out of the training rows, by hash, class or group."""
+"""Validation and test splits that are taken from the training rows, by hash, class or group."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.common.data.user_files import HELD_OUT, LATER, SPLIT_NAMES, split_by_
 from tasks.common.errors import UserError, warn_once
 
 _SHOWN = 12
-# Fraction of the rows of each held-out split.
+# Fraction of the rows that each held-out split takes.
 _TENTH = 0.1
 
 
@@ -46,7 +46,9 @@ class HeldOutConfig(Config):
         labels: Sequence[str] | None = None,
         groups: Sequence[str] | None = None,
     ) -> Mapping[str, list[int]]:
-        """Splits the training rows; rows with equal contents are in the same split.
+        """Takes the missing splits from the training rows.
+
+        Rows with equal contents, and rows of the same group, stay in the same split.
 
         Args:
           rows: content of each training row: its text, or a hash of its file.
@@ -82,10 +84,17 @@ class HeldOutConfig(Config):
 
 
 def _units(rows: Sequence[str], groups: Sequence[str] | None) -> list[str]:
-    """Returns a name of the unit of each row; rows of a unit must be in the same split.
+    """Returns the name of each row's unit; all rows of a unit must be in the same split.
 
     Rows with equal contents or equal groups are in the same unit, and so are rows that a chain of
     such rows connects.
+
+    Args:
+      rows: content of each row.
+      groups: group of each row; None without groups.
+
+    Returns:
+      For each row, the content of the row or, with groups, the name of one group of the unit.
     """
     if groups is None:
         return list(rows)
@@ -106,18 +115,18 @@ def _units(rows: Sequence[str], groups: Sequence[str] | None) -> list[str]:
 def split_units(
     units: Sequence[str], labels: Sequence[str] | None, missing: Sequence[str], seed: int
 ) -> dict[str, list[int]]:
-    """Splits rows so that rows of one unit are in the same split, and classes are balanced.
+    """Splits rows such that all rows of a unit are in the same split, and classes are balanced.
 
     Units are ordered by a hash of the seed and their name, so that the split is independent of the
-    order of the rows. A unit belongs to its most frequent class. Beginning with the rarest class,
-    each held-out split takes units of the class until it has about a tenth of the rows of the
-    class, and at least one unit if there is one for every held-out split. The largest unit of a
-    class remains for training.
+    order of the rows. A unit belongs to its most frequent class. The classes are split one after
+    another, the rarest first. Each held-out split takes units of a class until it has about a tenth
+    of the rows of the class. It takes at least one unit if there are enough for all held-out
+    splits. The largest unit of a class always remains for training.
 
     Args:
       units: name of the unit of each row.
       labels: class of each row; None for a single class.
-      missing: names of the held-out splits.
+      missing: names of the held-out splits to take.
       seed: random seed.
 
     Returns:

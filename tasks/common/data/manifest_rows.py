@@ -1,4 +1,7 @@
-"""Rows of user files with texts: manifests of paths and texts, or files with texts beside them."""
+"""Reading of user files that have transcripts: from manifests, or from text files beside them.
+
+A manifest is a table with the path and the text of each file.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ class ManifestRow(NamedTuple):
     """One file of a manifest or folder, with its transcript.
 
     Attributes:
-      where: manifest and line, or the path of the file, for messages.
+      where: manifest and line of the row, or the path of the file, for messages.
       file: path of the file.
       text: transcript.
-      group: value in the column that defines splits; '' without such a column.
+      group: value in the column that groups the rows; '' without such a column.
     """
 
     where: str
@@ -37,11 +40,11 @@ class ManifestRow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ManifestColumns:
-    """Columns of manifests.
+    """Names of the columns of manifests, and of the flags that set them.
 
     Attributes:
-      path, text: names of the columns of paths and texts.
-      path_flag, group_flag: flags that name the columns of paths and of groups, for messages.
+      path, text: columns with the paths and the texts.
+      path_flag, group_flag: flags that set `path` and `group`, for messages.
       group: column that groups the rows; None if rows have no groups.
     """
 
@@ -56,9 +59,9 @@ def find(path: str, columns: ManifestColumns | None = None) -> dict[str, list[Ma
     """Returns the manifest rows of each split.
 
     Args:
-      path: a manifest, a folder in which each file has a text file of the same name, such as a.png
-        and a.txt, or a glob pattern of manifests or of such files. The path may also give one of
-        these for each split, see `own.split_files`.
+      path: a manifest; or a folder in which each file has a text file of the same name, such as
+        a.png and a.txt; or a glob pattern of manifests or of such files. The path may also give one
+        of these for each split, see `own.split_files`.
       columns: columns of the manifests; None for the columns "path" and "text".
 
     Raises:
@@ -87,7 +90,7 @@ def _has_column(name: str, column: str) -> bool:
 
 
 def find_labeled(path: str, columns: ManifestColumns) -> list[ManifestRow]:
-    """Returns the rows of one manifest or folder, without splits; see `find`.
+    """Returns the rows of a single manifest or folder, all in one list; see `find`.
 
     Raises:
       UserError: as for `find`, or there are several manifests.
@@ -99,7 +102,7 @@ def find_labeled(path: str, columns: ManifestColumns) -> list[ManifestRow]:
 
 
 def _rows(name: str, columns: ManifestColumns) -> list[ManifestRow]:
-    """Returns the rows of a manifest, a folder of files, or the files of a pattern."""
+    """Returns the rows of one split, which is given by a manifest, a folder or a pattern."""
     if is_pattern(name):
         files = [Path(file) for file in files_of(name)]
         if all(file.suffix.lower() in EXTENSIONS for file in files):
@@ -164,7 +167,11 @@ def _line(
 
 
 def _spelled(column: str, header: Sequence[str]) -> str:
-    """Returns the column as spelled in the header, if exactly one column matches up to case."""
+    """Returns the name of a column in the spelling of the header.
+
+    If the header lacks the name, but has exactly one that differs in case alone, the latter is
+    returned.
+    """
     alike = [name for name in header if name.lower() == column.lower()]
     return alike[0] if column not in header and len(alike) == 1 else column
 
@@ -193,7 +200,14 @@ def _folder(folder: Path, columns: ManifestColumns) -> list[ManifestRow]:
 def _beside(
     name: str, files: Sequence[Path], texts: Mapping[Path, Path], columns: ManifestColumns
 ) -> list[ManifestRow]:
-    """Returns the rows of files whose text is in a .txt file of the same name."""
+    """Returns the rows of files whose texts are in .txt files of the same names.
+
+    Args:
+      name: folder or pattern, for messages.
+      files: the files.
+      texts: path of each text file, by its path without extension.
+      columns: columns of manifests, which must not have a group.
+    """
     if columns.group is not None:
         raise UserError(
             f"--{columns.group_flag}: got {columns.group!r}, but {name} has files without columns; "

@@ -1,4 +1,4 @@
-"""User files with transcripts: manifests of files and texts, or a folder with both."""
+"""Data sets of user files with transcripts, with their splits and tokenizer."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ BY_TEXT, BY_FILE = "text", "file"
 
 
 def own_transcribed(flag: str, group: str, kind: str) -> OwnData:
-    """Returns the declaration of the user data of a task whose files have transcripts.
+    """Returns the `OwnData` of a task whose user files have transcripts.
 
     Args:
-      flag: flag that names the column of paths, "audio" or "image".
-      group: flag that names the column of groups, "speaker" or "group".
+      flag: flag that sets the column of paths, "audio" or "image".
+      group: flag that sets the column of groups, "speaker" or "group".
       kind: plural noun for the files in messages.
     """
     return OwnData(
@@ -110,7 +110,7 @@ class TranscribedConfig(Config):
     def user_examples(
         self, read: Callable[[Path], np.ndarray], field: str
     ) -> tuple[dict[str, TranscriptionExamples], Tokenizer]:
-        """Calls the function `user_examples` with the values of this config.
+        """Reads the user files, by the function `user_examples` with the values of this config.
 
         Args:
           read: function that reads a file, and raises UserError if it cannot be used.
@@ -124,7 +124,7 @@ class TranscribedConfig(Config):
         return user_examples(*given, columns)
 
     def _flags(self) -> tuple[str, str]:
-        """Returns the flags of the columns of files and of groups, for messages."""
+        """Returns the flags that set the columns of paths and of groups, for messages."""
         return ("audio", "speaker") if self.unit == "recordings" else ("image", "group")
 
 
@@ -150,6 +150,9 @@ def user_examples(
         texts), "file" (equal files), or a column of the manifest (files with equal values).
       unit: plural noun for the examples in messages.
       columns: columns of the manifests; None for the columns "path" and "text".
+
+    Returns:
+      The examples by split, and the tokenizer.
 
     Raises:
       UserError: a file or text cannot be used; the message names file and line.
@@ -264,7 +267,7 @@ def _name_repeated(path: str, lines: Mapping[str, Sequence[ManifestRow]]) -> Non
 
 
 def _expect_whole(lines: Sequence[ManifestRow], tokenizer: Tokenizer) -> None:
-    """Raises if the tokenizer would truncate a text."""
+    """Raises a UserError if the tokenizer would truncate a text."""
     limit = tokenizer.config.max_length
     longer = tokenizer.with_max_length(limit + 1)
     for line, units in zip(lines, longer.encode_batch([x.text for x in lines]), strict=True):
@@ -276,7 +279,10 @@ def _expect_whole(lines: Sequence[ManifestRow], tokenizer: Tokenizer) -> None:
 
 
 def _expect_known(lines: Sequence[ManifestRow], tokenizer: Tokenizer, train: Sequence[str]) -> None:
-    """Raises if a text has units that the training split lacks, as no model can output them."""
+    """Raises a UserError if a text has units that do not occur in the training texts.
+
+    No model could output these units.
+    """
     for line, units in zip(lines, encode_units(tokenizer, [x.text for x in lines]), strict=True):
         if UNKNOWN in units:
             known = {letter for text in train for letter in text.lower()}
@@ -291,7 +297,7 @@ def _expect_known(lines: Sequence[ManifestRow], tokenizer: Tokenizer, train: Seq
 def read_lines(
     path: str, lines: Sequence[ManifestRow], read: Callable[[Path], np.ndarray]
 ) -> list[np.ndarray]:
-    """Returns the array of each file of a manifest.
+    """Reads all files of a manifest, and returns an array for each.
 
     Args:
       path: manifest or folder, for the message.

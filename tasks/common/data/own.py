@@ -1,8 +1,8 @@
 """User data, which are given in the same way for every task: by a path and names of columns.
 
 The data set "own" in the argument of a config file (configs/TASK.py:own,MODEL) stands for the files
-of the flag --data. A task declares by an `OwnData` which files and columns it takes, and which
-config keys their flags set.
+that the flag --data gives. Each task has an `OwnData`, which declares the files and columns that
+the task takes, and the config keys that their flags set.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ class OwnData:
 
     Attributes:
       files: description of the files, which follows "--data=PATH, where PATH is" in messages.
-      columns: config key that each column flag sets, such as {"text": "text_column"}.
+      columns: config key that each flag of a column sets, such as {"text": "text_column"}.
       path: config key that --data sets.
       held_out: config keys of the validation and test files; empty if `path` takes all splits.
       several: flags that may name several columns, separated by commas.
-      inferred: function from the path to the values of further config keys that follow from the
-        files, such as languages from file extensions; column flags override them.
+      inferred: function that takes the path and returns the values of further config keys that
+        follow from the files, such as languages from file extensions. Flags of columns override
+        these values.
     """
 
     files: str
@@ -56,12 +57,12 @@ class OwnData:
     def changes(
         self, task: str, data: str | None, columns: Mapping[str, str]
     ) -> dict[str, str | tuple[str, ...] | object]:
-        """Returns the values of the config keys that a path and columns set.
+        """Returns the config keys that the flags set, with their values.
 
         Args:
           task: name of the task, for messages.
           data: value of --data; None if it is not given.
-          columns: name of the column by flag.
+          columns: name of the column that each given flag sets, by flag.
 
         Raises:
           UserError: the task has no such column, two flags set the same key, a value is empty, or
@@ -112,14 +113,17 @@ class OwnData:
 
 
 def split_files(path: str, extensions: Sequence[str] = EXTENSIONS) -> dict[str, str]:
-    """Returns the file, folder or pattern of each split that a path gives.
+    """Assigns the file, folder or pattern that a path gives, or several of them, to splits.
 
     Args:
-      path: a file, a folder or a glob pattern. Three of them, separated by commas, are train,
-        validation and test. Paths that are named after splits, such as test.csv, may be in any
-        order, and validation or test may be missing. A folder with files that are named after
-        splits gives these files.
+      path: a file, a folder or a glob pattern; or several of these, separated by commas. Three of
+        them are train, validation and test. If all are named after splits, such as test.csv, they
+        may be in any order, and validation or test may be missing. A folder that contains files
+        named after splits stands for these files.
       extensions: extensions of the files that are searched in a folder.
+
+    Returns:
+      Path or pattern of each split.
 
     Raises:
       UserError: the paths do not denote different splits, or there is none for training.
@@ -170,7 +174,7 @@ def _of_folder(name: str, extensions: Sequence[str]) -> dict[str, str]:
 
 
 def _split_of(name: str) -> str | None:
-    """Returns the split that a file or folder is named after, or None."""
+    """Returns the split that a file or folder is named after; None if it has another name."""
     stem = Path(name).stem.lower()
     return next((split for split, words in SPLIT_NAMES.items() if stem in words), None)
 
@@ -181,7 +185,7 @@ def is_pattern(path: str) -> bool:
 
 
 def files_of(path: str, extensions: Sequence[str] = EXTENSIONS, key: str = "--data") -> list[str]:
-    """Returns the files of a path: a file itself, the files of a folder, the matches of a pattern.
+    """Returns the files that a path stands for: one file, the files of a folder or of a pattern.
 
     Args:
       path: file, folder or glob pattern; `**` matches folders of any depth.
@@ -219,10 +223,10 @@ def _in_folder(folder: Path, extensions: Sequence[str]) -> list[str]:
 
 
 def one_file(path: str, reason: str) -> str:
-    """Returns the only file of a path, for tasks that read a single table.
+    """Returns the single file that a path stands for, for tasks that read one table.
 
     Args:
-      path: file, folder or pattern as for `files_of`.
+      path: file, folder or pattern, as for `files_of`.
       reason: reason why there can be only one file, which ends the message.
 
     Raises:

@@ -33,11 +33,14 @@ class Paths:
         cache_dir: str | os.PathLike | None = None,
         mirror: str | os.PathLike | None = None,
     ) -> Paths:
-        """Returns the given directories, with defaults from environment variables.
+        """Returns the directories, with a default for each one that is not given.
 
-        cache_dir: ATTENTION_CACHE_DIR, else attention/ under XDG_CACHE_HOME or ~/.cache.
-        data_dir: ATTENTION_DATA_DIR, else data/ under the cache.
-        mirror: ATTENTION_DATA_MIRROR, else none.
+        Args:
+          data_dir: see `Paths`. Default: the environment variable ATTENTION_DATA_DIR, or else data/
+            under cache_dir.
+          cache_dir: see `Paths`. Default: ATTENTION_CACHE_DIR, or else attention/ under
+            XDG_CACHE_HOME or ~/.cache.
+          mirror: see `Paths`. Default: ATTENTION_DATA_MIRROR, or else None.
         """
         cache = _folder(cache_dir, "ATTENTION_CACHE_DIR")
         if cache is None:

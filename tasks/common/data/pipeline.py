@@ -24,12 +24,15 @@ Bucket = int | Mapping[str, int]
 
 
 class Examples(Protocol):
-    """Random access to the examples of a split.
+    """Examples of a split, with random access.
+
+    An example is a dict of arrays, whose names are called fields.
 
     Attributes:
-      lengths: lengths [n] that assign examples to buckets; a dict of lengths by field if the fields
-        of `padded` differ in length; None if all examples have the same shape.
-      padded: padding values by field, for fields that are padded on axis 0 to the bucket length.
+      lengths: length of each example, [n], by which examples are assigned to buckets. If the fields
+        of `padded` differ in length, a dict with such an array for each field. None if all examples
+        have the same shape.
+      padded: fields that are padded on axis 0 to the bucket length, with the padding value of each.
     """
 
     lengths: np.ndarray | Mapping[str, np.ndarray] | None
@@ -41,11 +44,11 @@ class Examples(Protocol):
 
 
 class EpochPlan:
-    """The batches of one epoch.
+    """Assignment of examples to the batches of one epoch.
 
     Each example is assigned to the shortest bucket that is long enough. Examples that do not fill a
     batch of their bucket move to the next longer bucket. Therefore no example is dropped, and only
-    one batch, in the longest bucket in use, may have fewer examples than `batch_size`.
+    one batch may have fewer examples than `batch_size`. It is in the longest bucket in use.
 
     Attributes:
       members: indices of the examples of each batch.
@@ -64,8 +67,8 @@ class EpochPlan:
         Args:
           bucket_of: bucket index of each example, [n].
           buckets: bucket lengths, ascending.
-          batch_size: examples per batch.
-          seed: (seed, epoch) for shuffling; None for no shuffling.
+          batch_size: number of examples per batch.
+          seed: random seed and number of the epoch; None for no shuffling.
         """
         self.members: list[np.ndarray] = []
         self.buckets: list[Bucket] = []
@@ -91,7 +94,7 @@ class EpochPlan:
 
 
 class _Batcher:
-    """Construction of batches according to the plan of each epoch."""
+    """Reader that builds the batches of an `EpochPlan` from the examples."""
 
     def __init__(
         self,
@@ -118,8 +121,12 @@ class _Batcher:
     def batch(self, members: np.ndarray, bucket: Bucket) -> dict[str, np.ndarray]:
         """Returns the rows of the chosen shards of a batch, stacked and padded.
 
-        Padding rows repeat the first example with weight 0 and id -1, so that no mechanism gets an
+        Padding rows repeat the first example, with weight 0 and id -1, so that no model gets an
         empty example.
+
+        Args:
+          members: indices of the examples of the batch.
+          bucket: padded length of the batch.
         """
         missing = self.total - len(members)
         indices = np.concatenate([members, np.repeat(members[:1], missing)])[self.rows]
@@ -172,22 +179,23 @@ def train_iterator(
 
     Args:
       examples: training split.
-      batch_size: examples per batch over all shards; one batch per epoch may have fewer.
+      batch_size: number of examples per batch, over all shards. One batch per epoch may have fewer.
       seed: random seed of the shuffling.
       buckets: lengths to which batches are padded, ascending; None for the maximum of `lengths`. If
         `lengths` is a dict by field, each bucket may be a dict of lengths by field; fields that are
         not padded are ignored.
-      multiple: number that divides the number of rows of every batch, such as the number of devices
-        over which batches are sharded; batches get padding rows if it does not divide `batch_size`.
+      multiple: divisor of the number of rows of every batch, such as the number of devices over
+        which batches are sharded. Batches get padding rows if it does not divide `batch_size`.
       shards: numbers of the shards to return, such as those on the devices of a process; None for
         all. A shard is one of `multiple` equal blocks of rows.
 
     Returns:
-      A grain.DatasetIterator of dicts of arrays [rows, ...], with "weight" float32 (0 for padding
-      rows) and "id" int32 (index of the example, -1 for padding rows) added. A whole batch has
-      `batch_size` rows, rounded up to a multiple of `multiple`; only the examples of `shards` are
-      read. The state of the iterator does not depend on `multiple` and `shards`. It supports
-      get_state, set_state, and the checkpoint handlers of grain.
+      A grain.DatasetIterator over batches, which are dicts of arrays [rows, ...]. Two arrays are
+      added: "weight", float32, which is 0 for padding rows; and "id", int32, which is the index of
+      the example, or -1 for padding rows. A whole batch has `batch_size` rows, rounded up to a
+      multiple of `multiple`; only the examples of `shards` are read. The iterator supports
+      get_state, set_state, and the checkpoint handlers of grain. Its state does not depend on
+      `multiple` and `shards`.
 
     Raises:
       ValueError: there are no examples, an example exceeds the longest bucket, or sizes are
@@ -217,7 +225,10 @@ def numbered_batches(
     multiple: int = 1,
     shards: Sequence[int] | None = None,
 ) -> Callable[[int], dict[str, np.ndarray]]:
-    """Returns the function from n to batch n of `train_iterator`; n starts at 0."""
+    """Returns a function that takes n and returns batch n of `train_iterator`; n starts at 0.
+
+    Arguments: as for `train_iterator`.
+    """
     batcher = _Batcher(examples, batch_size, buckets, multiple, shards)
     epoch_batches = epoch_length(examples, batch_size, buckets)
 
@@ -242,9 +253,9 @@ def evaluation_batches(
     multiple: int = 1,
     shards: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields every example once, in batches ordered by bucket; arguments as in `train_iterator`.
+    """Yields batches that contain every example once, ordered by bucket.
 
-    The last batch is filled up with padding rows of weight 0.
+    The last batch is filled up with padding rows of weight 0. Arguments: as for `train_iterator`.
     """
     batcher = _Batcher(examples, batch_size, buckets, multiple, shards)
     plan = EpochPlan(batcher.bucket_of, batcher.buckets, batch_size, None)
@@ -258,9 +269,10 @@ def example_batches(
     buckets: Sequence[Bucket] | None = None,
     multiple: int = 1,
 ) -> list[dict[str, np.ndarray]]:
-    """Returns one batch of each shape that occurs, by ascending bucket, to compile functions with.
+    """Returns one batch of each shape that occurs, with which functions can be compiled.
 
-    All rows of a batch are the same example. Arguments as in `train_iterator`.
+    The batches are in the order of their buckets. All rows of a batch are the same example.
+    Arguments: as for `train_iterator`.
     """
     batcher = _Batcher(examples, batch_size, buckets, multiple)
     plan = EpochPlan(batcher.bucket_of, batcher.buckets, batch_size, None)
@@ -286,10 +298,11 @@ def bucket_lengths(
     """Chooses a few bucket lengths that need little padding.
 
     Args:
-      lengths: lengths of the examples, [n], or a dict of such arrays by field.
-      quantiles: quantiles of the lengths, ascending; each one, rounded up, is a bucket.
-      multiple: number that divides all bucket lengths; an integer, or a dict by field.
-      longest: longest bucket; None for the maximum length, rounded up.
+      lengths: length of each example, [n], or a dict of such arrays by field.
+      quantiles: fractions, ascending. For each one, the quantile of the lengths, rounded up, is a
+        bucket.
+      multiple: divisor of all bucket lengths: an integer, or a dict by field.
+      longest: length of the longest bucket; None for the maximum length, rounded up.
 
     Returns:
       Distinct buckets, ascending; dicts by field if `lengths` is a dict.
@@ -312,7 +325,7 @@ def bucket_lengths(
 def _buckets(
     examples: Examples, buckets: Sequence[Bucket] | None
 ) -> tuple[list[Bucket], np.ndarray]:
-    """Returns the buckets and the bucket index of each example."""
+    """Returns the buckets, and the index of each example's bucket."""
     if examples.lengths is None:
         if buckets is not None:
             raise ValueError("lengths: got None, expected lengths since buckets are given")

@@ -51,7 +51,12 @@ class Source:
 
 
 def url_source(name: str, sha256: str, *url: str) -> Source:
-    """Returns the source of the file at a URL, given as one or more strings to be joined."""
+    """Returns the source of a file at a URL.
+
+    Args:
+      name, sha256: see `Source`.
+      *url: parts of the URL, which are joined.
+    """
     return Source(name, sha256, (UrlFetcher("".join(url)),))
 
 
@@ -73,7 +78,9 @@ def wheel_source(
 
 
 def zip_content(suffix: str) -> Callable[[Path], Iterator[bytes]]:
-    """Returns a function that yields names and bytes of the files in a zip archive, sorted by name.
+    """Returns a function for `Source.content` that reads the files in a zip archive.
+
+    The function yields the name and the bytes of each file, sorted by name.
 
     Args:
       suffix: end of the names of the files to yield.
@@ -89,7 +96,12 @@ def zip_content(suffix: str) -> Callable[[Path], Iterator[bytes]]:
 
 
 def file_digest(path: Path, content: Callable[[Path], Iterable[bytes]] | None = None) -> str:
-    """Returns the hexadecimal SHA-256 of the bytes of a file, or of its decoded content."""
+    """Returns the hexadecimal SHA-256 of a file.
+
+    Args:
+      path: path of the file.
+      content: function that yields the decoded content to hash; None for the bytes of the file.
+    """
     digest = hashlib.sha256()
     for block in content(path) if content else _blocks(path):
         digest.update(block)
@@ -97,7 +109,7 @@ def file_digest(path: Path, content: Callable[[Path], Iterable[bytes]] | None = 
 
 
 def fetch(source: Source, paths: Paths) -> Path:
-    """Returns the path of the file of a source after verifying its SHA-256.
+    """Gets the file of a source, verifies its SHA-256, and returns its path.
 
     Args:
       source: the file.
@@ -172,7 +184,11 @@ def _fetch_from(fetcher: Fetcher, source: Source, paths: Paths, target: Path) ->
 
 
 def _raw(fetcher: Fetcher, paths: Paths, folder: Path) -> Path:
-    """Returns the archive of a fetcher from the mirror or the cache, or else downloads it."""
+    """Returns the file that a fetcher downloads.
+
+    An archive is taken from the mirror or the cache if it is there. Otherwise the file is
+    downloaded.
+    """
     if fetcher.archive:
         kept = paths.downloads / "packages" / fetcher.archive
         for candidate in (paths.mirror and paths.mirror / "packages" / fetcher.archive, kept):

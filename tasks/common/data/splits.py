@@ -24,10 +24,10 @@ class SplitSummary:
     Attributes:
       examples: number of examples.
       classes: counts by class name, in the order of the classes; None for a task without classes.
-      unit: plural noun for the things that `classes` and `ignored` count: "examples", "objects",
-        "pixels" or "recordings".
-      ignored: number of labels in the files that are not used, such as void pixels, crowd regions
-        or recordings without a text.
+      unit: plural noun for what `classes` and `ignored` count: "examples", "objects", "pixels" or
+        "recordings".
+      ignored: number of labels that are not used, such as void pixels, crowd regions or recordings
+        without a text.
       ignored_as: description of the ignored labels in messages.
       least_classes: minimum number of classes in the training split.
       note: additional information, such as the number of texts without a known word; may be empty.
@@ -55,12 +55,20 @@ class SplitSummary:
 
 
 def count_classes(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
-    """Counts integer labels by the names of their classes."""
+    """Counts the labels of each class.
+
+    Args:
+      labels: int [n], class indices.
+      names: names of the classes, by index.
+
+    Returns:
+      The number of labels by class name.
+    """
     return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
 
 
 def check_splits(where: str, splits: Mapping[str, SplitSummary]) -> None:
-    """Raises unless each split can be used.
+    """Checks that each split can be used.
 
     Warns about classes of the validation or test split that the training split lacks, about similar
     class names, and about class names that denote missing values.
@@ -141,13 +149,13 @@ def _name_doubtful(where: str, splits: Mapping[str, SplitSummary]) -> None:
 def class_indices(
     where: str, labels: Sequence[str], places: Sequence[str], names: Sequence[str]
 ) -> np.ndarray:
-    """Returns the indices of class names, int32 [n].
+    """Converts the class names of n examples to class indices, int32 [n].
 
     Args:
       where: file of the labels, for the message.
       labels: class name of each example.
-      places: location of each example for the message, such as "line 3".
-      names: known class names by index.
+      places: location of each example, such as "line 3", for the message.
+      names: known class names, by index.
 
     Raises:
       UserError: a label is not a known class; the message names all unknown labels.
@@ -171,9 +179,14 @@ def class_indices(
 
 
 def alike(name: str, known: Iterable[str]) -> str:
-    """Returns the end of a message, '; NAME is not OTHER', if known names look like `name`.
+    """Returns the end of a message about a name that is unknown but looks like a known one.
 
-    Returns '' if there are no such names.
+    Args:
+      name: the unknown name.
+      known: known names.
+
+    Returns:
+      '; NAME is not OTHER', or '' if no known name looks like `name`.
     """
     same = [ascii(other) for other in known if _looks(other) == _looks(name)]
     return f"; {name!a} is not {' or '.join(same)}" if same else ""

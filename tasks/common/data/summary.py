@@ -1,8 +1,8 @@
 """Summary of a data set before training: sizes, duplicates, shared inputs, conflicting labels.
 
-Inputs are compared by 64-bit hashes, texts without regard to case and white space. In a large
-split, only evenly spaced examples are compared: at most `EXAMPLES`, as many as fit into `BYTES` and
-can be read within `SECONDS`.
+Inputs are compared by 64-bit hashes. Case and white space of texts are ignored. In a large split,
+only some evenly spaced examples are compared. Their number is limited by `EXAMPLES`, by their size
+in memory (`BYTES`), and by the time to read them (`SECONDS`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ EXAMPLES = 100_000
 SECONDS = 1.0
 """Longest time in which the compared examples of a split are read."""
 
-# Fractions above which there is a warning: rows that are also in another split, examples of one
-# class, and tokens that are lost by truncation or omission.
+# There is a warning if one of three fractions is above its limit: the rows that are also in another
+# split, the examples of one class, and the tokens that are truncated or left out.
 _SHARED, _MAJORITY, _LOST = 0.03, 0.9, 0.2
 # Quantiles of sizes by name.
 _QUANTILES = {"min": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "max": 1.0}
@@ -36,21 +36,22 @@ _SHOWN, _TRIED, _LETTERS = 12, 16, 60
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Columns of a split that a summary describes.
+    """Rows of a split with their inputs and labels, and other facts that a summary contains.
 
     Attributes:
       count: number of rows. The rows are the examples, or parts that examples are made of, such as
         the lines of a running text.
-      pair: function from the index of a row to its input and label: texts, arrays, or sequences or
-        mappings of such values. The label is None if labels are not to be compared.
+      pair: function that takes the index of a row, and returns its input and its label. Both are
+        texts, arrays, or sequences or mappings of such values. The label is None if labels are not
+        to be compared.
       codes: hashes of the inputs, uint64 [count], and hashes of the labels or None; used instead of
         `pair`.
       unit: plural noun for the rows.
-      name: function from an index to a name of the row, for messages.
-      sizes: sizes of the examples by unit, such as {"tokens": int [n]}, before truncation.
-      limits: largest size by unit.
-      limit_key: config key of the largest size; empty if there is none.
-      cut: treatment of larger examples: "truncated" or "left out".
+      name: function that takes the index of a row and returns its name, for messages.
+      sizes: sizes of the examples before truncation, by unit, such as {"tokens": int [n]}.
+      limits: largest size of an example that is neither truncated nor left out, by unit.
+      limit_key: config key of this limit; empty if there is none.
+      cut: treatment of examples above the limit: "truncated" or "left out".
       unknown: fraction of unknown tokens or characters, by unit.
       facts: other facts by name, such as {"missing values": "3.1 %"}.
       shares: whether rows of different splits are compared.
@@ -77,13 +78,17 @@ def excerpt(text: str) -> str:
 
 
 def segment_codes(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Returns hashes of segments of a sequence, uint64 [n]; equal segments have equal hashes.
+    """Computes hashes of n segments of a sequence.
 
-    The hash is a polynomial modulo 2^64, so that sums over segments are differences of prefix sums.
+    Equal segments have equal hashes. The hash is a polynomial modulo 2^64, so that sums over
+    segments are differences of prefix sums.
 
     Args:
       codes: hash of each element of the sequence, uint64 [T].
       starts, ends: first index of each segment, and the index after its last, int [n].
+
+    Returns:
+      uint64 [n].
     """
     base = 0x9E3779B97F4A7C15
     powers = np.cumprod(np.full(len(codes), base, np.uint64), dtype=np.uint64)
@@ -95,7 +100,14 @@ def segment_codes(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np
 
 
 def row_codes(*columns: np.ndarray) -> np.ndarray:
-    """Returns a hash of each row of arrays [T] or [T, C] of at most 8 bytes a value, uint64 [T]."""
+    """Computes a hash of each row of a table.
+
+    Args:
+      *columns: arrays [T] or [T, C] whose values have at most 8 bytes each.
+
+    Returns:
+      uint64 [T].
+    """
     total, number = np.zeros(len(columns[0]), np.uint64), 0
     for array in columns:
         kind = f"u{array.dtype.itemsize}"
@@ -141,10 +153,10 @@ def summarize(
       notes: messages of the readers about what they skipped or changed.
 
     Returns:
-      "splits": for each split the `counts`, "sizes", "unknown" and "facts", and under "compared"
-        the numbers of rows that were compared, that are "duplicates" within the split, that are
-        "shared" with each earlier split, and that are in "conflict" because the same input has
-        another label in some split; each with an example.
+      "splits": for each split, the `counts`, "sizes", "unknown", "facts" and "compared". The last
+        has the number of rows that were compared, and the numbers of "duplicates" within the split,
+        of rows that are "shared" with each earlier split, and of "conflicts", which are rows whose
+        input has several labels in all splits together. Each comes with an example.
       "notes": the messages.
       "warnings": sentences about missing classes, shared rows, large classes and lost tokens.
     """
@@ -175,7 +187,10 @@ def summarize(
 
 
 def _compare(column: Columns) -> _Compared | None:
-    """Hashes the rows of a split, or as many as the limits allow; None without rows to compare."""
+    """Computes hashes of the rows of a split, or of as many rows as the limits allow.
+
+    The result is None if there are no rows to compare.
+    """
     if column.codes is not None:
         inputs, labels = column.codes
         return _Compared(np.arange(column.count), inputs, labels)
@@ -198,7 +213,7 @@ def _compare(column: Columns) -> _Compared | None:
 
 
 def _affordable(column: Columns) -> int:
-    """Returns how many rows fit into `BYTES`, at most `EXAMPLES`, by the sizes of some rows."""
+    """Estimates how many rows fit into `BYTES` from the sizes of some rows, at most `EXAMPLES`."""
     tried = np.unique(np.linspace(0, column.count - 1, _TRIED).astype(np.int64))
     size = np.mean([_bytes(column.pair(int(index))) for index in tried])
     return min(column.count, EXAMPLES, max(int(BYTES / max(size, 1)), 1))
@@ -236,7 +251,7 @@ def _code(value: Any) -> int:
 
 
 def _conflicting(compared: Mapping[str, _Compared | None]) -> np.ndarray:
-    """Returns the hashes of inputs that have several labels in all splits together."""
+    """Returns the hashes of the inputs that have more than one label in all splits together."""
     given = [mine for mine in compared.values() if mine is not None and mine.labels is not None]
     if not given:
         return np.zeros(0, np.uint64)

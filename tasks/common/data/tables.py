@@ -56,15 +56,16 @@ class Table:
         optional: Collection[str] = (),
         keys: Mapping[str, str] | None = None,
     ) -> Iterator[tuple[int, list[Any]]]:
-        """Yields (line number, values of the selected columns) of each record.
+        """Yields the values of some columns for each record.
 
         Args:
           columns: names of the columns.
           optional: columns that may be missing in JSON objects; their value is then None.
-          keys: config key that sets the name of each column, by column, for messages.
+          keys: for each column, the flag or config key that sets its name, for messages.
 
         Yields:
-          Strings for CSV and TSV, JSON values for JSON lines.
+          Line number, and values of the columns: strings for CSV and TSV, JSON values for JSON
+          lines.
 
         Raises:
           UserError: a record is malformed or lacks a column.
@@ -84,7 +85,7 @@ class Table:
             yield line, [row[index] for index in indices]
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Yields (line number, fields) of each record, without the header.
+        """Yields line number and fields of each record after the header.
 
         Raises:
           UserError: a record is malformed, or the file has JSON lines.
@@ -96,7 +97,7 @@ class Table:
         )
 
     def objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yields (line number, object) of each line of a JSON lines file.
+        """Yields line number and object of each line of a JSON lines file.
 
         Raises:
           UserError: a line is malformed.
@@ -104,7 +105,9 @@ class Table:
         yield from _objects(self.name)
 
     def keys(self) -> tuple[str, ...]:
-        """Returns the keys of all JSON objects in order of first occurrence, or the header.
+        """Returns the names of all columns.
+
+        For JSON lines, these are the keys of all objects, in the order of their first occurrence.
 
         Raises:
           UserError: a line is malformed.
@@ -114,7 +117,15 @@ class Table:
         return tuple(dict.fromkeys(key for _, row in _objects(self.name) for key in row))
 
     def expect(self, columns: Sequence[str], keys: Mapping[str, str] | None = None) -> None:
-        """Raises a UserError if the header lacks one of `columns`; `keys` as for `select`."""
+        """Checks that the header has all of the given columns.
+
+        Args:
+          columns: names of the columns.
+          keys: as for `select`.
+
+        Raises:
+          UserError: the header lacks a column.
+        """
         for column in columns:
             if column not in self.header:
                 raise no_column(self.name, column, self.header, (keys or {}).get(column))
@@ -182,13 +193,13 @@ def open_table(
 
 
 def no_column(where: str, column: str, known: Sequence[str], key: str | None = None) -> UserError:
-    """Returns the error for a missing column, which suggests the most similar known column.
+    """Returns the error for a missing column, which suggests the most similar column of the file.
 
     Args:
       where: file, for the message.
       column: name of the missing column.
       known: names of the columns that the file has.
-      key: config key that names the column; None if no key does.
+      key: flag or config key that sets the name of the column; None if there is none.
     """
     near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
     lower = [other for other in known if other.lower() == column.lower()]
@@ -200,7 +211,11 @@ def no_column(where: str, column: str, known: Sequence[str], key: str | None = N
 
 
 def expect_columns(table: Table, columns: Sequence[str]) -> None:
-    """Raises a UserError if a table lacks a column of the data that a run was trained on."""
+    """Checks that a table has the columns of the data on which a run was trained.
+
+    Raises:
+      UserError: the table lacks a column.
+    """
     for column in columns:
         if column not in table.header:
             error = no_column(table.name, column, table.header)
@@ -210,7 +225,7 @@ def expect_columns(table: Table, columns: Sequence[str]) -> None:
 
 
 def _objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line number, object) of each nonblank line."""
+    """Yields line number and object of each line that is not blank."""
     with open_text(name) as file:
         # Only LF ends a line. Other line separators of TextIO may occur within strings.
         file.reconfigure(newline="\n")
@@ -231,7 +246,9 @@ def _objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns a dict of the pairs of a JSON object; an `object_pairs_hook` for `json.loads`.
+    """Converts the pairs of a JSON object to a dict, and checks that no key occurs twice.
+
+    This is an `object_pairs_hook` for `json.loads`.
 
     Raises:
       ValueError: a key occurs twice.
@@ -247,11 +264,12 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _delimiter(name: str, wanted: Sequence[str], usual: str) -> str:
     """Detects the delimiter of a table.
 
-    A delimiter is preferred if it gives more of the wanted columns in the header, then if it gives
-    records of equal width, then if it occurs more often in the header.
+    The best delimiter is the one that gives the most wanted columns in the header. Among equals,
+    one that gives records of equal width is preferred, and then the one that occurs most often in
+    the header. A first line such as "sep=;" declares the delimiter.
 
     Raises:
-      UserError: two delimiters are equally good.
+      UserError: two delimiters are equally good, or the declared one is not supported.
     """
     with open_text(name) as file:
         try:
@@ -292,7 +310,7 @@ def _delimiter(name: str, wanted: Sequence[str], usual: str) -> str:
 
 
 def _parsed(lines: Sequence[str], delimiter: str) -> list[list[str]]:
-    """Parses a sample up to the first error."""
+    """Parses lines up to the first error, and returns the fields of each record."""
     rows = []
     try:
         for row in csv.reader(lines, delimiter=delimiter, strict=True):
@@ -304,7 +322,7 @@ def _parsed(lines: Sequence[str], delimiter: str) -> list[list[str]]:
 
 
 def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields (first line number, fields) of each record, including the header."""
+    """Yields the number of the first line and the fields of each record, including the header."""
     empty: list[int] = []
     merged: list[tuple[int, int]] = []
     width = 0
@@ -358,7 +376,10 @@ def _remedy(error: csv.Error) -> str:
 
 
 class _Kept:
-    """Iterator over the lines of a file that records the lines since the last call of `taken`."""
+    """Iterator over the lines of a file.
+
+    `taken` returns the lines that were read since it was last called.
+    """
 
     def __init__(self, file: TextIO):
         self._file, self._lines = file, []

@@ -98,12 +98,16 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def detect_encoding(start: bytes) -> str:
-    """Returns the encoding according to the first four bytes of a file; UTF-8 without a mark."""
+    """Returns the encoding of a file according to its byte order mark; UTF-8 without a mark.
+
+    Args:
+      start: the first four bytes of the file.
+    """
     return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
 
 
 def decoding_error(name: str) -> UserError:
-    """Returns an error that gives the first line of a file that cannot be decoded."""
+    """Returns the error for a file that cannot be decoded; it names the first such line."""
     try:
         read_text(name)
     except UserError as error:

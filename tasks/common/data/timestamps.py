@@ -1,8 +1,8 @@
 """Parser of a column of times, whose notation and unit are inferred from all cells.
 
-According to their magnitude, numbers are seconds, milliseconds, microseconds or nanoseconds since
-1970, or dates such as 20241231, 202412 or 2024; smaller numbers only define an order. Texts have
-the notations of `tasks.common.data.dates`. A column that mixes units or notations, or that is
+Depending on their magnitude, numbers are seconds, milliseconds, microseconds or nanoseconds since
+1970, or dates such as 20241231, 202412 or 2024. Other small numbers only define an order. Texts
+have the notations of `tasks.common.data.dates`. A column that mixes units or notations, or that is
 ambiguous, is an error.
 """
 
@@ -27,8 +27,8 @@ UNITS = {"seconds": 1e0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds"
 _YEARS = (1900, 2100)
 # Seconds since 1970, for 3 March 1973 to 20 November 2286. The ranges of the units do not overlap.
 _LEAST, _MOST = 1e8, 1e10
-# Numbers in this range are rejected: nanoseconds since 1970 would be in 1989 or 1990, but they are
-# rather the present time in units of 100 ns since the year 1.
+# Numbers in this range are rejected. As nanoseconds since 1970, they would be in 1989 or 1990, but
+# more likely they are present times in units of 100 ns since the year 1.
 _TICKS = (6.2e17, 6.5e17)
 _TWO_READINGS = tuple(map(DAY_AND_MONTH.format, "-/."))
 # Days since 1900, for the years 1990 to 2049.
@@ -43,9 +43,9 @@ class TimeError(ValueError):
     """A cell that is not a time, or does not match the other cells of its column.
 
     Attributes:
-      reason: description of the cell that follows "is" in messages; may be empty.
+      reason: description of the cell, which follows "is" in messages; may be empty.
       remedy: advice for the user; may be empty.
-      index: index of the cell in the column; None for the cell added last.
+      index: index of the cell in the column; None for the cell that was added last.
     """
 
     def __init__(self, reason: str = "", remedy: str = "", index: int | None = None):
@@ -58,10 +58,10 @@ class Times:
     """The times of a column.
 
     Attributes:
-      seconds: seconds since 1970 in UTC, float64 [n]. If the numbers of the column only define an
-        order of the rows, these numbers.
+      seconds: seconds since 1970 in UTC, float64 [n]; if the column only defines an order of the
+        rows, its numbers.
       local: local times as written, datetime64[us] [n]; None if there is only an order.
-      offset: UTC offsets in seconds east, int64 [n]; None if the column has no time zone.
+      offset: UTC offsets in seconds, positive to the east, int64 [n]; None without a time zone.
       unit: unit or notation that was assumed, for messages; empty if nothing was assumed.
       date_order: "dmy" or "mdy" if dates have day and month as numbers before the year.
       remark: warning about values that are unusual but allowed; may be empty.
@@ -95,17 +95,17 @@ class Times:
 
 
 class TimeColumn:
-    """Collector of the cells of a column, which stores 8 to 28 bytes per cell."""
+    """Collector of the cells of a column of times. It stores 8 to 28 bytes per cell."""
 
     def __init__(self, date_order: str = "", likely_order: str = "", stray: bool = False):
         """Initializes a column without cells.
 
         Args:
-          date_order: "dmy" or "mdy" for dates that have day and month as numbers before the year;
-            empty to infer the order from the column.
-          likely_order: order that is used if the column allows both orders.
-          stray: whether numbers near 0 are allowed in a column of seconds (or milliseconds,
-            microseconds, nanoseconds) since 1970.
+          date_order: order of dates that have day and month as numbers before the year, "dmy" or
+            "mdy"; empty to infer the order from the column.
+          likely_order: order that is used if the column allows both orders; empty for an error.
+          stray: whether some numbers may be near 0 in a column of seconds, milliseconds,
+            microseconds or nanoseconds since 1970.
         """
         self._date_order, self._likely, self._stray = date_order, likely_order, stray
         self._numbers = array("d")
@@ -160,8 +160,8 @@ class TimeColumn:
         """Returns the times of all cells.
 
         Raises:
-          TimeError: the column has no valid reading or is ambiguous; `index` is that of a cell with
-            the problem.
+          TimeError: the cells cannot be read in one way, or in several ways; `index` is that of a
+            cell with the problem.
         """
         numbers = np.frombuffer(self._numbers, np.float64)
         if self._notation is None:
@@ -344,7 +344,7 @@ def _times_of_numbers(numbers: np.ndarray, stray: bool) -> Times:
 
 
 def _small(numbers: np.ndarray) -> Times:
-    """Returns dates, or an order, for a column whose numbers are all below 10^8."""
+    """Reads a column whose numbers are all below 10^8, as dates or as an order."""
     whole = numbers == np.floor(numbers)
     if whole.all():
         dates = _dates(numbers)
@@ -374,7 +374,7 @@ def _small(numbers: np.ndarray) -> Times:
 
 
 def _year_first(numbers: np.ndarray, month_first: bool = False) -> np.ndarray:
-    """Converts ddmmyyyy or mmddyyyy to yyyymmdd."""
+    """Converts numbers such as ddmmyyyy, or mmddyyyy if `month_first`, to yyyymmdd."""
     year, first, later = numbers % 10000, numbers // 1_000_000, numbers // 10000 % 100
     month, day = (first, later) if month_first else (later, first)
     return (year * 100 + month) * 100 + day
@@ -385,7 +385,7 @@ def _in_years(numbers: np.ndarray) -> np.ndarray:
 
 
 def _dates(numbers: np.ndarray) -> np.ndarray:
-    """Returns the mask of numbers that are dates as yyyymmdd, bool [n]."""
+    """Returns which numbers are dates in the form yyyymmdd, bool [n]."""
     pieces = range(0, len(numbers), _PIECE)
     return np.concatenate(
         [~np.isnat(_calendar(numbers[first : first + _PIECE], 8)) for first in pieces]

@@ -12,15 +12,17 @@ from tasks.common.text.tokenizer import PAD, UNKNOWN, Tokenizer
 
 
 class TranscriptionExamples:
-    """Arrays of variable length (audio samples or image columns) with their transcripts.
+    """Examples that consist of an array and its transcript.
+
+    The arrays contain audio samples or image columns, and have variable length.
 
     Args:
       field: name of the array in an example.
-      read: function that returns the array [n, ...] of an index.
+      read: function that takes the index of an example and returns its array, [n, ...].
       lengths: int [examples], length n of each array.
       targets: unit ids of each example; None if unknown.
       texts: transcript of each example.
-      groups: int [examples], index of the test condition of each example; None for all 0.
+      groups: int [examples], index of the test condition of each example; None if all are 0.
 
     Attributes:
       field, texts, groups: the arguments of the same names.
@@ -56,7 +58,7 @@ class TranscriptionExamples:
         texts: Sequence[str],
         groups: np.ndarray | None = None,
     ) -> TranscriptionExamples:
-        """Returns examples with the given arrays, and with unit ids encoded from the texts."""
+        """Returns the examples of arrays in memory; their targets are the encoded texts."""
         lengths = [len(array) for array in arrays]
         units = encode_units(tokenizer, texts)
         return cls(field, arrays.__getitem__, lengths, units, texts, groups)
@@ -83,7 +85,7 @@ class TranscriptionExamples:
 def transcription_fingerprints(
     splits: Mapping[str, TranscriptionExamples], tokenizer: Tokenizer, kind: str
 ) -> dict[str, str]:
-    """Returns a hash of each part of the data by name; see `tasks.task.Task.fingerprints`.
+    """Computes a hash of each part of the data, by name; see `tasks.task.Task.fingerprints`.
 
     Args:
       splits: examples by split name.
@@ -101,6 +103,6 @@ def transcription_fingerprints(
 
 
 def encode_units(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Returns the unit ids of each text; an empty array for an empty text."""
+    """Encodes each text as unit ids; an empty text gives an empty array."""
     found = tokenizer.encode_batch(texts)
     return [units if text else units[:0] for units, text in zip(found, texts, strict=True)]

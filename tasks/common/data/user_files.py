@@ -50,7 +50,8 @@ def results_name(
       name: `name` of a data config.
       known: names of the built-in data sets.
       path: user file or folder, or None.
-      rest: end of the error message for unknown names, with alternatives to built-in data sets.
+      rest: end of the error message for unknown names, which gives alternatives to the built-in
+        data sets.
       field: config field that contains `path`.
 
     Returns:
@@ -105,16 +106,17 @@ class TextFilesConfig(Config):
             self.expect("train_file", complete, f"a file with {other}")
 
     def set_results_name(self, known: Collection[str], rest: str) -> None:
-        """Replaces `name` by the name of the results, see `results_name`."""
+        """Sets `name` to the name under which results are stored; see `results_name`."""
         name = results_name(self.name, known, self.train_file, rest, "train_file")
         object.__setattr__(self, "name", name)
 
 
 def split_paths(path: str) -> list[str]:
-    """Splits a list of paths at its commas, except for commas that are part of a path.
+    """Splits a list of paths at its commas, except at commas that are part of a path.
 
-    An argument that exists as a path is a single path. Otherwise, if there is exactly one way to
-    split the list into existing paths, that way is used. If not, the list is split at every comma.
+    If the complete argument exists as a path, it is a single path. Otherwise, if there is exactly
+    one way to split the list into existing paths, it is split in this way. If not, it is split at
+    every comma.
 
     Args:
       path: one or more paths, separated by commas and optional spaces.
@@ -122,8 +124,8 @@ def split_paths(path: str) -> list[str]:
     pieces = path.split(",")
     if len(pieces) == 1 or _exists(path):
         return [path.strip()]
-    # For each suffix of the pieces: the number of ways to join it to paths, at most 2, and the
-    # first way.
+    # For each suffix of the list of pieces: the number of ways to join its pieces to existing
+    # paths, where 2 stands for several, and the first of these ways.
     ways: list[tuple[int, list[str]]] = [(1, [])]
     for start in reversed(range(len(pieces))):
         count, first = 0, []
@@ -139,10 +141,10 @@ def split_paths(path: str) -> list[str]:
 
 
 def cut_path(argument: str, prefix: str) -> tuple[str, str]:
-    """Splits 'DATA,REST' of a config at its first comma.
+    """Splits the argument 'DATA,REST' of a config file at a comma.
 
-    If DATA is a path, the split is at the first comma that follows an existing path, because names
-    may contain commas.
+    Usually this is the first comma. If DATA is a path, it is the first comma that follows an
+    existing path, because names of files may contain commas.
 
     Args:
       argument: DATA, or DATA, a comma and REST.
@@ -170,8 +172,8 @@ def find_file(folder: Path, name: str) -> Path:
     """Returns the path of the file that a manifest or annotation file refers to.
 
     Some tools export names with backslashes, percent codes (a%20b.jpg) or other Unicode normal
-    forms. The first variant that is an existing file is returned, or else the name as written in
-    `folder`.
+    forms. The result is the first variant that is an existing file. If there is none, it is the
+    name as written, in `folder`.
 
     Args:
       folder: folder to which the name is relative.
@@ -196,7 +198,7 @@ def is_hidden(name: str) -> bool:
 def read_each(
     items: Sequence[_T], read: Callable[[_T], np.ndarray], *, skip_broken: bool = False
 ) -> tuple[list[np.ndarray], list[int]]:
-    """Reads each item; returns the arrays and indices of the items that could be read.
+    """Reads each item, and returns arrays and indices of the items that could be read.
 
     Args:
       items: arguments for `read`, such as paths.
@@ -224,7 +226,10 @@ def read_each(
 
 
 def _report_skipped(reasons: Sequence[str], count: int) -> None:
-    """Prints the skipped items: a line for each if they are few, else one line with the first."""
+    """Prints the reasons why items were skipped.
+
+    There is one line for each item if they are few, or else a single line with the first ones.
+    """
     if len(reasons) > _SHOWN:
         shown = "; ".join(reasons[:_SHOWN])
         reasons = [f"{len(reasons)} of {count} files, such as {shown}"]
@@ -233,7 +238,9 @@ def _report_skipped(reasons: Sequence[str], count: int) -> None:
 
 
 def expect_some_files(files: Sequence[Path], where: str, remedy: str) -> None:
-    """Checks that at least one of several files exists, to detect a wrong folder.
+    """Checks that at least one of several files exists.
+
+    If none exists, the folder is probably wrong.
 
     Args:
       files: files that a manifest or annotation file refers to.
@@ -250,7 +257,7 @@ def expect_some_files(files: Sequence[Path], where: str, remedy: str) -> None:
 
 
 def split_names(names: Sequence[str], where: str) -> dict[str, str]:
-    """Returns, by split, the names of files or folders that denote a split.
+    """Returns the names that denote splits, by split; other names are ignored.
 
     Args:
       names: names without extensions; case is ignored.
@@ -278,8 +285,8 @@ def warn_shared(where: str, files: Mapping[str, Mapping[str, str]], kind: str = 
 
     Args:
       where: file or folder of the data, for messages.
-      files: for each split with its own files, a dict from keys that identify a file, such as
-        content hashes, to file names for messages.
+      files: for each split with its own files, a dict. Its keys identify the files, such as hashes
+        of their contents; its values are file names for messages.
       kind: plural noun for the files in messages.
     """
     before: dict[str, tuple[str, str]] = {}
@@ -296,7 +303,11 @@ def warn_shared(where: str, files: Mapping[str, Mapping[str, str]], kind: str = 
 
 
 def expect_one_of(field: str, value: str, known: Sequence[str]) -> None:
-    """Raises a ValueError if a field of a data config is neither empty nor a known value."""
+    """Checks that a field of a data config is empty or has a known value.
+
+    Raises:
+      ValueError: the field has another value.
+    """
     if value not in ("", *known):
         raise ValueError(f"{field}: got {value!r}, expected {' or '.join(map(repr, known))}")
 
@@ -304,9 +315,10 @@ def expect_one_of(field: str, value: str, known: Sequence[str]) -> None:
 def split_by_hash(
     texts: Sequence[str], given: Sequence[str], where: str, remedy: str, kind: str = "texts"
 ) -> Mapping[str, list[int]]:
-    """Splits training rows by the last digit of the text hash: 0 is test, 1 is validation.
+    """Takes the missing splits from the training rows, by the last digit of the text hash.
 
-    Texts that differ only in case and punctuation get the same split, and rows keep their split
+    Rows whose digit is 0 are the test split, and those whose digit is 1 the validation split. Texts
+    that differ only in case and punctuation are in the same split, and rows stay in their split
     when other rows are added.
 
     Args:
@@ -352,11 +364,11 @@ def too_few(count: int, units: int, what: str, kept: str) -> str:
 def split_by_group(
     groups: Sequence[str], given: Sequence[str], where: str, kind: str, remedy: str
 ) -> Mapping[str, list[int]]:
-    """Splits training rows so that each group, such as a speaker, is in a single split.
+    """Takes the missing splits from the training rows, such that each group is in a single split.
 
-    The largest group goes to the training split. The other groups, ordered by the hash of their
-    names, fill the test split up to a tenth of the rows, then the validation split, then the
-    training split.
+    A group is, for example, a speaker. The largest group is in the training split. The others, in
+    the order of the hashes of their names, fill the test split until it has a tenth of the rows,
+    then the validation split. The rest is in the training split.
 
     Args:
       groups: group name of each training row.

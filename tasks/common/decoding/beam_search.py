@@ -1,10 +1,11 @@
 """Beam search with any step function, for all examples at once.
 
-Graves 2012, "Sequence Transduction with Recurrent Neural Networks"; Sutskever et al. 2014. Rules
-for finished hypotheses and for stopping follow the library transformers and give the same tokens.
-Called by `tasks.common.decoding.generate.generate`.
+Graves 2012, "Sequence Transduction with Recurrent Neural Networks"; Sutskever et al. 2014. The
+rules for finished hypotheses and for stopping are those of the library transformers, so that both
+give the same tokens. `tasks.common.decoding.generate.generate` calls this search.
 
-B batch, K beams, T steps, V vocabulary size, N returned sequences.
+In shapes, B is the batch size, K the number of beams, T the number of steps, V the vocabulary size,
+and N the number of returned sequences.
 """
 
 from __future__ import annotations
@@ -28,17 +29,25 @@ Array = jax.Array
 
 
 def length_normalized(total: Array, length: Array | int, penalty: float) -> Array:
-    """Computes the score Σ log-probabilities / length^p (simplified from Wu et al. 2016)."""
+    """Computes the score of a sequence (simplified from Wu et al. 2016).
+
+        score = Σ log-probabilities / length^p
+
+    Args:
+      total: sum of the log-probabilities.
+      length: number of tokens.
+      penalty: p.
+    """
     return total / jnp.asarray(length, jnp.float32) ** penalty
 
 
 class _Finished(NamedTuple):
-    """The best K finished hypotheses of each example, each leaf [B, K].
+    """The best K finished hypotheses of each example. All leaves have shape [B, K].
 
     Attributes:
       score: score of the hypothesis; -inf if it is missing.
       length: number of tokens, including the end token; 0 if the hypothesis is missing.
-      row: index of the prefix to which the last token was appended.
+      row: index of the prefix to which the last step appended the last token.
       token: the last token.
     """
 
@@ -49,16 +58,20 @@ class _Finished(NamedTuple):
 
 
 class _Beams(NamedTuple):
-    """Prefixes [B, K], best first, stored as tokens with back-pointers.
+    """State of the search: K prefixes of each example, best first.
+
+    The prefixes are stored as the tokens of each step, with back-pointers to the step before.
 
     Attributes:
       t: number of steps taken.
-      tokens, state, total: last token [B, K], state [B·K, ...] and summed log-probability [B, K] of
-        each prefix; the sum is -inf for a missing prefix.
-      written, parents: int32 [T, B, K], the token of each step and the prefix it was appended to.
+      tokens: last token of each prefix, [B, K].
+      state: state of the step function, with leaves [B·K, ...].
+      total: sum of the log-probabilities of each prefix, [B, K]; -inf for a missing prefix.
+      written: int32 [T, B, K], the tokens that each step appended.
+      parents: int32 [T, B, K], the index of the prefix to which each of these tokens was appended.
       extras: extra outputs of the steps, [T, B·K, ...], in the order of the prefixes before a step.
       finished: finished hypotheses.
-      closed: bool [B], examples whose search is over.
+      closed: bool [B], True for examples whose search is over.
     """
 
     t: Array
@@ -88,22 +101,23 @@ def beam_search(
 ) -> tuple[Array, Array, Any]:
     """Finds the best sequences of each example.
 
-    Each step selects the best 2K of the K·V continuations. Those among the best K that end with
-    `end` become finished hypotheses; the best K that do not end become the new prefixes. After T
-    steps all prefixes become finished hypotheses.
+    Each step selects the best 2K of the K·V continuations. Those that end with `end`, and are among
+    the best K, become finished hypotheses. The best K that do not end become the new prefixes. In
+    step T, all continuations end.
 
     Args:
-      scored: function from tokens [B·K] and state to the scores of the next tokens, the next
-        state, and extras.
-      start, state: tokens int32 [B·K] and state with leaves [B·K, ...] before the first step.
-      extras: buffers for the extras of each step, leaves [T, B·K, ...].
+      scored: function that takes tokens, int32 [B·K], and a state. It returns the scores of the
+        next tokens, the next state, and extra outputs.
+      start: tokens before the first step, int32 [B·K].
+      state: state before the first step, with leaves [B·K, ...].
+      extras: buffers for the extra outputs of each step, with leaves [T, B·K, ...].
       K, N, max_length: number of beams, number of returned sequences, and T.
       length_penalty, exact: see `tasks.common.decoding.generate.DecodingConfig`; `exact` is True
         for the stopping "exact".
       end, pad: see `tasks.common.decoding.generate.generate`.
 
     Returns:
-      Tokens [B, N, T], scores [B, N] and extras [B, N, T, ...] of `generate.DecodingResult`.
+      The tokens [B, N, T], scores [B, N] and extras [B, N, T, ...] of a `DecodingResult`.
     """
     B, T = start.shape[0] // K, max_length
 
@@ -171,12 +185,24 @@ def beam_search(
 
 
 def _backtrack(beams: _Beams, N: int, pad: int) -> tuple[Array, Array, Any]:
-    """Returns the best N finished sequences of each example by following back-pointers."""
+    """Follows the back-pointers from the best N finished hypotheses of each example.
+
+    Returns:
+      As for `beam_search`.
+    """
     finished = _Finished(*(leaf[:, :N] for leaf in beams.finished))
     B, K = beams.tokens.shape
 
     def back(after: Array, step: Any) -> tuple[Array, tuple[Array, Any]]:
-        """Follows the back-pointers of one step; takes and returns prefix indices [B, N]."""
+        """Follows the back-pointers of one step.
+
+        Args:
+          after: indices of the prefixes after the step, [B, N].
+          step: index, tokens, parents and extras of the step.
+
+        Returns:
+          Indices of the prefixes before the step, [B, N]; tokens and extras of the step.
+        """
         t, written, parents, extras = step
         at_end = t + 1 == finished.length
         token = jnp.where(at_end, finished.token, take_rows(written, after))

@@ -1,12 +1,13 @@
-"""Connectionist temporal classification: sequences of units without an alignment to frames.
+"""Connectionist temporal classification (CTC): sequences of units, without an alignment to frames.
 
 Graves et al. 2006, "Connectionist Temporal Classification" (ICML). Prefix scores follow Watanabe et
 al. 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", algorithm 2. Beam
 search can combine prefix scores with the scores of a decoder; beam search with prefix scores alone
 is the prefix search of Graves et al.
 
-B batch, S frames, T units of a sequence, V number of units including the blank, R rows of decoding.
-The blank is unit 0, which is padding in labels.
+A path has one unit or blank for each frame. The blank is unit 0, which is also the padding in
+labels. In shapes, B is the batch size, S the number of frames, T the number of units of a sequence,
+V the number of different units including the blank, and R the number of rows in decoding.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ BLANK = 0
 
 
 def ctc_loss(logits: Array, valid: Array, labels: Array) -> tuple[Array, Array]:
-    """Computes -log P(labels | frames), where P is the sum over all paths (optax.ctc_loss).
+    """Computes the CTC loss, -log P(labels | frames), where P sums over all paths of the labels.
+
+    The computation is that of `optax.ctc_loss`.
 
     Args:
       logits: [B, S, V].
@@ -33,8 +36,8 @@ def ctc_loss(logits: Array, valid: Array, labels: Array) -> tuple[Array, Array]:
       labels: int [B, T], BLANK after the last unit of each row.
 
     Returns:
-      Losses float32 [B], and whether the labels have a path, bool [B]. A path needs a frame for
-      each label and one more between equal neighbors. Without a path the loss is 0.
+      The losses, float32 [B], and whether the labels have a path, bool [B]. A path needs a frame
+      for each label, and one more between two equal labels in a row. Without a path the loss is 0.
 
     Raises:
       ValueError: shapes do not fit.
@@ -57,7 +60,14 @@ def ctc_loss(logits: Array, valid: Array, labels: Array) -> tuple[Array, Array]:
 
 
 def min_frames(labels: Array) -> Array:
-    """Returns the number of frames of the shortest path of the labels: int [B, T] -> int [B]."""
+    """Returns the number of frames of the shortest path of the labels.
+
+    Args:
+      labels: int [B, T], BLANK after the last unit of each row.
+
+    Returns:
+      int [B].
+    """
     is_unit = labels != BLANK
     repeats = (labels[:, 1:] == labels[:, :-1]) & is_unit[:, 1:]
     return jnp.sum(is_unit, axis=1) + jnp.sum(repeats, axis=1)
@@ -86,8 +96,9 @@ class Prefix(NamedTuple):
     Attributes:
       log_probs: log-probability of each unit in each frame, float32 [R, S, V]; at padding the blank
         has probability 1.
-      ends: log-probabilities, [R, S, 2], of two sets of paths of the prefix up to each frame: paths
-        that end in the last unit of the prefix, and paths that end in the blank.
+      ends: [R, S, 2]. For each frame, the log-probabilities of two sets of paths of the prefix that
+        end at this frame: paths that end in the last unit of the prefix, and paths that end in the
+        blank.
       last: int [R], the last unit of the prefix; BLANK for the empty prefix.
       total: [R], log-probability that the sequence begins with the prefix.
     """
@@ -99,7 +110,12 @@ class Prefix(NamedTuple):
 
 
 def empty_prefix(logits: Array, valid: Array) -> Prefix:
-    """Returns the empty prefix of each example, from logits [B, S, V] and valid bool [B, S]."""
+    """Returns the empty prefix of each example.
+
+    Args:
+      logits: [B, S, V].
+      valid: bool [B, S], True = a real frame.
+    """
     shapes.expect("valid", valid, "B S", {"B": logits.shape[0], "S": logits.shape[1]})
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     sure = jnp.where(jnp.arange(logits.shape[-1]) == BLANK, 0.0, -jnp.inf)
@@ -111,11 +127,11 @@ def empty_prefix(logits: Array, valid: Array) -> Prefix:
 
 
 def next_scores(prefix: Prefix) -> tuple[Array, Array]:
-    """Computes log-probabilities of the next unit, and of the end, given the prefix.
+    """Computes the log-probabilities that a prefix is followed by each unit, or by the end.
 
     Returns:
-      Log-probabilities of units [R, V], -inf for BLANK, and of the end [R]. The probabilities of a
-      row sum to 1.
+      Log-probabilities of the units, [R, V], -inf for BLANK; and of the end, [R]. The probabilities
+      of units and end sum to 1 in each row.
     """
     in_unit, in_blank = prefix.ends[..., 0], prefix.ends[..., 1]
     either = jnp.logaddexp(in_unit, in_blank)
@@ -157,21 +173,28 @@ def extend(prefix: Prefix, units: Array) -> Prefix:
 
 
 def _begun(prefix: Prefix, before: Array) -> Array:
-    """Computes the log-probability [R, V] that the next unit begins at some frame, for each unit.
+    """Computes, for each unit, the log-probability that it begins at some frame after the prefix.
 
     Args:
       prefix: prefixes of R rows.
-      before: [R, S], log-probability of the paths up to each frame that the next unit may follow.
+      before: [R, S], for each frame, the log-probability of the paths that end at this frame and
+        that the next unit may follow.
+
+    Returns:
+      [R, V].
     """
     before = jnp.concatenate([_at_the_start(prefix)[:, None], before[:, :-1]], axis=1)
     return jax.nn.logsumexp(before[..., None] + prefix.log_probs, axis=1)
 
 
 def _at_the_start(prefix: Prefix) -> Array:
-    """Returns the log-probability [R] before the first frame: 0 for the empty prefix, else -inf."""
+    """Returns the log-probability of each prefix before the first frame, [R].
+
+    It is 0 for the empty prefix, and -inf for others.
+    """
     return jnp.where(prefix.last == BLANK, 0.0, -jnp.inf)
 
 
 def _ratio(over: Array, under: Array) -> Array:
-    """Divides probabilities given as logarithms; 0 / 0 is 0."""
+    """Divides probabilities that are given as logarithms, where 0 / 0 is 0."""
     return jnp.where(over == -jnp.inf, -jnp.inf, over - under)

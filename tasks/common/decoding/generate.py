@@ -8,8 +8,9 @@
 Beam search: see `tasks.common.decoding.beam_search`. Top-k: Fan et al. 2018, "Hierarchical Neural
 Story Generation"; top-p: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration".
 
-B batch, K beams, T steps, V vocabulary size, R = B rows, or R = B·K rows with the beams of an
-example next to each other.
+In shapes, B is the batch size, K the number of beams or samples of an example, T the number of
+steps, V the vocabulary size, and R = B·K the number of rows. The rows of an example are next to
+each other.
 """
 
 from __future__ import annotations
@@ -87,13 +88,15 @@ class DecodingConfig(Config):
 
 
 class DecodingResult(NamedTuple):
-    """Decoded sequences. A missing n-th sequence is all `pad` with score -inf.
+    """Decoded sequences.
+
+    If an example has fewer than n_best sequences, the missing ones are all `pad`, with score -inf.
 
     Attributes:
       tokens: int32 [B, n_best, T], including the end token, followed by `pad`.
-      scores: float32 [B, n_best], best first, from the probabilities without temperature. A
-        sequence that is truncated at T has the score of its T tokens.
-      extras: extra outputs of the steps, leaves [B, n_best, T, ...], 0 after the end.
+      scores: float32 [B, n_best], best first, computed from the probabilities without temperature.
+        A sequence that is truncated at T has the score of its T tokens.
+      extras: extra outputs of the steps, with leaves [B, n_best, T, ...]; 0 after the end.
     """
 
     tokens: Array
@@ -109,7 +112,7 @@ class TokenDecoder:
       step, state, start, end, pad, forbidden, scores_are_log_probs: arguments of `generate`. The
         state contains everything that a step depends on besides the model parameters, so that
         prefill and step can be separate programs.
-      batch_size, max_length: B, T.
+      batch_size, max_length: B and T.
     """
 
     step: Step
@@ -123,7 +126,12 @@ class TokenDecoder:
     scores_are_log_probs: bool = False
 
     def generate(self, config: DecodingConfig, keys: Array | None = None) -> DecodingResult:
-        """Decodes by the function `generate` with these arguments."""
+        """Calls the function `generate` with the arguments that the attributes hold.
+
+        Args:
+          config: decoding method.
+          keys: see `generate`.
+        """
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[2:]}
         return generate(self.step, self.state, config=config, keys=keys, **options)
 
@@ -148,18 +156,19 @@ def generate(
     `state`.
 
     Args:
-      step: function from tokens int32 [R] and state to logits [R, V], the next state, and extras.
-        It keeps shapes and dtypes of the state; each leaf of state and extras has the leading axis
-        R. Rows that have ended read `pad`, and their results are discarded.
-      state: state before the first step, with B rows; it is repeated for beams. With a prompt, it
-        is the state after all prompt tokens but the last, which is given as `start`.
+      step: function that takes the previous tokens, int32 [R], and a state. It returns the logits
+        [R, V] of the next tokens, the next state, and extra outputs. It keeps shapes and dtypes of
+        the state. Each leaf of state and extra outputs has the leading axis R. Rows that have ended
+        read `pad`, and their results are discarded.
+      state: state before the first step, with B rows, which are repeated for beams or samples. With
+        a prompt, it is the state after all prompt tokens but the last, which is given as `start`.
       config: decoding method.
       batch_size: B.
       max_length: T, maximum number of decoded tokens, including the end token.
       start: first input token, int or int [B].
       end: the token that ends a sequence; None if all sequences have T tokens.
       pad: token that fills sequences after the end.
-      keys: random keys [B] of samples; see `example_keys`.
+      keys: random keys [B], one for each example, for the method "sample"; see `example_keys`.
       forbidden: tokens that are never decoded. The other probabilities are not renormalized.
       scores_are_log_probs: whether `step` returns scores that are summed without a softmax, such as
         weighted log-probabilities of two models, instead of logits.
@@ -202,7 +211,18 @@ def generate(
 
 
 class _Rows(NamedTuple):
-    """Rows of greedy decoding or sampling after t steps; each row is decoded independently."""
+    """State of greedy decoding or sampling after t steps, in which rows are independent.
+
+    Attributes:
+      t: number of steps taken.
+      tokens: last token of each row, [R].
+      state: state of the step function, with leaves [R, ...].
+      total: sum of the log-probabilities of the tokens of each row, [R].
+      length: number of tokens of each row, [R].
+      ended: bool [R], True for rows that have ended.
+      written: int32 [T, R], the tokens of each step.
+      extras: extra outputs of the steps, with leaves [T, R, ...].
+    """
 
     t: Array
     tokens: Array
@@ -241,7 +261,7 @@ def _decode_independently(
             token = _sample(steps, all_scores, config)
             gained = jnp.take_along_axis(all_scores, token[:, None], axis=-1)[:, 0]
         token = jnp.where(now.ended, pad, token).astype(jnp.int32)
-        # A row ends, too, if all of its tokens are excluded.
+        # A row also ends if all tokens are excluded.
         ends = (gained == -jnp.inf) | (False if end is None else token == end)
         return _Rows(
             now.t + 1,
@@ -270,7 +290,7 @@ def _decode_independently(
     best = jnp.argsort(-scores, axis=1, stable=True)
 
     def ordered(leaf: Array) -> Array:
-        """Sorts the rows of each example, best first: [T, R, ...] -> [B, N, T, ...]."""
+        """Sorts the rows of each example, best first: [T, R, ...] becomes [B, N, T, ...]."""
         return take_rows(jnp.moveaxis(leaf, 0, 1).reshape(-1, N, T, *leaf.shape[2:]), best)
 
     exists, scores = take_rows(exists, best), take_rows(scores, best)
@@ -279,7 +299,16 @@ def _decode_independently(
 
 
 def _sample(keys: Array, scores: Array, config: DecodingConfig) -> Array:
-    """Draws tokens [R] with keys [R] from log-probabilities [R, V]."""
+    """Draws a token for each row.
+
+    Args:
+      keys: random keys [R].
+      scores: log-probabilities [R, V].
+      config: temperature, top_k and top_p.
+
+    Returns:
+      [R].
+    """
     logits, V = scores / config.temperature, scores.shape[-1]
     draw = jax.vmap(jax.random.categorical)
     if config.top_k == 0 and config.top_p == 1.0:
@@ -294,7 +323,7 @@ def _sample(keys: Array, scores: Array, config: DecodingConfig) -> Array:
 
 
 def _repeated(tree: Any, copies: int, B: int) -> Any:
-    """Repeats each row of each leaf `copies` times, next to each other.
+    """Repeats each row of each leaf `copies` times; the copies of a row are next to each other.
 
     Raises:
       ValueError: a leaf does not have B rows.
@@ -311,7 +340,10 @@ def _repeated(tree: Any, copies: int, B: int) -> Any:
 
 
 def _expect_step(step: Step, tokens: Array, state: Any) -> tuple[int, Any]:
-    """Returns V and the shapes of the extras.
+    """Checks the shapes of the results of a step, which is traced but not computed.
+
+    Returns:
+      V, and the shapes of the extra outputs.
 
     Raises:
       ValueError: logits, state or extras of a step have wrong shapes.

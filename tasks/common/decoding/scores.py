@@ -1,7 +1,7 @@
 """Scores of the next tokens. Only the scores of selected tokens are normalized.
 
-R rows, V vocabulary size. On a CPU, XLA's argmax and top-k read one number at a time. Both are
-replaced by methods that first compute maxima, which are vectorized.
+On a CPU, XLA's argmax and top-k read one number at a time. Both are replaced by methods that first
+compute maxima, which are vectorized. In shapes, R is the number of rows, and V the vocabulary size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# Tokens per block in `top_k`, and vocabulary size from which blocks are faster.
+# Number of tokens in a block of `top_k`, and the vocabulary size from which blocks are faster.
 _BLOCK = 64
 _LARGE = 2048
 
@@ -23,8 +23,8 @@ class TokenScores(NamedTuple):
 
     Attributes:
       values: float32 [R, V]; -inf for excluded tokens.
-      shift, log_sum: [R, 1], log-probabilities are values - shift - log_sum. None if the values are
-        log-probabilities.
+      shift, log_sum: [R, 1] each. The log-probabilities are values - shift - log_sum. Both are None
+        if the values are log-probabilities already.
     """
 
     values: Array
@@ -33,11 +33,11 @@ class TokenScores(NamedTuple):
 
     @classmethod
     def of(cls, logits: Array, forbidden: Array, are_log_probs: bool) -> TokenScores:
-        """Returns the scores of logits, normalized over all tokens.
+        """Computes the scores from logits; the normalization includes excluded tokens.
 
         Args:
           logits: [R, V].
-          forbidden: bool [V], tokens that are excluded.
+          forbidden: bool [V], True for tokens that are excluded.
           are_log_probs: whether the logits are log-probabilities.
         """
         logits = logits.astype(jnp.float32)
@@ -49,7 +49,7 @@ class TokenScores(NamedTuple):
         return cls(values, shift, jnp.log(sums))
 
     def log_probs(self, values: Array) -> Array:
-        """Converts values [R, n] of some tokens to log-probabilities."""
+        """Converts the values of some tokens, [R, n], to log-probabilities."""
         if self.shift is None or self.log_sum is None:
             return values
         return jnp.where(values == -jnp.inf, -jnp.inf, values - self.shift - self.log_sum)
@@ -76,9 +76,9 @@ class TokenScores(NamedTuple):
 def top_k(values: Array, k: int) -> tuple[Array, Array]:
     """Computes the result of `jax.lax.top_k` for values [R, V], in two steps if V is large.
 
-    A value in another block than the k blocks with the largest maxima is not among the best k,
-    because these k maxima are larger, or equal and earlier. The best k values are therefore within
-    these k blocks, or in the rest after the last full block.
+    The first step finds the k blocks with the largest maxima. A value in another block is not among
+    the best k, because these k maxima are larger, or equal and earlier. The second step therefore
+    searches only these k blocks, and the rest after the last full block.
     """
     R, V = values.shape
     blocks = V // _BLOCK

@@ -1,8 +1,8 @@
 """Tokenizer files of RoBERTa folders: tokenizer.json, or vocab.json and merges.txt.
 
 The files are read as the byte-level byte-pair encoding of GPT-2 (Radford et al. 2019) without
-normalization. Other options and contradictions between files raise errors. Special tokens in a
-text, such as "</s>", are treated as plain text.
+normalization. An option for another tokenization is an error, and so is a contradiction between
+files. Special tokens in a text, such as "</s>", are treated as plain text.
 """
 
 from __future__ import annotations
@@ -49,9 +49,12 @@ _HEADER = "#version"
 
 
 def read_byte_pairs(folder: Path) -> tuple[list[str], BytePairs, list[str]]:
-    """Reads pieces in id order, the encoding, and notes on options without effect.
+    """Reads the tokenizer of a RoBERTa folder.
 
-    Reads tokenizer.json, or vocab.json and merges.txt; all given files must agree.
+    It is in tokenizer.json, or in vocab.json and merges.txt. If all three exist, they must agree.
+
+    Returns:
+      The pieces in the order of their ids, the encoding, and notes on options without effect.
 
     Raises:
       UserError: a file is missing or damaged, contradicts another file, or has an unsupported
@@ -91,7 +94,11 @@ def read_byte_pairs(folder: Path) -> tuple[list[str], BytePairs, list[str]]:
 def _whole_tokenizer(
     path: Path, values: Mapping[str, Any], own: Rules
 ) -> tuple[list[str], list[str], bool]:
-    """Reads pieces in id order, merges, and add_prefix_space from tokenizer.json."""
+    """Checks the content of tokenizer.json.
+
+    Returns:
+      The pieces in the order of their ids, the merges, and the value of add_prefix_space.
+    """
     files = (own.vocabulary, MERGES)
     model = checked_model(path, values, _EXPECTED, files, others=("merges",))
     if values.get("normalizer") is not None:
@@ -119,7 +126,7 @@ def _type(part: Any) -> Any:
 
 
 def _vocabulary(folder: Path, own: Rules) -> list[str]:
-    """Returns the pieces of vocab.json, and the special tokens of added_tokens.json."""
+    """Returns the pieces of vocab.json and added_tokens.json in the order of their ids."""
     added = read_json(folder / "added_tokens.json", optional=True)
     tokens = [{"content": content, "id": number} for content, number in added.items()]
     path = folder / own.vocabulary
@@ -142,7 +149,7 @@ def _merges(path: Path) -> list[str]:
 def _expect_equal(
     path: Path, vocabulary: Sequence[str], merges: Sequence[str], folder: Path, own: Rules
 ) -> None:
-    """Raises if vocab.json or merges.txt differ from tokenizer.json."""
+    """Raises a UserError if vocab.json or merges.txt exists and differs from tokenizer.json."""
     if is_file(folder / own.vocabulary):
         other = _vocabulary(folder, own)
         # The special tokens, at the end, may be missing in vocab.json.
@@ -156,7 +163,10 @@ def _expect_equal(
 
 
 def _expect_complete(folder: Path, vocabulary: Sequence[str], merges: Sequence[str]) -> None:
-    """Raises unless every byte is a piece, and so are both parts and the result of every merge."""
+    """Raises a UserError if the vocabulary is incomplete.
+
+    Every byte must be a piece, and so must both parts and the result of every merge.
+    """
     from tokenizers import pre_tokenizers
 
     pieces = {*vocabulary}

@@ -1,4 +1,7 @@
-"""Conversion of config.json for the supported kinds of models. Unsupported fields raise errors."""
+"""Conversion of config.json for the supported kinds of models.
+
+A field that is not supported is an error.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from tasks.common.huggingface.weights import (
 
 _WHOLE = ("model_size", "num_layers", "num_heads", "feedforward_size", "max_length", "segments")
 _RATES = ("dropout_rate", "attention_dropout_rate")
-# Supported values of other options. Types are compared too, because 1 equals True in Python.
+# Supported values of other options. Their types are compared too, because 1 equals True in Python.
 _EXPECTED: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute",),
     "tie_word_embeddings": (True,),
@@ -36,8 +39,8 @@ _EXPECTED: dict[str, tuple[Any, ...]] = {
     "directionality": (None, "bidi"),
     "sinusoidal_pos_embds": (False,),
 }
-# Options that do not affect the prediction of masked tokens: names, storage, other heads, and text
-# generation.
+# Options that do not affect the prediction of masked tokens. They are about names, storage, other
+# heads, and text generation.
 _WITHOUT_EFFECT = """
 architectures model_type vocab_size pad_token_id _name_or_path name_or_path _commit_hash
 transformers_version torch_dtype dtype use_bfloat16 use_cache gradient_checkpointing
@@ -58,6 +61,10 @@ begin_suppress_tokens
 def model_kind(path: Path, config: Mapping[str, Any]) -> str:
     """Returns the kind of a model, such as "bert".
 
+    Args:
+      path: config.json, for messages.
+      config: content of config.json.
+
     Raises:
       UserError: the model_type is not supported.
     """
@@ -73,6 +80,11 @@ def model_kind(path: Path, config: Mapping[str, Any]) -> str:
 
 def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Converts config.json to fields of `LanguageModelConfig`.
+
+    Args:
+      path: config.json, for messages.
+      kind: kind of model.
+      config: content of config.json.
 
     Raises:
       UserError: a value is invalid, or an option is not supported; the message names the option.
@@ -121,7 +133,7 @@ def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, 
 
 
 def _padding(path: Path, config: Mapping[str, Any]) -> int:
-    """Returns the padding id of a RoBERTa: by default 1, as in transformers."""
+    """Returns the padding id of a RoBERTa. The default is 1, as in transformers."""
     pad = config.get("pad_token_id", 1)
     if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
         raise UserError(f"{path}: pad_token_id is {to_json(pad)}, expected a whole number")
@@ -131,7 +143,14 @@ def _padding(path: Path, config: Mapping[str, Any]) -> int:
 def expect_vocabulary(
     path: Path, kind: str, config: Mapping[str, Any], vocabulary: Sequence[str], rows: int
 ) -> None:
-    """Raises unless vocabulary size and padding id match the other files.
+    """Checks that vocabulary size and padding id in config.json match the other files.
+
+    Args:
+      path: config.json, for messages.
+      kind: kind of model.
+      config: content of config.json.
+      vocabulary: pieces in the order of their ids.
+      rows: number of rows of the embedding table.
 
     Raises:
       UserError: the size matches neither the vocabulary nor the embedding table, or the padding id
@@ -150,7 +169,11 @@ def expect_vocabulary(
 
 
 def _wanted(field: str, value: Any) -> str:
-    """Returns what is expected of a field, for a message, if its value is wrong; otherwise ""."""
+    """Checks the value of a field.
+
+    Returns:
+      A description of the expected values, for a message, if the value is wrong; otherwise "".
+    """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if field in _WHOLE:
         fits, wanted = number and isinstance(value, int) and value >= 1, "a whole number above 0"

@@ -1,7 +1,7 @@
 """Folders of BERT, DistilBERT, RoBERTa and XLM-RoBERTa in the format of the library transformers.
 
-A folder contains config.json, model.safetensors, and the tokenizer. The tokenizer is
-tokenizer.json, or else vocab.txt for BERT, or vocab.json and merges.txt for RoBERTa.
+A folder contains config.json, model.safetensors, and the files of the tokenizer. These are
+tokenizer.json, or vocab.txt for BERT, or vocab.json and merges.txt for RoBERTa.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _CLASSIFIERS = {
     "roberta": "RobertaForSequenceClassification",
     "xlm-roberta": "XLMRobertaForSequenceClassification",
 }
-# Prefixes of the names of tensors that belong to heads instead of the encoder.
+# Beginnings of the names of tensors that belong to heads instead of the encoder.
 _HEADS = ("cls.", "vocab_", "lm_head.")
 _WORDS = "embeddings.word_embeddings.weight"
 _POSITIONS = "embeddings.position_embeddings.weight"
@@ -141,7 +141,12 @@ def _fits(rows: int, pieces: int) -> bool:
 
 
 def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
-    """Writes a folder for `read_folder` and for transformers' `from_pretrained`."""
+    """Writes a folder that `read_folder`, and `from_pretrained` of transformers, can read.
+
+    Args:
+      folder: new folder.
+      saved: content of the folder.
+    """
     kind, model = saved.kind, saved.model
     tensors = _tensors_of(saved)
     for name, theirs in (("embedding", _WORDS), ("bias", f"{NAMES[kind]['head']}.bias")):
@@ -164,9 +169,9 @@ def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
 
 
 def _tensors_of(saved: LanguageModelFolder) -> dict[str, np.ndarray]:
-    """Returns tensors by name, without the prefix of the encoder.
+    """Returns the tensors of a folder by name, without the prefix of the encoder.
 
-    The table of positions includes its unused first rows.
+    The table of positions begins with its unused rows.
     """
     tensors = to_tensors(saved.kind, saved.model["num_layers"], saved.params, saved.order)
     if saved.first_position:
@@ -198,7 +203,7 @@ def _tokenizer_options(saved: LanguageModelFolder) -> dict[str, Any]:
 
 
 def _roles(kind: str) -> dict[str, Any]:
-    """Returns the special tokens by their names in tokenizer_config.json."""
+    """Returns the special tokens under the names that they have in tokenizer_config.json."""
     roles: dict[str, Any] = {f"{role}_token": it for role, it in rules(kind).roles.items()}
     if kind in ROBERTA:
         # The space before a mask token belongs to the mask token.
@@ -217,8 +222,8 @@ def _roles(kind: str) -> dict[str, Any]:
 def _write_vocabulary(folder: Path, saved: LanguageModelFolder) -> None:
     """Writes the tokenizer files.
 
-    They are vocab.txt and, if necessary, tokenizer.json for BERT; vocab.json, merges.txt and
-    tokenizer.json for RoBERTa; and tokenizer.json for XLM-RoBERTa.
+    For BERT, they are vocab.txt and, if necessary, tokenizer.json. For RoBERTa, they are
+    vocab.json, merges.txt and tokenizer.json. For XLM-RoBERTa, there is tokenizer.json alone.
     """
     ids = {piece: number for number, piece in enumerate(saved.vocabulary)}
     if isinstance(saved.normalization, Unigram):
@@ -243,7 +248,10 @@ def _write_vocabulary(folder: Path, saved: LanguageModelFolder) -> None:
 
 
 def _with_plain_names(tokenizer: Any) -> Any:
-    """Returns a unigram tokenizer whose special pieces do not end with a space."""
+    """Removes the space at the end of the special pieces of a unigram tokenizer.
+
+    Tokenizers of other kinds are returned unchanged. See `Unigram.pipeline`.
+    """
     import tokenizers
 
     whole = json.loads(tokenizer.to_str())
@@ -257,9 +265,9 @@ def _with_plain_names(tokenizer: Any) -> Any:
 def write_classifier(
     folder: Path, saved: LanguageModelFolder, labels: Sequence[str], tokenizer: Tokenizer
 ) -> None:
-    """Writes a folder of BertForSequenceClassification, or of the same class for (XLM-)RoBERTa.
+    """Writes a folder of BertForSequenceClassification, or of its equivalent for (XLM-)RoBERTa.
 
-    tokenizer.json contains the unchanged tokenizer of the classifier, and puts texts between [CLS]
+    tokenizer.json contains the tokenizer of the classifier. It also puts each text between [CLS]
     and [SEP], or between <s> and </s>.
 
     Args:
@@ -294,7 +302,7 @@ def write_classifier(
 
 
 def _config(saved: LanguageModelFolder, rows: int) -> dict[str, Any]:
-    """Returns the fields of config.json that all models of a kind have."""
+    """Returns the fields of config.json that language models and classifiers have in common."""
     ids = {
         role: list(saved.vocabulary).index(token) for role, token in rules(saved.kind).roles.items()
     }
@@ -326,7 +334,10 @@ def _write(
 
 
 def _write_tokenizer(path: Path, saved: LanguageModelFolder) -> None:
-    """Writes tokenizer.json of a BERT, if tokenizer_config.json cannot express `normalization`."""
+    """Writes tokenizer.json of a BERT if tokenizer_config.json cannot hold all options.
+
+    The options are those of `saved.normalization`.
+    """
     from tokenizers import decoders
 
     normal = saved.normalization
@@ -342,7 +353,7 @@ def _write_tokenizer(path: Path, saved: LanguageModelFolder) -> None:
 
 
 def _complete(tokenizer: Any, ids: Mapping[str, int], kind: str) -> Any:
-    """Adds the special tokens to a `tokenizers.Tokenizer`, which then also puts them around texts.
+    """Adds the special tokens to a `tokenizers.Tokenizer`, which then puts them around texts.
 
     Args:
       tokenizer: tokenizer without special tokens.
@@ -382,7 +393,10 @@ def _expect_shapes(
 
 
 def _expect_whole_head(path: Path, kind: str, left: Sequence[str]) -> None:
-    """Raises if the head for masked tokens is incomplete."""
+    """Raises a UserError if unused tensors belong to the head for masked tokens.
+
+    The head was then left out, because it is incomplete.
+    """
     names = [theirs for ours, theirs in NAMES[kind].items() if ours.partition("/")[0] == "head"]
     parts = [name for name in left if name.rpartition(".")[0] in names]
     if parts:
@@ -405,15 +419,17 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         )
     try:
         return load_file(path)
-    # Dtypes that NumPy lacks cause the exceptions after OSError.
+    # The exceptions after OSError are those of dtypes that NumPy lacks.
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
 def _tensors(folder: Path, kind: str) -> dict[str, np.ndarray]:
-    """Returns float32 tensors by name, without the prefix of the encoder, such as "bert.".
+    """Reads and checks the tensors of a folder, and converts them to float32.
 
-    The former names gamma and beta are replaced by weight and bias.
+    Returns:
+      The tensors by name, without the prefix of the encoder, such as "bert.". The former names
+      gamma and beta are replaced by weight and bias.
     """
     path = folder / "model.safetensors"
     tensors: dict[str, np.ndarray] = {}

@@ -22,21 +22,21 @@ FILES = (
 
 
 def is_name(text: str) -> bool:
-    """Returns True if a text has the form of a model's name on the Hub, NAME or OWNER/NAME."""
+    """Returns True if a text has the form of the names of models on the Hub: NAME or OWNER/NAME."""
     return _NAME.fullmatch(text) is not None
 
 
 def download(name: str) -> Path:
-    """Downloads a model, unless it is in the cache of the library; returns its folder.
+    """Downloads a model, unless it is in the cache of the library, and returns its folder.
 
-    The variables of the library apply, such as HF_HOME, HF_HUB_OFFLINE and HF_TOKEN.
+    The environment variables of the library apply, such as HF_HOME, HF_HUB_OFFLINE and HF_TOKEN.
 
     Args:
       name: name of the model, such as "bert-base-uncased".
 
     Raises:
-      UserError: there is no such model, or no network; in the second case the message has a command
-        that downloads the files on another machine.
+      UserError: there is no such model, or no network. In the second case the message contains a
+        command that downloads the files on another machine.
     """
     import huggingface_hub
     from huggingface_hub import errors

@@ -22,8 +22,8 @@ class Normalization:
       lower_case: whether case is folded.
       strip_accents: whether accents are removed; None for the value of `lower_case`.
       chinese_characters: whether each Chinese character is a word.
-      clean_text: whether control characters are removed, and each white-space character is replaced
-        by a space.
+      clean_text: whether control characters are removed, and all white-space characters are
+        replaced by spaces.
       longest_word: maximum number of characters of a word; a longer word becomes [UNK].
     """
 
@@ -119,8 +119,8 @@ class Unigram:
     def pipeline(self, ids: Mapping[str, int]) -> Any:
         """Builds a `tokenizers.Tokenizer` without special tokens.
 
-        The special tokens are pieces of the model. Here their names end with a space, which a text
-        cannot contain after pre-tokenization, so that "<s>" in a text is plain text.
+        The special tokens are pieces of the model. Here a space is added at the end of their names.
+        A text contains no spaces after pre-tokenization, so that "<s>" in a text is plain text.
 
         Args:
           ids: id of each piece.
@@ -142,7 +142,10 @@ class Unigram:
 
 
 def special_tokens(kind: str) -> tuple[str, ...]:
-    """Returns padding, unknown, classification, mask and end token of a kind of model."""
+    """Returns the special tokens of a kind of model.
+
+    They are the padding, unknown, classification, mask and end token, in this order.
+    """
     if kind in ROBERTA:
         return ("<pad>", "<unk>", "<s>", "<mask>", "</s>")
     return (*SPECIAL, *LAST)

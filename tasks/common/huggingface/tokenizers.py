@@ -2,8 +2,8 @@
 special_tokens_map.json and added_tokens.json.
 
 The files are read as WordPiece with BERT's normalizer; `huggingface.byte_pairs` reads the files of
-RoBERTa. Options for other tokenizations and contradictions between files raise errors. Special
-tokens in a text, such as "[SEP]", are treated as plain text.
+RoBERTa. An option for another tokenization is an error, and so is a contradiction between files.
+Special tokens in a text, such as "[SEP]", are treated as plain text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PREFIX = "##"
 VOCABULARY, TOKENIZER, MERGES = "vocab.txt", "tokenizer.json", "merges.txt"
 CLASSES = ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast")
 _MORE_TOKENS = ("bos_token", "eos_token", "additional_special_tokens", "extra_special_tokens")
-# Names of each `Normalization` field in tokenizer_config.json; the last one is its name in
+# Names of each field of `Normalization` in tokenizer_config.json. The last one is also its name in
 # tokenizer.json.
 _NAMES = {
     "lower_case": ("do_lower_case", "lowercase"),
@@ -63,11 +63,11 @@ class Rules:
     """Supported content of the tokenizer files of a kind of model.
 
     Attributes:
-      special: result of `tasks.common.huggingface.pipelines.special_tokens`.
-      classes: supported values of tokenizer_class; the first one is written.
-      vocabulary: file of the vocabulary, which may accompany or replace tokenizer.json.
-      names: names of each field in tokenizer_config.json; the last one is its name in
-        tokenizer.json.
+      special: special tokens, see `tasks.common.huggingface.pipelines.special_tokens`.
+      classes: supported values of tokenizer_class; the first one is written to new files.
+      vocabulary: name of the vocabulary file, which may accompany or replace tokenizer.json.
+      names: for each field of the tokenizer's class in `tasks.common.huggingface.pipelines`, its
+        names in tokenizer_config.json; the last one is also its name in tokenizer.json.
       expected: supported values of other options that affect tokenization.
     """
 
@@ -79,7 +79,7 @@ class Rules:
 
     @property
     def roles(self) -> dict[str, str]:
-        """The special tokens by role."""
+        """The special tokens by role: "pad", "unk", "cls", "mask" and "sep"."""
         return dict(zip(("pad", "unk", "cls", "mask", "sep"), self.special, strict=True))
 
 
@@ -108,9 +108,13 @@ _BERT = rules("bert")
 
 
 def read_tokenizer(folder: Path) -> tuple[list[str], Normalization, list[str]]:
-    """Reads pieces in id order, normalization, and notes on options without effect.
+    """Reads the tokenizer of a BERT folder.
 
-    Reads vocab.txt with tokenizer_config.json, or tokenizer.json; all given files must agree.
+    It is in vocab.txt and tokenizer_config.json, or in tokenizer.json. If all of these exist, they
+    must agree.
+
+    Returns:
+      The pieces in the order of their ids, the normalization, and notes on options without effect.
 
     Raises:
       UserError: a file is missing or damaged, contradicts another file, or has an unsupported
@@ -139,11 +143,12 @@ def read_tokenizer(folder: Path) -> tuple[list[str], Normalization, list[str]]:
 
 
 def contradiction(folder: Path, names: Sequence[str], value: Any, found: Any) -> UserError:
-    """Returns the error for an option with two values.
+    """Returns the error for an option that has different values in two files.
 
     Args:
       folder: folder of the files.
-      names: see `Rules.names`.
+      names: names of the option in tokenizer_config.json (the first one) and in tokenizer.json (the
+        last one).
       value: value in tokenizer_config.json.
       found: value in tokenizer.json.
     """
@@ -154,7 +159,12 @@ def contradiction(folder: Path, names: Sequence[str], value: Any, found: Any) ->
 
 
 def notes_on(folder: Path, values: Mapping[str, Any]) -> list[str]:
-    """Returns notes on parts of tokenizer.json that have no effect."""
+    """Returns notes on the parts of tokenizer.json that have no effect.
+
+    Args:
+      folder: folder of the file.
+      values: content of tokenizer.json.
+    """
     cut = [name for name in ("truncation", "padding") if values.get(name) is not None]
     if not cut:
         return []
@@ -162,7 +172,16 @@ def notes_on(folder: Path, values: Mapping[str, Any]) -> list[str]:
 
 
 def mask_notes(path: Path, values: Mapping[str, Any], rules: Rules) -> list[str]:
-    """Returns a note if, in tokenizer.json, a mask token does not include the space before it."""
+    """Returns a note if the mask token of tokenizer.json does not include the space before it.
+
+    Args:
+      path: tokenizer.json.
+      values: its content.
+      rules: rules of the kind of model.
+
+    Returns:
+      A list with the note, or an empty list.
+    """
     mask, tokens = rules.roles["mask"], values.get("added_tokens") or []
     if False not in [token.get("lstrip") for token in tokens if token["content"] == mask]:
         return []
@@ -170,7 +189,11 @@ def mask_notes(path: Path, values: Mapping[str, Any], rules: Rules) -> list[str]
 
 
 def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    """Reads a JSON object; returns an empty one for a missing optional file.
+    """Reads a JSON object from a file.
+
+    Args:
+      path: path of the file.
+      optional: whether the file may be missing; the object is then empty.
 
     Raises:
       UserError: the file cannot be read, or is not a JSON object.
@@ -235,7 +258,14 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def checked_options(folder: Path, rules: Rules) -> dict[str, Any]:
-    """Returns the fields that tokenizer_config.json sets; checks the special and added tokens.
+    """Returns the fields that tokenizer_config.json sets, and checks all other options.
+
+    The special tokens and added tokens in special_tokens_map.json and added_tokens.json are checked
+    too.
+
+    Args:
+      folder: folder of the files.
+      rules: rules of the kind of model.
 
     Raises:
       UserError: a file is damaged, or has an unsupported option.
@@ -292,7 +322,10 @@ def unsupported(path: Path, name: str, value: Any, expected: Any) -> UserError:
 
 
 def _expect_special(path: Path, name: str, value: Any, rules: Rules) -> None:
-    """Checks the special token that an option names, as a string or as an object with "content"."""
+    """Checks the special token that an option names.
+
+    The value of the option is a string, or an object with the string as its "content".
+    """
     content = value.get("content") if isinstance(value, Mapping) else value
     expected = rules.roles[name.removesuffix("_token")]
     if content not in (None, expected):
@@ -300,7 +333,7 @@ def _expect_special(path: Path, name: str, value: Any, rules: Rules) -> None:
 
 
 def _spellings(value: Any) -> Iterator[str]:
-    """Yields the text of a token, or of each token in a list or object."""
+    """Yields the text of each token in the value of an option: a token, a list or an object."""
     if isinstance(value, Mapping) and not isinstance(value.get("content"), str):
         value = list(value.values())
     for token in value if isinstance(value, list) else [] if value is None else [value]:
@@ -309,7 +342,7 @@ def _spellings(value: Any) -> Iterator[str]:
 
 
 def _decoded(path: Path, value: Any) -> Iterator[tuple[str, int]]:
-    """Yields (token, id) of added_tokens_decoder."""
+    """Yields each token of the option added_tokens_decoder, with its id."""
     if not isinstance(value, Mapping):
         raise UserError(f"{path}: added_tokens_decoder is {to_json(value)}, expected an object")
     for number, token in value.items():
@@ -320,9 +353,10 @@ def _decoded(path: Path, value: Any) -> Iterator[tuple[str, int]]:
 
 
 def _expect_only_special(path: Path, ids: Mapping[str, Any], rules: Rules) -> None:
-    """Raises for added tokens other than the special tokens.
+    """Raises a UserError if an added token is not one of the special tokens.
 
-    The library would search texts for added tokens before it applies the model.
+    Other added tokens are not supported: the library would search texts for them before it applies
+    the model.
     """
     for content in ids:
         if content not in rules.special:
@@ -333,7 +367,7 @@ def _expect_only_special(path: Path, ids: Mapping[str, Any], rules: Rules) -> No
 
 
 def expect_special_ids(folder: Path, vocabulary: Sequence[str]) -> None:
-    """Checks that the ids of added tokens are those of the vocabulary.
+    """Checks that added tokens have the same ids as in the vocabulary.
 
     Raises:
       UserError: the files of the folder disagree.
@@ -355,7 +389,11 @@ def expect_special_ids(folder: Path, vocabulary: Sequence[str]) -> None:
 
 
 def _whole_tokenizer(path: Path, values: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Reads pieces in id order and fields of `Normalization` from tokenizer.json."""
+    """Checks the content of tokenizer.json.
+
+    Returns:
+      The pieces in the order of their ids, and the fields of `Normalization`.
+    """
     expected = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": PREFIX}
     model = checked_model(
         path, values, {name: (value,) for name, value in expected.items()}, (VOCABULARY,),
@@ -382,15 +420,18 @@ def checked_model(
     others: Sequence[str] = (),
     vocabulary: type = dict,
 ) -> dict[str, Any]:
-    """Returns the part "model" of tokenizer.json, and checks the names of all parts.
+    """Checks the options of the model in tokenizer.json, and the names of the other parts.
 
     Args:
       path: tokenizer.json.
       values: its content.
-      expected: supported values of each option of the model.
-      files: files that the user may provide instead.
-      others: further options of the model.
+      expected: supported values of each option of the model; the first one is the default.
+      files: files that the user may provide instead, for a message.
+      others: names of further options of the model, whose values are not checked.
       vocabulary: type of model.vocab, dict or list.
+
+    Returns:
+      The part "model".
 
     Raises:
       UserError: the model is missing, or has an unsupported option; or a part is unknown.
@@ -420,7 +461,10 @@ def checked_model(
 
 
 def _normalizer(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns fields of `Normalization`, with BERT's values for missing ones."""
+    """Returns the fields of `Normalization` that the normalizer in tokenizer.json sets.
+
+    Missing options have the values of BERT.
+    """
     normalizer = values.get("normalizer")
     if not isinstance(normalizer, dict) or normalizer.get("type") != "BertNormalizer":
         found = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
@@ -441,7 +485,10 @@ def _normalizer(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _expect_parts(path: Path, values: Mapping[str, Any]) -> None:
-    """Raises unless pre-tokenizer, post-processor, truncation and decoder are those of BERT."""
+    """Raises a UserError if another part of tokenizer.json differs from that of BERT.
+
+    The parts are pre-tokenizer, post-processor, truncation and decoder.
+    """
     cutter = values.get("pre_tokenizer")
     # Without this part, the library treats each text as a single word if the file is complete. In a
     # file that the library cannot load, missing parts default to those of BERT.
@@ -469,7 +516,7 @@ def _loads(values: Mapping[str, Any]) -> bool:
 
 
 def expect_ends(path: Path, values: Mapping[str, Any], rules: Rules) -> None:
-    """Checks that texts are truncated at the end, and put between the special tokens.
+    """Checks that texts are truncated at their end, and put between the special tokens.
 
     Args:
       path: tokenizer.json.
@@ -488,7 +535,13 @@ def expect_ends(path: Path, values: Mapping[str, Any], rules: Rules) -> None:
 
 
 def _expect_template(path: Path, after: Any, expected: Sequence[str]) -> None:
-    """Raises unless the post-processor produces the sequence `expected`, where "A" is the text."""
+    """Raises a UserError if the post-processor of a text does not produce the expected sequence.
+
+    Args:
+      path: tokenizer.json.
+      after: the post-processor.
+      expected: special tokens, and "A" in the place of the text.
+    """
     kind = after.get("type") if isinstance(after, dict) else None
     own = "BertProcessing" if expected[0] == "[CLS]" else "RobertaProcessing"
     if kind == own:
@@ -511,12 +564,14 @@ def _expect_template(path: Path, after: Any, expected: Sequence[str]) -> None:
 def ids_of(
     path: Path, vocabulary: Mapping[str, Any], added: Any, rules: Rules, name: str = "model.vocab"
 ) -> list[str]:
-    """Returns the pieces in id order: those of the vocabulary, and the special tokens it lacks.
+    """Returns the pieces of a vocabulary in the order of their ids.
+
+    Special tokens that the vocabulary lacks are added.
 
     Args:
       path: file of the vocabulary.
       vocabulary: id of each piece.
-      added: added tokens of tokenizer.json, as objects with `content` and `id`.
+      added: added tokens, as objects with `content` and `id`; may be None.
       rules: rules of the kind of model.
       name: name of the vocabulary in messages.
 
@@ -548,7 +603,7 @@ def ids_of(
 
 
 def difference(mine: Sequence[str], theirs: Sequence[str]) -> str:
-    """Returns the first difference of two vocabularies, for messages."""
+    """Describes the first difference between two vocabularies, for messages."""
     if len(mine) != len(theirs):
         return f"has {len(mine)} pieces, expected the {len(theirs)} pieces"
     index = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])

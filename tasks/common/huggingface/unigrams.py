@@ -31,7 +31,10 @@ from tasks.common.huggingface.tokenizers import (
 
 
 def read_unigrams(folder: Path) -> tuple[list[str], Unigram, list[str]]:
-    """Reads pieces in id order, the unigram model, and notes on options without effect.
+    """Reads the tokenizer of an XLM-RoBERTa folder.
+
+    Returns:
+      The pieces in the order of their ids, the unigram model, and notes on options without effect.
 
     Raises:
       UserError: a file is missing or damaged, contradicts another file, or has an unsupported
@@ -66,7 +69,7 @@ def read_unigrams(folder: Path) -> tuple[list[str], Unigram, list[str]]:
 
 
 def _scores(path: Path, pieces: list[Any]) -> dict[str, float]:
-    """Returns the score of each piece in id order."""
+    """Returns the score of each piece, in the order of the ids."""
     scores: dict[str, float] = {}
     for number, pair in enumerate(pieces):
         fits = isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
@@ -87,7 +90,10 @@ def _finite(score: Any) -> bool:
 
 
 def _expect_spaces(path: Path, values: Mapping[str, Any]) -> None:
-    """Raises unless the pre-tokenizer replaces spaces, also at the beginning of each text."""
+    """Raises a UserError if the pre-tokenizer does not replace spaces by `SPACE`.
+
+    It must also add a space before each text.
+    """
     cutter = values.get("pre_tokenizer")
     spaces = [part for part in _parts(cutter) if part.get("type") == "Metaspace"]
     if not spaces:
@@ -100,7 +106,7 @@ def _expect_spaces(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _parts(cutter: Any) -> Iterator[Mapping[str, Any]]:
-    """Yields the pre-tokenizers of a sequence, or a single one."""
+    """Yields the parts of a sequence of pre-tokenizers, or a pre-tokenizer that has no parts."""
     if isinstance(cutter, dict):
         nested = cutter.get("pretokenizers")
         parts = nested if isinstance(nested, list) else [cutter]

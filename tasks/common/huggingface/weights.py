@@ -4,12 +4,13 @@ Devlin et al. 2019, "BERT"; Sanh et al. 2019, "DistilBERT"; Liu et al. 2019, "Ro
 al. 2020, "Unsupervised Cross-lingual Representation Learning at Scale".
 
 Parameter names of the library transformers are converted to those of masked language models in
-tasks/language_modeling, and back. `huggingface.files` reads and writes the files. Token ids differ:
-in this project padding, unknown and classification token come first, mask and end token last, so
-the rows of embedding tables are permuted. The position tables of RoBERTa begin with unused rows.
-"Our" ids and names are those of this project.
+tasks/language_modeling, and back. `huggingface.files` reads and writes the files.
 
-V pieces of the vocabulary, D model size, n rows.
+"Our" ids and names are those of this project. Our token ids differ from those of transformers: the
+padding, unknown and classification token come first, and the mask and end token last. Therefore the
+rows of embedding tables are permuted. The position tables of RoBERTa begin with unused rows.
+
+In shapes, V is the number of pieces of the vocabulary, D the model size, and n a number of rows.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from tasks.common.huggingface.pipelines import (
 from tasks.common.text.subword_tokenizer import SubwordTokenizer
 from tasks.common.text.tokenizer import LAST, SPECIAL, TextConfig, Tokenizer
 
-# File in the directory of a run with imported weights: result of `LanguageModelFolder.tokenizer`.
+# Name of a file in the directory of a run with imported weights. It contains the result of
+# `LanguageModelFolder.tokenizer`.
 IMPORTED = "imported.json"
 
-# Our name -> name in transformers; "{}" is the layer index. A module has a matrix (transposed in
-# transformers) or a scale, and a bias.
+# The name in transformers for our name of each module; "{}" is the layer index. A module has a
+# matrix (which is transposed in transformers) or a scale, and a bias.
 NAMES = {
     "bert": {
         "embedding": "embeddings.word_embeddings",
@@ -85,7 +87,8 @@ NAMES["roberta"] = {ours: theirs for ours, theirs in NAMES["bert"].items() if ou
 NAMES["xlm-roberta"] = NAMES["roberta"]
 # Prefix of the encoder's tensors in files with a head.
 PREFIXES = {kind: kind for kind in NAMES} | {"xlm-roberta": "roberta"}
-# Our field -> name and default in config.json of BERT, and of DistilBERT (None: no such field).
+# For our name of each field, its name and default in config.json of BERT, and the same for
+# DistilBERT. None means that there is no such field.
 _FIELDS = {
     "model_size": (("hidden_size", 768), ("dim", 768)),
     "num_layers": (("num_hidden_layers", 12), ("n_layers", 6)),
@@ -123,14 +126,15 @@ class LanguageModelFolder:
     Attributes:
       kind: "bert", "distilbert", "roberta" or "xlm-roberta".
       model: fields of `LanguageModelConfig`.
-      params: parameters by path, such as "encoder/layers/0/attention/query/kernel", with rows in
-        the order of our ids; without the head if the folder has none.
+      params: parameters by path, such as "encoder/layers/0/attention/query/kernel". Embedding table
+        and output bias have their rows in the order of our ids. There is no head if the folder has
+        none.
       vocabulary: pieces in the order of their ids.
       normalization: options of the tokenizer; their class depends on the kind of model.
-      left_out: names of unused tensors.
-      padding: rows of the files that our model does not use: "embedding" [n, D] and, with a head,
-        "bias" [n], after the rows of the vocabulary; and "positions" [first_position, D], before
-        the rows of positions. May be empty.
+      left_out: names of the tensors in the folder that are not used.
+      padding: rows in the folder that our model does not use; may be empty. They are "embedding"
+        [n, D] and, with a head, "bias" [n], which follow the rows of the vocabulary; and
+        "positions" [first_position, D], which precede the rows of positions.
       notes: notes for the user on options without effect.
     """
 
@@ -155,12 +159,12 @@ class LanguageModelFolder:
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
-        """Padding, unknown, classification, mask and end token."""
+        """Special tokens, see `tasks.common.huggingface.pipelines.special_tokens`."""
         return special_tokens(self.kind)
 
     @property
     def order(self) -> np.ndarray:
-        """Transformers id of each of our ids, see `our_order`."""
+        """Id in transformers for each of our ids, see `our_order`."""
         return our_order(self.vocabulary, self.special_tokens)
 
     @property
@@ -169,7 +173,7 @@ class LanguageModelFolder:
         return first_position(self.kind, list(self.vocabulary).index(self.special_tokens[0]))
 
     def tokenizer(self) -> dict[str, Any]:
-        """Returns the arguments of `of_model` besides the model, as JSON values."""
+        """Returns the arguments of `of_model`, except `model`, as JSON values."""
         padding = {
             name: {"shape": list(rows.shape), "float32": base64.b64encode(rows.tobytes()).decode()}
             for name, rows in self.padding.items()
@@ -182,7 +186,7 @@ class LanguageModelFolder:
         }
 
     def text_tokenizer(self) -> Tokenizer:
-        """Returns the tokenizer with our ids, without the mask and end tokens of the task."""
+        """Returns a tokenizer with our ids. It lacks the mask and end token, which tasks add."""
         order = self.order[: -len(LAST)]
         ids = {self.vocabulary[theirs]: ours for ours, theirs in enumerate(order)}
         name = self.normalization.tokenizer
@@ -191,9 +195,9 @@ class LanguageModelFolder:
 
 
 def first_position(kind: str, padding: int) -> int:
-    """Returns the row of the first token in the table of positions.
+    """Returns the row of the table of positions that belongs to the first token.
 
-    In tables of RoBERTa this row follows the row of the padding id; in others it is 0.
+    In tables of RoBERTa it is the row after that of the padding id; in others it is row 0.
 
     Args:
       kind: kind of model.
@@ -203,10 +207,10 @@ def first_position(kind: str, padding: int) -> int:
 
 
 def our_order(vocabulary: Sequence[str], special: Sequence[str] = (*SPECIAL, *LAST)) -> np.ndarray:
-    """Returns the transformers id of each of our ids, int [V].
+    """Returns the id in transformers for each of our ids, int [V].
 
     Args:
-      vocabulary: pieces in the order of the transformers ids.
+      vocabulary: pieces in the order of the ids in transformers.
       special: see `special_tokens`.
 
     Raises:
@@ -230,13 +234,17 @@ def our_order(vocabulary: Sequence[str], special: Sequence[str] = (*SPECIAL, *LA
 def to_tensors(
     kind: str, num_layers: int, params: Mapping[str, Any], order: np.ndarray
 ) -> dict[str, Any]:
-    """Converts our parameters to transformers tensors, by name without a prefix.
+    """Converts our parameters to tensors of transformers.
 
     Args:
       kind: kind of model.
-      num_layers: L.
-      params: parameters by path, arrays of NumPy or PyTorch; they are only transposed and permuted.
+      num_layers: number of layers.
+      params: parameters by path. They are arrays of NumPy or PyTorch, because they are only
+        reshaped, transposed and permuted.
       order: see `our_order`.
+
+    Returns:
+      The tensors by name, without the prefix of the encoder.
     """
     theirs = np.argsort(order)
     tensors = {}
@@ -262,18 +270,21 @@ def to_tensors(
 def from_tensors(
     kind: str, model: Mapping[str, Any], tensors: Mapping[str, Any], order: np.ndarray
 ) -> tuple[dict[str, Any], list[str]]:
-    """Converts transformers tensors to our parameters; also returns the names of unused tensors.
+    """Converts tensors of transformers to our parameters.
 
-    This is the inverse of `to_tensors`, except for the output layer of classifiers, which is left
-    out. An incomplete head is left out too, and so are modules for sentence pairs unless the model
-    has next_sentence.
+    This is the inverse of `to_tensors`, except that some tensors are left out: the output layer of
+    a classifier, an incomplete head and, unless the model has next_sentence, the modules for
+    sentence pairs.
 
     Args:
       kind: kind of model.
       model: fields of `LanguageModelConfig`.
-      tensors: tensors by name without a prefix. The table of positions must not contain the rows
-        before `first_position`.
+      tensors: tensors by name, without the prefix of the encoder. The table of positions must not
+        contain the rows before `first_position`.
       order: see `our_order`.
+
+    Returns:
+      The parameters by path, and the names of the tensors that are left out.
 
     Raises:
       KeyError: a tensor of the encoder is missing.
@@ -312,7 +323,7 @@ def from_tensors(
 
 
 def fitted_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns the arguments of `of_model`, besides the model, for a tokenizer of this project.
+    """Returns the arguments of `of_model`, except `model`, for a tokenizer fitted by this project.
 
     Raises:
       ValueError: the tokenizer is not WordPiece.
@@ -332,12 +343,12 @@ def of_model(
     kind: str | None = None,
     **normalization: Any,
 ) -> LanguageModelFolder:
-    """Returns the content of a folder of a masked language model, without weights.
+    """Returns the content of a folder for a masked language model; its parameters are empty.
 
     Args:
       model: fields of `LanguageModelConfig`.
       vocabulary: pieces in the order of the file.
-      padding: see `LanguageModelFolder.tokenizer`.
+      padding: unused rows, as returned by `LanguageModelFolder.tokenizer`; None if there are none.
       kind: kind of model. If None, a model with segment embeddings is a BERT, otherwise a
         DistilBERT.
       **normalization: fields of `Normalization`, of `BytePairs` for RoBERTa, or of `Unigram` for
@@ -384,9 +395,9 @@ def of_classifier(
 ) -> LanguageModelFolder:
     """Converts a text classifier with pooling "bert" to a BERT, RoBERTa or XLM-RoBERTa.
 
-    It becomes a RoBERTa if its tokenizer has the special tokens of RoBERTa, and an XLM-RoBERTa if
-    the tokenizer is also a unigram model. The segment embeddings are zeros, because the token
-    embeddings of the classifier include those of the first segment.
+    If its tokenizer has the special tokens of RoBERTa, the result is an XLM-RoBERTa for a unigram
+    model, and a RoBERTa otherwise. With other special tokens, it is a BERT. The segment embeddings
+    are zeros, because the token embeddings of the classifier include those of the first segment.
 
     Args:
       model: fields of `tasks.text_classification.model.TransformerConfig`.
@@ -419,7 +430,7 @@ def of_classifier(
 def expected_shapes(
     kind: str, model: Mapping[str, Any], rows: int, first: int = 0
 ) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of all tensors of a file, by name.
+    """Returns the expected shape of each tensor of a file, by its name.
 
     Args:
       kind: kind of model.

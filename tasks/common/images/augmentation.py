@@ -1,8 +1,12 @@
 """Random augmentation of images in training, with explicit keys, under `jax.jit`.
 
-B batch, Y X height and width, C channels. The random numbers of an example depend only on its own
-key, see `example_keys`. Geometric transforms also apply to a label map [B, Y, X]. Pixels from
-outside the image are 0; in label maps they are `void`.
+The random numbers of an example depend only on its own key, see `example_keys`. Geometric
+transforms are also applied to label maps, if there are any. Pixels from outside the image are 0; in
+label maps they are `void`.
+
+In shapes, B is the batch size, Y and X are height and width, and C is the number of channels.
+Images are floating point [B, Y, X, C] from 0 to 1, label maps int [B, Y, X], and keys random keys
+[B], one for each example.
 """
 
 from __future__ import annotations
@@ -68,14 +72,14 @@ def augment(
     """Applies all changes of a config.
 
     Args:
-      images: floating-point [B, Y, X, C] from 0 to 1.
-      keys: [B].
+      images: floating point [B, Y, X, C] from 0 to 1.
+      keys: random keys [B].
       config: see `AugmentationConfig`.
-      labels: int [B, Y, X], transformed with the images.
+      labels: label maps, int [B, Y, X], which are transformed with the images; None for no maps.
       void: label of pixels from outside the image.
 
     Returns:
-      The images, or the images and labels if there are labels.
+      The images; with `labels`, a pair of the images and the label maps.
 
     Raises:
       ValueError: images are not floating point, or saturation or hue is used without three
@@ -114,7 +118,7 @@ def augment(
 def random_flip(
     images: Array, keys: Array, labels: Array | None = None, axis: int = 2
 ) -> tuple[Array, Array | None]:
-    """Flips images with probability 1/2: horizontally (axis 2) or vertically (axis 1)."""
+    """Flips each image with probability 1/2, horizontally (axis 2) or vertically (axis 1)."""
     chosen = jax.vmap(jax.random.bernoulli)(keys)
 
     def flip(x: Array) -> Array:
@@ -128,7 +132,8 @@ def random_crop(
 ) -> tuple[Array, Array | None]:
     """Pads images, and crops them to their original size (He et al. 2016, section 4.2).
 
-    The position of the crop is random, which translates images by -padding to padding pixels.
+    The position of the crop is random. This translates an image by up to `padding` pixels in each
+    direction.
     """
     starts = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * padding + 1))(keys)
 
@@ -208,7 +213,13 @@ def translate(images: Array, offsets: Array) -> Array:
 
 
 def random_translation(images: Array, largest: float, key: Array) -> Array:
-    """Translates by uniform offsets in [-largest, largest], drawn from one key for the batch."""
+    """Translates images by offsets that are uniform in [-largest, largest].
+
+    Args:
+      images: [B, Y, X, C].
+      largest: maximum offset in pixels, vertically and horizontally.
+      key: a single key for the batch.
+    """
     if largest == 0:
         return images
     offsets = jax.random.uniform(key, (len(images), 2), minval=-largest, maxval=largest)
@@ -216,7 +227,15 @@ def random_translation(images: Array, largest: float, key: Array) -> Array:
 
 
 def _translation_matrix(offsets: Array, size: int) -> Array:
-    """Returns interpolation weights [B, size, size] from pixels (last axis) for offsets [B]."""
+    """Returns the weights of the linear interpolation along one axis.
+
+    Args:
+      offsets: offset of each image along the axis, [B].
+      size: number of pixels along the axis.
+
+    Returns:
+      [B, size, size], with translated pixels on axis 1 and original pixels on axis 2.
+    """
     pixels = jnp.arange(size, dtype=jnp.float32)
     distance = pixels[:, None] - offsets[:, None, None] - pixels
     return jnp.maximum(0.0, 1.0 - jnp.abs(distance))
@@ -226,7 +245,10 @@ def _translation_matrix(offsets: Array, size: int) -> Array:
 
 
 def color_jitter(images: Array, keys: Array, config: AugmentationConfig) -> Array:
-    """Changes brightness, contrast, saturation and hue with dm_pix; clips to [0, 1] after each."""
+    """Changes brightness, contrast, saturation and hue at random.
+
+    After each of these changes, which dm_pix computes, pixels are clipped to [0, 1].
+    """
 
     def jitter(image: Array, key: Array) -> Array:
         first, second, third, fourth = jax.random.split(key, 4)
@@ -248,8 +270,8 @@ def cutout(
 ) -> tuple[Array, Array | None]:
     """Fills a square of each image with the image's mean (DeVries & Taylor 2017, "Cutout").
 
-    The center of the square is a random pixel, so the square may extend beyond the image. Labels in
-    the square become void.
+    The center of the square is a random pixel, so the square may extend beyond the image. Labels
+    within the square become `void`.
     """
     _, Y, X, _ = images.shape
 
@@ -273,17 +295,17 @@ def mixup(
 
         x'_b = λ_b x_b + (1 - λ_b) x_p(b),   λ ~ Beta(α, α)
 
-    with p(b) = B - 1 - b. The loss is λ_b L(y_b) + (1 - λ_b) L(y_p(b)).
+    with the partner p(b) = B - 1 - b. The loss is λ_b L(y_b) + (1 - λ_b) L(y_p(b)).
 
     Args:
       images: [B, Y, X, C].
-      keys: [B].
+      keys: random keys [B].
       alpha: α, above 0.
-      valid: bool [B], False for padding rows, with which no image is mixed (λ is 1); all True if
-        None.
+      valid: bool [B], False for padding rows. An image whose partner is a padding row is not mixed:
+        its λ is 1. None if there are no padding rows.
 
     Returns:
-      x', p int32 [B] and λ [B].
+      The mixed images x'; the partners p, int32 [B]; and λ, [B].
     """
     partner = jnp.arange(len(images))[::-1]
     fraction = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)

@@ -1,6 +1,6 @@
 """Reading of image files of any format that Pillow supports, and of folders of images.
 
-Y X height and width. Error messages are one line and name the file.
+Error messages are one line and name the file. In shapes, Y and X are height and width.
 """
 
 from __future__ import annotations
@@ -42,14 +42,15 @@ def read_image(
 ) -> np.ndarray:
     """Reads an image.
 
-    Transparent pixels are blended with white. 16-bit grayscale is scaled by its full range, so that
-    65535 becomes 255. The EXIF orientation is applied. Only the first of several frames is read.
+    Transparent pixels are blended with white. The full range of 16-bit grayscale is scaled to 8
+    bits, so that 65535 becomes 255. The EXIF orientation is applied. Of several frames, only the
+    first is read.
 
     Args:
       path: path of the file.
       mode: "RGB", or "L" for grayscale with the weights of ITU-R 601.
-      size: (Y, X) of the result, see `resize`; unchanged if None.
-      called: name in messages; the path if None.
+      size: (Y, X) of the result, see `resize`; None for the size of the file.
+      called: name of the file in messages; None for its path.
 
     Returns:
       uint8 [Y, X, 3], or [Y, X] for "L".
@@ -66,12 +67,12 @@ def read_image(
 def read_oriented(
     path: str | Path, *, mode: str = "RGB", called: str | None = None
 ) -> tuple[np.ndarray, int]:
-    """Reads an image like `read_image`, and its EXIF orientation.
+    """Reads an image, as `read_image` does, and its EXIF orientation.
 
     Args:
       path: path of the file.
       mode: "RGB" or "L".
-      called: name in messages; the path if None.
+      called: name of the file in messages; None for its path.
 
     Returns:
       The image as displayed, uint8, and the orientation of the stored image, 1 to 8.
@@ -92,9 +93,10 @@ def read_oriented(
 
 
 def orientation_of(image: PillowImage.Image) -> int:
-    """Returns the EXIF orientation of an image that is opened and not yet loaded, 1 if unknown.
+    """Returns the EXIF orientation of an opened image; 1 if it is unknown.
 
-    Later the orientation of TIFF files is lost, because Pillow rotates them when it loads them.
+    The image must not be loaded yet. When Pillow loads a TIFF file, it rotates the image, and the
+    orientation is lost.
     """
     value = image.getexif().get(0x0112, UPRIGHT)
     return value if isinstance(value, int) and UPRIGHT <= value <= 8 else UPRIGHT
@@ -102,7 +104,7 @@ def orientation_of(image: PillowImage.Image) -> int:
 
 @contextlib.contextmanager
 def open_image(path: str | Path, name: str) -> Iterator[PillowImage.Image]:
-    """Opens an image file; errors within the context become `UserError`s.
+    """Opens an image file, and converts errors within the context to `UserError`s.
 
     Args:
       path: path of the file.
@@ -186,7 +188,14 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def center_crop_square(image: np.ndarray) -> np.ndarray:
-    """Crops the central square: [Y, X, ...] -> [S, S, ...] with S = min(Y, X)."""
+    """Crops the central square of an image.
+
+    Args:
+      image: [Y, X, ...].
+
+    Returns:
+      [S, S, ...] with S = min(Y, X).
+    """
     Y, X = image.shape[:2]
     side = min(Y, X)
     top, left = (Y - side) // 2, (X - side) // 2
@@ -194,7 +203,9 @@ def center_crop_square(image: np.ndarray) -> np.ndarray:
 
 
 def image_paths(folder: str | Path) -> list[Path]:
-    """Returns the sorted paths below a folder that end in one of SUFFIXES and are not hidden.
+    """Returns the sorted paths of the images in a folder and its subfolders.
+
+    Images are the files that end in one of SUFFIXES. Hidden files and folders are left out.
 
     Raises:
       UserError: a folder cannot be read.
@@ -212,11 +223,13 @@ def image_paths(folder: str | Path) -> list[Path]:
 
 
 def warn_left_out(folder: str | Path, used: Collection[Path]) -> None:
-    """Warns about unused files below a folder, and about links to folders.
+    """Warns about files below a folder that are not used.
+
+    Links to folders count as files, because they are not followed.
 
     Args:
-      folder: folder that is searched recursively.
-      used: paths of the used files, and of folders that are not searched.
+      folder: the folder.
+      used: paths of the files that are used, and of subfolders that are not searched.
     """
     root, kept = Path(folder), set(used)
     others = sorted(
@@ -235,12 +248,14 @@ def warn_left_out(folder: str | Path, used: Collection[Path]) -> None:
 
 
 def image_folder(folder: str | Path) -> dict[str, list[Path]]:
-    """Returns image paths by class, where each folder in `folder` is a class.
+    """Returns the paths of images by class.
 
-    Warns about files that are left out and about images in subfolders of a class.
+    Each folder in `folder` is a class. Warns about files that are left out, and about images that
+    are in subfolders of a class.
 
     Returns:
-      Dict from sorted class names to sorted paths. Class names are in composed Unicode form (NFC).
+      Sorted paths for each class; the class names are sorted, too, and in composed Unicode form
+      (NFC).
 
     Raises:
       UserError: the folder does not exist or contains no folders, a class folder has no images, or
@@ -279,7 +294,14 @@ def image_folder(folder: str | Path) -> dict[str, list[Path]]:
 
 
 def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes labels [Y, X]; a new pixel has the label at its center."""
+    """Resizes a label map.
+
+    A pixel of the result has the label that the map has at the center of the pixel.
+
+    Args:
+      labels: int [Y, X].
+      size: (Y, X) of the result.
+    """
     if labels.shape == tuple(size):
         return labels
     y, x = (

@@ -1,18 +1,19 @@
-"""EXIF orientation: images as stored and as displayed, and the annotations in them.
+"""EXIF orientation: images as stored and as displayed, and their annotations.
 
 Images are read as displayed, which means rotated and mirrored according to the camera orientation
 (EXIF tag 0x0112, TIFF 6.0 section 8). Annotations (boxes and masks) may refer to the stored or to
-the displayed image. This is decided for each data set:
+the displayed image. This is decided for each image of a data set:
 
-* If the image is rotated by 90°, annotations refer to the image, stored or displayed, whose size
-  they declare.
+* If the two images differ in size, as after a rotation by 90°, annotations refer to the image whose
+  size they declare.
 * Otherwise (180°, mirror images, squares), annotations refer to the stored image, which is COCO's
-  convention, unless all rotated images of the data set have annotations for the displayed image.
+  convention. The exception is a data set in which the first rule decides some images, and chooses
+  the displayed image for all of them. Then annotations refer to the displayed image here, too.
 
 Annotations of stored images are transformed with the image. A warning states once which case
 applies. A mask with its own EXIF orientation is transformed by that orientation.
 
-Y X height and width.
+In shapes, Y and X are height and width.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import numpy as np
 from tasks.common.errors import warn_once
 
 UPRIGHT = 1
-# For each orientation: whether to transpose, then whether to reverse rows and columns.
+# For each orientation: whether to exchange rows and columns; and then whether to reverse the order
+# of the rows, and of the columns.
 _STEPS = {
     1: (False, False, False),
     2: (False, False, True),
@@ -38,10 +40,10 @@ _STEPS = {
 
 
 def turned(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Transforms an array [Y, X, ...] of a stored image to the displayed image.
+    """Rotates and mirrors an image from its stored to its displayed orientation.
 
     Args:
-      array: image or mask.
+      array: image or mask, [Y, X, ...].
       orientation: EXIF orientation, 1 to 8.
     """
     exchanged, rows, columns = _STEPS[orientation]
@@ -51,16 +53,21 @@ def turned(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """Returns height and width of the displayed image from the `size` of the stored image."""
+    """Returns height and width of the displayed image.
+
+    Args:
+      size: height and width of the stored image.
+      orientation: EXIF orientation, 1 to 8.
+    """
     return (size[1], size[0]) if _STEPS[orientation][0] else (size[0], size[1])
 
 
 def turned_boxes(boxes: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
-    """Transforms boxes (x1, y1, x2, y2) of a stored image to pixels of the displayed image.
+    """Transforms boxes from pixels of the stored image to pixels of the displayed image.
 
     Args:
-      boxes: [n, 4].
-      size: height and width of the image as stored.
+      boxes: corners x1, y1, x2, y2 of each box, [n, 4].
+      size: height and width of the stored image.
       orientation: EXIF orientation, 1 to 8.
     """
     exchanged, rows, columns = _STEPS[orientation]
@@ -76,7 +83,7 @@ def turned_boxes(boxes: np.ndarray, size: tuple[int, int], orientation: int) -> 
 
 
 class AnnotationTurns:
-    """Decides which annotations of a data set are transformed, as the module docstring states."""
+    """Decides which annotations of a data set are transformed, by the rules of this module."""
 
     def __init__(self):
         self._files: list[tuple[Path, int, bool | None]] = []
@@ -84,12 +91,12 @@ class AnnotationTurns:
     def fits(
         self, file: Path, orientation: int, annotated: tuple[int, int], displayed: tuple[int, int]
     ) -> bool:
-        """Records an image, and returns whether its annotations have a matching size.
+        """Records an image, and checks the size that its annotations declare.
 
         Args:
           file: file of the image.
           orientation: its EXIF orientation.
-          annotated: height and width given by the annotations.
+          annotated: height and width that the annotations declare.
           displayed: height and width of the image as displayed.
 
         Returns:
@@ -105,10 +112,14 @@ class AnnotationTurns:
         return True
 
     def decide(self, where: str) -> dict[Path, int]:
-        """Returns, for each image, the orientation by which its annotations are transformed; warns.
+        """Decides for each recorded image, and warns about the decisions.
 
         Args:
           where: file or folder of the data, for messages.
+
+        Returns:
+          For each image whose annotations refer to the stored image, the orientation by which they
+          are to be transformed.
         """
         decided = {stored for _, _, stored in self._files if stored is not None}
         usual = decided != {False}

@@ -1,6 +1,6 @@
-"""Conversion of pixel values.
+"""Conversion of pixel values, and grids of cells over images.
 
-Y X height and width of an image; y x those of a map.
+In shapes, Y and X are height and width of an image, and y and x are those of a map.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import numpy as np
 
 
 def to_unit(images: jax.Array) -> jax.Array:
-    """Scales uint8 images from 0 to 1, by division by 255; other images are unchanged."""
+    """Scales uint8 images to [0, 1] by dividing them by 255; other images are unchanged."""
     return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
 
 
 def center(images: jax.Array) -> jax.Array:
-    """Maps [0, 1] to [-2, 2]; images then have nearly unit variance, as initialization assumes."""
+    """Maps pixels from [0, 1] to [-2, 2].
+
+    Images then have nearly unit variance, which the initialization of models assumes.
+    """
     return 4 * images - 2
 
 
 def drawable(image: np.ndarray) -> np.ndarray:
-    """Returns a gray image [Y, X, 1] without its channel axis, other images unchanged."""
+    """Removes the channel axis of a gray image [Y, X, 1]; other images are unchanged."""
     return image[..., 0] if image.shape[-1] == 1 else image
 
 
@@ -39,7 +42,7 @@ def grid_areas(rows: int, columns: int) -> np.ndarray:
 
 
 def grid_labels(rows: int, columns: int) -> list[str]:
-    """Returns the row and column of each cell of a grid as a label, such as "0,3"."""
+    """Returns a label of each cell of a grid: its row and column, such as "0,3"."""
     return [f"{row},{column}" for row in range(rows) for column in range(columns)]
 
 

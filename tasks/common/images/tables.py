@@ -43,7 +43,7 @@ class ImageRow(NamedTuple):
     Attributes:
       where: file and line of the row, for messages.
       image: path of the image.
-      label: cell with the label, not converted.
+      label: content of the cell with the label.
       group: group of the row; "" without groups.
     """
 
@@ -79,8 +79,14 @@ def image_rows(name: str, config: ImageTableConfig) -> Iterator[ImageRow]:
 def image_file(table: str, cell: Any, where: str, column: str) -> Path:
     """Returns the path of the file that a cell of a table names.
 
+    Args:
+      table: path of the table, to whose folder the name is relative.
+      cell: content of the cell.
+      where: file and line of the cell, for messages.
+      column: column of the cell, for messages.
+
     Raises:
-      UserError: the cell is empty or no text.
+      UserError: the cell is empty or not a text.
     """
     text = text_value(cell, where, column).strip()
     if not text:
@@ -89,7 +95,7 @@ def image_file(table: str, cell: Any, where: str, column: str) -> Path:
 
 
 def expect_no_group(config: HeldOutConfig, name: str) -> None:
-    """Checks that images that are not listed in a table are not to be grouped by a column.
+    """Checks that no column of groups is set, for images that are not listed in a table.
 
     Args:
       config: config of the data.

@@ -9,7 +9,7 @@ import numpy as np
 
 from tasks.common.metrics.descriptions import Metric, fraction, lower
 
-# Number of bootstrap samples, and number that are drawn at a time.
+# Number of bootstrap samples, and number of samples that are drawn at a time.
 _SAMPLES, _PORTION = 1000, 50
 
 CLASSIFICATION = {
@@ -36,7 +36,7 @@ CLASSIFICATION = {
 def classification_metrics(
     labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]
 ) -> dict[str, float]:
-    """Computes accuracy, macro and per-class precision, recall and F1, and MCC.
+    """Computes accuracy, MCC, and precision, recall and F1 of each class and as macro averages.
 
         precision = TP / (TP + FP),   recall = TP / (TP + FN),   F1 = 2·TP / (2·TP + FP + FN)
 
@@ -85,8 +85,8 @@ def classification_intervals(
     """Computes 95 % confidence intervals of the metrics of `classification_metrics`.
 
     The interval of the accuracy is a Wilson interval. The others are percentiles of 1000 bootstrap
-    samples (Efron 1979). Instead of n examples with replacement, the counts in the cells of the
-    confusion matrix are drawn, which are then multinomial.
+    samples (Efron 1979). A sample is not drawn as n examples with replacement, but directly as the
+    cells of its confusion matrix, whose counts have a multinomial distribution.
 
     Args:
       labels, predictions, names: see `classification_metrics`.
@@ -115,7 +115,15 @@ def classification_intervals(
 
 
 def _from_confusion(confusion: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Computes metrics, each [R], of confusion matrices [R, true class, predicted class]."""
+    """Computes the metrics of R confusion matrices, apart from the accuracy.
+
+    Args:
+      confusion: counts, [R, C, C], with true classes in rows and predicted classes in columns.
+      names: names of the C classes.
+
+    Returns:
+      The values of each metric, [R], by its name.
+    """
     hits = np.einsum("rkk->rk", confusion)
     true, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
     occurring = (true + predicted) > 0

@@ -15,7 +15,7 @@ class Metric:
       about: what the metric measures. If the name is given by a regular expression, {0} stands for
         the first group of the match.
       unit: unit of the values, such as "fraction" or "nats per token".
-      higher_is_better: direction of better values; None if neither direction is better.
+      higher_is_better: whether higher values are better; None if neither direction is better.
     """
 
     about: str
@@ -24,7 +24,7 @@ class Metric:
 
     @property
     def direction(self) -> str:
-        """Direction of better values in words."""
+        """Statement in words about the direction that is better."""
         if self.higher_is_better is None:
             return "neither direction is better"
         return f"{'higher' if self.higher_is_better else 'lower'} is better"
@@ -54,7 +54,9 @@ COMMON = {
 
 
 def pattern_of(table: Mapping[str, Metric], name: str) -> str | None:
-    """Returns the key that matches the name of a metric; None if no key matches.
+    """Returns the key of a table of metrics that matches the name of a metric.
+
+    The result is None if no key matches.
 
     Args:
       table: descriptions by name, or by a regular expression for the whole name. `COMMON` is

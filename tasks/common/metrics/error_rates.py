@@ -11,7 +11,7 @@ from tasks.common.metrics.descriptions import Metric, fraction, lower
 
 
 def _with_conditions(table: Mapping[str, Metric]) -> dict[str, Metric]:
-    """Returns a table of metrics, extended by the same metrics under other test conditions."""
+    """Adds descriptions of the same metrics under other test conditions to a table of metrics."""
     conditions = {
         f"{name}_(?!accuracy)(.+)": dataclasses.replace(x, about=f"{x.about}, condition {{0}}")
         for name, x in table.items()
@@ -55,9 +55,9 @@ def transcript_metrics(
         character level.
 
     Returns:
-      `wer`, `cer`, `exact_match`; `repeats`, `skips` and `early_stops`, the fractions of texts with
-      such a failure, see `decoding_failures`. If there are empty references, also
-      `hallucination_rate`, the fraction of empty references whose hypothesis is not empty. The
+      `wer` (if `words` is set), `cer` and `exact_match`; and `repeats`, `skips` and `early_stops`,
+      the fractions of texts with such a failure, see `decoding_failures`. If there are empty
+      references, also `hallucination_rate`, the fraction of them whose hypothesis is not empty. The
       other metrics are NaN if all references are empty.
 
     Raises:
@@ -97,10 +97,12 @@ def transcript_metrics(
 def text_errors(
     references: Sequence[str], hypotheses: Sequence[str], words: bool = True
 ) -> np.ndarray:
-    """Computes per-text values [n] whose mean is the WER, or the CER if `words` is False.
+    """Computes a value for each text such that the mean is the WER, or the CER without `words`.
 
-    The value of a text is its number of errors divided by the mean length of the references. Texts
-    with empty references are excluded.
+    The value of a text is its number of errors divided by the mean length of the references.
+
+    Returns:
+      float64 [n], where n is the number of texts whose reference is not empty.
     """
     import jiwer
 
@@ -117,10 +119,14 @@ def text_errors(
 def decoding_failures(
     reference: Sequence[str], hypothesis: Sequence[str]
 ) -> tuple[bool, bool, bool]:
-    """Returns whether a decoder repeated words, skipped words, or stopped early.
+    """Returns three values: whether a decoder repeated words, skipped words, and stopped early.
 
-    In the alignment with the fewest errors, a repeat is an insertion that equals an adjacent word,
-    a skip is a deletion before the end, and an early stop is a deletion at the end.
+    These failures are found in the alignment with the fewest errors. A repeat is an inserted word
+    that equals an adjacent word. A skip is a deletion before the end, and an early stop is a
+    deletion at the end.
+
+    Args:
+      reference, hypothesis: true and predicted words, or characters instead of words.
     """
     import jiwer
 
@@ -147,5 +153,5 @@ def decoding_failures(
 
 
 def _spaced(parts: Sequence[str]) -> str:
-    """Joins words, or characters, by spaces for jiwer; the character " " becomes a visible one."""
+    """Joins words or characters by spaces, for jiwer. The character " " becomes a visible one."""
     return " ".join("␣" if part == " " else part for part in parts)

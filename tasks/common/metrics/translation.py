@@ -24,7 +24,7 @@ TRANSLATION = {
 def translation_metrics(
     outputs: Sequence[str], references: Sequence[str], lower_case: bool
 ) -> dict[str, float]:
-    """Computes BLEU (Papineni et al. 2002), chrF (Popović 2015), and the ratio of lengths.
+    """Computes BLEU (Papineni et al. 2002), chrF (Popović 2015), and the length ratio.
 
     Args:
       outputs: n translations, as plain text.
@@ -67,7 +67,12 @@ def translation_metrics(
 
 
 def bleu_signature(lower_case: bool, short: bool = False) -> str:
-    """Returns sacrebleu's signature of `bleu`, with its version; abbreviated if `short`."""
+    """Returns the signature of `bleu`, which has the settings and the version of sacrebleu.
+
+    Args:
+      lower_case: see `translation_metrics`.
+      short: whether the signature is abbreviated.
+    """
     metric = _bleu(lower_case)
     metric.corpus_score(["a"], [["a"]])
     return metric.get_signature().format(short)
@@ -78,10 +83,10 @@ def bleu_contributions(
 ) -> np.ndarray:
     """Computes the contribution of each sentence to BLEU, for paired comparisons of two systems.
 
-    BLEU is a function f of the mean of the sentences' counts s_i: hits and totals of n-grams, and
-    lengths. The contribution of sentence i is f + ∇f · (s_i - mean), the first-order change of f
-    when the sentence gets more weight (infinitesimal jackknife, Efron 1982). The mean of the
-    contributions is BLEU.
+    Each sentence i has counts s_i: hits and totals of n-grams, and lengths. BLEU is a function f of
+    the mean of these counts. The contribution of sentence i is f + ∇f · (s_i - mean), the
+    first-order change of f when the sentence gets more weight (infinitesimal jackknife, Efron
+    1982). The mean of the contributions is BLEU.
 
     Returns:
       float64 [n]; BLEU for every sentence if some n-gram order has no hit.

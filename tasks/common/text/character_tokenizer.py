@@ -11,9 +11,10 @@ from tasks.common.text.words import SPECIAL, UNKNOWN
 
 
 class CharacterTokenizer:
-    """Tokenizer with an id for each character; texts are not normalized, except for case folding.
+    """Tokenizer with an id for each character.
 
-    Ids are in the order of the code points, so they do not depend on the order of the texts.
+    Texts are not normalized, except that case may be folded. Ids are in the order of the code
+    points, so they do not depend on the order of the texts.
     """
 
     def __init__(self, characters: Sequence[str], lower_case: bool):
@@ -46,7 +47,7 @@ class CharacterTokenizer:
             yield np.where(known, index + len(SPECIAL), UNKNOWN).astype(np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of the ids; the caller must check that they are known."""
+        """Returns the text of the ids, which must be smaller than `size`."""
         table = [*SPECIAL, *self._characters]
         return "".join(table[number] for number in ids)
 
@@ -64,5 +65,5 @@ class CharacterTokenizer:
 
 
 def _points(text: str) -> np.ndarray:
-    """Returns code points, uint32 [characters]."""
+    """Returns the code point of each character of a text, uint32 [characters]."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

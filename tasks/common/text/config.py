@@ -50,7 +50,7 @@ class TextConfig(Config):
 
         Args:
           names: names of the fields.
-          reason: end of the message: why only the defaults are allowed.
+          reason: reason why only the defaults are allowed, which ends the message.
 
         Raises:
           ValueError: a field has another value.

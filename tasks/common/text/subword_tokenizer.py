@@ -107,7 +107,10 @@ class SubwordTokenizer:
         return decoders.WordPiece(prefix="##", cleanup=False).decode(pieces)
 
     def word_starts(self) -> np.ndarray:
-        """Returns True for pieces that begin a word: with a space or, for WordPiece, without ##."""
+        """Returns which pieces begin a word, bool [size].
+
+        These are the pieces that begin with a space or, for WordPiece, do not begin with ##.
+        """
         if self._byte_pairs:
             return np.array([piece.startswith("\u0120") for piece in self.pieces()])
         if self._unigram:
@@ -131,7 +134,10 @@ class SubwordTokenizer:
         return isinstance(self._tokenizer.model, models.Unigram)
 
     def pieces_with_spans(self, text: str) -> list[tuple[str, int, int]]:
-        """Returns (piece, index, index + 1) for each id of `encode`; a piece counts as a word."""
+        """Returns (piece, index, index + 1) for each id of `encode`.
+
+        The numbers are the span of words that an id stands for; here each piece counts as a word.
+        """
         offsets = self._tokenizer.encode(text).offsets
         pieces = [text[start:end].strip() or text[start:end] for start, end in offsets]
         return [(piece, index, index + 1) for index, piece in enumerate(pieces)]
@@ -151,10 +157,14 @@ class SubwordTokenizer:
 
 
 def _alphabet(texts: Sequence[str], normalizer, config: TextConfig) -> tuple[list[str], dict]:
-    """Returns single-character pieces for WordPiece, and a table for `str.translate`.
+    """Chooses the characters that become pieces of a WordPiece vocabulary.
 
-    The table replaces all other characters by spaces. At most half of the vocabulary is used for
-    single characters, since Chinese texts contain thousands of different characters.
+    At most half of the vocabulary is used for single characters, since Chinese texts contain
+    thousands of different characters.
+
+    Returns:
+      The pieces of single characters, and a table for `str.translate` that replaces all other
+      characters by spaces.
     """
     counts: Counter[str] = Counter()
     for text in texts:

@@ -1,8 +1,10 @@
 """Tokenizers: words and word n-grams, byte-pair encoding, WordPiece, unigram models, characters.
 
-Tokenizers are fitted on the training split and cached by its content hash. Ids: 0 is padding, 1
-unknown, 2 the classification token (prepended by models, never produced by `encode`), and 3 and up
-are the vocabulary. Byte-pair encoding: Sennrich 2016. WordPiece: Wu 2016.
+Tokenizers are fitted on the training split and cached by a hash of its texts. The id 0 is padding,
+1 is the unknown token, and 2 is the classification token, which models prepend and `encode` never
+produces. The vocabulary has the ids from 3 on.
+
+Byte-pair encoding: Sennrich 2016. WordPiece: Wu 2016.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class _Row(NamedTuple):
 
     Attributes:
       ids: ids after truncation.
-      positions: index of each of these ids in `pieces_with_spans`.
+      positions: index of each of these ids in the result of `pieces_with_spans`.
       whole: number of ids before truncation.
     """
 
@@ -103,15 +105,18 @@ class Tokenizer:
         return ["tokenizers"] if self.config.stem is None else ["tokenizers", "snowballstemmer"]
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns the ids of a text, int32 [t], 1 <= t <= max_length; [UNK] for an empty text."""
+        """Returns the ids of a text, int32 [t], at most max_length of them.
+
+        An empty text has one id, that of "[UNK]".
+        """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of many texts, much faster than separate calls of `encode`."""
+        """Returns the ids of each text. This is much faster than separate calls of `encode`."""
         return [row.ids for row in self._rows(texts)]
 
     def encode_counted(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
-        """Returns the ids of many texts, and their numbers of ids before truncation, int [n]."""
+        """Returns the ids of each text, and the number of its ids before truncation, int [n]."""
         rows = list(self._rows(texts))
         return [row.ids for row in rows], np.array([row.whole for row in rows], np.int64)
 
@@ -122,11 +127,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes ids to a text that is as similar to the encoded text as the tokenizer allows.
 
-        Character tokenizers restore the text up to case folding, byte-pair encoding up to
-        normalization and one leading space, unigram models up to normalization and white space.
-        Word and WordPiece tokenizers give words separated by spaces; stems are not expanded to
-        words. N-grams, padding, the classification token and ids from `size` on (special tokens of
-        tasks) are left out. The id of unknown tokens becomes "[UNK]".
+        Character tokenizers restore the text except for case folding, byte-pair encoding except for
+        normalization and one leading space, and unigram models except for normalization and white
+        space. Word and WordPiece tokenizers give words separated by spaces; stems are not expanded
+        to words. N-grams, padding, the classification token and ids from `size` on (special tokens
+        of tasks) are left out. The id of unknown tokens becomes "[UNK]".
 
         Args:
           ids: [t].
@@ -141,7 +146,7 @@ class Tokenizer:
         return self._model.decode([n for n in numbers if n < size and n not in (PAD, CLS)])
 
     def word_starts(self) -> np.ndarray:
-        """Returns the mask of ids that begin a word, bool [size]; False for continuations.
+        """Returns which ids begin a word, bool [size]; False for pieces that continue a word.
 
         Raises:
           ValueError: the tokenizer is a character tokenizer.
@@ -167,7 +172,7 @@ class Tokenizer:
         return self._subword_model().copy()
 
     def tokens(self, text: str) -> list[str]:
-        """Returns the part of the text at each position of `encode(text)`."""
+        """Returns the part of the text that each id of `encode(text)` stands for."""
         positions = next(self._rows([text])).positions
         if not len(positions):
             return [SPECIAL[UNKNOWN]]
@@ -175,18 +180,18 @@ class Tokenizer:
         return [spelled[position][0] for position in positions]
 
     def weights_per_word(self, text: str, weights: Sequence[float]) -> tuple[list[str], np.ndarray]:
-        """Converts weights of positions to weights of words.
+        """Converts weights of ids to weights of words.
 
-        The weight of a word is the sum of the weights of its positions. The weight of an n-gram is
+        The weight of a word is the sum of the weights of its ids. The weight of an n-gram is
         divided equally among its words. For a subword or character tokenizer, each piece or
         character counts as a word.
 
         Args:
-          text: encoded text.
-          weights: weight of each position of `encode(text)`, [t].
+          text: the text.
+          weights: weight of each id of `encode(text)`, [t].
 
         Returns:
-          The words in order, and a weight for each; the sum of the weights is unchanged.
+          The words in their order, and the weight of each; the sum of the weights is unchanged.
         """
         positions = next(self._rows([text])).positions
         if not len(positions):
@@ -210,7 +215,7 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
-        """Returns the tokenizer written by `to_json`.
+        """Returns the tokenizer that `to_json` wrote.
 
         Raises:
           ValueError: the JSON is not a tokenizer, or has another version.

@@ -67,7 +67,11 @@ class WordTokenizer:
         return np.ones(self.size, bool)
 
     def pieces_with_spans(self, text: str) -> list[tuple[str, int, int]]:
-        """Returns (string, index of first word, index after last word) of each id of `encode`."""
+        """Returns the string of each id of `encode`, and the span of words that it stands for.
+
+        Returns:
+          (string, index of the first word, index after the last word) for each id.
+        """
         words = word_parts.split(text, self.config.lower_case)
         found = self._grams.find(self._numbers([words]), np.zeros(len(words), np.int64))
         spelled = []
@@ -89,7 +93,7 @@ class WordTokenizer:
         return cls(config, values["grams"], values["characters"])
 
     def _numbers(self, split: list[list[str]]) -> np.ndarray:
-        """Returns the index of each word in the table of unigrams, -1 if unknown."""
+        """Returns the index of each word in the table of unigrams; -1 for unknown words."""
         table = self._grams.words
         if self._stem is None:
             return np.array([table.get(word, -1) for words in split for word in words], np.int64)
@@ -117,7 +121,11 @@ class WordTokenizer:
 
 
 def _frequent_characters(split: list[list[str]], config: TextConfig) -> list[str]:
-    """Returns the most frequent character n-grams, counted once per distinct word of a text."""
+    """Returns the most frequent character n-grams.
+
+    The count of an n-gram is the sum, over the texts, of the number of different words in the text
+    that contain the n-gram.
+    """
     texts_with: dict[str, int] = {}
     for words in split:
         for word in dict.fromkeys(words):

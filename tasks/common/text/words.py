@@ -26,9 +26,9 @@ _ASCII = re.compile(_PATTERN.format(marks=""))
 
 @functools.cache
 def _unicode_pattern() -> re.Pattern:
-    """Returns the pattern with all combining marks, which Python's \\w excludes.
+    """Returns the pattern of words that may contain combining marks, which Python's \\w excludes.
 
-    The zero-width joiners U+200C and U+200D are included, as parts of Indic and Persian words.
+    Words may also contain U+200C and U+200D (zero-width characters of Indic and Persian words).
     """
     points = [p for p in range(0x300, 0x20000) if unicodedata.category(chr(p)).startswith("M")]
     points += [*range(0xE0100, 0xE01F0), 0x200C, 0x200D]
@@ -83,10 +83,14 @@ def stemmer(language: str | None) -> Callable[[str], str] | None:
 
 
 def character_grams(word: str, shortest: int, longest: int) -> list[str]:
-    """Returns the character n-grams of a word with underscores at both ends.
+    """Returns the character n-grams of a word, after an underscore is added at both ends.
 
-    A word that has at most n characters with its underscores is returned once, as by scikit-learn's
-    analyzer "char_wb".
+    If an n-gram would be as long as the word with its underscores, or longer, that word is returned
+    instead, but only once. This is what the analyzer "char_wb" of scikit-learn does.
+
+    Args:
+      word: the word.
+      shortest, longest: smallest and largest n.
     """
     padded = f"_{word}_"
     grams = []
@@ -99,11 +103,12 @@ def character_grams(word: str, shortest: int, longest: int) -> list[str]:
 
 
 class NgramVocabulary:
-    """A vocabulary of word n-grams with vectorized lookup in many texts.
+    """A vocabulary of word n-grams, which are found in many texts at once.
 
-    An n-gram is never more frequent than its first n - 1 words, so a vocabulary limited by
-    frequency contains the prefix of each of its n-grams. There is one table per order: (index of
-    the prefix in the previous table, index of the last word) -> index.
+    The prefix of an n-gram is its first n - 1 words. An n-gram is never more frequent than its
+    prefix, so a vocabulary of the most frequent n-grams contains the prefixes of all of them. There
+    is one table for each order n. It maps the index of the prefix in the previous table, and the
+    index of the last word, to the index of the n-gram.
 
     Args:
       grams: n-grams as words joined by spaces, including the prefixes of each n-gram.
@@ -138,7 +143,8 @@ class NgramVocabulary:
           texts: index of the text of each word, [n], ascending.
 
         Returns:
-          Indices in `grams` [n, longest], -1 for unknown n-grams and beyond the end of a text.
+          Indices in `grams`, int [n, longest], for each word and order; -1 for unknown n-grams, and
+          for those that would extend beyond the end of the text.
         """
         found = np.full((len(words), self.longest), -1, np.int64)
         local = words.astype(np.int64)
@@ -161,9 +167,16 @@ class NgramVocabulary:
     def fit(
         cls, texts: Iterable[Sequence[str]], longest: int, min_count: int, size: int
     ) -> NgramVocabulary:
-        """Returns the `size` most frequent n-grams that are in at least `min_count` texts.
+        """Builds the vocabulary of the most frequent n-grams.
 
-        Ties are broken by length, shortest first, then alphabetically.
+        The frequency of an n-gram is the number of texts that contain it. Among equally frequent
+        n-grams, shorter ones come first, then those that are first alphabetically.
+
+        Args:
+          texts: words of each text.
+          longest: maximum order.
+          min_count: minimum frequency.
+          size: maximum number of n-grams.
         """
         index: dict[str, int] = {}
         numbers: list[int] = []
@@ -206,7 +219,15 @@ class NgramVocabulary:
 
 
 def _text_counts(ids: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """Counts the texts in which each id occurs; ids of -1 are ignored."""
+    """Counts the texts in which each id occurs.
+
+    Args:
+      ids: int [n]; -1 is ignored.
+      owners: index of the text of each id, int [n].
+
+    Returns:
+      The number of texts for each id, from 0 to the largest one.
+    """
     if not len(ids) or ids.max() < 0:
         return np.zeros(0, np.int64)
     size = int(ids.max()) + 1

@@ -21,7 +21,7 @@ _ONE_CORPUS = (frozenset({"movie_reviews", "sst2"}),)
 
 
 def shared_with(name: str) -> frozenset[str]:
-    """Returns the data sets whose test split contains training texts of the given data set."""
+    """Returns the names of the data sets that share texts with a data set."""
     for corpus in _ONE_CORPUS:
         if name in corpus:
             return corpus - {name}

@@ -11,7 +11,11 @@ from tasks.common.data.splits import SPLITS
 
 
 def text_features(labels: Sequence[str]) -> Callable[[], Mapping[str, Any]]:
-    """Returns a function that returns the features of an example: id, text, label."""
+    """Returns a function for `DatasetDefinition.features`, for examples with id, text and label.
+
+    Args:
+      labels: names of the classes.
+    """
 
     return features_of(id=str, text=str, label=list(labels))
 
@@ -22,7 +26,15 @@ def example(identity: str, text: str, label: str) -> dict[str, str]:
 
 
 def split_by_hash(hashes: Iterable[int], examples: Iterable[dict[str, str]]) -> dict[str, list]:
-    """Splits examples by their hash modulo 10: 0 is test, 1 is validation, and others are train."""
+    """Splits examples by their hash modulo 10.
+
+    Examples with the remainder 0 are the test split, those with 1 the validation split, and all
+    others the training split.
+
+    Args:
+      hashes: hash of each example.
+      examples: the examples.
+    """
     splits: dict[str, list] = {split: [] for split in SPLITS}
     for value, row in zip(hashes, examples, strict=True):
         splits[{0: "test", 1: "validation"}.get(value % 10, "train")].append(row)
@@ -32,7 +44,10 @@ def split_by_hash(hashes: Iterable[int], examples: Iterable[dict[str, str]]) -> 
 def validation_by_hash(
     examples: Iterable[Mapping[str, str]],
 ) -> tuple[list[Mapping[str, str]], list[Mapping[str, str]]]:
-    """Splits training examples; those whose text hash is divisible by ten become validation."""
+    """Splits training examples into a training and a validation split.
+
+    The validation split consists of the examples whose text hash is divisible by ten.
+    """
     train: list[Mapping[str, str]] = []
     validation: list[Mapping[str, str]] = []
     for row in examples:

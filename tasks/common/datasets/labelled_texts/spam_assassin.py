@@ -48,7 +48,10 @@ _SOURCE = Source(
 
 
 def body(mail: str) -> str:
-    """Returns the decoded text parts of a mail without tags or headers, which reveal the class."""
+    """Returns the decoded text parts of a mail, without tags.
+
+    Headers are left out, because they reveal the class.
+    """
     parts = []
     for part in email.message_from_string(mail).walk():
         if part.is_multipart() or part.get_content_maintype() != "text":

@@ -22,7 +22,7 @@ def _source(folder: str, file: str, digest: str) -> Source:
 
 
 def _rows(file: Path, split: str) -> list[dict[str, str]]:
-    """Reads rows `label<TAB>text` below three header rows; the last row is empty."""
+    """Reads a file with three header rows, followed by rows `label<TAB>text`."""
     rows = []
     lines = file.read_text(encoding="utf-8").split("\n")[_HEADER_ROWS:]
     for index, line in enumerate(lines):
