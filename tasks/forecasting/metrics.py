@@ -23,7 +23,10 @@ METRICS = {
         "squares of standardized values",
     ),
 }
-"""Descriptions of the metrics. Values are standardized by the mean and the standard deviation of the training split."""
+"""Descriptions of the metrics.
+
+Values are standardized by the mean and the standard deviation of the training split.
+"""
 
 
 def error_sums(forecast: Any, future: Any, valid: Any) -> dict[str, Any]:
