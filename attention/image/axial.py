@@ -24,12 +24,12 @@ AXES = ("row", "column")
 def along(x: Array, axis: str, mix: Callable[[Array], Array]) -> Array:
     """Applies a sequence mixer to each row or each column (Ho et al. 2019, section 3).
 
-        row: y_i: = mix(x_i:) for each row i,   column: y_:j = mix(x_:j) for each column j
+        y[i, :] = mix(x[i, :]) for each row i,   or   y[:, j] = mix(x[:, j]) for each column j
 
     Args:
       x: [B, Y, X, C].
       axis: "row" or "column".
-      mix: [B', T, C] -> [B', T, C'], for B' independent sequences.
+      mix: the mixer, a function that maps B' independent sequences [B', T, C] to [B', T, C'].
 
     Returns:
       [B, Y, X, C'].

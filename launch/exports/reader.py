@@ -2248,7 +2248,10 @@ class Export:
 
 
 def _inputs(arguments: argparse.Namespace) -> Iterator[str]:
-    """Yields the inputs of --input, where "-" reads standard input, and of --input_file."""
+    """Yields the inputs of --input, then those of --input_file.
+
+    The value "-" of --input reads standard input.
+    """
     for text in arguments.input:
         if text == "-":
             yield from _lines(sys.stdin.buffer, "standard input")

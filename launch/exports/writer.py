@@ -319,10 +319,10 @@ def convert(
     """Converts programs to ONNX, and compares their results with those of XLA.
 
     Args:
-      programs: programs by kind, in the order of sizes.
+      programs: programs by kind, one for each input size, in ascending order.
       weights: arrays by name.
       examples: inputs, one batch for each size, on which the results are compared.
-      batch_size: batch size of programs whose conversion needs a number.
+      batch_size: fixed batch size of programs that cannot be converted with a variable one.
     """
     found: dict[str, list[OnnxProgram]] = {}
     reasons: dict[str, str] = {}

@@ -171,7 +171,11 @@ def described_data(task: Task) -> tuple[dict[str, Any], list[str]]:
 
 
 def _print_once(described: Mapping[str, Any], lines: Sequence[str]) -> None:
-    """Prints the lines about the data; if an earlier run had the same data, only the counts."""
+    """Prints the lines that describe the data of a run.
+
+    If this process has already printed the same lines for another run, only the first ones are
+    printed, which have the number of examples of each split.
+    """
     shown = lines[: len(described["splits"])] if tuple(lines) in _printed else lines
     _printed.add(tuple(lines))
     for line in shown:

@@ -150,8 +150,9 @@ class ImageClassification(ClassificationTask):
     def loss(self, model: Model, batch: Batch, dropout_key: jax.Array) -> tuple[jax.Array, dict]:
         """Computes cross-entropy and accuracy of augmented images under dropout.
 
-        With mixup, the loss is the mean of the losses for the labels of the two mixed images, with
-        the mixing weights. The accuracy is that for the label of the first image.
+        Mixup mixes two images with weights s and 1 - s. The loss is then s times the cross-entropy
+        for the label of the first image, plus 1 - s times that for the label of the second. The
+        accuracy uses the label of the first image.
         """
         images, mixed = self._augmented(batch, dropout_key)
         key = jax.random.split(dropout_key)[1]

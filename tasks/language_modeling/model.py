@@ -232,9 +232,10 @@ class LanguageModel(nnx.Module):
 
 
 def _head(config: LanguageModelConfig, vocabulary: int, rngs: nnx.Rngs) -> nnx.Module | None:
-    """Returns the output layer, or None if logits are products with the token embeddings.
+    """Returns the module that maps hidden states to logits, or None if there is none.
 
-    With objective "masked", the layer transforms the hidden states before these products.
+    Without a module, logits are the products of hidden states and token embeddings. With the
+    objective "masked", the module transforms the hidden states before these products.
     """
     if config.objective == "masked":
         return MaskedHead(config, vocabulary, rngs=rngs)

@@ -230,7 +230,10 @@ class SequenceCopy(Task):
         return CopyExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
-        """Returns figures of exact match by length, and of strings with alignments by head."""
+        """Draws the fraction of exact matches by length of the string, and example strings.
+
+        Each example has one alignment for each head of the attention.
+        """
         examples, outputs = self.examples(results.split), results.outputs
         drawn: list[Figure] = [_by_length(outputs["tokens"], examples)]
         alignments = results.attention.get("alignment")

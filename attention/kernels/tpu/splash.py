@@ -100,7 +100,7 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
 
 
 def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
-    """Converts a mask to bounds and ids (packed sequences: Krell et al. 2021).
+    """Expresses a mask by bounds of positions and by ids of packed sequences (Krell et al. 2021).
 
         allowed_bts = (t + low <= s <= t + high) and (query_ids_bt = key_ids_bs)
 
@@ -109,7 +109,7 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
       B, T, S: number of examples, queries and keys.
 
     Returns:
-      The `Structure`, ids of shapes [B, T] and [B, S].
+      The `Structure`, with query ids [B, T] and key ids [B, S].
 
     Raises:
       NotImplementedError: the mask has a term that splash attention does not support.

@@ -98,7 +98,7 @@ class BasicBlock(nnx.Module):
         )
 
     def __call__(self, x: Array, *, valid: Array | None = None, training: bool = False) -> Array:
-        """Computes y.
+        """Applies the block to feature maps x.
 
         Args:
           x: [B, Y, X, inputs].

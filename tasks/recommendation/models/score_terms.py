@@ -255,11 +255,11 @@ class UserKnn(nnx.Module):
         self.sharpness = nnx.Param(jnp.asarray(math.log(2.0) / PACE))
 
     def neighbor_weights(self, history: History, weights: Array) -> tuple[Array, Array]:
-        """Finds the k nearest users of each scored position, and their weights.
+        """Finds the k users most similar to the history up to each position, and their weights.
 
         Args:
           history: histories and scored positions.
-          weights: weights [B, T, S] of the attention.
+          weights: attention weights of each position over the items of the history, [B, T, S].
 
         Returns:
           Weights α [B, T, k], 0 for missing neighbors; and indices of the users, int32 [B, T, k].
