@@ -183,6 +183,21 @@ def test_a_share_of_beautys_targets_never_occurs_before():
     assert abs(np.corrcoef(np.arange(len(first)), first)[0, 1]) < 0.02
 
 
+def test_beauty_5core_has_the_counts_of_its_papers_and_permuted_items():
+    with needed():
+        data = load(DataConfig(name="beauty_5core"), Paths.default())
+    assert (data.num_users, data.num_items, len(data.items)) == (22_363, 12_101, 198_502)
+    assert data.ages is None
+    assert len(data.tested) == 22_363
+    assert np.diff(data.starts).min() == np.bincount(data.items).min() == 5
+    # The first line of the file.
+    user = data.users.index("1")
+    begin, end = data.starts[user : user + 2]
+    assert [data.names[item] for item in data.items[begin:end]] == ["1", "2", "3", "4", "5"]
+    first = np.unique(data.items, return_index=True)[1]
+    assert abs(np.corrcoef(np.arange(len(first)), first)[0, 1]) < 0.03
+
+
 def test_memory_is_of_arrays_not_of_objects(tmp_path):
     rng, count = np.random.default_rng(0), 20_000
     rows = np.stack([rng.integers(0, high, count) for high in (500, 1000, 10**9)], axis=1)
