@@ -110,13 +110,13 @@ def land_water(long: bool):
         ),
         "model": {"channels": (32, 64, 128, 256) if long else (16, 32, 64, 128)},
         "optimizer": OptimizerConfig(
-            learning_rate=3e-3, warmup_steps=20, weight_decay=0.05, average_decay=0.98
+            learning_rate=3e-3, warmup_steps=20, weight_decay=0.05, average_decay=0.99
         ),
         "training": TrainingConfig(
-            steps=3000 if long else 600,
+            steps=3000 if long else 1800,
             batch_size=16,
             evaluation_batch_size=32,
-            evaluate_every=500 if long else 200,
+            evaluate_every=500 if long else 300,
             log_every=25,
         ),
     }
