@@ -137,6 +137,7 @@ def beauty_5core(model: str):
     changed = {"data": dataclasses.replace(fields["data"], name="beauty_5core")}
     if model in ("sasrec", "bert4rec"):
         changed |= {
+            "data": DataConfig(name="beauty_5core", max_length=50, bucketed=True),
             "model": MODEL_CONFIGS[model](
                 model_size=128, dropout_rate=0.5, attention_dropout_rate=0.5
             ),

@@ -375,11 +375,18 @@ def identity(config: Experiment) -> str:
     for name in _ON_FAULTS:
         del values["training"][name]
     for group in ("data", "model", "optimizer"):
-        part = getattr(config, group)
-        for field in dataclasses.fields(part):
-            if field.metadata.get("later") and getattr(part, field.name) == field.default:
-                del values[group][field.metadata.get("formerly", field.name)]
+        _delete_newer(getattr(config, group), values[group])
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _delete_newer(instance: Any, values: dict[str, Any]) -> None:
+    """Deletes the values of newer fields that have their default value, also in nested configs."""
+    for field in dataclasses.fields(instance):
+        inner, name = getattr(instance, field.name), field.metadata.get("formerly", field.name)
+        if field.metadata.get("later") and inner == field.default:
+            del values[name]
+        elif is_dataclass(inner):
+            _delete_newer(inner, values[name])
 
 
 def _with_former_keys(instance: Any, values: Mapping[str, Any]) -> dict[str, Any]:

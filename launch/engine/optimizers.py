@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from tasks.common.configs import (
+    LATER,
     Config,
     NonNegativeFloat,
     NonNegativeInt,
@@ -14,7 +15,6 @@ from tasks.common.configs import (
     Rate,
     one_of,
 )
-from tasks.common.data.user_files import LATER
 from tasks.common.errors import UserError
 
 # Schedules that decay within a number of steps.

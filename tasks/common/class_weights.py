@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tasks.common.configs import Config
-from tasks.common.data.user_files import LATER
+from tasks.common.configs import LATER, Config
 
 NONE, BALANCED = "none", "balanced"
 _EXPECTED = (

@@ -152,6 +152,10 @@ def at_least(least: int) -> Any:
     return within(f"[{least}, inf)", f"at least {least}", int)
 
 
+# Metadata of config fields that older runs lack. A field with its default value does not enter the
+# hash of the experiment, see `launch.engine.config.identity`.
+LATER = {"later": True}
+
 PositiveInt = at_least(1)
 NonNegativeInt = at_least(0)
 PositiveFloat = within("(0, inf)", "a number above 0")

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tasks.common.configs import Config, PositiveInt, at_least, known_names, within
+from tasks.common.configs import LATER, Config, PositiveInt, at_least, known_names, within
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.sources import fetch
 from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.data.timestamps import DATE_ORDERS
-from tasks.common.data.user_files import LATER, expect_one_of, results_name
+from tasks.common.data.user_files import expect_one_of, results_name
 from tasks.common.errors import UserError, say
 from tasks.forecasting import timestamps as clock
 from tasks.forecasting.datasets import DATA_SETS, SHARES

@@ -6,14 +6,14 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tasks.common.configs import at_least, known_names
+from tasks.common.configs import LATER, at_least, known_names
 from tasks.common.data import builders, digests
 from tasks.common.data.deduplication import near_duplicates
 from tasks.common.data.held_out import HeldOutConfig, expect_groups_apart
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS
 from tasks.common.data.text_files import read_text, split_lines
-from tasks.common.data.user_files import LATER, TextFilesConfig, warn_shared
+from tasks.common.data.user_files import TextFilesConfig, warn_shared
 from tasks.common.datasets.labelled_texts import DEFINITIONS, shared_with
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig

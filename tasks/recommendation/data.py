@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from tasks.common.configs import Config, FiniteFloat, PositiveInt, known_names
+from tasks.common.configs import LATER, Config, FiniteFloat, PositiveInt, known_names
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.sources import fetch
 from tasks.common.data.splits import SplitSummary
 from tasks.common.data.timestamps import DATE_ORDERS
-from tasks.common.data.user_files import LATER, expect_one_of, results_name
+from tasks.common.data.user_files import expect_one_of, results_name
 from tasks.common.errors import UserError, say
 from tasks.recommendation import user_files
 from tasks.recommendation.columns import Wanted
@@ -40,6 +40,12 @@ LEAST = 3
 PAD = -1
 _DAY = 86400.0
 _SEED = 0
+
+
+# Fields of `DataConfig` that apply to user files alone.
+_OF_FILES = (
+    "user_column", "item_column", "time_column", "rating_column", "min_rating", "date_order"
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +62,9 @@ class DataConfig(Config):
         define only the order of events. See `tasks.recommendation.user_files.read_events`.
       max_length: S, number of events of a sequence. Evaluation uses the latest S events of longer
         histories; training splits them into several sequences.
+      bucketed: whether training sequences are in batches of similar length, padded to the smallest
+        of 8, 16, 32, ... and S that fits, instead of S. This saves time if most histories are
+        short.
       user_column, item_column, time_column, rating_column: names of columns of the user file, or
         column numbers from 1 if it has no header; empty to detect them. `time_column` "none" means
         that there are no times and that lines are in the order of time.
@@ -67,6 +76,7 @@ class DataConfig(Config):
     name: known_names(*DATA_SETS) = "movielens_100k"
     path: str | None = None
     max_length: PositiveInt = 50
+    bucketed: bool = dataclasses.field(default=False, metadata=LATER)
     user_column: str = dataclasses.field(default="", metadata=LATER)
     item_column: str = dataclasses.field(default="", metadata=LATER)
     time_column: str = dataclasses.field(default="", metadata=LATER)
@@ -81,11 +91,19 @@ class DataConfig(Config):
         expect_one_of("date_order", self.date_order, DATE_ORDERS)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.metadata.get("later") and self.path is None and value != field.default:
+            if field.name in _OF_FILES and self.path is None and value != field.default:
                 raise ValueError(
                     f"{field.name}: got a value, but the data set {name} defines "
                     f"it; set it only with path"
                 )
+
+    @property
+    def buckets(self) -> list[int] | None:
+        """Lengths to which sequences are padded, ascending; None if all have `max_length`."""
+        if not self.bucketed:
+            return None
+        powers = (2**power for power in range(3, self.max_length.bit_length()))
+        return [*(length for length in powers if length < self.max_length), self.max_length]
 
     @property
     def wanted(self) -> Wanted:
@@ -274,14 +292,34 @@ def padded(items: np.ndarray, size: int) -> np.ndarray:
     return found
 
 
-class _Sequences:
+class Histories:
+    """Base class of examples whose histories are padded to S or, in training, to a bucket.
+
+    Attributes:
+      lengths, padded: see `tasks.common.data.pipeline.Examples`.
+    """
+
+    def __init__(self, config: DataConfig, count: int):
+        """Initializes examples that are all padded to S.
+
+        Args:
+          config: config with the length of sequences.
+          count: number of examples.
+        """
+        self._length = config.max_length
+        self.padded: Mapping[str, float] = {}
+        self.lengths: np.ndarray | None = None
+        if config.bucketed:
+            self.padded = {"items": PAD, "ages": 0.0, "next": PAD}
+            self.lengths = np.full(count, config.max_length)
+
+
+class _Sequences(Histories):
     """Base class of the examples of a split."""
 
-    lengths = None
-    padded: Mapping[str, int] = {}
-
-    def __init__(self, data: RecommendationData, config: DataConfig):
-        self._data, self._length = data, config.max_length
+    def __init__(self, data: RecommendationData, config: DataConfig, count: int):
+        super().__init__(config, count)
+        self._data = data
 
     def _padded(self, begin: int, end: int, size: int) -> np.ndarray:
         return padded(self._data.items[begin:end], size)
@@ -338,10 +376,9 @@ class TrainSequences(_Sequences):
         Raises:
           UserError: no user has two training events.
         """
-        super().__init__(data, config)
         self._ends = data.train_ends(with_validation)
         transitions = np.maximum(self._ends - data.starts[:-1] - 1, 0)
-        count = -(-transitions // self._length)
+        count = -(-transitions // config.max_length)
         if not count.any():
             raise UserError(
                 f"config.data: none of {data.num_users:,} users has two training events; provide "
@@ -350,7 +387,11 @@ class TrainSequences(_Sequences):
         self.user = np.repeat(np.arange(data.num_users, dtype=np.int32), count)
         number = np.arange(len(self.user)) - np.repeat(np.cumsum(count) - count, count)
         # Index in `data.items` after the last event of each sequence's `next`.
-        self.end = self._ends[self.user] - number * self._length
+        self.end = self._ends[self.user] - number * config.max_length
+        super().__init__(data, config, len(self.user))
+        if self.lengths is not None:
+            before = self.end - 1 - data.starts[self.user]
+            self.lengths = np.minimum(before, config.max_length)
 
     def __len__(self) -> int:
         return len(self.user)
@@ -359,11 +400,13 @@ class TrainSequences(_Sequences):
         user, end = int(self.user[index]), int(self.end[index])
         begin = int(self._data.starts[user])
         first = max(begin, end - 1 - self._length)
-        return {
+        example = {
             **self._example(user, begin, end - 1, int(self._ends[user])),
             "next": self._padded(first + 1, end, self._length),
             "target": np.int32(PAD),
         }
+        # The pipeline pads again, to the length of a bucket.
+        return example | {field: example[field][: end - 1 - first] for field in self.padded}
 
 
 class HeldOut(_Sequences):
@@ -383,8 +426,8 @@ class HeldOut(_Sequences):
     """
 
     def __init__(self, data: RecommendationData, config: DataConfig, split: str):
-        super().__init__(data, config)
         self.users = data.tested
+        super().__init__(data, config, len(self.users))
         self.end = data.starts[self.users + 1] - {"test": 1, "validation": 2}[split]
         self.target = data.items[self.end]
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from tasks.common.errors import UserError, warn_once
 from tasks.recommendation import user_files
-from tasks.recommendation.data import PAD, DataConfig, RecommendationData, in_order, padded
+from tasks.recommendation.data import (
+    PAD,
+    DataConfig,
+    Histories,
+    RecommendationData,
+    in_order,
+    padded,
+)
 
 
-class FileUsers:
+class FileUsers(Histories):
     """Random access to the last event of each user of a user file, in the form of `HeldOut`.
 
     Attributes:
       target: int32 [users], last item of each user.
       names: names of the users.
     """
-
-    lengths = None
-    padded: Mapping[str, int] = {}
 
     def __init__(self, file: str, data: RecommendationData, config: DataConfig):
         """Reads the events of a file.
@@ -85,7 +87,8 @@ class FileUsers:
             )
         self.names = [row[0] for row in found]
         self.target = np.array([row[-1] for row in found], np.int32)
-        self._found, self._length = found, config.max_length
+        super().__init__(config, len(found))
+        self._found = found
         self._longest = max(data.longest, *(len(row[2]) for row in found))
 
     def __len__(self) -> int:

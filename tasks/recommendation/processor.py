@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tasks.common.data.cells import label_value
-from tasks.recommendation.data import PAD, DataConfig, RecommendationData, padded
+from tasks.recommendation.data import PAD, DataConfig, Histories, RecommendationData, padded
 from tasks.recommendation.metrics import TOP
 from tasks.task import ArraySpec, ProcessingSteps, Processor
 
@@ -114,11 +114,8 @@ def _words(title: str) -> str:
     return " ".join(sorted(re.findall(r"\w+", title.casefold())))
 
 
-class UserQueries:
+class UserQueries(Histories):
     """Random access to the examples of queries, with the fields of `HeldOut` except `target`."""
-
-    lengths = None
-    padded: Mapping[str, int] = {}
 
     def __init__(self, queries: Sequence[UserQuery], data: RecommendationData, config: DataConfig):
         """Initializes the examples.
@@ -128,7 +125,8 @@ class UserQueries:
           data: events of all users.
           config: config with the length of sequences.
         """
-        self._queries, self._length = queries, config.max_length
+        super().__init__(config, len(queries))
+        self._queries = queries
         self._longest = max(data.longest, *(len(query.history) for query in queries))
 
     def __len__(self) -> int:

@@ -131,6 +131,11 @@ class Recommendation(Task):
         processor = self.fit(dataset, self.data, self.model, None)
         return Recommendation(self.data, self.model, processor, dataset)
 
+    @property
+    def buckets(self) -> list[int] | None:
+        """Lengths to which sequences are padded, ascending; None if all have `max_length`."""
+        return self.data.buckets
+
     # ------------------------------------------------------------------ objective
 
     def build_model(self, rngs: nnx.Rngs) -> Recommender:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.configs import known_names, one_of, within
+from tasks.common.configs import LATER, known_names, one_of, within
 from tasks.common.data import builders, digests
 from tasks.common.data.held_out import expect_groups_apart
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
-from tasks.common.data.user_files import LATER, read_each, results_name, warn_shared
+from tasks.common.data.user_files import read_each, results_name, warn_shared
 from tasks.common.errors import UserError, warn_once
 from tasks.common.images.augmentation import AugmentationConfig
 from tasks.common.images.files import nearest, read_oriented, resize

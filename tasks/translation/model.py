@@ -26,6 +26,7 @@ from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
 from tasks.common.backbones.transformer_layers import maybe_dropout, mixers_with, split_keys
 from tasks.common.configs import (
+    LATER,
     Config,
     NonNegativeFloat,
     NonNegativeInt,
@@ -84,7 +85,7 @@ class TransformerConfig(EncoderConfig):
     max_length: int = 256
     decoder_mixer: spec_of(*_DECODER_MIXERS) = "dot_product"
     label_smoothing: Rate = 0.1
-    r_drop: NonNegativeFloat = 0.0
+    r_drop: NonNegativeFloat = dataclasses.field(default=0.0, metadata=LATER)
     decoding: DecodingConfig = dataclasses.field(default_factory=_beam)
 
     def __post_init__(self):
@@ -139,7 +140,7 @@ class RecurrentConfig(Config):
     temporal_attention: NonNegativeInt = 0
     dropout_rate: Rate = 0.3
     label_smoothing: Rate = 0.1
-    r_drop: NonNegativeFloat = 0.0
+    r_drop: NonNegativeFloat = dataclasses.field(default=0.0, metadata=LATER)
     decoding: DecodingConfig = dataclasses.field(default_factory=_beam)
 
     def __post_init__(self):

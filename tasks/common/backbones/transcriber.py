@@ -29,6 +29,7 @@ from tasks.common.backbones.recurrent import CELLS, LSTMState, find_cell
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, EncoderConfig
 from tasks.common.configs import (
+    LATER,
     Config,
     Fraction,
     NonNegativeFloat,
@@ -89,7 +90,7 @@ class TranscriberConfig(Config):
     temporal_attention: NonNegativeInt = 0
     dropout_rate: Rate = 0.1
     label_smoothing: Rate = 0.1
-    consistency: NonNegativeFloat = 0.0
+    consistency: NonNegativeFloat = dataclasses.field(default=0.0, metadata=LATER)
     max_length: PositiveInt = 64
     decoding: DecodingConfig = dataclasses.field(
         default_factory=lambda: DecodingConfig(method="beam", beam_size=5)

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tasks.common.configs import Config, NonNegativeInt
+from tasks.common.configs import LATER, Config, NonNegativeInt
 from tasks.common.data.deduplication import normalize_text
-from tasks.common.data.user_files import HELD_OUT, LATER, SPLIT_NAMES, split_by_hash, too_few
+from tasks.common.data.user_files import HELD_OUT, SPLIT_NAMES, split_by_hash, too_few
 from tasks.common.errors import UserError, warn_once
 
 _SHOWN = 12

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tasks.common.configs import Config, NonNegativeInt, at_least
+from tasks.common.configs import LATER, Config, NonNegativeInt, at_least
 from tasks.common.data.held_out import expect_groups_apart
 from tasks.common.data.manifest_rows import COLUMNS, ManifestColumns, ManifestRow, find
 from tasks.common.data.own import OwnData
@@ -18,7 +18,6 @@ from tasks.common.data.splits import SplitSummary, check_splits
 from tasks.common.data.transcribed import TranscriptionExamples, encode_units
 from tasks.common.data.user_files import (
     HELD_OUT,
-    LATER,
     read_each,
     results_name,
     split_by_group,

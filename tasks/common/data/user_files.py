@@ -22,10 +22,6 @@ _T = TypeVar("_T")
 # Number of files that a message names.
 _SHOWN = 3
 
-# Metadata of config fields that older runs lack. A field with its default value does not enter the
-# hash of the experiment, see `launch.engine.config.identity`.
-LATER = {"later": True}
-
 OWN = "own"
 """Data set of config files whose files are given by --data, see `tasks.common.data.own`."""
 

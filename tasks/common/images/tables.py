@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tasks.common.configs import LATER
 from tasks.common.data.cells import label_value, text_value
 from tasks.common.data.held_out import HeldOutConfig
 from tasks.common.data.tables import EXTENSIONS, open_table
-from tasks.common.data.user_files import LATER, find_file
+from tasks.common.data.user_files import find_file
 from tasks.common.errors import UserError
 
 

@@ -104,6 +104,11 @@ def test_fields_that_were_added_later_leave_older_experiments_the_same():
     assert configs.identity(config) == "8589843e3c8abb43"
     forecasting = load_file("configs/forecasting.py")
     assert configs.identity(forecasting) == "45883166053e31b7"
+    # Also of a nested config.
+    speech = load_file("configs/speech_recognition.py:spoken_digits,conformer,additive")
+    assert configs.identity(speech) == "7c8dd0d334e701e0"
+    changed = override(speech, {"model.transcriber.consistency": 0.4})
+    assert configs.identity(changed) != configs.identity(speech)
     own = override(config, {"data.path": "mine.csv", "data.min_rating": 4.0})
     assert configs.identity(own) != configs.identity(override(own, {"data.min_rating": None}))
 

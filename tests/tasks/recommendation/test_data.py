@@ -1,5 +1,6 @@
 """Own files of events, the order rule and the splits by hand, and the data sets' own counts."""
 
+import dataclasses
 import json
 import tracemalloc
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from tasks.common.data.paths import Paths
+from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
 from tasks.recommendation.data import DataConfig, RecommendationData, RecommendationDataset, load
 from tests.tasks.public import needed
@@ -181,6 +183,38 @@ def test_a_share_of_beautys_targets_never_occurs_before():
     # Numbers say nothing of when an item came first.
     first = np.unique(data.items, return_index=True)[1]
     assert abs(np.corrcoef(np.arange(len(first)), first)[0, 1]) < 0.02
+
+
+def test_buckets_change_the_padding_of_training_sequences_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = [
+        f"{user},{item},{time}\n"
+        for user in range(40)
+        for time, item in enumerate(rng.choice(60, rng.integers(3, 40), replace=False))
+    ]
+    config, data = own(tmp_path, "".join(lines))
+    config = dataclasses.replace(config, max_length=20)
+    bucketed = dataclasses.replace(config, bucketed=True)
+    assert (config.buckets, bucketed.buckets) == (None, [8, 16, 20])
+    assert dataclasses.replace(bucketed, max_length=16).buckets == [8, 16]
+    assert dataclasses.replace(bucketed, max_length=5).buckets == [5]
+    for split in ("train", "validation", "test"):
+        plain, short = (examples(data, each, split) for each in (config, bucketed))
+        found, shapes = {}, set()
+        options = {"batch_size": 4, "buckets": bucketed.buckets}
+        for batch in evaluation_batches(short, **options):
+            shapes.add(batch["items"].shape[1])
+            for row, index in enumerate(batch["id"]):
+                found[int(index)] = {key: value[row] for key, value in batch.items()}
+        assert shapes == ({8, 16, 20} if split == "train" else {20})
+        assert found.keys() - {-1} == set(range(len(plain)))
+        for index in range(len(plain)):
+            for key, value in plain[index].items():
+                if key in ("items", "next", "ages"):
+                    kept = len(found[index][key])
+                    assert np.all(value[kept:] == (0 if key == "ages" else -1))
+                    value = value[:kept]
+                np.testing.assert_array_equal(found[index][key], value)
 
 
 def test_beauty_5core_has_the_counts_of_its_papers_and_permuted_items():
