@@ -145,6 +145,7 @@ def test_no_collective_has_activations(tmp_path, name):
         ("text_classification", "movie_reviews,transformer"),
         ("text_classification", "movie_reviews,bigru"),
         ("translation", "multi30k,transformer"),
+        ("translation", "multi30k,r_drop"),
         ("image_classification", "digits,vit"),
         ("detection", "nuclei,mask_rcnn"),
         ("forecasting", "etth1,patchtst"),
