@@ -144,7 +144,7 @@ def beauty_5core(model: str):
             "optimizer": OptimizerConfig(
                 learning_rate=1e-3, warmup_steps=100, final_fraction=0.05, weight_decay=0.01
             ),
-            "training": _training(6000, 128, 128, evaluations=12, lines=60),
+            "training": _training(5000, 128, 128, evaluations=10, lines=100),
         }
     fields |= changed
     return fields | {"training": dataclasses.replace(fields["training"], refit=False)}

@@ -63,7 +63,7 @@ class DataConfig(Config):
       max_length: S, number of events of a sequence. Evaluation uses the latest S events of longer
         histories; training splits them into several sequences.
       bucketed: whether training sequences are in batches of similar length, padded to the smallest
-        of 8, 16, 32, ... and S that fits, instead of S. This saves time if most histories are
+        of 4, 8, 16, ... and S that fits, instead of S. This saves time if most histories are
         short.
       user_column, item_column, time_column, rating_column: names of columns of the user file, or
         column numbers from 1 if it has no header; empty to detect them. `time_column` "none" means
@@ -102,7 +102,7 @@ class DataConfig(Config):
         """Lengths to which sequences are padded, ascending; None if all have `max_length`."""
         if not self.bucketed:
             return None
-        powers = (2**power for power in range(3, self.max_length.bit_length()))
+        powers = (2**power for power in range(2, self.max_length.bit_length()))
         return [*(length for length in powers if length < self.max_length), self.max_length]
 
     @property

@@ -195,9 +195,9 @@ def test_buckets_change_the_padding_of_training_sequences_alone(tmp_path):
     config, data = own(tmp_path, "".join(lines))
     config = dataclasses.replace(config, max_length=20)
     bucketed = dataclasses.replace(config, bucketed=True)
-    assert (config.buckets, bucketed.buckets) == (None, [8, 16, 20])
-    assert dataclasses.replace(bucketed, max_length=16).buckets == [8, 16]
-    assert dataclasses.replace(bucketed, max_length=5).buckets == [5]
+    assert (config.buckets, bucketed.buckets) == (None, [4, 8, 16, 20])
+    assert dataclasses.replace(bucketed, max_length=16).buckets == [4, 8, 16]
+    assert dataclasses.replace(bucketed, max_length=5).buckets == [4, 5]
     for split in ("train", "validation", "test"):
         plain, short = (examples(data, each, split) for each in (config, bucketed))
         found, shapes = {}, set()
@@ -206,7 +206,7 @@ def test_buckets_change_the_padding_of_training_sequences_alone(tmp_path):
             shapes.add(batch["items"].shape[1])
             for row, index in enumerate(batch["id"]):
                 found[int(index)] = {key: value[row] for key, value in batch.items()}
-        assert shapes == ({8, 16, 20} if split == "train" else {20})
+        assert shapes == ({4, 8, 16, 20} if split == "train" else {20})
         assert found.keys() - {-1} == set(range(len(plain)))
         for index in range(len(plain)):
             for key, value in plain[index].items():
