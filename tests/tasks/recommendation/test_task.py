@@ -291,8 +291,7 @@ def test_what_does_not_fit_is_said_before_training(trained):
 def test_configs(data, model):
     config = configs.load_file(f"configs/recommendation.py:{data},{model}")
     assert (config.name, config.data.name, config.model.name) == (model, data, model)
-    # Published results on beauty_5core are of models of the training split.
-    assert config.training.refit == (data != "beauty_5core")
+    assert config.training.refit
 
 
 @pytest.mark.parametrize("argument", ["movielens", "beauty,sasrex", "sasrec,beauty", "hybrid,long"])
