@@ -6,7 +6,7 @@ DATA is movielens_100k (the default), beauty, beauty_5core or own. MODEL is hybr
 user_neighbours, nais, acf, sasrec or bert4rec. The best step is selected on the validation split;
 the model is then trained again up to this step on the training and validation splits, and tested,
 as are the baselines. Published results on beauty_5core are of models of the training split alone:
---config.training.refit=False, which has no effect on the baselines.
+set --config.training.refit=False to compare with them; the baselines follow.
 
 Your own events (CSV, TSV or JSON lines) have a header, or lines of user,item,timestamp[,title] or
 user,item,rating,timestamp:

@@ -266,6 +266,11 @@ class Task(abc.ABC):
         return self.dataset.fingerprint
 
     @property
+    def baseline_data(self) -> str:
+        """Part of the cache key of baseline metrics; other if the baselines are fitted on less."""
+        return ""
+
+    @property
     def fingerprints(self) -> Mapping[str, str]:
         """Hash of each part of the data, as returned by `tasks.common.data.digests.of_rows`.
 

@@ -56,7 +56,8 @@ def setup(batch_size: int | None = None, length: int = 50, part: float = 0.05) -
 def jax_step(config, part: float) -> Callable[[int], float]:
     """Returns a function that takes rounds with the engine; a round is `part` of an epoch."""
     from tasks.common.data.pipeline import train_iterator
-    from tasks.recommendation.data import RecommendationData, RecommendationDataset
+    from tasks.recommendation.data import RecommendationData
+    from tasks.recommendation.sequences import RecommendationDataset
     from tasks.recommendation.task import Recommendation
 
     # Two events are added for each user, because the last two are held out.

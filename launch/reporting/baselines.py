@@ -34,7 +34,7 @@ def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, di
         path = (
             paths.cache_dir
             / "baselines"
-            / f"{task.fingerprint}-{name}-v{task.baseline_version}.json"
+            / f"{task.fingerprint}{task.baseline_data}-{name}-v{task.baseline_version}.json"
         )
         cached = _cached(path)
         if "example_scores" in cached and cached.get("examples") != examples:

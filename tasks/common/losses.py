@@ -146,6 +146,7 @@ def _divergence_forward(pairs: Array) -> tuple[Array, tuple]:
 def _divergence_backward(residuals: tuple, upstream: Array) -> tuple[Array]:
     pairs, log_sum, means = residuals
     x = pairs.astype(log_sum.dtype)
+    # q is p with its pairs swapped. From x it is computed in one loop; p would have to be stored.
     p, q = (jnp.exp(each - total[..., None]) for each, total in _both(x, log_sum))
     gradient = p - q + p * (x - x[:, ::-1] - means[..., None])
     return ((0.5 * upstream[:, None, ..., None] * gradient).astype(pairs.dtype),)

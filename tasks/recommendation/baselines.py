@@ -24,8 +24,9 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 
-from tasks.recommendation.data import HeldOut, RecommendationData
+from tasks.recommendation.data import RecommendationData
 from tasks.recommendation.metrics import list_metrics, ndcg, ranked, ranking_metrics
+from tasks.recommendation.sequences import HeldOut
 
 Settings = Mapping[str, Any]
 Scores = Callable[[np.ndarray], np.ndarray]
@@ -56,10 +57,27 @@ class Baselines:
       names: baselines that take at most minutes for a data set of this size.
     """
 
-    def __init__(self, data: RecommendationData, validation: HeldOut, test: HeldOut):
-        """Initializes the baselines with the events, and with the validation and test splits."""
+    def __init__(
+        self,
+        data: RecommendationData,
+        validation: HeldOut,
+        test: HeldOut,
+        *,
+        with_validation: bool,
+    ):
+        """Initializes the baselines.
+
+        Args:
+          data: events of all users.
+          validation, test: examples of these splits.
+          with_validation: whether baselines are fitted on the validation events too before they
+            are tested. Their hyperparameters are always chosen on validation, after a fit on the
+            training events.
+        """
         self._data, self._splits = data, {"validation": validation, "test": test}
-        self._fitted = {"validation": _Fitted(data, False), "test": _Fitted(data, True)}
+        of_train = _Fitted(data, False)
+        of_both = _Fitted(data, True) if with_validation else of_train
+        self._fitted = {"validation": of_train, "test": of_both}
         light = ("popularity", "markov", "markov_windowed")
         self.names = tuple(_GRIDS) if len(data.items) <= _LARGE else light
 

@@ -6,14 +6,8 @@ import numpy as np
 
 from tasks.common.errors import UserError, warn_once
 from tasks.recommendation import user_files
-from tasks.recommendation.data import (
-    PAD,
-    DataConfig,
-    Histories,
-    RecommendationData,
-    in_order,
-    padded,
-)
+from tasks.recommendation.data import PAD, DataConfig, RecommendationData, in_order
+from tasks.recommendation.sequences import Histories, padded
 
 
 class FileUsers(Histories):

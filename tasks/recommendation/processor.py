@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from tasks.common.data.cells import label_value
-from tasks.recommendation.data import PAD, DataConfig, Histories, RecommendationData, padded
+from tasks.recommendation.data import PAD, DataConfig, RecommendationData
 from tasks.recommendation.metrics import TOP
+from tasks.recommendation.sequences import Histories, padded
 from tasks.task import ArraySpec, ProcessingSteps, Processor
 
 _USER = "user:"

@@ -25,12 +25,13 @@ from tasks.common.metrics.descriptions import fraction, lower
 from tasks.figures import Curves, Figure, Recommendations, SplitResults
 from tasks.recommendation import models
 from tasks.recommendation.baselines import Baselines
-from tasks.recommendation.data import DataConfig, RecommendationDataset, load
+from tasks.recommendation.data import DataConfig, load
 from tasks.recommendation.explainer import RecommendationExplainer
 from tasks.recommendation.labeled_files import FileDataset
 from tasks.recommendation.metrics import TOP, list_metrics, ndcg, ranked, ranking_metrics
 from tasks.recommendation.models.base import Recommender
 from tasks.recommendation.processor import RecommendationProcessor
+from tasks.recommendation.sequences import RecommendationDataset
 from tasks.recommendation.user_files import OWN_DATA
 from tasks.task import Arrays, Axes, Batch, Columns, ExamplePrediction, Task
 
@@ -328,9 +329,16 @@ class Recommendation(Task):
             )
         return drawn
 
+    @property
+    def baseline_data(self) -> str:
+        """Part of the cache key: whether baselines are fitted on the training split alone."""
+        return "" if self.dataset.with_validation else "-train"
+
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """Returns the baselines by name. A large data set has only the fast ones."""
-        fitted = Baselines(self.dataset.events, self.examples("validation"), self.examples("test"))
+        dataset = self.dataset
+        held_out = self.examples("validation"), self.examples("test")
+        fitted = Baselines(dataset.events, *held_out, with_validation=dataset.with_validation)
         return {name: functools.partial(fitted.metrics, name) for name in fitted.names}
 
 

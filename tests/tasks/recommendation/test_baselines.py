@@ -6,7 +6,8 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from tasks.recommendation import baselines
 from tasks.recommendation.baselines import Baselines, _Fitted, _item_scores, _mixed_scores
-from tasks.recommendation.data import DataConfig, RecommendationDataset, in_order
+from tasks.recommendation.data import DataConfig, in_order
+from tasks.recommendation.sequences import RecommendationDataset
 from tasks.recommendation.user_files import Events
 
 USERS, ITEMS = 30, 12
@@ -97,7 +98,7 @@ def test_all_of_them_have_figures_on_test(data, splits, monkeypatch):
     few = {name: {key: values[:2] for key, values in grid.items()}
            for name, grid in baselines._GRIDS.items()}  # fmt: skip
     monkeypatch.setattr(baselines, "_GRIDS", few)
-    fitted = Baselines(data, splits["validation"], splits["test"])
+    fitted = Baselines(data, splits["validation"], splits["test"], with_validation=True)
     assert len(fitted.names) == 9
     found = {name: fitted.metrics(name) for name in fitted.names}
     for metrics in found.values():
@@ -106,14 +107,16 @@ def test_all_of_them_have_figures_on_test(data, splits, monkeypatch):
         assert metrics["example_scores"].mean() == pytest.approx(metrics["ndcg_at_10"], rel=1e-5)
     # The next item depends on the last one.
     assert found["markov"]["mrr"] > found["popularity"]["mrr"] + 0.1
-    popularity = data.popularity(with_validation=True)
-    ranks, top = fitted.ranks("popularity")
-    for row, history in enumerate(histories(data, splits["test"])):
-        rest = [popularity[item] for item in range(ITEMS) if item not in history]
-        own = popularity[splits["test"].target[row]]
-        equal = sum(count == own for count in rest) - 1
-        assert ranks[row] == 1 + sum(count > own for count in rest) + equal / 2
-        assert not set(top[row]) & set(history)
+    of_train = Baselines(data, splits["validation"], splits["test"], with_validation=False)
+    for tested, with_validation in ((fitted, True), (of_train, False)):
+        popularity = data.popularity(with_validation=with_validation)
+        ranks, top = tested.ranks("popularity")
+        for row, history in enumerate(histories(data, splits["test"])):
+            rest = [popularity[item] for item in range(ITEMS) if item not in history]
+            own = popularity[splits["test"].target[row]]
+            equal = sum(count == own for count in rest) - 1
+            assert ranks[row] == 1 + sum(count > own for count in rest) + equal / 2
+            assert not set(top[row]) & set(history)
     monkeypatch.setattr(baselines, "_LARGE", 10)
-    light = Baselines(data, splits["validation"], splits["test"]).names
+    light = Baselines(data, splits["validation"], splits["test"], with_validation=True).names
     assert light == ("popularity", "markov", "markov_windowed")

@@ -10,7 +10,8 @@ import pytest
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
-from tasks.recommendation.data import DataConfig, RecommendationData, RecommendationDataset, load
+from tasks.recommendation.data import DataConfig, RecommendationData, load
+from tasks.recommendation.sequences import RecommendationDataset
 from tests.tasks.public import needed
 
 # Out of order; Ann has Öl again; two of Ann's stamps are equal; Bo has but one event.

@@ -19,8 +19,9 @@ from tasks.answers import AnswerOptions
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
 from tasks.figures import Curves, Recommendations, Shown, SplitResults
-from tasks.recommendation.data import DataConfig, RecommendationDataset, in_order
+from tasks.recommendation.data import DataConfig, in_order
 from tasks.recommendation.datasets import DATA_SETS
+from tasks.recommendation.sequences import RecommendationDataset
 from tasks.recommendation.task import TASK
 from tasks.recommendation.user_files import Events
 
@@ -116,6 +117,38 @@ def test_refitting_adds_the_validation_events(trained):
         == task.processor.events.popularity().sum() + USERS - 1
     )
     assert not task.assets()["with_validation"]
+
+
+def test_buckets_change_neither_loss_nor_evaluation_nor_answers(trained, evaluated):
+    task, steps, variables, _ = trained
+    bucketed = task_of(dataclasses.replace(task.data, bucketed=True), task.model).with_validation()
+    assert (task.buckets, bucketed.buckets) == (None, [4, 5])
+    model = task.build_model(nnx.Rngs(0))
+    totals = []
+    for each in (task, bucketed):
+        options = {"batch_size": BATCH, "buckets": each.buckets}
+        batches = list(evaluation_batches(each.examples("train"), **options))
+        counts = [
+            np.sum((batch["next"] >= 0) & (batch["weight"] > 0)[:, None]) for batch in batches
+        ]
+        losses = [float(each.loss(model, batch, jax.random.key(0))[0]) for batch in batches]
+        totals.append((sum(counts), np.dot(counts, losses)))
+    assert totals[0][0] == totals[1][0]
+    np.testing.assert_allclose(totals[0][1], totals[1][1], rtol=1e-4)
+    found = evaluate(bucketed, steps, variables, "test", BATCH)
+    np.testing.assert_array_equal(found.outputs["rank"], evaluated.outputs["rank"])
+    raw = ["user:u0", "e; f", ""]
+    top = []
+    for each in (task, bucketed):
+        options = {"batch_size": BATCH, "buckets": each.buckets}
+        (batch,) = evaluation_batches(each.processor.encode(raw), **options)
+        top.append(np.asarray(steps.predict(variables, steps.place(batch))["top"])[:3])
+    np.testing.assert_array_equal(*top)
+
+
+def test_baselines_are_cached_by_the_events_they_are_fitted_on(trained):
+    refitted = trained[0]
+    assert refitted.baseline_data != task_of(refitted.data, refitted.model).baseline_data
 
 
 def test_report_shows_reasons(trained, evaluated):
