@@ -11,6 +11,12 @@ SUITE ?= cpu
 PART ?= all
 SELECT_all := accelerator
 SELECT_fast := accelerator and not slow
+# "2/5" is the second of five parts of the slow tests, which take equally long; all if empty.
+# PYTEST_ADDOPTS="--store-durations --clean-durations" make test-slow measures them again.
+SLICE ?=
+SLICES = $(subst /, ,$(SLICE))
+SPLIT = $(if $(SLICE),--group=$(firstword $(SLICES)) --splits=$(lastword $(SLICES)))
+DURATIONS := --durations-path=tests/durations.json
 
 # An environment of another interpreter is not taken for the one that was asked for.
 ifneq ($(origin PYTHON),file)
@@ -39,7 +45,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal $(TESTS)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal --durations=40 \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal --durations=20 $(DURATIONS) $(SPLIT) \
 	  -m "slow and not oracle and not accelerator"
 
 # Kills, damages and disturbs training; FAULTS_RECORD=results/faults.json writes the outcomes.

@@ -1,5 +1,6 @@
 """A small user data set, and the commands as a user types them."""
 
+import io
 import os
 import pathlib
 import random
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOOD = ["fine", "lovely", "gripping", "funny", "warm", "好看", "superb"]
@@ -89,6 +91,17 @@ def tiny(csv_file) -> list[str]:
         "--config.model.token_dropout_rate=0.1",
         "--config.model.head_dropout_rate=0.1",
     ]
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Replaces the drawings of reports by empty pictures: they take longer than tiny trainings."""
+    from launch.reporting import figures
+
+    picture = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(picture, format="PNG")
+    monkeypatch.setattr(figures, "png", lambda figure: picture.getvalue())
+    monkeypatch.setattr(figures, "_svg", lambda panel: "")
 
 
 @pytest.fixture(scope="session")

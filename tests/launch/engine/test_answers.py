@@ -131,6 +131,7 @@ def test_an_interrupt_keeps_the_earlier_file(tmp_path):
     assert os.listdir(tmp_path) == ["a.csv"]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rows_need_little_memory(tmp_path):
     path = tmp_path / "a.csv"
     rows = (Input("x" * 100, {"id": str(n), "text": "x" * 100}) for n in range(100_000))

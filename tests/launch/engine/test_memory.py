@@ -25,7 +25,13 @@ print(*faults)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc malloc")
-@pytest.mark.parametrize("size", [40 << 20, 2200 << 20], ids=["40 MB", "2.2 GB"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(40 << 20, id="40 MB"),
+        pytest.param(2200 << 20, id="2.2 GB", marks=pytest.mark.slow),
+    ],
+)
 def test_a_freed_block_is_used_again_without_page_faults(size):
     script = SCRIPT.replace("SIZES", str([size] * 3))
     done = subprocess.run(

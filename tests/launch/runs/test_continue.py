@@ -20,7 +20,7 @@ from tasks.common.errors import UserError
 
 
 @pytest.fixture
-def train(tmp_path):
+def train(tmp_path, undrawn):
     """Trains a tiny model in a directory, with changed keys of training and optimizer."""
 
     def trained(folder, optimizer=(), **training):
@@ -155,7 +155,12 @@ def test_early_stopping_is_reported(train, tmp_path, capsys):
         "step 2."
     )
     assert sentence in (tmp_path / "run/report.html").read_text()
-    # With more patience, the run goes on as if it had it from the start.
+
+
+@pytest.mark.slow
+def test_with_more_patience_a_run_goes_on_as_if_it_had_it_from_the_start(train, tmp_path):
+    slow = {"learning_rate": 1e-12}
+    train("run", slow, steps=20, patience=2)
     longer = train("run", slow, steps=20, patience=4)
     assert longer["training"]["last_step"] == 10
     train("whole", slow, steps=20, patience=4)

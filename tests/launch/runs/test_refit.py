@@ -17,7 +17,7 @@ from tasks.sequence_copy.task import SequenceCopy
 
 
 @pytest.fixture
-def experiment():
+def experiment(undrawn):
     config = get_config("dot")
     config.data.max_length = 5
     config.data.update(train_size=40, validation_size=24, test_size=24)

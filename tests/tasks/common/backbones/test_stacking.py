@@ -98,8 +98,8 @@ def test_parameters_and_outputs_of_other_mixers(mixer):
 @pytest.mark.parametrize(
     ("kind", "norm", "rematerialize"),
     [
-        (Encoder, "pre", True),
-        (Encoder, "post", False),
+        pytest.param(Encoder, "pre", True, marks=pytest.mark.slow),
+        pytest.param(Encoder, "post", False, marks=pytest.mark.slow),
         (Decoder, "post", True),
         (Conformer, "pre", False),
     ],
@@ -200,7 +200,10 @@ def size(kind, **changes):
     return [equations(program.jaxpr) for program in made]
 
 
-@pytest.mark.parametrize(("kind", "rematerialize"), [(Encoder, False), (Decoder, True)])
+@pytest.mark.parametrize(
+    ("kind", "rematerialize"),
+    [(Encoder, False), pytest.param(Decoder, True, marks=pytest.mark.slow)],
+)
 def test_programs_do_not_grow_with_the_depth(kind, rematerialize):
     options = {"kind": kind, "rematerialize": rematerialize}
     few, many = (size(scan=True, num_layers=depth, **options) for depth in (1, 5))
