@@ -57,10 +57,14 @@ class Problem:
     @functools.cached_property
     def weights(self) -> dict[str, np.ndarray]:
         """The model's parameters by path, such as "encoder/layers/0/attention/query/kernel"."""
-        from flax import nnx
+        import jax
 
-        flat = nnx.to_flat_state(nnx.state(self.model, nnx.Param))
-        return {"/".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in flat}
+        from launch.engine.state import path_name, split_model
+        from tasks.common.backbones.stacking import separated
+
+        _, params, _ = split_model(self.model)
+        leaves = jax.tree_util.tree_leaves_with_path(separated(params))
+        return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
 
     @property
     def vocabulary(self) -> int:

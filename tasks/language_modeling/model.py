@@ -20,6 +20,7 @@ from attention.activations import gelu
 from attention.normalization import LayerNorm
 from attention.projection import Projection
 from tasks.common.backbones.embedding import TokenEmbedding, without_padding
+from tasks.common.backbones.stacking import unstacked
 from tasks.common.backbones.transformer import Encoder, EncoderCache, EncoderConfig
 from tasks.common.configs import NonNegativeInt, PositiveFloat, PositiveInt, one_of, within
 from tasks.common.decoding.generate import DecodingConfig, TokenDecoder
@@ -251,7 +252,7 @@ def decoding(model: LanguageModel, prompt: Array, lengths: Array, end: int | Non
     Args:
       model, prompt, lengths, end: as for `complete`.
     """
-    config = model.config
+    config, model = model.config, unstacked(model)
     B, kept = prompt.shape
     cache = model.encoder.init_cache(B, config.max_length)
     _, cache = model.encoder.decode(model._embedded(prompt, None), cache, lengths - 1)

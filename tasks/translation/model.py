@@ -23,6 +23,7 @@ from attention import registry, shapes
 from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.common.backbones.recurrent import CELLS, Bidirectional, find_cell
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
+from tasks.common.backbones.stacking import unstacked
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
 from tasks.common.backbones.transformer_layers import maybe_dropout, mixers_with, split_keys
 from tasks.common.configs import (
@@ -233,10 +234,11 @@ class Translator(nnx.Module):
         T = min(max_length, max_target_length(source.shape[1]))
         lengths = jnp.sum(source != PAD, axis=1)
         left = jnp.minimum(max_target_length(lengths), T).astype(jnp.int32)
+        model = unstacked(self)
 
         def step(tokens: Array, state: tuple[Any, Array]) -> tuple[Array, Any, dict[str, Array]]:
             inner, left = state
-            logits, inner, weights = self.step(tokens, inner)
+            logits, inner, weights = model.step(tokens, inner)
             logits = logits.astype(jnp.float32)
             others = jnp.arange(self.size) != self.end
             logits = jnp.where((left <= 1)[:, None] & others, -jnp.inf, logits)
@@ -244,7 +246,7 @@ class Translator(nnx.Module):
 
         return TokenDecoder(
             step,
-            (self.begin(source, T), left),
+            (model.begin(source, T), left),
             batch_size=source.shape[0],
             max_length=T,
             start=self.start,

@@ -95,12 +95,12 @@ def tiny(csv_file) -> list[str]:
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Replaces the drawings of reports by empty pictures: they take longer than tiny trainings."""
+    """Replaces the drawings of reports by empty images: they take longer than tiny trainings."""
     from launch.reporting import figures
 
-    picture = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(picture, format="PNG")
-    monkeypatch.setattr(figures, "png", lambda figure: picture.getvalue())
+    image = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(image, format="PNG")
+    monkeypatch.setattr(figures, "png", lambda figure: image.getvalue())
     monkeypatch.setattr(figures, "_svg", lambda panel: "")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from flax import nnx
 from attention import recording
 
 STACKED = "stacked"
+
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 class LayerStack(nnx.Module):
@@ -95,6 +97,24 @@ class LayerStack(nnx.Module):
             # Inside a scan, XLA cannot merge the recomputation with the forward pass.
             body = jax.checkpoint(body, prevent_cse=False)
         return jax.lax.scan(body, x, (variables, jnp.arange(self.length)))
+
+
+def unstacked(module: Module) -> Module:
+    """Returns a module in which each `LayerStack` is a list of layers; itself if it has none.
+
+    In loops that apply the layers many times, such as decoding, the weights of each layer are then
+    selected once, and not in each iteration.
+    """
+    nodes = [node for _, node in nnx.iter_graph(module) if isinstance(node, LayerStack)]
+    if not nodes:
+        return module
+    copy = nnx.merge(*nnx.split(module))
+    for _, node in list(nnx.iter_graph(copy)):
+        if isinstance(node, nnx.Module):
+            for name, value in list(vars(node).items()):
+                if isinstance(value, LayerStack):
+                    setattr(node, name, nnx.List(list(value)))
+    return copy
 
 
 def _expect_unchanged(before: list[Any], after: list[Any]) -> None:

@@ -12,7 +12,13 @@ from flax import nnx
 from attention import inspect, masks, registry
 from launch.engine import state as states
 from tasks.common.backbones.conformer import Conformer
-from tasks.common.backbones.stacking import LayerStack, layer_paths, separated, with_layout
+from tasks.common.backbones.stacking import (
+    LayerStack,
+    layer_paths,
+    separated,
+    unstacked,
+    with_layout,
+)
 from tasks.common.backbones.transformer import Decoder, Encoder
 from tasks.forecasting.models.informer import DistillingEncoder, InformerConfig
 from tasks.forecasting.models.layers import WindowEncoderConfig
@@ -146,6 +152,46 @@ def test_decoding_step_by_step():
             first = step(stack, x[:, :3], start, jnp.array([3, 2]))
             results.append((first, step(stack, x[:, 3:], first[1])))
         assert_equal(*results, 1e-6)
+
+
+def selections(equations, size):
+    """Counts operations inside loops that select one of 3 layers from `size` numbers."""
+    count = 0
+    for equation in equations:
+        if equation.primitive.name == "while":
+            (body,) = [equation.params["body_jaxpr"].jaxpr]
+            inside = [each for each in body.eqns if each.primitive.name in ("slice", "squeeze")]
+            count += sum(each.invars[0].aval.size == size for each in inside)
+            count += selections(body.eqns, size)
+        elif "jaxpr" in equation.params:
+            inner = equation.params["jaxpr"]
+            count += selections(getattr(inner, "jaxpr", inner).eqns, size)
+    return count
+
+
+def test_unstacked_layers_are_selected_before_a_loop():
+    loop, scan = both(Encoder)
+    assert unstacked(loop) is loop
+    model = Outer(scan)
+    alone = unstacked(model)
+    assert isinstance(model.encoder.layers, LayerStack)
+    assert not isinstance(alone.encoder.layers, LayerStack)
+    x = normal(0, 2, 5, 8)
+    assert_equal(loop(x), alone(x), 1e-6)
+    captured = inspect.capture(alone, x)
+    assert list(captured) == list(inspect.capture(Outer(loop), x))
+
+    def decoded(prepare):
+        def run(stack, x):
+            stack = prepare(stack)
+            start = stack.init_cache(2, 9)
+            step = lambda _, cache: stack.decode(x[:, :1], cache)[1]  # noqa: E731
+            return jax.lax.fori_loop(0, x[0, 0, 0].astype(int), step, start)
+
+        return selections(jax.make_jaxpr(run)(scan, x).eqns, 3 * 8 * 12)
+
+    assert decoded(lambda stack: stack) > 0
+    assert decoded(unstacked) == 0
 
 
 def test_captured_weights_have_the_names_and_numbers_of_a_loop():
