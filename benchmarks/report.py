@@ -244,7 +244,7 @@ def _startup(section: Mapping[str, Any]) -> list[str]:
         "Seconds from the start of `launch.train` to the end of a step, with imports and the "
         "reading of prepared data, with an empty compilation cache (cold) and with that of an "
         "earlier run (warm). Those of PyTorch are from `import torch` to the end of the first step "
-        f"on a batch in memory. Rounds, of which medians are shown: {section['rounds']}.",
+        f"on a batch in memory. Number of rounds, whose medians are shown: {section['rounds']}.",
         "",
         *_table(["model", "config", *header], table),
     ]
