@@ -57,14 +57,12 @@ class Problem:
     @functools.cached_property
     def weights(self) -> dict[str, np.ndarray]:
         """The model's parameters by path, such as "encoder/layers/0/attention/query/kernel"."""
-        import jax
-
-        from launch.engine.state import path_name, split_model
+        from launch.engine.state import split_model
+        from launch.exports.writer import named_weights
         from tasks.common.backbones.stacking import separated
 
         _, params, _ = split_model(self.model)
-        leaves = jax.tree_util.tree_leaves_with_path(separated(params))
-        return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
+        return named_weights(separated(params))
 
     @property
     def vocabulary(self) -> int:

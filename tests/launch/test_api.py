@@ -188,7 +188,6 @@ def interrupted_at(monkeypatch):
     return signals
 
 
-@pytest.mark.slow
 def test_an_interrupted_run_is_saved_and_resumed_as_by_the_command(
     tiny_config, tiny_run, cache, tmp_path, monkeypatch, interrupted_at
 ):

@@ -91,7 +91,6 @@ def test_examples_of_a_split(command, tiny_run, tmp_path):
     assert f"Summary of {len(rows)} examples" in text
 
 
-@pytest.mark.slow
 def test_methods_are_better_than_random_orders(command, tiny_run):
     """The class follows from one or two words, which occlusion must find."""
     folder, _ = tiny_run

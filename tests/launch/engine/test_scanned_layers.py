@@ -22,11 +22,9 @@ from tasks.language_modeling.model import LanguageModel
 from tests.launch.engine.scanned_model import CASES, LOOP, make_task
 from tests.virtual_devices import on_eight_devices, on_eight_devices_once
 
+MODULE = "tests.launch.engine.scanned_model"
 SIZES = {"data": 2, "fsdp": 2, "tensor": 4, "sequence": 1}
 SCAN = {"model.scan_layers": True, "model.dtype": "float32"}
-
-
-MODULE = "tests.launch.engine.scanned_model"
 
 
 @pytest.fixture(scope="module")
