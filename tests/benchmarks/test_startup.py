@@ -28,7 +28,7 @@ def test_table_says_which_targets_are_met():
     text = report.markdown({"cpu": {"startup": section}}, drawn=False)
     assert "9.0 (at most 10: met)" in text
     assert "5.0 (at most 4: not met)" in text
-    assert "Medians of 3 rounds" in text
+    assert "Number of rounds, whose medians are shown: 3." in text
     # There is no time of compiled PyTorch.
     assert text.count("| 7.5 | - |") == 1
 
