@@ -7,8 +7,9 @@ composed of three to eight MNIST digits with random slant, thickness, spacing an
 No digit image occurs in two splits. DECODER is location_aware (the default) or another alignment of
 `attention.registry` with its options: "additive", "multi_head(num_heads=4)", or "none", the control
 with one fixed context vector. "temporal" is the additive alignment, with attention to earlier
-decoder states. "ctc" has no decoder; "joint" combines CTC and location-aware attention. RESULTS.md
-has the results.
+decoder states. "ctc" has no decoder; "joint" combines CTC and location-aware attention. "ctc_long"
+is "ctc" with elastic distortion of the digits, twice as many training lines and twice as many
+steps. RESULTS.md has the results.
 
 Your own lines: a manifest with columns of paths and texts, or a folder of images with a text file
 beside each. With --group, no writer is in two splits:
@@ -40,30 +41,38 @@ def get_config(argument: str = "location_aware"):
     if data.strip() not in (*NAMES, OWN):
         data, rest = NAMES[0], argument
     is_own, name = data.strip() == OWN, rest.strip() or "location_aware"
+    is_long = name == "ctc_long"
+    # Without augmentation the model memorizes the 8,000 digits.
+    lines = Lines(slant=0.5, scale=0.25, thickness=0.7, wobble=0.15, elastic=1.0 * is_long)
     try:
-        decoder = _transcriber(name, _LONGEST if is_own else _UNITS)
+        decoder = _transcriber("ctc" if is_long else name, _LONGEST if is_own else _UNITS)
     except ValueError as error:
-        raise UserError(f"config: {error}; expected joint, ctc, temporal or an alignment") from None
+        raise UserError(
+            f"config: {error}; expected joint, ctc, ctc_long, temporal or an alignment"
+        ) from None
     return experiment(
         task="handwriting_recognition",
         name="_".join(re.findall(r"\w+(?:\.\w+)?", name)),
         data=DataConfig(
             name=data.strip(),
             path=UNSET if is_own else None,
-            train_size=60_000,
-            # Without augmentation the model memorizes the 8,000 digits.
-            train_lines=Lines(slant=0.5, scale=0.25, thickness=0.7, wobble=0.15),
+            train_size=120_000 if is_long else 60_000,
+            train_lines=lines,
         ),
         model=LineConfig(dropout_rate=0.2, transcriber=decoder),
         optimizer=OptimizerConfig(
             learning_rate=2e-3,
             warmup_steps=100,
             weight_decay=0.01,
-            average_decay=0.99,
+            average_decay=0.999 if is_long else 0.99,
             clip_norm=5.0,
         ),
         training=TrainingConfig(
-            steps=3500, batch_size=64, evaluation_batch_size=100, evaluate_every=500, log_every=25
+            steps=7000 if is_long else 3500,
+            batch_size=64,
+            evaluation_batch_size=100,
+            evaluate_every=500,
+            log_every=25,
         ),
     )
 

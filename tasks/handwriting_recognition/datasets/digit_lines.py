@@ -8,9 +8,21 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from tasks.common.configs import Config, NonNegativeFloat, NonNegativeInt, PositiveInt, within
+from tasks.common.configs import (
+    LATER,
+    Config,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    within,
+)
 
 HEIGHT = 32
+# Standard deviation in pixels of the Gaussian that smooths the displacements of an elastic
+# distortion; Simard et al. 2003 use 4 for MNIST.
+_SMOOTHNESS = 4.0
+# Side of the canvas of a transformed digit.
+_SIDE = 44
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +38,9 @@ class Lines(Config):
       shift: largest vertical shift of a digit, in rows.
       noise: largest standard deviation of the pixel noise, where 255 is full ink.
       wobble: maximum change of each entry of a digit's 2 x 2 transformation matrix.
+      elastic: standard deviation of the displacements of a digit's pixels in each direction, in
+        pixels (Simard, Steinkraus & Platt 2003, "Best Practices for Convolutional Neural Networks
+        Applied to Visual Document Analysis", section 2, which has about 1.4); 0 for none.
     """
 
     least: PositiveInt = 3
@@ -37,6 +52,7 @@ class Lines(Config):
     shift: NonNegativeInt = 3
     noise: NonNegativeFloat = 30.0
     wobble: within("[0, 0.5)") = 0.0
+    elastic: NonNegativeFloat = dataclasses.field(default=0.0, metadata=LATER)
 
     def __post_init__(self):
         super().__post_init__()
@@ -86,7 +102,8 @@ class WrittenLines:
             shape = np.array([[1 / size, 0.0], [slant / size, 1 / size]])
             if config.wobble:
                 shape = shape @ (np.eye(2) + rng.uniform(-config.wobble, config.wobble, (2, 2)))
-            glyph = _crop_ink(_transform(chosen.astype(np.float32), shape, pen))
+            moved = _displacements(rng, config.elastic) if config.elastic else None
+            glyph = _crop_ink(_transform(chosen.astype(np.float32), shape, pen, moved))
             top = (HEIGHT - len(glyph)) // 2 + int(rng.integers(-config.shift, config.shift + 1))
             top = min(max(top, 0), HEIGHT - len(glyph))
             left = max(left, 0)
@@ -99,18 +116,32 @@ class WrittenLines:
         return np.round(line).clip(0, 255).astype(np.uint8).T
 
 
-def _transform(image: np.ndarray, matrix: np.ndarray, pen: float) -> np.ndarray:
+def _displacements(rng: np.random.Generator, size: float) -> np.ndarray:
+    """Returns smooth random displacements [2, _SIDE, _SIDE] with standard deviation `size`."""
+    noise = rng.normal(size=(2, _SIDE, _SIDE))
+    smooth = ndimage.gaussian_filter(noise, (0, _SMOOTHNESS, _SMOOTHNESS), mode="wrap")
+    # A Gaussian filter reduces the standard deviation of white noise by this factor.
+    return size * 2 * np.sqrt(np.pi) * _SMOOTHNESS * smooth
+
+
+def _transform(
+    image: np.ndarray, matrix: np.ndarray, pen: float, displacements: np.ndarray | None = None
+) -> np.ndarray:
     """Transforms a digit about its center, on a larger canvas, and changes its stroke width.
 
     Args:
       image: image of the digit.
       matrix: 2 x 2 matrix that maps positions on the canvas to positions in the image.
       pen: pixels by which each side of a stroke is thickened, or thinned if negative; -1 to 1.
+      displacements: [2, _SIDE, _SIDE], added to the positions in the image.
     """
-    side = 44
-    center = np.array([(side - 1) / 2] * 2)
+    center = np.array([(_SIDE - 1) / 2] * 2)
     offset = np.array([(image.shape[0] - 1) / 2] * 2) - matrix @ center
-    changed = ndimage.affine_transform(image, matrix, offset, (side, side), order=1)
+    if displacements is None:
+        changed = ndimage.affine_transform(image, matrix, offset, (_SIDE, _SIDE), order=1)
+    else:
+        positions = np.tensordot(matrix, np.indices((_SIDE, _SIDE)), 1) + offset[:, None, None]
+        changed = ndimage.map_coordinates(image, positions + displacements, order=1)
     morphology = ndimage.grey_dilation if pen > 0 else ndimage.grey_erosion
     return (1 - abs(pen)) * changed + abs(pen) * morphology(changed, (3, 3))
 

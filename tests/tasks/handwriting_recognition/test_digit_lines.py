@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tasks.handwriting_recognition.datasets import digit_lines
 from tasks.handwriting_recognition.datasets.digit_lines import HEIGHT, Lines, WrittenLines
 from tasks.handwriting_recognition.datasets.mnist_digits import SIDE
 
@@ -54,13 +55,14 @@ def test_slant_and_pen_change_what_is_seen(pictures):
         assert other[0].shape != upright.shape or (other[0] != upright).any()
 
 
-def test_digits_that_wobble_differ_within_a_line(pictures):
-    lines = made(pictures, 40, wobble=0.3)
+@pytest.mark.parametrize("changed", [{"wobble": 0.3}, {"elastic": 1.4}])
+def test_distorted_digits_differ_within_a_line(pictures, changed):
+    lines = made(pictures, 40, **changed)
     twice = next(i for i, text in enumerate(lines.texts) if len(set(text)) < len(text))
     text = lines.texts[twice]
     digit = next(digit for digit in text if text.count(digit) > 1)
-    for wobble in (0.0, 0.3):
-        columns = made(pictures, 40, wobble=wobble)[twice]
+    for distorted in (False, True):
+        columns = made(pictures, 40, **(changed if distorted else {}))[twice]
         inked = np.concatenate([[False], (columns > 60).any(axis=1), [False]])
         edges = np.flatnonzero(inked[1:] != inked[:-1])
         shapes = [
@@ -68,7 +70,24 @@ def test_digits_that_wobble_differ_within_a_line(pictures):
             for begin, end, said in zip(edges[::2], edges[1::2], text, strict=True)
             if said == digit
         ]
-        assert (len(set(shapes)) > 1) == (wobble > 0)
+        assert (len(set(shapes)) > 1) == distorted
+
+
+def test_elastic_distortion_moves_pixels_by_the_given_deviation():
+    rng = np.random.default_rng(0)
+    moved = np.stack([digit_lines._displacements(rng, 1.4) for _ in range(200)])
+    np.testing.assert_allclose(moved.std(axis=(0, 2, 3)), 1.4, rtol=0.05)
+    # Neighbors move together.
+    np.testing.assert_array_less(np.abs(np.diff(moved, axis=-1)).std(), 0.3)
+
+
+def test_displacements_of_zero_are_the_affine_transformation(pictures):
+    image, matrix = pictures[7][0].astype(np.float32), np.array([[1.1, 0.0], [0.3, 0.9]])
+    plain = digit_lines._transform(image, matrix, 0.4)
+    moved = digit_lines._transform(image, matrix, 0.4, np.zeros((2, 44, 44)))
+    np.testing.assert_allclose(moved, plain, atol=0.01)
+    right = digit_lines._transform(image, matrix, 0.4, np.stack([np.zeros((44, 44))] * 2) + 1.0)
+    assert np.abs(right - plain).max() > 50
 
 
 def test_close_digits_touch(pictures):
@@ -86,6 +105,7 @@ def test_close_digits_touch(pictures):
         ({"scale": 0.6}, r"scale: got 0.6, expected a number in \[0, 0.5\)"),
         ({"wobble": 0.5}, r"wobble: got 0.5, expected a number in \[0, 0.5\)"),
         ({"noise": -1.0}, "noise: got -1.0, expected at least 0"),
+        ({"elastic": -1.0}, "elastic: got -1.0, expected at least 0"),
     ],
 )
 def test_lines_that_cannot_be_are_named(changed, said):

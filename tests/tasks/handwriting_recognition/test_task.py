@@ -133,7 +133,9 @@ def test_composed_lines():
         assert all(same) == any(same) == alike
 
 
-@pytest.mark.parametrize("writer", ["ctc", "joint", "temporal", "multi_head(num_heads=2)", "none"])
+@pytest.mark.parametrize(
+    "writer", ["ctc", "ctc_long", "joint", "temporal", "multi_head(num_heads=2)", "none"]
+)
 def test_every_kind_of_config_resolves(writer):
     assert isinstance(configs.resolve(get_config(writer).to_dict()).model, LineConfig)
 
