@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import shlex
@@ -23,7 +24,8 @@ from tasks.common.data.own import COLUMNS
 from tasks.common.errors import UserError
 
 FLAGS = flags.FLAGS
-
+# Thresholds of the garbage collector during a command; see `gc.set_threshold`.
+_COLLECTIONS = (50_000, 20, 20)
 
 flags.DEFINE_string(
     "data_dir",
@@ -337,9 +339,12 @@ def main(command: Callable[[], None], usage: str) -> None:
         # --help shows only the key flags of the main module, so the flags of this module must be
         # registered as such.
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    # The objects that imports create stay until the end of the process, so the garbage collector
+    # would visit them again and again, for no use.
+    gc.disable()
     try:
         app.run(
-            lambda _: _guarded(command),
+            lambda _: _guarded(lambda: _run(command)),
             flags_parser=lambda argv: _guarded(lambda: command_line.parse(argv)),
         )
     except SystemExit as ended:
@@ -351,6 +356,16 @@ def main(command: Callable[[], None], usage: str) -> None:
             traceback.print_exc()
             _leave(1)
         raise
+    finally:
+        gc.enable()
+
+
+def _run(command: Callable[[], None]) -> None:
+    """Runs a command with a garbage collector that ignores the objects of the imports so far."""
+    gc.freeze()
+    gc.set_threshold(*_COLLECTIONS)
+    gc.enable()
+    command()
 
 
 def _processes() -> Any:

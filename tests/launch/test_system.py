@@ -137,6 +137,20 @@ def test_a_fault_of_the_program_is_no_line():
         cli._guarded(fails)
 
 
+def test_the_garbage_collector_ignores_the_imports_of_a_command():
+    thresholds, seen = gc.get_threshold(), []
+    gc.disable()
+    try:
+        cli._run(lambda: seen.append((gc.isenabled(), gc.get_freeze_count())))
+    finally:
+        gc.enable()
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
+    ((enabled, frozen),) = seen
+    assert enabled
+    assert frozen > 10_000
+
+
 # ---------------------------------------------------------------------- commands
 
 

@@ -242,8 +242,31 @@ def read_splits(
 ) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]:
     """Yields the name of each split and a list of its examples, which are those of `load`."""
     for split in SPLITS:
-        source = load(definition, split, paths)
-        yield split, source.__getitems__(range(len(source)))
+        yield split, read_all(load(definition, split, paths))
+
+
+def read_all(source: Any) -> list[Mapping[str, Any]]:
+    """Returns a list of all examples of a split.
+
+    Examples whose features are only texts and class labels are parsed here, which takes less than
+    half the time of TFDS, whose parser is for any features.
+
+    Args:
+      source: the result of `load`.
+    """
+    from tensorflow_datasets import features
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    kinds = {features.Text: "bytes_list", features.ClassLabel: "int64_list"}
+    fields = {name: kinds.get(type(kind)) for name, kind in source.dataset_info.features.items()}
+    indices = range(len(source))
+    if None in fields.values():
+        return list(source.__getitems__(indices))
+    read = []
+    for record in source.data_source.__getitems__(indices):
+        found = tf_example_pb2.Example.FromString(record).features.feature
+        read.append({name: getattr(found[name], kind).value[0] for name, kind in fields.items()})
+    return read
 
 
 def open_folder(folder: Path, split: str) -> Sequence[Mapping[str, Any]]:

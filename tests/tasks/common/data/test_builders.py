@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tasks.common.data import builders, catalog
@@ -62,6 +63,27 @@ def test_prepare_then_read_in_the_order_of_the_generator(where, capsys):
     assert out == ""
     assert err.startswith("preparing toy 1.0.0 ... 3 examples in")
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("with_array", [False, True])
+def test_all_examples_are_those_of_tfds(where, with_array):
+    kinds = {"label": ["no", "yes"], "text": str, "other": str}
+    kinds |= {"size": int, "values": ((2,), np.float32)} if with_array else {}
+    rows = [
+        {"label": 1, "text": "ж\x00\n", "other": "", "size": -3, "values": np.float32([0, 1])},
+        {"label": 0, "text": "", "other": "x" * 9_999, "size": 7, "values": np.float32([2, 3])},
+    ]
+    rows = [{name: row[name] for name in kinds} for row in rows]
+    made = DatasetDefinition(
+        "made", "1.0.0", builders.features_of(**kinds), (), lambda _: {"train": rows}
+    )
+    source = builders.load(made, "train", where)
+    found, expected = builders.read_all(source), [source[0], source[1]]
+    for row, other in zip(found, expected, strict=True):
+        assert set(row) == set(other)
+        for name in kinds:
+            assert type(row[name]) is type(other[name])
+            np.testing.assert_array_equal(row[name], other[name])
 
 
 def test_a_second_prepare_reads_no_source(where, capsys):
