@@ -95,6 +95,9 @@ bench: $(VENV)/.oracles
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.train_choices
 	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.pipelines
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.cache_layout

@@ -12,11 +12,26 @@ from typing import Any
 
 from benchmarks.attention_cases import PASSES
 from benchmarks.records import FOLDER
+from benchmarks.tables import (
+    Row,
+    format_items,
+    format_megabytes,
+    format_number,
+    format_outcome,
+    format_ratio,
+    format_size,
+    latency,
+    markdown_table,
+    met_or_not,
+    pipelines,
+    scaling,
+    startup,
+    way_names,
+)
 
 TEMPORARIES = 100e6
 """Target in bytes for the temporaries of forward + backward at 8,192 positions."""
 
-Row = Mapping[str, Any]
 Point = tuple[int, float, int | None]
 
 
@@ -49,11 +64,7 @@ def verdict(row: Row, way: str = "auto", field: str = "ratio") -> str:
     target, ratio = row["target"], row["ways"].get(way, {}).get(field)
     if target is None or ratio is None:
         return ""
-    return f"{target:g}: {_met(ratio, target)}"
-
-
-def _met(ratio: float, target: float) -> str:
-    return "met" if ratio <= target else "not met"
+    return f"{target:g}: {met_or_not(ratio, target)}"
 
 
 def write(folder: pathlib.Path = FOLDER) -> None:
@@ -122,7 +133,7 @@ def _attention(section: Mapping[str, Any]) -> list[str]:
             lines += [f"### {title.capitalize()}", "", *_ratios(rows), ""]
     waits = section.get("torch_waits")
     if waits:
-        lines += [f"OMP_WAIT_POLICY for PyTorch, the faster of two: {_plain(waits)}.", ""]
+        lines += [f"OMP_WAIT_POLICY for PyTorch, the faster of two: {format_items(waits)}.", ""]
     if section.get("growth"):
         lines += ["### Growth over the length T (causal, forward + backward)", ""]
         table = []
@@ -130,7 +141,7 @@ def _attention(section: Mapping[str, Any]) -> list[str]:
             span = f"{one['lengths'][0]} to {one['lengths'][-1]}"
             needed = f"T^{one['memory']:.2f}" if "memory" in one else ""
             table.append([name, span, f"T^{one['time']:.2f}", needed])
-        lines += [*_table(["backend", "T", "time", "temporaries"], table), ""]
+        lines += [*markdown_table(["backend", "T", "time", "temporaries"], table), ""]
     missing = _skipped(section["rows"])
     if missing:
         lines += ["### Not measured", "", *missing]
@@ -138,18 +149,20 @@ def _attention(section: Mapping[str, Any]) -> list[str]:
 
 
 def _ratios(rows: Sequence[Row]) -> list[str]:
-    names = [n for n in _names(rows) if any("milliseconds" in r["ways"].get(n, {}) for r in rows)]
+    names = [
+        n for n in way_names(rows) if any("milliseconds" in r["ways"].get(n, {}) for r in rows)
+    ]
     header = ["case (batch, heads, length, size)", "torch, ms", "target of auto"]
     header += [name for name in names if name != "torch"]
     table = []
     for row in rows:
         torch = row["ways"].get("torch", {})
-        cells = [row["label"], _number(torch.get("milliseconds")), verdict(row)]
+        cells = [row["label"], format_number(torch.get("milliseconds")), verdict(row)]
         for name in names:
             if name != "torch":
                 cells.append(_cell(row["ways"].get(name, {})))
         table.append(cells)
-    return _table(header, table)
+    return markdown_table(header, table)
 
 
 def _cell(one: Mapping[str, Any]) -> str:
@@ -157,13 +170,8 @@ def _cell(one: Mapping[str, Any]) -> str:
         return "-"
     took = f" {one['kernel']}" if "kernel" in one else ""
     if "ratio" not in one:
-        return f"{_number(one['milliseconds'])} ms{took}"
-    return _ratio(one) + took
-
-
-def _ratio(one: Mapping[str, Any], field: str = "ratio") -> str:
-    low, high = one[f"{field}_range"]
-    return f"{one[field]:.2f} ({low:.2f} to {high:.2f})"
+        return f"{format_number(one['milliseconds'])} ms{took}"
+    return format_ratio(one) + took
 
 
 def _skipped(rows: Sequence[Row]) -> list[str]:
@@ -195,66 +203,33 @@ def _memory(section: Mapping[str, Any]) -> list[str]:
         if name == "auto" and bytes_ is not None:
             met = "met" if bytes_ <= TEMPORARIES else "not met"
             target = f"at most {TEMPORARIES / 1e6:.0f} MB: {met}"
-        table.append([called, _megabytes(one["grown"]), _megabytes(bytes_), target])
+        table.append([called, format_megabytes(one["grown"]), format_megabytes(bytes_), target])
     return [
         f"{section['case']}, forward + backward: growth of a separate process in its first call, "
         "and the temporaries that the compiler reports.",
         "",
-        *_table(["backend", "process", "temporaries", ""], table),
+        *markdown_table(["backend", "process", "temporaries", ""], table),
     ]
 
 
 def _train_step(section: Mapping[str, Any]) -> list[str]:
-    ways = _names(section["rows"])
+    ways = way_names(section["rows"])
     table = []
     for row in section["rows"]:
         here, others = row["ways"]["here"], [row["ways"].get(name, {}) for name in ways[1:]]
-        cells = [row["model"], row["what"], _number(here.get("milliseconds"))]
+        cells = [row["model"], row["what"], format_number(here.get("milliseconds"))]
         for one in others:
-            cells.append(_ratio(one, "over") if "over" in one else one.get("skipped", "-"))
+            cells.append(format_ratio(one, "over") if "over" in one else one.get("skipped", "-"))
         times = [one["over"] for one in others if "over" in one]
-        cells += [_outcome(max(times, default=None), row["targets"]["time"])]
+        cells += [format_outcome(max(times, default=None), row["targets"]["time"])]
         peaks = [one["peak"] for one in others if one.get("peak")]
-        cells += [_megabytes(here.get("peak"))]
-        cells += [_megabytes(one.get("peak")) or "-" for one in others]
+        cells += [format_megabytes(here.get("peak"))]
+        cells += [format_megabytes(one.get("peak")) or "-" for one in others]
         memory = here["peak"] / min(peaks) if peaks and here.get("peak") else None
-        table.append([*cells, _outcome(memory, row["targets"]["memory"])])
+        table.append([*cells, format_outcome(memory, row["targets"]["memory"])])
     header = ["train step", "what", "here, ms", *(f"here over {name}" for name in ways[1:])]
     header += ["time over the faster", "memory here", *(f"memory of {name}" for name in ways[1:])]
-    return _table([*header, "memory over the smaller"], table)
-
-
-def _startup(section: Mapping[str, Any]) -> list[str]:
-    table = []
-    for row in section["rows"]:
-        here, targets = row["ways"]["here"], row["targets"]
-        cells = [row["model"], f"`{row['what']}`"]
-        for state in ("cold", "warm"):
-            first, others = here[f"{state} 1"], row["ways"].keys() - {"here"}
-            met = f" (at most {targets[state]}: {_met(first, targets[state])})" if targets else ""
-            cells += [f"{first:.1f}{met}", f"{here[f'{state} 10']:.1f}"]
-            cells += [
-                f"{row['ways'][way][f'{state} 1']:.1f}" if way in others else "-"
-                for way in ("torch", "torch compiled")
-            ]
-        table.append(cells)
-    steps = ["first step", "tenth step", "torch, first step", "torch compiled, first step"]
-    header = [f"{state}: {step}" for state in ("cold", "warm") for step in steps]
-    return [
-        "Seconds from the start of `launch.train` to the end of a step, with imports and the "
-        "reading of prepared data, with an empty compilation cache (cold) and with that of an "
-        "earlier run (warm). Those of PyTorch are from `import torch` to the end of the first step "
-        f"on a batch in memory. Number of rounds, whose medians are shown: {section['rounds']}.",
-        "",
-        *_table(["model", "config", *header], table),
-    ]
-
-
-def _outcome(ratio: float | None, target: float) -> str:
-    """Formats a ratio with its target, such as '1.10 (at most 1.2: met)'; "" if it is None."""
-    if ratio is None:
-        return ""
-    return f"{ratio:.2f} (at most {target:g}: {_met(ratio, target)})"
+    return markdown_table([*header, "memory over the smaller"], table)
 
 
 def _train_choices(section: Mapping[str, Any]) -> list[str]:
@@ -264,13 +239,15 @@ def _train_choices(section: Mapping[str, Any]) -> list[str]:
         for choice, one in row["choices"].items():
             if "skipped" in one:
                 continue
-            cells = [row["model"], choice, _number(one["milliseconds"]), _ratio(one)]
+            cells = [row["model"], choice, format_number(one["milliseconds"]), format_ratio(one)]
             table.append([*cells, f"{one['peak'] / 1e6:,.0f}"])
-    return _table(["train step", "choice", "ms", f"over {plain}", "peak of the process, MB"], table)
+    return markdown_table(
+        ["train step", "choice", "ms", f"over {plain}", "peak of the process, MB"], table
+    )
 
 
 def _generation(section: Mapping[str, Any]) -> list[str]:
-    others = [name for name in _names(section["rows"]) if name != "here"]
+    others = [name for name in way_names(section["rows"]) if name != "here"]
     table = []
     for row in section["rows"]:
         before, new = row["lengths"]
@@ -279,7 +256,7 @@ def _generation(section: Mapping[str, Any]) -> list[str]:
         cells = [f"{case}, {method}", f"{row['ways']['here']['tokens_per_second']:,}"]
         for name in others:
             one = row["ways"][name]
-            cells.append(_ratio(one, "over") if "over" in one else one["skipped"])
+            cells.append(format_ratio(one, "over") if "over" in one else one["skipped"])
             cells.append(f"{one['equal']:.0%}" if "equal" in one else "")
         table.append([*cells, verdict(row, "transformers", "over")])
     header = ["generation", "here, tokens/s"]
@@ -289,10 +266,10 @@ def _generation(section: Mapping[str, Any]) -> list[str]:
         "with no end token. The translation model is a `PegasusForConditionalGeneration` in "
         "transformers, the language model a `GPT2LMHeadModel`.",
         "",
-        *_table([*header, "target over transformers"], table),
+        *markdown_table([*header, "target over transformers"], table),
     ]
     if waits := section.get("torch_waits"):
-        lines += ["", f"OMP_WAIT_POLICY for PyTorch, the faster of two: {_plain(waits)}."]
+        lines += ["", f"OMP_WAIT_POLICY for PyTorch, the faster of two: {format_items(waits)}."]
     return lines
 
 
@@ -301,9 +278,11 @@ def _serving(section: Mapping[str, Any]) -> list[str]:
     for row in section["rows"]:
         for name, one in row["ways"].items():
             cells = [row["model"], name]
-            cells += [_number(one[key]) for key in ("p50_ms", "p99_ms", "requests_per_second")]
+            cells += [
+                format_number(one[key]) for key in ("p50_ms", "p99_ms", "requests_per_second")
+            ]
             for key in ("p50_ratio", "requests_ratio"):
-                cells.append(_ratio(one, key) if key in one else "1")
+                cells.append(format_ratio(one, key) if key in one else "1")
             cells.append(verdict(row, name, "p50_ratio"))
             table.append([*cells, f"{one['wrong']:,} of {one['answers']:,}"])
     header = ["model", "server", "p50, ms", "p99, ms", "requests/s", "ratio of p50"]
@@ -315,7 +294,7 @@ def _serving(section: Mapping[str, Any]) -> list[str]:
         "compared with that of the export, read in the process of the benchmark. Images are "
         "uploaded as forms. Programs of movie_reviews have one thread in all servers.",
         "",
-        *_table(header, table),
+        *markdown_table(header, table),
     ]
 
 
@@ -330,10 +309,10 @@ def _accelerator_steps(section: Mapping[str, Any]) -> list[str]:
                 row["config"],
                 row["topology"] + (f" ({mesh})" if mesh else ""),
                 row["step"],
-                *(_human(each) for each in (state, size.get("temporaries"), row["peak"])),
+                *(format_size(each) for each in (state, size.get("temporaries"), row["peak"])),
                 f"{row['flops']:.3g}",
                 ", ".join(
-                    f"{number} {kind} {_human(count)}"
+                    f"{number} {kind} {format_size(count)}"
                     for kind, (number, count) in row["collectives"].items()
                 ),
                 ", ".join(f"{number} {name}" for name, number in row["kernels"].items()),
@@ -346,9 +325,9 @@ def _accelerator_steps(section: Mapping[str, Any]) -> list[str]:
         "Steps of the default configs and of large ones, compiled by `launch.compile` for machines "
         "that were not present; none was run. Bytes are those of one device, operations those of "
         "all devices; collectives are numbers of executions and bytes on one device in a step. "
-        f"Compilers: {_plain(section['compilers'])}.",
+        f"Compilers: {format_items(section['compilers'])}.",
         "",
-        *_table(header, table),
+        *markdown_table(header, table),
     ]
 
 
@@ -380,14 +359,16 @@ def _accelerator_kernels(section: Mapping[str, Any]) -> list[str]:
     return [
         "Kernels of `attend` compiled for devices that were not present, by options, dtypes and "
         "head sizes; none was run. A refusal is an error with the shown message. "
-        f"Compilers: {_plain(section['compilers'])}.",
+        f"Compilers: {format_items(section['compilers'])}.",
         "",
-        *_table(header, table),
+        *markdown_table(header, table),
         "",
         "Programs of triton: registers of a thread / bytes of spilled registers / KB of shared "
         "memory, the largest over the options that were compiled.",
         "",
-        *_table(["dtype", "head size", *(" ".join(column) for column in columns)], programs),
+        *markdown_table(
+            ["dtype", "head size", *(" ".join(column) for column in columns)], programs
+        ),
     ]
 
 
@@ -399,6 +380,9 @@ _TITLES = {
     "train_step": "Train steps",
     "train_choices": "Choices in train steps",
     "startup": "Startup",
+    "pipelines": "Input pipelines",
+    "scaling": "Growth of train steps",
+    "latency": "Latency of exports",
     "generation": "Generation",
     "serving": "Serving",
 }
@@ -409,7 +393,10 @@ _SECTIONS = {
     "memory": _memory,
     "train_step": _train_step,
     "train_choices": _train_choices,
-    "startup": _startup,
+    "startup": startup,
+    "pipelines": pipelines,
+    "scaling": scaling,
+    "latency": latency,
     "generation": _generation,
     "serving": _serving,
 }
@@ -483,31 +470,6 @@ def points(rows: Iterable[Row]) -> dict[str, list[Point]]:
                     point = row["sizes"][3], one["milliseconds"], one.get("temporaries")
                     found.setdefault(name, []).append(point)
     return found
-
-
-def _names(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row["ways"]))
-
-
-def _plain(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
-
-
-def _megabytes(value: int | None) -> str:
-    return "" if value is None else f"{value / 1e6:,.0f} MB"
-
-
-def _human(size: int | None) -> str:
-    return "" if size is None else f"{size / 1e6:.3g} MB"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
-    return [lines[0], f"|{'---|' * len(header)}", *lines[1:]]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""Latency of the exported programs of each task with one input.
+
+python -m benchmarks.latency
+python -m benchmarks.latency --tasks=translation
+
+Each task is measured in a process of its own. The model has the sizes of the task's default config
+and initial parameters. It is exported as `launch.export` does, and read with the module that an
+export contains. The program of the shortest and that of the longest inputs are called with one
+random input, without pre- and postprocessing; calls of the two alternate. Programs that generate
+tokens generate as many as their config allows, unless a random model ends earlier. Results are
+written to benchmarks/results/cpu.json or --json.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from benchmarks import records, report
+from benchmarks.comparison import experiment
+from benchmarks.interleaved import time_interleaved
+from benchmarks.pipelines import TASKS
+from launch import cli
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_multi_enum("tasks", list(TASKS), list(TASKS), "Tasks to measure.")
+    flags.DEFINE_integer("rounds", 15, "Number of rounds.", lower_bound=1)
+    flags.DEFINE_string("json", None, "Output file; benchmarks/results/cpu.json by default.")
+    flags.DEFINE_bool("readme", False, "Also write README.md and attention.png.")
+    flags.DEFINE_enum("only", None, list(TASKS), "Print the row of one task as JSON.")
+
+
+def run() -> None:
+    """Runs the command."""
+    values = flags.FLAGS
+    if values.only:
+        print(json.dumps(measure(values.only, values.rounds)))
+        return
+    path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
+    for name in values.tasks:
+        words = [sys.executable, "-m", "benchmarks.latency", f"--only={name}"]
+        words.append(f"--rounds={values.rounds}")
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+        row = json.loads(done.stdout.splitlines()[-1])
+        print(show(row), flush=True)
+        found = {one["task"]: one for one in records.rows(path, "latency")} | {name: row}
+        records.put(path, "latency", {"rows": [found[each] for each in TASKS if each in found]})
+    if values.readme:
+        report.write(path.parent)
+
+
+def measure(name: str, rounds: int) -> dict[str, Any]:
+    """Exports the model of a task and measures its programs in this process.
+
+    Args:
+      name: name of the task and of its config file.
+      rounds: number of timings of each program.
+
+    Returns:
+      The row of the task. Its "programs" have the "sizes" of the input and the "p50" and "p90"
+      milliseconds of a call, from the shortest input to the longest.
+    """
+    from launch.engine.state import evaluation_variables
+    from launch.engine.steps import make_steps
+    from launch.exports import reader, writer
+    from launch.runs.directory import prepared_task
+    from tasks.common.data.paths import Paths
+
+    file = f"configs/{name}.py"
+    config = experiment(file)
+    task = prepared_task(config, Paths.default())
+    variables = evaluation_variables(make_steps(task, config).init())
+    with tempfile.TemporaryDirectory() as folder:
+        target = pathlib.Path(folder) / "export"
+        signature = writer.write_export(task, config, variables, target)
+        export = reader.Export(target)
+        programs = signature["programs"]["predict"]
+        calls = {}
+        for index in sorted({0, len(programs) - 1}):
+            made_up = writer.made_up_inputs(signature["inputs"], programs[index]["sizes"], index)
+            one = {field: values[:1] for field, values in made_up.items()}
+            program = export.program("predict", index)
+            calls[index] = lambda program=program, one=one: reader.fetched(program(one))
+        seconds = time_interleaved(calls, rounds=rounds, least=0.0)
+    found = [
+        {
+            "sizes": programs[index]["sizes"],
+            **{f"p{p}": round(1e3 * float(np.percentile(times, p)), 3) for p in (50, 90)},
+        }
+        for index, times in seconds.items()
+    ]
+    return {"task": name, "config": file, "model": config.model.name, "programs": found}
+
+
+def show(row: Mapping[str, Any]) -> str:
+    """Formats a row for the terminal."""
+    lines = [f"{row['task']}, {row['model']}"]
+    for one in row["programs"]:
+        sizes = ", ".join(f"{key}={size}" for key, size in one["sizes"].items()) or "one size"
+        lines.append(f"{one['p50']:>12,.3g} ms (90 %: {one['p90']:,.3g} ms), {sizes}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.main(run, __doc__)

@@ -1,0 +1,146 @@
+"""Examples per second of the input pipeline of each task, compared with those of its train step.
+
+python -m benchmarks.pipelines
+python -m benchmarks.pipelines --tasks=segmentation --tasks=detection
+
+Each task is measured in a process of its own, with the data and the settings of its default config.
+First the batches of `tasks.common.data.pipeline.train_iterator` are read without a model. Then the
+train step takes the first of these batches from memory; every batch is taken once before the time
+is measured, so compilation is excluded. Results are written to benchmarks/results/cpu.json or
+--json.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from benchmarks import records, report
+from benchmarks.comparison import engine_steps, experiment
+from launch import cli
+
+# Target: smallest ratio of the examples per second of the pipeline to those of the train step.
+TARGET = 3.0
+TASKS = (
+    "text_classification",
+    "language_modeling",
+    "translation",
+    "image_classification",
+    "segmentation",
+    "detection",
+    "recommendation",
+    "forecasting",
+    "speech_recognition",
+    "handwriting_recognition",
+    "sequence_copy",
+)
+# Number of batches that the train step takes.
+_BATCHES = 8
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_multi_enum("tasks", list(TASKS), list(TASKS), "Tasks to measure.")
+    flags.DEFINE_float("seconds", 5.0, "Minimum seconds per timing.", lower_bound=0.0)
+    flags.DEFINE_string("json", None, "Output file; benchmarks/results/cpu.json by default.")
+    flags.DEFINE_bool("readme", False, "Also write README.md and attention.png.")
+    flags.DEFINE_enum("only", None, list(TASKS), "Print the row of one task as JSON.")
+
+
+def run() -> None:
+    """Runs the command."""
+    values = flags.FLAGS
+    if values.only:
+        print(json.dumps(measure(values.only, values.seconds)))
+        return
+    path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
+    for name in values.tasks:
+        words = [sys.executable, "-m", "benchmarks.pipelines", f"--only={name}"]
+        words.append(f"--seconds={values.seconds}")
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+        row = json.loads(done.stdout.splitlines()[-1])
+        print(show(row), flush=True)
+        found = {one["task"]: one for one in records.rows(path, "pipelines")} | {name: row}
+        records.put(path, "pipelines", {"rows": [found[each] for each in TASKS if each in found]})
+    if values.readme:
+        report.write(path.parent)
+
+
+def measure(name: str, seconds: float) -> dict[str, Any]:
+    """Measures the pipeline and the train step of a task in this process.
+
+    Args:
+      name: name of the task and of its config file.
+      seconds: minimum seconds per timing.
+
+    Returns:
+      The row of the task. "pipeline" and "step" are examples per second.
+    """
+    from launch.runs.directory import prepared_task
+    from tasks.common.data.paths import Paths
+    from tasks.common.data.pipeline import train_iterator
+
+    file = f"configs/{name}.py"
+    config = experiment(file)
+    task = prepared_task(config, Paths.default())
+    size = config.training.batch_size
+
+    def batches() -> Iterator[Mapping[str, np.ndarray]]:
+        return train_iterator(
+            task.examples("train"), batch_size=size, seed=config.seed, buckets=task.buckets
+        )
+
+    first = list(itertools.islice(batches(), _BATCHES))
+    again = batches()
+    next(again)
+    step = engine_steps(task, config, first)
+    step(_BATCHES)
+    return {
+        "task": name,
+        "config": file,
+        "batch_size": size,
+        "target": TARGET,
+        "pipeline": round(_rate((count(next(again)) for _ in itertools.count()), seconds), 1),
+        "step": round(_rate(_stepped(step, sum(map(count, first))), seconds), 1),
+    }
+
+
+def count(batch: Mapping[str, np.ndarray]) -> int:
+    """Returns the number of examples of a batch, without padding rows."""
+    return int(np.count_nonzero(batch["weight"]))
+
+
+def _stepped(step: Any, examples: int) -> Iterator[int]:
+    while True:
+        step(_BATCHES)
+        yield examples
+
+
+def _rate(done: Iterator[int], seconds: float) -> float:
+    """Returns the number of examples per second of an iterator over numbers of examples."""
+    total, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < seconds or not total:
+        total += next(done)
+    return total / passed
+
+
+def show(row: Mapping[str, Any]) -> str:
+    """Formats a row for the terminal."""
+    return (
+        f"{row['task']}: {row['pipeline']:,.0f} examples/s of the pipeline, "
+        f"{row['step']:,.0f} of the train step, ratio {row['pipeline'] / row['step']:.1f}"
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.main(run, __doc__)
