@@ -67,7 +67,7 @@ def report() -> None:
         _link_pages(page.parent / "explained")
     if cli.FLAGS.faults is not None:
         _rewrite(Path(cli.FLAGS.faults), lambda text: fault_table.insert(text, root))
-    text = tables.results_markdown(records)
+    text = tables.results_markdown(records, results.load_notes(root, records))
     if output == "-":
         print(text, end="")
     else:

@@ -7,7 +7,7 @@ A run file is results/<task>/<data>/<experiment>/<seed>.json. If runs of one exp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ FIELDS = {
 # File of a run directory with the record of the finished run.
 RESULT = "result.json"
 SUMS = "result.sums.json"
+# File in the folder of a data set, under the results directory, with remarks for RESULTS.md.
+NOTES = "notes.md"
 # Value of "kind" in records of `launch.explain --evaluate`, and the name of their folder. Records
 # of runs do not have the key "kind".
 FAITHFULNESS = "faithfulness"
@@ -40,6 +42,7 @@ def make_record(
     *,
     metrics: Mapping[str, float],
     validation: Mapping[str, float],
+    curve: Sequence[tuple[int, float]],
     baselines: Mapping[str, Mapping[str, float]],
     steps_taken: int,
     seconds: float,
@@ -49,7 +52,10 @@ def make_record(
     data_summary: Mapping[str, Any],
     timing: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Creates the record of a finished run, with the metrics on the test split."""
+    """Creates the record of a finished run, with the metrics on the test split.
+
+    The `curve` has the step and the primary metric of each evaluation on validation.
+    """
     return {
         "task": config.task,
         "data": config.data.name,
@@ -58,6 +64,7 @@ def make_record(
         "split": "test",
         "metrics": dict(metrics),
         "validation": {task.primary_metric: validation[task.primary_metric]},
+        "validation_curve": [list(point) for point in curve],
         "baselines": {name: dict(values) for name, values in baselines.items()},
         "settings": task.settings,
         "parameters": parameters,
@@ -129,12 +136,29 @@ def check_recordable() -> None:
 def save_record(record: Mapping[str, Any], root: Path) -> Path:
     """Writes the run file and returns its path."""
     settings = "".join(f"-{key}={value}" for key, value in sorted(record["settings"].items()))
-    path = (
-        root / record["task"] / record["data"].replace(":", "-").replace("/", "-")
-        / record["experiment"] / f"{record['seed']}{settings}.json"
-    )  # fmt: skip
+    folder = data_folder(root, record["task"], record["data"])
+    path = folder / record["experiment"] / f"{record['seed']}{settings}.json"
     write_json(path, record)
     return path
+
+
+def data_folder(root: Path, task: str, data: str) -> Path:
+    """Returns the folder of the run files of a data set."""
+    return root / task / data.replace(":", "-").replace("/", "-")
+
+
+def load_notes(root: Path, records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], str]:
+    """Reads the remarks on the results of each data set, which are Markdown.
+
+    Returns:
+      The text of the file "notes.md" by task and data set, without those that have none.
+    """
+    found = {}
+    for task, data in {(record["task"], record["data"]) for record in records}:
+        path = data_folder(root, task, data) / NOTES
+        if path.is_file():
+            found[task, data] = path.read_text(encoding="utf-8").strip()
+    return found
 
 
 def faithfulness_path(record: Mapping[str, Any], root: Path) -> Path:

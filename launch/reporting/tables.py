@@ -117,8 +117,15 @@ class _Row(NamedTuple):
         return settings, self.baseline, self.name
 
 
-def results_markdown(records: Iterable[Record]) -> str:
-    """Returns the content of RESULTS.md, with one section per task and data set."""
+def results_markdown(
+    records: Iterable[Record], notes: Mapping[tuple[str, str], str] | None = None
+) -> str:
+    """Returns the content of RESULTS.md, with one section per task and data set.
+
+    Args:
+      records: records of runs.
+      notes: result of `launch.reporting.results.load_notes`.
+    """
     groups = _by_data(records)
     lines = [
         "# Results",
@@ -136,6 +143,8 @@ def results_markdown(records: Iterable[Record]) -> str:
     lines += ["", *_summary_table(groups)]
     for (task, data), group in groups.items():
         lines += ["", f"## {task}: {data}", *_section(task_class(task), group)]
+        if notes and (remarks := notes.get((task, data))):
+            lines += ["", remarks]
     return "\n".join(lines) + "\n"
 
 
@@ -354,7 +363,7 @@ def _section(task: Any, group: Sequence[Record]) -> list[str]:
     own = [row for row in order if not (row.baseline or row.mean)]
     tables.append(_gains(own, runs))
     lines = [line for table in tables if table for line in ["", *table]]
-    return [*lines, "", *_commands(own, runs)]
+    return [*lines, "", *_commands(own, runs), *_validation_curves(task, own, runs)]
 
 
 def _main_table(
@@ -467,6 +476,20 @@ def _commands(models: Sequence[_Row], runs: Mapping[_Row, Sequence[Record]]) -> 
         refitted = f" (chosen by {how})" if "refitted" in how else ""
         lines.append(f"- {row.label}{refitted}: `{first['command']}`")
     return lines
+
+
+def _validation_curves(
+    task: Any, models: Sequence[_Row], runs: Mapping[_Row, Sequence[Record]]
+) -> list[str]:
+    """Returns a table of the primary metric at each evaluation of the first seed of each model."""
+    rows = []
+    for row in models:
+        # Records of earlier versions have no curve.
+        if curve := runs[row][0].get("validation_curve"):
+            points = ", ".join(f"{step:,}: {value:.4g}" for step, value in curve)
+            rows.append([row.label, str(runs[row][0]["seed"]), points])
+    header = ["model", "seed", f"validation {task.primary_metric} by step"]
+    return ["", *markdown_table(header, rows)] if rows else []
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

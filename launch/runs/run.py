@@ -302,6 +302,7 @@ def _finish(
             task,
             metrics=test.metrics,
             validation=validation,
+            curve=_validation_curve(config, task, folder),
             baselines=baselines.baseline_metrics(task, paths, test) if with_baselines else {},
             steps_taken=best,
             seconds=sum(map(monitoring.run_seconds, timing)),
@@ -360,6 +361,16 @@ def _training_facts(config: Experiment, task: Task, folder: Path) -> dict[str, A
     if skipped := sum(line.get(SKIPPED, 0) for each in logs for line in read_lines(each)):
         found[SKIPPED] = int(skipped)
     return found
+
+
+def _validation_curve(config: Experiment, task: Task, folder: Path) -> list[tuple[int, float]]:
+    """Returns the step and the primary metric, with five digits, of each validation."""
+    log = (folder / SELECTION if config.training.refit else folder) / "metrics.jsonl"
+    return [
+        (line["step"], float(f"{line[task.primary_metric]:.5g}"))
+        for line in read_lines(log)
+        if line.get("split") == "validation" and task.primary_metric in line
+    ]
 
 
 def _check_folder(config: Experiment, folder: Path) -> Experiment | None:

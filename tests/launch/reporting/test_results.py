@@ -120,11 +120,28 @@ def test_empty_columns_are_left_out():
 def test_the_files_here_are_those_of_the_run_files():
     """The tables are up to date: `make results` changes nothing."""
     records = load_records(Path("results"))
-    assert Path("RESULTS.md").read_text(encoding="utf-8") == results_markdown(records)
+    expected = results_markdown(records, results.load_notes(Path("results"), records))
+    assert Path("RESULTS.md").read_text(encoding="utf-8") == expected
     readme = Path("README.md").read_text(encoding="utf-8")
     assert readme == insert_summary(readme, records)
     with pytest.raises(ValueError, match="expected the lines <!-- results -->"):
         insert_summary("# Title\n", records)
+
+
+def test_curves_and_notes_follow_the_tables(tmp_path):
+    curve = [[100, 0.75], [200, 0.81234]]
+    save_record(seeded(0, 0.8) | {"validation_curve": curve}, tmp_path)
+    save_record(seeded(0, 0.7) | {"experiment": "other"}, tmp_path)
+    save_record(seeded(0, 0.6) | {"data": "tfds:x/y"}, tmp_path)
+    for folder, text in (("sst2", "Too short.\n"), ("tfds-x-y", "Too long.\n")):
+        (tmp_path / "text_classification" / folder / "notes.md").write_text(text)
+    records = load_records(tmp_path)
+    text = results_markdown(records, results.load_notes(tmp_path, records))
+    assert "| attention_pooling | 0 | 100: 0.75, 200: 0.8123 |" in text
+    assert text.count("by step |") == 1
+    first, second = text.partition("## text_classification: tfds:x/y")[::2]
+    assert first.endswith("\nToo short.\n\n")
+    assert second.endswith("\nToo long.\n")
 
 
 def test_at_a_glance_is_the_best_on_validation_beside_the_best_baseline():
