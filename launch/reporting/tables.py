@@ -307,11 +307,18 @@ def _by_data(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
 def _by_row(
     group: Sequence[Record],
 ) -> tuple[dict[_Row, list[Record]], dict[_Row, dict[str, float]]]:
-    """Groups runs and baselines by table row, and adds rows with the mean over a setting."""
+    """Groups runs and baselines by table row, and adds rows with the mean over a setting.
+
+    If only some of the models are refitted on training and validation examples, as their baselines
+    are then, the split is a setting of the rows.
+    """
+    differs = len({_is_refitted(record) for record in group}) > 1
     runs: dict[_Row, list[Record]] = defaultdict(list)
     given: dict[_Row, dict[str, float]] = defaultdict(dict)
     for record in sorted(group, key=lambda record: record["seed"]):
-        settings = tuple(sorted(record["settings"].items()))
+        whole = "train + validation" if _is_refitted(record) else "train"
+        split = {"trained_on": whole} if differs else {}
+        settings = tuple(sorted({**record["settings"], **split}.items()))
         runs[_Row(settings, False, record["experiment"])].append(record)
         for name, values in record["baselines"].items():
             given[_Row(settings, True, name)].update(values)
@@ -331,6 +338,10 @@ def _by_row(
         elif len(rows) > 1:
             runs[mean] = [run for row in rows for run in runs[row]]
     return runs, given
+
+
+def _is_refitted(record: Record) -> bool:
+    return "refitted" in record["selected_by"]
 
 
 def _summary_table(groups: Mapping[tuple[str, str], Sequence[Record]]) -> list[str]:
@@ -472,8 +483,7 @@ def _commands(models: Sequence[_Row], runs: Mapping[_Row, Sequence[Record]]) -> 
     lines = []
     for row in models:
         first = runs[row][0]
-        how = first["selected_by"]
-        refitted = f" (chosen by {how})" if "refitted" in how else ""
+        refitted = f" (chosen by {first['selected_by']})" if _is_refitted(first) else ""
         lines.append(f"- {row.label}{refitted}: `{first['command']}`")
     return lines
 

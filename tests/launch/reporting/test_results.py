@@ -128,6 +128,19 @@ def test_the_files_here_are_those_of_the_run_files():
         insert_summary("# Title\n", records)
 
 
+def test_models_that_are_refitted_have_their_own_baselines():
+    refitted = seeded(0, 0.8) | {"selected_by": "validation accuracy, then refitted on both"}
+    other = seeded(0, 0.7) | {"experiment": "other", "baselines": {"nb_svm": {"accuracy": 0.6}}}
+    text = results_markdown([refitted, other])
+    assert "| attention_pooling (trained_on=train + validation) | 0.8000 |" in text
+    assert "| baseline nb_svm (trained_on=train + validation) | 0.8100 |" in text
+    assert "| other (trained_on=train) | 0.7000 |" in text
+    assert "| baseline nb_svm (trained_on=train) | 0.6000 |" in text
+    row = summary_table([refitted, other]).splitlines()[-1]
+    assert row.endswith("| attention_pooling 0.800 | nb_svm 0.810 |")
+    assert "trained_on" not in results_markdown([refitted])
+
+
 def test_curves_and_notes_follow_the_tables(tmp_path):
     curve = [[100, 0.75], [200, 0.81234]]
     save_record(seeded(0, 0.8) | {"validation_curve": curve}, tmp_path)
