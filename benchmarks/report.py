@@ -29,6 +29,7 @@ from benchmarks.tables import (
     way_names,
 )
 
+NOTES = FOLDER.parent / "notes"
 TEMPORARIES = 100e6
 """Target in bytes for the temporaries of forward + backward at 8,192 positions."""
 
@@ -84,15 +85,22 @@ def write(folder: pathlib.Path = FOLDER) -> None:
     }
     target = folder.parent if folder == FOLDER else folder
     drawn = draw(suites, target / "attention.png")
-    (target / "README.md").write_text(markdown(suites, drawn), encoding="utf-8")
+    notes = {file.stem: file.read_text(encoding="utf-8").strip() for file in NOTES.glob("*.md")}
+    text = markdown(suites, drawn, notes if folder == FOLDER else {})
+    (target / "README.md").write_text(text, encoding="utf-8")
 
 
-def markdown(suites: Mapping[str, Mapping[str, Any]], drawn: bool = True) -> str:
+def markdown(
+    suites: Mapping[str, Mapping[str, Any]],
+    drawn: bool = True,
+    notes: Mapping[str, str] | None = None,
+) -> str:
     """Returns the content of README.md.
 
     Args:
       suites: for each suite, by name, the sections of its results file (`benchmarks.records`).
       drawn: whether there is a figure.
+      notes: for each section, by name, remarks that follow it, such as what was tried.
     """
     lines = [
         "# Benchmarks",
@@ -108,6 +116,8 @@ def markdown(suites: Mapping[str, Mapping[str, Any]], drawn: bool = True) -> str
         for name, section in sections.items():
             lines += ["", f"## {_TITLES.get(name, name)}: {suite}", "", *_machine(section), ""]
             lines += _SECTIONS[name](section)
+            if notes and name in notes:
+                lines += ["", notes[name]]
     return "\n".join(lines) + "\n"
 
 

@@ -180,3 +180,14 @@ def test_nothing_measured_gives_a_page_without_a_figure(tmp_path):
     report.write(tmp_path)
     assert "attention.png" not in (tmp_path / "README.md").read_text()
     assert not (tmp_path / "attention.png").exists()
+
+
+def test_remarks_follow_their_section():
+    text = report.markdown(SUITES, drawn=False, notes={"memory": "Tried: less.", "serving": "No."})
+    assert text.endswith("\n\nTried: less.\n")
+    assert "No." not in text
+
+
+def test_remarks_are_of_sections_of_the_report():
+    for file in report.NOTES.glob("*.md"):
+        assert file.stem in report._SECTIONS
