@@ -184,7 +184,9 @@ def test_nothing_measured_gives_a_page_without_a_figure(tmp_path):
 
 def test_remarks_follow_their_section():
     text = report.markdown(SUITES, drawn=False, notes={"memory": "Tried: less.", "serving": "No."})
-    assert text.endswith("\n\nTried: less.\n")
+    before, _, after = text.partition("\n\nTried: less.\n")
+    assert before.count("\n## Memory") == 1
+    assert "## Memory" not in after
     assert "No." not in text
 
 
