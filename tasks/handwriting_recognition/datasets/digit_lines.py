@@ -94,7 +94,8 @@ class WrittenLines:
         config, (rng, digits) = self._config, self._digits(index)
         slant = rng.uniform(-config.slant, config.slant)
         pen = rng.uniform(-config.thickness, config.thickness)
-        line = np.zeros((HEIGHT, 8 + 40 * len(digits)), np.float32)
+        widest = _SIDE + max(config.spacing[1], 0)
+        line = np.zeros((HEIGHT, 8 + widest * len(digits)), np.float32)
         left = int(rng.integers(1, 5))
         for digit in digits:
             chosen = self._images[digit][rng.integers(len(self._images[digit]))]
@@ -110,8 +111,9 @@ class WrittenLines:
             under = line[top : top + len(glyph), left : left + glyph.shape[1]]
             np.maximum(under, glyph, out=under)
             left += glyph.shape[1] + int(rng.integers(config.spacing[0], config.spacing[1] + 1))
-        ink = np.flatnonzero(line.max(axis=0) > 0)[-1]
-        line = line[:, : ink + 1 + int(rng.integers(1, 5))]
+        # Strong distortion may move all ink of a line out of the canvas.
+        ink = np.flatnonzero(line.max(axis=0) > 0)
+        line = line[:, : (ink[-1] if len(ink) else left) + 1 + int(rng.integers(1, 5))]
         line = line + rng.uniform(0, config.noise) * rng.normal(size=line.shape)
         return np.round(line).clip(0, 255).astype(np.uint8).T
 

@@ -90,6 +90,13 @@ def test_displacements_of_zero_are_the_affine_transformation(pictures):
     assert np.abs(right - plain).max() > 50
 
 
+@pytest.mark.parametrize("changed", [{"elastic": 100.0, "thickness": 1.0}, {"spacing": (60, 70)}])
+def test_extreme_settings_give_lines(pictures, changed):
+    lines = made(pictures, 50, **changed)
+    assert all(lines[index].shape[1] == HEIGHT for index in range(50))
+    assert min(len(lines[index]) for index in range(50)) >= 1
+
+
 def test_close_digits_touch(pictures):
     apart, close = made(pictures), made(pictures, spacing=(-4, -2))
     assert all(len(close[i]) < len(apart[i]) for i in range(20))
