@@ -79,7 +79,10 @@ def _data(name: str):
         changed = {}
     else:
         changed = {"scale_min": 0.7, "scale_max": 1.4, "brightness": 0.1, "contrast": 0.2}
-        changed |= {"transpose": True, "flip_vertical": True} if name == "trees" else {}
+        if name == "trees":
+            # The images of the splits differ in color and brightness.
+            changed |= {"transpose": True, "flip_vertical": True}
+            changed |= {"brightness": 0.25, "contrast": 0.3, "saturation": 0.3, "hue": 0.03}
     source = {"path": name.removeprefix(PATH)} if name.startswith(PATH) else {"name": name}
     if name == OWN:
         source["path"] = UNSET
@@ -90,7 +93,9 @@ def mask_rcnn(data: str, attention: str, long: bool):
     """Returns the settings of Mask R-CNN on a small ResNet, with anchors for the object sizes."""
     words = re.findall(r"\w+(?:\.\w+)?", attention.removeprefix("none"))
     name = "_".join(["mask_rcnn", *words, *(["long"] if long else [])])
-    build = {"nuclei": _nuclei, "clothes_on_satellite": _clothes}.get(data, _images)
+    build = {"nuclei": _nuclei, "clothes_on_satellite": _clothes, "trees": _trees}.get(
+        data, _images
+    )
     model, training = build(attention, long)
     return {"name": name, "model": model, "training": training}
 
@@ -162,6 +167,12 @@ def _images(attention: str, long: bool):
     heads = HeadsConfig(samples=64, canonical_scale=28.0)
     training = _training(6000, 16, 10) if long else _training(960, 4, 4)
     return _from_stage_2(attention, long, rpn, heads), training
+
+
+def _trees(attention: str, long: bool):
+    """Returns the settings of `_images`, with more steps: the images of the splits differ."""
+    model, training = _images(attention, long)
+    return model, training if long else _training(3200, 4, 8)
 
 
 def detr(data: str):
