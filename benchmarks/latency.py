@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -48,13 +46,10 @@ def run() -> None:
         return
     path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
     for name in values.tasks:
-        words = [sys.executable, "-m", "benchmarks.latency", f"--only={name}"]
-        words.append(f"--rounds={values.rounds}")
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-        row = json.loads(done.stdout.splitlines()[-1])
+        options = [f"--only={name}", f"--rounds={values.rounds}"]
+        row = records.alone("benchmarks.latency", *options)
         print(show(row), flush=True)
-        found = {one["task"]: one for one in records.rows(path, "latency")} | {name: row}
-        records.put(path, "latency", {"rows": [found[each] for each in TASKS if each in found]})
+        records.put_row(path, "latency", "task", row, TASKS)
     if values.readme:
         report.write(path.parent)
 

@@ -15,8 +15,6 @@ from __future__ import annotations
 import itertools
 import json
 import pathlib
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -64,13 +62,10 @@ def run() -> None:
         return
     path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
     for name in values.tasks:
-        words = [sys.executable, "-m", "benchmarks.pipelines", f"--only={name}"]
-        words.append(f"--seconds={values.seconds}")
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-        row = json.loads(done.stdout.splitlines()[-1])
+        options = [f"--only={name}", f"--seconds={values.seconds}"]
+        row = records.alone("benchmarks.pipelines", *options)
         print(show(row), flush=True)
-        found = {one["task"]: one for one in records.rows(path, "pipelines")} | {name: row}
-        records.put(path, "pipelines", {"rows": [found[each] for each in TASKS if each in found]})
+        records.put_row(path, "pipelines", "task", row, TASKS)
     if values.readme:
         report.write(path.parent)
 

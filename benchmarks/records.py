@@ -13,7 +13,7 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 FOLDER = pathlib.Path(__file__).parent / "results"
@@ -39,6 +39,40 @@ def rows(path: pathlib.Path, name: str) -> list[dict[str, Any]]:
     here = {"load_before": None}
     same = section.get("machine", {}) | here == machine() | here
     return section["rows"] if same else []
+
+
+def put_row(
+    path: pathlib.Path,
+    name: str,
+    key: str,
+    row: Mapping[str, Any],
+    order: Iterable[str],
+    **more: Any,
+) -> None:
+    """Adds a row to a section of a results file, or replaces it, and keeps the section's `rows`.
+
+    Args:
+      path: results file.
+      name: name of the section.
+      key: field that identifies a row.
+      row: the row.
+      order: values of that field in the order of the rows.
+      **more: further entries of the section.
+    """
+    found = {one[key]: one for one in rows(path, name)} | {row[key]: row}
+    put(path, name, {"rows": [found[each] for each in order if each in found], **more})
+
+
+def alone(module: str, *options: str) -> dict[str, Any]:
+    """Runs a module in a process of its own, and returns the JSON in the last line that it prints.
+
+    This process ends with the status of the other one if that is not 0.
+    """
+    words = [sys.executable, "-m", module, *options]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def command() -> str:

@@ -16,8 +16,6 @@ import importlib
 import json
 import pathlib
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -149,8 +147,7 @@ def run() -> None:
     for name in values.cases:
         row = measure(name)
         print(show(row), flush=True)
-        found = {one["case"]: one for one in records.rows(path, "scaling")} | {name: row}
-        records.put(path, "scaling", {"rows": [found[each] for each in CASES if each in found]})
+        records.put_row(path, "scaling", "case", row, CASES)
     if values.readme:
         report.write(path.parent)
 
@@ -166,10 +163,8 @@ def measure(name: str) -> dict[str, Any]:
     for size in case.sizes:
         if values.largest is not None and size > values.largest:
             continue
-        words = [sys.executable, "-m", "benchmarks.scaling", f"--only={name}", f"--size={size}"]
-        words.append(f"--seconds={values.seconds}")
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-        points.append(json.loads(done.stdout.splitlines()[-1]))
+        options = [f"--only={name}", f"--size={size}", f"--seconds={values.seconds}"]
+        points.append(records.alone("benchmarks.scaling", *options))
     row = {"case": name, "what": case.what, "size": case.size, "target": case.target}
     return row | {"points": points, "exponents": exponents(points)}
 

@@ -94,9 +94,7 @@ def run() -> None:
     for name in values.models:
         row = measure(name, values.rounds)
         print(json.dumps(row), flush=True)
-        found = {one["model"]: one for one in records.rows(path, "startup")} | {name: row}
-        rows = [found[model] for model in MODELS if model in found]
-        records.put(path, "startup", {"rows": rows, "rounds": values.rounds})
+        records.put_row(path, "startup", "model", row, MODELS, rounds=values.rounds)
     if values.readme:
         report.write(path.parent)
 

@@ -75,22 +75,12 @@ def run() -> None:
     path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
     for name in values.models or MODELS:
         options = [word for word in sys.argv[1:] if not word.startswith(("--models", "--json"))]
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.train_step", f"--only={name}", *options],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        if done.returncode:
-            sys.exit(done.returncode)
-        row = json.loads(done.stdout.splitlines()[-1])
+        row = records.alone("benchmarks.train_step", f"--only={name}", *options)
         for way, one in row["ways"].items():
             if "milliseconds" in one:
                 one["peak"] = memory(name, way)
         print(show(row), flush=True)
-        earlier = {one["model"]: one for one in records.rows(path, "train_step")}
-        found = earlier | {name: row}
-        rows = [found[name] for name in MODELS if name in found]
-        records.put(path, "train_step", {"rows": rows, "torch_waits": waiting})
+        records.put_row(path, "train_step", "model", row, MODELS, torch_waits=waiting)
     if values.readme:
         report.write(path.parent)
 

@@ -3,7 +3,7 @@
 import copy
 import json
 
-from benchmarks import report
+from benchmarks import records, report
 
 MACHINE = {
     "device": "cpu",
@@ -180,6 +180,15 @@ def test_nothing_measured_gives_a_page_without_a_figure(tmp_path):
     report.write(tmp_path)
     assert "attention.png" not in (tmp_path / "README.md").read_text()
     assert not (tmp_path / "attention.png").exists()
+
+
+def test_rows_of_a_section_are_added_in_order(tmp_path):
+    path = tmp_path / "cpu.json"
+    for name, value in (("b", 1), ("a", 2), ("b", 3)):
+        records.put_row(path, "made", "model", {"model": name, "value": value}, "ab", rounds=5)
+    section = json.loads(path.read_text())["made"]
+    assert [(row["model"], row["value"]) for row in section["rows"]] == [("a", 2), ("b", 3)]
+    assert section["rounds"] == 5
 
 
 def test_remarks_follow_their_section():
