@@ -9,8 +9,8 @@ stage of the backbone of Mask R-CNN: "nuclei,cbam", "clothes_on_satellite,se(red
 
 Test results of mask_rcnn with seed 0 on 2 cores: nuclei has mask AP50 0.860, mask AP 0.530 and DSB
 2018 score 0.573 in 23 minutes (baseline of Otsu threshold and discs: 0.736, 0.365, 0.483).
-clothes_on_satellite has box AP50 0.798 and mask AP50 0.797 in 20 minutes, trees box AP50 0.245 in
-ten. The default config of detr has no recorded run; detr needs far more steps.
+clothes_on_satellite has box AP50 0.798 and mask AP50 0.797 in 20 minutes, trees box AP50 0.348 in
+30. The default config of detr has no recorded run; detr needs far more steps.
 
 Your own images with annotations in COCO format, for objects of a tenth to half of the image width:
 
