@@ -13,7 +13,6 @@ written to benchmarks/results/cpu.json or --json.
 
 from __future__ import annotations
 
-import json
 import pathlib
 import tempfile
 from collections.abc import Mapping
@@ -22,36 +21,15 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks import records, report
-from benchmarks.comparison import experiment
+from benchmarks import by_task
 from benchmarks.interleaved import time_interleaved
-from benchmarks.pipelines import TASKS
 from launch import cli
 
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_multi_enum("tasks", list(TASKS), list(TASKS), "Tasks to measure.")
+    by_task.define_flags()
     flags.DEFINE_integer("rounds", 15, "Number of rounds.", lower_bound=1)
-    flags.DEFINE_string("json", None, "Output file; benchmarks/results/cpu.json by default.")
-    flags.DEFINE_bool("readme", False, "Also write README.md and attention.png.")
-    flags.DEFINE_enum("only", None, list(TASKS), "Print the row of one task as JSON.")
-
-
-def run() -> None:
-    """Runs the command."""
-    values = flags.FLAGS
-    if values.only:
-        print(json.dumps(measure(values.only, values.rounds)))
-        return
-    path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
-    for name in values.tasks:
-        options = [f"--only={name}", f"--rounds={values.rounds}"]
-        row = records.alone("benchmarks.latency", *options)
-        print(show(row), flush=True)
-        records.put_row(path, "latency", "task", row, TASKS)
-    if values.readme:
-        report.write(path.parent)
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
@@ -68,12 +46,8 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     from launch.engine.state import evaluation_variables
     from launch.engine.steps import make_steps
     from launch.exports import reader, writer
-    from launch.runs.directory import prepared_task
-    from tasks.common.data.paths import Paths
 
-    file = f"configs/{name}.py"
-    config = experiment(file)
-    task = prepared_task(config, Paths.default())
+    file, config, task = by_task.prepared(name)
     variables = evaluation_variables(make_steps(task, config).init())
     with tempfile.TemporaryDirectory() as folder:
         target = pathlib.Path(folder) / "export"
@@ -108,4 +82,4 @@ def show(row: Mapping[str, Any]) -> str:
 
 if __name__ == "__main__":
     define_flags()
-    cli.main(run, __doc__)
+    cli.main(lambda: by_task.run("latency", "rounds", measure, show), __doc__)

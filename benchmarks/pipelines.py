@@ -13,8 +13,6 @@ is measured, so compilation is excluded. Results are written to benchmarks/resul
 from __future__ import annotations
 
 import itertools
-import json
-import pathlib
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,52 +20,20 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks import records, report
-from benchmarks.comparison import engine_steps, experiment
+from benchmarks import by_task
+from benchmarks.comparison import engine_steps
 from launch import cli
 
 # Target: smallest ratio of the examples per second of the pipeline to those of the train step.
 TARGET = 3.0
-TASKS = (
-    "text_classification",
-    "language_modeling",
-    "translation",
-    "image_classification",
-    "segmentation",
-    "detection",
-    "recommendation",
-    "forecasting",
-    "speech_recognition",
-    "handwriting_recognition",
-    "sequence_copy",
-)
 # Number of batches that the train step takes.
 _BATCHES = 8
 
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_multi_enum("tasks", list(TASKS), list(TASKS), "Tasks to measure.")
+    by_task.define_flags()
     flags.DEFINE_float("seconds", 5.0, "Minimum seconds per timing.", lower_bound=0.0)
-    flags.DEFINE_string("json", None, "Output file; benchmarks/results/cpu.json by default.")
-    flags.DEFINE_bool("readme", False, "Also write README.md and attention.png.")
-    flags.DEFINE_enum("only", None, list(TASKS), "Print the row of one task as JSON.")
-
-
-def run() -> None:
-    """Runs the command."""
-    values = flags.FLAGS
-    if values.only:
-        print(json.dumps(measure(values.only, values.seconds)))
-        return
-    path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
-    for name in values.tasks:
-        options = [f"--only={name}", f"--seconds={values.seconds}"]
-        row = records.alone("benchmarks.pipelines", *options)
-        print(show(row), flush=True)
-        records.put_row(path, "pipelines", "task", row, TASKS)
-    if values.readme:
-        report.write(path.parent)
 
 
 def measure(name: str, seconds: float) -> dict[str, Any]:
@@ -80,13 +46,9 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
     Returns:
       The row of the task. "pipeline" and "step" are examples per second.
     """
-    from launch.runs.directory import prepared_task
-    from tasks.common.data.paths import Paths
     from tasks.common.data.pipeline import train_iterator
 
-    file = f"configs/{name}.py"
-    config = experiment(file)
-    task = prepared_task(config, Paths.default())
+    file, config, task = by_task.prepared(name)
     size = config.training.batch_size
 
     def batches() -> Iterator[Mapping[str, np.ndarray]]:
@@ -138,4 +100,4 @@ def show(row: Mapping[str, Any]) -> str:
 
 if __name__ == "__main__":
     define_flags()
-    cli.main(run, __doc__)
+    cli.main(lambda: by_task.run("pipelines", "seconds", measure, show), __doc__)

@@ -16,8 +16,21 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from absl import flags
+
 FOLDER = pathlib.Path(__file__).parent / "results"
 VERSIONS = ("jax", "jaxlib", "flax", "torch", "transformers", "ctranslate2", "tokamax")
+
+
+def define_output() -> None:
+    """Defines --json and --readme."""
+    flags.DEFINE_string("json", None, "Output file; benchmarks/results/cpu.json by default.")
+    flags.DEFINE_bool("readme", False, "Also write README.md and attention.png.")
+
+
+def output() -> pathlib.Path:
+    """Returns the results file of --json, by default that of the suite "cpu"."""
+    return pathlib.Path(flags.FLAGS.json or FOLDER / "cpu.json")
 
 
 def put(path: pathlib.Path, name: str, section: Mapping[str, Any]) -> None:

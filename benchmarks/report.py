@@ -21,13 +21,13 @@ from benchmarks.tables import (
     format_ratio,
     format_size,
     latency,
-    markdown_table,
     met_or_not,
     pipelines,
     scaling,
     startup,
     way_names,
 )
+from launch.reporting.tables import table_lines
 
 NOTES = FOLDER.parent / "notes"
 TEMPORARIES = 100e6
@@ -151,7 +151,7 @@ def _attention(section: Mapping[str, Any]) -> list[str]:
             span = f"{one['lengths'][0]} to {one['lengths'][-1]}"
             needed = f"T^{one['memory']:.2f}" if "memory" in one else ""
             table.append([name, span, f"T^{one['time']:.2f}", needed])
-        lines += [*markdown_table(["backend", "T", "time", "temporaries"], table), ""]
+        lines += [*table_lines(["backend", "T", "time", "temporaries"], table), ""]
     missing = _skipped(section["rows"])
     if missing:
         lines += ["### Not measured", "", *missing]
@@ -172,7 +172,7 @@ def _ratios(rows: Sequence[Row]) -> list[str]:
             if name != "torch":
                 cells.append(_cell(row["ways"].get(name, {})))
         table.append(cells)
-    return markdown_table(header, table)
+    return table_lines(header, table)
 
 
 def _cell(one: Mapping[str, Any]) -> str:
@@ -218,7 +218,7 @@ def _memory(section: Mapping[str, Any]) -> list[str]:
         f"{section['case']}, forward + backward: growth of a separate process in its first call, "
         "and the temporaries that the compiler reports.",
         "",
-        *markdown_table(["backend", "process", "temporaries", ""], table),
+        *table_lines(["backend", "process", "temporaries", ""], table),
     ]
 
 
@@ -239,7 +239,7 @@ def _train_step(section: Mapping[str, Any]) -> list[str]:
         table.append([*cells, format_outcome(memory, row["targets"]["memory"])])
     header = ["train step", "what", "here, ms", *(f"here over {name}" for name in ways[1:])]
     header += ["time over the faster", "memory here", *(f"memory of {name}" for name in ways[1:])]
-    return markdown_table([*header, "memory over the smaller"], table)
+    return table_lines([*header, "memory over the smaller"], table)
 
 
 def _train_choices(section: Mapping[str, Any]) -> list[str]:
@@ -251,7 +251,7 @@ def _train_choices(section: Mapping[str, Any]) -> list[str]:
                 continue
             cells = [row["model"], choice, format_number(one["milliseconds"]), format_ratio(one)]
             table.append([*cells, f"{one['peak'] / 1e6:,.0f}"])
-    return markdown_table(
+    return table_lines(
         ["train step", "choice", "ms", f"over {plain}", "peak of the process, MB"], table
     )
 
@@ -276,7 +276,7 @@ def _generation(section: Mapping[str, Any]) -> list[str]:
         "with no end token. The translation model is a `PegasusForConditionalGeneration` in "
         "transformers, the language model a `GPT2LMHeadModel`.",
         "",
-        *markdown_table([*header, "target over transformers"], table),
+        *table_lines([*header, "target over transformers"], table),
     ]
     if waits := section.get("torch_waits"):
         lines += ["", f"OMP_WAIT_POLICY for PyTorch, the faster of two: {format_items(waits)}."]
@@ -304,7 +304,7 @@ def _serving(section: Mapping[str, Any]) -> list[str]:
         "compared with that of the export, read in the process of the benchmark. Images are "
         "uploaded as forms. Programs of movie_reviews have one thread in all servers.",
         "",
-        *markdown_table(header, table),
+        *table_lines(header, table),
     ]
 
 
@@ -337,7 +337,7 @@ def _accelerator_steps(section: Mapping[str, Any]) -> list[str]:
         "all devices; collectives are numbers of executions and bytes on one device in a step. "
         f"Compilers: {format_items(section['compilers'])}.",
         "",
-        *markdown_table(header, table),
+        *table_lines(header, table),
     ]
 
 
@@ -371,14 +371,12 @@ def _accelerator_kernels(section: Mapping[str, Any]) -> list[str]:
         "head sizes; none was run. A refusal is an error with the shown message. "
         f"Compilers: {format_items(section['compilers'])}.",
         "",
-        *markdown_table(header, table),
+        *table_lines(header, table),
         "",
         "Programs of triton: registers of a thread / bytes of spilled registers / KB of shared "
         "memory, the largest over the options that were compiled.",
         "",
-        *markdown_table(
-            ["dtype", "head size", *(" ".join(column) for column in columns)], programs
-        ),
+        *table_lines(["dtype", "head size", *(" ".join(column) for column in columns)], programs),
     ]
 
 

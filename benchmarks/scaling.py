@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import pathlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from benchmarks.comparison import grown_by, resident_peak
 from benchmarks.interleaved import slope
 from benchmarks.steps import MODELS
 from launch import cli
+from tasks.common.errors import UserError
 
 Step = Callable[[int], float]
 
@@ -131,19 +131,20 @@ def define_flags() -> None:
     flags.DEFINE_multi_enum("cases", list(CASES), list(CASES), "Cases to measure.")
     flags.DEFINE_integer("largest", None, "Largest size; larger ones are left out.", lower_bound=1)
     flags.DEFINE_float("seconds", 2.0, "Minimum seconds per timing.", lower_bound=0.0)
-    flags.DEFINE_string("json", None, "Output file; benchmarks/results/cpu.json by default.")
-    flags.DEFINE_bool("readme", False, "Also write README.md and attention.png.")
+    records.define_output()
     flags.DEFINE_enum("only", None, list(CASES), "Print one point of a case as JSON.")
-    flags.DEFINE_integer("size", None, "Size to use with --only.")
+    flags.DEFINE_integer("size", None, "Size to use with --only.", lower_bound=1)
 
 
 def run() -> None:
     """Runs the command."""
     values = flags.FLAGS
     if values.only:
+        if values.size is None:
+            raise UserError(f"--only={values.only}: needs --size")
         print(json.dumps(point(CASES[values.only], values.size)))
         return
-    path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
+    path = records.output()
     for name in values.cases:
         row = measure(name)
         print(show(row), flush=True)

@@ -70,14 +70,13 @@ def define_flags() -> None:
     """Defines the flags of this command."""
     flags.DEFINE_multi_enum("models", list(MODELS), list(MODELS), "Models to start.")
     flags.DEFINE_integer("rounds", 3, "Number of rounds.", lower_bound=1)
-    flags.DEFINE_string("json", None, "Output file; benchmarks/results/cpu.json by default.")
     flags.DEFINE_string(
         "python",
         sys.executable,
         "Interpreter of `launch.train`, such as that of .venv: packages of the benchmarks' "
         "environment take time to import.",
     )
-    flags.DEFINE_bool("readme", False, "Also write README.md and attention.png.")
+    records.define_output()
     flags.DEFINE_enum("only", None, list(MODELS), "Print the seconds of a step with PyTorch.")
     flags.DEFINE_bool("compiled", False, "Whether --only uses torch.compile.")
 
@@ -88,7 +87,7 @@ def run() -> None:
     if values.only:
         print(torch_seconds(MODELS[values.only].peer, values.compiled))
         return
-    path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
+    path = records.output()
     if not installed("torch"):
         print("torch is not installed: no comparison")
     for name in values.models:

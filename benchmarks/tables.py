@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from launch.reporting.tables import table_lines
 
 Row = Mapping[str, Any]
 
@@ -51,12 +53,6 @@ def format_size(size: int | None) -> str:
     return "" if size is None else f"{size / 1e6:.3g} MB"
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Returns the lines of a table in Markdown."""
-    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
-    return [lines[0], f"|{'---|' * len(header)}", *lines[1:]]
-
-
 def startup(section: Mapping[str, Any]) -> list[str]:
     """Returns the section of `benchmarks.startup`."""
     table = []
@@ -84,7 +80,7 @@ def startup(section: Mapping[str, Any]) -> list[str]:
         "earlier run (warm). Those of PyTorch are from `import torch` to the end of the first step "
         f"on a batch in memory. Number of rounds, whose medians are shown: {section['rounds']}.",
         "",
-        *markdown_table(["model", "config", *header], table),
+        *table_lines(["model", "config", *header], table),
     ]
 
 
@@ -102,7 +98,7 @@ def pipelines(section: Mapping[str, Any]) -> list[str]:
         "Examples per second of the input pipeline without a model, and of the train step on "
         "batches in memory, each with the whole machine.",
         "",
-        *markdown_table([*header, "ratio"], table),
+        *table_lines([*header, "ratio"], table),
     ]
 
 
@@ -126,7 +122,7 @@ def scaling(section: Mapping[str, Any]) -> list[str]:
         "time or memory grows with size^b over the larger half of the values. The last column is "
         "the peak of the whole process at the largest value.",
         "",
-        *markdown_table([*header, "peak of the process"], table),
+        *table_lines([*header, "peak of the process"], table),
     ]
 
 
@@ -142,5 +138,5 @@ def latency(section: Mapping[str, Any]) -> list[str]:
         "Milliseconds of a call of an exported program with one random input and initial "
         "parameters, without pre- and postprocessing.",
         "",
-        *markdown_table(["task", "config", "model", "sizes", "p50, ms", "p90, ms"], table),
+        *table_lines(["task", "config", "model", "sizes", "p50, ms", "p90, ms"], table),
     ]

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -56,7 +55,7 @@ def run() -> None:
     if values.only:
         _serve(values.only, values.choice)
         return
-    path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
+    path = records.output()
     rows = []
     for name in values.models or MODELS:
         rows.append({"model": name, "choices": measure(name)})

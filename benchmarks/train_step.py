@@ -16,7 +16,6 @@ import functools
 import importlib
 import json
 import math
-import pathlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -42,8 +41,7 @@ def define_common_flags(models: Sequence[str]) -> None:
     flags.DEFINE_integer("rounds", 7, "Number of rounds.", lower_bound=1)
     flags.DEFINE_float("seconds", 1.0, "Minimum seconds per timing.", lower_bound=0.0)
     flags.DEFINE_integer("batch_size", None, "Examples per step; by default that of the config.")
-    flags.DEFINE_string("json", None, "Output file; benchmarks/results/cpu.json by default.")
-    flags.DEFINE_bool("readme", False, "Also write README.md and attention.png.")
+    records.define_output()
 
 
 def check_batch_size() -> None:
@@ -72,7 +70,7 @@ def run() -> None:
     waiting = let_torch_wait() if installed("torch") else None
     if waiting is None:
         print("torch is not installed: no ratios")
-    path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
+    path = records.output()
     for name in values.models or MODELS:
         options = [word for word in sys.argv[1:] if not word.startswith(("--models", "--json"))]
         row = records.alone("benchmarks.train_step", f"--only={name}", *options)

@@ -144,7 +144,11 @@ def save_record(record: Mapping[str, Any], root: Path) -> Path:
 
 def data_folder(root: Path, task: str, data: str) -> Path:
     """Returns the folder of the run files of a data set."""
-    return root / task / data.replace(":", "-").replace("/", "-")
+    return root / task / _file_name(data)
+
+
+def _file_name(data: str) -> str:
+    return data.replace(":", "-").replace("/", "-")
 
 
 def load_notes(root: Path, records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], str]:
@@ -163,7 +167,7 @@ def load_notes(root: Path, records: Iterable[Mapping[str, Any]]) -> dict[tuple[s
 
 def faithfulness_path(record: Mapping[str, Any], root: Path) -> Path:
     """Returns the path of a record of `launch.explain --evaluate` under the results directory."""
-    data = record["data"].replace(":", "-").replace("/", "-")
+    data = _file_name(record["data"])
     return root / FAITHFULNESS / f"{record['task']}-{data}-{record['experiment']}.json"
 
 

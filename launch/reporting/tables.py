@@ -504,7 +504,11 @@ def _validation_curves(
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Returns a table in Markdown, without the columns that are empty in all rows."""
-    header, rows = without_empty_columns(header, list(rows))
+    return table_lines(*without_empty_columns(header, list(rows)))
+
+
+def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns a table in Markdown."""
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
     return [lines[0], f"|{'---|' * len(header)}", *lines[1:]]

@@ -27,7 +27,7 @@ from launch.engine.trackers import Tracker
 from launch.engine.writers import check_logs, read_lines, validation_curve, write_json
 from launch.reporting import baselines, figures, results
 from launch.reporting.examples import choose
-from launch.reporting.report import SELECTION, write_report
+from launch.reporting.report import SELECTION, log_file, write_report
 from launch.runs import continuing
 from launch.runs.directory import prepared_task, save_outputs, saved_config
 from launch.runs.provenance import Description
@@ -302,7 +302,7 @@ def _finish(
             task,
             metrics=test.metrics,
             validation=validation,
-            curve=_validation_curve(config, task, folder),
+            curve=_validation_curve(task, folder),
             baselines=baselines.baseline_metrics(task, paths, test) if with_baselines else {},
             steps_taken=best,
             seconds=sum(map(monitoring.run_seconds, timing)),
@@ -347,7 +347,7 @@ def _publish(
 def _training_facts(config: Experiment, task: Task, folder: Path) -> dict[str, Any]:
     """Returns the facts about training for the record, such as the last step and early stopping."""
     plan = config.training
-    log = (folder / SELECTION if plan.refit else folder) / "metrics.jsonl"
+    log = log_file(folder)
     found: dict[str, Any] = {
         "planned_steps": plan.steps,
         "last_step": max(line["step"] for line in read_lines(log)),
@@ -363,12 +363,11 @@ def _training_facts(config: Experiment, task: Task, folder: Path) -> dict[str, A
     return found
 
 
-def _validation_curve(config: Experiment, task: Task, folder: Path) -> list[tuple[int, float]]:
+def _validation_curve(task: Task, folder: Path) -> list[tuple[int, float]]:
     """Returns the step and the primary metric, with five digits, of each validation."""
-    log = (folder / SELECTION if config.training.refit else folder) / "metrics.jsonl"
     return [
         (line["step"], float(f"{line[task.primary_metric]:.5g}"))
-        for line in read_lines(log)
+        for line in read_lines(log_file(folder))
         if line.get("split") == "validation" and task.primary_metric in line
     ]
 

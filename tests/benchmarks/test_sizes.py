@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from benchmarks import latency, pipelines, report, scaling
+from benchmarks import by_task, latency, pipelines, report, scaling
 from benchmarks.steps import MODELS
 from tests.attention.test_registry import ROOT
 from tests.benchmarks.commands import rows_of
@@ -20,7 +20,7 @@ def page(name, row):
 
 
 def test_every_task_is_measured():
-    assert set(pipelines.TASKS) == {file.stem for file in (ROOT / "configs").glob("*.py")}
+    assert set(by_task.TASKS) == {file.stem for file in (ROOT / "configs").glob("*.py")}
     assert {case.model for case in scaling.CASES.values()} <= MODELS.keys()
 
 
