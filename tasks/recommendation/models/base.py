@@ -92,8 +92,10 @@ def last_positions(items: Array) -> Array:
 
 def gather_positions(x: Array, positions: Array) -> Array:
     """Gathers one position of each row: x [B, S, ...] at positions int [B] gives [B, ...]."""
-    # With `vmap` XLA knows that rows are independent, and partitions them over devices.
-    return jax.vmap(lambda row, position: row[position])(x, positions)
+    # A gather with batch dimensions: XLA knows that rows are independent, and partitions them over
+    # devices. Indexing under `vmap` would be one too, of a kind that jax2onnx converts wrongly.
+    indices = jnp.expand_dims(positions, tuple(range(1, x.ndim)))
+    return jnp.take_along_axis(x, indices, axis=1, mode="clip")[:, 0]
 
 
 def events(items: Array, following: Array) -> Array:
