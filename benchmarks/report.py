@@ -27,7 +27,7 @@ from benchmarks.tables import (
     startup,
     way_names,
 )
-from launch.reporting.tables import table_lines
+from launch.reporting.formatting import table_lines
 
 NOTES = FOLDER.parent / "notes"
 TEMPORARIES = 100e6

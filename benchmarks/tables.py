@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.reporting.tables import table_lines
+from launch.reporting.formatting import table_lines
 
 Row = Mapping[str, Any]
 

@@ -38,7 +38,7 @@ flags.DEFINE_string("faults", None, "File to insert the table of injected faults
 def report() -> None:
     """Runs the command `launch.report`."""
     from launch.engine.writers import write_text
-    from launch.reporting import faithfulness_table, fault_table, results, tables
+    from launch.reporting import faithfulness_table, fault_table, insertion, results, tables
     from tasks.common.errors import UserError
 
     root = folder = Path(cli.required("results")).expanduser()
@@ -54,13 +54,15 @@ def report() -> None:
         if (given := cli.FLAGS[name].value) is not None and not Path(given).is_file():
             raise UserError(f"--{name}={given}: no such file")
     if cli.FLAGS.readme is not None:
-        _rewrite(Path(cli.FLAGS.readme), lambda text: tables.insert_summary(text, records))
+        _rewrite(Path(cli.FLAGS.readme), lambda text: insertion.insert_summary(text, records))
     if cli.FLAGS.pages is not None:
         folder = Path(cli.FLAGS.pages)
         if not (pages := sorted(folder.glob("*.md"))):
             raise UserError(f"--pages={folder}: has no Markdown file (.md)")
         for page in pages:
-            _rewrite(page, lambda text: tables.insert_models(tables.insert_metrics(text), records))
+            _rewrite(
+                page, lambda text: insertion.insert_models(insertion.insert_metrics(text), records)
+            )
     if cli.FLAGS.explanations is not None:
         page = Path(cli.FLAGS.explanations)
         _rewrite(page, lambda text: faithfulness_table.insert(text, root))

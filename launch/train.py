@@ -31,7 +31,7 @@ def train() -> None:
     """Runs the command `launch.train`."""
     from launch.engine import processes, profiling
     from launch.engine.config import task_class
-    from launch.reporting import tables
+    from launch.reporting import formatting
     from launch.reporting.results import training_notes
     from launch.runs.run import run
 
@@ -51,7 +51,7 @@ def train() -> None:
     )
     if not processes.is_first():
         return
-    tables.show(record, task_class(config.task).table_metrics)
+    formatting.show(record, task_class(config.task).table_metrics)
     for note in training_notes(record):
         print(note)
     print(f"report: {folder / 'report.html'}")

@@ -34,7 +34,7 @@ IMPORTED = (
     "launch.engine.predictor",
     "launch.engine.steps",
     "launch.reporting.figures",
-    "launch.reporting.tables",
+    "launch.reporting.formatting",
     "launch.runs.run",
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg",

@@ -20,7 +20,7 @@ from PIL import Image
 from launch import command_line
 from launch.engine import values as typed
 from launch.engine.config import flatten, load_file, load_values, task_names
-from launch.reporting import faithfulness_table, results, tables
+from launch.reporting import faithfulness_table, insertion, results
 from launch.runs.ablation import load_ablation
 from tasks.common.data.paths import Paths
 from tests import small_data
@@ -367,9 +367,9 @@ def test_tables_of_models_are_those_of_the_run_files():
     for name in NAMES:
         text = text_of(name)
         assert "<!-- models task=" in text
-        assert text == tables.insert_models(text, records), name
+        assert text == insertion.insert_models(text, records), name
         assert "<!-- metrics " in text
-        assert text == tables.insert_metrics(text), name
+        assert text == insertion.insert_metrics(text), name
     text = (ROOT / "docs" / "EXPLAIN.md").read_text(encoding="utf-8")
     assert text == faithfulness_table.insert(text, ROOT / "results")
 

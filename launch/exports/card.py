@@ -12,7 +12,7 @@ import jinja2
 from launch.engine.config import Experiment
 from launch.exports.pipelines import pipeline_of
 from launch.reporting import results
-from launch.reporting.tables import format_metric
+from launch.reporting.formatting import format_metric
 from tasks.common.data import builders
 
 _TEMPLATE = """---

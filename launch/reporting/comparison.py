@@ -12,7 +12,7 @@ import numpy as np
 from launch.engine import config as configs
 from launch.engine.config import Experiment
 from launch.reporting import paired
-from launch.reporting.tables import (
+from launch.reporting.formatting import (
     format_mean,
     format_metric,
     mean_and_spread,

@@ -16,8 +16,8 @@ from launch.engine.writers import read_lines, write_text
 from launch.reporting import comparison as comparisons
 from launch.reporting import figures, page
 from launch.reporting.comparison import Comparison, Row
+from launch.reporting.formatting import markdown_table, mean_and_spread
 from launch.reporting.report import log_file
-from launch.reporting.tables import markdown_table, mean_and_spread
 from tasks.figures import Curves, Figure, Intervals
 
 # Largest number of experiments in the figure of curves.

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.engine.writers import read_json
-from launch.reporting import tables
+from launch.reporting import insertion
+from launch.reporting.formatting import markdown_table
 from launch.reporting.results import FAITHFULNESS
-from launch.reporting.tables import markdown_table
 
 KNOWN = "known_positions"
 """Kind of the record of `benchmarks.known_positions`."""
@@ -103,6 +103,6 @@ def insert(text: str, root: Path) -> str:
     """
     records = map(read_json, sorted((root / FAITHFULNESS).glob("*.json")))
     found = "\n\n".join("\n".join(table(record)) for record in records)
-    text = tables.insert(text, FAITHFULNESS, found)
+    text = insertion.insert(text, FAITHFULNESS, found)
     known = read_json(root / f"{KNOWN}.json")
-    return tables.insert(text, KNOWN, "\n".join(known_table(known)))
+    return insertion.insert(text, KNOWN, "\n".join(known_table(known)))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.engine.writers import read_json
-from launch.reporting import tables
-from launch.reporting.tables import markdown_table
+from launch.reporting import insertion
+from launch.reporting.formatting import markdown_table
 
 NAME = "faults"
 _OUTCOMES = {"survived": "survived", "refused": "refused with a message", "lost": "lost"}
@@ -51,4 +51,4 @@ def insert(text: str, root: Path) -> str:
       ValueError: the text lacks these lines.
       UserError: the record is missing or damaged.
     """
-    return tables.insert(text, NAME, "\n".join(lines(read_json(root / f"{NAME}.json"))))
+    return insertion.insert(text, NAME, "\n".join(lines(read_json(root / f"{NAME}.json"))))

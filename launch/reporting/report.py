@@ -8,7 +8,7 @@ from typing import Any
 
 from launch.engine.monitoring import PERCENTILES, step_key
 from launch.engine.writers import read_lines, write_text
-from launch.reporting import figures, page, tables
+from launch.reporting import figures, formatting, page
 from launch.reporting.results import training_notes
 from tasks.common.data import summary
 from tasks.common.metrics.descriptions import Metric, pattern_of
@@ -106,7 +106,7 @@ def write_report(
 
     overviews = [figure for figure in drawn if isinstance(figure, ConfusionMatrix | Curves)]
     others = [figure for figure in drawn if not isinstance(figure, ConfusionMatrix | Curves)]
-    metrics = tables.measured(record, task.table_metrics)
+    metrics = formatting.measured(record, task.table_metrics)
     further = {name: value for name, value in record["metrics"].items() if name not in metrics}
     write_text(
         folder / "report.html",
@@ -123,10 +123,10 @@ def write_report(
             higher_is_better=task.higher_is_better,
             metrics=metrics,
             others=further,
-            differences=tables.format_differences(record),
-            verdicts=tables.verdicts(record),
-            heading=tables.DIFFERENCE,
-            seconds=tables.format_seconds(record["seconds"]),
+            differences=formatting.format_differences(record),
+            verdicts=formatting.verdicts(record),
+            heading=formatting.DIFFERENCE,
+            seconds=formatting.format_seconds(record["seconds"]),
             times=times(record.get("timing", {})),
             step_times=Markup(step_times(folder)),
             curves=Markup(curves(folder, task.primary_metric, record["steps"])),

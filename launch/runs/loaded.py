@@ -26,7 +26,7 @@ from launch.engine.steps import Steps
 from launch.engine.writers import read_lines
 from launch.reporting import report as reports
 from launch.reporting import results
-from launch.reporting.tables import DIFFERENCE, format_differences, measured
+from launch.reporting.formatting import DIFFERENCE, format_differences, measured
 from launch.runs import directory
 from launch.runs.evaluation import evaluate_file, evaluate_run, prepared_for_evaluation
 from launch.runs.explained import Explanations

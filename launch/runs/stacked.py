@@ -13,7 +13,7 @@ from launch.engine.errors import Interrupted
 from launch.engine.loop import forward_signal
 from launch.engine.stack import Member, Stack
 from launch.reporting.comparison import Outcome
-from launch.reporting.tables import mean_and_spread
+from launch.reporting.formatting import mean_and_spread
 from launch.runs.jobs import Ended, InProcess, Job, Options, perform
 from tasks.common.errors import UserError
 

@@ -7,16 +7,11 @@ from pathlib import Path
 import pytest
 
 from launch.engine.config import task_class
-from launch.reporting import results, tables
+from launch.reporting import formatting, results
+from launch.reporting.formatting import mean_and_spread, show
+from launch.reporting.insertion import insert_models, insert_summary
 from launch.reporting.results import load_records, save_record
-from launch.reporting.tables import (
-    insert_models,
-    insert_summary,
-    mean_and_spread,
-    results_markdown,
-    show,
-    summary_table,
-)
+from launch.reporting.tables import results_markdown, summary_table
 from tasks.common.errors import UserError
 
 RECORD = {
@@ -100,18 +95,18 @@ def test_differences_have_the_sign_of_the_metric():
         "other": {"mse": 0.4},
     }
     # A gain is positive if the model is better, so the error of the model is then smaller.
-    assert tables.format_differences({**record, "task": "forecasting"}) == {
+    assert formatting.format_differences({**record, "task": "forecasting"}) == {
         "repeat": "-0.1000 [-0.1200, -0.0800]",
         "ridge": "+0.1000 [+0.0800, +0.1200]",
         "nlinear": "+0.0100 [-0.0100, +0.0300]",
     }
     verdicts = {"repeat": "better", "ridge": "worse", "nlinear": "no clear difference"}
-    assert tables.verdicts(record) == verdicts
+    assert formatting.verdicts(record) == verdicts
 
 
 def test_empty_columns_are_left_out():
     record = seeded(0, 0.8)
-    assert tables.measured(record, ["accuracy", "mask_ap"]) == ["accuracy"]
+    assert formatting.measured(record, ["accuracy", "mask_ap"]) == ["accuracy"]
     text = results_markdown([{**record, "baselines": {}}])
     assert all(all(row.strip("| ").split(" | ")) for row in text.splitlines() if "|" in row)
     assert "| seeds |" in text
