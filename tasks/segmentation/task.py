@@ -216,6 +216,7 @@ class Segmentation(Task):
             self.data.augmentation,
             batch["labels"].astype(jnp.int32),
             VOID,
+            self.data.crop_size or None,
         )
         valid = batch["weight"] > 0
         logits = model(center(images), valid=valid, training=True, dropout_key=dropout_key)

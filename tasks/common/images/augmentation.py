@@ -68,6 +68,7 @@ def augment(
     config: AugmentationConfig,
     labels: Array | None = None,
     void: int = 0,
+    size: tuple[int, int] | None = None,
 ) -> Any:
     """Applies all changes of a config.
 
@@ -77,6 +78,7 @@ def augment(
       config: see `AugmentationConfig`.
       labels: label maps, int [B, Y, X], which are transformed with the images; None for no maps.
       void: label of pixels from outside the image.
+      size: height and width of random crops of the scaled images; None for their original size.
 
     Returns:
       The images; with `labels`, a pair of the images and the label maps.
@@ -97,9 +99,9 @@ def augment(
         jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number) for number in range(6)
     )
     has_labels = labels is not None
-    if (config.scale_min, config.scale_max) != (1, 1):
-        limits = (config.scale_min, config.scale_max)
-        images, labels = scale_and_crop(images, scale_key, limits, labels, void)
+    limits = (config.scale_min, config.scale_max)
+    if limits != (1, 1) or size is not None:
+        images, labels = scale_and_crop(images, scale_key, limits, labels, void, size)
     if config.crop_padding:
         images, labels = random_crop(images, crop_key, config.crop_padding, labels, void)
     if config.flip:
@@ -156,29 +158,41 @@ def scale_and_crop(
     limits: tuple[float, float],
     labels: Array | None = None,
     void: int = 0,
+    size: tuple[int, int] | None = None,
 ) -> tuple[Array, Array | None]:
-    """Scales images by a log-uniform factor s between the limits, keeping the image size.
+    """Scales images by a log-uniform factor s between the limits, and crops them at random.
 
-    For s > 1 the result is a random crop; for s < 1 the scaled image is at a random position, with
-    padding around it. Images are interpolated bilinearly with antialiasing; labels are taken from
-    the nearest pixel.
+    Along an axis where the scaled image is smaller than the result, it is at a random position,
+    with padding around it. Images are interpolated bilinearly with antialiasing; labels are taken
+    from the nearest pixel. A crop at the original scale (s = 1) is not interpolated.
+
+    Args:
+      images: [B, Y, X, C].
+      keys: random keys [B].
+      limits: smallest and largest scale s.
+      labels: label maps, int [B, Y, X], if any.
+      void: label of pixels from outside the image.
+      size: height and width of the result; None for Y and X.
     """
     _, Y, X, C = images.shape
+    size = size or (Y, X)
     sides = jnp.array([Y, X], images.dtype)
+    larger = jnp.array(size, images.dtype) - sides
 
     def draw(key: Array) -> tuple[Array, Array]:
         scale_key, offset_key = jax.random.split(key)
         low, high = (jnp.log(limit) for limit in limits)
         s = jnp.exp(jax.random.uniform(scale_key, (), minval=low, maxval=high))
-        # The offset is a random fraction of the free space around a smaller image (s < 1), or of
-        # the overhang of a larger image (s > 1), where it is negative.
-        return s, jax.random.uniform(offset_key, (2,)) * sides * (1 - s)
+        # The offset is a random fraction of the free space around a smaller image, or of the
+        # overhang of a larger image, where it is negative.
+        offset = jax.random.uniform(offset_key, (2,)) * (larger + sides * (1 - s))
+        return s, jnp.round(offset) if limits == (1, 1) else offset
 
     scales, offsets = jax.vmap(draw)(keys)
 
     def transform(image: Array, s: Array, offset: Array) -> Array:
         both = jnp.stack([s, s])
-        return jax.image.scale_and_translate(image, (Y, X, C), (0, 1), both, offset, "linear")
+        return jax.image.scale_and_translate(image, (*size, C), (0, 1), both, offset, "linear")
 
     images = jax.vmap(transform)(images, scales, offsets)
     if labels is None:
@@ -187,7 +201,7 @@ def scale_and_crop(
     def nearest(label: Array, s: Array, offset: Array) -> Array:
         y, x = (
             jnp.floor((jnp.arange(side) + 0.5 - start) / s).astype(jnp.int32)
-            for side, start in zip((Y, X), offset, strict=True)
+            for side, start in zip(size, offset, strict=True)
         )
         inside = ((y >= 0) & (y < Y))[:, None] & ((x >= 0) & (x < X))
         found = label[jnp.clip(y, 0, Y - 1)][:, jnp.clip(x, 0, X - 1)]

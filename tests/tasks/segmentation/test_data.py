@@ -348,6 +348,8 @@ def stored_again(image, exif):
         ({"mask_values": (0, 255)}, "mask_values: got .0, 255., expected no values unless path"),
         ({"name": "camvit"}, r"name: got 'camvit' \(did you mean 'camvid'\?\)"),
         ({"image_size": (180,)}, r"image_size: got \[180\], expected a height and a width"),
+        ({"crop_size": (90,)}, r"crop_size: got \[90\], expected a height and a width"),
+        ({"crop_size": (90, 241)}, r"crop_size: got \[90, 241\], .* of at most image_size"),
         ({"fit": "crop"}, "fit: got 'crop', expected one of 'resize', 'tiles'"),
         ({"void": -1}, "void: got -1"),
     ],
@@ -418,6 +420,24 @@ def test_camvid_is_halved_and_its_content_compared(tmp_path):
     np.testing.assert_allclose(example["image"], mean, atol=1)
     np.testing.assert_array_equal(example["labels"], labels[1::2, 1::2])
     assert blocks[3] == example["labels"].tobytes()
+
+
+def test_an_archive_of_full_camvid_has_the_content_of_the_repository(tmp_path):
+    image, labels = picture(8, 12), RNG.integers(0, 12, (8, 12)).astype(np.uint8)
+    for name, prefix, lossless in (("a", "SegNet-1/CamVid/", "png"), ("b", "", "webp")):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for folder, array, kind in (("val", image, lossless), ("valannot", labels, "png")):
+                buffer = io.BytesIO()
+                Image.fromarray(array).save(buffer, kind, lossless=True)
+                archive.writestr(f"{prefix}{folder}/f1.{kind}", buffer.getvalue())
+    datasets.copy_camvid(tmp_path / "a", tmp_path / "copy")
+    expected = [b"CamVid/val/f1.png", image.tobytes(), b"CamVid/valannot/f1.png", labels.tobytes()]
+    for name in ("a", "b", "copy"):
+        assert list(datasets.camvid_pixels(tmp_path / name)) == expected
+        with zipfile.ZipFile(tmp_path / name) as archive:
+            (example,) = datasets._camvid_split(archive, "val")
+        np.testing.assert_array_equal(example["image"], image)
+        np.testing.assert_array_equal(example["labels"], labels)
 
 
 def test_land_and_water_of_one_band_are_in_one_split(monkeypatch):

@@ -1,9 +1,11 @@
 """Segmentation: a U-Net that learns, exact metrics, figures, and answers for any image."""
 
+import copy
 import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -95,6 +97,23 @@ def test_it_learns(trained, evaluated):
     losses = trained[3]
     assert np.mean(losses[-3:]) < 0.7 * losses[0]
     assert evaluated.metrics["pixel_accuracy"] > 0.8
+
+
+def test_crops_of_the_training_images_only(trained):
+    task = copy.copy(trained[0])
+    task.data = dataclasses.replace(task.data, crop_size=(4, 5))
+    seen = []
+
+    def model(images, **options):
+        seen.append(images.shape)
+        return jnp.zeros((*images.shape[:3], len(NAMES)))
+
+    task.model = dataclasses.replace(task.model, loss=LossConfig())
+    (batch,) = evaluation_batches(task.examples("validation"), batch_size=5)
+    loss, _ = task.loss(model, batch, jax.random.key(0))
+    task.evaluate(model, batch)
+    assert seen == [(5, 4, 5, 3), (5, *SIZE, 3)]
+    np.testing.assert_allclose(loss, np.log(2), rtol=1e-5)
 
 
 def test_figures_of_a_split_are_exact(trained, evaluated):
@@ -203,6 +222,7 @@ def test_baselines_know_color_and_position(trained):
         ("gates(hidden_size=4, stride=1)", "unet_gates_hidden_size_4_stride_1", "camvid"),
         ("land_water", "unet", "land_water"),
         ("none,long", "unet_long", "camvid"),
+        ("camvid_480x360", "unet", "camvid_480x360"),
     ],
 )
 def test_configs(argument, name, data):

@@ -128,6 +128,36 @@ def test_scaled_pictures_and_their_labels(limits):
     assert max(scales) < limits[1] * 1.2
 
 
+@pytest.mark.parametrize("size", [(4, 6), (9, 5), (12, 15)])
+def test_crops_at_the_original_scale_are_parts_of_the_image(size):
+    config = AugmentationConfig()
+    images, labels = jax.jit(augment, static_argnums=(2, 4, 5))(
+        PLACES, KEYS, config, NUMBERS, VOID, size
+    )
+    assert images.shape == (B, *size, 2)
+    assert labels.shape == (B, *size)
+    whole = np.pad(NUMBERS[0], [(max(n - m, 0),) * 2 for n, m in zip(size, (Y, X), strict=True)])
+    starts = set()
+    for image, label in zip(np.asarray(images), np.asarray(labels), strict=True):
+        inside = label != VOID
+        np.testing.assert_array_equal(image[inside, 0] - 1, (label[inside] - 100) // X)
+        np.testing.assert_array_equal(image[inside, 1] - 1, (label[inside] - 100) % X)
+        assert (image[~inside] == 0).all()
+        assert inside.sum() == min(size[0], Y) * min(size[1], X)
+        starts.add(tuple(np.argwhere(whole == label[inside][0])[0] - np.argwhere(inside)[0]))
+    assert len(starts) > 4
+
+
+def test_a_small_scale_shows_the_whole_image_in_a_crop():
+    images, labels = scale_and_crop(PLACES, KEYS, (0.5, 0.5), NUMBERS, VOID, (5, 6))
+    assert images.shape == (B, 5, 6, 2)
+    for label in np.asarray(labels):
+        shown = label[label != VOID] - 100
+        assert (shown // X).min() <= 1
+        assert (shown // X).max() >= Y - 2
+        assert (shown % X).max() >= X - 2
+
+
 # ---------------------------------------------------------------- values
 
 
