@@ -83,8 +83,8 @@ class DataConfig(ImageTableConfig):
         is_crop = len(self.crop_size) == 2 and all(
             1 <= part <= whole for part, whole in zip(self.crop_size, self.image_size, strict=True)
         )
-        within_image = "a height and a width of at most image_size, or none"
-        self.expect("crop_size", not self.crop_size or is_crop, within_image)
+        expected = f"a height and a width of at most image_size={list(self.image_size)}, or none"
+        self.expect("crop_size", not self.crop_size or is_crop, expected)
         values, most = self.mask_values, user_files.MOST_CLASSES
         valid = not values or (
             2 <= len(values) <= most
