@@ -60,9 +60,7 @@ def report() -> None:
         if not (pages := sorted(folder.glob("*.md"))):
             raise UserError(f"--pages={folder}: has no Markdown file (.md)")
         for page in pages:
-            _rewrite(
-                page, lambda text: insertion.insert_models(insertion.insert_metrics(text), records)
-            )
+            _rewrite(page, lambda text: insertion.insert_tables(text, records))
     if cli.FLAGS.explanations is not None:
         page = Path(cli.FLAGS.explanations)
         _rewrite(page, lambda text: faithfulness_table.insert(text, root))

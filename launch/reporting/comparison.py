@@ -13,14 +13,13 @@ from launch.engine import config as configs
 from launch.engine.config import Experiment
 from launch.reporting import paired
 from launch.reporting.formatting import (
+    Record,
     format_mean,
     format_metric,
     mean_and_spread,
     without_empty_columns,
 )
 from tasks.common.errors import UserError
-
-Record = Mapping[str, Any]
 
 # With this many comparisons or more, the notes mention intervals that exclude 0 by chance.
 _MANY = 6

@@ -26,10 +26,11 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1))
 
 
-def format_mean(values: Sequence[float]) -> str:
+def format_mean(values: Sequence[float], digits: int = 4) -> str:
     """Formats the mean and deviation as '0.8012 ± 0.0031', or a single value as '0.8012'."""
     mean, spread = mean_and_spread(values)
-    return f"{mean:.4f} ± {spread:.4f}" if len(values) > 1 else f"{mean:.4f}"
+    both = f"{mean:.{digits}f} ± {spread:.{digits}f}"
+    return both if len(values) > 1 else f"{mean:.{digits}f}"
 
 
 def format_metric(runs: Sequence[Mapping[str, Any]], metric: str) -> str:

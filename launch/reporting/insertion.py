@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from launch.engine.config import task_class
-from launch.reporting.formatting import format_seconds, markdown_table, mean_and_spread
+from launch.reporting.formatting import (
+    Record,
+    format_mean,
+    format_seconds,
+    markdown_table,
+    mean_and_spread,
+)
 from launch.reporting.tables import Row, by_data, by_row, summary_table
-
-Record = Mapping[str, Any]
-
-# Line of a page before a table of models.
-_MODELS = re.compile(r"^<!-- models (.*) -->\n", re.M)
-
-# Line of a page before a table of metrics.
-_METRICS = re.compile(r"^<!-- metrics (\w+) -->\n", re.M)
 
 
 def insert_summary(text: str, records: Iterable[Record]) -> str:
@@ -57,15 +55,8 @@ def insert_models(text: str, records: Iterable[Record]) -> str:
     Raises:
       ValueError: a table has no end, no key task, a malformed key, or selects no run.
     """
-    records, parts = list(records), _MODELS.split(text)
-    for index in range(1, len(parts), 2):
-        _, end, after = parts[index + 1].partition("<!-- /models -->\n")
-        if not end:
-            raise ValueError(f"<!-- models {parts[index]} -->: has no line <!-- /models -->")
-        table = "\n".join(_models(parts[index], records))
-        parts[index] = f"<!-- models {parts[index]} -->\n"
-        parts[index + 1] = f"\n{table}\n\n{end}{after}"
-    return "".join(parts)
+    records = list(records)
+    return _insert_each(text, "models", lambda selection: _models(selection, records))
 
 
 def insert_metrics(text: str) -> str:
@@ -76,15 +67,20 @@ def insert_metrics(text: str) -> str:
     Raises:
       ValueError: a table has no end.
     """
-    parts = _METRICS.split(text)
+    return _insert_each(text, "metrics", lambda task: _metrics(task_class(task)))
+
+
+def _insert_each(text: str, kind: str, table: Callable[[str], list[str]]) -> str:
+    """Inserts `table(ARGUMENT)` after each line <!-- kind ARGUMENT -->, up to <!-- /kind -->."""
+    parts = re.split(rf"^<!-- {kind} (.*) -->\n", text, flags=re.M)
+    last = f"<!-- /{kind} -->\n"
     for index in range(1, len(parts), 2):
-        name = parts[index]
-        _, end, after = parts[index + 1].partition("<!-- /metrics -->\n")
+        first = f"<!-- {kind} {parts[index]} -->"
+        _, end, after = parts[index + 1].partition(last)
         if not end:
-            raise ValueError(f"<!-- metrics {name} -->: has no line <!-- /metrics -->")
-        table = "\n".join(_metrics(task_class(name)))
-        parts[index] = f"<!-- metrics {name} -->\n"
-        parts[index + 1] = f"\n{table}\n\n{end}{after}"
+            raise ValueError(f"{first}: has no line {last.strip()}")
+        content = "\n".join(table(parts[index]))
+        parts[index], parts[index + 1] = f"{first}\n", f"\n{content}\n\n{end}{after}"
     return "".join(parts)
 
 
@@ -163,7 +159,6 @@ def _numbers(task: Any, group: Sequence[Record]) -> Iterator[tuple[Row, list[str
                 yield row, ["", f"{given[row][primary]:.3f}", ""]
             continue
         own = runs[row]
-        mean, spread = mean_and_spread([run["metrics"][primary] for run in own])
-        metric = f"{mean:.3f} ± {spread:.3f}" if len(own) > 1 else f"{mean:.3f}"
+        metric = format_mean([run["metrics"][primary] for run in own], digits=3)
         seconds = mean_and_spread([run["seconds"] for run in own])[0]
         yield row, [f"{own[0]['parameters']:,}", metric, format_seconds(seconds)]

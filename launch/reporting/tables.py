@@ -11,13 +11,12 @@ from launch.engine.config import task_class
 from launch.reporting import paired
 from launch.reporting.formatting import (
     GAIN,
+    Record,
     format_mean,
     format_metric,
     markdown_table,
     mean_and_spread,
 )
-
-Record = Mapping[str, Any]
 
 # Label in rows with the mean and deviation over all values of a setting.
 _MEAN = "all (mean)"
@@ -149,8 +148,7 @@ def _summary_table(groups: Mapping[tuple[str, str], Sequence[Record]]) -> list[s
         cheap = [row for row in given if row.settings == best.settings and primary in given[row]]
         strongest = max(cheap, key=lambda row: sign * given[row][primary], default=None)
         baseline = f"{strongest.name} {given[strongest][primary]:.3f}" if strongest else ""
-        mean, spread = mean_and_spread([run["metrics"][primary] for run in runs[best]])
-        figure = f"{mean:.3f} ± {spread:.3f}" if len(runs[best]) > 1 else f"{mean:.3f}"
+        figure = format_mean([run["metrics"][primary] for run in runs[best]], digits=3)
         better = "" if task.higher_is_better else " (lower is better)"
         rows.append([name, data, f"{primary}{better}", f"{best.name} {figure}", baseline])
     return markdown_table(

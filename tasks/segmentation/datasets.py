@@ -78,12 +78,7 @@ def camvid_pixels(path: Path) -> Iterator[bytes]:
 
 def copy_camvid(fetched: Path, output: Path) -> None:
     """Writes an archive with only the images of the fetched archive."""
-    with (
-        zipfile.ZipFile(fetched) as archive,
-        zipfile.ZipFile(output, "w", zipfile.ZIP_STORED) as written,
-    ):
-        for name, inside in _camvid_files(archive).items():
-            written.writestr(name, archive.read(inside))
+    _write_camvid(fetched, output, lambda name, content: content)
 
 
 def halve_camvid(fetched: Path, output: Path) -> None:
@@ -93,17 +88,24 @@ def halve_camvid(fetched: Path, output: Path) -> None:
     """
     from PIL import Image
 
+    def halve(name: str, content: bytes) -> bytes:
+        way = Image.Resampling.NEAREST if "annot/" in name else Image.Resampling.BOX
+        with Image.open(io.BytesIO(content)) as image:
+            half = image.resize((image.width // 2, image.height // 2), way)
+        buffer = io.BytesIO()
+        half.save(buffer, "png")
+        return buffer.getvalue()
+
+    _write_camvid(fetched, output, halve)
+
+
+def _write_camvid(fetched: Path, output: Path, change: Callable[[str, bytes], bytes]) -> None:
     with (
         zipfile.ZipFile(fetched) as archive,
         zipfile.ZipFile(output, "w", zipfile.ZIP_STORED) as written,
     ):
         for name, inside in _camvid_files(archive).items():
-            way = Image.Resampling.NEAREST if "annot/" in name else Image.Resampling.BOX
-            with Image.open(io.BytesIO(archive.read(inside))) as image:
-                half = image.resize((image.width // 2, image.height // 2), way)
-            buffer = io.BytesIO()
-            half.save(buffer, "png")
-            written.writestr(name, buffer.getvalue())
+            written.writestr(name, change(name, archive.read(inside)))
 
 
 def _camvid_split(archive: zipfile.ZipFile, folder: str) -> Iterator[dict[str, Any]]:

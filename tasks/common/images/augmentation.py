@@ -185,7 +185,8 @@ def scale_and_crop(
         s = jnp.exp(jax.random.uniform(scale_key, (), minval=low, maxval=high))
         # The offset is a random fraction of the free space around a smaller image, or of the
         # overhang of a larger image, where it is negative.
-        offset = jax.random.uniform(offset_key, (2,)) * (larger + sides * (1 - s))
+        place = jax.random.uniform(offset_key, (2,))
+        offset = place * sides * (1 - s) + place * larger
         return s, jnp.round(offset) if limits == (1, 1) else offset
 
     scales, offsets = jax.vmap(draw)(keys)
