@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import optax
 from launch.engine import nonfinite, sharding
 from launch.engine import state as states
 from launch.engine.config import Experiment
+from launch.engine.memory import return_free_memory
 from launch.engine.optimizers import make_optimizer, make_schedule
 from tasks.task import Task
 
@@ -26,7 +27,7 @@ class Steps:
     Attributes:
       mesh: device mesh.
       abstract_state: shapes, dtypes and shardings of the train state.
-      init: () -> state.
+      init: () -> state; its program, which runs once, is deleted after the call.
       train: (state, batch) -> (state, metrics); the old state is donated. The metric `nonfinite` is
         0 if loss and gradients are finite; see `launch.engine.nonfinite`.
       evaluate: (variables, batch) -> (statistics, outputs); see `Task.evaluate`.
@@ -97,6 +98,18 @@ def loss_function(task: Task, graphdef: Any, seed: int) -> Any:
         return loss, (metrics, statistics)
 
     return objective
+
+
+def _released(function: Any) -> Callable[..., Any]:
+    """Returns a jitted function whose program is deleted after each call, for one call per run."""
+
+    def call(*arguments: Any) -> Any:
+        results = jax.block_until_ready(function(*arguments))
+        function.clear_cache()
+        return_free_memory()
+        return results
+
+    return call
 
 
 def make_steps(task: Task, config: Experiment, devices: Sequence[Any] | None = None) -> Steps:
@@ -183,7 +196,7 @@ def make_steps(task: Task, config: Experiment, devices: Sequence[Any] | None = N
             shapes,
             state_shardings,
         ),
-        init=jax.jit(init, out_shardings=state_shardings),
+        init=_released(jax.jit(init, out_shardings=state_shardings)),
         train=sharding.OnMesh(compiled, mesh),
         evaluate=evaluation(task.evaluate, whole),
         predict=evaluation(task.predict, whole),

@@ -1,10 +1,14 @@
-"""Settings of glibc malloc, in a process of its own because they stay."""
+"""Settings of glibc malloc, in a process of its own because they stay, and memory of programs."""
 
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
+from launch.engine import sharding
+from launch.engine import steps as engine
 from tests.launch.conftest import ROOT
 
 SCRIPT = """
@@ -40,3 +44,19 @@ def test_a_freed_block_is_used_again_without_page_faults(size):
     assert done.returncode == 0, done.stderr
     first, *others = map(int, done.stdout.split())
     assert max(others) < 100 < first
+
+
+def test_memory_is_returned_once_the_first_results_are_computed(monkeypatch):
+    order, wait = [], jax.block_until_ready
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: order.append("computed") or wait(x))
+    monkeypatch.setattr(sharding, "return_free_memory", lambda: order.append("returned"))
+    doubled = sharding.OnMesh(jax.jit(lambda x: 2 * x), sharding.make_mesh(sharding.MeshConfig()))
+    assert [float(doubled(np.float32(x))) for x in (1, 2)] == [2, 4]
+    assert order == ["computed", "returned"]  # nothing is done in the second call
+
+
+def test_the_program_of_a_function_that_runs_once_is_deleted():
+    program = jax.jit(lambda x: 2 * x)
+    function = engine._released(program)
+    assert [float(function(np.float32(x))) for x in (1, 2)] == [2, 4]
+    assert program._cache_size() == 0
