@@ -48,6 +48,9 @@ LOOKBACKS = {"etth1": 512, "exchange_rate": 24, "appliance_energy": 720, "trend"
 # increased the error.
 OF_PAPERS = {"transformer": 96, "informer": 96, "itransformer": 96, "sparse_tsf": 720}
 
+# The sizes and dropout rate of the paper for etth1.
+OF_MODELS = {"itransformer": {"model_size": 256, "feedforward_size": 256, "dropout_rate": 0.1}}
+
 # Exchange rates and indoor temperatures are close to random walks, so forecasts start from the last
 # value. Each channel of appliance_energy has its own linear map.
 _WANDERING = {"level": "last", "ridge_level": "last"}
@@ -64,7 +67,7 @@ STEPS = {
     "ridge_residual": (5e-4, 64, 400),
     "transformer": (3e-4, 32, 800),
     "informer": (3e-4, 32, 800),
-    "itransformer": (2e-4, 32, 2500),
+    "itransformer": (1e-4, 32, 2500),
     "sparse_tsf": (2e-2, 256, 600),
 }
 
@@ -92,8 +95,8 @@ def get_config(argument: str = ""):
         )
         kind = MODEL_CONFIGS[chosen["model"]]
         fields = {field.name for field in dataclasses.fields(kind)}
-        options = OPTIONS.get(chosen["data"], {}).items()
-        model = kind(head=chosen["head"], **{key: v for key, v in options if key in fields})
+        options = OPTIONS.get(chosen["data"], {}) | OF_MODELS.get(chosen["model"], {})
+        model = kind(head=chosen["head"], **{key: v for key, v in options.items() if key in fields})
     except ValueError as error:
         raise UserError(f"config: {error}") from None
     name = "_".join([model.name, *[model.head] * (model.head != "point")])
