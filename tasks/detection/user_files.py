@@ -59,7 +59,7 @@ class UserDataset:
 
         Returns:
           Image [Y, X, 3], boxes [n, 4], labels [n], and instance map [Y, X]. In the map, the
-          smaller of two overlapping objects is on top. It is None without masks.
+          smaller of two overlapping objects is on top. The map is None without masks.
         """
         truth = annotated.truth
         kept = np.flatnonzero(~truth.crowd)
