@@ -64,7 +64,7 @@ class ForecastExplainer(Explainer):
         return jnp.mean(self.task.head.point(found)[..., -1], axis=1)
 
     def measure(self, scores: np.ndarray, whole: float) -> np.ndarray:
-        """Returns minus the absolute difference from the score without replacements."""
+        """Returns minus the absolute difference from the score of the unchanged look-back."""
         return -np.abs(scores - whole)
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:

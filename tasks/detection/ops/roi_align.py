@@ -197,7 +197,7 @@ def _points(
     """Returns the two pixels next to each sampling point on an axis, and their weights.
 
     Args:
-      start, end: sides of the boxes on this axis, [n].
+      start, end: coordinates of the two sides of each box on this axis, [n].
       length: number of pixels of the map on this axis; a number, or [n].
       size, sampling_ratio, aligned: as for `roi_align`.
 
