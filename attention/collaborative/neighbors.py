@@ -289,7 +289,7 @@ class UserNeighbors(nnx.Module):
         """Returns w_v, [B, S] in float32."""
         if isinstance(self.weight, Projection):
             if ids is not None:
-                raise ValueError("ids: got an array, expected None without num_users")
+                raise ValueError("ids: got an array, expected None, because num_users is None")
             return jax.nn.softplus(self.weight(neighbors.astype(self.dtype))[..., 0])
         if ids is None:
             raise ValueError(f"ids: got None, expected int [B, S] with num_users={self.num_users}")

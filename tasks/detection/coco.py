@@ -41,7 +41,7 @@ class Annotated:
       name: file name in the annotations.
       path: path of the image.
       truth: true objects and crowd regions.
-      group: value of the key that groups the images, such as a patient; "" without one.
+      group: value of the key that groups the images, such as a patient; "" without a key.
     """
 
     name: str
@@ -168,8 +168,8 @@ class _Reader:
         image = _identity(self._file, where, annotation, "image_id")
         if image not in self._images:
             raise UserError(
-                f"{self._file}: {where} has image_id {image!r}, but images has no such id; "
-                "add the image or remove the annotation"
+                f"{self._file}: {where} has image_id {image!r}, but no entry of images has this "
+                "id; add the image or remove the annotation"
             )
         name, size = self._images[image]
         where += f" of {name!r}"
@@ -182,7 +182,7 @@ class _Reader:
             )
         box = self._box(where, _field(self._file, where, annotation, "bbox", list), size)
         segmentation = annotation.get("segmentation")
-        # Tools write an empty list, or an empty polygon, for a box without a mask.
+        # Some tools write an empty list, or an empty polygon, for a box without a mask.
         segmentation = None if segmentation in ([[]], [], {}, None) else segmentation
         if self.has_masks is None:
             self.has_masks = segmentation is not None
@@ -203,8 +203,8 @@ class _Reader:
     def folder(self) -> Path:
         """Returns the folder of the images: that of the annotations, or images/ in or next to it.
 
-        It is the first of these folders that has one of the images. If none has an image, it is
-        that of the annotations.
+        The result is the first of these folders that has one of the images. If none of them has an
+        image, the result is the folder of the annotations.
         """
         near = self._file.parent
         names = [name for name, _ in self._images.values()]

@@ -77,7 +77,7 @@ class DataConfig(HeldOutConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        name = results_name(self.name, DATA_SETS, self.path, "; path takes your own files")
+        name = results_name(self.name, DATA_SETS, self.path, "; set path to read user files")
         object.__setattr__(self, "name", name)
         needed = self.path is not None or self.images is None
         self.expect("images", needed, "None unless path is set")
@@ -362,7 +362,7 @@ def _load_user_files(config: DataConfig) -> DetectionDataset:
 
 
 def _warn_lost(path: str, user: user_files.UserDataset, side: int, most: int) -> None:
-    """Warns about objects narrower than one pixel or beyond `max_objects`."""
+    """Warns about lost objects: less than one pixel wide or high, or beyond `max_objects`."""
     tiny, beyond = [], []
     for rows in user.splits.values():
         for annotated in rows:
@@ -374,8 +374,8 @@ def _warn_lost(path: str, user: user_files.UserDataset, side: int, most: int) ->
             beyond += [annotated.name] * max(len(boxes) - most, 0)
     if tiny:
         warn_once(
-            f"{path}: {len(tiny)} objects are narrower than one pixel at config.data.image_size="
-            f"{side}, the first is in {tiny[0]}"
+            f"{path}: {len(tiny)} objects are less than one pixel wide or high at "
+            f"config.data.image_size={side}, the first is in {tiny[0]}"
         )
     if beyond:
         warn_once(

@@ -64,7 +64,7 @@ class DetectionExplainer(Explainer):
         return jnp.log(best) - jnp.log1p(-best)
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
-        """Returns the attention map of the most confident object, or else of the last stage."""
+        """Returns the attention map of the most confident object (DETR) or of the last stage."""
         maps = [weights for _, weights in self.task.attended(subject.attention)]
         if not maps:
             return None

@@ -207,7 +207,7 @@ def _evaluation(
     kind: str,
     thresholds: np.ndarray = THRESHOLDS,
 ):
-    """Runs pycocotools on all images; returns None without true or without predicted objects."""
+    """Runs pycocotools on all images; returns None if true or predicted objects are missing."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 

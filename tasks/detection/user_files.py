@@ -59,7 +59,7 @@ class UserDataset:
 
         Returns:
           Image [Y, X, 3], boxes [n, 4], labels [n], and instance map [Y, X]. In the map, the
-          smaller of two overlapping objects is on top. It is None without masks.
+          smaller of two overlapping objects is on top. The map is None without masks.
         """
         truth = annotated.truth
         kept = np.flatnonzero(~truth.crowd)
@@ -82,7 +82,8 @@ def load(
       path: annotation file, or a folder with train.json and optionally validation.json and
         test.json, possibly in annotations/. Three files, separated by commas, are train, validation
         and test.
-      images: folder of the images; None for the folder of the annotations, or images/ near it.
+      images: folder of the images; None for the folder of the annotations, or images/ in it or next
+        to it.
       skip_broken: whether to skip images that are missing or cannot be read, with a message.
       held_out: config of the held-out splits; its `group_column` is a key of the entries of images.
         None for a split by hash.
@@ -168,7 +169,8 @@ def load_labeled(
 
     Args:
       path: annotation file in COCO's format.
-      images: folder of the images; None for the folder of the annotations, or images/ near it.
+      images: folder of the images; None for the folder of the annotations, or images/ in it or next
+        to it.
       names: class names of the run. Categories are matched by name, not by id.
       has_masks: whether the run was trained on masks.
 

@@ -127,7 +127,7 @@ class _Moments:
 
     Attributes:
       gram: Σ x xᵀ, [G, P, P].
-      cross: Σ x yᵀ, [G, P, F], of valid y.
+      cross: Σ x yᵀ, [G, P, F], over valid y.
       square: Σ y², [G, F].
       valid_fraction: valid fraction of y, [G, F].
     """
@@ -150,8 +150,9 @@ def fit_linear(
         W = argmin Σ |y - c - (x - c) W|² + λ |W|²
 
     λ is selected from a fixed grid by the error on validation. The solution is exact if no future
-    value is missing. Otherwise the Gram matrix of the windows whose future value is valid is
-    approximated: it is that of all windows, multiplied by the fraction of these windows.
+    value is missing. Otherwise it is approximate: each step of the horizon needs the Gram matrix of
+    the windows whose value at this step is valid. This matrix is replaced by the Gram matrix of all
+    windows, multiplied by the fraction of valid values at this step.
 
     Args:
       data: series; W is fitted on its training windows, and λ is selected on validation windows.
@@ -220,7 +221,7 @@ def _solve(train: _Moments, validation: _Moments, group: int) -> tuple[np.ndarra
     """Solves the ridge regression of one group for the best penalty on validation.
 
     Returns:
-      W [P, F], and the penalty with the smallest squared error on validation, as in `_STRENGTHS`.
+      W [P, F], and the entry of `_STRENGTHS` with the smallest squared error on validation.
     """
     values, vectors = np.linalg.eigh(train.gram[group])
     rotated = vectors.T @ train.cross[group]
@@ -299,7 +300,7 @@ def evaluate_on_test(data: ForecastingData, forecast: Forecast) -> dict[str, Any
 
 
 def baselines(data: ForecastingData) -> Mapping[str, Callable[[], dict[str, Any]]]:
-    """Returns the baselines by name, as functions that fit one and return its test metrics."""
+    """Returns by name of the baseline a function that fits it and returns its test metrics."""
     fits: dict[str, Callable[[], Forecast]] = {
         "repeat": lambda: naive(data.horizon),
         "seasonal_naive": lambda: seasonal_naive(data.horizon, data.period),

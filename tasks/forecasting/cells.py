@@ -116,7 +116,7 @@ def find_time_column(table: Cells, wanted: str, trained: bool = False) -> str | 
     if found is None and trained:
         raise UserError(
             f"{table.name}: no column is called {' or '.join(TIME_COLUMNS)}; the columns are: "
-            f"{join_names(table.header, 8)}; rename the one that has the times"
+            f"{join_names(table.header, 8)}; rename the column of the times to date"
         )
     if found is None:
         raise UserError(
@@ -157,7 +157,11 @@ def read_columns(
             where = f"{table.name}: line {table.lines[error.index]}: {quote(column)} is"
             if error.two_readings:
                 # Suggests a flag only before training; the config of a trained model is fixed.
-                remedy = "write it as 1234.5" if trained else f"set {DECIMAL_KEY} to '.' or ','"
+                remedy = (
+                    "write numbers with a decimal point and no thousands separator, such as 1234.5"
+                    if trained
+                    else f"set {DECIMAL_KEY} to '.' or ','"
+                )
                 raise UserError(f"{where} {quote(cells[error.index])}, {error}; {remedy}") from None
             note = f" ({error})" if str(error) else ""
             raise UserError(
@@ -166,9 +170,9 @@ def read_columns(
             ) from None
     decimals = _conventions(table, found, decimal, likely)
     if texts:
-        say(f"{table.name}: columns without numbers, left out: {join_names(texts)}")
+        say(f"{table.name}: columns without numbers are left out: {join_names(texts)}")
     if not targets and "" in table.header and stamped != "":
-        say(f"{table.name}: column without a name, left out: number {table.header.index('') + 1}")
+        say(f"{table.name}: column {table.header.index('') + 1} has no name and is left out")
     if not found:
         raise UserError(
             f"{table.name}: no column contains numbers, expected at least one column to forecast"
@@ -245,7 +249,9 @@ def clocked(
     The interpretation of numeric times and the clock are printed on standard error."""
     times, on = clock.on_clock(found, likely.clock if likely else "", step)
     if likely and likely.clock and not on:
-        warn_once(f"{table.name}: {column} has no UTC offset; read as {_CLOCKS[likely.clock]}")
+        warn_once(
+            f"{table.name}: {column} has no UTC offset; it is read as {_CLOCKS[likely.clock]}"
+        )
     if found.unit:
         kept = f", in {_CLOCKS[on]}" if on else ""
         warn_once(

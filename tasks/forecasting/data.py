@@ -80,13 +80,13 @@ class DataConfig(Config):
         self.expect("noise_levels", finite, "levels above 0")
         expect_one_of("decimal", self.decimal, DECIMALS)
         expect_one_of("date_order", self.date_order, DATE_ORDERS)
-        name = results_name(self.name, DATA_SETS, self.path, "; path takes a user file")
+        name = results_name(self.name, DATA_SETS, self.path, "; set path to read a user file")
         object.__setattr__(self, "name", name)
         for field in ("time_column", "split", "step", "decimal", "date_order"):
             if self.path is None and getattr(self, field):
                 raise ValueError(
                     f"{field}: got a value, but the data set {name} defines it; "
-                    f"set it only with path"
+                    f"set it only together with path"
                 )
 
 
@@ -200,7 +200,7 @@ class ForecastingData(digests.Fingerprinted):
                 used,
                 unit="windows",
                 ignored=max(every, 0) - used,
-                ignored_as="without values in the look-back or ahead",
+                ignored_as="without values in the look-back or in the horizon",
             )
         return found
 
@@ -222,7 +222,7 @@ class ForecastingData(digests.Fingerprinted):
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        # Statistics are rounded, because the last digits of sums depend on the processor.
+        # Statistics are rounded, because the last digits of sums depend on the CPU.
         scales = [f"{value:.9e}" for value in (*self.mean, *self.std)]
         windows = (self.bounds, self.lookback, self.horizon, self.noise)
         return {
@@ -320,13 +320,13 @@ def read_labeled(
     if not len(data.origins("test")):
         raise UserError(
             f"{file}: has {end} time steps, expected at least {config.lookback + config.horizon} "
-            "for look-back and horizon, with a value in each of them"
+            "for look-back and horizon, with a value in the look-back and one in the horizon"
         )
     return data
 
 
 def _select_targets(series: Series, config: DataConfig) -> Series:
-    """Returns a built-in series with only the channels in `config.targets`, if there are any."""
+    """Returns a built-in series with the channels in `config.targets`; with all if it is empty."""
     if not config.targets:
         return series
     for name in config.targets:

@@ -64,7 +64,7 @@ class ForecastExplainer(Explainer):
         return jnp.mean(self.task.head.point(found)[..., -1], axis=1)
 
     def measure(self, scores: np.ndarray, whole: float) -> np.ndarray:
-        """Returns minus the absolute difference from the score without replacements."""
+        """Returns minus the absolute difference from the score of the unchanged look-back."""
         return -np.abs(scores - whole)
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
@@ -85,8 +85,8 @@ class ForecastExplainer(Explainer):
             # are dropped.
             queries, keys = attention["patches"].shape[-2:]
             weights = weights[: keys - queries or keys]
-            # Patches may overlap. Each gets an equal part of the look-back instead, and its weight
-            # is spread evenly over the steps of this part.
+            # Patches may overlap. Therefore the look-back is divided into one equal part per patch,
+            # and the weight of a patch is spread evenly over the steps of its part.
             owner = np.arange(lookback) * len(weights) // lookback
             return weights[owner] / np.bincount(owner)[owner]
         return None

@@ -77,5 +77,5 @@ def forecast_metrics(sums: Mapping[str, Any], seasonal_error: np.ndarray) -> dic
 
 
 def noise_metric(level: float | None) -> str:
-    """Returns the name of the MSE metric for an input noise level; the common prefix for None."""
+    """Returns the name of the MSE metric for an input noise level; for None, the common prefix."""
     return "mse_noise_" + ("" if level is None else f"{level:g}")

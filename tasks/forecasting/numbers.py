@@ -30,7 +30,7 @@ class NumberError(ValueError):
 
     Attributes:
       index: index of the cell in its column.
-      is_text: whether the column contains text, and can be omitted.
+      is_text: whether the column contains text, so that it can be omitted.
       two_readings: whether two conventions fit the column and give different numbers.
     """
 
@@ -193,7 +193,7 @@ def _unreadable(
     like += max(units.values(), default=0)
     others = sum(plain[index] is None for index in there)
     is_text = 2 * others > len(cells) and 2 * like < len(texts)
-    reason = "a number with a unit" if _unit(_normal(cells[wrong])) else ""
+    reason = "it has a unit" if _unit(_normal(cells[wrong])) else ""
     return NumberError(wrong, reason if not is_text else "", is_text)
 
 

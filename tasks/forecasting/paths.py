@@ -18,7 +18,10 @@ Array = jax.Array
 Batch = Mapping[str, Array]
 
 PATHS = 1024
-"""Number of paths per window; the Monte Carlo error of an 80 % half-width is about 3 %."""
+"""Number of paths per window.
+
+The Monte Carlo error of the half-width of an 80 % interval is about 3 %.
+"""
 _SEED = 0
 # Maximum number of look-back values in a batch of paths, which bounds the memory.
 _VALUES = 1 << 20

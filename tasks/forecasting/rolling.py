@@ -1,4 +1,4 @@
-"""Weight of the mean of two forecasts, fitted on the training split by rolling origins.
+"""Weight for averaging two forecasts, fitted on the training split with rolling origins.
 
 There are several origins in time. For each one, forecasts are fitted to the data before the origin,
 and compared on the data after it (Tashman 2000, "Out-of-sample tests of forecasting accuracy").
@@ -101,8 +101,8 @@ def fit_share(data: ForecastingData, config: RidgeSeasonalConfig) -> float:
         λ = Σ (y - r) (s - r) / Σ (s - r)²
 
     over all origins, with future values y, ridge forecasts r and seasonal forecasts s, both fitted
-    before the origin. λ is clipped to [0, 1], and 0.5 if the training split is too short. It is
-    printed on standard error.
+    before the origin. λ is clipped to [0, 1]; it is 0.5 if the training split is too short. The
+    value is printed on standard error.
 
     Args:
       data: series; only the training split is used.

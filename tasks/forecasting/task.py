@@ -47,7 +47,7 @@ _UNITS = 8
 
 
 class Forecasting(Task):
-    """Forecasting of the next values [F, C] of a series, or their distribution, from the past.
+    """Forecasting of the next values [F, C] of a series, or of their distribution, from the past.
 
     Missing values are masked in the past, and excluded from loss and metrics in the horizon.
     Metrics are errors of standardized values.
@@ -87,7 +87,7 @@ class Forecasting(Task):
     def with_file(self, file: str, images: str | None = None) -> Task:
         """Reads a table with the channels of the run; a window starts at every time step.
 
-        There is no MASE, whose divisor is an error on the training split.
+        MASE is not computed, because its divisor is an error on the training split.
         """
         processor = self.processor
         none = np.zeros((0, len(processor.names)), np.float32)

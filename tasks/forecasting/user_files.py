@@ -2,8 +2,8 @@
 
 CSV with a header, separated by commas, semicolons or tabs, or JSON lines: see
 `tasks.common.data.tables`. Times are parsed by `tasks.common.data.timestamps`, numbers by
-`tasks.forecasting.numbers`. Missing values remain missing. Assumptions about the notation and
-omitted data are printed on standard error.
+`tasks.forecasting.numbers`. Missing values remain missing. Assumptions about the notation, and
+messages about omitted data, are printed on standard error.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Series:
 
 
 OWN_DATA = OwnData(
-    "a table with a column of times and columns of numbers (CSV, TSV or JSON lines), a folder of "
-    "tables of consecutive times or a pattern",
+    "a table with a column of times and columns of numbers (CSV, TSV or JSON lines), or a "
+    "folder or glob pattern of tables of consecutive times",
     {"time": "time_column", "label": "targets"},
     several=("label",),
 )
@@ -76,8 +76,8 @@ def read_splits(path: str, *given: Any, **options: Any) -> tuple[Series, tuple[i
       **options: options of `read_series`.
 
     Returns:
-      The series, and the numbers of times of train, validation and test; None if the splits have no
-      files of their own. Times between the files of two splits belong to the former.
+      The series; and the numbers of times of train, validation and test, or None if the splits have
+      no files of their own. Times between the files of two splits belong to the earlier split.
 
     Raises:
       UserError: as for `read_series`; or the files have different columns or steps or overlap.
@@ -91,7 +91,9 @@ def read_splits(path: str, *given: Any, **options: Any) -> tuple[Series, tuple[i
     if len(parts) == 1:
         return parts["train"], None
     if len(parts) != len(SPLITS):
-        raise UserError(f"--data: got files of {' and '.join(parts)}, expected all three splits")
+        raise UserError(
+            f"--data: got files of {' and '.join(parts)}, expected files of all three splits"
+        )
     series, starts = _joined({files[split]: part for split, part in parts.items()})
     return series, tuple(np.diff([*starts, len(series.values)]).tolist())
 
@@ -107,7 +109,7 @@ def _joined(parts: Mapping[str, Series]) -> tuple[Series, list[int]]:
       parts: series by file, in the order of time.
 
     Returns:
-      The joined series, and the index in it at which each of the series begins.
+      The joined series, and the index at which each of `parts` begins in it.
     """
     (first, base), *others = parts.items()
     values, starts, names = [base.values], [0], base.names
@@ -132,7 +134,10 @@ def _joined(parts: Mapping[str, Series]) -> tuple[Series, list[int]]:
                 "times, or one file"
             )
         if begin > length:
-            say(f"{name}: {begin - length} times before it have no row; they are masked")
+            say(
+                f"{name}: {begin - length} times between the previous file and this one have no "
+                "row; they are masked"
+            )
         values.append(np.full((begin - length, len(names)), np.nan))
         values.append(series.values[:, [series.names.index(column) for column in names]])
         starts.append(begin)
@@ -156,7 +161,8 @@ def read_series(
       name: name of the file.
       time_column, targets: see `tasks.forecasting.data.DataConfig`.
       step: step of the grid; None for the median difference of the times.
-      trained: whether the file is the input of a trained model, so that its step must be `step`.
+      trained: whether the file is the input of a trained model. Its times must then have the step
+        `step`.
       decimal, date_order: see `tasks.forecasting.data.DataConfig`.
       likely: notation of the training file, which resolves ambiguous cells.
 
@@ -213,7 +219,7 @@ def _set_back(times: np.ndarray) -> str:
     """Returns a hint for hours that may be repeated at the end of daylight saving time."""
     hours = (times - times.astype("datetime64[D]")) / np.timedelta64(1, "h")
     night = np.any((hours > 0) & (hours < 4))
-    return ", or, if the clock was set back there, write times with a UTC offset" if night else ""
+    return "; if the clock was set back there, write times with a UTC offset" if night else ""
 
 
 def _expect_step(name: str, times: np.ndarray, step: Step) -> None:
@@ -265,8 +271,8 @@ def _on_grid(
     if gaps := np.flatnonzero(np.diff(indices) > 1).tolist():
         after = ", ".join(spelled[row] for row in gaps[:_SHOWN])
         say(
-            f"{name}: {cells - len(times)} of the {cells} times with the step {step} have no row "
-            f"(after {after}{', ...' * (len(gaps) > _SHOWN)}); they are masked"
+            f"{name}: {cells - len(times)} of the {cells} times of the grid with the step "
+            f"{step} have no row (after {after}{', ...' * (len(gaps) > _SHOWN)}); they are masked"
         )
     return Series(grid, names, start, step)
 

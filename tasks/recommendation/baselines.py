@@ -54,7 +54,7 @@ class Baselines:
     """Baselines of one data set, with shared intermediate results.
 
     Attributes:
-      names: baselines that take at most minutes for a data set of this size.
+      names: baselines that take at most a few minutes for a data set of this size.
     """
 
     def __init__(

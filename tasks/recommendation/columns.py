@@ -202,7 +202,8 @@ def by_number(
 def looks_like_ratings(numbers: np.ndarray, user: np.ndarray) -> bool:
     """Returns True if the numbers in the time column are ratings and not an order of events.
 
-    Ratings are at most 10, and have fractions, or repeated values for the same user.
+    They are taken for ratings if none exceeds 10 in magnitude, and if some have a fraction or occur
+    more than once for the same user.
 
     Args:
       numbers: numbers in the time column, float64 [n].
@@ -272,8 +273,8 @@ def _guessed(indices: Mapping[str, int], *notes: str) -> Layout:
 def _undecided(name: str, what: str) -> UserError:
     flags = _flags(USER, ITEM, TIME)
     return UserError(
-        f"{name}: {what}; set {flags} to the numbers of the columns from 1 (the last one to "
-        f"{NO_TIMES!r} if lines are in the order of time)"
+        f"{name}: {what}; set {flags} to the numbers of the columns from 1 "
+        f"(--{_FLAGS[TIME]} to {NO_TIMES!r} if lines are in the order of time)"
     )
 
 

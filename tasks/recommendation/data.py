@@ -57,8 +57,9 @@ class DataConfig(Config):
       path: user file of events, a folder of files or a glob pattern, CSV or JSON lines:
         user,item,timestamp[,title] or user,item,rating,timestamp, or columns in any order under a
         header. Times are seconds, milliseconds, microseconds or nanoseconds since 1970, dates such
-        as 2024-05-31T13:00+02:00, 31.05.2024, 05/31/2024 or 20240531, or years. Smaller numbers
-        define only the order of events. See `tasks.recommendation.user_files.read_events`.
+        as 2024-05-31T13:00+02:00, 31.05.2024, 05/31/2024 or 20240531, or years. Numbers that are
+        too small for times define only the order of events. See
+        `tasks.recommendation.user_files.read_events`.
       max_length: S, number of events of a sequence. Evaluation uses the latest S events of longer
         histories; training splits them into several sequences.
       bucketed: whether training sequences are in batches of similar length, padded to the smallest
@@ -85,7 +86,7 @@ class DataConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        name = results_name(self.name, DATA_SETS, self.path, "; path takes user files")
+        name = results_name(self.name, DATA_SETS, self.path, "; set path to read user files")
         object.__setattr__(self, "name", name)
         expect_one_of("date_order", self.date_order, DATE_ORDERS)
         for field in dataclasses.fields(self):
@@ -93,7 +94,7 @@ class DataConfig(Config):
             if field.name in _OF_FILES and self.path is None and value != field.default:
                 raise ValueError(
                     f"{field.name}: got a value, but the data set {name} defines "
-                    f"it; set it only with path"
+                    f"it; set it only together with path"
                 )
 
     @property

@@ -11,7 +11,7 @@ from tasks.recommendation.sequences import Histories, padded
 
 
 class FileUsers(Histories):
-    """Random access to the last event of each user of a user file, in the form of `HeldOut`.
+    """Random access to the last event of each user of a user file, with the fields of `HeldOut`.
 
     Attributes:
       target: int32 [users], last item of each user.
@@ -22,8 +22,8 @@ class FileUsers(Histories):
         """Reads the events of a file.
 
         The last event of a user is predicted from the user's earlier events in the file. If there
-        are none, it is predicted from the user's events in `data`. Events with items that `data`
-        lacks are left out of histories, and users whose last item it lacks are left out.
+        are none, it is predicted from the user's events in `data`. Items that are not in `data` are
+        left out of histories. Users whose last item is not in `data` are left out.
 
         Args:
           file: file of events.

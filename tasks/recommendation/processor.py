@@ -24,7 +24,7 @@ _USER = "user:"
 _PART = "part_"
 # Number of attributions shown per item.
 _SHOWN = 3
-# A query of an export may name at least this many items.
+# Exported models accept queries with up to this many items, or more if a history is longer.
 _NAMED = 1000
 
 
@@ -62,8 +62,8 @@ class QueryParser:
         """Builds the parser from all events of the data set."""
         self._data = data
         self._users = {name: number for number, name in enumerate(data.users)}
-        # A title of several items stands for the most popular one; titles take precedence over
-        # names.
+        # If several items have the same title, it stands for the most popular one. Titles take
+        # precedence over names.
         order = np.argsort(np.bincount(data.items, minlength=data.num_items), kind="stable")
         names = {data.names[item].casefold(): int(item) for item in order}
         self._items = names | {data.titles[item].casefold(): int(item) for item in order}

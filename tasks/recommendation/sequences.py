@@ -118,7 +118,7 @@ class TrainSequences(_Sequences):
             )
         self.user = np.repeat(np.arange(data.num_users, dtype=np.int32), count)
         number = np.arange(len(self.user)) - np.repeat(np.cumsum(count) - count, count)
-        # Index in `data.items` after the last event of each sequence's `next`.
+        # For each sequence, the index in `data.items` after the last event of the field `next`.
         self.end = self._ends[self.user] - number * config.max_length
         super().__init__(data, config, len(self.user))
         if self.lengths is not None:

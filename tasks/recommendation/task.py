@@ -69,7 +69,7 @@ class Recommendation(Task):
     baseline_version = 2
     answer_options: ClassVar[dict[str, str | None]] = {
         "top_k": None,
-        "threshold": "scores of items are no probabilities",
+        "threshold": "scores of items are not probabilities",
     }
 
     # ------------------------------------------------------------------ construction
@@ -201,7 +201,7 @@ class Recommendation(Task):
 
     @property
     def compiles_options(self) -> bool:
-        """True with the option `top_k`, which is the length of the lists of `predict`."""
+        """True with the option `top_k`, because it sets the length of the lists of `predict`."""
         return self.options.top_k is not None
 
     def answers(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
@@ -215,8 +215,8 @@ class Recommendation(Task):
             return answer
         if options.top_k > TOP:
             raise UserError(
-                f"--top_k: got {options.top_k}, expected at most {TOP}, the number of items of an "
-                "export; give --workdir instead"
+                f"--top_k: got {options.top_k}, expected at most {TOP}, because an export lists "
+                f"{TOP} items; give --workdir instead of the export"
             )
         listed = answer["recommendations"][: options.top_k]
         shown = "; ".join(entry["title"] for entry in listed)

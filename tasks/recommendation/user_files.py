@@ -28,7 +28,7 @@ from tasks.recommendation.columns import EXPECTED, ITEM, RATING, TIME, TITLE, US
 _SAMPLE = 1000
 # Notations of missing ids in other programs.
 _MISSING = frozenset(("nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "#N/A"))
-# A rounded number of a spreadsheet, which stands for several ids.
+# An id that a spreadsheet has rounded, such as 1.23E+12, so that it may stand for several ids.
 _ROUNDED = re.compile(r"\d([.,]\d+)?E\+\d+")
 
 
@@ -59,7 +59,7 @@ class Events:
 
 
 OWN_DATA = OwnData(
-    "a table of events (CSV, TSV or JSON lines), a folder of tables or a pattern",
+    "a table of events (CSV, TSV or JSON lines), or a folder or glob pattern of tables",
     {"user": "user_column", "item": "item_column", "time": "time_column"},
 )
 
@@ -77,8 +77,8 @@ def read_all_events(path: str, wanted: Wanted) -> Events:
     """
     if len(split_files(path)) > 1:
         raise UserError(
-            f"--data: got files of train, validation and test in {path!r}, expected one table; the "
-            f"last two events of each user are held out"
+            f"--data: got files of train, validation and test in {path!r}, expected one table, "
+            f"because the last two events of each user are held out"
         )
     parts = {name: read_events(name, wanted) for name in files_of(path)}
     if len(parts) == 1:
@@ -130,8 +130,9 @@ def read_events(name: str, wanted: Wanted | None = None) -> Events:
     A line is `user,item,timestamp`, `user,item,timestamp,title` or `user,item,rating,timestamp`.
     With a header, columns may be in any order, and other columns are ignored. Time stamps are
     numbers since 1970 or dates, in one notation for the whole column, see
-    `tasks.common.data.timestamps`; smaller numbers define only the order of events. The title of an
-    item is its first title in the file, or else its name. The names 1 and 1.0 are equal.
+    `tasks.common.data.timestamps`. Numbers that are too small for times define only the order of
+    events. The title of an item is its first title in the file, or else its name. The names 1 and
+    1.0 are equal.
 
     Args:
       name: name of the file.

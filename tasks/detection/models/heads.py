@@ -75,7 +75,7 @@ class HeadsConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        expected = f"a fraction that allows a positive region among samples={self.samples}"
+        expected = f"a fraction that gives at least one positive region with samples={self.samples}"
         self.expect("positive_fraction", self.positives >= 1, expected)
 
     @property

@@ -22,7 +22,7 @@ class LossTerm(NamedTuple):
 
     Attributes:
       total: sum of the loss over the elements of an image that contribute to it, [].
-      count: number by which the total is divided, summed over a batch like the total, [].
+      count: number by which the total is divided, [], after both are summed over a batch.
     """
 
     total: Array

@@ -34,9 +34,9 @@ class RPNConfig(Config):
     Attributes:
       sizes: side of the anchors of each level in pixels, the finest level first.
       ratios: height / width of the anchors.
-      positive_iou, negative_iou: anchors are positive if their IoU with an object is at least the
-        first, negative if their IoU with every object is below the second. The best anchor of each
-        object is always positive.
+      positive_iou, negative_iou: anchors are positive if their IoU with an object is at least
+        `positive_iou`, and negative if their IoU with every object is below `negative_iou`. The
+        best anchor of each object is always positive.
       samples: number of anchors per image in the loss, at most half of them positive.
       pre_nms_top_k: number of anchors of each level that are kept before NMS.
       nms_iou: IoU above which NMS removes the worse of two proposals.

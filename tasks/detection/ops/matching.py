@@ -18,10 +18,11 @@ def match(
 ) -> Array:
     """Matches each anchor with an object (Ren et al. 2015, section 3.1.2).
 
-    An anchor is matched with the object of largest IoU if that is at least `high`. Below `low` it
-    is background; between `low` and `high` it is neither. With `allow_low_quality`, the anchors of
-    largest IoU with an object, ties included, are always matched: each with the object with which
-    it has its largest IoU. Objects that overlap no anchor have no match.
+    An anchor is matched with the object of largest IoU if this IoU is at least `high`. If it is
+    below `low`, the anchor is background; between `low` and `high` the anchor is neither. With
+    `allow_low_quality`, the anchors that have the largest IoU with an object, ties included, are
+    always matched. Each of them is matched with the object with which its own IoU is largest.
+    Objects that overlap no anchor have no match.
 
     Args:
       iou: IoU of each pair, [objects, anchors].

@@ -29,7 +29,7 @@ def nms(
     Args:
       boxes: [n, 4].
       scores: [n], finite where valid.
-      valid: bool [n]; other boxes are not kept and suppress no others.
+      valid: bool [n]; a box with False is not kept and suppresses no other box.
       threshold: maximum IoU of two kept boxes.
       count: maximum number of results.
 

@@ -43,7 +43,7 @@ def roi_align(
       size: number of bins along each side.
       sampling_ratio: number of sampling points per bin along each axis.
       aligned: whether pixel centers are at half-integers, which shifts boxes by -0.5 on the map.
-        False, as first published, means no shift, and boxes at least one map pixel wide.
+        False, as first published, means no shift; sides of boxes are then at least one map pixel.
 
     Returns:
       [n, size, size, C].
@@ -197,7 +197,7 @@ def _points(
     """Returns the two pixels next to each sampling point on an axis, and their weights.
 
     Args:
-      start, end: sides of the boxes on this axis, [n].
+      start, end: coordinates of the two sides of each box on this axis, [n].
       length: number of pixels of the map on this axis; a number, or [n].
       size, sampling_ratio, aligned: as for `roi_align`.
 

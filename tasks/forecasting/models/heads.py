@@ -57,7 +57,7 @@ class Head:
         raise NotImplementedError
 
     def around(self, point: Array, raw: Array, scale: Array) -> Array:
-        """Returns parameters of a distribution around a point forecast, [B, F, C, P].
+        """Returns the parameters [B, F, C, P] of a distribution with the given point forecast.
 
         Args:
           point: point forecast, [B, F, C].
@@ -193,7 +193,7 @@ class Quantile(Head):
         """Interpolates linearly between the nine levels."""
         levels = np.asarray(levels, np.float64)
         if np.any((levels < LEVELS[0]) | (levels > LEVELS[-1])):
-            expected = f"{LEVELS[0]} to {LEVELS[-1]} of head='quantile'"
+            expected = f"levels from {LEVELS[0]} to {LEVELS[-1]} for head='quantile'"
             raise ValueError(f"levels: got {levels.tolist()}, expected {expected}")
         positions = np.interp(levels, LEVELS, np.arange(self.size))
         lower = np.minimum(positions.astype(int), self.size - 2)
@@ -202,7 +202,7 @@ class Quantile(Head):
         return parameters[..., lower] * (1 - upper) + parameters[..., lower + 1] * upper
 
     def width(self, parameters: Array) -> Array:
-        """Returns the standard deviation of the normal distribution with these outer quantiles."""
+        """Returns the standard deviation of a normal distribution with the same outer quantiles."""
         return (parameters[..., -1] - parameters[..., 0]) / (2 * _SCORES[-1])
 
     def at_scores(self, parameters: Array, scores: Array) -> Array:
@@ -294,7 +294,7 @@ class StudentT(Head):
 def _stretches() -> np.ndarray:
     """Tabulates log(t / z) for quantiles t of Student's t and z of the normal at the same level.
 
-    The levels are equal if F_ν(t) = Φ(z), with the distribution functions F_ν and Φ.
+    t and z have the same level if F_ν(t) = Φ(z), with the distribution functions F_ν and Φ.
 
     Returns:
       float32 [rows, columns]. Rows are `StudentT.fewest` / ν from 0 to 1, columns are z from 0 to
@@ -302,7 +302,7 @@ def _stretches() -> np.ndarray:
     """
     from scipy import stats
 
-    # 1e-3 and 1e-9 stand for 0, where the value is a limit.
+    # 1e-3 and 1e-9 replace 0, at which the value exists only as a limit.
     z = np.maximum(np.linspace(0, _LARGEST_SCORE, 241), 1e-3)
     freedom = StudentT.fewest / np.maximum(np.linspace(0, 1, 65), 1e-9)
     t = stats.t.isf(stats.norm.sf(z), freedom[:, None])

@@ -41,7 +41,9 @@ class InformerConfig(TransformerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        expected = "False with distil, which shortens the sequence between layers"
+        expected = (
+            "False if distil is True, because distilling shortens the sequence between layers"
+        )
         self.expect("scan_layers", not (self.scan_layers and self.distil), expected)
 
     def encoder(self, max_length: int, **changes: Any) -> EncoderConfig:

@@ -51,7 +51,7 @@ class ResidualLagConfig(LagConfig):
 
 
 class DistributionHead(nnx.Module):
-    """Distribution around a point forecast, with a learned shape for each step ahead.
+    """Distribution with a given point forecast, and a learned shape for each step ahead.
 
     Its width is proportional to the standard deviation of the window. Parameters: raw [F, 1, P] if
     the head is probabilistic, else none.
@@ -64,7 +64,7 @@ class DistributionHead(nnx.Module):
         self.raw = nnx.Param(jnp.zeros(size)) if probabilistic else None
 
     def __call__(self, point: Array, past: Array, valid: Array) -> Array:
-        """Computes the parameters of the head around a point forecast.
+        """Computes the parameters of the head for a given point forecast.
 
         Args:
           point: point forecast [B, F, C].
@@ -82,7 +82,8 @@ class DistributionHead(nnx.Module):
 def attend(attention: nnx.Module, past: Array, valid: Array) -> tuple[Array, Array]:
     """Applies lag attention to windows.
 
-    Without missing values, all examples have the same weights, which takes a tenth of the time.
+    Without missing values, all examples have the same weights, and the forecast takes a tenth of
+    the time.
 
     Args:
       attention: lag attention over T times.

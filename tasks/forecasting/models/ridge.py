@@ -59,8 +59,9 @@ class RidgeResidualConfig(PatchTSTConfig):
     """Config of a linear forecast plus attention between patches; see `PatchTSTConfig`.
 
     Attributes:
-      calendar_features: number of calendar features, fastest first. Slow features, such as the day
-        of the year, are omitted because the training split has too few of their periods.
+      calendar_features: number of calendar features, starting with the one that changes fastest.
+        Slow features, such as the day of the year, are omitted because the training
+        split has too few of their periods.
       patch_length: R, patch length in the look-back and in the horizon.
       ridge_level, ridge_individual: see `RidgeConfig`.
     """

@@ -58,7 +58,7 @@ class Recommender(nnx.Module, abc.ABC):
           items: items whose scores are split, int [B, R].
 
         Returns:
-          Terms [B, R] by name; empty for a model whose scores are no sums.
+          Terms [B, R] by name; empty for a model whose scores are not sums.
         """
         return {}
 
@@ -93,7 +93,8 @@ def last_positions(items: Array) -> Array:
 def gather_positions(x: Array, positions: Array) -> Array:
     """Gathers one position of each row: x [B, S, ...] at positions int [B] gives [B, ...]."""
     # A gather with batch dimensions: XLA knows that rows are independent, and partitions them over
-    # devices. Indexing under `vmap` would be one too, of a kind that jax2onnx converts wrongly.
+    # devices. Indexing under `vmap` also gives such a gather, but in a form that jax2onnx converts
+    # wrongly.
     indices = jnp.expand_dims(positions, tuple(range(1, x.ndim)))
     return jnp.take_along_axis(x, indices, axis=1, mode="clip")[:, 0]
 

@@ -3,7 +3,7 @@
 He et al. 2018, "NAIS: Neural Attentive Item Similarity Model for Recommendation"; Chen et al. 2017,
 "Attentive Collaborative Filtering: Multimedia Recommendation with Item- and Component-Level
 Attention". The mechanisms are in `attention.collaborative`. In both papers, the training history
-contains all other items of the user, also later ones than the target. Here the history ends before
+contains all other items of the user, including items after the target. Here the history ends before
 the target, which is the next item.
 
 B users of a batch, T scored positions, S positions of a history, I items, U users, D model size, k

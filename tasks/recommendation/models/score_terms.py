@@ -41,7 +41,7 @@ Array = jax.Array
 PACE = 10.0
 _BUCKETS = 32
 _MINUTES = 24 * 60
-# β of the weights over positions: between 0, a sum over the history, and 1, a weighted mean.
+# Exponent β of `smoothed_softmax`: 0 gives a sum over the history, 1 gives a weighted mean.
 _BETA = 0.5
 _LEAST = 1e-4
 

@@ -225,7 +225,7 @@ USER, OTHERS = normal(5, B, D), normal(6, B, S, D)
             lambda: neighbor_scores(SIMILARITY, RATINGS, None, np.ones((B, 1, S), bool)),
         ),
         (
-            r"ids: got an array, expected None without num_users",
+            r"ids: got an array, expected None, because num_users is None",
             lambda: MODULE(USER, OTHERS, RATINGS, ids=np.ones((B, S), int)),
         ),
         (r"ids: got None, expected int \[B, S\] with num", lambda: NUMBERED(USER, OTHERS, RATINGS)),

@@ -163,7 +163,10 @@ def test_a_folder_with_splits_of_its_own_and_boxes_alone(folder):
             "image 0 has height '10', expected an integer",
         ),
         (coco(images=[image(1, height=0)]), r"image '1\.png' has the size 12 x 0"),
-        (coco(1, [annotation(7, 3)]), "annotation 7 has image_id 3, but images has no such id"),
+        (
+            coco(1, [annotation(7, 3)]),
+            "annotation 7 has image_id 3, but no entry of images has this id",
+        ),
         (
             coco(1, [annotation(7, category_id=6)]),
             r"annotation 7 of '1\.png' has category_id 6, expected one of the 2 ids from 5 to 9",
@@ -324,7 +327,10 @@ def test_what_other_tools_write_is_read(folder):
         (coco(images=[image(True)]), "image 0 has id True, expected an integer"),
         (coco(categories=((5, "a"), (6, "a"))), "two categories have the name 'a'"),
         (coco(categories=((5, ["a"]),)), r"category 0 has the name \['a'\], expected a text"),
-        (coco(1, [annotation(7, "1")]), "annotation 7 has image_id '1', but images has no such id"),
+        (
+            coco(1, [annotation(7, "1")]),
+            "annotation 7 has image_id '1', but no entry of images has this id",
+        ),
         (
             coco(1, [annotation(7, category_id="5")]),
             "has category_id '5', expected one of the 2 ids from 5 to 9",
@@ -371,7 +377,7 @@ def test_objects_that_an_example_cannot_show_are_named(folder, capsys):
     where = folder(coco(40, rows))
     own(where / "train.json")
     said = capsys.readouterr().err
-    assert "1 objects are narrower than one pixel at config.data.image_size=256" in said
+    assert "1 objects are less than one pixel wide or high at config.data.image_size=256" in said
     assert "in 3.png" in said
     own(where / "train.json", max_objects=1, image_size=32)
     said = capsys.readouterr().err

@@ -45,12 +45,12 @@ def test_what_is_missing_uneven_or_twice_is_masked_and_named(write, capsys):
     told = capsys.readouterr().err.splitlines()
     assert [line.removeprefix(f"{path}: ") for line in told] == [
         "1 empty lines are ignored; the first is line 5",
-        "columns without numbers, left out: note",
+        "columns without numbers are left out: note",
         "rows are not in the order of time from line 3 on; they are sorted",
         "1 rows are repeated, the first is line 6",
         "1 of 5 times are not on a grid with the step 1 d (2024-01-07 01:00:00); they are moved "
         "to the nearest grid time",
-        "3 of the 8 times with the step 1 d have no row (after 2024-01-02 00:00:00, "
+        "3 of the 8 times of the grid with the step 1 d have no row (after 2024-01-02 00:00:00, "
         "2024-01-04 00:00:00)"
         "; they are masked",
         "3 of 10 values are missing (Größe 1, b 2); they are masked",
@@ -69,7 +69,7 @@ def test_columns_are_chosen_and_times_may_be_none(write, capsys):
     assert (series.names, series.step) == (("a",), Step(86400))
     series = read_series(write(",date,a\n0,2024-01-01,1\n1,2024-01-02,3\n"))
     assert series.names == ("a",)
-    assert "column without a name, left out: number 1" in capsys.readouterr().err
+    assert "column 1 has no name and is left out" in capsys.readouterr().err
     series = read_series(write("date,a\n2024-01-01,5\n"), step=Step(3600), trained=True)
     assert series.values.tolist() == [[5]]
 
@@ -165,7 +165,7 @@ def test_hours_with_an_offset_are_those_of_utc(write, capsys):
     ):
         read_series(write(rows(naive)))
     read_series(write("date,a\n" + "".join(f"{time},5\n" for time in naive)))
-    assert "1 rows are repeated, the first is line 15, or, if the clock" in capsys.readouterr().err
+    assert "1 rows are repeated, the first is line 15; if the clock" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,9 @@ def test_a_later_file_is_read_as_the_first_where_it_leaves_that_open(write):
     assert history.start == np.datetime64("2024-03-01", "us")
     assert history.times_ahead(known.step) == ["2024-03-03", "2024-03-04"]
     unsure = dataclasses.replace(known, reading=Reading())
-    with pytest.raises(UserError, match="of the column shows which; write it as 1234"):
+    with pytest.raises(
+        UserError, match="of the column shows which; write numbers with a decimal point"
+    ):
         unsure.read(write("date;a\n2024-03-01;1,125\n"))
     with pytest.raises(UserError, match="allows both orders of day and month; write dates as"):
         unsure.read(write("date;a\n01.03.2024;1\n"))
