@@ -30,8 +30,8 @@ class KeyValueCache:
       key: [B, K, C, H].
       value: [B, K, C, V].
       length: int32 [B], number of past positions of each example.
-      window: number of positions before its own that a query attends to; all if None. With a
-        window the cache is a ring buffer of C slots, and position p is in slot p modulo C.
+      window: number of past positions that a query attends to besides its own; all if None. With
+        a window the cache is a ring buffer of C slots, and position p is in slot p modulo C.
     """
 
     key: Array

@@ -46,8 +46,8 @@ def attend(
         o_t  = Σ_s w_ts v_s
 
     Rows that may attend to nothing return 0 and have finite gradients. Softmax and sums are
-    computed in at least float32. Hidden keys and values have no influence but must be finite,
-    because 0 times NaN is NaN.
+    computed in at least float32. Keys that the mask hides, and their values, have no influence on
+    the result. They must still be finite, because 0 times NaN is NaN.
 
     Args:
       query: [B, T, N, H].
@@ -72,7 +72,7 @@ def attend(
     Raises:
       ValueError: shapes, dtypes or values do not fit.
       NotImplementedError: the kernel does not support the arguments (the message names kernels that
-        do), or a derivative is computed that it does not support.
+        do), or does not support a derivative that is computed.
     """
     request = _checked(
         query, key, value, mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key
@@ -163,7 +163,7 @@ class _Request:
     options: dict[str, Any]
 
     def of_rows(self, rows: Array) -> _Request:
-        """Returns the request for a selection of queries; it has no values.
+        """Returns the request for a selection of queries, without values.
 
         Args:
           rows: indices of the queries, int [R].
@@ -223,7 +223,7 @@ class _Request:
     def slower_reason(self, name: str) -> str | None:
         """Returns why another kernel is faster than this one, or None.
 
-        The reason is that of the function `slower_reason` in the kernel's module, if it has one.
+        The reason is the result of the module's function `slower_reason`, if it has this function.
         """
         module = sys.modules[registry.load("kernel", name).__module__]
         return module.slower_reason(*self.arrays[:2]) if hasattr(module, "slower_reason") else None
@@ -326,7 +326,7 @@ def _checked(
     shapes.expect_rate("dropout_rate", dropout_rate, dropout_key)
     if dropout_rate and not (shapes.is_known(query) and shapes.is_known(key)):
         got = f"{dropout_rate} with a query of shape {shapes.show(jnp.shape(query))}"
-        raise ValueError(f"dropout_rate: got {got}, expected 0 with symbolic sizes")
+        raise ValueError(f"dropout_rate: got {got}, expected 0 for symbolic sizes")
     if mask is not None:
         mask = mask if isinstance(mask, masks.Mask) else masks.dense(mask)
         # Checks the sizes without computing the mask; the kernel may never materialize it.

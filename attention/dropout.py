@@ -183,7 +183,7 @@ def validate_threefry(key: jax.Array) -> jax.Array:
 
     Raises:
       NotImplementedError: the key is not a threefry key; or the flag jax_threefry_partitionable is
-        off, in which case words depend on how many are drawn.
+        off, so that each word depends on the number of words drawn.
     """
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         kind, words = str(jax.random.key_impl(key)), jax.random.key_data(key)
@@ -192,12 +192,13 @@ def validate_threefry(key: jax.Array) -> jax.Array:
         kind, words = "threefry2x32" if key.shape == (2,) else f"{key.shape} words", key
     if kind != "threefry2x32":
         raise NotImplementedError(
-            f"dropout_key: got {kind}, expected a threefry key, whose mask can be drawn by blocks"
+            f"dropout_key: got {kind}, expected a threefry key, because the dropout mask is drawn "
+            "block by block"
         )
     if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue] flag
         raise NotImplementedError(
-            "dropout_key: got the flag jax_threefry_partitionable=False, expected True to draw the "
-            "mask by blocks"
+            "dropout_key: got the flag jax_threefry_partitionable=False, expected True, because "
+            "the dropout mask is drawn block by block"
         )
     return words
 

@@ -104,7 +104,7 @@ def capture(
     jax.effects_barrier()
     found = {name: calls for name, calls in taken.items() if calls}
     if not found:
-        raise ValueError(f"layers: got {sorted(chosen)}, expected one that runs for the inputs")
+        raise ValueError(f"layers: got {sorted(chosen)}, expected one that runs for these inputs")
     return {name: calls[0] if len(calls) == 1 else np.stack(calls) for name, calls in found.items()}
 
 
@@ -119,7 +119,7 @@ def _cut(
 
     Args:
       weights: the recorded attention.
-      shape: shape of all its weights.
+      shape: shape of the complete weights.
       heads, rows: as for `capture`.
       name: name of the attention, for error messages.
     """
@@ -335,7 +335,7 @@ def _rows(weights: Array, valid: Array | None) -> tuple[Array, Array]:
     counted = jnp.sum(wide, axis=-1) > 0
     if valid is not None:
         B, _, T, _ = weights.shape[-4:]
-        shapes.expect_boolean("valid", valid, true_means="a query that counts")
+        shapes.expect_boolean("valid", valid, true_means="a query to include")
         shapes.expect("valid", valid, "B T", {"B": B, "T": T})
         counted = counted & jnp.asarray(valid)[:, None]
     return wide, counted

@@ -34,7 +34,7 @@ def lag_attention(x: Array, logits: Array, valid: Array | None = None) -> tuple[
     an effect; times before the start of a shorter series count as missing.
 
     Args:
-      x: [B, T, C]. Masked values may be anything, NaN included.
+      x: [B, T, C]. Missing values may be anything, NaN included.
       logits: l, [1 or C, F, L], in the order of the lags i = 1 ... L.
       valid: bool [B, T], or [B, T, C]; all are present if None.
 
@@ -73,7 +73,7 @@ def residual_lag_attention(
     values are treated as in `lag_attention`; the last value is the last one that is present.
 
     Args:
-      x: [B, T, C]. Masked values may be anything, NaN included.
+      x: [B, T, C]. Missing values may be anything, NaN included.
       logits: l, [1 or C, N, F, L], in the order of the lags i = 1 ... L.
       values: W, [1 or C, N, F].
       valid: bool [B, T], or [B, T, C]; all are present if None.
@@ -167,8 +167,8 @@ class ResidualLagAttention(nnx.Module):
         ŷ_(t+f) = c + Σ_n W_nf Σ_i w_nfi (x_(t+1-i) - c),   w_nf = softmax(l_nf)
 
     See `residual_lag_attention`. W is initialized to 1, -1, 1, ... and l to 0, so with an even
-    number of heads the initial forecast repeats the level c. The last value as the forecast is a
-    strong baseline for a random walk.
+    number of heads the initial forecast repeats the level c. Repeating the last value is a strong
+    baseline for a random walk.
 
     Parameters: logits [1 or C, N, F, L] (l), in which lag 1, the last value, comes first; values
     [1 or C, N, F] (W).
@@ -213,7 +213,7 @@ class ResidualLagAttention(nnx.Module):
 
         Args:
           x, valid: as for `residual_lag_attention`.
-          return_weights: whether to return the matrix that maps the past to the forecast too.
+          return_weights: whether to also return the matrix that maps the past to the forecast.
 
         Returns:
           ŷ, [B, F, C] in `dtype`; with `return_weights`, also the matrix, [B, 1 or C, F, T].
@@ -247,7 +247,7 @@ def _past(x: Array, logits: Array, valid: Array | None, letters: str) -> tuple[A
     """
     sizes = shapes.expect_arrays({"x": (x, "B T C"), "logits": (logits, letters)})
     if sizes["G"] not in (1, sizes["C"]):
-        expected = f"[{', '.join(letters.split())}] with G=1 or C={sizes['C']}"
+        expected = f"[{', '.join(letters.split())}] with G=1 or G={sizes['C']}"
         raise ValueError(f"logits: got shape {shapes.show(logits.shape)}, expected {expected}")
     seen = _seen(valid, sizes)
     T, L = sizes["T"], sizes["L"]
@@ -266,7 +266,7 @@ def _seen(valid: Array | None, sizes: dict[str, int]) -> Array:
     if jnp.ndim(valid) == 3:
         shapes.expect("valid", valid, "B T C", sizes)
         return jnp.asarray(valid)
-    hint = "or [B, T, C] where channels differ"
+    hint = "or [B, T, C] if it is different for each channel"
     shapes.expect("valid", valid, "B T", sizes, hint=hint)
     return jnp.asarray(valid)[:, :, None]
 

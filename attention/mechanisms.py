@@ -32,8 +32,8 @@ size. "Or with the weights" means that calls with `return_weights=True` return t
   `scores = attention(user, neighbors, ratings, *, valid=None, return_weights=False)`, or with the
   weights. The scores are [B, I] for I candidates, and the weights [B, 1, I, S]. The arguments are
   user [B, D], neighbors [B, S, D] and ratings [B, S, I], and valid, bool [B, S], or [B, I, S] if it
-  is different for each candidate. A module with a parameter for each user takes the indices of the
-  neighbors as `ids`, int [B, S].
+  is different for each candidate. A module with a parameter for each user takes `ids`, int [B, S],
+  the indices of the neighbors.
 * history: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
   `scores = attention(candidates, history, *, bias=None, valid=None, return_weights=False)`, or with
   the weights. The scores are [B, I], and the weights [B, 1, I, S]. The arguments are candidates
@@ -150,7 +150,7 @@ def _parsed(kind: str, paragraph: str) -> Mechanism:
         name, target, paper = head.split(" | ")
         time, memory = costs.strip().removeprefix("time ").split("; memory ")
     except ValueError:
-        expected = "lines of name | module:attribute | paper, equation, costs and capabilities"
+        expected = "the lines 'name | module:attribute | paper', equation, costs, capabilities"
         raise ValueError(f"{kind}: got {paragraph!r}, expected {expected}") from None
     words = frozenset(" ".join(capabilities).split())
     target = f"attention.{target}"

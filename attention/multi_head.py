@@ -135,8 +135,8 @@ class MultiHeadAttention(CachedAttention):
           y, [B, T, D]; with `return_weights`, also the weights, [B, N, T, S].
 
         Raises:
-          ValueError: shapes do not fit, or positions are missing, or are given with positions
-            "none".
+          ValueError: shapes do not fit, or positions are missing, or positions are given although
+            the module has positions "none".
         """
         source = self._source(x, memory)
         if self.positions is not None:
@@ -144,7 +144,10 @@ class MultiHeadAttention(CachedAttention):
                 x, memory, query_positions, key_positions
             )
         elif query_positions is not None or key_positions is not None:
-            raise ValueError("query_positions: got positions, expected None with positions='none'")
+            raise ValueError(
+                "query_positions: got positions, expected None because the module was built with "
+                "positions='none'"
+            )
         query = self._query(x, query_positions)
         key, value = self._key_value(source, key_positions)
         options = {
@@ -169,8 +172,8 @@ class MultiHeadAttention(CachedAttention):
           The keys, [B, K, S, H], and the values, [B, K, S, V], in the layout of `KeyValueCache`.
 
         Raises:
-          ValueError: shapes do not fit, or positions are missing, or are given with positions
-            "none".
+          ValueError: shapes do not fit, or positions are missing, or positions are given although
+            the module has positions "none".
         """
         shapes.expect("memory", memory, "B S M", {"M": self.memory_size})
         self._expect_positions(key_positions=key_positions)
@@ -198,8 +201,8 @@ class MultiHeadAttention(CachedAttention):
           [B, T, D] and the weights [B, N, T, S].
 
         Raises:
-          ValueError: shapes do not fit, or positions are missing, or are given with positions
-            "none".
+          ValueError: shapes do not fit, or positions are missing, or positions are given although
+            the module has positions "none".
         """
         shapes.expect("x", x, "B T D", {"D": self.model_size})
         self._expect_positions(query_positions=query_positions, key_positions=key_positions)
@@ -215,9 +218,10 @@ class MultiHeadAttention(CachedAttention):
     def _expect_positions(self, **positions: Array | None) -> None:
         for name, given in positions.items():
             if (given is None) != (self.positions is None):
-                got, expected = "None", "query and key positions with a memory"
+                got, expected = "None", "query and key positions because there is a memory"
                 if given is not None:
-                    got, expected = "positions", "None with positions='none'"
+                    got = "positions"
+                    expected = "None because the module was built with positions='none'"
                 raise ValueError(f"{name}: got {got}, expected {expected}")
 
     def _query(self, x: Array, positions: Array | None) -> Array:
@@ -313,5 +317,7 @@ def _both_positions(x, memory, query_positions, key_positions) -> tuple[Array, A
         key_positions = query_positions if key_positions is None else key_positions
     if query_positions is None or key_positions is None:
         name = "query_positions" if query_positions is None else "key_positions"
-        raise ValueError(f"{name}: got None, expected query and key positions with a memory")
+        raise ValueError(
+            f"{name}: got None, expected query and key positions because there is a memory"
+        )
     return query_positions, key_positions

@@ -3,7 +3,7 @@
 All functions take `valid` (bool [B, T], True = a real position) and return 0 for a sequence without
 valid positions. All modules have the signature of `Pool`.
 
-B sequences, T positions, D model size, A hidden size of a score.
+B sequences, T positions, D model size, A hidden size of the scoring network.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from flax import nnx
 Array = jax.Array
 Map = Callable[[Array], Array]
 # Attribute in which modules of the running copy store their path. Copies that the model makes of
-# its modules (nnx.split and merge, nnx.scan over layers) keep this attribute, but not the id.
+# its modules (nnx.split and merge, nnx.scan over layers) keep this attribute, but have other ids.
 TAG = "_path_in_capture"
 
 
@@ -63,7 +63,8 @@ class Weights:
       compute: function that returns all weights.
       of_rows: function of query indices, int [R], that returns their weights [B, N, R, S]; None if
         this is not cheaper than computing all weights.
-      result: result that the mechanism computes with the weights; None if recorded by `record`.
+      result: result that the mechanism computes with the weights; None if they are recorded by
+        `record`.
       mix: affine function from the weights to the result; None if there is none, or under dropout.
       values: values [B, S, K, V] that the weights mix, for K heads that divide N; None if there are
         none.
@@ -173,7 +174,7 @@ def recorder(take: Take | None) -> contextlib.AbstractContextManager[None]:
 
     Args:
       take: function of the weights. If it returns an array, this array replaces the result of the
-        mechanism. If None, nothing is recorded.
+        mechanism. If `take` is None, nothing is recorded.
     """
     return _set(_RECORDER, take)
 

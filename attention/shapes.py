@@ -118,7 +118,7 @@ def expect_same_dtype(**arrays: Any) -> None:
     first, dtype = next(iter(names.items()))
     for name, other in names.items():
         if other != dtype:
-            expected = f"{dtype} like {first}; cast one of them, mixed dtypes are not promoted"
+            expected = f"{dtype} like {first}; cast one of them: mixed dtypes are not promoted"
             raise ValueError(_line(name, f"dtype {other}", expected))
 
 
@@ -160,7 +160,7 @@ def expect_rate(argument: str, rate: float, key: Any) -> None:
     if not 0.0 <= rate < 1.0:
         raise ValueError(_line(argument, str(rate), "a rate in [0, 1)"))
     if rate > 0.0 and key is None:
-        expected = "a dropout_key with it (or a rate of 0 for evaluation)"
+        expected = "a dropout_key for a rate above 0; pass one, or a rate of 0 for evaluation"
         raise ValueError(_line(argument, f"{rate} without a key", expected))
 
 
@@ -224,7 +224,7 @@ def layout_hint(got: Sequence[int], expected: Sequence[int], N: int) -> str:
     Args:
       got: sizes of the axes of positions.
       expected: the expected sizes of these axes.
-      N: number of heads. The hint is returned if all sizes are N instead of the expected ones.
+      N: number of heads. The hint is returned if all sizes in `got`, but not in `expected`, are N.
     """
     swapped = N > 1 and tuple(got) != tuple(expected) and all(size == N for size in got)
     return LAYOUT_HINT if swapped else ""

@@ -25,7 +25,7 @@ def rollout(weights: Array, *, residual: float = 0.5) -> Array:
 
         A_l = (1 - r) · mean_n W_ln + r · I, rows scaled to sum to 1;   R = A_L ··· A_2 A_1
 
-    If a row of weights is zero and r > 0, A_l has the row of I.
+    If a row of weights is zero and r > 0, the row of A_l is that of I.
 
     Args:
       weights: [L, B, N, T, T], first layer first, at least 0.
@@ -54,8 +54,8 @@ def attention_flow(
 
     The flow is computed on the host, with one maximum flow (Dinic 1970) for each pair of positions.
     Capacities are in units of 2^-30. There are B·R·T maximum flows in a graph of L·T² edges, so
-    restrict the rows for long sequences. If a row of weights is zero and r > 0, A_l has the row of
-    I.
+    restrict the rows for long sequences. If a row of weights is zero and r > 0, the row of A_l is
+    that of I.
 
     Args:
       weights: [L, B, N, T, T], first layer first, at least 0.
@@ -149,7 +149,7 @@ def cross_relevance(
 
     The initial values are R_ss = R_tt = I and R_ts = 0. These are equations 6 to 10 of "Generic
     Attention-model Explainability". Each decoder layer applies self-attention, then
-    cross-attention. Where a row of R - I is zero, N(R) has the row of I.
+    cross-attention. Where a row of R - I is zero, the row of N(R) is that of I.
 
     Args:
       encoder: weights and their gradients, each [L, B, N, S, S], first layer first.
@@ -210,7 +210,7 @@ def _positive_mean(
     Args:
       names: names of weights and gradients in error messages.
       pair: weights W and their gradients ∇W, both [L, B, N, T, S].
-      letters: the dimensions of both arrays, such as "L B N T S".
+      letters: the dimensions of W and of ∇W, such as "L B N T S".
       sizes: sizes of letters that are known already; the other sizes are added.
     """
     for name, array in zip(names, pair, strict=True):

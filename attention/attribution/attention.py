@@ -168,7 +168,7 @@ def _gathered(name: str, calls: list[np.ndarray], weights: np.ndarray) -> np.nda
         return calls[0]
     if len(calls) != len(weights) or calls[0].shape != weights.shape[1:]:
         raise ValueError(
-            f"{name}: got {len(calls)} calls that affect the score, expected all {len(weights)} or "
-            f"none"
+            f"{name}: got {len(calls)} calls that affect the score, expected all {len(weights)} "
+            f"calls or none"
         )
     return np.stack(calls[::-1])

@@ -137,7 +137,7 @@ def token_contributions(
         got = shapes.show(weights.shape)
         raise ValueError(f"weights: got shape {got}, expected [B, N, T, T] of self-attention")
     if (norm is None) != (linear is None):
-        raise ValueError("linear: got one of norm and linear, expected both or none")
+        raise ValueError("linear: got only one of norm and linear, expected both or neither")
     x = jnp.asarray(x).astype(weights.dtype)
     mixed = jnp.einsum("BNTS,BSND->BTD", weights, transformed, precision=jax.lax.Precision.HIGHEST)
     whole = x + mixed if bias is None else x + mixed + bias
@@ -174,7 +174,7 @@ def alti(
 
     Args:
       model, inputs, method, keywords: as for `value_weighted_norms`; inputs are arrays [B, T] or
-        others that the model takes.
+        other arguments that the model takes.
       layers: names of the self-attention of the layers, as for `inspect.capture`, such as
         "encoder/layers/.*/attention"; all if None. Their C_l are multiplied in the order of the
         calls.
@@ -203,15 +203,15 @@ def alti(
         return (found,)
 
     lacks = (
-        "a residual connection and projected values, expected MultiHeadAttention without a gate "
-        "in a Transformer layer"
+        "a residual connection or without projected values, expected MultiHeadAttention without a "
+        "gate in a Transformer layer"
     )
     known = lambda w: w.output is not None and w.residual is not None  # noqa: E731
     found = _observed(contributions, known, lacks, model, inputs, keywords, layers, method)
     stacks = [calls if calls.ndim == 4 else calls[None] for (calls,) in found.values()]
     if len({stack.shape[1:] for stack in stacks}) != 1:
         got = [shapes.show(stack.shape[1:]) for stack in stacks]
-        raise ValueError(f"layers: got contributions {got}, expected the same length in all layers")
+        raise ValueError(f"layers: got contributions of shapes {got}, expected equal shapes")
     total = None
     for layer in np.concatenate(stacks):
         total = layer if total is None else np.matmul(layer, total)
@@ -280,7 +280,7 @@ def _observed(
     jax.effects_barrier()
     found = {name: lists for name, lists in taken.items() if lists[0]}
     if not found:
-        raise ValueError(f"layers: got {sorted(chosen)}, expected one that runs for the inputs")
+        raise ValueError(f"layers: got {sorted(chosen)}, expected one that runs for these inputs")
     return {
         name: [calls[0] if len(calls) == 1 else np.stack(calls) for calls in lists]
         for name, lists in found.items()

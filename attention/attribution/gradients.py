@@ -25,7 +25,7 @@ class IntegratedGradients(NamedTuple):
     Attributes:
       attributions: of the shape of x, in at least float32.
       gap: error of the integral, f(x) - f(baseline) - Σ attributions; [B], or a scalar if f returns
-        one.
+        a scalar.
     """
 
     attributions: Array
@@ -68,7 +68,7 @@ def integrated_gradients(
         a = (x - x') ⊙ ∫_0^1 ∂f(x' + α (x - x')) / ∂x dα,   Σ a = f(x) - f(x')
 
     The integral is a sum over `steps` points, one point at a time, so memory does not depend on
-    their number. The gap shows its error; more steps reduce it.
+    `steps`. The gap shows the error of the sum; more steps reduce the error.
 
     Args:
       function: f, from [B, ...] to scores [B], or to a scalar. Each score may depend only on its

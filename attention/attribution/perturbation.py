@@ -166,12 +166,12 @@ def importance_order(attributions: Array) -> Array:
 
 
 def uniform_order(batch_size: int, length: int) -> Array:
-    """Returns positions in a fixed order whose first k are spread evenly, for any k.
+    """Returns a fixed order of positions in which the first k, for any k, are spread evenly.
 
         order = positions u sorted by the bit-reversed binary digits of u
 
-    This is the sequence of van der Corput 1935. Use it as the order of uniform attributions in a
-    comparison, because `importance_order` would take the first positions first.
+    This is the sequence of van der Corput 1935. In a comparison, use it as the order of
+    attributions that are all equal, because `importance_order` would keep the order of positions.
 
     Args:
       batch_size: B.
@@ -226,7 +226,7 @@ def _chosen(order: Array, valid: Array | None, steps: int | None) -> tuple[Array
     shapes.expect_positive(steps=steps)
     counted = jnp.ones(jnp.shape(order), bool)
     if valid is not None:
-        shapes.expect_boolean("valid", valid, true_means="a position that counts")
+        shapes.expect_boolean("valid", valid, true_means="a position to remove or insert")
         shapes.expect("valid", valid, "B U", sizes)
         counted = jnp.asarray(valid)
     K = max(sizes["U"], 1) if steps is None else steps

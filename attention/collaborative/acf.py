@@ -174,8 +174,11 @@ class ItemAttention(nnx.Module):
         named = {"user": (user, "B D"), "items": (items, "B S D")}
         named |= {"auxiliary": (auxiliary, "B S D")}
         if (content is None) != (self.content_size is None):
-            got = "none" if content is None else "some"
-            raise ValueError(f"content: got {got}, expected content_size={self.content_size}")
+            got, expected = "an array", "None because the module was built without content_size"
+            if content is None:
+                got = "None"
+                expected = f"[B, S, C] because the module has content_size={self.content_size}"
+            raise ValueError(f"content: got {got}, expected {expected}")
         if content is not None and self.content_size is not None:
             sizes["C"] = self.content_size
             named |= {"content": (content, "B S C")}

@@ -77,7 +77,7 @@ def top_neighbors(similarity: Array, k: int, valid: Array | None = None) -> tupl
     shapes.expect_floating("similarity", similarity)
     shapes.expect("similarity", similarity, "B U", sizes)
     if not 1 <= k <= sizes["U"]:
-        raise ValueError(f"k: got {k}, expected 1 to U={sizes['U']}")
+        raise ValueError(f"k: got {k}, expected a number from 1 to U={sizes['U']}")
     if valid is not None:
         shapes.expect_boolean("valid", valid, true_means="may be chosen")
         shapes.expect("valid", valid, "B U", sizes)
@@ -164,7 +164,7 @@ def dense_neighbor_scores(
       similarity: Sim, [B, U].
       ratings: R, [U, I].
       weight: w_v, [U], the columns of W; 1 if None.
-      valid: bool [B, U], neighbors of each user; all users if None, including the user.
+      valid: bool [B, U], neighbors of each user; all users if None, including the querying user.
       rated: Rated, bool [U, I], items rated by each user; all if None, as in implicit feedback.
 
     Returns:
@@ -202,8 +202,8 @@ class UserNeighbors(nnx.Module):
     The weight of a neighbor v is the same for all users u. It is w_v = softplus(a·e_v + c), or with
     `num_users` w_v = softplus(c_v), one number for each user. The weight is positive, so the sign
     comes from the similarity. It grows at most linearly with its logit, so that no neighbor
-    dominates early in training. All weights are initialized to 1, which gives the average over
-    neighbors by similarity.
+    dominates early in training. All weights are initialized to 1, so the initial scores are
+    averages over the neighbors, weighted by similarity.
 
     Attentive collaborative filtering over the items of a history is in
     `attention.collaborative.acf`.
@@ -289,10 +289,16 @@ class UserNeighbors(nnx.Module):
         """Returns w_v, [B, S] in float32."""
         if isinstance(self.weight, Projection):
             if ids is not None:
-                raise ValueError("ids: got an array, expected None, because num_users is None")
+                raise ValueError(
+                    "ids: got an array, expected None because the module was built without "
+                    "num_users"
+                )
             return jax.nn.softplus(self.weight(neighbors.astype(self.dtype))[..., 0])
         if ids is None:
-            raise ValueError(f"ids: got None, expected int [B, S] with num_users={self.num_users}")
+            raise ValueError(
+                f"ids: got None, expected int [B, S] because the module was built with "
+                f"num_users={self.num_users}"
+            )
         shapes.expect_integer("ids", ids)
         shapes.expect("ids", ids, "B S", sizes)
         return jax.nn.softplus(self.weight[...])[ids]

@@ -94,7 +94,7 @@ def _expect_signal(
     if not (0 < coarse["Y'"] <= sizes["Y"] and 0 < coarse["X'"] <= sizes["X"]):
         got, most = shapes.show(gating_signal.shape), f"{sizes['Y']} x {sizes['X']}"
         raise ValueError(
-            f"gating_signal: got shape {got}, expected 1 to {most} positions, no finer than x"
+            f"gating_signal: got shape {got}, expected 1 x 1 to {most} positions, no finer than x"
         )
     return sizes
 

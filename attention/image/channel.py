@@ -107,7 +107,8 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, offset: float = 1.0)
 
         K = |(log₂ C + b) / γ|_odd
 
-    As in the authors' code, the number is truncated to an integer, and 1 is added if that is even.
+    As in the authors' code, the number is truncated to an integer, and 1 is added to an even
+    integer.
 
     Args:
       channels: C.

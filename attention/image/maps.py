@@ -44,8 +44,9 @@ def maximum(x: Array, axis: int) -> Array:
 
         y = max_i x_i,   dy / dx_i = 1 where i = argmax x, else 0
 
-    The gradient of `jnp.max` instead goes to all entries that equal the maximum. If the compiler
-    recomputes x for this comparison with different rounding, no entry or a wrong one may be equal.
+    In contrast, the gradient of `jnp.max` goes to all entries that equal the maximum. If the
+    compiler recomputes x for this comparison with different rounding, no entry or a wrong entry may
+    be equal.
 
     Args:
       x: [..., I, ...].

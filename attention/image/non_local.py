@@ -51,7 +51,7 @@ def non_local(
         return attend(query, key, value, scale=1.0)
     shapes.expect_attention(query, key, value)
     sums = accumulator(query)
-    # In at least float32, since a sum over a large map would lose bits in a narrow dtype.
+    # In at least float32, since a sum over a large map would lose bits in a 16-bit dtype.
     kept = jnp.einsum("BPNH,BPNV->BNHV", key, value, preferred_element_type=sums) / key.shape[1]
     y = jnp.einsum("BPNH,BNHV->BPNV", query.astype(sums), kept)
     return recording.record_result(

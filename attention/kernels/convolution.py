@@ -56,7 +56,7 @@ def convolve(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array
     shapes.expect("x", x, "B Y X C", sizes)
     shapes.expect("kernel", kernel, "height width C O", sizes)
     if x.dtype != kernel.dtype:
-        raise ValueError(f"kernel: got {kernel.dtype}, expected x's {x.dtype}")
+        raise ValueError(f"kernel: got {kernel.dtype}, expected the dtype of x, {x.dtype}")
     if stride < 1:
         raise ValueError(f"stride: got {stride}, expected at least 1")
     if min(min(pair) for pair in padding) < 0:

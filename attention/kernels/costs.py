@@ -37,8 +37,8 @@ class DeviceSpeed:
     memory: float
 
 
-# A key applies to the device kinds that contain it; the first such key is used. Rates are without
-# sparsity.
+# A key applies to the device kinds whose name contains the key; the first such key is used. Rates
+# are without sparsity.
 SPEEDS: Mapping[str, DeviceSpeed] = {
     "B200": DeviceSpeed(2250e12, 1100e12, 8.0e12, 148, 180e9),
     "H200": DeviceSpeed(989e12, 494e12, 4.8e12, 132, 141e9),

@@ -35,8 +35,8 @@ Array = jax.Array
 
 TIMINGS = pathlib.Path(__file__).with_name("timings.json")
 
-# Up to this number of queries, with more keys, a call counts as decoding. Decoding needs no
-# gradient, so only the forward pass is timed.
+# A call with at most this number of queries, and with more keys than queries, counts as decoding.
+# Decoding needs no gradient, so only the forward pass is timed.
 DECODE_QUERIES = 8
 
 # If T·S is at least LONG², only kernels with memory O(T + S) have an estimate.
@@ -69,7 +69,7 @@ class RecordedChoice:
     """The kernel of one call of `attend`.
 
     Attributes:
-      sizes: B, N, K, T, S, H; a symbolic size is a text.
+      sizes: B, N, K, T, S, H; a symbolic size is given as a str.
       dtype: name of the query's dtype.
       options: mask terms and names of the options in use, such as "lengths()" or "bias".
       choice: the kernel and the reason.

@@ -21,7 +21,7 @@ Array = jax.Array
 
 
 class MaskArrays(NamedTuple):
-    """Arrays that each hide some keys of a query; None if no term of the mask needs the array.
+    """Arrays that each hide some keys from queries; None if no term of the mask needs the array.
 
     Attributes:
       low, high: int32 [B or 1, T]. A query attends to keys low <= s < high.
@@ -108,7 +108,7 @@ def _column(number: terms.Offset) -> Array:
 
 
 def _rows(real: Array, S: int) -> Array:
-    """Returns the bound `high` that hides all keys from padding queries: S if real, else 0."""
+    """Returns the bound `high`: S for a real query, 0 to hide all keys from a padding query."""
     return jnp.where(real, S, 0)
 
 

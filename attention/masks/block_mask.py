@@ -27,7 +27,7 @@ class BlockMask(NamedTuple):
 
     Attributes:
       indices: int32 [1 or B, 1 or blocks, L], lists of block indices: first full, then partial,
-        then hidden blocks. If NumPy arrays list no hidden blocks, L is the largest number of
+        then hidden blocks. For NumPy arrays without hidden blocks, L is the largest number of
         visible blocks in a list.
       num_full: int32 [1 or B, 1 or blocks], number of full blocks, in which each query attends to
         each key.
@@ -66,13 +66,13 @@ def make_block_mask(
     Args:
       mask: a mask of [B, N, T, S], or None if all keys are visible.
       B, T, S: number of examples, queries and keys.
-      query_block, key_block: positions in a block.
+      query_block, key_block: number of positions in a block.
       rows, columns: int32 [blocks], global indices of the query and key blocks of a shard; None for
         all.
       by_key: whether to list query blocks for each key block instead of key blocks for each query
         block.
-      hidden: whether `indices` of a static mask contain the hidden blocks too. Those of a
-        data-dependent mask always do.
+      hidden: whether `indices` of a static mask also contain the hidden blocks. The `indices` of
+        a data-dependent mask always contain them.
 
     Returns:
       The `BlockMask`, `indices` of shape [1 or B, 1 or blocks, L].

@@ -80,11 +80,12 @@ class Mask:
         return Mask(tuple(term.select(example, heads) for term in self.terms))
 
     def static_block_mask(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray:
-        """Returns which blocks may be visible for any values of the arrays in the mask.
+        """Returns which blocks may be visible, without reading the arrays in the mask.
 
         Returns:
-          NumPy bool [ceil(T / query_block), ceil(S / key_block)]. A block marked False is hidden:
-          no query attends to any key. Terms that depend on data count as True.
+          NumPy bool [ceil(T / query_block), ceil(S / key_block)]. A block marked False is hidden
+          for all values of the arrays: no query attends to any key. Terms that depend on data count
+          as True.
         """
         if query_block < 1 or key_block < 1:
             raise ValueError(
@@ -165,7 +166,7 @@ def padding(
             if not is_static(term.query_offset) or static_offset(term.query_offset, T, S) != 0:
                 raise NotImplementedError(
                     "mask: got causal() with a query_offset that is an array or not 0, expected "
-                    f"0 for {of}"
+                    f"a query_offset of 0 for {of}"
                 )
             found["causal"] = True
         elif isinstance(term, Lengths | Valid):
@@ -176,7 +177,7 @@ def padding(
         else:
             can = "causal(), lengths() and valid()" if causal else "lengths() and valid()"
             raise NotImplementedError(
-                f"mask: got {term.describe()}, expected {can} for {of}; use a mixer with the "
+                f"mask: got {term.describe()}, expected only {can} for {of}; use a mixer with the "
                 f"capability 'mask'"
             )
     return Padding(**found)
@@ -195,7 +196,7 @@ def causal(query_offset: Offset | None = None) -> Mask:
       The `Mask`.
 
     Raises:
-      ValueError: query_offset is not an integer or has another shape.
+      ValueError: query_offset has another shape or is not an integer.
     """
     return Mask((Window(None, 0, validate_offset(query_offset)),))
 
@@ -213,7 +214,7 @@ def window(left: int | None, right: int | None, query_offset: Offset | None = No
       The `Mask`.
 
     Raises:
-      ValueError: a number is not an integer or below 0.
+      ValueError: a number is below 0 or not an integer.
     """
     for name, size in (("left", left), ("right", right)):
         if size is not None and (not isinstance(size, int) or size < 0):
@@ -236,7 +237,9 @@ def lengths(query: Array | None = None, key: Array | None = None) -> Mask:
       ValueError: both are None, or an array is not of integers or not of rank 1.
     """
     if query is None and key is None:
-        raise ValueError("lengths: got neither query nor key, expected at least one, int [B]")
+        raise ValueError(
+            "lengths: got neither query nor key, expected at least one of them, int [B]"
+        )
     return Mask((Lengths(_lengths("query", query), _lengths("key", key)),))
 
 
@@ -256,7 +259,7 @@ def valid(query: Array | None = None, key: Array | None = None) -> Mask:
     """
     if query is None and key is None:
         raise ValueError(
-            "valid: got neither query nor key, expected at least one, bool [B, length]"
+            "valid: got neither query nor key, expected at least one of them, bool [B, length]"
         )
     return Mask((Valid(_bools("query", query), _bools("key", key)),))
 
@@ -291,7 +294,7 @@ def prefix(length: Offset, query_offset: Offset | None = None) -> Mask:
       The `Mask`.
 
     Raises:
-      ValueError: a number is not an integer or has another shape.
+      ValueError: a number has another shape or is not an integer.
     """
     length = cast(Offset, validate_offset(length, "length"))
     return Mask((Prefix(length, validate_offset(query_offset)),))
@@ -312,10 +315,10 @@ def dense(array: Array) -> Mask:
     Raises:
       ValueError: the array is not boolean or not of rank 4.
     """
-    shapes.expect_boolean("mask", array, true_means="may attend; float masks go into bias")
+    shapes.expect_boolean("mask", array, true_means="may attend; pass a float mask as bias")
     if jnp.ndim(array) != 4:
         got = shapes.show(jnp.shape(array))
-        hint = "; padding [B, S] is masks.valid(key=...)" if jnp.ndim(array) == 2 else ""
+        hint = "; for padding [B, S] use masks.valid(key=...)" if jnp.ndim(array) == 2 else ""
         expected = f"[B or 1, N or 1, T, S], always rank 4{hint}"
         raise ValueError(f"mask: got shape {got}, expected {expected}")
     return Mask((Dense(jnp.asarray(array)),))
@@ -332,14 +335,14 @@ def validate_offset(number: Any, argument: str = "query_offset") -> Offset | Non
       The offset: None, an int, or an int32 array.
 
     Raises:
-      ValueError: the offset is not an integer or has another shape.
+      ValueError: the offset has another shape or is not an integer.
     """
     if number is None:
         return None
     shapes.expect_integer(argument, number)
     if jnp.ndim(number) > 1:
         got = shapes.show(jnp.shape(number))
-        raise ValueError(f"{argument}: got shape {got}, expected an int, [] or [B]")
+        raise ValueError(f"{argument}: got shape {got}, expected an int or an array [] or [B]")
     if isinstance(number, int | np.integer):
         return int(number)
     return _int32(number)

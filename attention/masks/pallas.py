@@ -141,7 +141,7 @@ def _(term: pattern_terms.GlobalPositions, sizes):
 @prepare_for_kernel.register
 def _(term: terms.Segments, sizes):
     if term.is_wide:
-        raise NotImplementedError("mask: got segments() with 64-bit ids, expected 32 bits")
+        raise NotImplementedError("mask: got segments() with 64-bit ids, expected 32-bit ids")
     return terms.Segments(_vector(term.query_ids, sizes.rows), _vector(term.key_ids, sizes.columns))
 
 

@@ -222,7 +222,8 @@ class BigBird(MaskTerm):
         """
         if not isinstance(S, int):
             raise NotImplementedError(
-                f"mask: got {self.describe()} with S={S} keys, expected a number, not a symbol"
+                f"mask: got {self.describe()} with S={S} keys, expected a number for S, not a "
+                "symbol"
             )
         # There is at least one block, so that lookups are valid even without keys.
         count = max(-(-S // self.block), 1)
@@ -233,7 +234,7 @@ class BigBird(MaskTerm):
             drawn = _draws(count, self.window, self.global_blocks, self.random_blocks, self.seed)
             return result | drawn | drawn.T
         if len(self.links) < count:
-            expected = f"one for each of the {count} blocks of {S} positions"
+            expected = f"one row for each of the {count} blocks into which {S} keys are divided"
             raise ValueError(f"links: got {len(self.links)} rows, expected {expected}")
         for row, linked in zip(result, self.links, strict=False):
             row[[number for number in linked if number < count]] = True

@@ -83,8 +83,8 @@ def fixed(block: int, summary: int = 1, query_offset: Offset | None = None) -> M
     A query attends to its own block and to the last `summary` positions of every block.
 
     Args:
-      block: positions in a block (l in the paper), at least 1.
-      summary: summary positions in a block (c in the paper), 1 to `block`.
+      block: number of positions in a block (l in the paper), at least 1.
+      summary: number of summary positions in a block (c in the paper), 1 to `block`.
       query_offset: as in `dilated_window`.
 
     Returns:
@@ -164,7 +164,7 @@ def big_bird(
     twice as many on average.
 
     Args:
-      block: positions in a block, at least 1.
+      block: number of positions in a block, at least 1.
       window: number of neighboring blocks on each side, at least 0.
       global_blocks: number of global blocks at the start.
       random_blocks: number of blocks that each block draws, or fewer if not enough are available.

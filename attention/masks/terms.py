@@ -387,8 +387,8 @@ def static_offset(offset: int | None, T: int, S: int) -> int:
     """
     if offset is None and T != S:
         raise ValueError(
-            f"query_offset: got none with T={T} queries and S={S} keys, expected an explicit one "
-            f"(0 lines up the first positions, {S - T} the last ones)"
+            f"query_offset: got none with T={T} queries and S={S} keys, expected an explicit "
+            f"offset (0 aligns the first positions, {S - T} aligns the last positions)"
         )
     return offset or 0
 

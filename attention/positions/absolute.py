@@ -121,7 +121,7 @@ class LearnedPositions(nnx.Module):
     def at(self, positions: Array) -> Array:
         """Returns the embeddings of the given positions, int [...], as float32 [..., D].
 
-        The embedding of a position that is not below max_length is NaN.
+        The embedding of a position of max_length or more is NaN.
         """
         shapes.expect_integer("positions", positions)
         return jnp.take(self.embedding[...], positions, axis=0, mode="fill")

@@ -23,7 +23,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
         m_n = 2^(-8 n / N),   n = 1 ... N,   for N a power of two
 
-    For another N, let P be the next smaller power of two. As in the authors' code, the slopes are
+    For any other N, let P be the next smaller power of two. As in the authors' code, the slopes are
     those for P heads, followed by the first, third, fifth, ... slope for 2P heads.
 
     Args:
@@ -81,7 +81,7 @@ def t5_buckets(
     Args:
       relative: int [...], key position - query position.
       bidirectional: whether later keys have separate buckets.
-      buckets: total number of buckets; must be even if bidirectional.
+      buckets: total number of buckets; must be an even number if bidirectional.
       max_distance: distances of at least this value share the last bucket.
 
     Returns:
@@ -95,7 +95,8 @@ def t5_buckets(
     n, exact = buckets // directions, buckets // directions // 2
     if exact < 1 or buckets % directions or max_distance <= exact:
         expected = (
-            f"at least {2 * directions} (even if bidirectional) and max_distance above {exact}"
+            f"at least {2 * directions} buckets (an even number if bidirectional) and max_distance "
+            f"above {exact}"
         )
         raise ValueError(
             f"buckets: got {buckets} with max_distance={max_distance}, expected {expected}"

@@ -42,8 +42,8 @@ def rotary(
       x: [B, T, N, H].
       positions: int [T], or [B, T].
       base: base of the wavelengths, above 1.
-      fraction: fraction of the features that is rotated, in (0, 1]; R must be even (GPT-NeoX, Black
-        et al. 2022).
+      fraction: fraction of the features that is rotated, in (0, 1] (GPT-NeoX, Black et al. 2022);
+        R must be even.
       interleaved: whether features 2i and 2i + 1 are a pair, as in the paper. Otherwise features i
         and i + R/2 are a pair, as in GPT-NeoX and Llama weights.
       scaling: "none", "linear" or "ntk".

@@ -27,7 +27,7 @@ class LocationMemory(NamedTuple):
     Attributes:
       keys: [B, S, A], the term of the score that is the same in all steps.
       values: [B, S, D].
-      valid: bool [B, S], True first.
+      valid: bool [B, S]; the True entries come first.
       places: int [B, S]. For each position in the caller's order, its index in these arrays.
     """
 

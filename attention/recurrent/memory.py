@@ -4,8 +4,8 @@
     state = alignment.initial_state(memory)
     context, weights, state = alignment.step(query, memory, state)   # every step
 
-B examples, S states of the encoder, D their size, Q size of the decoder's state, A hidden size of a
-score, N heads, H head size.
+B examples, S states of the encoder, D their size, Q size of the decoder's state, A hidden size of
+the scoring network, N heads, H head size.
 """
 
 from __future__ import annotations

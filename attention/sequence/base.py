@@ -95,10 +95,11 @@ class CachedAttention(SequenceMixer):
         return None
 
     def cache_window(self) -> int | None:
-        """Returns the number of positions before its own that a query attends to; None for all.
+        """Returns the number of past positions that a query attends to; None for all.
 
-        If it is a number, `pattern_mask` must be exactly that window to the left. The cache then
-        stores only these keys and the query's own, and decoding does not call `pattern_mask`.
+        The query's own position is not counted. If the result is a number, `pattern_mask` must
+        return exactly this window to the left. The cache then stores only the keys in the window
+        and the query's own key, and decoding does not call `pattern_mask`.
         """
         return None
 
@@ -139,8 +140,8 @@ class CachedAttention(SequenceMixer):
         """Checks the arguments and returns the sequence of the keys: the memory, or x if None."""
         if memory is not None and not self.takes_memory:
             raise NotImplementedError(
-                f"memory: got an array, expected None: {type(self).__name__} attends from x to "
-                "itself; mixers with the capability 'cross' take a memory"
+                f"memory: got an array, expected None because {type(self).__name__} attends from x "
+                "to itself; use a mixer with the capability 'cross'"
             )
         sizes = {"D": self.model_size}
         shapes.expect("x", x, "B T D", sizes)
@@ -181,8 +182,9 @@ class CachedAttention(SequenceMixer):
         Args:
           x: [B, T, D].
           cache: cache returned by `init_cache`, or by the previous call.
-          lengths: int [B], number of real positions among the T. Real positions come first; others
-            are not stored, and the next call continues after the real ones. All are real if None.
+          lengths: int [B], number of real positions among the T. Real positions come first. The
+            other positions are not stored, and the next call continues after the real positions.
+            All are real if None.
 
         Returns:
           The result, [B, T, D], undefined at positions that are not real; and the new cache. Under
@@ -270,7 +272,7 @@ class Mixer(SequenceMixer):
         return (result, weights()) if return_weights else result
 
     def _weights_to_heads(self, x: Array) -> Callable[[Array], Array] | None:
-        """Returns the linear function from the weights of x to its heads; None if there is none."""
+        """Returns the linear function from weights for x to heads; None if there is none."""
         return None
 
 

@@ -84,8 +84,8 @@ def gated_delta_rule_chunked(
         S'  = exp(G_C) S + Σ_j exp(G_C - G_j) k_j u_jᵀ
 
     The system is solved for the right-hand sides β v and β exp(G) k in all chunks at once. The
-    solution and the scan over chunks consist of matrix products. Memory is O(T·C) weights and
-    O(T/C) states.
+    solution and the scan over chunks consist of matrix products. Memory is needed for O(T·C)
+    weights and O(T/C) states.
 
     Args:
       query, key, value, log_decay, beta, state: as for `gated_delta_rule_recurrent`.

@@ -32,7 +32,7 @@ def lambda_init_of_layer(layer: int) -> float:
         λ_init = 0.8 - 0.6 exp(-0.3 (l - 1))
 
     Args:
-      layer: l, from 1 on.
+      layer: l, at least 1.
 
     Returns:
       A number in [0.2, 0.8).
@@ -68,7 +68,7 @@ def differential_attention(
       value: [B, S, K, V].
       lam: λ, a number.
       mask: as for `attend`, for both maps.
-      biases: added to the logits of the first map and of the second.
+      biases: two biases, for the logits of the first map and of the second map.
       scale, implementation: as for `attend`.
 
     Returns:
@@ -250,6 +250,6 @@ def _pairs(query, key, value=None) -> tuple[tuple[Array, Array], tuple[Array, Ar
     if odd:
         got = shapes.show(jnp.shape(query))
         raise ValueError(
-            f"query: got shape {got}, expected an even last axis, two queries for each head"
+            f"query: got shape {got}, expected an even last axis, because each head has two queries"
         )
     return (query[..., :H], key[..., :H]), (query[..., H:], key[..., H:])

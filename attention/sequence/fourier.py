@@ -117,8 +117,8 @@ class Fourier(nnx.Module):
         """
         if return_weights:
             raise NotImplementedError(
-                "return_weights: got True, expected False, as fourier mixes features too; "
-                "mixers with the capability 'weights' return theirs"
+                "return_weights: got True, expected False, because fourier also mixes features; "
+                "use a mixer with the capability 'weights'"
             )
         shapes.expect("x", x, "B T D", {"D": self.model_size})
         x = jnp.asarray(x, self.dtype)

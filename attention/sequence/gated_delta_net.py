@@ -183,7 +183,7 @@ class GatedDeltaNet(RecurrentMixer):
         K = shapes.key_heads("key_heads", num_heads, key_heads)
         shapes.expect_positive(conv_size=conv_size)
         if not epsilon > 0:
-            raise ValueError(f"epsilon: got {epsilon}, expected above 0")
+            raise ValueError(f"epsilon: got {epsilon}, expected a number above 0")
         expect_chunk_size(chunk_size)
         super().__init__(model_size, **options)
         self.sizes = {"K": K, "H": H, "N": num_heads, "V": V}

@@ -123,7 +123,7 @@ class LatentAttention(CachedAttention):
       model_size: D.
       num_heads: N.
       key_value_rank: C; 4 H if None, as in the paper.
-      query_rank: A, the size of a of the low-rank query; if None, the query is projected from x.
+      query_rank: A, the size of the vector a; if None, a is x.
       head_size: H of the part without positions; D / N if None.
       rotary_size: R, even; H / 2 rounded down to an even number if None, at least 2.
       value_head_size: V; H if None.
@@ -230,5 +230,5 @@ def _checked(query, latent, rotary_key, key_up, value_up) -> int:
     shapes.expect_floating("query", query)
     shapes.expect_same_dtype(query=query, **{name: array for name, (array, _) in arrays.items()})
     sizes["E"] = sizes["H"] + sizes["R"]
-    shapes.expect("query", query, "B T N E", sizes, hint="E is H + R of key_up and rotary_key")
+    shapes.expect("query", query, "B T N E", sizes, hint="E = H of key_up + R of rotary_key")
     return sizes["H"]

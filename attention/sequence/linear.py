@@ -80,7 +80,7 @@ def linear_attention(
         o_t = φ(q_t)ᵀ S_t / φ(q_t)·z_t,   S_t = Σ_s φ(k_s) v_sᵀ,   z_t = Σ_s φ(k_s)
 
     over all s, or if causal over s <= t. The causal form uses chunks of C positions, with dense
-    weights in a chunk and sums over all chunks before it. Memory is O(T·C) weights and O(T/C)
+    weights in a chunk and sums over all chunks before it. It stores O(T·C) weights and O(T/C)
     sums. A query that may attend to nothing, or whose denominator is subnormal, gives 0 with finite
     gradients. Sums are in at least float32.
 
@@ -89,8 +89,8 @@ def linear_attention(
       key_features: φ(k), [B, S, N, F], at least 0.
       value: [B, S, N, V].
       causal: whether query t attends only to keys s <= t; then S = T.
-      query_valid: bool [B, T], True = a real query; others give 0.
-      key_valid: bool [B, S], True = a real key; others have no effect.
+      query_valid: bool [B, T], True = a real query; other queries give 0.
+      key_valid: bool [B, S], True = a real key; other keys have no effect.
       chunk_size: C.
       state: sums over earlier keys and values, visible to all queries.
       return_state: whether to return the updated sums.
@@ -168,8 +168,8 @@ def expect_features(
         shapes.expect_known_length("query_features", query_features)
     if causal and sizes["S"] != sizes["T"]:
         raise ValueError(
-            f"key_features: got S={sizes['S']} keys, expected T={sizes['T']} of them if causal; "
-            f"pass earlier keys by state"
+            f"key_features: got S={sizes['S']} keys, expected T={sizes['T']} keys with "
+            f"causal=True; pass the sums over earlier keys as state"
         )
     given = ("query_valid", query_valid, "B T"), ("key_valid", key_valid, "B S")
     for name, marks, letters in given:

@@ -55,7 +55,7 @@ class Longformer(MultiHeadAttention):
       the shapes of query, key and value.
 
     Args:
-      window: keys on each side of the query, without itself (half of the paper's w).
+      window: number of keys on each side of the query's own position (half of the paper's w).
       global_tokens: number of global first positions.
       share_projections: whether global positions use W_q, W_k and W_v too.
       options: those of `MultiHeadAttention`.
@@ -235,7 +235,7 @@ class Longformer(MultiHeadAttention):
         return {"query": query, "key": key, "value": value, "mask": mask, "bias": bias}
 
     def _global(self, x: Array, positions: Array | None) -> tuple[Array, Array, Array]:
-        """Returns query, key and value of the global projections; the norms are the local ones."""
+        """Returns query, key and value of the global projections, with the shared norms."""
         projections = self.query_global, self.key_global, self.value_global
         query, key, value = (cast(Projection, projection)(x) for projection in projections)
         if self.query_norm is not None and self.key_norm is not None:
@@ -250,7 +250,7 @@ def _merged(near: Array, wide: Array, marks: Array | None, *, axis: int) -> Arra
 
     Args:
       near: the result of the local attention.
-      wide: the result of the global attention; without marks, only that of the first rows.
+      wide: the result of the global attention; without marks, only for the first rows.
       marks: True where a row is global; None if the rows of `wide` are the global ones.
       axis: axis of the rows.
     """

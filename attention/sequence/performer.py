@@ -129,7 +129,8 @@ class Performer(FeatureAttention):
       options: those of `FeatureAttention`.
 
     Raises:
-      ValueError: a size is below 1, the kernel is unknown, or it does not support the chunk_size.
+      ValueError: a size is below 1, the kernel is unknown, or the kernel does not support the
+        chunk_size.
     """
 
     name = "performer"

@@ -1,4 +1,4 @@
-"""ProbSparse attention: queries with sparse weights attend, others get the mean of the values.
+"""ProbSparse attention: queries with sparse weights attend; the others get the mean of values.
 
 Zhou et al. 2021, "Informer: Beyond Efficient Transformer for Long Sequence Time-Series
 Forecasting".
@@ -163,9 +163,11 @@ def _checked(query, key, value, samples, num_active, mask) -> Array | None:
     shapes.expect_integer("samples", samples)
     shapes.expect("samples", samples, "T U", sizes)
     if not sizes["T"]:
-        raise ValueError(f"query: got shape {shapes.show(query.shape)}, expected T of at least 1")
+        got = shapes.show(query.shape)
+        raise ValueError(f"query: got shape {got}, expected at least one query")
     if not 1 <= num_active <= sizes["T"]:
-        raise ValueError(f"num_active: got {num_active}, expected from 1 to T={sizes['T']}")
+        expected = f"a number from 1 to T={sizes['T']}"
+        raise ValueError(f"num_active: got {num_active}, expected {expected}")
     T = sizes["T"]
     found = masks.padding(mask, sizes["B"], T, T, of="prob_sparse", causal=False)
     if found.query is None or found.key is None:

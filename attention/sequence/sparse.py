@@ -36,7 +36,7 @@ class SlidingWindow(SparseAttention):
     Without dilation, the cache of `decode` holds only the last `left` + 1 keys.
 
     Args:
-      left, right: number of keys on each side of the query, without itself; None for all.
+      left, right: number of keys on each side of the query's own position; None for all.
       dilation: distance between attended keys; with 1 no key in the window is skipped.
       options: those of `MultiHeadAttention`.
 
@@ -96,8 +96,8 @@ class Fixed(SparseAttention):
         y_i = attend over j with  ⌊i / block⌋ = ⌊j / block⌋  or  j mod block >= block - summary
 
     Args:
-      block: positions in a block, the paper's l.
-      summary: positions at the end of a block that all queries attend to, the paper's c.
+      block: number of positions in a block, the paper's l.
+      summary: number of positions at the end of a block that all queries attend to, the paper's c.
       options: those of `MultiHeadAttention`.
 
     Raises:

@@ -336,7 +336,7 @@ MODULE = LagAttention(C, L, F, rngs=nnx.Rngs(0))
             lambda: MODULE(X, valid=np.ones((B, T, 1), bool)),
         ),
         (
-            r"logits: got shape \[2, 4, 5\], expected \[G, F, L\] with G=1 or C=3",
+            r"logits: got shape \[2, 4, 5\], expected \[G, F, L\] with G=1 or G=3",
             lambda: lag_attention(X, normal(0, 2, F, L)),
         ),
         (

@@ -203,7 +203,7 @@ def test_padding_reads_what_it_can_and_refuses_the_rest():
     for bad, says in [
         (
             masks.window(1, 0),
-            r"mask: got window\(\), expected causal\(\), lengths\(\) and valid\(\) for x",
+            r"mask: got window\(\), expected only causal\(\), lengths\(\) and valid\(\) for x",
         ),
         (np.ones((1, 1, 3, 3), bool), r"got dense\(\)"),
         (masks.causal() | masks.window(1, 1), "joined with |"),
@@ -211,7 +211,7 @@ def test_padding_reads_what_it_can_and_refuses_the_rest():
     ]:
         with pytest.raises(NotImplementedError, match=says):
             masks.padding(bad, 2, 3, 3, of="x")
-    with pytest.raises(NotImplementedError, match=r"expected lengths\(\) and valid\(\) for x"):
+    with pytest.raises(NotImplementedError, match=r"expected only lengths\(\) and valid\(\) for x"):
         masks.padding(masks.causal(), 2, 3, 3, of="x", causal=False)
     with pytest.raises(ValueError, match="lengths"):
         masks.padding(masks.lengths(key=jnp.array([1])), 2, 3, 3, of="x")

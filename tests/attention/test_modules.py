@@ -69,7 +69,10 @@ def test_multi_head_dropout_only_with_a_key():
     [
         (lambda m: m(X[..., :6]), r"x: got shape \[2, 5, 6\], expected \[B, T, D\] with D=8"),
         (lambda m: m(X, X[:1]), r"memory: got shape \[1, 5, 8\], expected .* with B=2, M=8"),
-        (lambda m: m(X, query_positions=jnp.arange(5)), r"expected None with positions='none'"),
+        (
+            lambda m: m(X, query_positions=jnp.arange(5)),
+            r"expected None because the module was built with positions='none'",
+        ),
         (lambda m: m(X, mask=masks.lengths(key=jnp.ones(3, int))), r"lengths\(key=\): got shape"),
     ],
 )

@@ -235,5 +235,5 @@ def test_mistakes_are_told(build, message):
 
 def test_too_few_links_are_told():
     mask = patterns.big_bird(2, links=[[0], [1]])
-    with pytest.raises(ValueError, match="links: got 2 rows, expected one for each of the 3 bl"):
+    with pytest.raises(ValueError, match="got 2 rows, expected one row for each of the 3 bl"):
         mask.materialize(1, 1, 5, 5)

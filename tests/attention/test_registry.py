@@ -46,7 +46,7 @@ def test_unknown_names_are_told():
 
 
 def test_entries_with_missing_lines_are_told():
-    with pytest.raises(ValueError, match=r"pool: got 'x \| a:b', expected lines of name"):
+    with pytest.raises(ValueError, match=r"pool: got 'x \| a:b', expected the lines 'name"):
         mechanisms._parsed("pool", "x | a:b")
 
 

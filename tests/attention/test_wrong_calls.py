@@ -63,12 +63,12 @@ WRONG = {
     "complex": ({"key": KEY.astype(np.complex64)}, "key: got dtype complex64, expected a floating"),
     "float_mask": (
         {"mask": np.zeros((B, 1, T, S), np.float32)},
-        r"mask: got dtype float32, expected bool \(True = may attend; float masks go into bias\)",
+        r"mask: got dtype float32, expected bool \(True = may attend; pass a float mask as bias\)",
     ),
     "integer_mask": ({"mask": np.ones((B, 1, T, S), np.int32)}, "mask: got dtype int32, expected"),
     "padding_mask": (
         {"mask": np.ones((B, S), bool)},
-        r"mask: got shape \[2, 7\], .* always rank 4; padding \[B, S\] is masks.valid\(key=",
+        r"mask: got shape \[2, 7\], .* always rank 4; for padding \[B, S\] use masks.valid\(key=",
     ),
     "mask_rank_3": ({"mask": np.ones((B, T, S), bool)}, r"mask: got shape \[2, 5, 7\], .* rank 4$"),
     "mask_of_one_query": (
@@ -90,7 +90,7 @@ WRONG = {
     ),
     "causal_offset": (
         {"mask": masks.causal()},
-        r"query_offset: got none with T=5 queries and S=7 keys, expected .*, 2 the last ones\)",
+        r"query_offset: got none with T=5 queries and S=7 keys, expected .*, 2 aligns the last po",
     ),
     "window_offset": ({"mask": masks.window(1, 1)}, "query_offset: got none with T=5 queries"),
     "bias_rank": ({"bias": normal(0, T, S)}, r"bias: got shape \[5, 7\], expected \[B=2 or 1, N"),
@@ -102,7 +102,7 @@ WRONG = {
     "rate_nan": ({"dropout_rate": float("nan")}, "dropout_rate: got nan, expected a rate in"),
     "no_key": (
         {"dropout_rate": 0.1},
-        r"dropout_rate: got 0.1 without a key, expected a dropout_key with it",
+        r"dropout_rate: got 0.1 without a key, expected a dropout_key for a rate",
     ),
     "kernel": (
         {"implementation": "referense"},

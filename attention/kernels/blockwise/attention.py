@@ -104,10 +104,10 @@ def slower_reason(query: Array, key: Array) -> str | None:
     if not isinstance(T * S, int):
         return None
     if T * S < _PAIRS:
-        return f"dense is faster for T x S = {T * S} below {_PAIRS}"
+        return f"dense attention is faster for T x S = {T * S}, below {_PAIRS}"
     if not isinstance(B, int) or B * N * T * S >= _WEIGHTS or devices.is_portable():
         return None
     # Checked last, because it may initialize the devices, which config checks must not do.
     if devices.expected_platform() != "cpu":
-        return f"dense is faster for B x N x T x S = {B * N * T * S} below {_WEIGHTS}"
+        return f"dense attention is faster for B x N x T x S = {B * N * T * S}, below {_WEIGHTS}"
     return None

@@ -20,9 +20,10 @@ Array = jax.Array
 
 
 class BlockwiseMethod(Protocol):
-    """Protocol of forward and backward passes over blocks. It is static under jit, so hashable.
+    """Protocol of forward and backward passes over blocks.
 
-    Both passes take `options`: mask, bias, key_data, spec and offset of `online_softmax.forward`.
+    A method is static under jit, so it must be hashable. Both passes take `options`: mask, bias,
+    key_data, spec and offset of `online_softmax.forward`.
     """
 
     def forward(self, query: Array, key: Array, value: Array, options: dict) -> tuple:

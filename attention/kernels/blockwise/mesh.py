@@ -20,7 +20,7 @@ def expect_sequence_split(B: int, N: int, K: int, T: int, S: int) -> MeshSplit:
       B, N, K, T, S: number of examples, query heads, key/value heads, queries and keys.
 
     Raises:
-      NotImplementedError: the mesh has no sequence axis, or its size does not divide T and S.
+      NotImplementedError: the mesh has no sequence axis, or the axis size does not divide T and S.
     """
     split = mesh_split(B, N, K)
     if split is None or split.sequence is None:

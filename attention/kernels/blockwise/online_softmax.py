@@ -53,8 +53,8 @@ class BlockwiseSpec:
     Attributes:
       whole: global sizes B, N, T, S.
       scale, logit_cap, dropout_rate: as for `attend`.
-      query_block, key_block: positions in a block. They divide the lengths of a shard, unless the
-        shard is the complete sequence.
+      query_block, key_block: numbers of positions in a block. They divide the lengths of a shard,
+        unless the shard is the complete sequence.
       needs_bias_grad: whether to compute the gradient of the bias, an array [T, S] for each head.
     """
 
@@ -168,8 +168,8 @@ def backward(
         complete blocks.
 
     Returns:
-      Gradients of query, key, value and bias, shaped like them, in at least float32. The last is
-      None without a bias or if its gradient is not needed.
+      Gradients of query, key, value and bias, shaped like them, in at least float32. The
+      gradient of the bias is None without a bias, or if it is not needed.
 
     Raises:
       ValueError: the mask was made for other sizes.

@@ -1,9 +1,9 @@
 """The kernel "ring": attention of sharded sequences, with keys and values passed around a ring.
 
 Liu et al. 2023, "Ring Attention with Blockwise Transformers". With a mask, each device computes an
-early and a late part of the sequence, which balances the work of causal attention. Brandon et al.
-2023, "Striped Attention", instead assign single positions to the devices in turn. Unlike there,
-key blocks are contiguous here.
+early and a late part of the sequence, which balances the work of causal attention. In "Striped
+Attention" (Brandon et al. 2023), single positions are assigned to the devices in turn. Here, key
+blocks are contiguous.
 
 Letters are those of `attention.shapes`.
 """
@@ -51,8 +51,8 @@ def attend(
       [B, T, N, V] in the query's dtype. It has first derivatives in reverse mode only.
 
     Raises:
-      NotImplementedError: the mesh has no axis "sequence", its size does not divide T and S, or the
-        kernel "blockwise" does not support an argument.
+      NotImplementedError: the mesh has no axis "sequence", the axis size does not divide T and S,
+        or the kernel "blockwise" does not support an argument.
       ValueError: the mask was made for other sizes.
     """
     B, T, N, _ = query.shape
@@ -216,7 +216,7 @@ def _joined(out: Array, lse: Array, more: Array, others: Array) -> tuple[Array, 
 
     Args:
       out, lse: output and log-sum-exp over the first set.
-      more, others: the same over the second set.
+      more, others: output and log-sum-exp over the second set.
     """
     total = jnp.logaddexp(lse, others)
     level = jnp.where(total == -jnp.inf, 0.0, total)

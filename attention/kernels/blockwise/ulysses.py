@@ -44,8 +44,8 @@ def attend(
       [B, T, N, V] in the query's dtype.
 
     Raises:
-      NotImplementedError: the mesh has no axis "sequence"; its size does not divide T, S and the
-        number of heads; or `kernel` does not support an argument.
+      NotImplementedError: the mesh has no axis "sequence"; the axis size does not divide T, S and
+        the number of heads; or `kernel` does not support an argument.
       ValueError: the mask was made for other sizes.
     """
     B, T, N, _ = query.shape
@@ -62,8 +62,8 @@ def attend(
             )
     if options["dropout_rate"] and kernel != "blockwise":
         raise NotImplementedError(
-            f"kernel: got {kernel!r} with dropout, expected 'blockwise', which draws the dropout "
-            "mask by global positions"
+            f"kernel: got {kernel!r} with dropout, expected 'blockwise', because only this kernel "
+            "draws the dropout mask by global positions"
         )
     sizes = dict(zip("BTNSK", (B, T, N, S, K), strict=True))
     # Between the all-to-alls, heads are also sharded along the sequence axis.
@@ -111,4 +111,4 @@ def slower_reason(query: Array, key: Array) -> str:
     Args:
       query, key: [B, T, N, H], [B, S, K, H].
     """
-    return "by name only, since 'ring' supports any number of heads"
+    return "is selected only by name, because 'ring' supports any number of heads"

@@ -44,7 +44,8 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
 
         o = softmax(scale·qkᵀ + bias)·v
 
-    On a mesh, `attention.attend` runs this kernel on each device for its examples and heads.
+    On a mesh, `attention.attend` runs this kernel on each device for the device's examples and
+    heads.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, H], bfloat16 or float16; H a multiple

@@ -27,7 +27,7 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
         o = softmax(cap(scale·qkᵀ + bias))·v
 
     A mask other than `causal()` is passed as an array, which takes O(T·S) memory. On a mesh,
-    `attention.attend` runs this kernel on each device for its examples and heads.
+    `attention.attend` runs this kernel on each device for the device's examples and heads.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].

@@ -35,7 +35,7 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
     In addition to mask and bias, memory is O(T + S). The gradient of a bias, if needed, takes
     O(B·N·T·S).
     Hidden blocks are skipped in both passes. There are no higher derivatives. On a mesh,
-    `attention.attend` runs this kernel on each device for its examples and heads.
+    `attention.attend` runs this kernel on each device for the device's examples and heads.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V]; bfloat16, float16 or float32, H

@@ -31,7 +31,7 @@ class Settings:
     Attributes:
       scale, logit_cap: as for `attend`.
       queries, keys: number of queries and keys without padding.
-      query_block, key_block: positions in a block, powers of 2.
+      query_block, key_block: number of positions in a block, powers of 2.
       interpret: whether to run in the interpreter.
     """
 

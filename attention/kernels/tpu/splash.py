@@ -22,7 +22,7 @@ Array = jax.Array
 
 # A sink with this logit takes all weight of rows that may attend to nothing, and no weight of other
 # rows. Without it, rows that may attend to nothing would return the mean of the values instead of
-# 0. The kernel sets masked logits to a value far below this.
+# 0. The kernel sets masked logits to a value far below this logit.
 NOTHING = -1e30
 # Ids of padding queries and keys. They differ, so that padding matches nothing.
 NO_QUERY, NO_KEY = -(2**31), -(2**31) + 1
@@ -52,8 +52,8 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
 
     Queries are multiplied by the scale in their own dtype, before the kernel. Products of float32
     have the TPU's default precision. Blocks hidden by windows are skipped. There are no higher
-    derivatives. On a mesh, `attention.attend` runs this kernel on each device for its examples and
-    heads.
+    derivatives. On a mesh, `attention.attend` runs this kernel on each device for the device's
+    examples and heads.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V], bfloat16 or float32.
@@ -133,15 +133,15 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
                     real[side] = marks if (other := real[side]) is None else other & marks
         elif isinstance(term, terms.Segments):
             if ids["query"] is not None:
-                raise NotImplementedError("mask: got segments() twice, expected one")
+                raise NotImplementedError("mask: got segments() twice, expected it at most once")
             if term.is_wide:
-                raise NotImplementedError("mask: got segments() with 64-bit ids, expected 32 bits")
+                raise NotImplementedError("mask: got segments() with 64-bit ids, expected 32-bit")
             ids = {"query": term.query_ids, "key": term.key_ids}
         else:
             raise NotImplementedError(f"mask: got {term.describe()}, expected windows and ids")
     if low is not None and high is not None and low > high:
         raise NotImplementedError(
-            "mask: got windows that together hide all keys, expected a key that all of them show"
+            "mask: got windows that together hide all keys, expected a key visible in all windows"
         )
     if all(each is None for each in (*ids.values(), *real.values())):
         return Structure(low, high, None, None)

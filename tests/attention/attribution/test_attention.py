@@ -240,7 +240,7 @@ MODULE = MultiHeadAttention(8, 2, rngs=nnx.Rngs(0))
                 run_partly, X, score=lambda out: out[0].sum() + out[1].sum()
             ),
             ValueError,
-            "attention: got 1 calls that affect the score, expected all 2 or none",
+            "attention: got 1 calls that affect the score, expected all 2 calls or none",
         ),
     ],
 )

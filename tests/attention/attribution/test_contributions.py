@@ -159,7 +159,7 @@ def test_alti_of_an_encoder(norm):
         (
             functools.partial(attribution.token_contributions, WEIGHTS, PARTS, X, norm=jnp.tanh),
             ValueError,
-            "linear: got one of norm and linear",
+            "linear: got only one of norm and linear",
         ),
     ],
 )

@@ -156,10 +156,13 @@ def item_call(**arguments):
         (r"items: got shape \[2, 5\], expected \[B, S, D\]", item_call(items=ITEMS[:, 0])),
         (r"auxiliary: got shape \[2, 2, 5\], expected", item_call(auxiliary=AUXILIARY[:, 1:])),
         (r"auxiliary: got dtype int32", item_call(auxiliary=np.ones((B, S, D), np.int32))),
-        (r"content: got none, expected content_size=6", item_call(content=None)),
+        (
+            r"content: got None, expected \[B, S, C\] because the module has content_size=6",
+            item_call(content=None),
+        ),
         (r"content: got shape \[2, 3, 5\], expected", item_call(content=ITEMS)),
         (
-            r"content: got some, expected content_size=None",
+            r"content: got an array, expected None because the module was built without content",
             lambda: ItemAttention(D, rngs=nnx.Rngs(0))(USER, ITEMS, AUXILIARY, content=ITEMS),
         ),
         (r"valid: got shape \[2, 3, 4\], expected \[B, S\]", item_call(valid=PARTS)),

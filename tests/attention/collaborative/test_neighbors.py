@@ -225,10 +225,13 @@ USER, OTHERS = normal(5, B, D), normal(6, B, S, D)
             lambda: neighbor_scores(SIMILARITY, RATINGS, None, np.ones((B, 1, S), bool)),
         ),
         (
-            r"ids: got an array, expected None, because num_users is None",
+            r"ids: got an array, expected None because the module was built without num_users",
             lambda: MODULE(USER, OTHERS, RATINGS, ids=np.ones((B, S), int)),
         ),
-        (r"ids: got None, expected int \[B, S\] with num", lambda: NUMBERED(USER, OTHERS, RATINGS)),
+        (
+            r"ids: got None, expected int \[B, S\] because the module was built with num",
+            lambda: NUMBERED(USER, OTHERS, RATINGS),
+        ),
         (
             r"ids: got dtype float32, expected an integer",
             lambda: NUMBERED(USER, OTHERS, RATINGS, ids=np.ones((B, S), "f")),
@@ -241,8 +244,8 @@ USER, OTHERS = normal(5, B, D), normal(6, B, S, D)
             r"weight: got shape \[5\], expected \[B, S\]",
             lambda: neighbor_scores(SIMILARITY, RATINGS, WEIGHT[0]),
         ),
-        (r"k: got 6, expected 1 to U=5", lambda: top_neighbors(SIMILARITY, 6)),
-        (r"k: got 0, expected 1 to U=5", lambda: top_neighbors(SIMILARITY, 0)),
+        (r"k: got 6, expected a number from 1 to U=5", lambda: top_neighbors(SIMILARITY, 6)),
+        (r"k: got 0, expected a number from 1 to U=5", lambda: top_neighbors(SIMILARITY, 0)),
         (r"num_users: got 0, ex", lambda: UserNeighbors(D, num_users=0, rngs=nnx.Rngs(0))),
         (
             r"ratings: got shape \[3, 5, 6\], expected \[U, I\]",

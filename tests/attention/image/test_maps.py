@@ -191,12 +191,12 @@ def test_the_gate_refuses_a_signal_that_does_not_fit():
     x, signal = jnp.ones((B, 4, 6, C)), jnp.ones((B, 2, 3, G))
     assert gate(x, signal).shape == x.shape
     told(
-        r"gating_signal: got shape \[2, 5, 3, 3\], expected 1 to 4 x 6",
+        r"gating_signal: got shape \[2, 5, 3, 3\], expected 1 x 1 to 4 x 6",
         gate,
         x,
         jnp.ones((B, 5, 3, G)),
     )
-    told(r"gating_signal: got shape \[2, 0, 3, 3\], expected 1 to", gate, x, signal[:, :0])
+    told(r"gating_signal: got shape \[2, 0, 3, 3\], expected 1 x 1 to", gate, x, signal[:, :0])
     told(r"gating_signal: got shape \[1, 2, 3, 3\], expected .* with B=2, G=3", gate, x, signal[:1])
     told(r"gating_signal: got shape \[2, 2, 3, 2\], expected", gate, x, signal[..., :2])
     told(r"x: got shape \[2, 4, 6, 3\], expected \[B, Y, X, C\] with C=4", gate, x[..., :3], signal)

@@ -298,7 +298,7 @@ def test_auto_takes_it_where_sequences_are_long(monkeypatch):
     assert chosen(512).name == "blockwise"
     short = chosen(256)
     assert short.name == "reference"
-    assert "dense is faster" in short.unsupported["blockwise"]
+    assert "dense attention is faster" in short.unsupported["blockwise"]
     rbg = chosen(512, dropout_rate=0.1, dropout_key=jax.random.key(0, impl="rbg"))
     assert rbg.name == "reference"
     inputs = [normal(seed, 1, 512, 1, 4) for seed in range(3)]

@@ -150,7 +150,9 @@ def test_wrong_calls_name_the_argument():
         ours(x[0], kernel)
     with pytest.raises(ValueError, match=r"^kernel: got shape .*C=3"):
         ours(x, kernel[:, :, 1:])
-    with pytest.raises(ValueError, match=r"^kernel: got bfloat16, expected x's float32"):
+    with pytest.raises(
+        ValueError, match=r"^kernel: got bfloat16, expected the dtype of x, float32"
+    ):
         ours(x, kernel.astype(jnp.bfloat16))
     with pytest.raises(ValueError, match=r"^stride: got 0"):
         ours(x, kernel, stride=0)

@@ -269,7 +269,7 @@ def test_memory_begins_long():
         (lambda: mixer(value_head_size=-1), r"value_head_size: got -1, expected at least 1"),
         (lambda: mixer(conv_size=0), r"conv_size: got 0, expected at least 1"),
         (lambda: mixer(chunk_size=0), r"chunk_size: got 0, expected an int of at least 1"),
-        (lambda: mixer(epsilon=0.0), r"epsilon: got 0.0, expected above 0"),
+        (lambda: mixer(epsilon=0.0), r"epsilon: got 0.0, expected a number above 0"),
         (lambda: mixer(dropout_rate=1.5), r"dropout_rate: got 1.5, expected"),
         (lambda: GatedDeltaNet(8, 3, rngs=nnx.Rngs(0)), r"num_heads: got 3, expected"),
         (lambda: mixer()(np.ones((2, 5, 7), np.float32)), r"x: got shape \[2, 5, 7\], expected"),

@@ -36,7 +36,7 @@ def test_the_number_of_active_queries_grows_with_the_logarithm():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"num_active": 7}, ValueError, "num_active: got 7, expected from 1 to T=6"),
+        ({"num_active": 7}, ValueError, "num_active: got 7, expected a number from 1 to T=6"),
         ({"samples": SAMPLES[:4]}, ValueError, "samples: got shape"),
         ({"samples": SAMPLES.astype(np.float32)}, ValueError, "samples: got dtype float32"),
         ({"key": KEY[:, :4], "value": VALUE[:, :4]}, ValueError, "key: got shape"),
