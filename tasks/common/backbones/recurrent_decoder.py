@@ -60,8 +60,8 @@ class AttentionDecoder(nnx.Module):
     c_{t-1} is similar to the input feeding of Luong et al., who use tanh(W_c [c_{t-1}; s_{t-1}])
     instead of c_{t-1}. With temporal attention, [c_t; s_t; p_t] replaces [c_t; s_t], where p_t is
     the attention of s_t to s_1 ... s_{t-1} (Paulus et al. 2018, section 2.2). All layers start from
-    the final state s of the encoder. If M differs from D, they start from tanh(W_i s + b_i) instead, with a separate W_i for
-    each layer and each part of its state.
+    the final state s of the encoder. If M differs from D, they start from tanh(W_i s + b_i)
+    instead, with a separate W_i for each layer and each part of its state.
 
         state = decoder.prepare(memory, valid, initial)
         decoded = decoding.generate(decoder.step, state, ...)
