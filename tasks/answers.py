@@ -12,7 +12,7 @@ from tasks.common.errors import UserError
 # Reasons why an option does not apply, unless a task gives its own.
 _REASONS = {
     "top_k": "predictions of this task have no ranked candidates",
-    "threshold": "predictions of this task have no probabilities to compare with it",
+    "threshold": "predictions of this task have no probabilities to compare with a threshold",
     "positive": "this task has no classes to decide between",
 }
 
@@ -24,8 +24,8 @@ class AnswerOptions:
     Attributes:
       top_k: number of candidates in a prediction, such as classes, items or words.
       threshold: minimum probability or score of a prediction. A classifier gives no label to an
-        input whose most probable class is below it. With `positive`, it is the minimum probability
-        of that class instead.
+        input whose most probable class is below `threshold`. With `positive`, `threshold` is the
+        minimum probability of the positive class.
       positive: class that the classifier predicts if its probability is at least `threshold`,
         which is 0.5 by default; otherwise the most probable other class is predicted.
     """
@@ -52,7 +52,7 @@ class AnswerOptions:
         for name in self.given:
             reason = applicable.get(name, _REASONS[name])
             if reason is not None:
-                raise UserError(f"--{name}: does not apply, because {reason}; leave it out")
+                raise UserError(f"--{name}: does not apply, because {reason}; leave out this flag")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"--top_k: got {self.top_k}, expected a number of 1 or more")
         threshold = self.threshold

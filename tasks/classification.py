@@ -197,7 +197,7 @@ class ClassificationTask(Task):
 
         With `top_k`, the result has `top_<k>_accuracy`. With `threshold`, it has `coverage`, the
         fraction of examples that get a label, and `covered_accuracy`, the accuracy on these
-        examples. With `positive`, it has, instead of these two, `decided_accuracy`, and the
+        examples. With `positive`, it has neither of these two, but `decided_accuracy`, and the
         `decided_precision`, `decided_recall` and `decided_f1` of the positive class. A fraction is
         0 if its denominator is 0.
         """
@@ -212,7 +212,7 @@ class ClassificationTask(Task):
         """Returns (number of hits, number of examples) for each fraction that `decided` returns."""
         true = np.asarray(self.dataset.splits[split].labels)
         options, found = self.options, {}
-        # Rounded like the probabilities in predictions, so that decisions are the same here.
+        # Rounded like the probabilities in predictions, so that both lead to the same decisions.
         probabilities = np.round(np.asarray(outputs["probabilities"], np.float64), 4)
         order = np.argsort(-np.asarray(outputs["probabilities"]), axis=-1, kind="stable")
         if options.top_k is not None:

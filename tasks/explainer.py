@@ -260,7 +260,7 @@ def truncated(tokenizer: Any, text: str, limit: int) -> list[str]:
     whole = int(tokenizer.encode_counted([text])[1][0])
     if whole <= limit:
         return []
-    return [f"The model reads the first {limit:,} of {whole:,} tokens; the others have no effect."]
+    return [f"The model reads the first {limit:,} of {whole:,} tokens; the rest has no effect."]
 
 
 def spans(edges: np.ndarray, width: float) -> np.ndarray:

@@ -124,7 +124,7 @@ class Task(abc.ABC):
         under teacher forcing, so an evaluation calls `predict` too.
       overlap: number of consecutive examples whose targets overlap, such as the windows of a
         series; confidence intervals account for it.
-      separate_images: whether --images, the folder of the images, may accompany a labeled file.
+      separate_images: whether --images may give the folder of the images of a labeled file.
       answer_options: for the name of each option of `tasks.answers.AnswerOptions`, None if the
         option applies, or else the reason why it does not. Options without an entry do not apply.
       drawn_examples: number of test examples in a report.
@@ -267,7 +267,11 @@ class Task(abc.ABC):
 
     @property
     def baseline_data(self) -> str:
-        """Part of the cache key of baseline metrics; other if the baselines are fitted on less."""
+        """Part of the cache key of baseline metrics.
+
+        It tells whether the baselines are fitted on training and validation data, or on the
+        training split alone, if the task supports both.
+        """
         return ""
 
     @property
@@ -323,7 +327,7 @@ class Task(abc.ABC):
         """Describes the input arrays whose sizes are the same for all examples.
 
         Returns:
-          A fact for `columns` with the name "input"; empty if there are no such arrays.
+          A dict for the `facts` of `columns`, with the key "input"; empty without such arrays.
         """
         found = [
             f"{name} {' x '.join(map(str, spec.shape[1:]))}"
@@ -446,7 +450,7 @@ class Task(abc.ABC):
         """Returns the rows of an answer in a table of predictions.
 
         By default there is one row, with all entries of the answer except the input and the text.
-        If the answer has nothing else, these are kept.
+        If the answer has no other entries, input and text are kept.
         """
         keys = [key for key in answer if key not in ("input", "text") or len(answer) <= 2]
         return [{key: answer[key] for key in keys}]

@@ -237,8 +237,8 @@ class TranscriptionTask(Task):
 
         The last bucket is long enough for all examples.
 
-        The result is None for a task without data, because the lengths are those of all splits and
-        are not stored in the processor.
+        The result is None for a task without data, because the padded lengths are computed from all
+        splits and are not stored in the processor.
         """
         if self.dataset is None:
             return None
@@ -443,7 +443,7 @@ class TranscriptionTask(Task):
         """Returns an alignment figure for each row of the attention weights.
 
         Args:
-          examples: examples of the rows, in the same order; there may be more.
+          examples: examples of the rows, in the same order; further examples are ignored.
           captions: caption of each example.
           outputs: outputs of `predict` for the examples.
           attention: attention weights of the examples; may be empty.

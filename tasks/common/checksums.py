@@ -48,7 +48,7 @@ def unsealed(found: Any) -> Any:
     if not isinstance(found, dict) or "content" not in found:
         raise ValueError("content: is missing, expected a value with its checksum")
     if found.get("crc32") != _checksum(found["content"]):
-        raise ValueError("crc32: does not fit the content")
+        raise ValueError("crc32: does not match the content")
     return found["content"]
 
 

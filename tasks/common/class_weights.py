@@ -23,9 +23,9 @@ class ClassWeightsConfig(Config):
     Attributes:
       class_weights: weights of the classes in the training loss: "none"; "balanced", inversely
         proportional to the number of training examples of the class; numbers in the order of the
-        classes, such as "1,5"; or CLASS=NUMBER for some classes, such as "spam=5", where others
-        have weight 1. Their mean over the training examples is scaled to 1. Metrics have no
-        weights.
+        classes, such as "1,5"; or CLASS=NUMBER for some classes, such as "spam=5"; the
+        other classes then have weight 1. The weights are scaled so that their mean over the
+        training examples is 1. Metrics are not weighted.
     """
 
     class_weights: str = dataclasses.field(default=NONE, metadata=LATER)

@@ -93,7 +93,8 @@ def _checks(config: type) -> list[tuple[str, Check]]:
 def field_metadata(config: type, name: str) -> tuple[Any, ...]:
     """Returns the `Check`s and `Names` of a field of a config class.
 
-    If a subclass declares the field again with a plain type, those of its base class apply.
+    If a subclass declares the field again with a plain type, the `Check`s and `Names` of the base
+    class apply.
     """
     for kind in config.__mro__:
         if name not in inspect.get_annotations(kind):
@@ -152,8 +153,8 @@ def at_least(least: int) -> Any:
     return within(f"[{least}, inf)", f"at least {least}", int)
 
 
-# Metadata of config fields that older runs lack. A field with its default value does not enter the
-# hash of the experiment, see `launch.engine.config.identity`.
+# Metadata of config fields that older runs lack. Such a field does not enter the hash of the
+# experiment while it has its default value, see `launch.engine.config.identity`.
 LATER = {"later": True}
 
 PositiveInt = at_least(1)

@@ -114,8 +114,8 @@ def divergence_of_passes(logits: Array) -> Array:
         d = 1/2 (KL(p || q) + KL(q || p)) = 1/2 Σ_v (p_v - q_v) (log p_v - log q_v)
 
     where p and q are the predictions of one example under two dropout masks, from "R-Drop:
-    Regularized Dropout for Neural Networks" (Liang et al. 2021, eq. 2). Its loss (eq. 4), divided
-    by the number of passes, is the mean cross-entropy plus α/2 times d.
+    Regularized Dropout for Neural Networks" (Liang et al. 2021, eq. 2). The loss of the
+    paper (eq. 4), divided by the number of passes, is the mean cross-entropy plus α/2 times d.
 
     Args:
       logits: floating point [2B, ..., V], with the rows in the order of `repeat_examples`.
@@ -146,7 +146,7 @@ def _divergence_forward(pairs: Array) -> tuple[Array, tuple]:
 def _divergence_backward(residuals: tuple, upstream: Array) -> tuple[Array]:
     pairs, log_sum, means = residuals
     x = pairs.astype(log_sum.dtype)
-    # q is p with its pairs swapped. From x it is computed in one loop; p would have to be stored.
+    # q is p with its pairs swapped. It is computed from x; to swap p, p would have to be stored.
     p, q = (jnp.exp(each - total[..., None]) for each, total in _both(x, log_sum))
     gradient = p - q + p * (x - x[:, ::-1] - means[..., None])
     return ((0.5 * upstream[:, None, ..., None] * gradient).astype(pairs.dtype),)

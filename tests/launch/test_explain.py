@@ -195,5 +195,5 @@ def test_what_is_not_explained_is_said(tiny_run, cache):
     run = launch.load(folder, cache_dir=cache)
     whole, long = run.explain(["a superb film", "superb " * 40], methods=["occlusion"])
     assert whole.notes == []
-    assert long.notes == ["The model reads the first 16 of 40 tokens; the others have no effect."]
+    assert long.notes == ["The model reads the first 16 of 40 tokens; the rest has no effect."]
     assert len(long.attributions[0].values) == 16

@@ -159,7 +159,7 @@ def without_norm(folder):
         (without_merges, "has vocab.json but no merges.txt; provide merges.txt"),
         (lambda f: (f / "tokenizer.json").unlink(), "has neither tokenizer.json nor vocab.json"),
         (untied, "lm_head.decoder.weight differs from the embedding table"),
-        (without_norm, "has no tensor 'lm_head.layer_norm.weight'; it is incomplete"),
+        (without_norm, "has no tensor 'lm_head.layer_norm.weight'; the file is incomplete"),
     ],
 )
 def test_unsupported_folders_are_one_line(damage, message, tmp_path):

@@ -201,7 +201,7 @@ def configured(**changes):
         (configured(hidden_act="relu"), r"config.json: hidden_act is 'relu', expected 'gelu'"),
         (configured(is_decoder=True), r"is_decoder is True, expected False"),
         (configured(num_hidden_layers=1), r"has encoder.layer.1.*not in the model"),
-        (configured(num_hidden_layers=3), r"no tensor 'encoder.layer.2.*it is incomplete"),
+        (configured(num_hidden_layers=3), r"no tensor 'encoder.layer.2.*the file is incomplete"),
         (lambda f: (f / "config.json").write_text("{"), r"config.json: not a JSON file"),
         (lambda f: (f / "config.json").unlink(), r"config.json: cannot be read \(No such file"),
         (lambda f: (f / "model.safetensors").unlink(), r"model.safetensors: no such file"),

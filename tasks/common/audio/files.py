@@ -145,8 +145,8 @@ def trim_silence(samples: np.ndarray, decibels: float) -> np.ndarray:
 
     Args:
       samples: [P].
-      decibels: frames that are quieter than the loudest one by more than this count as silence; 0
-        removes nothing.
+      decibels: frames that are quieter than the loudest frame by more than this value count as
+        silence; 0 removes nothing.
     """
     if not decibels or not len(samples):
         return samples

@@ -186,7 +186,7 @@ def max_pool(x: Array, window: tuple[int, int] = (2, 2)) -> Array:
         if missing:
             # The padding repeats the last row or column, which changes no maximum.
             x = jnp.pad(x, [(0, missing * (a == axis)) for a in range(4)], mode="edge")
-        # The maximum of slices, because the gradient of `jax.lax.reduce_window` is slow on CPU.
+        # Computed from slices, because the gradient of `jax.lax.reduce_window` is slow on CPU.
         parts = [jax.lax.slice_in_dim(x, i, None, size, axis) for i in range(size)]
         x = functools.reduce(jnp.maximum, parts)
     return x

@@ -56,12 +56,12 @@ class AttentionDecoder(nnx.Module):
         x_t = [E y_{t-1}; c_{t-1}],   s_t = cell_L(... cell_1(x_t, s_{t-1}))
         c_t = align(s_t, h),   logits_t = W_o tanh(W_c [c_t; s_t])
 
-    where y are the tokens, E y are their embeddings, h is the memory, and c_0 = 0. That c_{t-1} is
-    an input is the input feeding of Luong et al., but with the context vector. With temporal
-    attention, [c_t; s_t; p_t] replaces [c_t; s_t], where p_t is the attention of s_t to s_1 ...
-    s_{t-1} (Paulus et al. 2018, section 2.2). All layers start from the final state s of the
-    encoder. If M differs from D, they start from tanh(W_i s + b_i) instead, with a separate W_i for
-    each layer and each part of its state.
+    where y are the tokens, E y are their embeddings, h is the memory, and c_0 = 0. The input
+    c_{t-1} is similar to the input feeding of Luong et al., who use tanh(W_c [c_{t-1}; s_{t-1}])
+    instead of c_{t-1}. With temporal attention, [c_t; s_t; p_t] replaces [c_t; s_t], where p_t is
+    the attention of s_t to s_1 ... s_{t-1} (Paulus et al. 2018, section 2.2). All layers start from
+    the final state s of the encoder. If M differs from D, they start from tanh(W_i s + b_i)
+    instead, with a separate W_i for each layer and each part of its state.
 
         state = decoder.prepare(memory, valid, initial)
         decoded = decoding.generate(decoder.step, state, ...)

@@ -100,10 +100,10 @@ class LayerStack(nnx.Module):
 
 
 def unstacked(module: Module) -> Module:
-    """Returns a module in which each `LayerStack` is a list of layers; itself if it has none.
+    """Returns a copy of a module in which each `LayerStack` is a list of layers.
 
     In loops that apply the layers many times, such as decoding, the weights of each layer are then
-    selected once, and not in each iteration.
+    selected once, and not in each iteration. A module without a `LayerStack` is returned unchanged.
     """
     nodes = [node for _, node in nnx.iter_graph(module) if isinstance(node, LayerStack)]
     if not nodes:

@@ -117,7 +117,7 @@ class EncoderConfig(Config):
 
     @classmethod
     def of(cls, config: Any, **changes: Any) -> Self:
-        """Returns an encoder config that copies the fields which another config has too.
+        """Returns an encoder config with the values of all fields that another config has as well.
 
         Args:
           config: config that has some of the fields of `EncoderConfig`.

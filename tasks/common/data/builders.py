@@ -150,10 +150,12 @@ def find_damage(folder: Path) -> str | None:
 def _changed_file(folder: Path) -> str | None:
     """Compares the files of a prepared folder with their stored checksums.
 
-    Folders that were prepared by TFDS, or by an earlier version, have no checksums.
+    Folders that were prepared by TFDS, or by an earlier version of this project, have no
+    checksums.
 
     Returns:
-      A description of the first damage found; None if there is none, or no checksums.
+      A description of the first damage found; None if there is no damage, or the folder has no
+      checksums.
     """
     if not (folder / CHECKSUMS).exists():
         return None
@@ -240,7 +242,7 @@ def load(definition: DatasetDefinition, split: str, paths: Paths) -> Sequence[Ma
 def read_splits(
     definition: DatasetDefinition, paths: Paths
 ) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]:
-    """Yields the name of each split and a list of its examples, which are those of `load`."""
+    """Yields the name of each split, and a list of the examples that `load` returns for it."""
     for split in SPLITS:
         yield split, read_all(load(definition, split, paths))
 
@@ -248,8 +250,8 @@ def read_splits(
 def read_all(source: Any) -> list[Mapping[str, Any]]:
     """Returns a list of all examples of a split.
 
-    Examples whose features are only texts and class labels are parsed here, which takes less than
-    half the time of TFDS, whose parser is for any features.
+    Examples whose features are only texts and class labels are parsed here. This takes less than
+    half the time of the parser of TFDS, which supports all types of features.
 
     Args:
       source: the result of `load`.
@@ -270,7 +272,7 @@ def read_all(source: Any) -> list[Mapping[str, Any]]:
 
 
 def open_folder(folder: Path, split: str) -> Sequence[Mapping[str, Any]]:
-    """Returns a split of a prepared folder, which needs no definition of the data set.
+    """Returns a split of a prepared folder, without the definition of the data set.
 
     Raises:
       KeyError: the data set does not have this split.
@@ -327,7 +329,7 @@ def _download_and_prepare(builder: Any, paths: Paths) -> None:
 
 
 def _lock(folder: Path, paths: Paths) -> filelock.FileLock:
-    """Returns a lock that only one process can hold, which then prepares the data set."""
+    """Returns a lock, which one process holds while it prepares the data set."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".lock").touch()

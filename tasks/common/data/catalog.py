@@ -109,7 +109,7 @@ def find(name: str, paths: Paths) -> Path:
         if len(configs) > 1:
             raise UserError(
                 f"{name} has several configs in {root}; name one of them, such as "
-                f"{PREFIX}{match['name']}/{configs[0]} (of {', '.join(configs)})"
+                f"{PREFIX}{match['name']}/{configs[0]} (configs: {', '.join(configs)})"
             )
         if configs:
             root = root / configs[0]

@@ -60,7 +60,7 @@ def label_value(value: Any, where: str, column: str) -> str:
         return str(value)
     if value is not None and not isinstance(value, str):
         raise UserError(
-            f"{where}: {column!r} is {to_json(value)}, expected one class name, a text or a number"
+            f"{where}: {column!r} is {to_json(value)}, expected one class name (text or number)"
         )
     label = text_value(value or "", where, column, may_be_empty=False).strip()
     if whole := _WHOLE.fullmatch(label):

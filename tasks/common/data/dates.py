@@ -132,7 +132,7 @@ def parse(text: str) -> Moment:
     """
     text = text.strip()
     if text[4:5] == "-" and text.isascii():
-        # Most files use this format, for which `fromisoformat` is 20 times as fast.
+        # Most files use this format. `fromisoformat` is 20 times as fast as the patterns below.
         try:
             return _of_datetime(datetime.datetime.fromisoformat(text))
         except ValueError:
@@ -215,7 +215,7 @@ def _offset(found: dict[str, str | None]) -> int:
     if zone := found.get("zone"):
         if zone.upper() not in ZONES:
             raise ValueError(
-                f"the time zone {zone!r} has no fixed offset; write one such as +01:00 instead"
+                f"the time zone {zone!r} has no fixed offset; write an offset such as +01:00"
             )
         return ZONES[zone.upper()]
     if not found.get("sign"):

@@ -21,9 +21,9 @@ SIMILARITY = 0.7
 
 
 def normalize_text(text: str, unicode: bool = False) -> str:
-    """Folds the case of a text, and replaces each run of other characters by one space.
+    """Folds the case of a text, and replaces each run of non-alphanumeric characters by one space.
 
-    Other characters are those that are not alphanumeric. Spaces at the ends are removed.
+    Spaces at the ends are removed.
 
     Args:
       text: text to normalize.
@@ -60,7 +60,7 @@ def duplicate_group_hashes(
     a word that is repeated many times does not dominate.
 
     Args:
-      texts: texts of all future splits.
+      texts: all texts of the data set, before they are split.
       similarity: minimum cosine of near-duplicates.
       min_count: minimum number of texts that contain a word; rarer words are ignored.
     """
@@ -96,7 +96,7 @@ def near_duplicates(
 
     Returns:
       bool [len(test)]: True for texts that equal a training text after `normalize_text`, or whose
-      TF-IDF cosine with one is at least `similarity`.
+      TF-IDF cosine with a training text is at least `similarity`.
     """
     others, mine = _vectors(train, test, ngram_range=(1, ngrams))
     known = {normalize_text(text) for text in train}

@@ -1,4 +1,4 @@
-"""Hashes of data. Those of data sets detect changes, those of examples pair the results of runs."""
+"""Hashes of data sets, which detect changes, and of examples, which pair the results of runs."""
 
 from __future__ import annotations
 

@@ -155,8 +155,8 @@ class PipPackage(_Package):
         if not self.sdist:
             return [[*command, "--only-binary", self.package]]
         # pip builds the metadata of a source distribution even with --no-deps. Wheels are excluded
-        # for this package alone, so that the build tools are wheels. If those cannot be
-        # downloaded, the installed ones are tried.
+        # for this package alone, so that pip can download the build tools as wheels. If that
+        # fails, the second command uses the installed build tools.
         command += ["--no-binary", self.package]
         return [command, [*command, "--no-build-isolation"]]
 

@@ -26,8 +26,9 @@ class HeldOutConfig(Config):
       stratify: whether the held-out splits of user data are stratified, which means that each has
         about a tenth of the rows of every class. Otherwise each has about a tenth of all rows,
         selected by the hash of their content.
-      split_seed: random seed of the held-out splits of user data. If it is 0, `stratify` is False
-        and there are no groups, the hash alone selects the rows.
+      split_seed: random seed of the held-out splits of user data. The hash of
+        the content alone selects the rows if the seed is 0, `stratify` is False, and
+        `group_column` is empty.
       group_column: column of the user data with the group of each row, such as the patient or the
         document; all rows of a group are in the same split. Empty for no groups.
     """
@@ -94,7 +95,7 @@ def _units(rows: Sequence[str], groups: Sequence[str] | None) -> list[str]:
       groups: group of each row; None without groups.
 
     Returns:
-      For each row, the content of the row or, with groups, the name of one group of the unit.
+      For each row, the content of the row or, with groups, the name of one group of its unit.
     """
     if groups is None:
         return list(rows)
@@ -201,6 +202,7 @@ def expect_groups_apart(where: str, groups: Mapping[str, Sequence[str]]) -> None
             if group in before:
                 raise UserError(
                     f"--group: {group!r} of {where} is in {before[group]} and in {split}, expected "
-                    f"each group in a single split; move its rows, or give one file to split"
+                    f"each group in a single split; move its rows to one split, or give a single "
+                    f"file, which is then split by group"
                 )
         before |= dict.fromkeys(groups.get(split, ()), split)

@@ -75,7 +75,8 @@ def find(path: str, columns: ManifestColumns | None = None) -> dict[str, list[Ma
         group = columns.group
         if split != "train" and group is not None and not _has_column(name, group):
             warn_once(
-                f"{name}: has no column {columns.group!r}, so that its values are not compared"
+                f"{name}: has no column {columns.group!r}, so its groups are not "
+                f"compared with those of the other splits"
             )
             mine = dataclasses.replace(columns, group=None)
         found[split] = _rows(name, mine)
@@ -97,7 +98,7 @@ def find_labeled(path: str, columns: ManifestColumns) -> list[ManifestRow]:
     """
     folder = Path(path).expanduser()
     if not folder.is_dir() and len(split_paths(path)) > 1:
-        raise UserError(f"{path}: got several manifests, expected one, or a folder")
+        raise UserError(f"{path}: got several manifests, expected one manifest or one folder")
     return _folder(folder, columns) if folder.is_dir() else read_manifest(path, columns)
 
 
@@ -169,8 +170,8 @@ def _line(
 def _spelled(column: str, header: Sequence[str]) -> str:
     """Returns the name of a column in the spelling of the header.
 
-    If the header lacks the name, but has exactly one that differs in case alone, the latter is
-    returned.
+    If the header lacks the name, but has exactly one name that differs from it in case alone, that
+    name of the header is returned.
     """
     alike = [name for name in header if name.lower() == column.lower()]
     return alike[0] if column not in header and len(alike) == 1 else column
@@ -192,7 +193,7 @@ def _folder(folder: Path, columns: ManifestColumns) -> list[ManifestRow]:
     if others:
         warn_once(
             f"{folder}: {len(others)} entries are left out, such as {others[0].name}: texts "
-            f"without a file of the same name, folders and hidden files"
+            f"without a file of the same name, folders, or hidden files"
         )
     return lines
 
@@ -206,18 +207,20 @@ def _beside(
       name: folder or pattern, for messages.
       files: the files.
       texts: path of each text file, by its path without extension.
-      columns: columns of manifests, which must not have a group.
+      columns: columns of manifests; `columns.group` must be None.
     """
     if columns.group is not None:
         raise UserError(
-            f"--{columns.group_flag}: got {columns.group!r}, but {name} has files without columns; "
-            f"give a manifest, or set config.data.split_by to text or file"
+            f"--{columns.group_flag}: got {columns.group!r}, but {name} is no manifest and "
+            f"has no columns; give a manifest, or set config.data.split_by to text or file"
         )
     lines = []
     for file in files:
         text = texts.get(file.with_suffix(""))
         if text is None:
-            raise UserError(f"{file}: has no text file, expected {file.with_suffix('.txt')}")
+            raise UserError(
+                f"{file}: has no transcript, expected a text file {file.with_suffix('.txt')}"
+            )
         lines.append(ManifestRow(str(file), file, " ".join(_text(text).split())))
     if not lines:
         raise UserError(f"--data: {name}: has no files")

@@ -42,7 +42,7 @@ def own_transcribed(flag: str, group: str, kind: str) -> OwnData:
     """
     return OwnData(
         f"a manifest of {kind} and texts (CSV, TSV or JSON lines), a folder of {kind} with a text "
-        f"file beside each, or a pattern",
+        f"file beside each, or a glob pattern of such files",
         {flag: "path_column", "text": "text_column"} | dict.fromkeys((group, "group"), "split_by"),
     )
 
@@ -64,8 +64,8 @@ class TranscribedConfig(Config):
         of train, validation and test are separated by commas. A missing split takes a tenth of
         the training split; see `split_by`.
       train_size, validation_size, test_size: number of examples in each split of a built-in data
-        set that composes strings or lines at random. Test also has examples under other
-        conditions, such as longer strings, test_size // 4 for each condition.
+        set that composes strings or lines at random. The test split also has test_size // 4
+        examples for each further condition, such as longer strings.
       seed: random seed of the built-in data set.
       text: config of the tokenizer, which splits texts into the units that a model outputs: words,
         characters or byte pairs.
@@ -95,7 +95,7 @@ class TranscribedConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        rest = f"; path takes your own {self.unit}"
+        rest = f"; for your own {self.unit}, set config.data.path"
         object.__setattr__(self, "name", results_name(self.name, self.built_in, self.path, rest))
         named = bool(self.split_by.strip())
         self.expect("split_by", named, "text, file or the name of a column")
@@ -255,8 +255,8 @@ def _name_repeated(path: str, lines: Mapping[str, Sequence[ManifestRow]]) -> Non
             differ = sum(line.text != other.text for line, other in twice)
             texts = f", {differ} of them with different texts" * bool(differ)
             warn_once(
-                f"{line.where}: {line.file.name} is also at {before.where}; {len(twice)} files are "
-                f"listed twice{texts}"
+                f"{line.where}: {line.file.name} is also listed at {before.where}; "
+                f"{len(twice)} files are listed twice{texts}"
             )
     named = {
         split: {str(line.file): f"{line.file.name} ({line.where})" for line in given}

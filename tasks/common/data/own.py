@@ -38,9 +38,10 @@ class OwnData:
 
     Attributes:
       files: description of the files, which follows "--data=PATH, where PATH is" in messages.
-      columns: config key that each flag of a column sets, such as {"text": "text_column"}.
+      columns: config key that each column flag sets, such as {"text": "text_column"}.
       path: config key that --data sets.
-      held_out: config keys of the validation and test files; empty if `path` takes all splits.
+      held_out: config keys of the validation and test files; empty if `path` takes the files of
+        all splits.
       several: flags that may name several columns, separated by commas.
       inferred: function that takes the path and returns the values of further config keys that
         follow from the files, such as languages from file extensions. Flags of columns override
@@ -82,7 +83,7 @@ class OwnData:
             if key in set_by:
                 raise UserError(
                     f"--{flag}: got {name!r}, but --{set_by[key]} defines the splits already; give "
-                    f"one of them"
+                    f"only one of the two flags"
                 )
             set_by[key] = flag
             found[key] = name.strip()
@@ -113,20 +114,20 @@ class OwnData:
 
 
 def split_files(path: str, extensions: Sequence[str] = EXTENSIONS) -> dict[str, str]:
-    """Assigns the file, folder or pattern that a path gives, or several of them, to splits.
+    """Assigns each file, folder or pattern in a list of paths to a split.
 
     Args:
       path: a file, a folder or a glob pattern; or several of these, separated by commas. Three of
-        them are train, validation and test. If all are named after splits, such as test.csv, they
-        may be in any order, and validation or test may be missing. A folder that contains files
-        named after splits stands for these files.
+        them are those of train, validation and test, in this order. If all are named after splits,
+        such as test.csv, the order is free, and validation or test may be missing. A folder that
+        contains files named after splits stands for these files.
       extensions: extensions of the files that are searched in a folder.
 
     Returns:
       Path or pattern of each split.
 
     Raises:
-      UserError: the paths do not denote different splits, or there is none for training.
+      UserError: the paths do not denote different splits, or no path is that of the training split.
     """
     names = split_paths(path)
     if len(names) == 1:

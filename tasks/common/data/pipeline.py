@@ -112,7 +112,7 @@ class _Batcher:
             raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
         chosen = range(multiple) if shards is None else list(shards)
         if not len(chosen) or not set(chosen) <= set(range(multiple)):
-            raise ValueError(f"shards: got {chosen}, expected some of range({multiple})")
+            raise ValueError(f"shards: got {chosen}, expected one or more of range({multiple})")
         self.examples, self.total = examples, -(-batch_size // multiple) * multiple
         self.buckets, self.bucket_of = _buckets(examples, buckets)
         rows = np.arange(self.total).reshape(multiple, -1)
@@ -328,12 +328,14 @@ def _buckets(
     """Returns the buckets, and the index of each example's bucket."""
     if examples.lengths is None:
         if buckets is not None:
-            raise ValueError("lengths: got None, expected lengths since buckets are given")
+            raise ValueError("lengths: got None, expected lengths, because buckets are given")
         return [0], np.zeros(len(examples), np.int64)
     if isinstance(examples.lengths, Mapping):
         return _buckets_by_field(examples, buckets)
     if buckets is not None and any(isinstance(bucket, Mapping) for bucket in buckets):
-        raise ValueError("lengths: got one array, expected a dict by field as for buckets")
+        raise ValueError(
+            "lengths: got one array, expected a dict by field, because buckets are dicts"
+        )
     lengths = _checked_lengths(examples, examples.lengths, "lengths")
     if buckets is None:
         return [int(lengths.max())], np.zeros(len(examples), np.int64)

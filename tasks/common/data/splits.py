@@ -116,7 +116,7 @@ def _name_unlearnable(
         more = ", ..." * (len(lacking) > _SHOWN)
         warn_once(
             f"{where}: the train split has no {split.unit} of {', '.join(lacking[:_SHOWN])}{more}, "
-            f"but the {name} split has; a model cannot learn classes that are missing in the "
+            f"but the {name} split has some; a model cannot learn classes that are missing in the "
             f"train split"
         )
 
@@ -173,7 +173,7 @@ def class_indices(
         more = ", ..." * (len(unknown) > _SHOWN)
         raise UserError(
             f"{where}: got {len(unknown)} classes that the run does not know: {', '.join(shown)}"
-            f"{more}; expected its classes {join_names(names)}"
+            f"{more}; expected the classes of the run: {join_names(names)}"
         )
     return np.array([number[label] for label in labels], np.int32)
 

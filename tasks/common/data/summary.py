@@ -153,10 +153,11 @@ def summarize(
       notes: messages of the readers about what they skipped or changed.
 
     Returns:
-      "splits": for each split, the `counts`, "sizes", "unknown", "facts" and "compared". The last
-        has the number of rows that were compared, and the numbers of "duplicates" within the split,
-        of rows that are "shared" with each earlier split, and of "conflicts", which are rows whose
-        input has several labels in all splits together. Each comes with an example.
+      "splits": for each split, the `counts`, "sizes", "unknown", "facts" and "compared". The
+        value of "compared" has the number of rows that were compared, and the numbers of
+        "duplicates" within the split, of rows that are "shared" with each earlier split, and of
+        "conflicts", which are rows whose input has several labels in all splits together. Each of
+        these three comes with an example.
       "notes": the messages.
       "warnings": sentences about missing classes, shared rows, large classes and lost tokens.
     """
@@ -328,7 +329,7 @@ def _warnings(splits: Mapping[str, Any]) -> Iterator[str]:
         missing = [name for name, count in train.items() if count and not classes.get(name)]
         if missing and len(train) > 1:
             shown, more = ", ".join(missing[:_SHOWN]), ", ..." * (len(missing) > _SHOWN)
-            yield f"the {split} split has no {unit} of {shown}{more}, but the train split has"
+            yield f"the {split} split has no {unit} of {shown}{more}, but the train split has some"
         total = sum(classes.values())
         if total and len(classes) > 1:
             name = max(classes, key=classes.__getitem__)
@@ -400,7 +401,7 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = {split: x["compared"] for split, x in splits.items() if "compared" in x}
     for split, x in rows.items():
         if x["rows"] < x["of"]:
-            rest = "; duplicates among the others are not counted"
+            rest = "; duplicates among the other rows are not counted"
             say("compared", [f"{x['rows']:,} of {x['of']:,} {x['unit']} of {split}{rest}"])
     duplicates = [
         f"{split} {x['duplicates']:,} ({x['duplicates'] / x['rows']:.1%})"

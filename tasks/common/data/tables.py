@@ -304,7 +304,8 @@ def _delimiter(name: str, wanted: Sequence[str], usual: str) -> str:
     if len(best) > 1:
         raise UserError(
             f"{name}: the delimiter of line 1 is ambiguous, "
-            f"{' or '.join(_NAMES[each] for each in best)}; quote column names that contain one"
+            f"{' or '.join(_NAMES[each] for each in best)}; quote column names "
+            f"that contain a delimiter"
         )
     return best[0]
 
@@ -364,8 +365,8 @@ def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     if merged:
         first, last = merged[0]
         warn_once(
-            f"{name}: {len(merged)} rows span several lines, the first is lines {first} to {last}; "
-            "if these are separate rows, correct the quotes there"
+            f"{name}: {len(merged)} rows span several lines, the first one lines {first} to "
+            f"{last}; if these lines are separate rows, correct the quotes there"
         )
 
 
@@ -378,7 +379,7 @@ def _remedy(error: csv.Error) -> str:
 class _Kept:
     """Iterator over the lines of a file.
 
-    `taken` returns the lines that were read since it was last called.
+    `taken` returns the lines that were read since the last call of `taken`.
     """
 
     def __init__(self, file: TextIO):

@@ -58,8 +58,8 @@ class Times:
     """The times of a column.
 
     Attributes:
-      seconds: seconds since 1970 in UTC, float64 [n]; if the column only defines an order of the
-        rows, its numbers.
+      seconds: seconds since 1970 in UTC, float64 [n]; the numbers of the column if they only define
+        an order of the rows.
       local: local times as written, datetime64[us] [n]; None if there is only an order.
       offset: UTC offsets in seconds, positive to the east, int64 [n]; None without a time zone.
       unit: unit or notation that was assumed, for messages; empty if nothing was assumed.
@@ -120,7 +120,7 @@ class TimeColumn:
         """Adds the next cell, which is a text or a JSON number.
 
         Raises:
-          TimeError: the cell is not a time, or its notation differs from the previous cells.
+          TimeError: the cell is not a time, or its notation differs from that of earlier cells.
         """
         number = _number(cell)
         if number is not None:
@@ -160,8 +160,8 @@ class TimeColumn:
         """Returns the times of all cells.
 
         Raises:
-          TimeError: the cells cannot be read in one way, or in several ways; `index` is that of a
-            cell with the problem.
+          TimeError: the cells cannot all be read in the same way, or can be read in several ways;
+            `index` is that of a cell with the problem.
         """
         numbers = np.frombuffer(self._numbers, np.float64)
         if self._notation is None:
@@ -211,11 +211,13 @@ class TimeColumn:
                 )
             fitting = [self._date_order]
         elif not fitting:
-            # Each order is excluded by a cell. The error names the later of these two cells, which
-            # contradicts the earlier one.
+            # Each of the two orders is excluded by some cell. The error names the later one of
+            # these two cells, which contradicts the earlier one.
             first = max(int(places[0]) for places in wrong.values())
             raise TimeError(
-                "a date with another order of day and month than before", "write 2024-12-31", first
+                "a date with another order of day and month than the cells above",
+                "write 2024-12-31",
+                first,
             )
         elif len(fitting) == 2 and self._likely:
             fitting = [self._likely]
@@ -236,7 +238,7 @@ class TimeColumn:
             return Times(seconds, local, unit=unit, date_order=date_order)
         if without.any() and np.any(offsets[~without]):
             raise TimeError(
-                "a time without a time zone, while others have one",
+                "a time without a time zone, while other cells have one",
                 "write the UTC offset in all cells",
                 int(np.argmax(without)),
             )

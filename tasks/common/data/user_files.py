@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 _SHOWN = 3
 
 OWN = "own"
-"""Data set of config files whose files are given by --data, see `tasks.common.data.own`."""
+"""Name that stands for the files of --data, see `tasks.common.data.own`."""
 
 UNSET = "--data"
 """Value of the config key of user files until --data is given."""
@@ -80,7 +80,7 @@ def results_name(
 
 @dataclasses.dataclass(frozen=True)
 class TextFilesConfig(Config):
-    """Config of a data set that is built in or in text files of the user, one per split.
+    """Config of a built-in data set, or of user text files with one file per split.
 
     Attributes:
       name: name of a built-in data set. With `train_file`, name under which results are stored,

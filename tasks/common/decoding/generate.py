@@ -50,9 +50,9 @@ class DecodingConfig(Config):
         length includes the end token; values above 0 prefer long sequences.
       stopping: condition that ends the search of an example. "heuristic": the best prefix, scored
         at its present length, is no better than the worst of K finished hypotheses
-        (early_stopping=False in transformers). "exact": no prefix can become better than that at
-        any length (early_stopping="never"). For a length_penalty above 0, this takes more steps
-        and may give other results.
+        (early_stopping=False in transformers). "exact": no prefix can become better than this
+        hypothesis at any length (early_stopping="never"). For a length_penalty above 0, "exact"
+        takes more steps and may give other results.
       n_best: number of sequences returned for each example, from the beam or as independent
         samples.
       temperature: divisor of the logits in sampling.
@@ -194,7 +194,7 @@ def generate(
     V, extra_shapes = _expect_step(step, start, state)
     for name, token in (("end", end), *(("forbidden", token) for token in forbidden)):
         if token is not None and not 0 <= token < V:
-            raise ValueError(f"{name}: got token {token}, expected one of {V} tokens")
+            raise ValueError(f"{name}: got token {token}, expected a token from 0 to {V - 1}")
     is_forbidden = jnp.zeros((V,), bool).at[jnp.array(forbidden, jnp.int32)].set(True)
 
     def scored(tokens: Array, state: Any) -> tuple[TokenScores, Any, Any]:

@@ -112,8 +112,8 @@ def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, 
     if first >= model["max_length"]:
         theirs = FIELDS[kind]["max_length"][0]
         raise UserError(
-            f"{path}: {theirs} is {model['max_length']}, expected more than {first}, the rows of "
-            f"padding"
+            f"{path}: {theirs} is {model['max_length']}, expected more than {first}, the number "
+            f"of unused rows before the first position"
         )
     model["max_length"] -= first
     size, heads = model["model_size"], model["num_heads"]

@@ -103,7 +103,7 @@ def read_folder(folder: Path) -> LanguageModelFolder:
     if model["num_layers"] > len(tensors):
         raise UserError(
             f"{path}: has {len(tensors)} tensors, too few for the {model['num_layers']} layers of "
-            "config.json; it is incomplete"
+            "config.json; the file is incomplete"
         )
     first = first_position(kind, list(vocabulary).index(special_tokens(kind)[0]))
     _expect_shapes(path, tensors, expected_shapes(kind, model, rows, first))
@@ -124,7 +124,9 @@ def read_folder(folder: Path) -> LanguageModelFolder:
     try:
         params, left = from_tensors(kind, model, tensors, order)
     except KeyError as error:
-        raise UserError(f"{path}: has no tensor {error.args[0]!r}; it is incomplete") from None
+        raise UserError(
+            f"{path}: has no tensor {error.args[0]!r}; the file is incomplete"
+        ) from None
     more = [name for name in left if re.search(r"\blayer\.\d", name)]
     if more:
         raise UserError(f"{path}: has {more[0]}, which is not in the model of config.json")
@@ -395,7 +397,7 @@ def _expect_shapes(
 def _expect_whole_head(path: Path, kind: str, left: Sequence[str]) -> None:
     """Raises a UserError if unused tensors belong to the head for masked tokens.
 
-    The head was then left out, because it is incomplete.
+    In this case the head is incomplete, and has been left out.
     """
     names = [theirs for ours, theirs in NAMES[kind].items() if ours.partition("/")[0] == "head"]
     parts = [name for name in left if name.rpartition(".")[0] in names]

@@ -43,7 +43,7 @@ def download(name: str) -> Path:
 
     folder = name.rpartition("/")[2]
     elsewhere = (
-        f"download it where there is a network by: pip install huggingface_hub; "
+        f"on a machine with a network, run: pip install huggingface_hub; "
         f"hf download {name} {' '.join(_WANTED)} --local-dir {folder}; then give --from={folder}"
     )
     try:

@@ -120,7 +120,8 @@ class Unigram:
         """Builds a `tokenizers.Tokenizer` without special tokens.
 
         The special tokens are pieces of the model. Here a space is added at the end of their names.
-        A text contains no spaces after pre-tokenization, so that "<s>" in a text is plain text.
+        A text contains no spaces after pre-tokenization, so "<s>" in a text matches no special
+        token and is plain text.
 
         Args:
           ids: id of each piece.

@@ -168,7 +168,7 @@ def notes_on(folder: Path, values: Mapping[str, Any]) -> list[str]:
     cut = [name for name in ("truncation", "padding") if values.get(name) is not None]
     if not cut:
         return []
-    return [f"{folder / TOKENIZER}: {' and '.join(cut)}: config.data.length replaces them"]
+    return [f"{folder / TOKENIZER}: config.data.length replaces {' and '.join(cut)}"]
 
 
 def mask_notes(path: Path, values: Mapping[str, Any], rules: Rules) -> list[str]:
@@ -185,7 +185,9 @@ def mask_notes(path: Path, values: Mapping[str, Any], rules: Rules) -> list[str]
     mask, tokens = rules.roles["mask"], values.get("added_tokens") or []
     if False not in [token.get("lstrip") for token in tokens if token["content"] == mask]:
         return []
-    return [f"{path}: lstrip of {mask} is false: spaces before a mask token are ignored here"]
+    return [
+        f"{path}: lstrip of {mask} is false, but this project ignores spaces before a mask token"
+    ]
 
 
 def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
@@ -362,7 +364,8 @@ def _expect_only_special(path: Path, ids: Mapping[str, Any], rules: Rules) -> No
         if content not in rules.special:
             raise UserError(
                 f"{path}: has {content!r} as an added token, expected only "
-                f"{', '.join(rules.special)}; add it to {rules.vocabulary} and remove it here"
+                f"{', '.join(rules.special)}; add it to {rules.vocabulary} and remove it from "
+                f"this file"
             )
 
 
@@ -383,8 +386,8 @@ def expect_special_ids(folder: Path, vocabulary: Sequence[str]) -> None:
         for content, number in tokens.items():
             if content in ids and ids[content] != number:
                 raise UserError(
-                    f"{file}: has {content} as {to_json(number)}, the vocabulary as "
-                    f"{ids[content]}; use files of the same model"
+                    f"{file}: gives {content} the id {to_json(number)}, but its id in the "
+                    f"vocabulary is {ids[content]}; use files of the same model"
                 )
 
 
@@ -490,8 +493,8 @@ def _expect_parts(path: Path, values: Mapping[str, Any]) -> None:
     The parts are pre-tokenizer, post-processor, truncation and decoder.
     """
     cutter = values.get("pre_tokenizer")
-    # Without this part, the library treats each text as a single word if the file is complete. In a
-    # file that the library cannot load, missing parts default to those of BERT.
+    # If the file is complete except for this part, the library treats each text as a single word.
+    # In a file that the library cannot load, missing parts default to those of BERT.
     if ("pre_tokenizer" in values or _loads(values)) and cutter != {"type": "BertPreTokenizer"}:
         found = cutter.get("type") if isinstance(cutter, dict) else cutter
         raise unsupported(path, "pre_tokenizer", found, "BertPreTokenizer")

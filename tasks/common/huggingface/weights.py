@@ -239,8 +239,8 @@ def to_tensors(
     Args:
       kind: kind of model.
       num_layers: number of layers.
-      params: parameters by path. They are arrays of NumPy or PyTorch, because they are only
-        reshaped, transposed and permuted.
+      params: parameters by path. They may be arrays of NumPy or PyTorch, because they are
+        only reshaped, transposed and permuted.
       order: see `our_order`.
 
     Returns:

@@ -282,7 +282,7 @@ def image_folder(folder: str | Path) -> dict[str, list[Path]]:
         if deeper:
             warn_once(
                 f"{path}: {len(deeper)} images are in subfolders, such as "
-                f"{deeper[0].relative_to(path)}; they also belong to the class {name!r}"
+                f"{deeper[0].relative_to(path)}; they count as examples of {name!r}"
             )
     if not found:
         raise UserError(

@@ -112,7 +112,7 @@ class AnnotationTurns:
         return True
 
     def decide(self, where: str) -> dict[Path, int]:
-        """Decides for each recorded image, and warns about the decisions.
+        """Decides which annotations of the recorded images are transformed, and warns about it.
 
         Args:
           where: file or folder of the data, for messages.

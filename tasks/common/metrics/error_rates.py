@@ -24,7 +24,7 @@ TRANSCRIPTS = {
     "decoder_loss": lower("cross-entropy of the attention decoder", "nats per unit"),
     "ctc_loss": lower("CTC loss", "nats per unit"),
     "ctc_infeasible": lower("texts that are too long for a CTC path", "texts"),
-    "hallucination_rate": fraction("inputs with an empty reference that get a text", False),
+    "hallucination_rate": fraction("empty references whose hypothesis is not empty", False),
     **_with_conditions(
         {
             "wer": lower("word error rate: wrong, missing and extra words", "per reference word"),

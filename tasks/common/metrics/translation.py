@@ -123,6 +123,8 @@ def _bleu(lower_case: bool):
 
 def _check_texts(outputs: Sequence[str], references: Sequence[str]) -> None:
     if len(outputs) != len(references):
-        raise ValueError(f"outputs: got {len(outputs)}, expected {len(references)} as references")
+        raise ValueError(
+            f"outputs: got {len(outputs)}, expected {len(references)} (one per reference)"
+        )
     if not len(references):
         raise ValueError("references: got none, expected at least one")

@@ -73,7 +73,7 @@ class Tokenizer:
           cache_dir: parent of the cache directory tokenizers/; None for no cache.
 
         Raises:
-          ValueError: no texts.
+          ValueError: there are no texts.
         """
         if not len(texts):
             raise ValueError("texts: got none, expected at least one")
@@ -137,7 +137,7 @@ class Tokenizer:
           ids: [t].
 
         Raises:
-          ValueError: a negative id.
+          ValueError: an id is negative.
         """
         numbers = [int(number) for number in ids]
         if numbers and min(numbers) < 0:

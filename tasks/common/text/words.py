@@ -86,7 +86,7 @@ def character_grams(word: str, shortest: int, longest: int) -> list[str]:
     """Returns the character n-grams of a word, after an underscore is added at both ends.
 
     If an n-gram would be as long as the word with its underscores, or longer, that word is returned
-    instead, but only once. This is what the analyzer "char_wb" of scikit-learn does.
+    in its place, but only once. This is what the analyzer "char_wb" of scikit-learn does.
 
     Args:
       word: the word.

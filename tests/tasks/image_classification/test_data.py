@@ -201,7 +201,7 @@ def test_what_is_left_out_or_equal_is_named(tmp_path, capsys):
     # .DS_Store, Thumbs.db, c.heic, notes.txt, loose.PNG and the image of another system's folder.
     assert f"{tmp_path / 'Train'}: 6 files are left out, the first is __MACOSX/b/a.png;" in said
     assert f"{tmp_path}: 1 files are left out, the first is extra/b/a.png;" in said
-    deeper = "1 images are in subfolders, such as more/001.png; they also belong to the class 'b'"
+    deeper = "1 images are in subfolders, such as more/001.png; they count as examples of 'b'"
     assert deeper in said
     assert "Train: 1 images are in two classes, such as" in said
     assert "1 images of validation are also in another split, such as" in said

@@ -62,7 +62,7 @@ def test_own_recordings_are_split_and_read(manifest):
 
 def test_a_folder_of_files_with_their_texts(tmp_path):
     (tmp_path / "b.wav").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"b.wav: has no text file, expected .*b.txt"):
+    with pytest.raises(UserError, match=r"b.wav: has no transcript, expected a text file .*b.txt"):
         manifests.find(str(tmp_path))
     (tmp_path / "b.txt").write_text(" größer\n ja ", encoding="utf-8")
     (tmp_path / "a.wav").write_bytes(b"x")
@@ -167,7 +167,7 @@ def test_commands_are_split_by_file_or_speaker(tmp_path):
     with pytest.raises(UserError, match=r"split_by=speaker has 2 distinct values in 39 examples"):
         own(path, split_by="speaker")
     with pytest.raises(
-        UserError, match=r"--speaker: got 'speaker', but .* has files without columns"
+        UserError, match=r"--speaker: got 'speaker', but .* is no manifest and has no columns"
     ):
         own(tmp_path, split_by="speaker")
     for name in ("train", "val", "test"):

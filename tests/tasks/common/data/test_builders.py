@@ -182,7 +182,9 @@ def test_catalog_takes_the_newest_version_and_asks_for_a_config(where):
     assert catalog.find("tfds:toy", where).name == "1.10.0"
     for config in ("small", "large"):
         (where.data_dir / "many" / config / "1.0.0").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"several configs.*tfds:many/large \(of large, small\)"):
+    with pytest.raises(
+        UserError, match=r"several configs.*tfds:many/large \(configs: large, small\)"
+    ):
         catalog.find("tfds:many", where)
     assert catalog.find("tfds:many/small", where).parent.name == "small"
 

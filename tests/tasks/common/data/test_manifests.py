@@ -125,7 +125,7 @@ def test_files_that_are_named_twice(folder, capsys):
     with pytest.raises(UserError):
         user_examples(path, lambda file: np.zeros(3), TextConfig(min_count=1), "x", False)
     said = capsys.readouterr().err
-    assert "train.csv: line 4: a.wav is also at" in said
+    assert "train.csv: line 4: a.wav is also listed at" in said
     assert "train.csv: line 2; 2 files are listed twice, 1 of them with different texts" in said
     assert "1 files of test are also in another split, such as b b.wav" in said
 

@@ -257,11 +257,11 @@ def test_rows_beyond_the_batch_size_are_padding(multiple, rows):
         ),
         (
             lambda: evaluation_batches(Toy([3]), batch_size=2, multiple=2, shards=(2,)),
-            r"shards: got \[2\], expected some of range\(2\)",
+            r"shards: got \[2\], expected one or more of range\(2\)",
         ),
         (
             lambda: evaluation_batches(Toy([3]), batch_size=2, shards=()),
-            r"shards: got \[\], expected some of range\(1\)",
+            r"shards: got \[\], expected one or more of range\(1\)",
         ),
         (
             lambda: evaluation_batches(Toy([3, 9]), batch_size=2, buckets=(4, 8)),
@@ -271,7 +271,7 @@ def test_rows_beyond_the_batch_size_are_padding(multiple, rows):
         (lambda: evaluation_batches(Toy([3]), batch_size=2, buckets=()), "positive and ascending"),
         (
             lambda: evaluation_batches(Toy([3], padded=False), batch_size=2, buckets=(4,)),
-            "lengths: got None, expected lengths since buckets are given",
+            "lengths: got None, expected lengths, because buckets are given",
         ),
     ],
 )

@@ -147,5 +147,5 @@ def test_lengths_and_padded_fields_belong_together():
 
     plain = Plain()
     plain.lengths = np.array([3])
-    with pytest.raises(ValueError, match="expected a dict by field as for buckets"):
+    with pytest.raises(ValueError, match="expected a dict by field, because buckets are dicts"):
         list(evaluation_batches(plain, batch_size=1, buckets=BUCKETS))

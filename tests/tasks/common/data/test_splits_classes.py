@@ -8,8 +8,8 @@ def test_a_class_that_train_lacks_is_named(capsys):
     test = SplitSummary(3, {"cat": 0, "dog": 1, "cow": 4}, "objects")
     check_splits("here", {"train": train, "validation": train, "test": test})
     assert capsys.readouterr().err == (
-        "here: the train split has no objects of cow, but the test split has; a model cannot learn "
-        "classes that are missing in the train split\n"
+        "here: the train split has no objects of cow, but the test split has some; a model cannot "
+        "learn classes that are missing in the train split\n"
     )
 
 

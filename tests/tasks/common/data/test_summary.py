@@ -97,7 +97,7 @@ def test_warnings_about_classes():
     assert found["warnings"] == [
         "95.0% of the images of the train split are of the class cat; always predicting it gives "
         "this accuracy",
-        "the test split has no images of dog, but the train split has",
+        "the test split has no images of dog, but the train split has some",
         "100.0% of the images of the test split are of the class cat; always predicting it gives "
         "this accuracy",
     ]
@@ -116,7 +116,7 @@ def test_a_large_split_is_sampled_evenly(monkeypatch):
     found = summarize(counts(train=10_000), {"train": Columns(10_000, pair)})
     compared = found["splits"]["train"]["compared"]
     assert (compared["rows"], compared["of"], compared["duplicates"]) == (50, 10_000, 43)
-    rest = "duplicates among the others are not counted"
+    rest = "duplicates among the other rows are not counted"
     assert ("compared", f"50 of 10,000 examples of train; {rest}") in facts(found)
     assert len(read) < 100
     # Half of the sample is spread as the whole is.

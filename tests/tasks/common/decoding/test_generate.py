@@ -440,8 +440,8 @@ def wrong_extras(tokens, state):
             {"B": 5, "first": FIRST[:4]},
             r"state: got a leaf of shape \[4, 5\], expected a lead",
         ),
-        ({"end": 4}, "end: got token 4, expected one of 4 tokens"),
-        ({"forbidden": (-1,)}, "forbidden: got token -1, expected one of 4"),
+        ({"end": 4}, "end: got token 4, expected a token from 0 to 3"),
+        ({"forbidden": (-1,)}, "forbidden: got token -1, expected a token from 0 to 3"),
         ({"start": jnp.zeros(3, jnp.int32)}, r"start: got shape \[3\], expected \[B\] with B=6"),
         ({"keys": example_keys(0, jnp.arange(6))}, "keys: got keys, expected none with method 'g"),
         (

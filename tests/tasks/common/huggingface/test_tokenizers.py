@@ -169,7 +169,7 @@ def test_both_files_may_be_there_if_they_agree(tmp_path):
     values["truncation"] = {"max_length": 8, "direction": "Right", "stride": 0}
     write(folder, tokenizer=values)
     (note,) = read_tokenizer(folder)[2]
-    assert "tokenizer.json: truncation: config.data.length replaces" in note
+    assert "tokenizer.json: config.data.length replaces truncation" in note
 
 
 def with_model(**changes):
@@ -196,7 +196,7 @@ def with_part(name, value):
         ({"tokenizer_class": "PreTrainedTokenizerFast"}, "which needs tokenizer.json"),
         ({"additional_special_tokens": ["<user>"]}, "has '<user>' as an added token"),
         ({"added_tokens_decoder": {"9": {"content": "<user>"}}}, "has '<user>' as an added token"),
-        ({"added_tokens_decoder": {"7": {"content": "[SEP]"}}}, r"has \[SEP\] as 7, .* as 3"),
+        ({"added_tokens_decoder": {"7": {"content": "[SEP]"}}}, r"gives \[SEP\] the id 7, .* is 3"),
         ({"added_tokens_decoder": {"x": 3}}, "added_tokens_decoder has no token at"),
         ({"do_lower_case": "false"}, 'do_lower_case is "false", expected true or false'),
         ({"tokenize_chinese_chars": None}, "tokenize_chinese_chars is null, expected true or"),
