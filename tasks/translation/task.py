@@ -70,7 +70,7 @@ class Translation(Task):
     sharding_rules = transformer.SHARDING_RULES + recurrent.SHARDING_RULES
     decodes = True
     answer_options: ClassVar[dict[str, str | None]] = {
-        "top_k": "several translations are set by --set=model.decoding.n_best=K",
+        "top_k": "the number of translations is set by --set=model.decoding.n_best=K",
     }
     baseline_version = 2
 

@@ -119,7 +119,7 @@ def test_mistakes_with_paths(path, message):
         ({"source": "de"}, "target: got 'de', expected another language than source"),
         (
             {"text": TextConfig(ngrams=2)},
-            "text.ngrams: got 2, expected 1, because texts are decoded",
+            "text.ngrams: got 2, expected 1, because output tokens are decoded to texts",
         ),
         ({"text": TextConfig(unique=True)}, "text.unique: got True, expected False"),
     ],
