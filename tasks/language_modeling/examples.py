@@ -1,8 +1,8 @@
 """Sequences of tokens from texts, in the form of `tasks.common.data.pipeline`.
 
 The task adds two tokens to those of the tokenizer: `mask_id` at masked positions, and `end_id`
-(END) at the end of a text or of one of two segments, like BERT's [SEP]. The tokenizer's CLS begins
-a text.
+(END) at the end of a text, or of each segment of a pair, like BERT's [SEP]. The tokenizer's CLS
+begins a text.
 
     causal, running text   w_i ... w_{i+T-1}        predicts  w_{i+1} ... w_{i+T}
     causal, text           CLS w_1 ... w_n          predicts  w_1 ... w_n END

@@ -149,7 +149,7 @@ class LanguageModeling(Task):
     def with_file(self, file: str, images: str | None = None) -> Task:
         """Reads a text file, or a table, as the test split.
 
-        For a run on separate texts, each line of a text file is a text.
+        If the run was trained on separate texts, each line of a text file is one text.
         """
         running = self.processor.begin is not None
         texts = read_labeled(file, running, self.data.text_column)

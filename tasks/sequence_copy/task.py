@@ -144,7 +144,7 @@ class SequenceCopy(Task):
         return jnp.sum(losses) / tokens, {"forced_accuracy": jnp.sum(correct) / tokens}
 
     def evaluate(self, model: EncoderDecoder, batch: Batch) -> tuple[dict, dict]:
-        """Sums the cross-entropy, and counts correct and all tokens, under teacher forcing."""
+        """Sums cross-entropy, and counts correct tokens and all tokens, under teacher forcing."""
         losses, correct, weight = _by_token(model, batch, None)
         sums = {"loss": jnp.sum(losses), "right": jnp.sum(correct), "tokens": jnp.sum(weight)}
         return sums, {}
@@ -232,7 +232,7 @@ class SequenceCopy(Task):
     def figures(self, results: SplitResults) -> list[Figure]:
         """Draws the fraction of exact matches by length of the string, and example strings.
 
-        Each example has one alignment for each head of the attention.
+        With attention, each example has one drawing of its alignment for each head.
         """
         examples, outputs = self.examples(results.split), results.outputs
         drawn: list[Figure] = [_by_length(outputs["tokens"], examples)]

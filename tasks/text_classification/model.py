@@ -45,7 +45,8 @@ class EmbeddingConfig(ClassWeightsConfig):
       embedding_scale: standard deviation of the initial embeddings.
       prior: initial values of the first coordinates of the embeddings, fitted to the training
         split: "naive_bayes" for log-count ratios (Wang & Manning 2012), "tfidf" for the sum of
-        a linear SVM and complement naive Bayes on TF-IDF vectors, "none" for random values.
+        the weights of a linear SVM and of complement naive Bayes on TF-IDF vectors, "none" for
+        random values.
       prior_scale: factor of these values.
       For the other attributes see `ClassWeightsConfig`.
     """

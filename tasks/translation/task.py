@@ -211,7 +211,7 @@ class Translation(Task):
         return loss, metrics
 
     def evaluate(self, model: models.Translator, batch: Batch) -> tuple[dict, dict]:
-        """Sums the cross-entropy, and counts correct and all tokens, under teacher forcing."""
+        """Sums cross-entropy, and counts correct tokens and all tokens, under teacher forcing."""
         logits, weight = _teacher_forcing(model, batch, None)
         losses = cross_entropy(logits, batch["target"])
         right = jnp.argmax(logits, axis=-1) == batch["target"]
