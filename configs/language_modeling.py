@@ -16,12 +16,14 @@ python -m launch.train --config=configs/language_modeling.py:sst2 --workdir=runs
 python -m launch.predict --workdir=runs/sst2_masked --input="the acting is [MASK] ."
 
 A masked model of the training texts of a labeled data set (movie_reviews, sst2, newsgroups20,
-reuters_r8, spam_assassin), which configs/text_classification.py:sst2,pretrained fine-tunes. Texts
-close to a held-out text of another data set of the same origin are excluded. Training takes a
-quarter of an hour on 2 cores. The test loss per masked token is 5.28 on sst2 and 4.91 on
-movie_reviews (unigrams: 6.97 and 6.83). `:sst2,bert` is a BERT of the same size.
+reuters_r8, spam_assassin), which configs/text_classification.py:sst2,pretrained fine-tunes. Near
+duplicates of held-out texts are excluded, also if the held-out text is of another data set of the
+same origin. Training takes a quarter of an hour on 2 cores. The test loss per masked token is 5.28
+on sst2 and 4.91 on movie_reviews (unigrams: 6.97 and 6.83). `:sst2,bert` is a BERT of the same
+size.
 
-Your own running text, a file with a text per line, and a table with a column of texts:
+Your own texts, as running text, as a file with one text per line, or as a table with a column of
+texts:
 
 python -m launch.train --config=configs/language_modeling.py:own --data=my.txt --workdir=runs/mine
 python -m launch.train --config=configs/language_modeling.py:own,masked --data=my.txt
@@ -30,7 +32,7 @@ python -m launch.train --config=configs/language_modeling.py:own,masked --data=m
     --workdir=runs/mine
 
 A GPT of 1.3 billion parameters, for 64 H100s or 256 TPU v5e. Groups of 8 devices share parameters
-and optimizer state (`--config.mesh.fsdp`), which then take 2 GB of a device:
+and optimizer state (`--config.mesh.fsdp`), which then take 2 GB per device:
 
 python -m launch.train --config=configs/language_modeling.py:own,gpt_1b --data=my.txt
     --workdir=runs/gpt

@@ -3,10 +3,11 @@
 python -m launch.train --config=configs/recommendation.py:DATA,MODEL --workdir=runs/NAME
 
 DATA is movielens_100k (the default), beauty, beauty_5core or own. MODEL is hybrid (the default),
-user_neighbours, nais, acf, sasrec or bert4rec. The best step is selected on the validation split;
-the model is then trained again up to this step on the training and validation splits, and tested,
-as are the baselines. Published results on beauty_5core are of models of the training split alone:
-set --config.training.refit=False to compare with them; the baselines follow.
+user_neighbours, nais, acf, sasrec or bert4rec. The best step is selected on the validation split.
+The model is then trained again up to this step on the training and validation splits, and tested.
+The baselines are fitted on both splits, too. Published results on beauty_5core are of models that
+were trained on the training split alone. To compare with them set --config.training.refit=False,
+which also excludes the validation split from the fit of the baselines.
 
 Your own events (CSV, TSV or JSON lines) have a header, or lines of user,item,timestamp[,title] or
 user,item,rating,timestamp:

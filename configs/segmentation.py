@@ -5,8 +5,8 @@ python -m launch.train --config=configs/segmentation.py:DATA,ATTENTION --workdir
 DATA is camvid (the default), camvid_480x360 (its frames at full size), land_water or own.
 ATTENTION is none (the default), gates, or a map attention of `attention.registry` after every
 stage, with its options: "scse", "cbam(reduction=4)". With an attention the network has fewer
-channels, so that the number of parameters is within 2 % of that without. `,long` at the end selects
-a larger network and more steps, for an accelerator.
+channels, so that the number of parameters is within 2 % of the number without attention. `,long` at
+the end selects a larger network and more steps, for an accelerator.
 
 The default of camvid has 1.09 million parameters and 0.87 billion multiplications per image. Its
 test mean IoU is 0.426 and its pixel accuracy 0.823 in eleven minutes on 2 cores (random forest:
@@ -61,7 +61,7 @@ def get_config(argument: str = "camvid"):
         model = UNetConfig(**fields.pop("model"), attention=attention)
         if attention != "none":
             # The number of classes of user data is not known. It hardly affects the parameter
-            # count, so that of camvid is used.
+            # count, so the number of classes of camvid is used.
             of_data = "camvid" if data == OWN else data
             model = match_parameter_count(model, len(DATA_SETS[of_data].names))
     except ValueError as error:
@@ -110,7 +110,7 @@ def camvid_480x360(long: bool):
         # At the smallest scale a crop shows the complete frame, as in `camvid`.
         augmentation=dataclasses.replace(fields["data"].augmentation, scale_min=0.5, scale_max=1.5),
     )
-    # The fifth stage sees as much of a frame as the fourth does at half size.
+    # The fifth stage covers as much of a frame as the fourth stage does at half size.
     fields["model"]["channels"] += fields["model"]["channels"][-1:]
     fields["optimizer"] = dataclasses.replace(fields["optimizer"], average_decay=0.998)
     fields["training"] = dataclasses.replace(

@@ -9,7 +9,7 @@ ENCODER is conformer (the default), transformer or pyramid (GRUs, as in Listen, 
 DECODER is joint (the default), which combines CTC and location-aware attention; ctc;
 transformer_decoder; or an alignment of `attention.registry` with its options: "additive",
 "location_aware", "multi_head(num_heads=4)", or "none", the control with one fixed context vector.
-For digit strings "location_aware" has wider filters than its default. RESULTS.md has the results.
+For digit strings "location_aware" has wider filters than by default. RESULTS.md has the results.
 
 The test speaker is --config.data.held_out. "official", for spoken_digits, is the split of the
 authors of the data set, whose test speakers are all in the training split.
@@ -111,7 +111,7 @@ _SMALL = {"model_size": 64, "num_layers": 2, "feedforward_size": 128, "conv_kern
 def _strings():
     """Returns the settings for digit strings of four training speakers."""
     return {
-        # The SVM on single digits has a median error for the test speaker, one of six.
+        # Of the six speakers, "theo" is one with a median test error of the SVM on single digits.
         "data": {"held_out": "theo", "dynamic_range": 35.0, "augmentation": _augmentation()},
         "units": 24,
         # A word spans about ten encoder frames: the filters cover the previous and the next word.

@@ -5,7 +5,7 @@ python -m launch.train --config=configs/text_classification.py:DATA,MODEL --work
 DATA is movie_reviews, sst2, newsgroups20, reuters_r8, spam_assassin, tfds:NAME or own. MODEL is
 transformer (the default), attention_pooling, bigru, pretrained or from:RUN. RESULTS.md has the
 results. `pretrained` starts from runs/DATA_masked, a masked language model of the training texts
-only. `from:RUN` starts from any run of language_modeling and takes its sizes:
+only. `from:RUN` starts from any run of language_modeling and has the sizes of that run:
 
 python -m launch.train --config=configs/language_modeling.py:DATA --workdir=runs/DATA_masked
 python -m launch.train --config=configs/text_classification.py:DATA,pretrained --workdir=runs/NAME
@@ -17,7 +17,7 @@ python -m launch.import_weights --from=bert-base-uncased --workdir=runs/bert
 python -m launch.train --config=configs/text_classification.py:DATA,from:runs/bert
     --workdir=runs/NAME
 
-Your own texts: a table, or three of them for train, validation and test, and the names of their
+Your own texts: a table, or three tables for train, validation and test, and the names of their
 columns:
 
 python -m launch.train --config=configs/text_classification.py:own,attention_pooling

@@ -10,9 +10,9 @@ python -m launch.ablate --config=configs/ablations/atlas.py --workdir=runs/atlas
     users            recommendation, movielens_100k
 
 In each group, depth, steps, optimizer and the order of the data are equal, and one width of each
-model is adjusted so that its number of parameters is that of the base within 2 %. Lag attention has
-no widths; with one head, its residual form has 0.2 % more parameters. The models of `users` have
-sizes and settings of their own. `user_neighbours` has few parameters at any setting and is not
+model is adjusted so that its number of parameters is within 2 % of that of the base. Lag attention
+has no widths; with one head, its residual form has 0.2 % more parameters. The models of `users`
+have sizes and settings of their own. `user_neighbours` has few parameters at any setting and is not
 compared. The 135 runs take hours on 2 cores.
 """
 
@@ -70,7 +70,7 @@ def _matched(name: str) -> Ablation:
 
 
 def _families(file: str, base: str, others: tuple[str, ...]) -> Ablation:
-    """Returns an ablation of models with different fields, with the settings of each."""
+    """Returns an ablation of models whose configs have different fields, each with own settings."""
     first, deltas = configs.load_file(file.format(base)), {}
     for name in others:
         other = configs.override(configs.load_file(file.format(name)), {"name": first.name})

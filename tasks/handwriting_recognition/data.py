@@ -62,7 +62,8 @@ class DataConfig(TranscribedConfig):
       long_lines: composition of the test condition "long", whose lines are longer than any training
         line.
       dark_ink: True if user files have dark ink on light paper, False for light ink on dark paper.
-      max_columns: maximum width of a user file at 32 rows; wider images raise an error.
+      max_columns: maximum width of a user image after scaling to 32 rows; wider images raise an
+        error.
       For the other attributes see `TranscribedConfig`.
     """
 
@@ -127,7 +128,7 @@ def read_line(path: str | Path, config: DataConfig) -> np.ndarray:
     """Reads an image, and returns its columns, uint8 [X, 32], 255 for ink.
 
     Raises:
-      UserError: the image cannot be read, or is wider than max_columns.
+      UserError: the image cannot be read, or is wider than max_columns after scaling to 32 rows.
     """
     image = read_image(path, mode="L")
     width = max(round(image.shape[1] * HEIGHT / image.shape[0]), 1)

@@ -26,13 +26,13 @@ class DataConfig(ImageTableConfig):
     Attributes:
       name: name of a built-in data set. With `path`, name under which results are stored,
         own_<folder> by default.
-      path: user folder. It contains either one folder of images for each class, or the folders
+      path: user files. A folder contains either one folder of images for each class, or the folders
         train/ and optionally validation/ (or valid, val, dev) and test/, which contain one folder
-        for each class. Or it is a table of image paths and classes, a glob pattern of images in
-        class folders, or three paths for train, validation and test, separated by commas. A missing
-        split is a tenth of the training split (see `stratify`). It is selected by the hash of the
-        image file, so that splits do not depend on image_size and equal files are in the same
-        split. Images are kept in memory.
+        for each class. Other forms of `path` are a table of image paths and classes, a glob pattern
+        of images in class folders, and three paths for train, validation and test, separated by
+        commas. A missing split is a tenth of the training split (see `stratify`). Its images are
+        selected by the hash of the image file, so that splits do not depend on image_size and equal
+        files are in the same split. Images are kept in memory.
       image_size: side in pixels to which user images are scaled after a central square crop; None
         for 64.
       skip_broken: whether to skip user images that cannot be read, with a message.

@@ -73,7 +73,7 @@ class ImageExplainer(ClassificationExplainer):
         return AttentionPath(readout, layers, first)
 
     def _spatial(self, attention: Arrays) -> list[tuple[str, np.ndarray]]:
-        """Returns name and spatial map [y, x] of each stage whose attention weights have one."""
+        """Returns name and spatial map [y, x] of each stage whose attention weights are spatial."""
         if not attention:
             return []
         grids = self.task.model.sides(*self.task.data.image_shape[:2])

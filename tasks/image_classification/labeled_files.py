@@ -91,11 +91,11 @@ def _by_parent(name: str, paths: Sequence[Path], config: ImageTableConfig) -> Fi
     images = [path for path in paths if path.suffix.lower() in SUFFIXES]
     if not images:
         raise UserError(
-            f"--data: no match of {name!r} ends in one of {', '.join(SUFFIXES)}; correct the "
-            f"pattern"
+            f"--data: got the pattern {name!r}, expected matching files that end in one of "
+            f"{', '.join(SUFFIXES)}; correct the pattern"
         )
     if others := len(paths) - len(images):
-        warn_once(f"{name}: {others} of {len(paths)} files are no images; they are left out")
+        warn_once(f"{name}: {others} of {len(paths)} files are not images; they are left out")
     labels = [unicodedata.normalize("NFC", path.resolve().parent.name) for path in images]
     return Files(name, images, labels, [str(path.parent) for path in images])
 
@@ -112,7 +112,7 @@ def _add_table(found: Files, name: str, config: ImageTableConfig, skip_broken: b
 
 
 def split_folders(path: str) -> dict[str, Path]:
-    """Returns the folder of each split. Without train/CLASS/, the whole folder is for training.
+    """Returns the folder of each split. Without train/CLASS/, the whole folder is "train".
 
     Raises:
       UserError: the folder does not exist, or two folders denote the same split.

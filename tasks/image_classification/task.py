@@ -151,8 +151,8 @@ class ImageClassification(ClassificationTask):
         """Computes cross-entropy and accuracy of augmented images under dropout.
 
         Mixup mixes two images with weights s and 1 - s. The loss is then s times the cross-entropy
-        for the label of the first image, plus 1 - s times that for the label of the second. The
-        accuracy uses the label of the first image.
+        for the label of the first image, plus 1 - s times the cross-entropy for the label of the
+        second image. The accuracy uses the label of the first image.
         """
         images, mixed = self._augmented(batch, dropout_key)
         key = jax.random.split(dropout_key)[1]

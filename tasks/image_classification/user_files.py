@@ -62,8 +62,8 @@ def read_images(
         for label, origin in zip(files.labels, files.origins, strict=True):
             if label not in labels:
                 raise UserError(
-                    f"{origin}: the train split has no class {label!r}, expected "
-                    f"one of its classes {', '.join(labels[:20])}"
+                    f"{origin}: got the class {label!r}, expected a class of the train split: "
+                    f"{', '.join(labels[:20])}"
                 )
         splits[split], kept = _read_files(files, labels, side, skip_broken)
         if not kept:
@@ -98,7 +98,7 @@ def read_images(
 def _read_files(
     files: Files, labels: Sequence[str], side: int, skip_broken: bool
 ) -> tuple[Images, list[int]]:
-    """Reads the images of a split that can be read, and returns them with their indices.
+    """Reads the images of a split, and returns the readable images with their indices.
 
     The ids of the images are the hashes of their files.
     """
@@ -154,7 +154,9 @@ def labeled_paths(path: str, config: ImageTableConfig) -> tuple[list[str], list[
     folders = [each.name for each in root.iterdir() if each.is_dir()]
     if names := split_names(folders, path):
         shown = root / names.get("test", next(iter(names.values())))
-        raise UserError(f"{path}: has folders of splits; name the folder of one, such as {shown}")
+        raise UserError(
+            f"{path}: has a folder for each split; give the folder of one split, such as {shown}"
+        )
     files = [(str(file), name) for name, found in image_folder(root).items() for file in found]
     paths, labels = (list(column) for column in zip(*files, strict=True))
     return paths, labels, [str(Path(file).relative_to(root)) for file in paths]

@@ -36,7 +36,7 @@ TINY_SHAKESPEARE = DatasetDefinition(
     counts={"train": 1, "validation": 1, "test": 1},
     description="40,000 lines of Shakespeare's plays (Karpathy 2015), 1,115,394 characters. The "
     "first nine tenths are train, the last tenth is validation, as in published results. Test is "
-    "the same text as validation, so test metrics are those of a step that was selected on it.",
+    "the same text as validation, so the step that is tested was selected on the test text.",
     license="public domain",
 )
 

@@ -34,15 +34,15 @@ class DataConfig(HeldOutConfig, TextFilesConfig):
         set of separate texts; see `TextFilesConfig`.
       train_file, validation_file, test_file: a file, a folder or a glob pattern of text files in
         UTF-8, or of tables if `text_column` is set. A missing split is a tenth of the training
-        text. In running text, missing validation and test splits are its last tenths, in this
-        order. Separate texts are split by hash.
+        text. If the training text is running text, missing validation and test splits are its last
+        tenths, in this order. Separate texts are split by hash.
       lines: whether each line of the user files is a separate text.
       text_column: column of the texts in user files that are tables, whose rows are separate texts;
         empty for plain text.
       length: number of tokens of an example, including reserved tokens. Longer texts continue in
         the next example.
       text: config of the tokenizer; its max_length has no effect.
-      For the other attributes see `HeldOutConfig`; there are no classes.
+      For the other attributes see `HeldOutConfig`; texts have no classes.
     """
 
     name: known_names(*CORPORA, *DEFINITIONS) = "tiny_shakespeare"
@@ -55,15 +55,17 @@ class DataConfig(HeldOutConfig, TextFilesConfig):
         super().__post_init__()
         self.set_results_name((*CORPORA, *DEFINITIONS), "; train_file takes user files")
         separable = self.train_file is not None or not self.lines
-        self.expect("train_file", separable, "a file with lines")
+        self.expect("train_file", separable, "a file, because lines is True")
         tables = self.train_file is not None or not self.text_column
-        self.expect("train_file", tables, "a table with text_column")
-        self.expect("lines", not (self.lines and self.text_column), "False with text_column")
+        self.expect("train_file", tables, "a table, because text_column is set")
+        self.expect(
+            "lines", not (self.lines and self.text_column), "False, because text_column is set"
+        )
         grouped = bool(self.text_column) or not self.group_column
-        self.expect("group_column", grouped, "no column unless text_column is set")
+        self.expect("group_column", grouped, "no column, because text_column is not set")
         self.expect("stratify", not self.stratify, "False, because texts have no classes")
         names = ("ngrams", "character_ngrams", "unique", "max_length")
-        self.text.expect_defaults(names, "because texts are complete and ordered")
+        self.text.expect_defaults(names, "because language models need all tokens in order")
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _texts(definition: builders.DatasetDefinition, paths: Paths) -> dict[str, li
 
 
 def read_labeled(file: str, running: bool, text_column: str = "") -> list[str]:
-    """Reads the texts of a file for an evaluation: one running text, or a text for each line.
+    """Reads the texts of a file for an evaluation: one running text, or one text per line.
 
     Args:
       file: text file; a table if `text_column` is given.

@@ -1,8 +1,8 @@
 """Sequences of tokens from texts, in the form of `tasks.common.data.pipeline`.
 
 The task adds two tokens to those of the tokenizer: `mask_id` at masked positions, and `end_id`
-(END) at the end of a text or of one of two segments, like BERT's [SEP]. The tokenizer's CLS begins
-a text.
+(END) at the end of a text, or of each segment of a pair, like BERT's [SEP]. The tokenizer's CLS
+begins a text.
 
     causal, running text   w_i ... w_{i+T-1}        predicts  w_{i+1} ... w_{i+T}
     causal, text           CLS w_1 ... w_n          predicts  w_1 ... w_n END
@@ -99,7 +99,7 @@ class CausalTexts:
         """Makes one example of each text.
 
         Args:
-          texts: tokens of each text or chunk, which leave room for one reserved token.
+          texts: tokens of each text or chunk. An example has one reserved token more.
           end: id of the end token.
         """
         self.texts, self._end = texts, np.int32(end)
@@ -133,7 +133,7 @@ class MaskedTexts:
         """Makes the examples.
 
         Args:
-          texts: chunks of texts, which leave room for the reserved tokens. With pairs, chunks of
+          texts: chunks of texts, without the reserved tokens of an example. With pairs, chunks of
             one token are omitted.
           end: the end token.
           starts: bool [V], whether a token begins a word, for whole-word masking. Examples then
@@ -149,7 +149,7 @@ class MaskedTexts:
             self.padded["words"] = NO_WORD
         if pair_seed is not None:
             self.padded["segments"] = 0
-            # The second half may be of a longer text, so all examples have the largest length.
+            # The second segment may be from a longer text, so all examples get the largest length.
             longest = max(map(len, self.texts), default=2) + 3
             self.lengths = np.full(len(self.texts), longest, np.int32)
         else:
@@ -172,7 +172,7 @@ class MaskedTexts:
             parts = [ids[: len(ids) // 2], other[len(other) // 2 :]]
         closed = [np.append(part, self._end) for part in parts]
         tokens = np.concatenate([[np.int32(CLS)], *closed])
-        # `blank` is the position that `predict` reads. Examples of splits have none, so it is 0.
+        # `blank` is the position that `predict` reads. Examples of splits have no mask, so it is 0.
         example = {"tokens": tokens, "length": np.int32(len(tokens)), "blank": np.int32(0)}
         if self._starts is not None:
             example["words"] = self._words(parts)
@@ -235,7 +235,7 @@ def prompts(texts: Sequence[np.ndarray], begin: int | None, empty: int, width: i
 def masked_rows(
     parts: Sequence[Sequence[np.ndarray]], mask: int, end: int, width: int
 ) -> list[dict[str, np.ndarray]]:
-    """Returns an example for each mask of each text, which is a window around the mask.
+    """Returns one example for each mask of each text: a window around the mask.
 
     Args:
       parts: for each text, the arrays of tokens before, between and after its masks. A text with

@@ -41,7 +41,7 @@ class LanguageExplainer(Explainer):
         return {"token": outputs["completion" if self._causal else "words"][:, 0]}
 
     def raw(self, split: str, index: int) -> str:
-        """Returns the text with a masked word, or for a causal model its first half."""
+        """Returns the text with one masked word; for a causal model, the first half of the text."""
         return self._asked(split, index)[0]
 
     def _asked(self, split: str, index: int) -> tuple[str, str]:
@@ -83,7 +83,7 @@ class LanguageExplainer(Explainer):
         return log_odds(logits, target["token"])
 
     def attention_path(self, subject: Subject) -> AttentionPath | None:
-        """Returns the attention weights of all layers, read at the mask or at the last token."""
+        """Returns the attention weights of all layers, and the position of the prediction."""
         if "encoder" not in subject.attention:
             return None
         length = int(subject.inputs["length"][0])

@@ -53,7 +53,7 @@ def mask_tokens(
     Args:
       tokens: unmasked tokens, int [B, T].
       keys: random key of each example, [B].
-      first, mask: candidates are the tokens from `first` to below `mask`, the mask token.
+      first, mask: candidates are the tokens with ids in [first, mask). `mask` is the mask token.
       rate: fraction of the candidate tokens, or of their words, that are targets.
       words: index of the word of each token for whole-word masking, int [B, T], -1 for tokens
         without a word; at most `max_masked` tokens are targets. None for masking of single tokens.

@@ -77,13 +77,13 @@ class LanguageModelConfig(EncoderConfig):
     def __post_init__(self):
         super().__post_init__()
         pairs = self.segments == 2 or not self.next_sentence
-        self.expect("segments", pairs, "2 with next_sentence")
+        self.expect("segments", pairs, "2, because next_sentence is True")
         if self.decoding.n_best != 1:
             raise ValueError(
                 f"decoding.n_best: got {self.decoding.n_best}, expected 1, because a prompt has a "
                 "single completion"
             )
-        # A field that only the other objective reads has no effect, so it must be the default.
+        # A field that only the other objective reads has no effect, so it must have its default.
         read = {
             "causal": ("tied", "loss_chunk_size", "max_new_tokens", "decoding"),
             "masked": ("segments", "next_sentence", "mask_rate", "whole_words"),
@@ -121,7 +121,7 @@ class MaskedHead(nnx.Module):
 
 
 class LanguageModel(nnx.Module):
-    """Language model that computes hidden states, and logits of these.
+    """Language model that computes hidden states, and logits from hidden states.
 
         hidden = Encoder(E[tokens] + S[segments])
 
@@ -303,7 +303,8 @@ def complete(model: LanguageModel, prompt: Array, lengths: Array, ids: Array, en
         written = decoder.generate(config.decoding, keys).tokens[:, 0]
         written = jnp.where(ended[:, None], PAD, written)
         ended = ended | jnp.any(written == (PAD if end is None else end), axis=1)
-        # Positions of the last tokens, which are the next window. Rows that have ended ignore it.
+        # Positions of the last tokens, which are the next window. In rows that have ended, the
+        # window has no effect.
         positions = jnp.maximum(length + room - kept, 0)[:, None] + jnp.arange(kept)
         all_ids = jnp.concatenate([window, written], axis=1)
         after = kept + positions - length[:, None]

@@ -56,7 +56,7 @@ _PAIR_SEED = 0
 _LOSSLESS = ("character", "bpe")
 _ORDER = 6
 _SHOWN = 5
-_GENERATED = "the model continues texts (for sampling write --set=model.decoding.top_k=K)"
+_GENERATED = "the model continues texts (to sample from K tokens, use --set=model.decoding.top_k=K)"
 # The data summary compares the lines of a running text that have at least this many letters.
 _LINE = 40
 # Maximum number of tokens of an example that a report shows.
@@ -88,7 +88,7 @@ class LanguageModeling(Task):
     sharding_rules = transformer.SHARDING_RULES
     answer_options: ClassVar[dict[str, str | None]] = {
         "top_k": None,
-        "threshold": "all listed words have their probability",
+        "threshold": "each listed word comes with its probability",
     }
 
     # ------------------------------------------------------------------ construction
@@ -149,7 +149,7 @@ class LanguageModeling(Task):
     def with_file(self, file: str, images: str | None = None) -> Task:
         """Reads a text file, or a table, as the test split.
 
-        For a run on separate texts, each line of a text file is a text.
+        If the run was trained on separate texts, each line of a text file is one text.
         """
         running = self.processor.begin is not None
         texts = read_labeled(file, running, self.data.text_column)
@@ -194,13 +194,13 @@ class LanguageModeling(Task):
         return {split: SplitSummary(len(self.examples(split))) for split in SPLITS}
 
     def columns(self, split: str) -> Columns:
-        """Returns texts, or the longer lines of a running text, for the data summary."""
+        """Returns texts, or the long lines of a running text, for the data summary."""
         examples, texts, unit = self.examples(split), self.dataset.splits[split], "texts"
         ids = examples.texts
         known, total = sum(int(np.sum(x != UNKNOWN)) for x in ids), sum(map(len, ids))
         lengths = examples.lengths
         if isinstance(examples, sequences.MaskedTexts) and self.model.next_sentence:
-            # All examples have the length of the longest pair; the texts have different lengths.
+            # All examples have the length of the longest possible pair, so the texts are measured.
             lengths = np.array([len(x) for x in ids])
         sizes, facts = {"tokens": lengths}, {"tokens": f"{total:,}"}
         if self.dataset.running:
@@ -350,7 +350,7 @@ class LanguageModeling(Task):
         return self.options.top_k is not None
 
     def with_options(self, options: AnswerOptions) -> Task:
-        """Returns the task with other options; raises UserError if a causal model gets one."""
+        """Returns the task with other options; raises UserError if a causal model has options."""
         if self.processor.causal:
             options.check({**self.answer_options, "top_k": _GENERATED})
         return super().with_options(options)
@@ -368,8 +368,8 @@ class LanguageModeling(Task):
             options.check({**cls.answer_options, "top_k": _GENERATED})
         if options.top_k > _SHOWN:
             raise UserError(
-                f"--top_k: got {options.top_k}, expected at most {_SHOWN}, the number of words of "
-                "an export; give --workdir instead"
+                f"--top_k: got {options.top_k}, expected at most {_SHOWN}, because an export lists "
+                f"{_SHOWN} words; for more words, give --workdir in place of --export"
             )
         blanks = [words[: options.top_k] for words in answer["blanks"]]
         return {**answer, "blanks": blanks, "text": blank_line(blanks)}
@@ -414,7 +414,7 @@ class LanguageModeling(Task):
         return digests.ids(rows, [tokenizer] * len(rows))
 
     def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
-        """Returns the contribution of each example to the loss, which is their mean."""
+        """Returns the contribution of each example to the loss; the loss is the mean of these."""
         losses = np.asarray(outputs["loss"], np.float64)
         return losses * len(losses) / np.sum(outputs["tokens"], dtype=np.float64)
 

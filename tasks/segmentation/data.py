@@ -40,14 +40,15 @@ class DataConfig(ImageTableConfig):
     Attributes:
       name: name of a built-in data set. With `path`, name under which results are stored,
         own_<folder> by default.
-      path: folder of user files. It contains either images/ and masks/, in which an image and its
-        mask have the same name, or the folders train/ and optionally validation/ and test/, which
-        each contain images/ and masks/. Or it is a table with paths of images and masks, or three
-        paths for train, validation and test, separated by commas. A missing split is a tenth of the
-        training split, selected by the hash of the pixels. A mask contains the class index of each
-        pixel, in grayscale or with a palette. An optional file classes.txt lists the class names,
-        one per line, from class 0. The training split must have pixels of at least two classes. For
-        images with an EXIF orientation see `tasks.common.images.orientation`.
+      path: user files. A folder contains either images/ and masks/, in which an image and its mask
+        have the same name, or the folders train/ and optionally validation/ and test/, which each
+        contain images/ and masks/. Other forms of `path` are a table with paths of images and
+        masks, and three paths for train, validation and test, separated by commas. A missing split
+        is a tenth of the training split, selected by the hash of the pixels. A mask contains the
+        class index of each pixel, in grayscale or with a palette. An optional file classes.txt
+        lists the class names, one per line, from class 0. The training split must have pixels of at
+        least two classes. For images with an EXIF orientation see
+        `tasks.common.images.orientation`.
       image_size: height and width of the model's input.
       fit: method for images of other sizes: "resize" scales the complete image; "tiles" cuts it
         into windows at its original scale and blends the predictions for the windows.
@@ -58,7 +59,7 @@ class DataConfig(ImageTableConfig):
       skip_broken: whether to skip user images that cannot be read, with a message.
       augmentation: config of the random augmentation in training.
       crop_size: height and width of random crops of the training images, which need less time and
-        memory than complete images. Evaluation and prediction are of complete images. Empty for no
+        memory than complete images. Evaluation and prediction use complete images. Empty for no
         crops.
       label_column: column of user tables with the path of each mask.
       For the other attributes see `ImageTableConfig`; `stratify` has no effect, because images have
@@ -83,7 +84,7 @@ class DataConfig(ImageTableConfig):
         is_crop = len(self.crop_size) == 2 and all(
             1 <= part <= whole for part, whole in zip(self.crop_size, self.image_size, strict=True)
         )
-        expected = f"a height and a width of at most image_size={list(self.image_size)}, or none"
+        expected = f"a height and a width of at most image_size={list(self.image_size)}, or []"
         self.expect("crop_size", not self.crop_size or is_crop, expected)
         values, most = self.mask_values, user_files.MOST_CLASSES
         valid = not values or (
@@ -93,7 +94,7 @@ class DataConfig(ImageTableConfig):
         )
         self.expect("mask_values", valid, f"2 to {most} different numbers from 0 to 65535")
         self.expect(
-            "mask_values", not values or self.path is not None, "no values unless path is set"
+            "mask_values", not values or self.path is not None, "no values, because path is not set"
         )
         name = results_name(self.name, DATA_SETS, self.path, "; path takes your own files")
         object.__setattr__(self, "name", name)
@@ -337,7 +338,7 @@ def _fitted(
         whole = digests.code((image, mask))
         if tiled:
             windows = tiles.training_windows(image, mask, size, VOID)
-            # Counted in the mask, because windows also have the pixels of earlier windows as void.
+            # Counted in the mask, because a window also marks pixels of earlier windows as void.
             void += int(np.sum(mask == VOID))
         else:
             windows = [(resize(image, size), nearest(mask, size))]

@@ -52,7 +52,7 @@ CAMVID_NAMES = (
 )
 _CAMVID_COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 _CAMVID_SPLITS = {"train": "train", "validation": "val", "test": "test"}
-# In the repository, images are in a folder CamVid; an archive may have their folders at the top.
+# The repository has the image folders in CamVid/; an archive may have them at its top level.
 _CAMVID_FILE = re.compile(r"(?:.*CamVid/)?((?:train|val|test)(?:annot)?/[^/]+)\.(?:png|webp)")
 
 
@@ -131,7 +131,7 @@ def _camvid(
       name: name of the data set.
       size: height and width.
       sha256: hash of `camvid_pixels`.
-      extract: writes the archive of this size from that of the repository.
+      extract: function that writes the archive of this size from the archive of the repository.
     """
     source = Source(
         name=f"camvid/camvid_{size[1]}x{size[0]}.zip",

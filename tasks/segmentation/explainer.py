@@ -32,8 +32,8 @@ from tasks.processor import Arrays
 class SegmentationExplainer(Explainer):
     """Explains one class at its predicted pixels.
 
-    It is the class with the most pixels besides the background, which is class 0. If all pixels are
-    background, the background is explained.
+    Among the classes other than the background (class 0), it is the class with the most predicted
+    pixels. If all pixels are background, the background is explained.
     """
 
     replacement = "a blurred copy"
@@ -73,7 +73,7 @@ class SegmentationExplainer(Explainer):
         return np.exp(np.minimum(scores, 0))
 
     def _maps(self, subject: Subject) -> list[tuple[str, np.ndarray]]:
-        """Returns name and spatial map [y, x] of each attention whose weights have one."""
+        """Returns name and spatial map [y, x] of each attention whose weights are spatial."""
         model, found = self.task.model, []
         sides = model.sides(*subject.inputs["image"].shape[1:3])
         for name, weights in subject.attention.items():

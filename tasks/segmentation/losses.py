@@ -127,7 +127,7 @@ def cross_entropy(logits: Array, labels: Array, counted: Array, class_weights: A
 
     Args:
       logits: class logits, [B, Y, X, K].
-      labels: true classes y, integers [B, Y, X]; any value where not counted.
+      labels: true classes y, integers [B, Y, X]; arbitrary at pixels that are not counted.
       counted: bool [B, Y, X], True for pixels that contribute to the loss.
       class_weights: weights w of the classes, [K].
 

@@ -106,9 +106,9 @@ def boundary_f1(
     over classes. P is the fraction of the predicted boundary within `tolerance` of the true
     boundary. R is the fraction of the true boundary within `tolerance` of the predicted boundary. A
     pixel of a class is a boundary pixel if one of its four neighbors has another class. Void
-    neighbors are ignored, and predictions for void pixels are void. A class that covers all pixels
-    has no boundary: its F1 is 1 if truth and prediction both have no boundary of the class, and 0
-    if only one of them has none.
+    neighbors are ignored, and predictions at void pixels count as void. A class that covers all
+    pixels has no boundary: its F1 is 1 if truth and prediction both have no boundary of the class,
+    and 0 if only one of them has none.
 
     Args:
       truth: integers [Y, X] of each image, void allowed.

@@ -155,8 +155,8 @@ class Segmentation(Task):
     drawn_examples = 6
     sharding_rules = SHARDING_RULES
     answer_options: ClassVar[dict[str, str | None]] = {
-        "threshold": "each pixel has its most probable class",
-        "positive": "each pixel has its most probable class",
+        "threshold": "each pixel is assigned its most probable class",
+        "positive": "each pixel is assigned its most probable class",
     }
 
     load = staticmethod(load)
@@ -321,7 +321,7 @@ class Segmentation(Task):
         return SegmentationExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
-        """Draws the confusion matrix; and over images, true and predicted classes and attention."""
+        """Draws the confusion matrix, and true and predicted classes and attention over images."""
         drawn: list[Figure] = [
             ConfusionMatrix(
                 "confusion matrix of pixels",

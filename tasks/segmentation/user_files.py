@@ -91,7 +91,7 @@ def find(path: str) -> dict[str, list[Pair]]:
     """Finds images and their masks by split.
 
     Args:
-      path: a folder with images/ and masks/, which are the training split. Instead it may contain
+      path: a folder that contains either images/ and masks/, which are the training split; or
         train/ and optionally validation/ (or valid, val) and test/, each with images/ and masks/.
 
     Raises:
@@ -375,6 +375,6 @@ def count_classes(
         first = next(number for number in range(most) if not counts[number])
         warn_once(
             f"{path}: masks of the train split have no pixel of {missing} of {most + 1} "
-            f"classes, the first is {first}"
+            f"classes; the first missing class is {first}"
         )
     return max(most, 1) + 1

@@ -24,7 +24,7 @@ DATA_SETS = ("reversed_digits", "copied_digits")
 # Token ids. START is the input of the decoder at its first step.
 PAD, START, END, FIRST_DIGIT = 0, 1, 2, 3
 VOCABULARY = FIRST_DIGIT + 10
-# Number of hash values, of the ten values in `split_of`, that belong to each split.
+# Number of hash values that belong to each split, out of the ten values in `split_of`.
 SHARES = {"test": 1, "validation": 1, "train": 8}
 
 
@@ -53,8 +53,8 @@ class DataConfig(Config):
         self.expect("max_length", longer, f"at least min_length={self.min_length}")
         digits = range(self.min_length, self.max_length + 1)
         for split, share in SHARES.items():
-            # At most half of the strings that belong to the split, so that `generate`, which draws
-            # random strings until it has enough different ones, ends soon.
+            # `generate` draws random strings until it has enough different ones. It ends soon if at
+            # most half of the strings that belong to the split are needed.
             most = sum(10**length for length in digits) * share // 20
             name, lengths = f"{split}_size", f"{self.min_length} to {self.max_length} digits"
             self.expect(name, getattr(self, name) <= most, f"at most {most} with {lengths}")

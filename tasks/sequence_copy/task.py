@@ -144,7 +144,7 @@ class SequenceCopy(Task):
         return jnp.sum(losses) / tokens, {"forced_accuracy": jnp.sum(correct) / tokens}
 
     def evaluate(self, model: EncoderDecoder, batch: Batch) -> tuple[dict, dict]:
-        """Sums the cross-entropy, and counts correct and all tokens, under teacher forcing."""
+        """Sums cross-entropy, and counts correct tokens and all tokens, under teacher forcing."""
         losses, correct, weight = _by_token(model, batch, None)
         sums = {"loss": jnp.sum(losses), "right": jnp.sum(correct), "tokens": jnp.sum(weight)}
         return sums, {}
@@ -232,7 +232,7 @@ class SequenceCopy(Task):
     def figures(self, results: SplitResults) -> list[Figure]:
         """Draws the fraction of exact matches by length of the string, and example strings.
 
-        Each example has one alignment for each head of the attention.
+        With attention, each example has one drawing of its alignment for each head.
         """
         examples, outputs = self.examples(results.split), results.outputs
         drawn: list[Figure] = [_by_length(outputs["tokens"], examples)]
@@ -267,8 +267,8 @@ class SequenceCopy(Task):
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """Returns the baselines.
 
-        One returns the string in the wrong order. The other repeats the most common digit as often
-        as the target has digits."""
+        One baseline returns the string in the wrong order. The other one repeats the most common
+        digit as often as the target has digits."""
         wrong_way = "unreversed" if self.data.name == "reversed_digits" else "reversed"
         return {wrong_way: self._wrong_way, "commonest_digit": self._commonest_digit}
 
@@ -333,9 +333,10 @@ def alignment_accuracy(looked: np.ndarray, examples: DigitStrings) -> float:
 
 
 def _groups(digits: np.ndarray) -> list[tuple[int, int]]:
-    """Returns the least and the greatest length of each group: at most four, then the longest.
+    """Returns the least and the greatest length of each group.
 
-    The last group has only strings of the greatest length.
+    There are at most four groups with ranges of lengths. They are followed by a group that has only
+    the strings of the greatest length.
     """
     parts = np.array_split(np.unique(digits), 4)
     groups = [(int(part[0]), int(part[-1])) for part in parts if len(part)]

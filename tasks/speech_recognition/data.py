@@ -93,11 +93,11 @@ class DataConfig(TranscribedConfig):
         speakers = (*SPEAKERS, OFFICIAL) if self.name == "spoken_digits" else SPEAKERS
         self.expect("held_out", self.held_out in speakers, f"one of {', '.join(speakers)}")
         allowed = self.normalised or not self.dynamic_range
-        self.expect("dynamic_range", allowed, "0 if `normalised` is False")
+        self.expect("dynamic_range", allowed, "0, because `normalised` is False")
         self.expect("max_seconds", self.max_seconds > 0, "a number above 0")
-        self.text.expect_defaults(LOSSY, "because texts are decoded")
+        self.text.expect_defaults(LOSSY, "because output tokens are decoded to texts")
         if self.text.tokenizer == "wordpiece":
-            expected = "'word', 'character' or 'bpe', because texts are decoded"
+            expected = "'word', 'character' or 'bpe', because output tokens are decoded to texts"
             raise ValueError(f"text.tokenizer: got 'wordpiece', expected {expected}")
 
 

@@ -23,7 +23,7 @@ from tasks.transcription import TranscriptionProcessor
 # Approximate maximum number of training clips for the feature statistics, and the batch size of
 # that computation.
 _SCALE_CLIPS, _SCALE_BATCH = 500, 32
-# Peak of a normalized clip, and minimum of the peak by which a clip is divided.
+# Peak of a normalized clip, and lower bound of the divisor, which is the peak before normalization.
 _PEAK, _LEAST_PEAK = 0.5, 1e-3
 
 Change = Callable[[jax.Array], jax.Array]
@@ -67,8 +67,8 @@ class SpeechProcessor(TranscriptionProcessor):
     def export_sizes(self) -> list[dict[str, int]]:
         """Returns the exported clip lengths in samples.
 
-        These are the longest clip, and up to three shorter ones, each a third of the next, of at
-        least a second."""
+        These are the length of the longest clip, and a third, a ninth and a twenty-seventh of it,
+        each if it is at least one second."""
         config, model = self.data.features, self.model
         longest = math.ceil(config.sample_rate * self.data.max_seconds)
         if model.encoder != "pyramid":

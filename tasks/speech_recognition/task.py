@@ -63,7 +63,7 @@ class SpeechRecognition(TranscriptionTask):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Held-out speaker of spoken digits, or a note that training has all speakers."""
+        """Held-out speaker of spoken digits, or a note that all speakers are in train."""
         if self.data.path is not None or self.data.name.startswith("prompts"):
             return {}
         held_out = self.data.held_out
@@ -128,7 +128,7 @@ class SpeechRecognition(TranscriptionTask):
         return np.asarray(features[0]).T[::-1], self._times(int(example["length"]))
 
     def _times(self, samples: int) -> list[str]:
-        """Returns the labels of encoded frames. Every half second has a time, others are empty."""
+        """Returns the labels of encoded frames: a time every half second, else an empty text."""
         config = self.data.features
         frames = config.frames(samples)
         encoded = self.model.frames(frames)

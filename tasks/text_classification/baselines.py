@@ -23,7 +23,7 @@ _SEED = 0
 def tfidf_linear_svc(train_texts: Sequence[str], train_labels: np.ndarray) -> Predict:
     """Fits a linear SVM (C = 1) on sublinear TF-IDF of uni- and bigrams.
 
-    N-grams that occur in a single text are ignored.
+    N-grams that occur in only one text are ignored.
 
     Args:
       train_texts: texts of the training split.
@@ -151,8 +151,8 @@ def tfidf_prior(
     (Rennie et al. 2003; smoothing 0.1). Both are fitted to TF-IDF vectors of the tokens that a text
     contains: x[t] = idf[t], divided by the Euclidean norm of these values. The scores of each model
     are scaled to standard deviation 1 over the training texts, and added: s_c = x · w_c. Column c
-    of the result is idf * w_c, divided by the root mean square of idf in the training texts. Its
-    sum over the n tokens of a text, divided by sqrt(n), approximates s_c.
+    of the result is idf * w_c, divided by the root mean square of idf in the training texts. The
+    sum of column c over the n tokens of a text, divided by sqrt(n), approximates s_c.
 
     Args:
       tokens: token ids of each text; repeated ids count once.
@@ -162,7 +162,7 @@ def tfidf_prior(
 
     Returns:
       float32 [vocabulary, classes], 0 for the padding id. With two classes [vocabulary, 1], the
-      difference of the scores of class 1 and class 0.
+      score of class 1 minus the score of class 0.
     """
     from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.naive_bayes import ComplementNB

@@ -54,7 +54,7 @@ class DataConfig(HeldOutConfig, TextFilesConfig):
         self.expect(
             "group_column",
             not self.group_column or self.train_file is not None,
-            "no column unless train_file is set",
+            "no column, because train_file is not set",
         )
         distinct = self.text_column != self.label_column
         self.expect("label_column", distinct, "a column other than text_column")

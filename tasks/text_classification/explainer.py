@@ -60,8 +60,8 @@ class TextExplainer(ClassificationExplainer):
     def attention_path(self, subject: Subject) -> AttentionPath | None:
         """Returns the attention weights that lead from the tokens to the logits.
 
-        These are the weights of the encoder's layers, and those with which the pool, or the
-        classification token, reads the states.
+        These are the weights of the encoder's layers, and the weight of each encoded token in the
+        prediction: its pooling weight or, with a classification token, 1 for this token.
         """
         attention, first = subject.attention, min(self._around, 1)
         length = int(subject.inputs["length"][0])

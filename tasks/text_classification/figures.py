@@ -1,6 +1,6 @@
 """Figures of text classification: one weight per token from the attention of a model.
 
-T tokens of a text.
+T is the number of tokens of a text.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import numpy as np
 def token_weights(
     attention: Mapping[str, np.ndarray], has_cls: bool, lengths: np.ndarray | None = None
 ) -> np.ndarray:
-    """Returns one weight per token, from the weights of the pool or else of the last layer.
+    """Returns one weight per token: that of the pool, or of the last layer if the pool has none.
 
-    Weights of the last layer are averaged over heads.
+    Weights are averaged over heads.
 
     Args:
       attention: attention weights returned by `TextClassification.attention`.
-      has_cls: whether texts begin with a classification token. If so, the last layer's weights are
-        those with which this token attends to the other tokens. If not, they are averaged over the
+      has_cls: whether texts begin with a classification token. If so, the weights of the last
+        layer are those of this token over the other tokens. If not, they are averaged over the
         attending tokens.
       lengths: int [n], number of tokens of each text; n is at least the number of examples. The
-        average is over these tokens only, or over all positions if None.
+        average over attending tokens excludes padding; None to include it.
 
     Returns:
       [examples, T], nonnegative; empty if the model has no attention weights.

@@ -58,7 +58,7 @@ class InitialWeights:
 def initial_weights_from(
     pretrained: Pretrained, text: TextConfig, model: Any
 ) -> tuple[InitialWeights, Tokenizer]:
-    """Returns the parameters that a classifier shares with a language model, and its tokenizer.
+    """Returns the initial parameters of a classifier, and its tokenizer, from a language model.
 
     Args:
       pretrained: run of language_modeling.
@@ -83,8 +83,9 @@ def initial_weights_from(
     differing += _differing("config.model", model, pretrained.model, EncoderConfig, _FREE)
     learned, wanted = pretrained.model.max_length, model.max_length
     by_length = model.positions_are("learned")
-    # A masked language model, and a causal one of separate texts, reads a text after a
-    # classification token. A classifier without this token skips its learned position.
+    # In masked language models, and in causal language models of separate texts, the first position
+    # is that of a classification token. A classifier without this token has no use for the learned
+    # embedding of the first position.
     began = pretrained.model.objective == "masked" or pretrained.assets["begin"] is None
     pools_first = model.pooling in ("cls", "bert")
     skipped = int(began and not pools_first)
@@ -100,8 +101,10 @@ def initial_weights_from(
             "keys, or use another run"
         )
     params = pretrained.params
-    # [MASK] and [SEP], the last tokens of the language model, are used with pooling "bert" only.
-    # All tokens of a classifier are in the first segment, so its embedding is added to the table.
+    # The vocabulary of the language model ends with [MASK] and [SEP]. Only classifiers with pooling
+    # "bert" need the embeddings of these two tokens.
+    # All tokens of a classifier are in the first segment, so the embedding of this segment is added
+    # to the table.
     is_bert = model.pooling == "bert"
     rows = tokenizer.size + (len(LAST) if is_bert else 0)
     table = np.asarray(params["embedding"]["embedding"])[:rows]

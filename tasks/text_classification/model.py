@@ -31,7 +31,7 @@ Array = jax.Array
 
 
 Pool = one_of(*registry.names("pool"))
-# Number of tokens that a pooling adds around the text; other poolings add none.
+# Number of tokens that a pooling adds around the text; poolings that are not listed add none.
 AROUND = {"cls": 1, "bert": 2}
 PoolOrCls = one_of(*registry.names("pool"), *AROUND)
 Prior = one_of("none", "naive_bayes", "tfidf")
@@ -45,7 +45,8 @@ class EmbeddingConfig(ClassWeightsConfig):
       embedding_scale: standard deviation of the initial embeddings.
       prior: initial values of the first coordinates of the embeddings, fitted to the training
         split: "naive_bayes" for log-count ratios (Wang & Manning 2012), "tfidf" for the sum of
-        a linear SVM and complement naive Bayes on TF-IDF vectors, "none" for random values.
+        the weights of a linear SVM and of complement naive Bayes on TF-IDF vectors, "none" for
+        random values.
       prior_scale: factor of these values.
       For the other attributes see `ClassWeightsConfig`.
     """
@@ -104,7 +105,7 @@ class TransformerConfig(EmbeddingConfig, EncoderConfig):
     def __post_init__(self):
         super().__post_init__()
         free = not self.init_from or self.prior == "none"
-        self.expect("prior", free, "'none' with init_from, which gives the embeddings")
+        self.expect("prior", free, "'none', because init_from sets the embeddings")
         reads = self.pooling not in AROUND or "always_causal" not in self.entry.capabilities
         self.expect(
             "pooling",
@@ -260,9 +261,9 @@ class TextClassifier(nnx.Module):
           return_weights: whether to return the attention weights by name.
 
         Returns:
-          Logits [B, C]; with `return_weights` also the attention weights. These are "pool" [B,
-          heads, T], except for the pool "mean"; and for a Transformer "encoder" [B, L, N, T, T], if
-          its mixer has attention weights.
+          Logits [B, C]; with `return_weights` also the attention weights by name: "pool" [B, heads,
+          T], unless the pool is "mean"; and, for a Transformer whose mixer has attention weights,
+          "encoder" [B, L, N, T, T].
         """
         *keys, last = split_keys(dropout_key, self.keys)
         pooled, weights = self._pooled(tokens, lengths, keys, return_weights)

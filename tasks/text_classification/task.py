@@ -184,7 +184,7 @@ class TextClassification(ClassificationTask):
         tokenizer: Tokenizer | None = None,
         assets: Mapping[str, Any] | None = None,
     ) -> TextProcessor:
-        """Fits the tokenizer, unless one is given, and the lengths of the buckets.
+        """Fits the lengths of the buckets and, unless a tokenizer is given, the tokenizer.
 
         Raises:
           UserError: no training text has a known token.

@@ -26,7 +26,8 @@ def read_labelled(
         `tasks.common.data.own.files_of`.
       text_column, label_column: names of two columns, or keys of JSON objects.
       group_column: name of a third column; empty for no groups.
-      trained: whether the columns are those of a trained run, which no flag can change.
+      trained: whether the columns are those of a trained run. Flags cannot change such columns, so
+        the message for a missing column asks to rename a column of the file.
 
     Returns:
       Texts; labels; ids, which are file name and line of each text; and groups, an empty list

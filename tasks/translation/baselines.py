@@ -13,7 +13,7 @@ Translate = Callable[[Sequence[str]], list[str]]
 _TOKEN = re.compile(r"\w+(?:-\w+)*|[^\w\s]")
 _SPACED = re.compile(r"\s+([.,;:!?])")
 _EMPTY = ""
-# Largest number of word pairs, within sentence pairs, that are held in memory.
+# Maximum number of pairs of a source word and a target word that are held in memory.
 _MAX_LINKS = 40_000_000
 
 

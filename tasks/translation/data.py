@@ -42,8 +42,8 @@ class DataConfig(HeldOutConfig):
       text: config of the tokenizer, which is fitted on both languages. `max_length` applies to
         source and target separately: longer pairs are omitted from the training split, and
         truncated in the other splits. With `lower_case`, outputs and references are in lower case.
-      For the other attributes see `HeldOutConfig`; `group_column` is a column of tables, and there
-      are no classes.
+      For the other attributes see `HeldOutConfig`; `group_column` is a column of tables, and
+      sentence pairs have no classes.
     """
 
     name: known_names(*DATA_SETS) = "multi30k"
@@ -57,7 +57,7 @@ class DataConfig(HeldOutConfig):
         for name in ("source", "target"):
             self.expect(name, bool(getattr(self, name)), "a language")
         self.expect("target", self.source != self.target, "another language than source")
-        self.text.expect_defaults(LOSSY, "because texts are decoded")
+        self.text.expect_defaults(LOSSY, "because output tokens are decoded to texts")
         first = None if self.path is None else split_paths(self.path)[0]
         name = results_name(self.name, DATA_SETS, first, "; path takes your own files")
         object.__setattr__(self, "name", name)

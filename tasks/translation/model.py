@@ -72,7 +72,7 @@ class TransformerConfig(EncoderConfig):
       label_smoothing: fraction of the probability of a target token that is spread over the
         vocabulary (Szegedy et al. 2016).
       r_drop: weight α of the divergence between two passes over each example with different dropout
-        masks (Liang et al. 2021); 0 for one pass. A step takes twice the time.
+        masks (Liang et al. 2021), which take twice the time; 0 for one pass.
       decoding: decoding method for the test split and predictions; validation uses greedy decoding.
       For the other attributes see `EncoderConfig`.
     """

@@ -70,7 +70,7 @@ class Translation(Task):
     sharding_rules = transformer.SHARDING_RULES + recurrent.SHARDING_RULES
     decodes = True
     answer_options: ClassVar[dict[str, str | None]] = {
-        "top_k": "several translations are set by --set=model.decoding.n_best=K",
+        "top_k": "the number of translations is set by --set=model.decoding.n_best=K",
     }
     baseline_version = 2
 
@@ -211,7 +211,7 @@ class Translation(Task):
         return loss, metrics
 
     def evaluate(self, model: models.Translator, batch: Batch) -> tuple[dict, dict]:
-        """Sums the cross-entropy, and counts correct and all tokens, under teacher forcing."""
+        """Sums cross-entropy, and counts correct tokens and all tokens, under teacher forcing."""
         logits, weight = _teacher_forcing(model, batch, None)
         losses = cross_entropy(logits, batch["target"])
         right = jnp.argmax(logits, axis=-1) == batch["target"]

@@ -17,7 +17,7 @@ Parallel = Files | list[str]
 
 
 def _inferred(path: str) -> dict[str, object]:
-    """Returns the languages of two text files, which are their extensions; else no defaults."""
+    """Returns the extensions of two text files as default languages; {} for other paths."""
     names = split_paths(path)
     suffixes = [Path(name).suffix.lstrip(".") for name in names]
     if len(names) != 2 or len(set(suffixes)) != 2 or any(_is_table(name) for name in names):
@@ -87,7 +87,7 @@ def _in_folder(path: str, source: str, target: str) -> dict[str, Parallel]:
             there = [file.is_file() for file in pair]
             if any(there) and not all(there):
                 raise UserError(
-                    f"{pair[there[0]]}: is missing, but {pair[not there[0]].name} is there; add "
+                    f"{pair[there[0]]}: is missing, but {pair[not there[0]].name} exists; add "
                     "the file with the translations, or set --text and --label to the languages of "
                     "the files"
                 )
@@ -128,7 +128,7 @@ def read_labeled(path: str, source: str, target: str) -> tuple[list[str], list[s
         return read_pairs((folder / f"test.{source}", folder / f"test.{target}"))
     if len(names) > 1 or folder.suffix.lower() not in EXTENSIONS:
         raise UserError(
-            f"{path}: got one file, expected two files, separated by a comma, a folder with "
+            f"{path}: got one file, expected two files separated by a comma, a folder with "
             f"test.{source} and test.{target}, or a table with the columns {source} and {target}"
         )
     table = open_table(path, (source, target))
@@ -231,8 +231,7 @@ def read_pairs(files: Files) -> tuple[list[str], list[str], list[str]]:
     kept = [i for i in range(len(source)) if source[i] and target[i]]
     if not kept:
         raise UserError(
-            f"{files[0]}: got no sentence pair, expected at least one line that is not empty in "
-            f"both files"
+            f"{files[0]}: got no sentence pair, expected at least one line with text in both files"
         )
     if dropped := len(source) - len(kept):
         first = next(i for i in range(len(source)) if not (source[i] and target[i]))

@@ -269,8 +269,8 @@ def write_classifier(
 ) -> None:
     """Writes a folder of BertForSequenceClassification, or of its equivalent for (XLM-)RoBERTa.
 
-    tokenizer.json contains the tokenizer of the classifier. It also puts each text between [CLS]
-    and [SEP], or between <s> and </s>.
+    tokenizer.json contains the tokenizer of the classifier, extended by a step that puts each text
+    between [CLS] and [SEP], or between <s> and </s>.
 
     Args:
       folder: new folder.

@@ -40,7 +40,7 @@ class Lines(Config):
       wobble: maximum change of each entry of a digit's 2 x 2 transformation matrix.
       elastic: standard deviation of the displacements of a digit's pixels in each direction, in
         pixels (Simard, Steinkraus & Platt 2003, "Best Practices for Convolutional Neural Networks
-        Applied to Visual Document Analysis", section 2, which has about 1.4); 0 for none.
+        Applied to Visual Document Analysis", section 2, where it is about 1.4); 0 for none.
     """
 
     least: PositiveInt = 3

@@ -239,7 +239,7 @@ def test_folders_of_splits(tmp_path):
     folder(tmp_path / "test", ["c"], count=2, seed=3)
     with pytest.raises(
         UserError,
-        match=r"test/c: the train split has no class .c., expected one of its classes a, b",
+        match=r"test/c: got the class .c., expected a class of the train split: a, b",
     ):
         read_folder(str(tmp_path), 4, False)
 

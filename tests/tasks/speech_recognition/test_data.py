@@ -233,7 +233,7 @@ def test_noise_has_the_ratio_asked_for():
         ),
         (
             {"text": TextConfig(stem="english")},
-            r"text\.stem: got 'english', expected None, because texts are decoded",
+            r"text\.stem: got 'english', expected None, because output tokens are decoded to texts",
         ),
     ],
 )

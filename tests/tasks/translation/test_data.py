@@ -79,8 +79,8 @@ def test_two_files_are_split_by_the_hash_of_the_source(folder):
     ("files", "message"),
     [
         ({}, r"has no train\.en and train\.de; add both"),
-        ({"train__en": "a\n"}, r"train\.de: is missing, but train\.en is there.*--text and --l"),
-        ({"train__de": "a\n"}, r"train\.en: is missing, but train\.de is there"),
+        ({"train__en": "a\n"}, r"train\.de: is missing, but train\.en exists.*--text and --l"),
+        ({"train__de": "a\n"}, r"train\.en: is missing, but train\.de exists"),
         ({"train__en": "a\n", "train__de": "b\nc\n"}, "got 2 lines, expected 1 as in"),
         ({"train__en": "", "train__de": ""}, r"train\.en: the file is empty"),
         (
@@ -119,7 +119,7 @@ def test_mistakes_with_paths(path, message):
         ({"source": "de"}, "target: got 'de', expected another language than source"),
         (
             {"text": TextConfig(ngrams=2)},
-            "text.ngrams: got 2, expected 1, because texts are decoded",
+            "text.ngrams: got 2, expected 1, because output tokens are decoded to texts",
         ),
         ({"text": TextConfig(unique=True)}, "text.unique: got True, expected False"),
     ],

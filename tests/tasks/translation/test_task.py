@@ -402,5 +402,5 @@ def test_labeled_pairs_are_two_files_a_folder_or_a_table(task, tmp_path, form):
         given = f"{tmp_path}/test.en,{tmp_path}/test.ne"
     part = task.with_file(given).dataset.splits["test"]
     assert (part.sources, part.targets) == (sources, targets)
-    with pytest.raises(UserError, match="two files, separated by a comma"):
+    with pytest.raises(UserError, match="two files separated by a comma"):
         task.with_file(f"{tmp_path}/test.en" if form != "table" else f"{tmp_path}/x.txt")
