@@ -183,7 +183,7 @@ class Guard:
             remedy += "config.training.on_nan=skip"
         return (
             f"{found}; python -m launch.replay --workdir={self.folder} repeats the step and names "
-            f"the operation; {remedy}; earlier checkpoints are kept"
+            f"the operation that caused it; {remedy}; earlier checkpoints are kept"
         )
 
 

@@ -123,7 +123,9 @@ def _of_example(name: str, weights: np.ndarray, example: int) -> np.ndarray:
     calls = weights.ndim == 5
     batch = weights.shape[1 if calls else 0]
     if not -batch <= example < batch:
-        raise ValueError(f"example: got {example}, expected {-batch} to {batch - 1} at {name!r}")
+        raise ValueError(
+            f"example: got {example}, expected {-batch} to {batch - 1} for the batch of {name!r}"
+        )
     if calls:
         return weights[:, example]
     one = weights[example]
