@@ -34,7 +34,7 @@ Rows = Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]]
 
 
 class Destination:
-    """Standard output, or a file that replaces an earlier one when it is complete.
+    """Standard output, or a file. An earlier file is replaced only when the new one is complete.
 
     It is a context manager. If an exception leaves the context, an earlier file is unchanged.
     """
@@ -134,16 +134,17 @@ def format_of(output: str | None, given: str | None) -> str:
     suffix = Path(output).suffix.lower()
     found = SUFFIXES.get(suffix)
     if found is None and given is None:
-        hint = "; write JSON lines, as .jsonl" if suffix == ".json" else ""
+        hint = "; for JSON lines write .jsonl" if suffix == ".json" else ""
         raise UserError(
             f"--output={output}: got the extension {suffix!r}, expected one of "
             f"{', '.join(SUFFIXES)}{hint}"
         )
-    # JSON lines are either complete answers or table rows.
+    # A .jsonl file has complete answers with --format=json, otherwise table rows.
     if given in (None, found) or found is None or (given, found) == ("json", "jsonl"):
         return given or str(found)
     raise UserError(
-        f"--format={given}: got --output={output}, which is {found}; leave out --format"
+        f"--format={given}: got --output={output}, whose extension means {found}; "
+        f"leave out --format"
     )
 
 
@@ -157,7 +158,8 @@ class Answers:
     """Writer of predictions in one of `FORMATS`.
 
     * text: the text of each prediction; if the inputs are rows of a table, the same as csv.
-    * json: one line for each complete prediction; the row of a table is under the key "row".
+    * json: one line for each complete prediction; if the input is the row of a table, the key "row"
+      has this row.
     * csv, tsv, jsonl: the columns of the input table, then a column predicted_<key> for each key of
       a prediction. Inputs that are not from a table are in the single column "input".
     """
@@ -257,7 +259,7 @@ def write_rows(rows: Iterable[Mapping[str, Any]], form: str, destination: Destin
 
 
 def cell(value: Any) -> str:
-    """Converts a value to a table cell: a text stays as it is, None becomes "", others JSON."""
+    """Converts a value to a table cell: a text stays as it is, None becomes "", the rest JSON."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -265,7 +267,7 @@ def cell(value: Any) -> str:
 
 def _line(cells: Sequence[str], delimiter: str = ",") -> str:
     buffer = io.StringIO()
-    # The csv module quotes cells with characters of the line terminator. It therefore has both line
-    # end characters, although it is removed below.
+    # The csv module quotes cells that contain a character of the line terminator. The terminator
+    # therefore has both line end characters, although it is removed below.
     csv.writer(buffer, delimiter=delimiter, lineterminator="\r\n").writerow(cells)
     return buffer.getvalue().removesuffix("\r\n")

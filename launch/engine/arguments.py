@@ -68,7 +68,7 @@ def wrong_argument(
     """Returns the error for an argument with an unknown word; its message lists the known names.
 
     Args:
-      error: error about the unknown word, whose message is included.
+      error: error about the unknown word; the result includes its message.
       argument: as for `check_argument`.
       kinds: known names of each part, or a description of them.
     """

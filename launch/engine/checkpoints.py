@@ -134,7 +134,7 @@ class Checkpoints:
 
         Args:
           abstract_state: shapes, dtypes and shardings of the state; see `launch.engine.steps`.
-          iterator: data iterator, which is set to that step.
+          iterator: data iterator, which is set to the step of the checkpoint.
           warn: called with a one-line warning for each damaged checkpoint.
 
         Raises:
@@ -158,7 +158,7 @@ class Checkpoints:
         return 0, None
 
     def delete_after(self, step: int) -> None:
-        """Removes the damaged checkpoints after a step, which training will write again."""
+        """Removes the checkpoints after a step, so that training writes them again."""
         for later in [later for later in self.steps() if later > step]:
             self._manager.delete(later)
 

@@ -13,8 +13,9 @@ import jax
 
 from launch.engine import monitoring
 
-# Largest number of steps in flight. Before the host starts another step, it waits for the oldest
-# one. On a CPU, the temporaries of a step are allocated when it starts, so each has its own.
+# Largest number of steps in flight. If it is reached, the host waits for the oldest step before it
+# starts another one. On a CPU, a step allocates its temporaries when the host starts it, so several
+# steps in flight would need several times the memory.
 _IN_FLIGHT, _IN_FLIGHT_ON_CPU = 3, 1
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -24,13 +25,14 @@ class Clock:
 
     A window is the time between two lines of timing.jsonl. Steps run asynchronously: a call of the
     step function returns before the step has run. So the step time is the time from the completion
-    of the previous step to that of this step, as the host sees it. Before the host starts a step,
-    it waits until at most two (on a CPU, none) of the earlier steps are running. The step time
-    includes a wait for data that delayed the step. Steps around a compilation are left out.
+    of the previous step to the completion of this step, as the host observes them. Before the host
+    starts a step, it waits until at most two (on a CPU, none) of the earlier steps are running. If
+    a wait for data delays a step, the step time includes the wait. Steps that compile, and steps
+    that complete after the host has compiled a later step, have no step time.
     """
 
     def __init__(self, seeds: int = 1):
-        """Starts the clock. The time until `started` is called counts as the time of the start.
+        """Starts the clock. The time until `started` is called counts as `start_seconds`.
 
         Args:
           seeds: number of seeds that are trained together, see `launch.engine.stack`.
@@ -50,12 +52,12 @@ class Clock:
         self._completed, self._durations = self._began, []
 
     def started(self, step: int, lost: float) -> dict[str, float]:
-        """Begins the first window; returns the values of the line in timing.jsonl about the start.
+        """Begins the first window; returns the values of the line about the start for timing.jsonl.
 
         Args:
           step: step from which training continues.
-          lost: wall time, in seconds, of the removed lines of timing.jsonl, which are those after
-            `step`.
+          lost: wall time, in seconds, of the lines after `step`, which were removed from
+            timing.jsonl.
         """
         result = {"start_seconds": round(time.monotonic() - self._began, 4)}
         if lost:

@@ -69,9 +69,9 @@ class _Instruction:
 def collectives(hlo_text: str) -> list[Collective]:
     """Returns the collectives of a program, in the order of its text.
 
-    The pair of start and done instructions, and the parts of one asynchronous collective that
-    XLA:TPU fuses with other operations, count once. An all-reduce that XLA:TPU fuses with the slice
-    that each device keeps is returned as a reduce-scatter.
+    A pair of start and done instructions counts as one collective. So do all parts of an
+    asynchronous collective that XLA:TPU fuses with other operations. An all-reduce that XLA:TPU
+    fuses with the slice that each device keeps is returned as a reduce-scatter.
 
     Args:
       hlo_text: `jax.stages.Compiled.as_text()` of a program for CPU, GPU or TPU.

@@ -28,12 +28,14 @@ from tasks.task import Task
 
 STEPS = ("train", "evaluate", "predict")
 
-# XLA:GPU measures the tilings of its Triton matrix products on the device. Without a device some
-# have no valid tiling, and the compilation fails; cuBLAS computes these products instead.
+# XLA:GPU measures the tilings of its Triton matrix products on the device. Without a device, some
+# products have no valid tiling, and the compilation fails. With the option for "cuda", cuBLAS
+# computes these products instead.
 # XLA:TPU unrolls the windows of convolutions and matrix products until no window is faster by its
-# estimate, and most of the compile time is spent on the unrolled code. To accept a window within
-# 1 / 0.8 of the fastest takes a fraction of that time. Bytes, operations and collectives remain
-# those of a run, which is compiled without these options.
+# estimate, and most of the compile time is spent on the unrolled code. With the option for "tpu", a
+# window whose time is within 1 / 0.8 of the fastest is accepted, which takes a fraction of that
+# compile time. A run is compiled without these options, and has the same bytes, operations and
+# collectives.
 _COMPILER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "cuda": {"xla_gpu_enable_triton_gemm": False},
     "tpu": {"xla_jf_convolution_performance_target": 0.8},
@@ -48,8 +50,8 @@ class CompiledStep:
       step: one of `STEPS`.
       batch: shapes of the batch by field, over all devices.
       bytes_per_device: bytes by kind: the parts of the train state or the variables, "batch",
-        "arguments" (all of these), "outputs" (without those that reuse arguments), "temporaries"
-        and "code".
+        "arguments" (all of these), "outputs" (without outputs that reuse the memory of arguments),
+        "temporaries" and "code".
       flops: floating-point operations on all devices, see `launch.engine.flops`.
       collectives: collectives of the program.
       choices: kernels that `attend` selects, with their numbers of calls.
@@ -273,8 +275,8 @@ def advice(compilation: Compilation, one: CompiledStep) -> list[str]:
     rest = one.bytes_per_device.get("temporaries", 0)
     if state > memory / 4 and mesh["data"] > 1:
         found.append(
-            f"the state takes {human(state)} per device: --config.mesh.fsdp={mesh['fsdp'] * 2} "
-            f"--config.mesh.data={mesh['data'] // 2} halves it"
+            f"the state takes {human(state)} per device: set --config.mesh.fsdp={mesh['fsdp'] * 2} "
+            f"and --config.mesh.data={mesh['data'] // 2} to halve it"
         )
     elif state > memory / 4:
         found.append(
@@ -282,9 +284,9 @@ def advice(compilation: Compilation, one: CompiledStep) -> list[str]:
         )
     if rest > memory / 4 or one.failure:
         name = "batch_size" if one.step == "train" else "evaluation_batch_size"
-        taken = f"temporaries take {human(rest)}" if rest else "temporaries do not fit"
+        taken = f"take {human(rest)} per device" if rest else "do not fit into the memory"
         remat = "" if one.step != "train" else ", or recompute layers (rematerialize)"
-        found.append(f"{taken} per device: lower --config.training.{name}{remat}")
+        found.append(f"temporaries {taken}: lower --config.training.{name}{remat}")
     return found
 
 

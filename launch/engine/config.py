@@ -33,7 +33,7 @@ from tasks.common.errors import UserError
 
 # Fields of models that change how results are computed, but not the results.
 _EXECUTION = ("rematerialize", "scan_layers", "loss_chunk_size")
-# Fields of the training that have no effect on the results of a run with finite losses.
+# Fields of `TrainingConfig` that affect the results only if a loss or gradient is not finite.
 _ON_FAULTS = ("on_nan", "max_consecutive_skips")
 
 
@@ -50,7 +50,7 @@ class TrainingConfig(Config):
       log_every: steps between log lines of training metrics; must divide evaluate_every.
       patience: evaluations without improvement before training stops; 0 disables it.
       refit: whether to train again on the union of training and validation examples, up to the best
-        step of the first training. The first training stays in the run's `selection` directory.
+        step of the first training. The directory `selection` of the run keeps the first training.
       on_nan: what a non-finite loss or gradient does: `stop` ends the run with a message, `skip`
         leaves the train state as it was before the step, and counts the step as skipped.
       max_consecutive_skips: consecutive skipped steps after which the run ends with a message.
@@ -355,8 +355,8 @@ def _expect_keys_of_model(values: Mapping[str, Any]) -> None:
     unknown = [key for key in values["model"] if key not in known]
     if unknown:
         raise UserError(
-            f"config.model.name: {values['model']['name']!r} has no key {unknown[0]!r} of the "
-            f"config file's model; select the model by the argument of the config file, see --help"
+            f"config.model.name: {values['model']['name']!r} has no key {unknown[0]!r}, which "
+            f"the config file sets; select the model by the argument of the config file, see --help"
         )
 
 
@@ -364,9 +364,9 @@ def identity(config: Experiment) -> str:
     """Returns a hash of all settings that affect results.
 
     The mesh and the model's `_EXECUTION` fields are excluded because they affect only speed and
-    memory, and `_ON_FAULTS` because they affect only runs that would stop. Hashes are stable across
-    versions: renamed fields are hashed under their former names, and newer fields of data, model
-    and optimizer are excluded if they have their default value.
+    memory, and `_ON_FAULTS` because they affect only runs that would stop otherwise. Hashes are
+    stable across versions: renamed fields are hashed under their former names, and newer fields of
+    data, model and optimizer are excluded if they have their default value.
     """
     values = _with_former_keys(config, to_dict(config))
     del values["mesh"]
@@ -479,7 +479,7 @@ def _config_file(path: str, others: list[str]) -> str:
     if near:
         return f"did you mean {near[0]!r}?"
     names = ", ".join(dict.fromkeys(files))
-    return f"there are {names}" if names else "run the command in the folder of configs/"
+    return f"there are {names}" if names else "run the command in the folder that contains configs/"
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def set_up_jax(
     """Sets up devices and the compilation cache; call this before anything is compiled.
 
     Args:
-      cache_dir: parent of the compilation cache, which is used unless JAX has another.
+      cache_dir: parent of the compilation cache; unused if JAX already has a compilation cache.
       config: experiment whose virtual CPU devices are requested.
       connection: connection to the other processes of the run; None for a single process.
 
@@ -63,8 +63,8 @@ def _check_xla_flags(given: str) -> None:
     """Checks XLA_FLAGS in another process, because XLA aborts the process if a flag is unknown."""
     if not given or not hasattr(os, "fork"):
         return
-    # A fork takes milliseconds. It is not used with other threads, because a lock that one of them
-    # holds would stay locked in the fork.
+    # A fork takes milliseconds. It is not used if other threads run, because a lock that one of
+    # them holds would stay locked in the fork.
     lines = _aborted_fork() if threading.active_count() == 1 else _aborted_process()
     if lines is None:
         return

@@ -88,7 +88,7 @@ def config_page(
 
 def _metric_lines(task: Any) -> list[str]:
     """Returns lines of the help page that describe the metrics of a task."""
-    lines = ["", "metrics: the first, on the validation split, selects the step."]
+    lines = ["", "metrics: the first one, on the validation split, selects the best step."]
     for name in task.table_metrics:
         if metric := task.describe_metric(name):
             lines += textwrap.wrap(
@@ -112,7 +112,7 @@ def _named(key: Key, models: Mapping[str, type]) -> Key:
     if key.name == "task":
         return dataclasses.replace(key, expected=f"one of {', '.join(configs.task_names())}")
     if key.name == "model.name":
-        about = "selected by the argument of the config file, which also sets the other keys."
+        about = "selected by the argument of the config file, with the values of the other keys."
         return dataclasses.replace(key, expected=f"one of {', '.join(models)}", description=about)
     return key
 

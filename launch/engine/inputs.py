@@ -25,8 +25,8 @@ class Input(NamedTuple):
     Attributes:
       raw: text, or path of a file.
       row: table row as a dict of columns; None without a table.
-      group: folder or glob pattern that the file is from; None for a single input. Files of a group
-        that cannot be read are skipped.
+      group: folder or glob pattern that the file is from; None for a single input. Unreadable files
+        of a group are skipped.
     """
 
     raw: str
@@ -53,7 +53,8 @@ def read_inputs(given: Sequence[str], file: str | None, columns: InputColumns) -
       given: input texts; "-" stands for the lines of standard input.
       file: a table, recognized by its extension, with the `input_column` of the task's processor;
         or a text file with one input per line.
-      columns: processor of the task, or an object that describes the input column of an export.
+      columns: processor of the task, or an object that describes the input column of an exported
+        model.
 
     Raises:
       UserError: an input is not valid text, or the file cannot be read, is malformed or lacks the
@@ -111,7 +112,7 @@ def expanded(text: str, suffixes: Sequence[str]) -> Iterator[Input]:
     elif glob.has_magic(path):
         found = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
         if not found:
-            raise UserError(f"--input={text}: no file has such a name")
+            raise UserError(f"--input={text}: no file matches this pattern")
         yield from (Input(file, group=text) for file in found)
     else:
         yield Input(text)
@@ -177,7 +178,7 @@ def check_file(file: str, columns: InputColumns) -> FileSummary:
     if empty:
         warn_once(
             f"{file}: {len(empty)} of {count} cells of {columns.input_column!r} are empty or NaN, "
-            f"the first is in row {empty[0]}; they are predicted as they are"
+            f"the first is in row {empty[0]}; they are used as inputs unchanged"
         )
     return FileSummary(count, tuple(keys) or None)
 
@@ -195,7 +196,7 @@ def in_portions(inputs: Iterator[Input], size: int) -> Iterator[list[Input]]:
 
 
 class Skipped:
-    """Files of folders that cannot be read, which are skipped and reported at the end."""
+    """Unreadable files of folders and patterns, which are skipped and reported at the end."""
 
     def __init__(self):
         """Initializes an empty list."""
@@ -249,7 +250,8 @@ class Skipped:
             count = self._counts[group]
             if len(reasons) == count:
                 raise UserError(
-                    f"--input={group}: none of its {count} files can be read, such as {reasons[0]}"
+                    f"--input={group}: none of its {count} files can be read; the first error: "
+                    f"{reasons[0]}"
                 )
             print(
                 f"--input={group}: {len(reasons)} of {count} files are skipped, such as "

@@ -15,7 +15,7 @@ from typing import Any
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
-    """Returns the member types of a union, or a tuple of the type itself."""
+    """Returns the member types of a union, or, for any other type, a tuple with this type."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return typing.get_args(hint)
     return (hint,)
@@ -39,8 +39,8 @@ def replace_former(
       kind: dataclass whose fields the mapping contains.
       values: nested mapping.
       path: dotted key of the mapping, for messages.
-      parts: dataclass of each group of keys, by name, for groups such as `model`. Their dataclass
-        depends on other values; the type annotation does not determine it.
+      parts: dataclass of each group of keys, by name, for groups such as `model`, whose dataclass
+        depends on other values instead of the type annotation.
     """
     found, hints = dict(values), typing.get_type_hints(kind)
     for old, new in _former_keys(kind).items():

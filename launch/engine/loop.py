@@ -33,7 +33,8 @@ from tasks.common.checksums import sealed, unsealed
 from tasks.common.data.pipeline import numbered_batches, train_iterator
 from tasks.task import Task
 
-# Score of a checkpoint that was not evaluated; it is kept only while it is the newest.
+# Score of a checkpoint that was not evaluated. It is below all other scores, so that such
+# a checkpoint is kept only while it is the newest.
 UNRANKED = -1e30
 # File that an interrupted run leaves: the metrics of the steps since the last line of
 # metrics.jsonl.
@@ -60,11 +61,12 @@ def train(
       task: prepared task, with its data.
       config: the experiment.
       folder: run directory.
-      stop_after: last step of a run that also trains on the validation split, and is therefore not
-        validated; None for other runs. Learning rate schedules still span all steps.
+      stop_after: last step of a run that trains on the training and validation splits, and is
+        therefore not validated; None for other runs. Learning rate schedules still span
+        config.training.steps.
       trackers: receivers of the metrics besides TensorBoard.
       profile: steps to trace.
-      member: member of the stack of seeds that take their steps together; None to train alone.
+      member: member of a stack of seeds that are trained together; None to train this seed alone.
 
     Returns:
       The compiled functions, the variables at the step with the best validation metric (or at
@@ -72,7 +74,7 @@ def train(
 
     Raises:
       UserError: a loss, a gradient or the train state is not finite (see `Guard`), no checkpoint
-        can be read, or the steps of `profile` are not trained.
+        can be read, or the run does not train the steps of `profile`.
       Interrupted: SIGINT or SIGTERM was received.
     """
     plan, metric = config.training, task.primary_metric
@@ -124,12 +126,12 @@ def train(
                 step += 1
                 profiler.after(step, clock.drain)
                 if step - first in (1, ESTIMATE_AFTER):
-                    # The host waits for the step, because steps run asynchronously.
+                    # Steps run asynchronously, so the host waits for the end of the timed step.
                     jax.block_until_ready(metrics)
                     progress.timed(step, step % plan.log_every == 0 or step == last)
                 logs = step % plan.log_every == 0 or step == last
-                # Several processes stop only at log steps: they may receive a signal at different
-                # steps, and agree on it there.
+                # A run on several processes stops only at log steps. The processes may receive a
+                # signal at different steps, and exchange it at the log steps.
                 between = 0 if logs or processes.count() > 1 else stop.received
                 if not (logs or between):
                     continue

@@ -2,8 +2,8 @@
 
 Each line describes the time since the line before it: `seconds` of training steps,
 `evaluation_seconds` of a validation with its checkpoint, or `start_seconds` of compiling the
-initialization and restoring a checkpoint. The line of a start also has `lost_seconds`: the sum of
-all lines after the restored step, which a killed process wrote and whose steps are repeated.
+initialization and restoring a checkpoint. The line of a start also has `lost_seconds`: the wall
+time of all lines that a killed process wrote after the restored step. Their steps are repeated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 Line = Mapping[str, Any]
 
 PERCENTILES = (50, 90, 99)
-# Keys of a line whose sum is its wall time.
+# Keys whose values in a line add up to the wall time of the line.
 _WALL = ("seconds", "evaluation_seconds", "start_seconds", "lost_seconds")
 # Parts of `seconds` in which no step makes progress.
 _OVERHEAD = ("compile_seconds", "save_seconds")

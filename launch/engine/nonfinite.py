@@ -1,9 +1,10 @@
 """Detection of non-finite losses and gradients, and the files for `launch.replay`.
 
 Each train step returns the number of the first parameter with a non-finite gradient. The training
-loop reads it with the other metrics, so that detection costs no synchronization. If step N is not
-finite, its batch and the newest checkpoint before it are saved in the directory nonfinite/step-N of
-the run. Batches and steps are deterministic, so `launch.replay` can repeat the steps between them.
+loop reads it with the other metrics, so that detection costs no synchronization. If the loss or a
+gradient of step N is not finite, the batch of the step and the newest checkpoint before the step
+are saved in the directory nonfinite/step-N of the run. Batches and steps are deterministic, so
+`launch.replay` can repeat the steps from that checkpoint to step N.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from launch.engine.writers import write_json
 from tasks.common.errors import UserError
 
 FOLDER, RECORD, BATCH = "nonfinite", "record.json", "batch.npz"
-# Metric of a train step: 0 if loss and gradients are finite; n if the gradient of the n-th
-# parameter is the first that is not; -1 if only the loss is not.
+# Metric of a train step: 0 if loss and gradients are finite; n if the first non-finite gradient is
+# that of the n-th parameter; -1 if only the loss is not finite.
 FLAG = "nonfinite"
-# Largest number of non-finite steps that are saved, because each keeps a checkpoint.
+# Largest number of non-finite steps that are saved. It is small because each needs a checkpoint.
 SAVED = 10
 
 
@@ -182,7 +183,7 @@ class Guard:
             remedy += "config.training.on_nan=skip"
         return (
             f"{found}; python -m launch.replay --workdir={self.folder} repeats the step and names "
-            f"the operation; {remedy}; earlier checkpoints are kept"
+            f"the operation that caused it; {remedy}; earlier checkpoints are kept"
         )
 
 

@@ -32,8 +32,8 @@ class OptimizerConfig(Config):
         `final_fraction` of the rate.
       warmup_steps: number of first steps in which the rate increases linearly; 0 disables it.
       decay_steps: steps of the linear or cosine decay after the warm-up; 0 for all remaining steps.
-        With another value than 0, the schedule does not depend on training.steps, so that a
-        finished run can be continued.
+        If it is not 0, the schedule does not depend on training.steps, so that a finished run can
+        be continued.
       final_fraction: final learning rate as a fraction of `learning_rate`.
       weight_decay: coefficient of decoupled weight decay for parameters that match
         `weight_decay_on`.
@@ -155,7 +155,7 @@ def _matches(pattern: str, path: tuple[Any, ...], shape: tuple[int, ...]) -> boo
     if any(found) and not all(found):
         raise UserError(
             f"config.optimizer.weight_decay_on: got {pattern!r}, which matches "
-            f"{paths[found.index(True)]} but not {paths[found.index(False)]}, expected the same "
-            "for all layers; set config.model.scan_layers to False"
+            f"{paths[found.index(True)]} but not {paths[found.index(False)]}, expected a match of "
+            "all layers or of none; set config.model.scan_layers to False"
         )
     return all(found)

@@ -62,9 +62,9 @@ class Origin:
 def first_nonfinite(function: Callable[..., Any], *arguments: Any) -> Origin | None:
     """Searches for the operation that makes a result non-finite.
 
-    This is the first operation that returns NaN although its inputs contain no NaN. If there is
-    none, it is the operation from which the first infinite result comes. Infinite values that have
-    no effect on the results, such as masked logits, do not count.
+    This is the first operation that returns NaN although its inputs contain no NaN. If no
+    operation does, it is the operation that produced the infinite values of the first infinite
+    result. Infinite values that have no effect on the results, such as masked logits, do not count.
 
     Args:
       function: function of arrays, which is traced.

@@ -1,4 +1,4 @@
-"""Handling of closed standard streams, narrow encodings and closed pipes."""
+"""Handling of closed standard streams, of encodings that lack characters, and of closed pipes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _HANDLER = "attention.backslashreplace"
 def reopen_closed() -> bool:
     """Reopens closed standard streams on the null device.
 
-    Otherwise the next opened file would get the stream's file descriptor and receive its output.
+    Otherwise the next opened file would get the file descriptor of the stream, and receive the
+    output that is meant for the stream.
 
     Returns:
       Whether standard output was closed.

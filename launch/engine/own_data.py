@@ -16,7 +16,7 @@ Data = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 def with_own_data(
     values: Mapping[str, Any], data: Data | None, columns: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Returns the nested mapping of an experiment, changed to use the user data of the flags.
+    """Returns the nested mapping of an experiment, changed to use the user data in `data`.
 
     See `changes` for the arguments and errors.
     """
@@ -26,7 +26,7 @@ def with_own_data(
 def changes(
     values: Mapping[str, Any], data: Data | None, columns: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Returns the config values that the flags of user data set, by dotted key.
+    """Converts --data and the flags of columns to config values; returns these by dotted key.
 
     Args:
       values: nested mapping of an experiment.
@@ -61,14 +61,14 @@ def changes(
 
 
 def check_columns(values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
-    """Raises if columns are given for a data set that is built in.
+    """Raises if columns are given for a built-in data set.
 
     Args:
       values: nested mapping of an experiment with all its changes.
       columns: names of columns by flag.
 
     Raises:
-      UserError: no user data are given.
+      UserError: columns are given without user data.
     """
     own = configs.task_class(values["task"]).own_data
     if not columns or isinstance(own, str):

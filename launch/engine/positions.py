@@ -1,8 +1,9 @@
 """Checkpoint handler for the position of a data iterator, with any number of processes.
 
-grain writes one file for each process, and can read them only with as many processes. The
-state of `tasks.common.data.pipeline.train_iterator` is the same on all processes, so the first one
-writes it, in the file that grain writes for a single process, and all of them read it.
+grain writes one file for each process, and can read the files only with the same number of
+processes. The state of `tasks.common.data.pipeline.train_iterator` is the same on all processes.
+So the first process writes one file, as grain does for a single process, and all processes read
+this file.
 """
 
 from __future__ import annotations

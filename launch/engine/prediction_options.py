@@ -1,4 +1,4 @@
-"""Options that a trained model may get for its predictions, as --set key=value."""
+"""Options for the predictions of a trained model, given as --set=KEY=VALUE."""
 
 from __future__ import annotations
 

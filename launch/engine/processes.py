@@ -88,8 +88,8 @@ def parse(text: str, timeout_s: int = 300) -> Connection:
 def connect(connection: Connection) -> None:
     """Connects this process to the others. Call it before JAX initializes devices.
 
-    If the others are not connected in time, JAX aborts the process, which its supervisor reports;
-    see `launch.engine.supervision`.
+    If the others are not connected in time, JAX aborts this process, and the supervisor
+    reports the abort; see `launch.engine.supervision`.
 
     Raises:
       UserError: JAX detects no cluster, or the coordinator's address cannot be used.
@@ -101,7 +101,7 @@ def connect(connection: Connection) -> None:
     if supervisor := os.environ.get(SUPERVISED):
         threading.Thread(target=_end_with, args=(int(supervisor),), daemon=True).start()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # SIGTERM is handled by the training loop, which uses `largest`.
+    # The training loop handles SIGTERM, and uses `largest` to stop all processes.
     jax.config.update("jax_enable_preemption_service", False)
     given: dict[str, Any] = {}
     if connection.coordinator:
@@ -223,10 +223,10 @@ def end_if_lost(error: BaseException) -> None:
 
 
 def leave(status: int) -> None:
-    """Ends this process if it is one of several, without waiting until the others end.
+    """Ends this process if it is one of several, even if the others continue.
 
     This process first waits a few seconds for the others, which may fail with the same error.
-    Without the wait, some of them would report that another process ended, and not the error.
+    Without the wait, some of them would report the end of another process instead of the error.
 
     Args:
       status: exit status.

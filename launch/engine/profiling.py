@@ -24,7 +24,7 @@ class Profile:
     Attributes:
       given: value of the flag.
       count: number of steps.
-      first: first step, counted from 1; None for the steps after `WARM_UP` steps of the process.
+      first: first step, counted from 1; None to begin after `WARM_UP` steps of the process.
     """
 
     given: str
@@ -39,11 +39,11 @@ class Profile:
           last: last step of the run.
 
         Raises:
-          UserError: the process does not run these steps.
+          UserError: some of these steps are finished already, or come after `last`.
         """
         first = self.first
         if first is None:
-            # A short run has fewer steps for the warm-up.
+            # In a short run, fewer steps precede the trace.
             first = min(done + WARM_UP, last - self.count) + 1
         end = first + self.count
         if first > done and end <= last + 1:
@@ -51,7 +51,7 @@ class Profile:
         asked = f"{self.count} steps" if self.first is None else f"steps {first} to {end - 1}"
         raise UserError(
             f"--profile={self.given}: got {asked}, expected some of steps {done + 1} to {last}, "
-            "which this command trains; name others, or another --workdir"
+            "which this command trains; name other steps, or another --workdir"
             if done < last
             else f"--profile={self.given}: training has ended at step {last}; name another "
             "--workdir"
@@ -87,7 +87,7 @@ class Profiler:
           last: last step of the run.
 
         Raises:
-          UserError: the process does not run the steps.
+          UserError: some steps of `profile` are finished already, or come after `last`.
         """
         self._steps = profile.steps(done, last) if profile else range(0)
         self._folder, self._running = folder / FOLDER, False
@@ -107,7 +107,7 @@ class Profiler:
             self._running = True
 
     def after(self, step: int, drain: Callable[[], Any]) -> None:
-        """Stops the trace after its last step, and prints where it is.
+        """Stops the trace after its last step, and prints the path of the trace.
 
         Args:
           step: number of the step that has started.

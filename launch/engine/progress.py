@@ -1,7 +1,7 @@
 """Progress display: a bar in a terminal or a notebook, otherwise lines.
 
-Without a bar there is a line with an estimate of the time after the first ten steps, and one at
-each log step and each validation.
+Without a bar, a line with an estimate of the remaining time is printed after the first ten steps.
+Further lines are printed at each log step and at each validation.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ class _NotebookBar:
 
 
 def _in_notebook() -> bool:
-    """Returns whether the program runs in the kernel of a notebook, which IPython has started."""
+    """Returns whether the program runs in the kernel of a notebook, started by IPython."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None) is not None

@@ -1,7 +1,7 @@
-"""Compiled scores of single predictions while positions of the input are replaced.
+"""Scores of single predictions when positions of the input are replaced, as compiled functions.
 
 The U positions of an input have gates in [0, 1]: 1 keeps a position, 0 replaces it, and a value
-between mixes the position and its replacement; see `tasks.explainer.Explainer.score`.
+in between mixes the position with its replacement; see `tasks.explainer.Explainer.score`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Scorer:
         )
 
     def with_variables(self, variables: Any) -> Scorer:
-        """Returns the scorer of other variables, which uses the same compiled functions."""
+        """Returns a scorer for other variables that uses the same compiled functions."""
         found = copy.copy(self)
         found.variables = variables
         return found

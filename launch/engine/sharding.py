@@ -45,7 +45,7 @@ class MeshConfig(Config):
     fsdp: PositiveInt = 1
     tensor: PositiveInt = 1
     sequence: PositiveInt = 1
-    # Each device starts its own threads; with thousands of them JAX takes minutes to start.
+    # Each device starts its own threads; with thousands of devices JAX takes minutes to start.
     cpu_devices: within("[0, 1024]", "a number from 0 to 1024", int) = 0
 
     def __post_init__(self):
@@ -66,7 +66,7 @@ def request_devices(config: MeshConfig) -> None:
             if jax.local_device_count() < config.cpu_devices:
                 raise UserError(
                     f"config.mesh.cpu_devices: got {config.cpu_devices}, but this process already "
-                    f"runs on {jax.local_device_count()}; start a new process"
+                    f"has {jax.local_device_count()} devices; start a new process"
                 ) from None
 
 
@@ -104,9 +104,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None):
 class OnMesh:
     """A jitted function that runs under `jax.set_mesh(mesh)`, which attention kernels read.
 
-    Memory that its compilation has freed is returned to the system, once the first results are
-    computed. With the settings of `keep_large_buffers`, hundreds of megabytes would stay in the
-    heap otherwise; and while the program is running, its temporaries would be between them.
+    After each compilation, freed memory is returned to the system. Otherwise hundreds of megabytes
+    would stay in the heap, because of the settings of `keep_large_buffers`. The memory is returned
+    after the new program has run once, since during the run its temporaries lie between the freed
+    blocks.
     """
 
     def __init__(self, function: Any, mesh: Any):

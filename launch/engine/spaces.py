@@ -3,11 +3,11 @@
     model.pooling=mean,max                       a list
     optimizer.learning_rate=log(1e-5,1e-2,7)     7 numbers with equal ratios
     model.dropout_rate=linear(0,0.5,6)           6 numbers with equal distances
-    model.num_layers=1,linear(2,8,4)             a list with both
+    model.num_layers=1,linear(2,8,4)             a list of values and numbers of a range
     optimizer.learning_rate=log(1e-5,1e-2)       a range, for searches
 
 `log` and `linear` are for keys whose values are numbers, and give integers for integer keys. For
-other keys, these words are values like any other, such as in model.mixer=dot_product,linear.
+other keys, these words are ordinary values, such as in model.mixer=dot_product,linear.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Space:
         if self.range is not None:
             raise UserError(
                 f"--set={self.key}={self.text}: has no number of values; write "
-                f"{self.text.strip()[:-1]},7), or search the range with --search=optuna"
+                f"{self.text.strip()[:-1]},7) for 7 values, or search the range with "
+                f"--search=optuna"
             )
         return self.values
 
@@ -123,7 +124,7 @@ def _key_and_text(setting: str) -> tuple[str, str]:
     key = key.removeprefix("config.")
     if key == "name":
         raise UserError(
-            f"--set={setting}: names are generated from the compared values; leave out this setting"
+            f"--set={setting}: names are generated from the compared values; leave out the name"
         )
     return key, text
 
@@ -144,8 +145,8 @@ def _space(values: Mapping[str, Any], key: str, text: str) -> Space:
             found += _numbers(numbers, call[1] == "log", integer, f"--set={key}={part.strip()}")
         elif len(parts) > 1:
             raise UserError(
-                f"--set={key}={text}: a range stands alone; write {part.strip()[:-1]},7) for 7 "
-                f"values of it"
+                f"--set={key}={text}: a list cannot contain a range without a number of "
+                f"values; write {part.strip()[:-1]},7) for 7 values of the range"
             )
         else:
             low, high = numbers
@@ -194,7 +195,7 @@ def _arguments(call: re.Match[str], where: str, integer: bool) -> list[float]:
 
 
 def _numbers(given: Sequence[float], log: bool, integer: bool, where: str) -> list[Value]:
-    """Returns numbers from first to last, rounded to 4 digits or as many as make them differ."""
+    """Returns distinct numbers from first to last, rounded to 4 digits, or to more if needed."""
     first, last, count = given[0], given[1], int(given[2])
     inner = np.geomspace(first, last, count) if log else np.linspace(first, last, count)
     if integer:
@@ -209,7 +210,10 @@ def _numbers(given: Sequence[float], log: bool, integer: bool, where: str) -> li
         found = [float(first), *(rounded(float(x), digits) for x in inner[1:-1]), float(last)]
         if len(set(found)) == count:
             return [Value(f"{value:.{digits}g}", value) for value in found]
-    raise UserError(f"{where}: the numbers are too close to differ; write fewer values")
+    raise UserError(
+        f"{where}: the range is too small for {count} different numbers; write a smaller number "
+        f"of values"
+    )
 
 
 def rounded(value: float, digits: int = 4) -> float:

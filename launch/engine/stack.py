@@ -1,13 +1,14 @@
 """Training of several seeds in one program, with one training loop for each seed.
 
-The loops run in threads, one at a time. Each calls its train step as if it trained alone. There it
-waits until all others have called theirs, and one program that is batched over the seeds
-(`jax.vmap`) takes the steps of all. Everything else, such as logs, validation, checkpoints and
-early stopping, happens in the loop of each seed.
+The loops run in threads, one at a time. Each loop calls its train step as if it trained alone. The
+call waits until all other loops have called their train steps. Then one program, which is batched
+over the seeds (`jax.vmap`), takes the steps of all seeds. Everything else, such as logs,
+validation, checkpoints and early stopping, happens in the loop of each seed.
 
 Batches of different shapes cannot be in one program, and padding would change random numbers whose
-shape includes the length. So only the seeds with the most frequent shape take a step; the others
-keep their batch for a later turn. The order of the batches of a seed is that of a single run.
+shape includes the length. So only the seeds with the most frequent batch shape take a step; the
+other seeds keep their batch for a later turn. The order of the batches of each seed is the same as
+in a run of this seed alone.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ class Stack:
         members = _largest_group({m: _shapes(batch) for m, (_, batch) in self._waiting.items()})
         batches = [self._waiting[m if m in members else members[0]][1] for m in self._lanes]
         active = np.array([member in members for member in self._lanes])
-        # The program with a mask also takes steps of all lanes, so it replaces the other one.
+        # The program with a mask can also take the steps of all lanes. Once it is compiled, it
+        # replaces the program without a mask.
         self._masked |= not active.all()
         seeds = np.stack([self.seed(member) for member in self._lanes])
         mask = active if self._masked else None

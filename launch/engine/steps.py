@@ -101,7 +101,7 @@ def loss_function(task: Task, graphdef: Any, seed: int) -> Any:
 
 
 def _released(function: Any) -> Callable[..., Any]:
-    """Returns a jitted function whose program is deleted after each call, for one call per run."""
+    """Returns a jitted function for one call per run: its program is deleted after each call."""
 
     def call(*arguments: Any) -> Any:
         results = jax.block_until_ready(function(*arguments))

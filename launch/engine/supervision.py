@@ -147,7 +147,7 @@ def end_lost(reason: str) -> NoReturn:
 
 UNREACHABLE = (
     "the processes did not find each other in time; start all of them with the same HOST:PORT and "
-    "N, and let the port of the first one be reached (unset http_proxy if it is set)"
+    "N, and make the port of the first one reachable (unset http_proxy if it is set)"
 )
 _CONTINUES = "the same command continues from the last checkpoint"
 ENDED = f"another process of the run ended; {_CONTINUES}"

@@ -2,7 +2,7 @@
 
 A tracker receives the config, the metrics of each logged step, the test metrics and the figures of
 the report. It only mirrors a run: no result is read from it, so an error of MLflow or Weights &
-Biases gives a notice, and training goes on without it.
+Biases gives a notice, and training goes on without the tracker.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ class _WandB(Tracker):
             config={**_plain(config), "command": command},
             settings=wandb.Settings(silent=True, console="off"),
         )
-        # The steps of a resumed run may repeat, which its own counter of steps does not allow.
+        # The steps of a resumed run may repeat, which the step counter of wandb does not allow.
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:

@@ -66,7 +66,7 @@ def check_logs(
       steps: steps of the run's checkpoints.
       evaluate_every: steps between validations; 0 without validation.
       last: step of the last validation; it need not be a multiple of `evaluate_every`.
-      log_every: steps between log lines; a signal may save a checkpoint between two of them.
+      log_every: steps between log lines; a signal may save a checkpoint between two lines.
 
     Raises:
       UserError: metrics.jsonl is missing, damaged or lacks a step, or timing.jsonl is damaged.
@@ -206,7 +206,7 @@ class Writers:
         if self._sums is None:
             return
         self._known[str(step)] = self._sum
-        # As many as the checkpoints that are kept, and one that is being removed.
+        # The checksums for the checkpoints that are kept, and for one that is being removed.
         write_json(self._sums, dict(list(self._known.items())[-4:]))
 
     def timing(self, step: int, **values: float) -> None:
@@ -270,7 +270,7 @@ def _check_sums(path: Path, newest: int) -> None:
 
 
 def _cut_back(path: Path, step: int) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Removes the lines of a log after a step.
+    """Removes the lines after a step from a log.
 
     Returns:
       The file, opened for appending; the records that were kept; and those that were removed.

@@ -154,9 +154,8 @@ def _is(run: FinishedRun, name: str) -> bool:
 def _test_data(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:
     """Returns a key by which runs with the same test examples are grouped.
 
-    The key is the hash of the example ids or, if a run has no ids, its data config.
-
-    A run without ids gets the key of a run that has ids and the same data config, if there is one.
+    The key is the hash of the example ids. A run without ids gets the key of a run that has ids and
+    the same data config; if there is no such run, its key is its data config.
     """
     if run.examples:
         return run.examples

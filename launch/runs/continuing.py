@@ -1,8 +1,8 @@
 """Continuation of a run by raising `config.training.steps` or `config.training.patience`.
 
-A run is continued only if the result is that of a run with the larger values from the start. So its
-learning rate must not depend on the number of steps, and its last validation must be at a step at
-which the longer run has one too.
+A run is continued only if the result is the same as that of a run that has the larger values from
+the start. So the learning rate must not depend on the number of steps, and the last validation must
+be at a step at which the longer run is validated too.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ def check(saved: Experiment, config: Experiment, folder: Path) -> None:
     """Raises unless a run can be continued with the larger values of `config`; see `is_longer`.
 
     Raises:
-      UserError: the continued run would differ from one with these values from the start.
+      UserError: the continued run would differ from a run with these values from the start.
     """
     before, after = saved.training, config.training
     remedy, reason = "name another --workdir", ""
     if after.refit:
-        reason = "it was trained again on train and validation (config.training.refit)"
+        reason = (
+            "it was trained again on the training and validation splits (config.training.refit)"
+        )
     elif after.steps > before.steps and config.optimizer.spans_all_steps:
         reason = f"config.optimizer.schedule={config.optimizer.schedule} decays over all its steps"
         remedy += (

@@ -108,7 +108,7 @@ def _expect_metrics(task: Task, options: AnswerOptions) -> None:
     if options.given and type(task).decided is Task.decided:
         name = next(iter(options.given))
         raise UserError(
-            f"--{name}: is for predictions, and adds no metric of this task; leave it out"
+            f"--{name}: applies only to predictions, and adds no metric of this task; leave it out"
         )
 
 

@@ -69,8 +69,8 @@ def show(
 
     Args:
       model, *inputs: as for `attention.inspect.capture`.
-      labels: labels of the positions of the example, without those of padding; weights of other
-        positions are left out. None to number the positions.
+      labels: labels of the positions of the example that are not padding; weights of positions
+        without a label are left out. None to number the positions.
       example: index of the shown example in the batch.
       **options: further arguments of `capture`, such as layers.
 
@@ -101,7 +101,8 @@ def show(
         maps.append(AttentionMap(name, each[(slice(None), slice(None), *cut)], names[0], keys))
     if labels is not None and "positions" not in axes:
         raise UserError(
-            f"labels: got {len(labels)}, more than the positions of any attention of the model"
+            f"labels: got {len(labels)} labels, but no attention of the model has so many "
+            f"positions; give one label for each position"
         )
     kind = type(model).__name__
     found = Explanation(
@@ -122,7 +123,9 @@ def _of_example(name: str, weights: np.ndarray, example: int) -> np.ndarray:
     calls = weights.ndim == 5
     batch = weights.shape[1 if calls else 0]
     if not -batch <= example < batch:
-        raise ValueError(f"example: got {example}, expected {-batch} to {batch - 1} at {name!r}")
+        raise ValueError(
+            f"example: got {example}, expected {-batch} to {batch - 1} for the batch of {name!r}"
+        )
     if calls:
         return weights[:, example]
     one = weights[example]

@@ -234,8 +234,8 @@ class Explaining:
         path = self.explainer.attention_path(group[0])
         assert path is not None
         assert path.layers is not None
-        # The self-attention of layers has square weights, other attention such as that of a pool
-        # has not.
+        # The weights of the layers' self-attention are square. Those of other attention, such as
+        # that of a pool, are not.
         names = [name for name, x in found.weights.items() if x.ndim == 4 and _is_square(x)]
         assert len(names) == len(path.layers), (names, path.layers.shape)
         stacked = (np.stack([part[name] for name in names]) for part in found)
@@ -405,9 +405,10 @@ def _is_square(weights: np.ndarray) -> bool:
 
 
 def _read(path: AttentionPath, count: int) -> np.ndarray:
-    """Returns the weight with which the output reads each position.
+    """Returns the attention weight of each position in the readout.
 
-    If the path has layers, the weight is that of the readout through the last layer.
+    If the path has layers, the weights of the readout are multiplied by the absolute attention
+    weights of the last layer, averaged over its heads.
 
     Args:
       path: attention from the positions to the output.

@@ -63,11 +63,12 @@ def evaluate(
       progress: called with the number of new examples.
 
     Returns:
-      The number of examples, and the replacement and the quantity of the curves. For each method,
-      means with the half-widths of their 95 % intervals: the areas "deletion" and "insertion";
-      their gains over random orders and over gradients; and the rank correlations of the
-      attributions with those of a model with random weights ("random_weights") and of a model with
-      another seed ("agreement"). For each method, also the median of the seconds per example.
+      The split, the number of examples, and `replacement` and `quantity` of the explainer. For each
+      method, means over the examples with the half-widths of their 95 % confidence intervals: the
+      areas "deletion" and "insertion"; their gains over random orders and over gradients; and the
+      rank correlations of the attributions with those of a model with random weights
+      ("random_weights") and with those of a model with another seed ("agreement"). For each method,
+      also the median of the seconds per example.
 
     Raises:
       UserError: a method does not apply.
@@ -103,7 +104,7 @@ def _prepared(
     indices: Sequence[int],
     models: Mapping[str, Explaining | None],
 ) -> Iterator[tuple[Subject, dict[str, tuple[Explaining, Subject]]]]:
-    """Yields each example and, by name, a pair of each other model and the example for it."""
+    """Yields each example, and pairs (model, copy of the example) of the other models by name."""
     for start in range(0, len(indices), _TOGETHER):
         subjects = list(explaining.of_split(split, indices[start : start + _TOGETHER]))
         explaining.prepare(subjects)
@@ -156,7 +157,7 @@ def _interval(values: Sequence[float]) -> list[float]:
 def random_variables(task: Task, config: Experiment, variables: Any) -> Any:
     """Returns the variables of a model with newly initialized parameters.
 
-    Arrays that are computed from the training data, such as co-occurrence counts, stay.
+    Arrays that are computed from the training data, such as co-occurrence counts, are kept.
 
     Args:
       task: the task.

@@ -143,7 +143,8 @@ def perform(job: Job, options: Options, member: Member | None = None) -> Ended:
     Args:
       job: the job.
       options: directories and command.
-      member: member of a stack of seeds that trains the job; None to train alone.
+      member: member of a stack of seeds, which trains the job together with other seeds; None to
+        train it alone.
 
     Raises:
       Interrupted: a signal stopped training; a checkpoint was saved.

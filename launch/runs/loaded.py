@@ -290,7 +290,10 @@ class Run:
         """
         _check_split(split)
         if (inputs is None) == (not examples):
-            raise UserError("inputs: expected a list of inputs, or the indices of some examples")
+            raise UserError(
+                "inputs: got both inputs and examples or neither, expected one of them: a list of "
+                "inputs, or a list of indices of examples"
+            )
         if isinstance(inputs, str | os.PathLike):
             raise UserError(f"inputs: got {inputs!r}, expected a list of inputs; write [...]")
         steps, variables, _ = self._loaded
@@ -359,7 +362,7 @@ class Run:
             record = evaluate_run(self.config, self.folder, split, self.paths, task, options)
             return record["metrics"]
         if split != "test":
-            raise UserError(f"split: got {split!r} with a file, expected 'test'; leave it out")
+            raise UserError(f"split: got {split!r} with a file, expected 'test'; leave out split")
         where = None if images is None else os.fspath(images)
         found = evaluate_file(self.config, self.folder, os.fspath(file), options, where)
         return Metrics(found.record["metrics"], found.record["intervals"], found.rows)

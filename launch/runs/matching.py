@@ -18,8 +18,8 @@ from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 from tasks.task import Task
 
-# Dimensions that change the number of parameters and little else, in order of preference. Of those
-# that a model has, the first that gives the parameter count is adjusted.
+# Dimensions that change the number of parameters and little else, in order of preference. Of the
+# dimensions that a model has, the first one that can give the parameter count is adjusted.
 WIDTHS = (
     "feedforward_size",
     "hidden_size",
@@ -29,7 +29,8 @@ WIDTHS = (
     "embedding_size",
     "model_size",
 )
-# Largest accepted relative difference of the parameter counts, and the one that ends the search.
+# Largest accepted relative difference of the parameter counts, and the difference that ends the
+# search.
 TOLERANCE, CLOSE = 0.02, 0.005
 # Largest size that the search tries, and its largest number of steps.
 _LARGEST, _MOST_COUNTS = 1 << 20, 60
@@ -140,8 +141,8 @@ def _matched(
     free = [key for key in available if key not in compared]
     if not free:
         raise UserError(
-            f"--match=parameters: {name} is compared by {' and '.join(available)}, which would be "
-            f"adjusted; name another dimension by --match_key"
+            f"--match=parameters: {name} differs from the base in {' and '.join(available)}, "
+            f"which leaves no dimension to adjust; name another one by --match_key"
         )
     nearest = None
     for key in free:
@@ -155,9 +156,9 @@ def _matched(
     assert nearest is not None
     key, value, count = nearest
     raise UserError(
-        f"--match=parameters: {name} has {own:,} parameters, and no {' or '.join(free)} gives the "
-        f"{target:,} of the base within {TOLERANCE:.0%}; the nearest is {key}={value} with "
-        f"{count:,}; name another dimension by --match_key, or another base"
+        f"--match=parameters: {name} has {own:,} parameters, and no value of "
+        f"{' or '.join(free)} gives the {target:,} of the base within {TOLERANCE:.0%}; the nearest "
+        f"is {key}={value} with {count:,}; name another dimension by --match_key, or another base"
     )
 
 
@@ -214,7 +215,7 @@ class _Dimension:
         return configs.override(self._experiment, {f"model.{self._field}": value, "name": name})
 
     def count(self, size: int) -> int | None:
-        """Returns the number of parameters for a size; None if the dimension cannot have it."""
+        """Returns the number of parameters for a size; None if the size is not valid."""
         if size not in self._counts:
             try:
                 changed = self.experiment(self.value(size), self._experiment.name)

@@ -210,7 +210,7 @@ class _RaySlot:
         return answer
 
     def _forget(self) -> None:
-        """Kills the actor, which may be out of reach and not dead, and forgets it."""
+        """Kills the actor, which may be unreachable but alive, and forgets it."""
         self.kill()
         self._actor = self._opened = None
 
@@ -246,7 +246,7 @@ def _actor_class() -> type:
     """Returns the class of the actors.
 
     Ray serializes a class that is defined in a function by value. So an actor also starts on a node
-    that lacks this code, and can report it.
+    that lacks this code, and can report that the code is missing.
     """
 
     class Slot:
@@ -272,7 +272,7 @@ def _actor_class() -> type:
             if not shared or not os.access(setup["workdir"], os.W_OK):
                 return (
                     f"--workdir={setup['workdir']}: node {node} does not see the files of this "
-                    f"directory, or cannot write to it; name one in a file system that all nodes "
+                    f"directory, or cannot write to it; name a directory that all nodes "
                     f"share"
                 )
             sys.path.insert(0, setup["root"])

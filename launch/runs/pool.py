@@ -107,7 +107,7 @@ class Pool:
         self._attempts: dict[Path, int] = collections.Counter()
         self._seconds: list[float] = []
         self._said: set[str] = set()
-        # Number of jobs that were executed at once, for the estimate of the time.
+        # Number of jobs that run at once, for the estimate of the remaining time.
         self._width = 1
         self._busy = time.monotonic()
 

@@ -59,7 +59,7 @@ class Replay:
             )
         if self.before:
             return f"{self.before[0]} is not finite before step {self.step}"
-        return f"step {self.step}: {self.origin or 'no single operation was found'}"
+        return f"step {self.step}: {self.origin or 'the operation at fault was not found'}"
 
     def lines(self) -> list[str]:
         """Returns the lines to print, the verdict last."""

@@ -66,7 +66,7 @@ def run(
         once.
       track: trackers of `launch.engine.trackers.NAMES` that receive metrics and results.
       profile: steps to trace; with config.training.refit, they are steps of the first training.
-      member: member of a stack of seeds that take their steps together; None to train alone.
+      member: member of a stack of seeds that are trained together; None to train this seed alone.
 
     Returns:
       The result record, which is also written to result.json.

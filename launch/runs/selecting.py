@@ -93,14 +93,14 @@ def select(
     members = groups.get(words)
     if members is None and words == "uncertain":
         raise UserError(
-            "--select=uncertain: predictions of this run have no confidence; leave it out"
+            "--select=uncertain: predictions of this run have no confidence; leave out --select"
         )
     if members is None:
         known = ", ".join([*groups, "random"])
         raise UserError(f"--select: got {words!r}, expected {known}, or numbers such as 3,17")
     if not members:
         raise UserError(
-            f"--select={words}: {split} has no {words} prediction; --select=random takes any"
+            f"--select={words}: {split} has no {words} prediction; write --select=random"
         )
     if words == "uncertain":
         return [indices[row] for row in members[:count]], rows

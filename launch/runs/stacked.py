@@ -168,9 +168,9 @@ def notes(outcomes: Mapping[str, Outcome]) -> list[str]:
             kinds["stacked_seeds" in record.get("timing", {})].append(record["seconds"])
         if not kinds[True]:
             continue
-        line = f"{name}: {mean_and_spread(kinds[True])[0]:.1f} seconds per seed of stacked seeds"
+        line = f"{name}: {mean_and_spread(kinds[True])[0]:.1f} seconds per stacked seed"
         if kinds[False]:
             alone = mean_and_spread(kinds[False])[0]
-            line += f", {alone:.1f} of seeds that were trained alone ({len(kinds[False])})"
+            line += f", {alone:.1f} per seed trained alone ({len(kinds[False])} of the seeds)"
         found.append(line)
     return found

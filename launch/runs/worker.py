@@ -3,7 +3,7 @@
 The first line of the standard input is the set-up:
 
     cores: ids of the CPU cores to run on, or null.
-    config: config whose devices are requested, as in a command that runs all jobs itself.
+    config: experiment whose devices are requested, as if the command ran all jobs itself.
     paths, command, track: as in `launch.runs.jobs.Options`; paths by attribute.
 
 Every further line is a job with the keys name, config, folder, and log, the file that gets the

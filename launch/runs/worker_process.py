@@ -163,7 +163,7 @@ class Process:
         return f"the worker process was killed by {name}{memory}"
 
     def stop(self) -> None:
-        """Makes training stop at the next step, with a checkpoint, and the process end."""
+        """Stops training at the next step, with a checkpoint, and then ends the process."""
         with contextlib.suppress(OSError):
             self._process.stdin.close()  # pyright: ignore
 

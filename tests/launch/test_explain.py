@@ -157,7 +157,7 @@ def test_show_draws_the_attention_of_any_model():
     assert "fine" in page.page()
     with pytest.raises(ValueError, match="example: got 7, expected -3 to 2"):
         launch.show(run, x, example=7)
-    with pytest.raises(launch.UserError, match="more than the positions of any attention"):
+    with pytest.raises(launch.UserError, match="no attention of the model has so many positions"):
         launch.show(run, x, labels=[str(n) for n in range(9)])
 
 
@@ -183,7 +183,7 @@ def test_explanations_in_python(tiny_run, tmp_path, cache):
     for wrong, message in [
         (dict(inputs="a film"), "write \\[...\\]"),
         (dict(examples=[10**6]), "expected indices from 0 to"),
-        ({}, "expected a list of inputs, or the indices"),
+        ({}, "expected one of them: a list of inputs, or"),
         (dict(inputs=["a"], methods=["lime"]), "lime is unknown"),
     ]:
         with pytest.raises(launch.UserError, match=message):

@@ -90,9 +90,9 @@ def test_formats_follow_from_extensions(output, given, expected):
     ("output", "given", "message"),
     [
         ("a.xlsx", None, "--output=a.xlsx: got the extension '.xlsx', expected one of .csv"),
-        ("a.json", None, "write JSON lines, as .jsonl"),
+        ("a.json", None, "for JSON lines write .jsonl"),
         ("a", None, "got the extension ''"),
-        ("a.csv", "json", "--format=json: got --output=a.csv, which is csv"),
+        ("a.csv", "json", "--format=json: got --output=a.csv, whose extension means csv"),
     ],
 )
 def test_unknown_formats_are_refused(output, given, message):

@@ -58,7 +58,9 @@ def test_a_range_is_for_a_search(base):
     assert parsed(base, "model.num_layers=linear(1,4)").range == Range(1, 4, False, True)
     with pytest.raises(UserError, match=r"learning_rate=log\(1e-5,1e-2\): has no number of values"):
         space.grid()
-    with pytest.raises(UserError, match=r"write log\(1e-5,1e-2,7\), or search .* --search=optuna"):
+    with pytest.raises(
+        UserError, match=r"write log\(1e-5,1e-2,7\) for .*, or search .* --search=optuna"
+    ):
         resolve_sweep(base, ["optimizer.learning_rate=log(1e-5,1e-2)"])
 
 
@@ -73,7 +75,10 @@ def test_a_range_is_for_a_search(base):
         ("optimizer.learning_rate=log(1e-3,nan,3)", "expected finite numbers"),
         ("optimizer.learning_rate=log(1e-3,1e-2,1)", "got 1 values, expected at least 2"),
         ("optimizer.learning_rate=uniform(0,1)", r"expected float; write log\(1e-5,1e-2,5\), or a"),
-        ("optimizer.learning_rate=1e-3,log(1e-5,1e-2)", r"stands alone; write log\(1e-5,1e-2,7\)"),
+        (
+            "optimizer.learning_rate=1e-3,log(1e-5,1e-2)",
+            r"without a number of values; write log\(1e-5,1e-2,7\)",
+        ),
         ("optimizer.learning_rate=1e-5,log(1e-5,1e-2,4)", "learning_rate=1e-05 is given twice"),
         ("model.num_layers=linear(1,4.5,3)", "expected integers, as in"),
         ("model.num_layers=linear(1,3,5)", "gives only 3 different integers; write a smaller"),

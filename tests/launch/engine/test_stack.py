@@ -219,8 +219,8 @@ def test_seconds_are_told_both_ways():
         }
     )
     assert found == [
-        "a: 3.0 seconds per seed of stacked seeds, 9.0 of seeds that were trained alone (1)",
-        "b: 2.0 seconds per seed of stacked seeds",
+        "a: 3.0 seconds per stacked seed, 9.0 per seed trained alone (1 of the seeds)",
+        "b: 2.0 seconds per stacked seed",
     ]
 
 

@@ -35,7 +35,7 @@ def test_interrupted_stack_ends_as_single_runs(tiny, command, cache, tmp_path):
     assert "seeds 0, 1 in one program" in done.stderr
     assert "seed 1: resuming from step" in done.stderr
     assert "transformer: " in done.stdout
-    assert "seconds per seed of stacked seeds" in done.stdout
+    assert "seconds per stacked seed" in done.stdout
 
     alone = command("sweep", *flags, f"--workdir={tmp_path / 'alone'}")
     assert alone.returncode == 0, alone.stderr[-2000:]
