@@ -95,7 +95,7 @@ def kernels(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _kernel_cases(folder: pathlib.Path) -> list[tuple[list[str], dict[str, Any]]]:
-    """Returns the words of the name and the record for each case of tests/accelerators/kernels."""
+    """Returns the words of the name, and the record, of each case of tests/accelerators/kernels."""
     found = []
     for path in sorted((folder / "kernels").glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """Cases of `benchmarks.attention`: sizes, dtypes, options and target ratios.
 
-B batch, N query heads, K key/value heads, T queries, S keys, H head size.
+In shapes, B is the batch size, N and K are the numbers of query heads and of key/value heads, T and
+S the numbers of queries and of keys, and H is the head size.
 """
 
 from __future__ import annotations

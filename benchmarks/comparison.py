@@ -11,7 +11,7 @@ import numpy as np
 def grown_by(work: Callable[[], Any], then: Callable[[Any], Any] | None = None) -> int:
     """Runs a function and returns by how many bytes the resident set of this process grows.
 
-    The growth is that from now to the peak.
+    The growth is measured from the memory before the call to the peak.
 
     Args:
       work: function to measure.
@@ -79,7 +79,7 @@ def engine_steps(
 ) -> Callable[[int], float]:
     """Returns a function that takes train steps with the engine and returns the last loss.
 
-    It cycles through the batches.
+    The function cycles through the batches.
 
     Args:
       task: the task.

@@ -2,13 +2,13 @@
 
 `Problem` is a model with random weights and its inputs. `here`, `with_transformers` and
 `with_ctranslate2` return functions that generate the same number of tokens. The weights are copied
-from this project's model, so all give the same tokens in float32.
+from this project's model, so all of these functions generate the same tokens in float32.
 
 The translation model is the architecture of Pegasus: norms before the layers and at the end of
 each stack, ReLU, sinusoidal positions, one table for embeddings and logits. The language model is
 the architecture of GPT-2.
 
-B batch, S tokens of a source sentence or prompt.
+In shapes, B is the batch size and S the number of tokens of a source sentence or prompt.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ VOCABULARIES = {"translation": 10_000, "language_model": 68}
 # Lengths of the source sentences or prompts, and tokens generated after them. The language model
 # has a context of 64.
 LENGTHS = {"translation": (16, 32), "language_model": (16, 48)}
-# Factor of the initial weights. Trained weights are larger too; without it, the best tokens would
-# nearly tie.
+# Factor of the initial weights. Trained weights are larger than initial ones, too; without the
+# factor, the scores of the best tokens would be nearly equal.
 _GAIN = 3.0
 Generate = Callable[[], np.ndarray]
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 NAP = 0.01
-# Seconds of a call. For longer calls, effects of the previous function are negligible.
+# Duration of a call in seconds. For longer calls, effects of the previous function are negligible.
 LONG = 0.5
 
 
@@ -61,7 +61,7 @@ def summary(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str
 
     Args:
       seconds: result of `time_interleaved`.
-      base: name of the function to which the others are compared.
+      base: name of the function with which the other functions are compared.
 
     Returns:
       For each function, by name: "milliseconds" (the median) and "milliseconds_range" (over the

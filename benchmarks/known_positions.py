@@ -381,7 +381,7 @@ def main(names: Sequence[str]) -> None:
     """Measures the named cases. Without names, measures all cases and writes the results file."""
     unknown = [name for name in names if name not in CASES]
     if unknown:
-        sys.exit(f"{unknown[0]}: expected some of {', '.join(CASES)}")
+        sys.exit(f"{unknown[0]}: expected one or more of {', '.join(CASES)}")
     found = {}
     for name in names or CASES:
         with tempfile.TemporaryDirectory() as folder:

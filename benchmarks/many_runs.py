@@ -1,4 +1,4 @@
-"""Time of an ablation by --on, relative to sequential execution, and equality of the tables.
+"""Time of an ablation with --on, relative to sequential execution, and equality of the tables.
 
 python -m benchmarks.many_runs
 python -m benchmarks.many_runs --ways=local --seeds=2

@@ -45,7 +45,8 @@ def put(path: pathlib.Path, name: str, section: Mapping[str, Any]) -> None:
 def rows(path: pathlib.Path, name: str) -> list[dict[str, Any]]:
     """Returns the rows of a section of a results file.
 
-    They are [] unless this machine measured the section, with the same software and commit.
+    The result is [] unless the section was measured on this machine, with the same software and
+    commit.
     """
     whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     section = whole.get(name, {})
@@ -62,7 +63,7 @@ def put_row(
     order: Iterable[str],
     **more: Any,
 ) -> None:
-    """Adds a row to a section of a results file, or replaces it, and keeps the section's `rows`.
+    """Adds a row to a section of a results file, or replaces it; keeps the section's other `rows`.
 
     Args:
       path: results file.
@@ -79,7 +80,7 @@ def put_row(
 def alone(module: str, *options: str) -> dict[str, Any]:
     """Runs a module in a process of its own, and returns the JSON in the last line that it prints.
 
-    This process ends with the status of the other one if that is not 0.
+    If the other process ends with a status other than 0, this process ends with that status.
     """
     words = [sys.executable, "-m", module, *options]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True)

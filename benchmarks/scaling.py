@@ -5,9 +5,9 @@ python -m benchmarks.scaling --cases=items --cases=image
 
 Each point is a process of its own with random data. Its time is the median of steps after the
 first; its memory is the growth of the resident set from before the model is built to the peak in
-these steps. Exponents are fitted by least squares on logarithms, over the larger half of the sizes:
-small sizes have constant costs. The largest sizes of some cases have a target for the peak of the
-whole process. Results are written to benchmarks/results/cpu.json or --json.
+these steps. Exponents are fitted by least squares on logarithms, over the larger half of the sizes,
+because constant costs dominate at small sizes. The largest sizes of some cases have a target for
+the peak of the whole process. Results are written to benchmarks/results/cpu.json or --json.
 """
 
 from __future__ import annotations

@@ -6,13 +6,14 @@ python -m launch.export --workdir=runs/reviews --output=exported/reviews
 python -m benchmarks.serving --reviews=exported/reviews --camvid=exported/camvid
 
 The inputs are the texts and images of the test splits; images are uploaded as forms. Clients with
-keep-alive connections send requests to a server with batches and to a server with single inputs.
-The classifier of reviews is also served by PyTorch behind Starlette (`benchmarks.torch_server`);
-its programs have one thread in all servers. Each server is one process. The rounds of all servers
-of a model alternate. The clients run on the same machine and share its cores.
+keep-alive connections send requests to a server that runs batches and to a server that runs single
+inputs. The classifier of reviews is also served by PyTorch behind Starlette
+(`benchmarks.torch_server`); its programs have one thread in all servers. Each server is one
+process. The rounds of all servers of a model alternate. The clients run on the same machine and
+share its cores.
 
-Each answer is compared with that of the export read in this process. The command fails if an answer
-is wrong. Results are written to benchmarks/results/cpu.json or --json.
+Each answer is compared with the answer of the export, which this process runs too. The command
+fails if an answer is wrong. Results are written to benchmarks/results/cpu.json or --json.
 """
 
 from __future__ import annotations
@@ -275,7 +276,7 @@ def summarize(rounds: Sequence[Round], base: Sequence[Round]) -> dict[str, Any]:
 
     Args:
       rounds: rounds of the server.
-      base: the same rounds of the server to which it is compared.
+      base: the same rounds of the server with which it is compared.
     """
     seconds = [answer.seconds for one in rounds for answer in one.answers]
     pairs = list(zip(rounds, base, strict=True))

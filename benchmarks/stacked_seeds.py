@@ -3,12 +3,13 @@
 python -m benchmarks.stacked_seeds
 python -m benchmarks.stacked_seeds --models=sequence_copy --seeds=3 --steps=100
 
-Each way is a command in a process of its own, with an empty compilation cache; a short run before
-them prepares data and baselines. Seconds are those of training and validation, with compilation:
+Each variant is a command in a process of its own, with an empty compilation cache; a short earlier
+run prepares data and baselines. Seconds are those of training and validation, with compilation:
 `seconds` in `result.json`. The median time of a step is divided by the number of seeds if they are
 stacked; unlike seconds it does not include compilation, which is the same for any number of steps.
-CPU seconds are those of all threads of the whole command; unlike the others they hardly depend on
-the load by other processes. Results are written to benchmarks/results/stacked_seeds.json or --json.
+CPU seconds are those of all threads of the whole command; unlike the other times, they hardly
+depend on the load by other processes. Results are written to benchmarks/results/stacked_seeds.json
+or --json.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ python -m benchmarks.startup --models=translator --rounds=1
 
 Each measurement is a process of its own. `launch.train` is measured from its start to the end of
 its first and its tenth step, including imports and the reading of data, which an earlier command
-has prepared. "cold" is with an empty compilation cache, "warm" with the cache of the process
-before. The processes of PyTorch build the model of `benchmarks.steps` and take a step on a batch
-that is already in memory. Their time includes the import of torch, but no data. Results are medians
-over --rounds; they are written to benchmarks/results/cpu.json or --json.
+has prepared. "cold" is with an empty compilation cache, "warm" with the cache that the
+previous process has filled. The processes of PyTorch build the model of `benchmarks.steps` and take
+a step on a batch that is already in memory. Their time includes the import of torch, but no data.
+Results are medians over --rounds; they are written to benchmarks/results/cpu.json or --json.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "python",
         sys.executable,
-        "Interpreter of `launch.train`, such as that of .venv: packages of the benchmarks' "
-        "environment take time to import.",
+        "Interpreter that runs `launch.train`, such as that of .venv, because the additional "
+        "packages of the benchmarks' environment take time to import.",
     )
     records.define_output()
     flags.DEFINE_enum("only", None, list(MODELS), "Print the seconds of a step with PyTorch.")
@@ -99,7 +99,7 @@ def run() -> None:
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
-    """Measures the startup of a model, here and with PyTorch.
+    """Measures the startup of a model, with this project and with PyTorch.
 
     Returns:
       The row of the model. Its entry "ways" contains, for each implementation, the median seconds

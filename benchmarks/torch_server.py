@@ -4,8 +4,8 @@ python -m benchmarks.torch_server --export=FOLDER
 
 It has the weights and the pre- and postprocessing of the export. A request takes the usual path:
 an endpoint reads JSON, runs the model on one text and returns JSON. PyTorch has one thread, which
-is fastest for a single text. uvicorn has its defaults, without logs. `benchmarks.serving` starts
-the command.
+is fastest for a single text. uvicorn runs with its default settings, without logs.
+`benchmarks.serving` starts the command.
 """
 
 from __future__ import annotations

@@ -53,11 +53,11 @@ __all__ = [*_EXPORTS]  # pyright: ignore
 class _Package(types.ModuleType):
     """The package `launch`, in which the functions of the API take precedence over submodules.
 
-    When a submodule is imported, Python assigns it to the attribute of the package with its name.
-    The module of the command launch/train.py would thus replace the function `launch.train`. This
-    class ignores such assignments, so `launch.train` and `from launch import train` are always the
-    function. The module is `importlib.import_module("launch.train")`; `python -m launch.train` runs
-    it.
+    When a submodule is imported, Python assigns it to an attribute of the package, under the name
+    of the submodule. The submodule launch/train.py would thus replace the function `launch.train`.
+    This class ignores such assignments, so `launch.train` and `from launch import train` are always
+    the function. `importlib.import_module("launch.train")` returns the submodule, and
+    `python -m launch.train` runs it.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -62,7 +62,9 @@ def main(words: list[str]) -> None:
         from launch.engine.config import did_you_mean
 
         there_are = ", ".join(known)
-        fail(f"{words[0]}: no such command{did_you_mean(name, known)}; there are {there_are}")
+        fail(
+            f"{words[0]}: no such command{did_you_mean(name, known)}; the commands are {there_are}"
+        )
     sys.argv = [str(Path(__file__).with_name(f"{name}.py")), *words[1:]]
     runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
 

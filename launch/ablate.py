@@ -5,10 +5,10 @@ python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=run
 The ablation file declares a base experiment and changes to it (deltas). One table is printed.
 The table has validation and test metrics, and differences from the base with 95 % confidence
 intervals, paired by test example. The files table.md, table.csv, table.json and report.html in
---workdir have it too. Finished runs are skipped, so the same command resumes an interrupted
-ablation.
+--workdir contain the same table. Finished runs are skipped, so the same command resumes an
+interrupted ablation.
 
---data and the flags of columns, such as --text and --label, give your own data to all experiments:
+With --data and the flags of columns, such as --text and --label, all experiments use your own data:
 
 python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/mine
     --data=my.csv --text=review --label=stars
@@ -24,8 +24,8 @@ python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=run
 python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/text_pooling
     --on=local:4
 
-configs/ablations/atlas.py has an ablation for each kind of mechanism. Each has its own directory
-and table, and report.html and ranking.md in --workdir rank the mechanisms of all kinds:
+configs/ablations/atlas.py has an ablation for each kind of mechanism. Each ablation has its own
+directory and table, and report.html and ranking.md in --workdir rank the mechanisms of all kinds:
 
 python -m launch.ablate --config=configs/ablations/atlas.py --workdir=runs/atlas
 """

@@ -1,8 +1,8 @@
 """Python API of the commands: configs, training, and the results of run directories.
 
-Each function does what the command of its name does, with the same files, checks and messages.
-Mistakes raise `UserError`. Data directories are those of `launch.cli`: the arguments `data_dir`,
-`cache_dir` and `data_mirror`, or else environment variables.
+Each function does what the command of the same name does, with the same files, checks and messages.
+Mistakes raise `UserError`. Data directories are those of `launch.cli`. They are given by the
+arguments `data_dir`, `cache_dir` and `data_mirror`, or else by environment variables.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def config(
     data: Data | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Experiment:
-    """Returns an experiment with some values changed; new values are checked like those of flags.
+    """Returns an experiment with some values changed; new values are checked like flag values.
 
         launch.config("text_classification:own", data="my.csv", columns={"text": "review"})
 
@@ -49,8 +49,8 @@ def config(
         files in the repository's folder configs/, "text_classification:sst2"; an `Experiment`; or
         an experiment as a nested mapping. Paths are relative to the working directory or, if there
         is no such file, to the repository.
-      changes: new values by dotted key, such as {"model.num_layers": 2}. A text is parsed as the
-        value of a flag. A mapping changes some keys of a group; a dataclass replaces the group.
+      changes: new values by dotted key, such as {"model.num_layers": 2}. A string is parsed like
+        the value of a flag. A mapping changes some keys of a group; a dataclass replaces the group.
       data: your own data, as the flag --data: a file, a folder or a glob pattern, or a sequence of
         train, validation and test. Relative paths are relative to the working directory.
       columns: names of columns of `data` by their role. The roles are the names of the commands'
@@ -148,7 +148,8 @@ def train(
         runs.run(experiment, folder, paths, command, baselines, track=names)
     except Interrupted as stopped:
         if stopped.signal_number == signal.SIGTERM:
-            # Training replaced the program's own handler, so the signal is raised again for it.
+            # Training had replaced the signal handler of the calling program. The signal is raised
+            # again so that this handler receives it.
             signal.raise_signal(signal.SIGTERM)
         raise KeyboardInterrupt(str(stopped)) from None
     return Run(folder, experiment, paths)
@@ -192,8 +193,8 @@ def compare(runs: Sequence[Folder | Run], against: Folder | Run = "best") -> Com
 
     Args:
       runs: runs, run directories, or directories that contain run directories.
-      against: run that the others are compared with: "best" (on validation), "first", or one of the
-        runs.
+      against: run with which the other runs are compared: "best" (on validation), "first", or one
+        of the runs.
 
     Returns:
       The tables. The attribute `left_out` names unfinished and damaged runs.
@@ -202,7 +203,7 @@ def compare(runs: Sequence[Folder | Run], against: Folder | Run = "best") -> Com
       UserError: none of the runs is finished, or `against` is not one of the runs.
     """
     if isinstance(runs, str | os.PathLike | Run):
-        raise UserError(f"runs: got {runs!r}, expected a list of runs; write [...]")
+        raise UserError(f"runs: got {runs!r}, expected a list of runs; write [RUN, ...]")
     folders = [each.folder if isinstance(each, Run) else Path(each).expanduser() for each in runs]
     reference = str(against.folder) if isinstance(against, Run) else os.fspath(against)
     found, messages = collection.collect(folders)

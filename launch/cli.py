@@ -72,9 +72,9 @@ def define_own_data() -> None:
     flags.DEFINE_string(
         "data",
         None,
-        "Your own data, for configs/TASK.py:own: a file, a folder or a pattern such as "
-        "'clips/*.csv', from which validation and test are split off; or three of them, "
-        "TRAIN,VALIDATION,TEST.",
+        "Your own data, for configs/TASK.py:own. Either one file, folder or pattern such as "
+        "'clips/*.csv', which is divided into training, validation and test splits; or one for "
+        "each split, as TRAIN,VALIDATION,TEST.",
     )
     for name, content in COLUMNS.items():
         flags.DEFINE_string(name, None, f"Column of --data with the {content}.")
@@ -100,8 +100,9 @@ def define_answers() -> None:
     flags.DEFINE_float(
         "threshold",
         None,
-        "Least probability of a label, or least score of an object; a text or image below it gets "
-        "no label. With --positive: probability from which that class is predicted (default 0.5).",
+        "Minimum probability of a label, or minimum score of an object. A text or image whose most "
+        "probable class is below it gets no label. With --positive: minimum probability at which "
+        "that class is predicted (default 0.5).",
     )
     flags.DEFINE_string(
         "positive", None, "Class that is predicted if its probability is at least --threshold."
@@ -147,7 +148,9 @@ def define_distributed() -> None:
         "processes and the index of this one.",
     )
     flags.DEFINE_integer(
-        "distributed_timeout", 300, "Seconds until all processes of --distributed are connected."
+        "distributed_timeout",
+        300,
+        "Seconds to wait until all processes of --distributed are connected.",
     )
 
 
@@ -308,7 +311,7 @@ def set_up_jax(config=None, connection=None) -> None:
     """Sets up devices and the compilation cache; call this before anything is compiled.
 
     Args:
-      config: experiment whose virtual CPU devices are requested.
+      config: experiment; its config states the number of virtual CPU devices to set up.
       connection: connection to the other processes of the run, see `distributed`.
     """
     from launch.engine import devices, processes
@@ -400,13 +403,13 @@ def _guarded(function: Callable[[], Any]) -> Any:
     except Exception as error:
         if (processes := _processes()) is not None:
             processes.end_if_lost(error)
-        # Exceptions that are not errors of the operating system are raised: absl reports those of
-        # flags, and all others are bugs.
+        # Exceptions that are not errors of the operating system are raised: absl reports the errors
+        # of flags, and all other exceptions are bugs.
         reason = system_error(error)
         if reason is None:
             raise
         if ": " not in reason:
-            # Without a path, the error may be that of a standard stream.
+            # An error that names no path may come from a standard stream.
             folder = f"--workdir={FLAGS.workdir} or " if FLAGS.get_flag_value("workdir", "") else ""
             reason = f"{folder}standard output: {reason}"
         fail(reason)

@@ -108,7 +108,7 @@ def _expect_known(words: Sequence[str]) -> None:
         negated = name.removeprefix("no")
         boolean = negated != name and negated in FLAGS and FLAGS[negated].boolean
         if overriding and not equals:
-            # The next word may be the value.
+            # The next word may be the value of the override, so the check ends here.
             return
         if not overriding and not boolean and name != "h":
             raise flags.UnrecognizedFlagError(name, word)

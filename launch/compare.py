@@ -3,11 +3,12 @@
 python -m launch.compare runs/*
 python -m launch.compare runs/first runs/second --against=runs/first --csv=runs.csv --html=runs.html
 
-The arguments are run directories, or directories that contain some. Runs that differ only in their
-seed share a row. For each task and test data there is one table, best on validation first, with the
-config keys that differ, validation and test metrics, parameters, time, and the difference of the
-test metric from that of the best run with its 95 % confidence interval. Differences are paired by
-test example or, if the examples cannot be paired, by seed. Unfinished and damaged runs are named.
+The arguments are run directories, or directories that contain run directories. Runs that differ
+only in their seed share a row. There is one table for each combination of task and test data. Its
+rows are sorted by the validation metric, best first. Its columns are the config keys that differ,
+validation and test metrics, parameters, time, and the difference of the test metric from that of
+the best run with its 95 % confidence interval. Differences are paired by test example or, if the
+examples cannot be paired, by seed. Unfinished and damaged runs are listed.
 
 --csv, --json and --html write the tables to files; with the value -, that format is printed instead
 of the tables.

@@ -3,18 +3,18 @@
 python -m launch.compile --config=configs/translation.py --topology=h100x8
 python -m launch.compile --config=configs/translation.py --topology=v5e:4x4 --config.mesh.fsdp=4
 
---topology is a kind of device and their number: h100x8, a100x1, h200x16, v5e:4x4, v5p:2x2x2, v5e:1
-(one TPU core), or cpu:8 (virtual devices of this CPU). The compilers are packages, one in
-requirements-cuda.txt and one in requirements-tpu.txt; each needs an environment of its own, and
-neither needs a device.
+--topology gives the kind and the number of devices: h100x8, a100x1, h200x16, v5e:4x4, v5p:2x2x2,
+v5e:1 (one TPU core), or cpu:8 (virtual devices of this CPU). The compiler for GPUs is a package in
+requirements-cuda.txt, and the compiler for TPUs is a package in requirements-tpu.txt. Each needs an
+environment of its own, and neither needs a device.
 
 The output has, for each step: the bytes per device, the floating-point operations, the collectives
 with their bytes and source lines, the kernels that `attend` selects and why, and the compile time.
 If a step does not fit into the memory of the device, the output says what to change, and the exit
 status is 1. --json=FILE also writes everything as JSON, with the sharding of each parameter.
 
-For a TPU, loops are unrolled less than in a run, so that the compilation takes less time; only the
-bytes of the code depend on it.
+For a TPU, loops are unrolled less than in a run, so that the compilation takes less time. Of the
+reported numbers, this changes only the bytes of the code.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from launch import cli
 cli.define_config()
 flags.DEFINE_string("topology", None, "Devices to compile for, such as h100x8, v5e:4x4 or cpu:8.")
 flags.DEFINE_list(
-    "steps", ["train", "evaluate"], "Steps to compile, of train, evaluate and predict."
+    "steps", ["train", "evaluate"], "Steps to compile: some of train, evaluate and predict."
 )
 flags.DEFINE_string("json", None, "File to write, in addition to the printed lines.")
 
@@ -50,13 +50,16 @@ def compile_() -> None:
     asked = list(dict.fromkeys(cli.FLAGS.steps))
     for step in asked or [""]:
         if step not in compilation.STEPS:
-            raise UserError(f"--steps={step}: expected some of {', '.join(compilation.STEPS)}")
+            raise UserError(
+                f"--steps={step}: expected one or more of {', '.join(compilation.STEPS)}"
+            )
     target = None if cli.FLAGS.json is None else Path(cli.FLAGS.json).expanduser()
     if target is not None and not target.parent.is_dir():
         raise UserError(f"--json={target}: the directory {target.parent} does not exist")
     if target is not None and target.is_dir():
         raise UserError(f"--json={target}: is a directory; name a file")
-    # The compiled programs are not run, so JAX needs no accelerator, which another process may use.
+    # The compiled programs are not run, so JAX uses only the CPU. Accelerators of this machine may
+    # be in use by another process.
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
 

@@ -3,12 +3,13 @@
 python -m launch.evaluate --workdir=runs/sst2 --split=test
 
 Writes evaluation-<split>.json to the run directory and prints its content. With --distributed, the
-command is started on each of several processes; see docs/CLUSTER.md.
+same command is started once for each of several processes; see docs/CLUSTER.md.
 
 A labeled file has the form of the files that the task accepts as --data: a table with the columns
 of the run, a folder of class folders, images/ and masks/, a COCO file, a manifest, a series,
-events, parallel files, or text. Classes, vocabulary and scales are those of the run, whose data are
-not needed and whose records are not changed. Metrics have 95 % confidence intervals:
+events, parallel files, or text. Classes, vocabulary and scales are those of the run. The
+data of the run are not needed, and its records are not changed. Metrics have 95 % confidence
+intervals:
 
 python -m launch.evaluate --workdir=runs/mine --file=labeled.csv --output=rows.csv
 python -m launch.evaluate --workdir=runs/spam --file=labeled.csv --positive=spam --threshold=0.2
@@ -24,11 +25,12 @@ from launch.engine import output
 cli.define_workdir()
 flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Split to evaluate on.")
 flags.DEFINE_string("file", None, "Labeled file or folder to evaluate on, instead of --split.")
-flags.DEFINE_string("images", None, "Folder of the images of --file, for annotation files.")
+flags.DEFINE_string("images", None, "Folder of the images, if --file is an annotation file.")
 flags.DEFINE_string(
     "output",
     None,
-    "File for target, prediction and score of each example of --file; .csv, .tsv or .jsonl.",
+    "File to write, with target, prediction and score of each example of --file; .csv, .tsv or "
+    ".jsonl.",
 )
 cli.define_answers()
 cli.define_distributed()

@@ -4,18 +4,18 @@ python -m launch.explain --workdir=runs/sst2 --input="a fine film" --output=page
 python -m launch.explain --workdir=runs/sst2 --select=wrong --count=8 --output=page.html
 
 Writes one page that needs no other file. It shows the attention weights of every layer and head,
-the contribution of each position of the input to the prediction by several methods, and how the
-prediction changes while positions are deleted or inserted. --select chooses examples of --split:
-wrong, correct, uncertain or random ones, or numbers such as 3,17. All other examples of the split
-are listed with prediction, confidence and score, unless --nolist is given. --against=runs/other
-shows the same examples for another run of the same task. --json writes the explanations as JSON,
---bertviz the attention weights in the format of BertViz.
+the contribution of each position of the input to the prediction, as estimated by several methods,
+and how the prediction changes while positions are deleted or inserted. --select chooses examples of
+--split: wrong, correct, uncertain or random ones, or numbers such as 3,17. All other examples of
+the split are listed with prediction, confidence and score, unless --nolist is given.
+--against=runs/other shows the same examples for another run of the same task. --json writes the
+explanations as JSON, and --bertviz writes the attention weights in the format of BertViz.
 
 python -m launch.explain --workdir=runs/sst2 --evaluate --examples=200
 
 prints for each method the areas under the deletion and insertion curves relative to random orders
 and to gradients, with 95 % intervals; the similarity of the attributions to those of a model with
-random weights, and with --against to those of another run; and the time of one explanation. The
+random parameters and, with --against, to those of another run; and the time of one explanation. The
 table is also written to explanation-<split>.json in the run directory.
 """
 
@@ -47,9 +47,11 @@ flags.DEFINE_bool("list", True, "List all examples of --split, besides those tha
 flags.DEFINE_list("methods", None, "Methods of attribution, separated by commas; all by default.")
 flags.DEFINE_string("output", None, "Page to write, such as page.html.")
 flags.DEFINE_string("json", None, "JSON file to write.")
-flags.DEFINE_string("bertviz", None, "JSON file with the attention weights for BertViz to write.")
+flags.DEFINE_string("bertviz", None, "JSON file to write, with the attention weights for BertViz.")
 flags.DEFINE_string("against", None, "Run directory of another run to compare with.")
-flags.DEFINE_bool("evaluate", False, "Print how faithful the methods are, instead of a page.")
+flags.DEFINE_bool(
+    "evaluate", False, "Print the faithfulness of the methods instead of writing a page."
+)
 flags.DEFINE_integer("examples", 100, "Number of examples of --evaluate.", lower_bound=2)
 cli.define_record()
 flags.DEFINE_integer("seed", 0, "Seed of random choices and random orders.", lower_bound=0)
@@ -71,10 +73,10 @@ def explain() -> None:
 
 
 def _targets() -> dict[str, str]:
-    """Checks the flags; returns the files to write by flag.
+    """Checks the flags; returns the files to write, by the flag that names them.
 
     Raises:
-      UserError: flags are missing or do not fit each other.
+      UserError: a flag is missing, or flags cannot be combined.
     """
     from launch.engine import targets
     from tasks.common.errors import UserError
@@ -144,7 +146,7 @@ def _explain(folder: Path, config: Any, targets: Mapping[str, str]) -> None:
 def _viewed(explanation: Any) -> dict[str, Any]:
     """Returns the BertViz data of an explanation.
 
-    Maps with other numbers of layers or heads than the first map are left out.
+    Maps whose numbers of layers or heads differ from those of the first map are left out.
     """
     from launch.reporting import explanation_page
     from tasks.common.errors import UserError

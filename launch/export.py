@@ -10,7 +10,8 @@ pip install -r exported/requirements.txt
 python exported/predict.py --input="a gripping, funny film"
 python -m launch.predict --export=exported --input="a gripping, funny film"
 
---input gives the golden inputs, whose outputs are stored; without it they are random arrays.
+--input gives the golden inputs, whose outputs are stored. Without --input, the golden inputs are
+random arrays.
 
 --format=onnx converts the programs to ONNX for onnxruntime (pip install -r requirements-onnx.txt),
 and compares their outputs with those of JAX. docs/DEPLOYING.md lists what can be converted.
@@ -26,8 +27,12 @@ from launch import cli
 
 cli.define_workdir()
 flags.DEFINE_string("output", None, "Directory to write; it must not exist, or be empty.")
-flags.DEFINE_bool("with_attention", False, "Also export the program of the attention weights.")
-flags.DEFINE_multi_string("input", [], "Inputs whose outputs are kept to verify the export.")
+flags.DEFINE_bool(
+    "with_attention", False, "Also export the program that computes the attention weights."
+)
+flags.DEFINE_multi_string(
+    "input", [], "Input whose output is stored to verify the export; repeatable."
+)
 flags.DEFINE_multi_string(
     "set", [], "Override key=value of an option of config.model.decoding, in this export only."
 )

@@ -2,10 +2,10 @@
 
 python -m launch.export_weights --workdir=runs/bert --to=exported
 
-A masked language model becomes a directory of BERT, DistilBERT, RoBERTa or XLM-RoBERTa. The run was
-trained with configs/language_modeling.py:DATA,bert or made by launch.import_weights. An imported
-run is exported as the kind of model that was imported, with bitwise equal tensors in their original
-order. A trained model with segment embeddings is exported as BERT, a model without them as
+A masked language model becomes a directory of BERT, DistilBERT, RoBERTa or XLM-RoBERTa. Its run
+must be trained with configs/language_modeling.py:DATA,bert or made by launch.import_weights. An
+imported run is exported as the kind of model that was imported, with bitwise equal tensors in their
+original order. A trained model with segment embeddings is exported as BERT, a model without them as
 DistilBERT. Tokenizers fitted by this project apply NFKC normalization first, which vocab.txt cannot
 express.
 
@@ -48,7 +48,7 @@ def export_weights() -> None:
 
 
 def check_exportable(config: Experiment, folder: Path, target: Path) -> None:
-    """Raises unless transformers supports the model, and the target does not exist.
+    """Raises if transformers does not support the model, or if the target exists.
 
     Raises:
       UserError: the run has another task or model, or the target exists.

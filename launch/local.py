@@ -3,10 +3,10 @@
 python -m launch.local --processes=2 --devices=2 -- python -m launch.train --config=configs/text_classification.py:sst2 --workdir=runs/sst2
 
 Starts `launch.train` or `launch.evaluate` once for each process, with --distributed. The output of
-the first process and the errors of all are shown. SIGINT and SIGTERM are passed on, so training
-saves a checkpoint and stops. If a process ends with an error, the others are ended too; the exit
-status is that of the first error. The same command continues the run, also with another number of
-processes.
+the first process and the errors of all processes are shown. SIGINT and SIGTERM are passed on, so
+training saves a checkpoint and stops. If a process ends with an error, the other processes are
+ended too; the exit status is that of the first error. The same command continues the run, even if
+the number of processes is changed.
 """  # noqa: E501
 
 from __future__ import annotations

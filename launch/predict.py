@@ -9,9 +9,8 @@ The best checkpoint is used, and no data set is needed.
 
 The inputs of a table are in the column that the run was trained on; if the run was trained without
 a table, paths of files are in the column "path". Rows are printed as CSV with additional columns of
-predictions, or with --format=json as
-JSON lines with the row under the key "row". --output writes a file, whose extension gives the
-format:
+predictions. With --format=json, they are printed as JSON lines with the row under the key "row".
+--output writes a file, whose extension gives the format:
 
 python -m launch.predict --workdir=runs/mine --input_file=new.csv --output=predicted.jsonl
 
@@ -20,13 +19,13 @@ Tasks that read files accept folders and patterns:
 python -m launch.predict --workdir=runs/photos --input=holiday --input="more/*.jpg"
     --output=labels.csv
 
-A classifier gives no label below --threshold or, with --positive, decides for that class from the
-threshold on:
+A classifier gives no label if the probability of the best class is below --threshold. With
+--positive, it predicts that class if its probability is at least the threshold:
 
 python -m launch.predict --workdir=runs/mine --input_file=new.csv --threshold=0.8 --top_k=3
 python -m launch.predict --workdir=runs/spam --input_file=new.csv --positive=spam --threshold=0.2
 
-Predictions are also drawn, with the attention weights of the input:
+--figures also draws the predictions, with the attention weights of the input:
 
 python -m launch.predict --workdir=runs/camvid --input=street.jpg --figures=drawn
 
@@ -89,14 +88,14 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "output",
     None,
-    "File of the predictions instead of standard output; .csv, .tsv, .jsonl or .txt.",
+    "File to write the predictions to, instead of standard output; .csv, .tsv, .jsonl or .txt.",
 )
 cli.define_answers()
 flags.DEFINE_bool(
     "probability_columns",
     False,
-    "For classification: one column for the probability of each class in tables, instead of a "
-    "single JSON column.",
+    "For classification: give tables one column for the probability of each class, instead of a "
+    "single JSON column with all of them.",
 )
 
 # Inputs per batch of predictions; bounds memory and prints predictions early.

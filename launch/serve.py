@@ -41,7 +41,10 @@ flags.DEFINE_float(
     "max_wait_ms", 2.0, "Milliseconds that a row waits for a batch to fill.", 0, 10_000
 )
 flags.DEFINE_integer(
-    "max_queue", 256, "Largest number of accepted inputs of a model that await an answer.", 1
+    "max_queue",
+    256,
+    "Largest number of inputs of a model that are accepted and not yet answered.",
+    1,
 )
 flags.DEFINE_integer(
     "threads",
@@ -54,11 +57,13 @@ flags.DEFINE_float(
     "client_timeout_s", 30.0, "Seconds in which a client must send headers, and then the body.",
     0.001, 3600,
 )  # fmt: skip
-flags.DEFINE_integer("max_body_bytes", 16 * 2**20, "Largest body of a request.", 1)
-flags.DEFINE_integer("max_text", 100_000, "Most characters of a text.", 1)
-flags.DEFINE_integer("max_pixels", 40_000_000, "Most pixels of an image.", 1, 40_000_000)
-flags.DEFINE_float("max_sound_s", 120.0, "Most seconds of a sound.", 0.001)
-flags.DEFINE_integer("max_cells", 500_000, "Most cells of a table.", 1)
+flags.DEFINE_integer("max_body_bytes", 16 * 2**20, "Maximum size of a request body in bytes.", 1)
+flags.DEFINE_integer("max_text", 100_000, "Maximum number of characters of a text.", 1)
+flags.DEFINE_integer(
+    "max_pixels", 40_000_000, "Maximum number of pixels of an image.", 1, 40_000_000
+)
+flags.DEFINE_float("max_sound_s", 120.0, "Maximum duration of a sound in seconds.", 0.001)
+flags.DEFINE_integer("max_cells", 500_000, "Maximum number of cells of a table.", 1)
 flags.DEFINE_string(
     "token", None, "Token that requests must bear (default: ATTENTION_TOKEN, or none)."
 )
@@ -105,7 +110,7 @@ def serve() -> None:
 
 
 def _run_in_calls() -> None:
-    """Lets CPU programs run in the thread that calls them, with the threads of --threads."""
+    """Configures JAX to run CPU programs in the calling thread, with the threads of --threads."""
     import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -133,8 +138,8 @@ def _announce(application: Application) -> None:
         for model in application.models.values():
             model.wait_ready()
         if application.ready:
-            # Otherwise each full garbage collection would pause the server to traverse the objects
-            # that live as long as it.
+            # Otherwise each full garbage collection would pause the server, to traverse objects
+            # that live as long as the server.
             gc.collect()
             gc.freeze()
             print(f"ready after {time.monotonic() - start:.1f} s", flush=True)

@@ -1,6 +1,6 @@
-"""Execution of several experiments over seeds, as `launch.sweep` and `launch.ablate` share it.
+"""Execution of several experiments over seeds, shared by `launch.sweep` and `launch.ablate`.
 
-The flags are those that `launch.cli` defines.
+The functions read the flags that `launch.cli` defines.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def run_groups(groups: Mapping[str, Any], title: str) -> NoReturn:
         for group in groups.values():
             for experiment in group.experiments.values():
                 stacked.check(experiment, group.seeds, track)
-    # Before any training, so that a model whose parameters cannot be matched is found at once.
+    # All groups are matched before any training, so that a model whose number of parameters cannot
+    # be matched is found at once.
     matched = {name: _matched(group) for name, group in groups.items()}
     options, code, found = run_options(placed, track), 0, []
     for name, (experiments, notes) in matched.items():

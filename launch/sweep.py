@@ -5,20 +5,23 @@ python -m launch.sweep --config=configs/text_classification.py:sst2 --workdir=ru
 
 One table is printed: validation and test metrics, and differences from the first combination with
 95 % confidence intervals, paired by test example. The files table.md, table.csv, table.json and
-report.html in --workdir have it too. The same command resumes an interrupted sweep.
+report.html in --workdir contain the same table. The same command resumes an interrupted sweep.
 
-Several --set flags run every combination of values. Values are a list, or 7 numbers with equal
-ratios, log(1e-5,1e-2,7), or with equal distances, linear(0,0.5,7):
+Several --set flags run every combination of values. The values of a key are a list or a range. For
+example, log(1e-5,1e-2,7) is 7 numbers with equal ratios, and linear(0,0.5,7) is 7 numbers with
+equal distances:
 
 python -m launch.sweep --config=configs/text_classification.py:sst2 --workdir=runs/rates
     --set "optimizer.learning_rate=log(1e-4,1e-2,5)" --set "model.dropout_rate=linear(0,0.4,3)"
 
---on=local:4 executes four runs at once, and --on=ray on a Ray cluster, see docs/CLUSTER.md.
---stack_seeds trains the seeds of a combination in one program, with the same losses.
+--on=local:4 executes four runs at once, and --on=ray executes runs on a Ray cluster, see
+docs/CLUSTER.md. --stack_seeds trains the seeds of a combination in one program, with the same
+losses.
 
 --search=optuna runs --trials combinations, each chosen by the validation metrics of the earlier
-ones (pip install -r requirements-optuna.txt). A range without a number of values is then searched
-as a whole. The same command with a larger --trials continues the search:
+ones (pip install -r requirements-optuna.txt). A range without a count, such as log(1e-4,1e-2),
+then stands for all values between its ends. The same command with a larger --trials continues the
+search:
 
 python -m launch.sweep --config=configs/text_classification.py:sst2 --workdir=runs/search
     --set "optimizer.learning_rate=log(1e-4,1e-2)" --set "model.num_layers=linear(1,4)"

@@ -3,8 +3,8 @@
 python -m launch.train --config=configs/text_classification.py:sst2 --workdir=runs/sst2
 
 The metrics of the baselines are printed too. The same command resumes an interrupted run in the
-same directory, or verifies a finished run. With --distributed, the command is started on each of
-several processes, whose number may change when a run is resumed; see docs/CLUSTER.md.
+same directory, or verifies a finished run. With --distributed, the same command is started once
+for each of several processes. Their number may change when a run is resumed; see docs/CLUSTER.md.
 """
 
 from __future__ import annotations

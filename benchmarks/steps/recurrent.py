@@ -35,7 +35,8 @@ def batches(
 
     Args:
       batch_size: sentence pairs per batch.
-      length: maximum length. Sentences have half to all of it, with the end token.
+      length: maximum length. The length of a sentence, with the end token, is between half of
+        it and all of it.
       count: number of batches.
       vocabulary: size of the vocabulary without start and end tokens.
     """

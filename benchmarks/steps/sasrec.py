@@ -3,8 +3,8 @@
 The model has RecBole's settings: two layers, normalization after each sublayer, dropout,
 cross-entropy over all items, AdamW and gradient clipping. The random events have as many users,
 events and items as movielens_100k. Every event of an epoch is predicted once. RecBole makes one
-example of each event and scores only its last position. In the JAX model, a sequence is one
-example, and all of its positions are scored, which explains most of the ratio. A step of
+example of each event and scores only the last position of an example. In the JAX model, a sequence
+is one example, and all of its positions are scored, which explains most of the ratio. A step of
 `benchmarks.steps` takes the fraction `part` of an epoch.
 
 tests/oracles/families/collaborative.py describes an environment with RecBole 1.2.1.

@@ -1,1 +1,1 @@
-"""Exported models: folders with programs, weights, and pre- and postprocessing as data."""
+"""Exported models: folders with programs, weights, and data that define pre- and postprocessing."""

@@ -52,10 +52,10 @@ python predict.py --verify
 outputs, and the pre- and postprocessing operations. The weights are external data of all programs,
 in `{{ signature.onnx.weights }}`. The programs were converted by
 {{ signature.onnx.converter }}. With {{ signature.onnx.verified_with }}, outputs differ from those
-of JAX by at most {{ '%.2g' % signature.onnx.deviation }}, relative to the largest.
+of JAX by at most {{ '%.2g' % signature.onnx.deviation }}, relative to the largest output.
 {%- for kind, programs in signature.programs.items() %}
 {%- for size in programs | map(attribute='batch_size') | select('defined') | unique %}
-Programs `{{ kind }}` take batches of {{ size }}; `predict.py` pads and splits others.
+Programs `{{ kind }}` take batches of {{ size }}; `predict.py` pads and splits other batches.
 {%- endfor %}
 {%- endfor %}
 {%- for kind, reason in signature.onnx.not_converted.items() %}
@@ -95,7 +95,8 @@ The run has no result yet.
 {% endif %}
 ## Limitations
 
-- Measured on data like those above only; other sources, languages or devices may differ.
+- The results were measured only on data like those above. They may differ for data from other
+  sources, languages or recording devices.
 - The programs take inputs of at most: {{ limits }}.
 - Probabilities and scores are not calibrated.
 """

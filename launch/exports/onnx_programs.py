@@ -5,7 +5,7 @@ then converted one primitive at a time. Weights are inputs of the conversion, so
 their names. In the written files they are initializers, whose external data is one file for all
 programs.
 
-B batch size.
+In shapes, B is the batch size.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LOGGERS = ("jax2onnx", "onnx_ir", "root")
 
 
 class NotConvertible(Exception):
-    """Error for a program that cannot be converted or whose results differ; one line of text."""
+    """Error, in one line, for a program that cannot be converted or whose results differ."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _name_outputs(graph: Any, names: Sequence[str]) -> None:
     taken = {value.name for value in graph.input}
     for output, name in zip(graph.output, names, strict=True):
         final = f"{name}{reader.OUTPUT_SUFFIX}" if name in taken else name
-        # A node for each name, because an output may be an input, or two outputs the same value.
+        # A node for each name, because an output may be an input, or two outputs may be equal.
         graph.node.append(helper.make_node("Identity", [output.name], [final]))
         output.name = final
 

@@ -39,8 +39,8 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 FORMAT = 1
-# Largest number of inputs that are in memory at a time, called a portion. The ids of rows, which
-# seed random sampling, begin at 0 in each portion.
+# Largest number of inputs in a portion, which is the list of inputs that are in memory at a time.
+# The ids of rows, which seed random sampling, begin at 0 in each portion.
 PORTION = 2048
 # Bytes of arrays, such as images, after which a portion ends.
 PORTION_BYTES = 1 << 28
@@ -146,10 +146,10 @@ def read_content(raw: Raw) -> bytes:
         except OSError as error:
             raise InputError(f"cannot be read ({error.strerror}); give another path") from None
         except (ValueError, RuntimeError):
-            # A null byte, or "~" of an unknown user.
+            # The path has a null byte, or "~" with the name of an unknown user.
             raise InputError("is not a path; give a path") from None
     if not data:
-        raise InputError("the file is empty; give another")
+        raise InputError("the file is empty; give another file")
     return data
 
 
@@ -286,7 +286,7 @@ class Tokenizer:
         return [self._parts[gram] for gram in grams if gram in self._parts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decodes ids to a text, without padding, CLS, and ids of at least `size`."""
+        """Decodes ids to a text; skips padding, CLS, and ids that are not below `size`."""
         ids = [int(n) for n in ids if n < self.size and n not in (PAD, CLS)]
         if self.kind == "character":
             return "".join([*SPECIAL, *self._characters][n] for n in ids)
@@ -357,7 +357,7 @@ def _tokenizer(path: Path) -> Tokenizer:
 
 @encoder
 def tokenize(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Stores the ids of a text as `to`; rejects a text with more than `limit` ids, if given."""
+    """Stores the ids of a text as `to`; if `limit` is given, rejects texts with more ids."""
     tokenizer, to, limit = _tokenizer(folder / options["file"]), options["to"], options.get("limit")
 
     def run(row: Row) -> Row:
@@ -637,7 +637,9 @@ def decode_image(raw: Raw, mode: str, remedy: str = "give the path of an image")
                 size = f"{image.width} x {image.height}"
                 raise InputError(f"has {size} pixels, more than {_MOST_PIXELS:,}; make it smaller")
             if declared_pixels(image) > _MOST_PIXELS:
-                raise InputError(f"has tiles of more than {_MOST_PIXELS:,} pixels; save it again")
+                raise InputError(
+                    f"has tiles of more than {_MOST_PIXELS:,} pixels; save it with small tiles"
+                )
             if image.format in ("JPEG", "MPO"):
                 _check_scans(content.getvalue(), image.width * image.height)
             ImageOps.exif_transpose(image, in_place=True)
@@ -679,7 +681,7 @@ def _check_scans(content: bytes, pixels: int) -> None:
         if kind not in (0x01, 0xD8):
             at += int.from_bytes(content[at : at + 2], "big")
     if scans * pixels > _MOST_UPDATES:
-        raise InputError(f"has {scans} scans of {pixels} pixels; save it again")
+        raise InputError(f"has {scans} scans of {pixels} pixels; save it with fewer scans")
 
 
 def _pixels(image: Any, mode: str) -> np.ndarray:
@@ -719,7 +721,7 @@ def _to_8_bits(image: Any) -> Any:
 
 
 def resized(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Resizes uint8 [Y, X] or [Y, X, 3] bilinearly, with antialiasing for smaller sizes."""
+    """Resizes uint8 [Y, X] or [Y, X, 3] bilinearly, with antialiasing if the size decreases."""
     from PIL import Image
 
     if image.shape[:2] == tuple(size):
@@ -736,7 +738,7 @@ def read_image(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def crop_square(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Crops the image named `to` to its central square."""
+    """Crops an image to its central square; `to` is the name of the image."""
 
     def run(row: Row) -> Row:
         image = row[options["to"]]
@@ -750,7 +752,7 @@ def crop_square(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def resize(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Resizes the image named `to` to `size` (Y, X)."""
+    """Resizes an image to `size` (Y, X); `to` is the name of the image."""
     return lambda row: {**row, options["to"]: resized(row[options["to"]], options["size"])}
 
 
@@ -821,8 +823,9 @@ def _border(gray: np.ndarray) -> float:
 
 @encoder
 def line_columns(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Converts the image of a text line, named `to`, to columns, uint8 [X, rows], 255 for ink.
+    """Converts the image of a text line to columns, uint8 [X, rows], 255 for ink.
 
+    `to` is the name of the image, which the columns replace.
     The grayscale image [Y, X] is resized to a height of `rows`. The new width X is at most `limit`.
     `dark` is true for dark ink on light paper.
     """
@@ -845,8 +848,9 @@ def line_columns(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def fit_square(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Fits the image named `to` into a square of `side` pixels, zero-padded on the right and below.
+    """Fits an image into a square of `side` pixels, zero-padded on the right and below.
 
+    `to` is the name of the image, which the square replaces.
     Smaller images are not enlarged. "size" is the height and width of the image in the square,
     "original" those of the original image.
     """
@@ -871,7 +875,7 @@ def _fitted_size(size: Sequence[int], side: int) -> tuple[int, int]:
 
 @encoder
 def windows(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Cuts the image named `to` into windows of `size` (Y, X), one per row.
+    """Cuts an image into windows of `size` (Y, X), one per row; `to` is the name of the image.
 
     Neighboring windows share at least the fraction `overlap` of their pixels. If `overlap` is null,
     the complete image is resized to `size` instead. "place" is (0, top of the window, left of the
@@ -889,10 +893,10 @@ def windows(options: Mapping[str, Any], folder: Path) -> Encoder:
             _window_starts(length, window, max(1, int(window * (1 - overlap))))
             for length, window in zip((Y, X), size, strict=True)
         )
-        # A narrow image has many windows, mostly of padding.
+        # A long and thin image has many windows, which contain mostly padding.
         if len(tops) * len(lefts) * math.prod(size) > max(4 * _MOST_PIXELS, math.prod(size)):
             raise InputError(
-                f"input {shown(row['raw'])}: {Y} x {X} pixels are too many windows of "
+                f"input {shown(row['raw'])}: {Y} x {X} pixels need too many windows of "
                 f"{size[0]} x {size[1]}; make it smaller"
             )
         rows = []
@@ -922,7 +926,7 @@ def run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
     The mask is read column by column; its runs are alternately of zeros and ones. The first three
     run lengths are stored as they are, each later one as its difference from the run length two
-    before. Every number is written in characters of five bits, lowest bits first.
+    positions earlier. Every number is written in characters of five bits, lowest bits first.
     """
     flat = mask.T.ravel()
     ends = [[0] if flat[0] else [], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]]
@@ -1088,7 +1092,7 @@ def _along(low: float, high: float, cells: int, length: int) -> tuple[slice, np.
 
 
 def _listed(raw: Raw, found: Sequence[Mapping[str, Any]], least: float) -> str:
-    """Formats objects with a score of at least `least`: counts by class, and a line for each."""
+    """Formats objects with a score of at least `least`: counts by class, then a line for each."""
     best = [row for row in found if row["score"] >= least]
     counts: dict[str, int] = {}
     for row in best:
@@ -1184,7 +1188,7 @@ def decode_sound(data: bytes, seconds: float) -> tuple[np.ndarray, int]:
     import soundfile
 
     class Forward(soundfile.SoundFile):
-        """A SoundFile that never seeks, since that fails for FLAC streams of unknown length."""
+        """A SoundFile that never seeks, since seeking fails in FLAC streams of unknown length."""
 
         def seekable(self) -> bool:
             return False
@@ -1286,7 +1290,8 @@ _ISO = re.compile(
     re.ASCII,
 )
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+", re.ASCII)
-# Maximum number of time steps per row of a table; more mean that the step does not fit.
+# Maximum number of time steps per row of a table. A table with more time steps per row does not
+# have the step of the model.
 _SPARSE = 100
 
 
@@ -1305,7 +1310,8 @@ class Cells:
 
         Args:
           raw: path or content of the file.
-          wanted: names of columns. The delimiter is chosen that finds most of them in the header.
+          wanted: names of columns. The delimiter with which most of them are found in the header is
+            used.
 
         Raises:
           InputError: the table cannot be read.
@@ -1376,11 +1382,15 @@ class Cells:
             try:
                 value = float(cell)
             except ValueError:
-                self.refuse(index, name, "a number with a decimal point, or nothing")
+                self.refuse(index, name, "a number such as 12.5, or an empty cell")
             found[index] = value if np.isfinite(value) else np.nan
         there = [cell for cell in cells if "." in cell]
         if grouped and there and all(map(_GROUPED.fullmatch, there)):
-            self.refuse(cells.index(there[0]), name, "a number whose point is a decimal point")
+            self.refuse(
+                cells.index(there[0]),
+                name,
+                "a number whose point is clearly a decimal point, such as 1234.0",
+            )
         return found
 
     def refuse(self, index: int, name: str, expected: str) -> NoReturn:
@@ -1422,10 +1432,10 @@ class Cells:
             if east and not clock:
                 self.refuse(index, name, "a time without a UTC offset")
             if (utc or sign) and zoned != index + 1:
-                self.refuse(index, name, "a time without a UTC offset, as before")
+                self.refuse(index, name, "a time without a UTC offset, as in the rows before")
             found[index] -= np.timedelta64(east if clock == "utc" else 0, "m")
         if 0 < zoned < len(cells):
-            self.refuse(zoned, name, "a time with a UTC offset, as before")
+            self.refuse(zoned, name, "a time with a UTC offset, as in the rows before")
         return found
 
 
@@ -1563,8 +1573,8 @@ def _on_grid(
         if not 0.97 < own / expected < 1.03:
             unit = "months" if months else "s"
             raise InputError(
-                f"{table.name}: most rows are {own:g} {unit} apart; the model was trained on one "
-                f"every {expected:g} {unit}"
+                f"{table.name}: most rows are {own:g} {unit} apart, expected {expected:g} {unit} "
+                "as in training; resample the table"
             )
     start = times[0]
     indices = _grid_index(times, start, step)
@@ -1648,8 +1658,8 @@ class Catalog:
         self.titles = self.names if values["titles"] is None else values["titles"]
         self._events = read_tensors(events)
         self._numbers = {name: number for number, name in enumerate(self.users)}
-        # If several items have a title, it stands for the most popular one. Titles take precedence
-        # over names.
+        # If several items have the same title, the title stands for the most popular of them.
+        # Titles take precedence over names.
         counts = np.bincount(self._events["items"], minlength=len(self.names))
         order = np.argsort(counts, kind="stable").tolist()
         names = {self.names[item].casefold(): item for item in order}
@@ -1870,7 +1880,7 @@ def _line_of(error: Exception) -> str:
 
 
 def in_batches(run: Program, size: int) -> Program:
-    """Makes a program with a fixed batch size accept any, because batches are split and padded."""
+    """Makes a program with a fixed batch size accept batches of any size: splits and pads them."""
 
     def run_all(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
         count = len(next(iter(arrays.values())))
@@ -2132,7 +2142,8 @@ class Export:
             most = max(min(self.signature["batch_size"], POSITIONS // longest), 1)
             for start in range(0, len(members), most):
                 chosen = members[start : start + most]
-                # Batch sizes are powers of two, or the largest size, so that few are compiled.
+                # Batch sizes are powers of two, or the largest size, so that few programs are
+                # compiled.
                 size = min(1 << (len(chosen) - 1).bit_length(), most)
                 ids = [first + index for index in chosen]
                 batch = self.batch([rows[index] for index in chosen], ids, bucket, size)
@@ -2206,7 +2217,7 @@ class Export:
         now, array = Item(item.raw, [row]), np.array(tokens, np.int32)
         found: dict[str, Any] = {}
         for name, spec in self.signature["outputs"].items():
-            # A model with several hypotheses has sequences [n, T] and scores [n], others have
+            # A model with several hypotheses has sequences [n, T] and scores [n]. Other models have
             # sequences [T] and one score.
             several = len(spec["shape"]) > (2 if name in ("tokens", "completion") else 1)
             if name in ("tokens", "completion"):
@@ -2279,7 +2290,12 @@ def main() -> None:
     """Runs the command; prints an `InputError` on standard error and exits with status 2."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--export", default=str(Path(__file__).parent), help="folder of the export")
-    parser.add_argument("--input", action="append", default=[], help="one input; - reads lines")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        help="one input; - reads one input per line from standard input",
+    )
     parser.add_argument("--input_file", help="a text file with one input per line")
     parser.add_argument("--format", choices=["text", "json"], default="text")
     parser.add_argument("--verify", action="store_true", help="compare with the golden outputs")

@@ -95,11 +95,11 @@ def write_export(
       variables: variables of the model for evaluation.
       target: folder that does not exist, or is empty.
       with_attention: whether to export `Task.attention`, too.
-      examples: raw inputs for the golden outputs. A program with a size that fits none of them gets
-        random input arrays.
+      examples: raw inputs for the golden outputs. A program whose size fits none of these
+        inputs gets random input arrays.
       card: function that returns the text of README.md, given the content of signature.json.
       format: format of the programs, one of `FORMATS`.
-      batch_size: batch size of ONNX programs whose conversion needs a number.
+      batch_size: batch size of ONNX programs that cannot be converted for any batch size.
 
     Returns:
       The content of signature.json.
@@ -342,7 +342,7 @@ def convert(
             found[kind].append(one)
     for one, other in (("prefill", "step"), ("step", "prefill")):
         if one in reasons and other in found and other not in reasons:
-            reasons[other] = f"is not used without {one}"
+            reasons[other] = f"is of no use without {one}, which is not converted"
     done = {kind: many for kind, many in found.items() if kind not in reasons}
     deviations = (program.deviation for many in done.values() for program in many)
     return Converted(done, reasons, max(deviations, default=0.0))
@@ -484,7 +484,7 @@ def _write_golden(
     """Writes golden.safetensors: examples or random inputs, with the outputs that XLA computes.
 
     Raises:
-      UserError: ONNX programs give other outputs.
+      UserError: the outputs of the ONNX programs differ.
     """
     text = json.dumps({**signature, "sha256": {}})
     (folder / "signature.json").write_text(text, encoding="utf-8")
@@ -539,7 +539,7 @@ def made_up_inputs(
             elif dtype.kind == "f":
                 row[name] = random.standard_normal(shape).astype(dtype)
             elif dtype == np.int32 and spec["padding"] is None:
-                # Sizes of images, and places of windows in them.
+                # Sizes of images, and positions of windows in them.
                 row[name] = np.full(shape, largest, dtype)
             else:
                 # Sounds, images, and tokens that every vocabulary has.

@@ -126,7 +126,7 @@ class Row:
     Attributes:
       name: name in the tables.
       outcome: its results.
-      changes: values of the keys that differ between the rows; a model may lack some.
+      changes: values of the keys that differ between the rows; a model may lack some of the keys.
       difference: difference from the reference; None for the reference itself, and for an
         experiment that cannot be paired with it.
     """
@@ -150,7 +150,7 @@ class Comparison:
       title: task and data.
       task: class of the task.
       rows: the experiments.
-      reference: name of the experiment that the others are compared with.
+      reference: name of the experiment with which the other experiments are compared.
       role: what the reference is, such as "base" or "best"; part of the header.
       best: name of the experiment that is best on validation; "" if no run is finished.
       baselines: test metrics of the baselines by name.

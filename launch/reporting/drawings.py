@@ -32,9 +32,9 @@ from tasks.figures import (
     Transcript,
 )
 
-# Width of a panel in inches, of 96 pixels: it fits a screen of 390 pixels.
+# Width of a panel in inches. An inch has 96 pixels, so that a panel fits a screen of 390 pixels.
 WIDTH = 3.6
-# Characters in a line of words in a PNG file.
+# Maximum number of characters in a line of words in a PNG file.
 _LINE = 90
 # With more detected objects than this, a drawing shows their numbers instead of their names.
 NAMED = 12
@@ -410,8 +410,8 @@ def _classes_that_occur(figure: SegmentedImage) -> list[Entry]:
 def detected_colors(figure: DetectedImage) -> np.ndarray:
     """Returns the color of each object, uint8 [n, 3].
 
-    Objects of one class among several share their color. If there is one class, each object has its
-    own, to separate touching objects.
+    If there are several classes, objects of the same class share a color. If there is one class,
+    each object has its own color, to separate touching objects.
     """
     names = sorted(set(figure.labels))
     chosen = [names.index(name) for name in figure.labels]

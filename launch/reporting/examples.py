@@ -35,8 +35,8 @@ def choose(task: Task, evaluation: Evaluation, split: str, seed: int) -> Choice:
     """Chooses the examples that a report shows.
 
     If the task has confidences, a quarter of the examples are those with the lowest confidence. The
-    others are drawn at random, as many correct as wrong ones. Some scores, such as squared errors,
-    do not tell whether an example is correct. Examples are then drawn equally from the best
+    other examples are drawn at random, as many correct as wrong ones. Some scores, such as squared
+    errors, do not tell whether an example is correct. Examples are then drawn equally from the best
     quarter, the middle half and the worst quarter of the scores.
 
     Args:

@@ -42,7 +42,7 @@ from tasks.explanation import (
 WEIGHT_BYTES = 4_500_000
 """Size of the attention weights of a page, in characters, unless there are many explanations."""
 
-# Size in characters of the attention weights of one explanation on a page with many.
+# Size in characters of the attention weights of one explanation, on a page with many explanations.
 _EACH = 1_500_000
 # Largest side of an image in pixels.
 _LARGEST_SIDE = 768
@@ -88,7 +88,8 @@ def page(
 
     Scripts on the page can read the quantized weights:
     `await explanation.weights(example, map, layer, head)`, with the id or the index of an example,
-    gives an array of queries; `explanation.weights(..., run)` reads those of the run `against`.
+    returns an array with an entry for each query; `explanation.weights(..., run)` reads those of
+    the run `against`.
 
     Args:
       explanations: explanations; may be empty.
@@ -175,7 +176,7 @@ def _with_assets(text: str, styles: str, script: str) -> str:
     for pattern, current in ((_STYLES, f"{styles}</head>"), (_SCRIPT, f"{script}\n</main>")):
         before, *rest = pattern.split(text, maxsplit=1)
         if not rest:
-            raise ValueError("it is not a page of explanations; write it by launch.explain")
+            raise ValueError("it is not a page of explanations; create it with launch.explain")
         text = before + current + rest[0]
     return text
 
@@ -215,8 +216,8 @@ def bertviz(explanation: Explanation) -> dict[str, Any]:
     shapes = {each.weights.shape[:2] for each in explanation.maps}
     if len(shapes) != 1:
         raise ValueError(
-            f"maps: got {len(shapes)} numbers of layers and heads, expected 1; "
-            "select maps with equal numbers"
+            f"maps: got {len(shapes)} different shapes (layers, heads), expected the same for all; "
+            "select maps with equal numbers of layers and heads"
         )
     ((layers, heads),) = shapes
     return {
@@ -510,7 +511,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _list(values: Any, digits: int = 5) -> list[Any]:
-    """Returns an array as nested lists of rounded numbers; None replaces those not finite."""
+    """Returns an array as nested lists of rounded numbers; those not finite become None."""
     array = np.asarray(values)
     if array.dtype.kind != "f":
         return array.tolist()

@@ -52,8 +52,8 @@ def choose(maps: Sequence[AttentionMap], size: int) -> Kept:
     """Chooses the weights to keep such that their encoding has about a given size.
 
     All weights are kept if they fit. Otherwise each query keeps its 8 largest weights, or its 4, 2
-    or 1 largest if 8 do not fit. In addition, all weights above a common threshold are kept, which
-    is chosen such that they fit.
+    or 1 largest if 8 do not fit. In addition, all weights above a common threshold are kept. The
+    threshold is chosen such that the kept weights fit.
 
     Args:
       maps: attention maps of one explanation.
@@ -207,7 +207,7 @@ def small_maps(attention: AttentionMap, grid: tuple[int, int] | None) -> dict[st
 
 
 def finite(values: np.ndarray) -> np.ndarray:
-    """Returns values as float32, with 0 instead of those that are not finite."""
+    """Returns values as float32; values that are not finite become 0."""
     values = np.asarray(values, np.float32)
     return np.where(np.isfinite(values), values, np.float32(0))
 

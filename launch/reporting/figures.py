@@ -28,7 +28,7 @@ from tasks.figures import (
 # Characters that can be neither drawn nor written in XML: control characters and unpaired
 # surrogates, which occur in file names that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-# Pixels of an inch in HTML, and the side to which small images are enlarged at most.
+# Pixels per inch in HTML, and the side that small images have at most after they are enlarged.
 _PIXELS = 96
 _SMALL = 168
 # Largest number of characters of texts that are shown side by side.
@@ -150,7 +150,7 @@ def curves(
 
 
 def printable(value: Any) -> Any:
-    """Replaces characters that cannot be drawn by escapes, in a figure or in one of its fields."""
+    """Escapes the characters that cannot be drawn, in a figure or in one of its fields."""
     if isinstance(value, str):
         return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

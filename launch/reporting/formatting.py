@@ -1,4 +1,4 @@
-"""Figures of runs as text, tables in Markdown, and the table of one run for the terminal."""
+"""Metrics of runs as text, tables in Markdown, and the table of one run for the terminal."""
 
 from __future__ import annotations
 

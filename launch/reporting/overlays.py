@@ -109,7 +109,7 @@ def overlay_masks(
 
 
 def overlay_weights(image: np.ndarray, weights: np.ndarray, opacity: float = 0.8) -> np.ndarray:
-    """Blends attention weights into an image, which stays as it is where they are smallest.
+    """Blends attention weights into an image, which is unchanged where the weights are smallest.
 
     Args:
       image: image in one of the formats of `to_rgb`.

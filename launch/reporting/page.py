@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Values of each color in light mode, which matplotlib draws, and in dark mode, by name.
+# Two values of each color, by name: for light mode, which matplotlib uses, and for dark mode.
 INK, FAINT = "#24292f", "#d0d7de"
 _COLORS: Mapping[str, tuple[str, str]] = {
     "ink": (INK, "#e6edf3"),
@@ -125,7 +125,7 @@ def render(body: str, title: str, styles: str = "", **values: Any) -> str:
 
 
 def scrolling(content: str, label: str) -> str:
-    """Puts HTML that may be wider than the screen into a box that scrolls, also by the keyboard.
+    """Puts HTML that may be wider than the screen into a box that scrolls, also with the keyboard.
 
     Args:
       content: HTML.

@@ -155,7 +155,7 @@ def load_notes(root: Path, records: Iterable[Mapping[str, Any]]) -> dict[tuple[s
     """Reads the remarks on the results of each data set, which are Markdown.
 
     Returns:
-      The text of the file "notes.md" by task and data set, without those that have none.
+      The text of the file "notes.md" by task and data set, for data sets that have such a file.
     """
     found = {}
     for task, data in {(record["task"], record["data"]) for record in records}:

@@ -99,8 +99,8 @@ def by_row(
 ) -> tuple[dict[Row, list[Record]], dict[Row, dict[str, float]]]:
     """Groups runs and baselines by table row, and adds rows with the mean over a setting.
 
-    If only some of the models are refitted on training and validation examples, as their baselines
-    are then, the split is a setting of the rows.
+    If only some of the models are refitted on training and validation examples, the split is a
+    setting of the rows. The baselines of these models are then fitted on both splits, too.
     """
     differs = len({_is_refitted(record) for record in group}) > 1
     runs: dict[Row, list[Record]] = defaultdict(list)

@@ -41,7 +41,8 @@ EXTENSIONS: list[str] = []
 STOP_S = 5.0
 # Seconds that browsers keep the answer to a preflight request.
 _CORS_S = 600
-# Seconds after which the connection of a client that waits for an answer is watched.
+# A client may close its connection while it waits for an answer. The connection is watched for this
+# only after these seconds.
 _PATIENCE_S = 0.1
 
 
@@ -61,7 +62,7 @@ class _Endpoint:
 
 
 def _named(app: ASGIApp, name: str) -> ASGIApp:
-    """Wraps an application so that it gets a model's name as the path parameter "name"."""
+    """Wraps an application so that it receives a model's name as the path parameter "name"."""
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
         scope["path_params"] = {"name": name}
@@ -174,7 +175,7 @@ class Application:
         Args:
           path: path with the placeholder {name} for the model.
           answer: function of request, model and body that returns the response.
-          files: whether models of files also accept the body as a multipart form.
+          files: whether models whose inputs are files also accept a multipart form as the body.
         """
 
         async def endpoint(request: Request) -> Response:

@@ -34,7 +34,7 @@ class Arrivals:
             # canceled by the thread of the event loop.
             with self._appending:
                 self._done.append((waiter, found))
-                # Another notification is on its way unless the deque was empty.
+                # If the deque was not empty, an earlier notification is still on its way.
                 is_first = len(self._done) == 1
             if is_first:
                 call_threadsafe(loop, self._deliver)

@@ -199,15 +199,16 @@ class Model:
     def _choose(self, key: Key, row: Row) -> None:
         """Measures batches with a key, and chooses their thread and their maximum size.
 
-        Short batches run on the thread of the event loop. Others are limited to the smallest size
-        at which a row takes about the least time: on a CPU, rows of large batches take longer if
-        their arrays exceed the caches, and all rows of a batch wait for its last one.
+        Short batches run on the thread of the event loop. Longer ones are limited to the smallest
+        size at which a row takes about the least time: on a CPU, rows of large batches take longer
+        if their arrays exceed the caches, and all rows of a batch wait for its last one.
         """
         import jax
 
         sizes, per_row = self._options.batch_sizes, {}
         if self._seconds_of(key, row, 1) < _SHORT_S:
-            # The cost of a batch besides its program dominates, so the largest batch is best.
+            # The program takes less time than the rest of the work on a batch, so that the largest
+            # batch is best.
             if jax.default_backend() == "cpu" and self._seconds_of(key, row, sizes[-1]) < _SHORT_S:
                 self._short.add(key)
             return
@@ -279,7 +280,7 @@ class Model:
         return self._all_short and self._is_quick and sum(map(len, raw)) <= _SHORT
 
     async def answer_promptly(self, raw: Sequence[Raw], fields: Sequence[str]) -> list[Item]:
-        """Does the same as `answer`, without a timeout, for inputs that satisfy `is_prompt`."""
+        """Does the same as `answer`, but without a timeout; the inputs must satisfy `is_prompt`."""
         with self._queue.accepted(len(raw)) as places:
             return await self._answer(raw, fields, places)
 
@@ -353,8 +354,8 @@ class Model:
         """Runs the program "predict" on rows of input arrays; returns the outputs of each row.
 
         Args:
-          rows: rows whose variable dimensions all have the same sizes, for which a program is
-            exported.
+          rows: rows whose variable dimensions all have the same sizes. A program must be exported
+            for these sizes.
 
         Raises:
           Problem: the queue is full, or the deadline has passed.

@@ -20,7 +20,7 @@ class Options:
 
     Attributes:
       max_batch: maximum number of rows in a batch, a power of two. A program has smaller batches if
-        the server measures, at its start, that larger ones take no less time per row.
+        the server measures, at its start, that larger batches are not faster per row.
       max_wait_ms: milliseconds that a row waits for its batch to fill, if other inputs are being
         read or answered.
       max_queue: maximum number of inputs, per model, that are accepted and not yet answered.
@@ -50,7 +50,7 @@ class Options:
     cors_origin: str = ""
 
     def __post_init__(self) -> None:
-        """Checks the values of the options, as far as the types of the flags do not ensure them.
+        """Checks the requirements on the options that the types of the flags do not ensure.
 
         Raises:
           UserError: a flag has a wrong value.
@@ -67,7 +67,7 @@ class Options:
             )
         if not self.token.isprintable() or " " in self.token:
             raise UserError(
-                "--token: has a space or a control character, expected a printable word"
+                "--token: has a space or a control character, expected printable characters only"
             )
 
     @property

@@ -15,7 +15,8 @@ class Problem(Exception):
     Attributes:
       status: HTTP status of the response.
       error: message of one line.
-      field: field of the request that is wrong, such as "inputs[2]"; None if no field is.
+      field: field of the request that is wrong, such as "inputs[2]"; None if the error
+        concerns no field.
       headers: headers of the response.
     """
 

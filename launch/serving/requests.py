@@ -42,7 +42,7 @@ class Bodies:
         self._large = asyncio.Lock()
 
     async def read(self, request: Request) -> bytes:
-        """Reads the body of a request, which counts as in memory until `release` is called with it.
+        """Reads the body of a request; it counts as in memory until `release` is called with it.
 
         Raises:
           Problem: the body is too large or arrives too slowly, or the limit on all bodies is
@@ -87,7 +87,7 @@ class Bodies:
         another: the next one is parsed when `read` has returned.
 
         Raises:
-          Problem: the body is not JSON, or `read` raises it.
+          Problem: the body is not JSON, or `read` raises a `Problem`.
         """
         if len(body) <= _SMALL:
             return read(_json(body))

@@ -82,8 +82,8 @@ class Protocol(H11Protocol):
     def _make_room(self) -> None:
         """Closes the connection that has been idle for the longest time, if there are too many.
 
-        So clients that open many connections do not keep out those that send requests. If all other
-        connections have requests, the new connection is closed.
+        Thus clients that open many connections do not keep out clients that send requests. If all
+        other connections have requests, the new connection is closed.
         """
         opened = [one for one in self.connections if not one.transport.is_closing()]
         idle = [one for one in opened if isinstance(one, Protocol) and one._is_idle]
@@ -153,7 +153,7 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """A server that answers, at its end, all requests that have been sent to it."""
+    """A server that still answers all requests sent to it before it shuts down."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to accept connections, a few at a time, which bounds the open files."""
@@ -236,7 +236,8 @@ def serve(server: uvicorn.Server, opened: socket.socket) -> None:
     """
     _allow_files()
 
-    # In effect before the server sets its own handlers, and after it has restored this one.
+    # This handler is in effect before the server sets its own handlers, and again after the server
+    # has restored it.
     def stop(*_: Any) -> None:
         server.should_exit = True
 

@@ -111,7 +111,7 @@ def _shown(shape: Sequence[int | str]) -> str:
 def _flatten(values: Any, shape: Sequence[int], flat: list[Any], field: str) -> None:
     if not isinstance(values, list) or len(values) != shape[0]:
         got = len(values) if isinstance(values, list) else "no list"
-        raise invalid(f"{field}: got {got}, expected {shape[0]} values as in the shape", field)
+        raise invalid(f"{field}: got {got}, expected {shape[0]} values as the shape states", field)
     if len(shape) == 1:
         flat.extend(values)
         return

@@ -49,7 +49,7 @@ def test_launch_runs_a_command():
 def test_unknown_command():
     done = run("launch", "trian")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: trian: no such command (did you mean 'train'?); there")
+    assert done.stderr.startswith("error: trian: no such command (did you mean 'train'?); the co")
     assert done.stderr.count("\n") == 1
 
 

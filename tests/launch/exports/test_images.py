@@ -434,7 +434,7 @@ def test_long_thin_images_that_would_need_much_memory_are_refused(subjects, tmp_
     steps = subjects("tiles").task.processor.steps()
     assert len(encoded(steps, str(path))) == 533
     monkeypatch.setattr(reader, "_MOST_PIXELS", 6400)
-    with pytest.raises(reader.InputError, match="1 x 6400 pixels are too many windows of 16 x 16"):
+    with pytest.raises(reader.InputError, match="1 x 6400 pixels need too many windows of 16 x 16"):
         encoded(steps, str(path))
     Image.new("L", (80, 80)).save(path)
     assert len(encoded(steps, str(path))) == 49
