@@ -180,9 +180,9 @@ class Task(abc.ABC):
         Args:
           data, model: configs.
           paths: directories of data sets and caches.
-          **options: passed to `fit`; only used if the model config's `init_from` names a run. A new
-            run gets `pretrained`, a `Pretrained` with the parameters of that run. A run that
-            already has parameters gets `assets`, its own assets.
+          **options: passed to `fit`; only used if the model config's `init_from` names a source
+            run. They are `pretrained`, a `Pretrained` with the parameters of the source run, if the
+            model has no parameters yet; otherwise `assets`, the assets of the model's own run.
 
         Raises:
           UserError: the configs are not compatible, or the data cannot be read.

@@ -342,7 +342,9 @@ def validate_offset(number: Any, argument: str = "query_offset") -> Offset | Non
     shapes.expect_integer(argument, number)
     if jnp.ndim(number) > 1:
         got = shapes.show(jnp.shape(number))
-        raise ValueError(f"{argument}: got shape {got}, expected an int or an array [] or [B]")
+        raise ValueError(
+            f"{argument}: got shape {got}, expected an int, or an array of shape [] or [B]"
+        )
     if isinstance(number, int | np.integer):
         return int(number)
     return _int32(number)

@@ -183,7 +183,8 @@ def _causal(
     """Computes the scaled numerators of the causal form.
 
     Returns:
-      The sums over s <= t times exp(-M_t), [B, T, N, V]; and the pair (m, sums) over all keys.
+      The numerators, which are summed over s <= t and multiplied by exp(-M_t), [B, T, N, V]; and
+      the pair (m, sums) over all keys.
     """
     T = query.shape[1]
     C = min(chunk_size, 1 << max(T - 1, 0).bit_length())

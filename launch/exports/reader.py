@@ -738,7 +738,7 @@ def read_image(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def crop_square(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Crops an image to its central square; `to` is the name of the image."""
+    """Replaces the image in the field that the option `to` names by its central square."""
 
     def run(row: Row) -> Row:
         image = row[options["to"]]

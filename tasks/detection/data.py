@@ -305,7 +305,7 @@ def _truth(annotated: AnnotatedImage) -> Truth:
 def read_labeled(
     path: str, images: str | None, names: Sequence[str], has_masks: bool, side: int, most: int
 ) -> DetectionDataset:
-    """Reads an annotation file as test split; see `user_files.load_labeled`.
+    """Reads an annotation file as the test split; see `user_files.load_labeled`.
 
     Args:
       path, images, names, has_masks: as for `user_files.load_labeled`.

@@ -218,7 +218,7 @@ def _moments(
 
 
 def _solve(train: _Moments, validation: _Moments, group: int) -> tuple[np.ndarray, float]:
-    """Solves the ridge regression of one group for the best penalty on validation.
+    """Solves the ridge regression of one group with the penalty that is best on validation.
 
     Returns:
       W [P, F], and the entry of `_STRENGTHS` with the smallest squared error on validation.

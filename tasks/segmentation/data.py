@@ -290,7 +290,7 @@ def _user_data(config: DataConfig) -> SegmentationData:
 def read_labeled(
     path: str, config: DataConfig, names: Sequence[str]
 ) -> tuple[SegmentationData, list[str]]:
-    """Reads images and masks as test split; see `user_files.find_labeled`.
+    """Reads images and masks as the test split; see `user_files.find_labeled`.
 
     Args:
       path: folder or table.
