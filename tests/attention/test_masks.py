@@ -161,7 +161,7 @@ def test_a_block_that_is_not_visible_holds_nothing(mask, blocks):
         (lambda: masks.valid(), r"valid: got neither"),
         (lambda: masks.valid(key=np.ones((2, 3))), r"key: got dtype float.*, expected bool"),
         (lambda: masks.segments(np.ones(3, int), np.ones((1, 3), int)), r"query_ids: got shape"),
-        (lambda: masks.dense(np.zeros((1, 1, 2, 2))), r"mask: got dtype float.* go into bias"),
+        (lambda: masks.dense(np.zeros((1, 1, 2, 2))), r"mask: got dtype float.* as bias"),
     ],
 )
 def test_mistakes_are_told(make, message):

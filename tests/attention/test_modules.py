@@ -205,8 +205,11 @@ def test_a_prepared_memory_is_read_as_the_memory_itself(options):
     ):
         np.testing.assert_allclose(got, whole, atol=1e-6)
     wrong = jnp.arange(6) if not options else None
-    got = "positions, expected None with" if not options else "None, expected query and key"
-    with pytest.raises(ValueError, match=f"key_positions: got {got} positions"):
+    if options:
+        got = "None, expected query and key positions because there is a memory"
+    else:
+        got = "positions, expected None because the module was built with positions='none'"
+    with pytest.raises(ValueError, match=f"key_positions: got {got}"):
         module.project_memory(memory, key_positions=wrong)
     with pytest.raises(ValueError, match=r"memory: got shape \[2, 5, 8\], expected .* with M=3"):
         module.project_memory(X)

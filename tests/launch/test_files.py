@@ -147,8 +147,8 @@ def test_labels_that_the_run_does_not_know_are_named(tiny_run, tmp_path):
         run.evaluate(table)
     assert str(error.value) == (
         f"{table}: got 2 classes that the run does not know: 'great' (2 examples, the first is "
-        "line 3), 'Good' (1 examples, the first is line 4); 'Good' is not 'good'; expected its "
-        "classes bad, good"
+        "line 3), 'Good' (1 examples, the first is line 4); 'Good' is not 'good'; expected the "
+        "classes of the run: bad, good"
     )
     table.write_text("review,label\na,good\n")
     with pytest.raises(launch.UserError, match="no column 'stars'; the columns are: review, label"):

@@ -215,7 +215,7 @@ def test_styles_and_script_are_embedded_or_in_files():
     assert pages.linked(short, "a.css", "b.js") == short
     assert pages.embedded(short) == page
     for text in ("", "<style>\n</style></head>", "<html></html>"):
-        with pytest.raises(ValueError, match=r"write it by launch\.explain"):
+        with pytest.raises(ValueError, match=r"create it with launch\.explain"):
             pages.embedded(text)
 
 

@@ -89,7 +89,7 @@ def test_quantiles_beside_scikit_learn():
     between = (parameters[..., 1] + parameters[..., 2]) / 2
     expected = np.stack([parameters[..., 0], between, parameters[..., 8]], axis=-1)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    with pytest.raises(ValueError, match=r"expected 0\.1 to 0\.9 of head='quantile'"):
+    with pytest.raises(ValueError, match=r"expected levels from 0\.1 to 0\.9 for head='quantile'"):
         head.quantiles(parameters, [0.05])
 
 

@@ -168,7 +168,7 @@ def test_a_run_that_is_not_there_is_named(place, tmp_path):
 
 
 def test_a_prior_is_refused():
-    with pytest.raises(ValueError, match="prior: got 'naive_bayes', expected 'none' with"):
+    with pytest.raises(ValueError, match="prior: got 'naive_bayes', expected 'none', because"):
         TransformerConfig(**SHAPE, prior="naive_bayes", init_from="runs/x")
 
 

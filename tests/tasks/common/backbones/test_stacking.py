@@ -276,7 +276,7 @@ def test_layers_that_update_their_variables_are_refused():
 
 
 def test_layers_of_different_lengths_are_refused():
-    with pytest.raises(ValueError, match=r"scan_layers: got True, expected False with distil"):
+    with pytest.raises(ValueError, match=r"scan_layers: got True, expected False if distil"):
         InformerConfig(scan_layers=True)
 
 
