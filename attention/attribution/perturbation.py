@@ -211,7 +211,7 @@ def random_order(key: Array, batch_size: int, length: int) -> Array:
 
 
 def _chosen(order: Array, valid: Array | None, steps: int | None) -> tuple[Array, Array, Array]:
-    """Chooses the first positions of an order at each step of a curve.
+    """Selects a growing part of the valid positions, in the given order, for a curve.
 
     Args:
       order, valid, steps: as for `deletion_curve`.

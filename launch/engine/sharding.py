@@ -159,7 +159,7 @@ def place(batch: Mapping[str, np.ndarray], mesh: Any) -> dict[str, Any]:
     """Copies a batch from the host to the mesh, with the sharding `batch_sharding`.
 
     Args:
-      batch: arrays [rows, ...] with the rows of `local_shards`.
+      batch: arrays [rows, ...] with the rows of this process, in the order of `local_shards`.
       mesh: the mesh.
     """
     import jax

@@ -362,7 +362,9 @@ class Run:
             record = evaluate_run(self.config, self.folder, split, self.paths, task, options)
             return record["metrics"]
         if split != "test":
-            raise UserError(f"split: got {split!r} with a file, expected 'test'; leave out split")
+            raise UserError(
+                f"split: got {split!r} with a file, expected 'test' (the default); leave out split"
+            )
         where = None if images is None else os.fspath(images)
         found = evaluate_file(self.config, self.folder, os.fspath(file), options, where)
         return Metrics(found.record["metrics"], found.record["intervals"], found.rows)

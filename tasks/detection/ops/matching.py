@@ -69,7 +69,7 @@ def sample(
       positive_fraction: maximum fraction of positives, in [0, 1].
 
     Returns:
-      indices: int32 [count] of anchors, each at most once among the valid ones.
+      indices: int32 [count], indices of anchors. None occurs twice where `valid` is True.
       is_positive: bool [count].
       valid: bool [count]; False if there are too few anchors.
 

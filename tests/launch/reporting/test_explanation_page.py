@@ -143,7 +143,7 @@ def test_bertviz():
         expected = (2, 2, len(each["left_text"]), len(each["right_text"]))
         assert np.shape(each["attn"]) == expected
     assert found["include_layers"] == found["include_heads"] == [0, 1]
-    with pytest.raises(ValueError, match="maps: got 0 numbers"):
+    with pytest.raises(ValueError, match="maps: got 0 different shapes"):
         pages.bertviz(explanations.without_attention())
 
 
