@@ -76,8 +76,8 @@ def nystrom_attention(
 
     q̃ and k̃ are means of M segments of the queries and keys, and ⁺ is `iterative_inverse`. Segments
     and convolution are over the L real positions only. A real position with r real positions before
-    it is in segment ⌊r M / L⌋. Hidden positions have no effect. For a query at a hidden key, the
-    convolution is centered on the first real position after it.
+    it is in segment ⌊r M / L⌋. Hidden positions have no effect. If a query is real and the key at
+    its position is hidden, the convolution is centered on the next position with a real key.
 
     If L <= M, each real key is its own landmark. Exact attention is then computed, which equals the
     formula because A A⁺ A = A.

@@ -58,10 +58,10 @@ def goodput(lines: Iterable[Line]) -> float | None:
     """Computes the fraction of the wall time of a run in which useful steps ran.
 
     The wall time is the total time of the successive processes that trained the run, each from the
-    start of its training loop to its last line. Time in the loop is useful except for compilation, waiting for data,
-    evaluation, saving, restoring, and steps that were repeated because a process was killed. The
-    wall time excludes the preparation of data, the evaluation on the test split, the time between
-    two processes, and the time of a killed process after its last line.
+    start of its training loop to its last line. Time in the loop is useful except for compilation,
+    waiting for data, evaluation, saving, restoring, and steps that were repeated because a process
+    was killed. The wall time excludes the preparation of data, the evaluation on the test split,
+    the time between two processes, and the time of a killed process after its last line.
 
     Args:
       lines: lines of timing.jsonl. Lines of earlier versions lack the time of compilation and
