@@ -221,7 +221,10 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
             lambda folder: change(folder, **{"cls.predictions.bias": None}),
             "not the complete head for masked tokens",
         ),
-        (lambda folder: change(folder, **{QUERY: None}), "no tensor .*query.weight'; it is inc"),
+        (
+            lambda folder: change(folder, **{QUERY: None}),
+            "no tensor .*query.weight'; the file is inc",
+        ),
     ],
 )
 def test_damaged_weights_are_one_line(damage, message, tmp_path):
