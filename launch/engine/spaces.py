@@ -3,7 +3,7 @@
     model.pooling=mean,max                       a list
     optimizer.learning_rate=log(1e-5,1e-2,7)     7 numbers with equal ratios
     model.dropout_rate=linear(0,0.5,6)           6 numbers with equal distances
-    model.num_layers=1,linear(2,8,4)             a list of values and numbers of a range
+    model.num_layers=1,linear(2,8,4)             a list of 1 and the numbers of a range
     optimizer.learning_rate=log(1e-5,1e-2)       a range, for searches
 
 `log` and `linear` are for keys whose values are numbers, and give integers for integer keys. For

@@ -738,7 +738,7 @@ def read_image(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def crop_square(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Replaces the image in the field that the option `to` names by its central square."""
+    """Crops the image in the entry `to` of a row to its central square."""
 
     def run(row: Row) -> Row:
         image = row[options["to"]]
@@ -752,7 +752,7 @@ def crop_square(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def resize(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Resizes an image to `size` (Y, X); `to` is the name of the image."""
+    """Resizes the image in the entry `to` of a row to `size` (Y, X)."""
     return lambda row: {**row, options["to"]: resized(row[options["to"]], options["size"])}
 
 
@@ -825,7 +825,7 @@ def _border(gray: np.ndarray) -> float:
 def line_columns(options: Mapping[str, Any], folder: Path) -> Encoder:
     """Converts the image of a text line to columns, uint8 [X, rows], 255 for ink.
 
-    `to` is the name of the image, which the columns replace.
+    The image is in the entry `to` of the row; the columns replace it.
     The grayscale image [Y, X] is resized to a height of `rows`. The new width X is at most `limit`.
     `dark` is true for dark ink on light paper.
     """
@@ -850,7 +850,7 @@ def line_columns(options: Mapping[str, Any], folder: Path) -> Encoder:
 def fit_square(options: Mapping[str, Any], folder: Path) -> Encoder:
     """Fits an image into a square of `side` pixels, zero-padded on the right and below.
 
-    `to` is the name of the image, which the square replaces.
+    The image is in the entry `to` of the row; the square replaces it.
     Smaller images are not enlarged. "size" is the height and width of the image in the square,
     "original" those of the original image.
     """
@@ -875,7 +875,7 @@ def _fitted_size(size: Sequence[int], side: int) -> tuple[int, int]:
 
 @encoder
 def windows(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Cuts an image into windows of `size` (Y, X), one per row; `to` is the name of the image.
+    """Cuts the image in the entry `to` of a row into windows of `size` (Y, X), each in its own row.
 
     Neighboring windows share at least the fraction `overlap` of their pixels. If `overlap` is null,
     the complete image is resized to `size` instead. "place" is (0, top of the window, left of the
