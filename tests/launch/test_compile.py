@@ -87,7 +87,11 @@ def step(**changed):
         (step(), []),
         (step(bytes_per_device={"temporaries": 9, "optimizer": 0}), ["batch_size.*rematerialize"]),
         (step(bytes_per_device={"arguments": 40, "optimizer": 36}), ["mesh.fsdp=4.*mesh.data=2"]),
-        (step(failure="Used 20 of 16"), ["mesh.fsdp=4 ", "temporaries do not fit.*batch_size"]),
+        (step(failure="Used 20 of 16"), ["mesh.fsdp=4 ", "temporaries take 2 .*batch_size"]),
+        (
+            step(failure="Used 20 of 16", bytes_per_device={"temporaries": 0}),
+            ["mesh.fsdp=4 ", "temporaries do not fit into the memory: .*batch_size"],
+        ),
     ],
 )
 def test_step_that_does_not_fit_gets_advice(one, expected):
