@@ -21,7 +21,7 @@ ROWS = 8 * PRIME
 
 SCRIPT = """
 import dataclasses, json, pathlib, sys
-import jax
+import jax, numpy as np
 from launch.engine import compilation, config as configs, state as states
 from launch.engine.collectives import collectives
 from launch.engine.sharding import MeshConfig, request_devices
@@ -37,13 +37,20 @@ subject = contract.make_subject(name, pathlib.Path(folder), argument or None, **
 two = not argument and hasattr(subject.config.model, "num_layers")
 changes = {"model.num_layers": 2} if two else {}
 mesh = {"mesh.cpu_devices": 8} | {f"mesh.{axis}": size for axis, size in sizes.items()}
+def shifted(leaf, random):
+    shift = 0.02 * random.standard_normal(leaf.shape)
+    return jax.device_put(leaf + shift.astype(leaf.dtype), leaf.sharding)
+
 found = {}
 for number, where in (("one", {"mesh.cpu_devices": 1}), ("eight", mesh)):
     config = configs.override(subject.config, changes | where)
     kind = type(subject.task)
     task = kind(config.data, config.model, subject.task.processor, subject.task.dataset)
     steps = make_steps(task, config)
-    state = steps.init()
+    state, random = steps.init(), np.random.default_rng(0)
+    # With biases of 0, frames that are masked out of the input are vectors of zeros, where layer
+    # norm multiplies the rounding of gradients by 1 / sqrt(epsilon).
+    state["params"] = jax.tree.map(lambda leaf: shifted(leaf, random), state["params"])
     batch = steps.place(next(iter(subject.batches(4, multiple=steps.batch_shards))))
     state, metrics = steps.train(state, batch)
     _, again = steps.train(state, batch)
