@@ -103,6 +103,31 @@ def keep_large_buffers() -> bool:
     return all(mallopt(option, value) for option, value in _OPTIONS)
 
 
+def separate_small_blocks(size: int = 1 << 25) -> bool:
+    """Leaves a free block of `size` bytes for small allocations. Returns False without glibc.
+
+    glibc takes an allocation from the smallest free block that is large enough, and from the end of
+    the heap only if there is none. Without this block, a batch of a few megabytes is taken from
+    the block that the temporaries of the previous step have left; what remains is too small for
+    the temporaries of the next step, and the heap grows by their size.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        libc = ctypes.CDLL(None)
+        malloc, realloc, free = libc.malloc, libc.realloc, libc.free
+    except (OSError, AttributeError):
+        return False
+    malloc.restype = realloc.restype = ctypes.c_void_p
+    malloc.argtypes, free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    block, after = malloc(size), malloc(size)
+    # A few bytes stay allocated after the block. Otherwise it would be joined with the end.
+    realloc(after, 64)
+    free(block)
+    return True
+
+
 def return_free_memory() -> bool:
     """Gives all freed blocks in the heap back to the system. Returns False without glibc."""
     if not sys.platform.startswith("linux"):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from launch.engine import processes
-from launch.engine.memory import return_free_memory
+from launch.engine.memory import return_free_memory, separate_small_blocks
 from tasks.common.configs import Config, PositiveInt, within
 from tasks.common.errors import UserError
 
@@ -122,6 +122,7 @@ class OnMesh:
             results = self._function(*arguments)
         if self._function._cache_size() > programs:
             jax.block_until_ready(results)
+            separate_small_blocks()
             return_free_memory()
         return results
 

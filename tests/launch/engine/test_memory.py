@@ -46,6 +46,33 @@ def test_a_freed_block_is_used_again_without_page_faults(size):
     assert max(others) < 100 < first
 
 
+SMALL_BLOCKS = """
+import numpy as np
+from launch.engine.memory import keep_large_buffers, separate_small_blocks
+
+assert keep_large_buffers()
+if SEPARATE:
+    assert separate_small_blocks()
+first = np.empty(100 << 20, np.uint8)
+address, after = first.ctypes.data, np.empty(40 << 20, np.uint8)
+del first
+batch = np.empty(2 << 20, np.uint8)
+print(np.empty(100 << 20, np.uint8).ctypes.data == address)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc malloc")
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_small_allocation_does_not_split_a_large_free_block(separate):
+    script = SMALL_BLOCKS.replace("SEPARATE", str(separate))
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    # The first case shows that without the separate block the allocation does split it.
+    assert done.stdout.strip() == str(separate)
+
+
 def test_memory_is_returned_once_the_first_results_are_computed(monkeypatch):
     order, wait = [], jax.block_until_ready
     monkeypatch.setattr(jax, "block_until_ready", lambda x: order.append("computed") or wait(x))
