@@ -92,15 +92,22 @@ def _format(size: int) -> str:
     return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB"
 
 
+def _glibc() -> ctypes.CDLL | None:
+    """Returns the C library of the process; None if it is not glibc."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        libc = ctypes.CDLL(None)
+    except OSError:
+        return None
+    # Other C libraries, such as musl, lack this function.
+    return libc if hasattr(libc, "malloc_trim") else None
+
+
 def keep_large_buffers() -> bool:
     """Sets the malloc options before JAX allocates memory. Returns False without glibc."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return all(mallopt(option, value) for option, value in _OPTIONS)
+    libc = _glibc()
+    return bool(libc) and all(libc.mallopt(option, value) for option, value in _OPTIONS)
 
 
 def separate_small_blocks(size: int = 1 << 25) -> bool:
@@ -111,13 +118,10 @@ def separate_small_blocks(size: int = 1 << 25) -> bool:
     the block that the temporaries of the previous step have left; what remains is too small for
     the temporaries of the next step, and the heap grows by their size.
     """
-    if not sys.platform.startswith("linux"):
+    libc = _glibc()
+    if libc is None:
         return False
-    try:
-        libc = ctypes.CDLL(None)
-        malloc, realloc, free = libc.malloc, libc.realloc, libc.free
-    except (OSError, AttributeError):
-        return False
+    malloc, realloc, free = libc.malloc, libc.realloc, libc.free
     malloc.restype = realloc.restype = ctypes.c_void_p
     malloc.argtypes, free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
     realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
@@ -130,9 +134,5 @@ def separate_small_blocks(size: int = 1 << 25) -> bool:
 
 def return_free_memory() -> bool:
     """Gives all freed blocks in the heap back to the system. Returns False without glibc."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        return bool(ctypes.CDLL(None).malloc_trim(0))
-    except (OSError, AttributeError):
-        return False
+    libc = _glibc()
+    return bool(libc) and bool(libc.malloc_trim(0))
