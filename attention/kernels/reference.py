@@ -1,6 +1,6 @@
 """The kernel "reference", which defines `attend`: dense, with all options, on all platforms.
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations

@@ -13,9 +13,10 @@ import jax
 
 from launch.engine import monitoring
 
-# Largest number of steps in flight. If it is reached, the host waits for the oldest step before it
-# starts another one. On a CPU, a step allocates its temporaries when the host starts it, so several
-# steps in flight would need several times the memory.
+# Largest number of steps in flight, which have started but not completed. If it is reached, the
+# host waits for the oldest step before it starts another one. On a CPU, a step allocates its
+# temporaries when the host starts it, so several steps in flight would need several times the
+# memory.
 _IN_FLIGHT, _IN_FLIGHT_ON_CPU = 3, 1
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -52,7 +53,7 @@ class Clock:
         self._completed, self._durations = self._began, []
 
     def started(self, step: int, lost: float) -> dict[str, float]:
-        """Begins the first window; returns the values of the line about the start for timing.jsonl.
+        """Begins the first window; returns the values of this process's first timing.jsonl line.
 
         Args:
           step: step from which training continues.
@@ -115,7 +116,7 @@ class Clock:
 
         Args:
           step: number of finished steps.
-          name: key of the duration.
+          name: key of the window's duration in the result.
         """
         self.drain()
         seconds = max(time.monotonic() - self._began, 1e-9)

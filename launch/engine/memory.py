@@ -77,7 +77,7 @@ def _device_statistics() -> list[dict[str, int]]:
 
 
 def peak_memory() -> PeakMemory:
-    """Returns the peak memory of the process, and of the local devices that report it."""
+    """Returns the peak memory of the process and of the local device that used the most."""
     # ru_maxrss is in kilobytes on Linux, in bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1 << 10
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -126,7 +126,8 @@ def separate_small_blocks(size: int = 1 << 25) -> bool:
     malloc.argtypes, free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
     realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     block, after = malloc(size), malloc(size)
-    # A few bytes stay allocated after the block. Otherwise it would be joined with the end.
+    # A few bytes stay allocated after the block. Otherwise glibc would merge the block with the
+    # free memory at the end of the heap.
     realloc(after, 64)
     free(block)
     return True

@@ -1,7 +1,7 @@
 """Devices to compile for, which may be absent: "h100x8", "v5e:4x4", "cpu:8".
 
 The compilers of GPUs and TPUs are packages (requirements-cuda.txt, requirements-tpu.txt) and work
-without a device. Each of the two needs an environment of its own.
+without a device. Each of the two packages needs its own Python environment.
 """
 
 from __future__ import annotations

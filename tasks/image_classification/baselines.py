@@ -17,14 +17,18 @@ from tasks.image_classification.datasets import Images
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 MANY, MANY_STRENGTHS = 10_000, (0.001, 0.01, 0.1)
 GRADIENT_STRENGTHS = (0.01, 0.1)
-# Sides in pixels above which images are downsampled for features of pixels and of gradients.
+# Largest side of an image, in pixels, for features of pixels and for features of gradients. Larger
+# images are downsampled.
 LARGEST, LARGEST_GRADIENTS = 32, 64
 _ORIENTATIONS, _CELL, _BLOCK = 9, 4, 2
 _CHUNK = 2000
 
 
 def logistic_regression(splits: Mapping[str, Images]) -> np.ndarray:
-    """Predicts test classes by softmax regression on pixels, downsampled to at most 32 a side."""
+    """Predicts test classes by softmax regression on pixels.
+
+    Images are downsampled to at most 32 pixels a side.
+    """
     from sklearn.linear_model import LogisticRegression
 
     def make(strength: float) -> Any:
@@ -35,9 +39,10 @@ def logistic_regression(splits: Mapping[str, Images]) -> np.ndarray:
 
 
 def rbf_svm(splits: Mapping[str, Images]) -> np.ndarray:
-    """Predicts test classes by an SVM on pixels, downsampled to at most 32 a side.
+    """Predicts test classes by an SVM on pixels.
 
-    Its kernel is exp(-γ |x - y|²) with γ = 1 / (pixels · variance).
+    Images are downsampled to at most 32 pixels a side. The kernel is exp(-γ |x - y|²) with
+    γ = 1 / (pixels · variance).
     """
     from sklearn.svm import SVC
 

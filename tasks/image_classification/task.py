@@ -43,7 +43,7 @@ from tasks.task import Arrays, ArraySpec, Axes, Batch, ProcessingSteps, Processo
 
 Config = ViTConfig | ConvNetConfig | ResNetClassifierConfig
 Model = VisionTransformer | ConvNet | ResNetClassifier
-# Number of classes in the printed text.
+# Number of classes that the text of a prediction lists.
 _SHOWN = 3
 
 
@@ -206,7 +206,7 @@ class ImageClassification(ClassificationTask):
     def example_ids(self, split: str) -> np.ndarray:
         """Returns for each example a hash of its class name and its image file.
 
-        Built-in data sets have no image files; the hash is that of the pixels.
+        Built-in data sets have no image files, so their pixels are hashed instead.
         """
         part = self.dataset.splits[split]
         images = part.images if part.ids is None else part.ids
@@ -231,7 +231,7 @@ class ImageClassification(ClassificationTask):
         return ImageExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
-        """Draws the confusion matrix, and attention weights over the shown images.
+        """Draws the confusion matrix, and attention weights over the images of `results.shown`.
 
         For a model without attention weights, the images are shown alone.
         """
@@ -266,7 +266,7 @@ class ImageClassification(ClassificationTask):
         return drawn
 
     def _attended(self, attention: Arrays) -> Iterator[tuple[int, str, np.ndarray]]:
-        """Yields the index of an image, a layer name for captions, and its weights, [y, x]."""
+        """Yields the index of an image, a layer name for captions, and that layer's map [y, x]."""
         if isinstance(self.model, ViTConfig):
             grid = [side // self.model.patch_size for side in self.data.image_shape[:2]]
             for index, weights in enumerate(attention.get("head", ())):
