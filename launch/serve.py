@@ -86,7 +86,7 @@ def serve() -> None:
     options = _options()
     exports = read_exports(cli.FLAGS.export)
     opened = servers.listen(cli.FLAGS.host, cli.FLAGS.port)
-    _run_in_calls()
+    _limit_threads()
     cli.set_up_jax()
     _cache_all_programs()
     failures: list[str] = []
@@ -111,11 +111,8 @@ def serve() -> None:
         os._exit(0)
 
 
-def _run_in_calls() -> None:
-    """Configures JAX to run CPU programs in the calling thread, with the threads of --threads."""
-    import jax
-
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+def _limit_threads() -> None:
+    """Lets JAX use the number of threads of --threads on a CPU."""
     if cli.FLAGS.threads:
         # XLA reads this variable when it creates the devices.
         os.environ["NPROC"] = str(cli.FLAGS.threads)

@@ -110,6 +110,19 @@ def keep_large_buffers() -> bool:
     return bool(libc) and all(libc.mallopt(option, value) for option, value in _OPTIONS)
 
 
+def run_in_calls() -> None:
+    """Lets JAX run a program on a CPU in the thread that calls it, before the call returns.
+
+    JAX otherwise runs it in another thread, which frees the temporaries a moment after the results
+    are ready. If the next program is called in this moment, its temporaries do not fit into the
+    memory of the previous ones, and the heap grows by their size. Call this before JAX initializes
+    devices.
+    """
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
 def separate_small_blocks(size: int = 1 << 25) -> bool:
     """Leaves a free block of `size` bytes for small allocations. Returns False without glibc.
 
