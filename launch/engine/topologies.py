@@ -214,7 +214,6 @@ def _described(name: str, platform: str, **options: Any) -> Any:
         return topologies.get_topology_desc(platform=platform, **options)
     except (RuntimeError, NotImplementedError, ValueError, ImportError) as error:
         reason, remedy = (str(error).splitlines() or ["no reason given"])[0], ""
-        remedy = ""
         if not is_installed(platform):
             reason = f"the compiler for {platform} is not installed"
             remedy = f"; pip install -r requirements-{platform}.txt into an environment of its own"

@@ -28,7 +28,7 @@ class ForecastExplainer(Explainer):
     """
 
     replacement = "the mean of each channel in the look-back"
-    quantity = "minus the change of the mean forecast, in standard deviations"
+    quantity = "minus the absolute change of the mean forecast, in standard deviations"
     signed = False
 
     def target(self, outputs: Arrays) -> dict[str, np.ndarray]:

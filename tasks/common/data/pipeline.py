@@ -230,7 +230,7 @@ def numbered_batches(
     Arguments: as for `train_iterator`.
     """
     batcher = _Batcher(examples, batch_size, buckets, multiple, shards)
-    epoch_batches = epoch_length(examples, batch_size, buckets)
+    epoch_batches = epoch_length(examples, batch_size)
 
     # Two plans are kept, because prefetched batches belong to at most two epochs.
     @functools.lru_cache(maxsize=2)
@@ -282,9 +282,7 @@ def example_batches(
     return [batcher.batch(first[index], batcher.buckets[index]) for index in sorted(first)]
 
 
-def epoch_length(
-    examples: Examples, batch_size: int, buckets: Sequence[Bucket] | None = None
-) -> int:
+def epoch_length(examples: Examples, batch_size: int) -> int:
     """Returns the number of batches per epoch, which does not depend on the buckets."""
     return -(-len(examples) // batch_size)
 
