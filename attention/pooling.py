@@ -72,7 +72,7 @@ def max_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
         recording.record(lambda: weights)
         return jnp.zeros((B, D), states.dtype), weights
     masked = jnp.where(valid[..., None], states, -jnp.inf)
-    # Selected by argmax, so that the gradient goes only to the first maximum, as the weights do.
+    # argmax selects the first of equal maxima, so only the first one gets weight and gradient.
     winner = jnp.argmax(masked, axis=1)
     pooled = jnp.take_along_axis(states, winner[:, None], axis=1)[:, 0]
     any_valid = jnp.any(valid, axis=1, keepdims=True)

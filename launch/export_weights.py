@@ -72,7 +72,7 @@ def check_exportable(config: Experiment, folder: Path, target: Path) -> None:
 
 
 def export(config: Experiment, folder: Path, target: Path) -> None:
-    """Writes the exported directory from a run directory; needs no data set."""
+    """Writes the weights of a run to a directory, in the format of Hugging Face's transformers."""
     from launch.engine.new_folder import new_folder
     from launch.runs import directory
     from tasks.common.huggingface.files import write_classifier, write_folder

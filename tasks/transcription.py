@@ -364,7 +364,7 @@ class TranscriptionTask(Task):
     # ------------------------------------------------------------------ on the host
 
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
-        """Computes the metrics of `transcript_metrics`, and the loss per unit.
+        """Computes the metrics of `transcript_metrics`, and the loss per unit of the transcript.
 
         Metrics of the first test condition have plain names, metrics of the other conditions are
         named <metric>_<condition>. `hallucination_rate`, which is only defined for a condition
@@ -378,7 +378,7 @@ class TranscriptionTask(Task):
             pair = self._references_and_hypotheses(outputs, split, group)
             found = transcript_metrics(*pair, words=self.word_level)
             found = {key: value for key, value in found.items() if np.isfinite(value)}
-            # A condition without speech has only this metric, which keeps its plain name.
+            # In a condition without speech, only hallucination_rate is defined. It gets no suffix.
             alone = set(found) == {"hallucination_rate"}
             metrics |= {f"{key}_{name}" if name and not alone else key: found[key] for key in found}
         return metrics

@@ -211,7 +211,7 @@ def random_order(key: Array, batch_size: int, length: int) -> Array:
 
 
 def _chosen(order: Array, valid: Array | None, steps: int | None) -> tuple[Array, Array, Array]:
-    """Selects the first valid positions in the given order, for each fraction of a curve.
+    """Selects the first fraction k / K of the valid positions in `order`, for k = 0, ..., K.
 
     Args:
       order, valid, steps: as for `deletion_curve`.

@@ -257,7 +257,8 @@ class Mixer(SequenceMixer):
 
         Raises:
           ValueError: shapes do not fit.
-          NotImplementedError: the mask has another term.
+          NotImplementedError: the mask has a term that is not listed for `mask`, or that the mixer
+            does not support.
         """
         shapes.expect("x", x, "B T D", {"D": self.model_size})
         dropout = dropout_options(self.dropout_rate, dropout_key)

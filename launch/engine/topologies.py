@@ -164,7 +164,10 @@ def _cpu(name: str, count: int) -> Topology:
     request_devices(MeshConfig(cpu_devices=count))
     found = tuple(jax.devices("cpu")[:count])
     if len(found) < count:
-        raise UserError(f"--topology={name}: this process already runs on {len(found)} devices")
+        raise UserError(
+            f"--topology={name}: JAX already runs with {len(found)} CPU devices in this process; "
+            "use a new process"
+        )
     return Topology(name, "cpu", "cpu", found, None)
 
 

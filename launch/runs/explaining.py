@@ -220,7 +220,8 @@ class Explaining:
           group: B examples whose inputs have the same shapes.
 
         Returns:
-          Relevance [B, T, T] between the T states of each example.
+          Relevance [B, T, T]; entry [b, i, j] is the relevance of the initial state j for the final
+          state i.
         """
         inputs, target = (
             {name: np.concatenate([one[name] for one in each]) for name in each[0]}
@@ -236,8 +237,8 @@ class Explaining:
         path = self.explainer.attention_path(group[0])
         assert path is not None
         assert path.layers is not None
-        # The weights of the layers' self-attention are square. Those of other attention, such as
-        # that of a pool, are not.
+        # The weights of self-attention in layers are square, unlike the weights of other attention,
+        # such as attention pooling.
         names = [name for name, x in found.weights.items() if x.ndim == 4 and _is_square(x)]
         assert len(names) == len(path.layers), (names, path.layers.shape)
         stacked = (np.stack([part[name] for name in names]) for part in found)

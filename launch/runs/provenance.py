@@ -126,7 +126,7 @@ def saved_assets(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is missing; restore the file, or train in another --workdir")
     assets = read_json(path)
     if not isinstance(assets, dict):
-        raise UserError(f"{path}: does not contain the assets of a run; restore the file")
+        raise UserError(f"{path}: expected a JSON object, the assets of the run; restore the file")
     if "encoder" in assets:
         # Key used by earlier versions.
         assets["tokenizer"] = assets.pop("encoder")

@@ -58,13 +58,13 @@ def run_search(
     Args:
       base: experiment of the config file.
       settings: values of --set, see `launch.engine.spaces`.
-      trials: number of trials.
+      trials: number of trials of the study.
       seeds: number of seeds of each trial.
-      options: directories, command and messages; the study is in the same directory.
+      options: settings of the runs. The study is stored in the directory `options.folder`.
 
     Returns:
-      Outcomes by name; the number of the signal that stopped the search, or 0; and the number of
-      trials.
+      Outcomes by the name of the trial; the number of the signal that stopped the search, or 0; and
+      the number of trials in the study, including those of earlier commands.
 
     Raises:
       UserError: Optuna is missing, a setting is invalid, or the directory contains another search.

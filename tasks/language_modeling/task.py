@@ -375,12 +375,13 @@ class LanguageModeling(Task):
         return {**answer, "blanks": blanks, "text": blank_line(blanks)}
 
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
-        """Returns the metrics of the targets.
+        """Returns the metrics of the predictions of all targets.
 
-        `loss` is in nats per token, `perplexity` is e^loss. A causal model over characters or bytes
-        also has `bits_per_character`: the total loss of all targets, including end tokens, in bits,
-        divided by the number of characters of the text. With next_sentence,
-        `next_sentence_accuracy` and `next_sentence_loss` are included.
+        `accuracy` is the fraction of correct predictions, `loss` is in nats per token, and
+        `perplexity` is e^loss. A causal model over characters or bytes also has
+        `bits_per_character`: the total loss of all targets, including end tokens, in bits, divided
+        by the number of characters of the text. With next_sentence, `next_sentence_accuracy` and
+        `next_sentence_loss` are included.
         """
         nats, tokens = float(statistics["loss"]), float(statistics["tokens"])
         metrics = {

@@ -288,7 +288,7 @@ class Recommendation(Task):
         ]
 
     def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
-        """Returns the titles of the best items, and of the history or the similar users."""
+        """Returns the labels of the axes: titles of items, and names of similar users."""
         titles, users = self.processor.events.titles, self.processor.events.users
         best = [titles[item] for item in outputs["top"][0].tolist() if item >= 0]
         latest = self.processor.history(raw)[-self.data.max_length :]

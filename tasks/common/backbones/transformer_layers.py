@@ -160,8 +160,8 @@ class EncoderConfig(Config):
             if "positions" not in capabilities:
                 raise ValueError(
                     f"positions: got {self.positions!r}, which mixer {self.entry.name!r} does not "
-                    f"support; expected one of {choices[:3]}, or a mixer of "
-                    f"{mixers_with('positions')}"
+                    f"support; expected one of {choices[:3]}, or one of the "
+                    f"mixers {mixers_with('positions')}"
                 )
             options["positions"] = self.positions
         if "max_length" in capabilities:

@@ -348,7 +348,7 @@ def _buckets_by_field(
 ) -> tuple[list[Bucket], np.ndarray]:
     if set(examples.lengths) != set(examples.padded):
         raise ValueError(
-            f"lengths: got fields {sorted(examples.lengths)}, expected the fields of padded, "
+            f"lengths: got fields {sorted(examples.lengths)}, expected those of `padded`, "
             f"{sorted(examples.padded)}"
         )
     lengths = {

@@ -188,9 +188,10 @@ def summarize(
 
 
 def _compare(column: Columns) -> _Compared | None:
-    """Computes hashes of the rows of a split, or of as many rows as the limits allow.
+    """Computes hashes of the rows of a split, by which rows are compared between splits.
 
-    The result is None if there are no rows to compare.
+    At most `EXAMPLES` rows are hashed, for at most `SECONDS`. The result is None if the split has
+    no rows, or no function that reads them.
     """
     if column.codes is not None:
         inputs, labels = column.codes

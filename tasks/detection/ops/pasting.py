@@ -65,10 +65,16 @@ def paste(
 
 
 def _along(low: float, high: float, cells: int, length: int) -> tuple[slice, np.ndarray]:
-    """Returns the pixels that a box covers along an axis, and the weights of cells at each pixel.
+    """Computes the weights of linear interpolation of a mask, along one axis of an image.
+
+    Args:
+      low, high: bounds of the box that contains the mask, in pixels; may be outside the image.
+      cells: number of elements of the mask on this axis.
+      length: number of pixels of the image on this axis.
 
     Returns:
-      Slice of the pixels within [0, length), and weights float32 [pixels, cells].
+      Slice of the pixels that the box covers, within [0, length), and the weights of the elements
+      at each of these pixels, float32 [pixels, cells].
     """
     scale = cells / max(high - low, 1e-6)
     first, last = (int(np.clip(end, 0, length)) for end in (low - 1 / scale, high + 1 / scale + 1))

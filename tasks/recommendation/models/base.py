@@ -125,8 +125,8 @@ def sample_positions(key: Array, following: Array, count: int) -> tuple[Array, A
       count: T, number of sampled positions.
 
     Returns:
-      Positions int32 [B, T]; their next items, int [B, T]; and weights [B, 1], the number of
-      positions that have a next item, at most T.
+      Positions int32 [B, T]; their next items, int [B, T]; and the weights of the rows in the loss,
+      [B, 1]. The weight of a row is the smaller of T and its number of positions with a next item.
     """
     some = jnp.sum(is_event(following), axis=1)[:, None]
     drawn = (jax.random.uniform(key, (len(following), count)) * some).astype(jnp.int32)
