@@ -178,7 +178,7 @@ class Clock:
         """Waits for all steps.
 
         Args:
-          state: result of the last call of `run`, or a state of which no step was started.
+          state: result of the last call of `run`, or a state that was not passed to `run`.
 
         Returns:
           The state and the metrics of the steps since the last call of this method.
