@@ -282,9 +282,9 @@ class ImageClassification(ClassificationTask):
                     yield index, f" ({name.replace('_', ' ')})", found
 
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """Returns the baselines: softmax regression on pixels, and an SVM.
+        """Returns the baselines: softmax regression on pixels, and SVMs.
 
-        The features of the SVM are the pixels for digits, which are small images, and oriented
+        The features of the SVMs are the pixels for digits, which are small images, and oriented
         gradients for other data sets.
         """
         fits = {"logistic_regression": baselines.logistic_regression}
@@ -292,6 +292,8 @@ class ImageClassification(ClassificationTask):
             fits["rbf_svm"] = baselines.rbf_svm
         else:
             fits["hog_linear_svc"] = baselines.hog_linear_svc
+            if len(self.dataset.splits["train"]) <= baselines.MOST_FOR_KERNEL:
+                fits["hog_rbf_svm"] = baselines.hog_rbf_svm
         return {
             name: lambda fit=fit: self.baseline_metrics(fit(self.dataset.splits))
             for name, fit in fits.items()
