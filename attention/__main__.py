@@ -56,7 +56,7 @@ def _kind(kind: str, width: int) -> str:
 
 
 def _entry(entry: registry.Mechanism, width: int, *more: str) -> str:
-    """Formats the name, paper, costs and capabilities of an entry, with the lines `more`."""
+    """Formats the name, paper, costs and capabilities of an entry, and the texts `more`."""
     can = ", ".join(name for name in registry.CAPABILITIES if name in entry.capabilities)
     costs = f"time {entry.time}; memory {entry.memory}"
     wrapped: list[str] = []

@@ -1,8 +1,9 @@
 """Activation functions that store only their input for the backward pass.
 
-The derivatives are written in terms of -x. If value and derivative shared a term such as erf(x),
-XLA would compute it only once. It would then store the term and the intermediate values of its
-evaluation until the backward pass. erf(-x) is a different term, so it is recomputed from x.
+The derivatives are written in terms of -x. If the value and the derivative shared a term such as
+erf(x), XLA would compute the term only once, in the forward pass, and would store it with its
+intermediate values until the backward pass. erf(-x) is a different term, so it is computed from x
+in the backward pass.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class KeyValueCache:
         """Returns an empty cache.
 
         Args:
-          batch_size, max_length: B, and the maximum number of positions.
+          batch_size, max_length: number of examples, B, and maximum number of positions.
           key_value_heads, head_size, value_head_size: K, H, V; V is H if None.
           window: see the class. With a window, the capacity C is the smaller of window + 1 and
             max_length, otherwise max_length.
@@ -98,8 +98,8 @@ class KeyValueCache:
         Args:
           key: [B, T, K, H].
           value: [B, T, K, V].
-          lengths: int [B], number of real positions among the T. Real positions come first; the
-            others are not stored. All are real if None.
+          lengths: int [B], number of real positions (not padding) among the T new ones. Real
+            positions come first; padding is not stored. All are real if None.
 
         Raises:
           ValueError: shapes or dtypes do not fit, or, outside jit, the cache is full. Under jit,
@@ -156,7 +156,7 @@ jax.tree_util.register_dataclass(
 def valid_lengths(lengths: Array | None, B: int, T: int) -> Array:
     """Returns the number of real positions of each example, int32 [B].
 
-    These are the lengths, limited to T, or T for each example if `lengths` is None.
+    The result is `lengths` clipped to [0, T], or T for each example if `lengths` is None.
 
     Raises:
       ValueError: lengths are not int [B].
@@ -173,8 +173,8 @@ def append_keys_values(
 ) -> tuple[KeyValueCache, Array, Array, Array, masks.Mask]:
     """Appends T positions to a cache and returns keys, values and mask for the T new queries.
 
-    A query at position p attends to the keys at positions j <= p, with a window only to those with
-    j >= p - window.
+    A query at position p attends to the keys at positions j <= p. With a window, it attends only to
+    those with j >= p - window.
 
     Args:
       cache, key, value, lengths: as for `KeyValueCache.append`.

@@ -221,9 +221,9 @@ class _Request:
                 raise NotImplementedError(f"{name}: got shape {got}, expected no symbolic size")
 
     def slower_reason(self, name: str) -> str | None:
-        """Returns why another kernel is faster than this one, or None.
+        """Returns why a kernel is slower than another one, or None.
 
-        The reason is the result of the module's function `slower_reason`, if it has this function.
+        The reason comes from the function `slower_reason` of the kernel's module, if there is one.
         """
         module = sys.modules[registry.load("kernel", name).__module__]
         return module.slower_reason(*self.arrays[:2]) if hasattr(module, "slower_reason") else None
@@ -253,7 +253,7 @@ def _kernel(name: str) -> Callable[..., Array]:
     """Returns the kernel with a name.
 
     A kernel with the capability "per_device" is wrapped, so that it runs on each device of the mesh
-    in context.
+    set by `jax.set_mesh`.
     """
     kernel = registry.load("kernel", name)
     if "per_device" not in registry.find("kernel", name).capabilities:

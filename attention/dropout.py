@@ -179,7 +179,7 @@ def validate_threefry(key: jax.Array) -> jax.Array:
       key: a key of `jax.random`, [].
 
     Returns:
-      uint32 [2], itself a key for `keep_block`.
+      The words, uint32 [2], which `keep_block` also accepts as its key.
 
     Raises:
       NotImplementedError: the key is not a threefry key; or the flag jax_threefry_partitionable is

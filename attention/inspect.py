@@ -7,7 +7,7 @@
 The model is not changed. It runs with its own kernels, including fused ones, and the weights are
 computed separately from the same queries and keys.
 
-B examples, N heads, T queries, S keys. Mixers, pools and alignments are kinds of mechanisms, see
+B examples, N heads, T queries, S keys. Mixers, pools and alignments are kinds of mechanisms; see
 `attention.mechanisms`.
 """
 
@@ -71,9 +71,10 @@ def capture(
     Args:
       model: a module, or any function of arrays, which may call modules.
       *inputs, **keywords: arguments of the model. Arrays are traced, other values are static.
-      layers: names to keep; all if None. A regular expression selects the names in which it occurs.
-        An index selects one of all names in the order of their first calls; a negative index counts
-        from the end. A sequence of these selects several.
+      layers: names of the attention calls to include; all if None. A regular expression selects the
+        names that contain a match. An index selects one name in the order of the first calls; a
+        negative index counts from the end. A sequence of expressions and indices selects several
+        names.
       heads: indices into axis 1 of [B, N, T, S], [B, heads, T] and [B, N, S]; all if None.
       rows: indices into axis 2 of [B, N, T, S], the queries; all if None. Has no effect on pools
         and alignments, which have one query.
@@ -264,10 +265,10 @@ def head_pattern(
       weights: [B, N, T, T], at least 0. Rows of zeros are excluded.
       valid: bool [B, T], queries to include; all if None.
       separators: bool [B, T], positions of separators such as "[SEP]"; none if None.
-      tokens: x, int [B, T], for "induction"; not tested if None.
+      tokens: x, int [B, T], the token ids; if None, "induction" is not tested.
 
     Returns:
-      N names.
+      The names of the patterns of the N heads.
 
     Raises:
       ValueError: shapes or dtypes do not fit.

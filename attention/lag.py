@@ -26,9 +26,9 @@ def lag_attention(x: Array, logits: Array, valid: Array | None = None) -> tuple[
 
         ŷ_(t+f) = Σ_i w_fi x_(t+1-i),   w_f = softmax_i(l_f),   i = 1 ... L
 
-    Lag i = 1 is the last given value. One step ahead (f = 1), this is y_t = Σ_i w_i x_(t-i).
-    The weights sum to 1, so a forecast stays in the range of its past: min x ≤ ŷ ≤ max x. It cannot
-    follow a trend; `residual_lag_attention` can.
+    Lag i = 1 is the last given value. For one step ahead (f = 1), the formula is the usual
+    autoregression y_t = Σ_i w_i x_(t-i). The weights sum to 1, so a forecast stays in the range of
+    its past: min x ≤ ŷ ≤ max x. So it cannot follow a trend; `residual_lag_attention` can.
 
     Missing values are excluded, and the other weights are renormalized. Only the last L times have
     an effect; times before the start of a shorter series count as missing.
@@ -39,7 +39,7 @@ def lag_attention(x: Array, logits: Array, valid: Array | None = None) -> tuple[
       valid: bool [B, T], or [B, T, C]; all are present if None.
 
     Returns:
-      ŷ, [B, F, C] in x's dtype, 0 if the past is empty; and the weights w of the T times,
+      ŷ, [B, F, C] in x's dtype, 0 if no value is present; and the weights w of the T times,
       [B, 1 or C, F, T] in at least float32.
 
     Raises:
@@ -80,7 +80,7 @@ def residual_lag_attention(
       level: "last" or "mean".
 
     Returns:
-      ŷ, [B, F, C] in x's dtype, 0 if the past is empty; and the matrix that maps the past to ŷ,
+      ŷ, [B, F, C] in x's dtype, 0 if no value is present; and the matrix that maps the past to ŷ,
       [B, 1 or C, F, T] in at least float32. The matrix includes the level, so its rows sum to 1.
       Its entries may be negative.
 
@@ -109,13 +109,13 @@ class LagAttention(nnx.Module):
         ŷ_(t+f) = Σ_i w_fi x_(t+1-i),   w_f = softmax(l_f)
 
     A forecast stays between the minimum and the maximum of its past, so it cannot follow a trend.
-    This is the usual form of attention, and the control for `ResidualLagAttention`. Its initial
+    This is the usual form of attention, and the baseline of `ResidualLagAttention`. The initial
     forecast is the mean of the last L values.
 
     Parameters: logits [1 or C, F, L] (l). Lag 1, which is the last value, comes first.
 
     Args:
-      channels: C.
+      channels: C, number of channels.
       lags: L, number of lags.
       horizon: F, number of forecast steps, each with its own weights.
       individual: whether each channel has its own weights.
@@ -174,10 +174,10 @@ class ResidualLagAttention(nnx.Module):
     [1 or C, N, F] (W).
 
     Args:
-      channels: C.
+      channels: C, number of channels.
       lags: L, number of lags.
       horizon: F, number of forecast steps, each with its own weights.
-      num_heads: N.
+      num_heads: N, number of heads.
       level: c, "last" (the last value) or "mean" (of the L values).
       individual: whether each channel has its own weights.
       dtype: dtype of the result; parameters and sums are float32.

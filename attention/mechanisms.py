@@ -1,7 +1,7 @@
 """The table of mechanisms: names, modules, costs and capabilities.
 
-A new mechanism is one file and one entry of `_ENTRIES`; the contract suite then tests it. Modules
-are imported on first use; `attention.registry` is the interface.
+A new mechanism is one file and one entry of `_ENTRIES`; tests/attention/test_contract.py then tests
+it. Modules are imported on first use; `attention.registry` is the interface to this table.
 
 The signatures of each kind follow, with B examples, T queries or times, S keys, N heads and D model
 size. "Or with the weights" means that calls with `return_weights=True` return the weights too:
@@ -79,14 +79,14 @@ CAPABILITIES = {
     "causal": "supports `masks.causal()`: no position depends on a later one",
     "always_causal": "is causal even without a causal mask",
     "cross": "queries and keys may come from different sequences (T != S)",
-    "weights": "returns its weights, the matrix from values to results",
+    "weights": "returns its weights, the matrix that maps values to results",
     "normalized": "weights are at least 0, and rows with a visible key sum to 1",
     "bias": "adds a bias to the logits",
     "logit_cap": "bounds the logits",
-    "sinks": "learned logits of keys without values",
+    "sinks": "learned logits in the denominator of the softmax, without values",
     "grouped_query": "fewer key/value heads than query heads",
     "value_size": "value head size may differ from head size",
-    "dropout": "drops weights or, if they are never formed, parts of the result",
+    "dropout": "applies dropout to the weights or, if they are never computed, to the result",
     "positions": "supports positions='rope', 'alibi', 't5' or 'shaw'",
     "permutation": "without positions, the result does not depend on the order of the keys",
     "sparse": "restricts each query to a subset of the visible keys",
@@ -95,10 +95,10 @@ CAPABILITIES = {
     "tpu": "runs only on a TPU",
     "interpreted": "runs anywhere under `kernels.interpreted()`, slowly, for tests",
     "cache": "decodes step by step: `init_cache`, `decode`",
-    "max_length": "is built for a maximum length",
+    "max_length": "has a maximum sequence length, set at construction",
     "length_dependent": "results depend on the amount of padding; inputs should have equal length",
     "state": "carries a state from step to step",
-    "gate": "its weights are factors of the input",
+    "gate": "its weights are factors that multiply the input",
     "gradients": "`attribution.attention_gradients` computes gradients of its weights",
     "forward_mode": "has forward-mode derivatives (jvp, jacfwd, hessian)",
     "higher_derivatives": "has second and higher derivatives in reverse mode",
@@ -118,7 +118,7 @@ class Mechanism:
       kind: one of `KINDS`.
       target: `module:attribute`, imported on first use.
       paper, equation, time, memory: short phrases for the README table.
-      capabilities: names from `CAPABILITIES`; the contract suite tests exactly these.
+      capabilities: names from `CAPABILITIES`; test_contract.py tests exactly these.
     """
 
     name: str

@@ -4,7 +4,7 @@ Vaswani et al. 2017, "Attention Is All You Need". Options: grouped-query attenti
 al. 2023), positions (`attention.positions`), QK-norm (Henry et al. 2020, Dehghani et al. 2023),
 gated output (Qiu et al. 2025), sinks (Xiao et al. 2024, as learned logits in gpt-oss 2025).
 
-Letters are those of `attention.shapes`; D_m is the size of the vectors of a memory.
+Dimension letters are defined in `attention.shapes`; D_m is the size of the vectors of a memory.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ class MultiHeadAttention(CachedAttention):
 
     Args:
       model_size: D of x and of the result.
-      num_heads: N.
-      key_value_heads: K, divides N; N if None. 1 is multi-query attention (Shazeer 2019).
-      head_size: H; D / N if None.
-      value_head_size: V; H if None.
+      num_heads: N, number of heads.
+      key_value_heads: K, number of key/value heads; divides N. N if None; 1 is multi-query
+        attention (Shazeer 2019).
+      head_size: H, size of a head; D / N if None.
+      value_head_size: V, size of a value head; H if None.
       memory_size: D_m of the memory; D if None.
       use_bias: whether the projections have biases.
       positions: "none", or a spec of `attention.positions.POSITIONS`: "rope", "alibi", "t5",
@@ -128,7 +129,7 @@ class MultiHeadAttention(CachedAttention):
             Without a memory, query and key positions default to 0, 1, ...; with a memory they are
             required.
           key_positions: the same for the keys, int [S] or [B, S].
-          dropout_key: None for evaluation.
+          dropout_key: random key for dropout; None for evaluation.
           return_weights: whether to return the weights before dropout.
 
         Returns:

@@ -67,10 +67,10 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((size,))) if use_bias else None
 
     def linear(self, whole: Array, part: Array) -> Array:
-        """Applies the norm without bias to `part`, with the mean and variance of `whole`.
+        """Subtracts the mean of `part`, divides by the deviation of `whole`, and applies the scale.
 
-        If several parts add up to `whole`, their results add up to the norm of `whole` without
-        bias. Both arguments are [..., D].
+        This is the linear part of the norm: if several parts add up to `whole`, their results add
+        up to the norm of `whole` without bias. Both arguments are [..., D].
         """
         scale = _inverse_deviation(_wide(whole), self.epsilon, True)
         return _centered(_wide(part), True) * scale * self.scale[...]
@@ -88,7 +88,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((size,)))
 
     def linear(self, whole: Array, part: Array) -> Array:
-        """Applies the norm to `part`, with the root mean square of `whole`; both are [..., D]."""
+        """Applies the norm to `part` with the root mean square of `whole`; both are [..., D]."""
         scale = _inverse_deviation(_wide(whole), self.epsilon, False)
         return _wide(part) * scale * self.scale[...]
 

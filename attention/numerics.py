@@ -1,6 +1,6 @@
 """Accumulation dtypes, and a softmax that returns 0 for rows of -inf.
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations

@@ -86,8 +86,9 @@ class _Names:
     def of(self, shape: tuple[int, ...], frames: Iterator[types.FrameType]) -> str:
         """Returns the name of an attention call.
 
-        Calls share a name if they have the same module path, the same source lines between module
-        and `record`, and the same shape, so that their weights can be stacked.
+        Calls share a name if they have the same module path, pass through the same source lines
+        between the module and `record`, and have weights of the same shape. Their weights can then
+        be stacked.
 
         Args:
           shape: shape of the weights.

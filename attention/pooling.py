@@ -30,7 +30,7 @@ def mean_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
 
     Args:
       states: [B, T, D].
-      valid: bool [B, T]; all if None.
+      valid: bool [B, T], valid positions; all if None.
 
     Returns:
       s, [B, D], and the weights [B, 1, T].
@@ -56,7 +56,7 @@ def max_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
 
     Args:
       states: [B, T, D].
-      valid: bool [B, T]; all if None.
+      valid: bool [B, T], valid positions; all if None.
 
     Returns:
       s, [B, D], and the weights [B, 1, T]. The weight of t is the fraction of channels whose first
@@ -72,7 +72,7 @@ def max_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
         recording.record(lambda: weights)
         return jnp.zeros((B, D), states.dtype), weights
     masked = jnp.where(valid[..., None], states, -jnp.inf)
-    # Selects by argmax, so that the gradient goes to the first maximum only, as do the weights.
+    # argmax selects the first of equal maxima, so only the first one gets weight and gradient.
     winner = jnp.argmax(masked, axis=1)
     pooled = jnp.take_along_axis(states, winner[:, None], axis=1)[:, 0]
     any_valid = jnp.any(valid, axis=1, keepdims=True)
@@ -95,8 +95,8 @@ def attention_pool(
 
     Args:
       states: [B, T, D].
-      scores: [B, T].
-      valid: bool [B, T]; all if None.
+      scores: [B, T], logits of the weights.
+      valid: bool [B, T], valid positions; all if None.
       dropout_rate, dropout_key: rate and random key of the dropout applied to the weights.
 
     Returns:
@@ -122,7 +122,7 @@ class Pool(nnx.Module):
     """Base class of pools; a subclass defines `_pool`.
 
     Args:
-      model_size: D.
+      model_size: D, size of a state and of the result.
       dropout_rate: dropout rate, active if a dropout_key is given. The subclass determines to which
         array dropout is applied.
       dtype: dtype of the computation; parameters are float32.
@@ -154,8 +154,8 @@ class Pool(nnx.Module):
 
         Args:
           states: [B, T, D].
-          valid: bool [B, T]; all if None.
-          dropout_key: None for evaluation.
+          valid: bool [B, T], valid positions; all if None.
+          dropout_key: random key for dropout; None for evaluation.
 
         Returns:
           The pooled states, [B, D], and the weights before dropout, [B, heads, T]. Both are 0 for a
@@ -243,7 +243,7 @@ class MultiHeadPool(Pool):
     [N, I·H, D].
 
     Args:
-      num_heads: N, divides D; the size H of a head is D / N.
+      num_heads: N, number of heads; divides D. The size H of a head is D / N.
       queries: I, number of learned queries.
       model_size, options: those of `Pool`. Dropout is applied to the attention weights.
 

@@ -4,7 +4,7 @@ A mechanism calls `heads = record_result(heads, compute, mix=...)` where it comp
 `record(compute)` if its result is not a linear function of the weights. The functions `compute` and
 `mix` are called only if a recorder is active.
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from flax import nnx
 
 Array = jax.Array
 Map = Callable[[Array], Array]
-# Attribute in which modules of the running copy store their path. Copies that the model makes of
-# its modules (nnx.split and merge, nnx.scan over layers) keep this attribute, but have other ids.
+# Attribute in which the modules of the model's copy store their path, while `inspect.capture` runs
+# the copy. Copies that the model makes of its modules (nnx.split and merge, nnx.scan over layers)
+# keep this attribute, but have other ids.
 TAG = "_path_in_capture"
 
 
@@ -44,7 +45,7 @@ class Residual:
     """Residual connection around an attention module: norm(x + result), or x + result.
 
     Attributes:
-      x: [B, T, D].
+      x: the array to which the result is added, [B, T, D].
       norm: the norm after the sum; None if there is none.
       linear: function of the sum z and of a summand u, both [..., D]. It applies the norm to u,
         without the bias and with the statistics of z.
@@ -157,7 +158,7 @@ def active() -> bool:
 
 
 def rename(module: nnx.Module, name: str) -> None:
-    """Replaces the last component of the path of a module in the running copy.
+    """Replaces the last component of the path of a module, while `inspect.capture` runs it.
 
     The paths of its submodules change accordingly.
     """

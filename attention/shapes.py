@@ -224,7 +224,8 @@ def layout_hint(got: Sequence[int], expected: Sequence[int], N: int) -> str:
     Args:
       got: sizes of the axes of positions.
       expected: the expected sizes of these axes.
-      N: number of heads. The hint is returned if all sizes in `got`, but not in `expected`, are N.
+      N: number of heads. The hint is returned if `got` differs from `expected` and all sizes in
+        `got` are N.
     """
     swapped = N > 1 and tuple(got) != tuple(expected) and all(size == N for size in got)
     return LAYOUT_HINT if swapped else ""

@@ -131,7 +131,7 @@ def top_k_by_example(x: Array, k: int) -> tuple[Array, Array]:
 def mesh_axes() -> dict[str, int]:
     """Returns the sizes of the mesh axes over which XLA partitions automatically, by name.
 
-    The mesh is the one in context. Axes of size 1 are left out. Manual axes, which belong to a
+    The mesh is that of `jax.set_mesh`. Axes of size 1 are left out. Manual axes, which belong to a
     `jax.shard_map` that is being traced, and explicit axes, which are part of the types of arrays,
     are left out too.
     """

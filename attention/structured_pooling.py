@@ -1,8 +1,8 @@
 """Structured self-attention: several hops over a sequence, and a penalty on their overlap.
 
 Lin et al. 2017, "A Structured Self-attentive Sentence Embedding". A hop is one set of weights over
-the positions. R hops; other letters as in `attention.pooling`. The module is called like the other
-pools (`attention.pooling`):
+the positions. R hops; the other dimension letters are defined in `attention.pooling`. The module is
+called like the other pools (`attention.pooling`):
 
     pooled, weights = pool(states, valid=valid, dropout_key=key)
     loss = loss + 0.3 * jnp.mean(structured_penalty(weights))
@@ -40,7 +40,7 @@ def structured_pool(
     Args:
       states: X, [B, T, D].
       scores: [B, R, T], one row for each hop.
-      valid: bool [B, T]; all if None.
+      valid: bool [B, T], valid positions; all if None.
       dropout_rate, dropout_key: rate and random key of the dropout applied to A.
 
     Returns:
@@ -99,7 +99,7 @@ class StructuredPool(Pool):
     Parameters: hidden/kernel [D, A] (W_1), hops/kernel [A, R] (W_2), out/kernel [R, D, D] (W_o).
 
     Args:
-      hops: R.
+      hops: R, number of hops.
       hidden_size: size A of the hidden layer; D if None.
       model_size, options: those of `Pool`. Dropout is applied to the entries of A.
 

@@ -41,7 +41,8 @@ from tasks.common.errors import UserError
 LIMIT = 4e9
 # Number of queries that are compared with the reference.
 ROWS = 64
-# Largest difference relative to the largest number; GPUs multiply float32 in TF32.
+# Maximum difference from the reference, relative to its largest number. On GPUs the tolerance of
+# float32 is larger, because they multiply float32 matrices in TF32.
 TOLERANCES = {"float32": 2e-4, "bfloat16": 3e-2}
 GPU_FLOAT32 = 5e-3
 

@@ -111,7 +111,7 @@ def _in_jax(attention: Callable, case: Case, passed: str, arrays: Mapping, limit
     except NotImplementedError:
         raise
     except (ValueError, RuntimeError) as error:
-        # jax.nn raises one or the other, for example for cuDNN.
+        # jax.nn raises one of these errors for unsupported cases, for example of cuDNN.
         raise NotImplementedError(str(error).strip().splitlines()[0][:120]) from error
     analysis = compiled.memory_analysis()
     temporaries = getattr(analysis, "temp_size_in_bytes", None)

@@ -1,4 +1,4 @@
-"""Benchmarks with a row for each task, measured in a process of its own with its default config."""
+"""Benchmarks with a row per task. Each task runs in a separate process with its default config."""
 
 from __future__ import annotations
 

@@ -59,11 +59,12 @@ def unaugmented(path: str, **changes: Any) -> Any:
 def experiment(path: str) -> Any:
     """Loads the experiment of a config file and sets up this process as `launch.train` does."""
     from launch.engine import config as configs
-    from launch.engine.memory import keep_large_buffers
+    from launch.engine.memory import keep_large_buffers, run_in_calls
     from launch.engine.sharding import request_devices
 
     config = configs.load_file(path)
     request_devices(config.mesh)
+    run_in_calls()
     keep_large_buffers()
     return config
 
@@ -96,9 +97,9 @@ def engine_steps(
         nonlocal state
         for index in range(count):
             batch = steps.place(data[index % len(data)])
-            state, metrics = clock.run(steps.train, state, batch)
-        clock.drain()
-        return float(metrics["loss"])
+            state = clock.run(steps.train, state, batch)
+        state, metrics = clock.finish(state)
+        return float(metrics[-1]["loss"])
 
     return run
 

@@ -89,7 +89,8 @@ class Problem:
         from tasks.language_modeling.model import decoding
 
         if self.name == "translation":
-            # One more token, because the last token within the limit is the end token.
+            # The limit is one more than the number of tokens, because the decoder of translations
+            # forces the end token at the limit.
             found = model.decoding(tokens, self.new + 1)
         else:
             lengths = np.full(len(tokens), tokens.shape[1], np.int32)

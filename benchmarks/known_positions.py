@@ -41,9 +41,9 @@ class Known:
       config: config file with its argument.
       changes: new values of config keys.
       write: function that writes the data to a folder and returns the value of --data.
-      examples: function that writes new inputs to a folder. It returns a tuple for each input: the
-        input, the right output, and a function. The output is None if every output counts as right.
-        The function marks the deciding positions of an axis, bool [n].
+      examples: function that writes new inputs to a folder and returns a tuple for each input. The
+        tuple has the input; the right output, or None if every output counts as right; and a
+        function that marks the deciding positions of an axis, bool [n].
       columns: names of the data's columns, by flag.
     """
 
@@ -169,7 +169,7 @@ def _write_series(folder: Path) -> Path:
 
 def _windows(folder: Path) -> list[Example]:
     rng, found = np.random.default_rng(1), []
-    # The horizon is one step, so the deciding step is 7 before it.
+    # The horizon is one step, and the deciding step is _LAG steps before it.
     step, total = _LOOKBACK - _LAG, _LOOKBACK + 1
     for number in range(100):
         path = _write_table(folder / f"new_{number:03d}.csv", _series(rng, 200)[-_LOOKBACK:])
@@ -185,7 +185,7 @@ _PAIRS = {f"ticket {name}": f"visit {name}" for name in ("red", "blue", "green",
 
 
 def _block(rng: np.random.Generator, fillers: list[str], ticket: str) -> list[str]:
-    """Removes three to seven fillers from the list and returns them, with the ticket among them."""
+    """Removes three to seven fillers from the list; returns them with the ticket inserted."""
     items = [fillers.pop() for _ in range(int(rng.integers(3, 8)))]
     items.insert(int(rng.integers(len(items) + 1)), ticket)
     return items

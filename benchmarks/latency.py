@@ -5,10 +5,10 @@ python -m benchmarks.latency --tasks=translation
 
 Each task is measured in a process of its own. The model has the sizes of the task's default config
 and initial parameters. It is exported as `launch.export` does, and read with the module that an
-export contains. The program for the shortest inputs and that for the longest inputs are each
-called with one random input, without pre- and postprocessing; calls of the two programs alternate.
-Programs that generate tokens generate as many as their config allows, unless a random model ends
-earlier. Results are written to benchmarks/results/cpu.json or --json.
+export contains. The program for the shortest inputs and that for the longest inputs are each called
+with one random input, without pre- and postprocessing; calls of the two programs alternate.
+Programs that generate tokens generate as many as their config allows, unless the untrained model
+generates the end token earlier. Results are written to benchmarks/results/cpu.json or --json.
 """
 
 from __future__ import annotations

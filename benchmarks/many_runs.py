@@ -1,14 +1,14 @@
-"""Time of an ablation with --on, relative to sequential execution, and equality of the tables.
+"""Time of `launch.ablate --on`, relative to sequential execution, and equality of the tables.
 
 python -m benchmarks.many_runs
 python -m benchmarks.many_runs --ways=local --seeds=2
 
 The ablation has three poolings of text classification, on generated texts; with 4 seeds these are
 12 short runs. A first command fills the caches of data, baselines and compilation. Then the time of
-these commands is measured: sequential execution; local:N with as many processes as cores (local);
-and a local Ray cluster of two nodes, each with half of the cores, that loses a node after half of
-the runs (ray; needs requirements-ray.txt). A table that differs from that of sequential execution
-is an error. Results are written to benchmarks/results/many_runs.json or --json.
+these commands is measured: sequential execution; "local", --on=local:N with as many processes as
+cores; and "ray", a local Ray cluster of two nodes, each with half of the cores, that loses a node
+after half of the runs (needs requirements-ray.txt). A table that differs from that of sequential
+execution is an error. Results are written to benchmarks/results/many_runs.json or --json.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from launch.runs import on_ray
 
 WAYS = ("local", "ray")
 CONFIG = "configs/ablations/text_pooling.py"
-# Keys of records and rows that depend on the machine, the time or the directory.
+# Keys of records and rows that are not compared, because they depend on the machine, the time or
+# the directory.
 _OTHER = ("seconds", "device", "timing", "command", "directories")
 
 

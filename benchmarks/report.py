@@ -100,7 +100,7 @@ def markdown(
     Args:
       suites: for each suite, by name, the sections of its results file (`benchmarks.records`).
       drawn: whether there is a figure.
-      notes: for each section, by name, remarks that follow it, such as what was tried.
+      notes: mapping from the name of a section to remarks that follow the section.
     """
     lines = [
         "# Benchmarks",

@@ -307,7 +307,8 @@ def check(
       is_equal: as for `Subject`.
     """
     counts = {"answers": 0, "wrong": 0}
-    # Answers that are known to be right; most later answers have the same bytes and are not parsed.
+    # Input number and body of the answers found to be right. Most later answers have the same body,
+    # and need not be parsed.
     right: set[tuple[int, bytes]] = set()
     for one in rounds:
         for answer in one.answers:

@@ -5,10 +5,10 @@ python -m benchmarks.startup --models=translator --rounds=1
 
 Each measurement is a process of its own. `launch.train` is measured from its start to the end of
 its first and its tenth step, including imports and the reading of data, which an earlier command
-has prepared. "cold" is with an empty compilation cache, "warm" with the cache that the
-previous process has filled. The processes of PyTorch build the model of `benchmarks.steps` and take
-a step on a batch that is already in memory. Their time includes the import of torch, but no data.
-Results are medians over --rounds; they are written to benchmarks/results/cpu.json or --json.
+has prepared. "cold" means an empty compilation cache, and "warm" a cache that the previous process
+has filled. The processes of PyTorch build the model of `benchmarks.steps` and take a step on a
+batch that is already in memory. Their time includes the import of torch, but no data. Results are
+medians over --rounds; they are written to benchmarks/results/cpu.json or --json.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from tasks.common.errors import UserError
 
 MODELS = ("transformer", "unet", "recurrent")
 PLAIN = "as configured"
-# For each choice, the changes of the config and of the environment.
+# For each choice, the changed config values and environment variables.
 CHOICES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     PLAIN: ({}, {}),
     "a device a core": ({"mesh.cpu_devices": os.cpu_count(), "mesh.data": -1}, {}),
@@ -127,9 +127,9 @@ def _process(name: str, choice: str) -> Iterator[_Stepper]:
 
 
 def _serve(name: str, choice: str) -> None:
-    """Runs as the process of a choice.
+    """Serves the train step of a model with one choice, in a process that `_process` starts.
 
-    It prints "ready" or an error. Then it answers the requests "step" and "peak" from stdin.
+    Prints "ready" or an error. Then answers the requests "step" and "peak" from stdin.
     """
     from launch.engine import config as configs
     from launch.engine.sharding import request_devices

@@ -170,7 +170,7 @@ def _images(attention: str, long: bool):
 
 
 def _trees(attention: str, long: bool):
-    """Returns the settings of `_images`, with more steps: the images of the splits differ."""
+    """Returns the settings of `_images` with more steps, because images of the splits differ."""
     model, training = _images(attention, long)
     return model, training if long else _training(3200, 4, 8)
 

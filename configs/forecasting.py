@@ -20,7 +20,8 @@ the format:
 python -m launch.train --config=configs/forecasting.py:own,lag,24 --data=mine.csv
     --config.data.decimal="," --config.data.date_order=dmy --workdir=runs/mine
 
-Forecasts that continue a file, over the horizon or longer, as CSV or JSON, with figures:
+To forecast the steps after the end of a file, over the horizon or longer, with figures (the
+forecasts are written as CSV or JSON):
 
 python -m launch.predict --workdir=runs/mine --input=new.csv,steps=100 --figures=drawn
 
@@ -39,13 +40,14 @@ from tasks.forecasting.datasets import DATA_SETS
 from tasks.forecasting.models import MODEL_CONFIGS
 from tasks.forecasting.models.heads import HEADS
 
-# In steps: three weeks of hours (best for ridge on the validation split), a month of working days,
-# five days of ten-minute steps, and four days of hours. Exchange rates are close to random walks.
-# With 336 days seasonal_lag has a lower validation MSE (.1276 against .1280) and a higher test MSE
-# (.0816 against .0809). This test MSE was known when 24 was chosen.
+# Lookbacks in steps: three weeks of hours (best for ridge on the validation split), a month of
+# working days, five days of ten-minute steps, and four days of hours. Exchange rates are close to
+# random walks. With 336 days seasonal_lag has a lower validation MSE on exchange_rate (.1276,
+# against .1280 with 24 days) and a higher test MSE (.0816 against .0809). The test MSE was known
+# when 24 was chosen.
 LOOKBACKS = {"etth1": 512, "exchange_rate": 24, "appliance_energy": 720, "trend": 96, OWN: 96}
-# The values of the papers. Each time step of transformer and informer is a token; longer lookbacks
-# increased the error.
+# Lookbacks of the papers. In transformer and informer each time step is a token, and longer
+# lookbacks increased the error.
 OF_PAPERS = {"transformer": 96, "informer": 96, "itransformer": 96, "sparse_tsf": 720}
 
 # The sizes and dropout rate of the paper for etth1.

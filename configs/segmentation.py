@@ -112,7 +112,8 @@ def camvid_480x360(long: bool):
         # At the smallest scale a crop shows the complete frame, as in `camvid`.
         augmentation=dataclasses.replace(fields["data"].augmentation, scale_min=0.5, scale_max=1.5),
     )
-    # The fifth stage covers as much of a frame as the fourth stage does at half size.
+    # At full size, a cell of the fifth stage covers as much of a frame as a cell of the fourth
+    # stage does at half size.
     fields["model"]["channels"] += fields["model"]["channels"][-1:]
     fields["optimizer"] = dataclasses.replace(fields["optimizer"], average_decay=0.998)
     fields["training"] = dataclasses.replace(

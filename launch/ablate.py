@@ -13,8 +13,8 @@ With --data and the flags of columns, such as --text and --label, all experiment
 python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/mine
     --data=my.csv --text=review --label=stars
 
---match=parameters adjusts one dimension of each model so that all have as many parameters as the
-base:
+--match=parameters adjusts one dimension of each model so that each model has as many parameters as
+that of the base experiment:
 
 python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/matched
     --match=parameters
@@ -61,7 +61,7 @@ def ablate() -> None:
     from tasks.common.errors import UserError
 
     path = cli.required("config")
-    cli.workdir()  # before the ablations are read
+    cli.workdir()  # Raises if the flag is missing, before the ablations are loaded.
     found = ablations.load_ablations(path)
     if len(found) > 1 and (cli.FLAGS.data or cli.own_columns()):
         raise UserError(f"--data: {path} has ablations of several tasks, expected one ablation")

@@ -1,8 +1,8 @@
 """Python API of the commands: configs, training, and the results of run directories.
 
-Each function does what the command of the same name does, with the same files, checks and messages.
-Mistakes raise `UserError`. Data directories are those of `launch.cli`. They are given by the
-arguments `data_dir`, `cache_dir` and `data_mirror`, or else by environment variables.
+`train` and `compare` do the same as the commands of these names, with the same files, checks and
+messages. Mistakes raise `UserError`. The arguments `data_dir`, `cache_dir` and `data_mirror` have
+the meaning of the flags of `launch.cli`. Their defaults come from environment variables.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def config(
       changes: new values by dotted key, such as {"model.num_layers": 2}. A string is parsed like
         the value of a flag. A mapping changes some keys of a group; a dataclass replaces the group.
       data: your own data, as the flag --data: a file, a folder or a glob pattern, or a sequence of
-        train, validation and test. Relative paths are relative to the working directory.
+        three, for training, validation and test. Relative paths are relative to the working
+        directory.
       columns: names of columns of `data` by their role. The roles are the names of the commands'
         flags: text, label, user, item, time, image, audio, speaker, group.
 
@@ -118,9 +119,9 @@ def train(
 ) -> Run:
     """Trains and tests an experiment in a run directory, as `python -m launch.train` does.
 
-    A new directory is created, an interrupted run of the same config is resumed, and the data of a
-    finished run are verified. An interrupt (Ctrl+C, or the stop button of a notebook) saves a
-    checkpoint after the current step and raises KeyboardInterrupt.
+    A new directory is created. An interrupted run of the same config is resumed. For a finished
+    run, the function only checks that the data have not changed. An interrupt (Ctrl+C, or the stop
+    button of a notebook) saves a checkpoint after the current step and raises KeyboardInterrupt.
 
     Args:
       config: experiment, or anything that `launch.config` accepts.
@@ -197,7 +198,8 @@ def compare(runs: Sequence[Folder | Run], against: Folder | Run = "best") -> Com
         of the runs.
 
     Returns:
-      The tables. The attribute `left_out` names unfinished and damaged runs.
+      The comparison tables. The attribute `left_out` has a message about each unfinished or damaged
+      run.
 
     Raises:
       UserError: none of the runs is finished, or `against` is not one of the runs.

@@ -100,9 +100,9 @@ def define_answers() -> None:
     flags.DEFINE_float(
         "threshold",
         None,
-        "Minimum probability of a label, or minimum score of an object. A text or image whose most "
-        "probable class is below it gets no label. With --positive: minimum probability at which "
-        "that class is predicted (default 0.5).",
+        "Minimum probability of a label, or minimum score of an object. A text or image gets no "
+        "label if the probability of its best class is below this value. With --positive: minimum "
+        "probability at which that class is predicted (default 0.5).",
     )
     flags.DEFINE_string(
         "positive", None, "Class that is predicted if its probability is at least --threshold."
@@ -157,8 +157,8 @@ def define_distributed() -> None:
 def distributed():
     """Returns the connection that --distributed describes; None without the flag.
 
-    The first call of a command runs the same command line in a supervised process, and exits with
-    its status; see `launch.engine.supervision`.
+    In the process that the user starts, this function runs the same command line in a supervised
+    process, and exits with the status of that process; see `launch.engine.supervision`.
     """
     from launch.engine import processes, supervision
 
@@ -188,8 +188,8 @@ def define_match() -> None:
         "match",
         None,
         ["parameters"],
-        "Adjust one dimension of each compared model so that all have the parameter count of the "
-        "first, within 2 %.",
+        "Adjust one dimension of each compared model so that each has the parameter count of the "
+        "first model, within 2 %.",
     )
     flags.DEFINE_multi_string(
         "match_key",
@@ -246,7 +246,7 @@ def define_record() -> None:
 
 
 def check_recordable() -> None:
-    """Raises an error if --record is set but the git commit does not describe the running code."""
+    """Raises if --record is set and files differ from the git commit, or there is no commit."""
     if FLAGS.record:
         from launch.reporting import results
 
@@ -295,7 +295,7 @@ def experiment():
 
 
 def command() -> str:
-    """Returns the command line, in the form in which run records store it."""
+    """Returns the command line for run records, without the flags in `command_line.PLACEMENT`."""
     name = Path(sys.argv[0]).stem
     words, kept = iter(sys.argv[1:]), []
     for word in words:
@@ -311,7 +311,8 @@ def set_up_jax(config=None, connection=None) -> None:
     """Sets up devices and the compilation cache; call this before anything is compiled.
 
     Args:
-      config: experiment; its config states the number of virtual CPU devices to set up.
+      config: experiment, whose mesh config gives the number of virtual CPU devices; None to use the
+        devices as they are.
       connection: connection to the other processes of the run, see `distributed`.
     """
     from launch.engine import devices, processes

@@ -209,7 +209,7 @@ def _given(words: Sequence[str], flag: str) -> str | None:
 
 
 def _unknown_flag(name: str) -> str:
-    """Returns the error message for an unknown flag, which suggests how to write it."""
+    """Returns the error message for an unknown flag, which suggests what to write instead."""
     from launch.engine.config import did_you_mean
 
     command = Path(sys.argv[0]).stem

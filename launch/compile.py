@@ -5,16 +5,16 @@ python -m launch.compile --config=configs/translation.py --topology=v5e:4x4 --co
 
 --topology gives the kind and the number of devices: h100x8, a100x1, h200x16, v5e:4x4, v5p:2x2x2,
 v5e:1 (one TPU core), or cpu:8 (virtual devices of this CPU). The compiler for GPUs is a package in
-requirements-cuda.txt, and the compiler for TPUs is a package in requirements-tpu.txt. Each needs an
-environment of its own, and neither needs a device.
+requirements-cuda.txt, and the compiler for TPUs is a package in requirements-tpu.txt. Install each
+in a separate Python environment. Neither needs a GPU or TPU.
 
 The output has, for each step: the bytes per device, the floating-point operations, the collectives
 with their bytes and source lines, the kernels that `attend` selects and why, and the compile time.
 If a step does not fit into the memory of the device, the output says what to change, and the exit
 status is 1. --json=FILE also writes everything as JSON, with the sharding of each parameter.
 
-For a TPU, loops are unrolled less than in a run, so that the compilation takes less time. Of the
-reported numbers, this changes only the bytes of the code.
+For a TPU, loops are unrolled less than in a run, so that the compilation takes less time. This
+changes only one of the reported numbers: the size of the compiled code.
 """
 
 from __future__ import annotations

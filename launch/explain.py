@@ -13,10 +13,10 @@ explanations as JSON, and --bertviz writes the attention weights in the format o
 
 python -m launch.explain --workdir=runs/sst2 --evaluate --examples=200
 
-prints for each method the areas under the deletion and insertion curves relative to random orders
-and to gradients, with 95 % intervals; the similarity of the attributions to those of a model with
-random parameters and, with --against, to those of another run; and the time of one explanation. The
-table is also written to explanation-<split>.json in the run directory.
+prints for each method the areas under the deletion and insertion curves, compared with those of
+random orders and of gradients, with 95 % confidence intervals; the similarity of the attributions
+to those of a model with random parameters and, with --against, to those of another run; and the
+time of one explanation. The table is also written to explanation-<split>.json in the run directory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ flags.DEFINE_string(
     "By default correct, wrong and uncertain ones, as in reports.",
 )
 flags.DEFINE_integer("count", 8, "Number of examples that --select chooses.", lower_bound=1)
-flags.DEFINE_bool("list", True, "List all examples of --split, besides those that are explained.")
+flags.DEFINE_bool("list", True, "List all examples of --split, in addition to the explanations.")
 flags.DEFINE_list("methods", None, "Methods of attribution, separated by commas; all by default.")
 flags.DEFINE_string("output", None, "Page to write, such as page.html.")
 flags.DEFINE_string("json", None, "JSON file to write.")

@@ -2,15 +2,15 @@
 
 python -m launch.export_weights --workdir=runs/bert --to=exported
 
-A masked language model becomes a directory of BERT, DistilBERT, RoBERTa or XLM-RoBERTa. Its run
-must be trained with configs/language_modeling.py:DATA,bert or made by launch.import_weights. An
+A masked language model is exported as a BERT, DistilBERT, RoBERTa or XLM-RoBERTa model. Its run
+must be trained with configs/language_modeling.py:DATA,bert or created by launch.import_weights. An
 imported run is exported as the kind of model that was imported, with bitwise equal tensors in their
 original order. A trained model with segment embeddings is exported as BERT, a model without them as
 DistilBERT. Tokenizers fitted by this project apply NFKC normalization first, which vocab.txt cannot
 express.
 
 A text classifier with config.model.pooling=bert, such as one of
-configs/text_classification.py:DATA,from:runs/bert, becomes a directory of
+configs/text_classification.py:DATA,from:runs/bert, is exported as a model of the class
 BertForSequenceClassification, or of (XLM)RobertaForSequenceClassification if it was fine-tuned from
 such a model, with its labels and its tokenizer. With `truncation=True`, transformers truncates
 texts as this project does. Special tokens in a text, such as "[SEP]", are plain text in this
@@ -72,7 +72,7 @@ def check_exportable(config: Experiment, folder: Path, target: Path) -> None:
 
 
 def export(config: Experiment, folder: Path, target: Path) -> None:
-    """Writes the exported directory from a run directory; needs no data set."""
+    """Writes the weights of a run to a directory, in the format of Hugging Face's transformers."""
     from launch.engine.new_folder import new_folder
     from launch.runs import directory
     from tasks.common.huggingface.files import write_classifier, write_folder

@@ -58,7 +58,7 @@ def _command(words: Sequence[str]) -> list[str]:
     """Returns the command line of one process.
 
     Raises:
-      UserError: the words are not a command with the flag --distributed.
+      UserError: the words are not a command that supports --distributed, or contain this flag.
     """
     from tasks.common.errors import UserError
 

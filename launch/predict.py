@@ -298,7 +298,7 @@ def write_figures(
 
     Args:
       folder: directory of the files, which is created if it does not exist.
-      raw: inputs; NAME is the file name of an input.
+      raw: inputs. NAME is derived from the input: the file name without extension, or the text.
       drawn: list of figures for each input.
       first: NUMBER of the first input.
 

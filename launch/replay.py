@@ -2,9 +2,10 @@
 
 python -m launch.replay --workdir=runs/sst2 --step=123
 
-Training saves the batch of such a step in the run directory, under nonfinite/step-N. The command
-repeats the steps since the newest checkpoint before it, prints which parameters have non-finite
-gradients, and where the first non-finite value appears: operation, module and source line.
+Training saves the batch of such a step in the run directory, under nonfinite/step-N. This command
+restores the newest checkpoint before that step, or else the initial parameters, and repeats the
+steps since then. It prints which parameters have non-finite gradients, and which operation, module
+and source line produce the first non-finite value.
 """
 
 from __future__ import annotations

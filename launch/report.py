@@ -14,7 +14,8 @@ between lines such as <!-- models task=translation data=multi30k --> and <!-- /m
 tables of metrics between lines such as <!-- metrics translation --> and <!-- /metrics -->. With
 --explanations the tables of launch.explain --evaluate --record are inserted into a file, and the
 pages of launch.explain in the directory explained/ next to that file are changed to use one common
-style sheet and script. With --faults the table of make test-faults is inserted into a file.
+style sheet and script. With --faults the results of the fault tests (make test-faults) are inserted
+into a file.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ python -m launch.serve --export=exported --port=8000
 python -m launch.serve --export=reviews=exported/one --export=exported/two --token=SECRET
 
 The server listens on the local host unless --host is given. The name of a model is the name of its
-folder, or NAME in --export=NAME=FOLDER. The path / has a web page to try the models, /openapi.json
-a description of all endpoints:
+folder, or NAME in --export=NAME=FOLDER. The path / has a web page to try the models. The path
+/openapi.json describes all endpoints. Two example requests:
 
 curl localhost:8000/models/exported -H "Content-Type: application/json"
     -d '{"inputs": "a gripping, funny film"}'
@@ -52,7 +52,9 @@ flags.DEFINE_integer(
     "Threads of a program on a CPU, 0 for one per core; 1 is fastest for small models.",
     0,
 )
-flags.DEFINE_float("timeout_s", 30.0, "Seconds within which a request is answered.", 0.001, 3600)
+flags.DEFINE_float(
+    "timeout_s", 30.0, "Seconds after which an unanswered request fails.", 0.001, 3600
+)
 flags.DEFINE_float(
     "client_timeout_s", 30.0, "Seconds in which a client must send headers, and then the body.",
     0.001, 3600,
@@ -65,13 +67,13 @@ flags.DEFINE_integer(
 flags.DEFINE_float("max_sound_s", 120.0, "Maximum duration of a sound in seconds.", 0.001)
 flags.DEFINE_integer("max_cells", 500_000, "Maximum number of cells of a table.", 1)
 flags.DEFINE_string(
-    "token", None, "Token that requests must bear (default: ATTENTION_TOKEN, or none)."
+    "token", None, "Bearer token that requests must send (default: ATTENTION_TOKEN, or none)."
 )
 flags.DEFINE_string(
     "cors_origin", "", "Origin whose pages may send requests, such as https://example.org."
 )
 
-# Seconds that a compilation may take after the server has stopped.
+# Seconds to wait, after the server has stopped, for the threads that run or compile programs.
 _STOP_S = 1.0
 
 
@@ -84,7 +86,7 @@ def serve() -> None:
     options = _options()
     exports = read_exports(cli.FLAGS.export)
     opened = servers.listen(cli.FLAGS.host, cli.FLAGS.port)
-    _run_in_calls()
+    _limit_threads()
     cli.set_up_jax()
     _cache_all_programs()
     failures: list[str] = []
@@ -109,11 +111,8 @@ def serve() -> None:
         os._exit(0)
 
 
-def _run_in_calls() -> None:
-    """Configures JAX to run CPU programs in the calling thread, with the threads of --threads."""
-    import jax
-
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+def _limit_threads() -> None:
+    """Lets JAX use the number of threads of --threads on a CPU."""
     if cli.FLAGS.threads:
         # XLA reads this variable when it creates the devices.
         os.environ["NPROC"] = str(cli.FLAGS.threads)

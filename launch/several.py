@@ -41,7 +41,7 @@ def set_up_for(placement: Any, config: Any) -> None:
 def run_all(experiments: Mapping[str, Any], seeds: int, title: str) -> NoReturn:
     """Runs experiments over seeds, prints their table, records the runs and exits.
 
-    With --match=parameters, the experiments are adjusted first.
+    With --match=parameters, the models are first adjusted to equal parameter counts.
 
     Args:
       experiments: experiments by name; the first one is the base.
@@ -60,7 +60,7 @@ def run_groups(groups: Mapping[str, Any], title: str) -> NoReturn:
     ranking, see `comparison_files.write_ranking`.
 
     Args:
-      groups: a `launch.runs.experiments.Group` for each title of a table.
+      groups: groups of experiments (`launch.runs.experiments.Group`), by the title of their table.
       title: title of the common page.
     """
     from launch.reporting import comparison_files

@@ -42,7 +42,9 @@ flags.DEFINE_integer(
     "seeds", 1, "Number of seeds, starting at the seed of the config.", lower_bound=1
 )
 flags.DEFINE_multi_string(
-    "set", [], "key=a,b,c, key=log(FIRST,LAST,COUNT) or key=linear(FIRST,LAST,COUNT)"
+    "set",
+    [],
+    "Values of a config key: key=a,b,c, key=log(FIRST,LAST,COUNT) or key=linear(FIRST,LAST,COUNT).",
 )
 flags.DEFINE_enum("search", None, ["optuna"], "Choose the combinations by a search, with Optuna.")
 flags.DEFINE_integer(
@@ -62,7 +64,7 @@ def sweep() -> None:
     from tasks.common.errors import UserError
 
     config = cli.experiment()
-    cli.workdir()  # before the experiments are resolved
+    cli.workdir()  # Raises if the flag is missing, before the experiments are resolved.
     title = f"{config.task}: {config.data.name}"
     if cli.FLAGS.search:
         search(config, title)

@@ -3,8 +3,9 @@
 python -m launch.train --config=configs/text_classification.py:sst2 --workdir=runs/sst2
 
 The metrics of the baselines are printed too. The same command resumes an interrupted run in the
-same directory, or verifies a finished run. With --distributed, the same command is started once
-for each of several processes. Their number may change when a run is resumed; see docs/CLUSTER.md.
+same directory. For a finished run, it only checks that the data have not changed. With
+--distributed, the same command is started once for each of several processes. Their number may
+change when a run is resumed; see docs/CLUSTER.md.
 """
 
 from __future__ import annotations

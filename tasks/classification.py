@@ -60,8 +60,8 @@ class ClassificationTask(Task):
     def class_weights(self) -> np.ndarray | None:
         """Weights of the classes in the training loss, [C]; None if all are equal.
 
-        They are defined by a model config that is a `ClassWeightsConfig`; with any other model
-        config all weights are equal.
+        The weights come from a model config that is a `ClassWeightsConfig`. With any other model
+        config, all weights are equal.
         """
         if not isinstance(self.model, ClassWeightsConfig) or self.model.class_weights == NONE:
             return None
@@ -181,8 +181,8 @@ class ClassificationTask(Task):
     def intervals(self, outputs: Arrays, split: str) -> dict[str, tuple[float, float]]:
         """Returns 95 % confidence intervals of the metrics by name.
 
-        They are those of `classification_intervals`, and Wilson intervals of the fractions that
-        `decided` returns.
+        The result has the intervals of `classification_intervals`, and Wilson intervals of the
+        fractions that `decided` returns.
         """
         labels = self.dataset.splits[split].labels
         found = classification_intervals(labels, predicted_classes(outputs), self.labels)
@@ -193,13 +193,13 @@ class ClassificationTask(Task):
         }
 
     def decided(self, outputs: Arrays, split: str) -> dict[str, float]:
-        """Computes metrics of the decisions that the `options` lead to.
+        """Computes metrics of the labels that are chosen with the `options`.
 
-        With `top_k`, the result has `top_<k>_accuracy`. With `threshold`, it has `coverage`, the
-        fraction of examples that get a label, and `covered_accuracy`, the accuracy on these
-        examples. With `positive`, it has neither of these two, but `decided_accuracy`, and the
-        `decided_precision`, `decided_recall` and `decided_f1` of the positive class. A fraction is
-        0 if its denominator is 0.
+        With `top_k`, the result has `top_<k>_accuracy`. With `threshold` alone, it has `coverage`,
+        the fraction of examples that get a label, and `covered_accuracy`, the accuracy on these
+        examples. With `positive`, with or without `threshold`, it has `decided_accuracy` instead,
+        and `decided_precision`, `decided_recall` and `decided_f1` of the positive class. A fraction
+        is 0 if its denominator is 0.
         """
         counts = self._decided_counts(outputs, split)
         found = {name: hits / max(total, 1) for name, (hits, total) in counts.items()}
@@ -212,7 +212,8 @@ class ClassificationTask(Task):
         """Returns (number of hits, number of examples) for each fraction that `decided` returns."""
         true = np.asarray(self.dataset.splits[split].labels)
         options, found = self.options, {}
-        # Rounded like the probabilities in predictions, so that both lead to the same decisions.
+        # Rounded like the probabilities in answers, so that metrics and answers choose the same
+        # labels.
         probabilities = np.round(np.asarray(outputs["probabilities"], np.float64), 4)
         order = np.argsort(-np.asarray(outputs["probabilities"]), axis=-1, kind="stable")
         if options.top_k is not None:
@@ -272,7 +273,7 @@ class ClassificationTask(Task):
         return [{"label": label, "confidence": confidence, **rest}]
 
 
-# Threshold of the positive class, unless one is given.
+# Default threshold for the probability of the positive class.
 _DECIDED = 0.5
 # Text printed for an input without a label.
 _NO_LABEL = "(uncertain)"

@@ -1,12 +1,12 @@
-"""Contract of explanations: how a task's prediction depends on the positions of its input.
+"""Interface of explainers, which measure how a prediction depends on the positions of its input.
 
 A position is a token, a patch of an image, a frame, a time step or an item of a history. An
 `Explainer` fades each position towards a replacement, such as a mask token or a blurred image, by
 a gate in [0, 1]: 1 keeps the position, 0 replaces it. It computes a score of the prediction, such
 as the log-odds of the class, as a function of the gates. Attributions measure how the score changes
 with the gates: by gradients, occlusion, and deletion and insertion curves. An `Explainer` also
-returns the attention weights between positions and output, and the texts and images that pages
-show.
+returns the attention weights between positions and output, and the texts and images that the pages
+of explanations show.
 
 Symbols in shapes: G is the number of rows of gates, U the number of positions of the padded input,
 B the number of rows of a batch, C the number of classes, T the number of states of a layer or of
@@ -28,7 +28,7 @@ from tasks.explanation import AttentionMap, Axis, Medium
 from tasks.processor import Arrays
 
 
-# Compared and hashed by identity, because of the arrays.
+# With eq=False, subjects are compared and hashed by identity, because arrays cannot be hashed.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
     """An example whose prediction is explained.
@@ -71,12 +71,12 @@ class AttentionPath:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """Input, output and attention weights of one example, for pages.
+    """Input, output and attention weights of one example, shown on a page.
 
     Attributes:
       input, prediction: input and prediction as texts.
       explained: description of the score that is explained, in words.
-      axis: name of the axis in `axes` whose entries are the positions.
+      axis: name of the axis in `axes` whose entries are the positions that gates replace.
       axes, maps, medium, notes: see `tasks.explanation.Explanation`.
       target: true output as a text; None if unknown.
       confidence: probability of the prediction; None if there is none.
@@ -104,8 +104,8 @@ class Explainer(abc.ABC):
       replacement: name of the replacement of a position, such as "a blurred copy".
       differentiable: whether `score` has useful gradients with respect to gates; if not, `score` is
         called only with gates of 0 and 1.
-      signed: whether a position with a negative attribution speaks against the prediction. If not,
-        such as for the value of a forecast, positions are ranked by the absolute value.
+      signed: whether a negative attribution is evidence against the prediction. If not, such as for
+        the value of a forecast, positions are ranked by the absolute value of their attribution.
       quantity: name of the quantity that `measure` returns.
 
     Attributes:
@@ -176,7 +176,7 @@ class Explainer(abc.ABC):
           whole: score of the input without replacements.
 
         Returns:
-          [p].
+          The quantity at each point, [p].
         """
         return 1 / (1 + np.exp(-np.clip(scores, -60, 60)))
 

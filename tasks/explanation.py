@@ -1,8 +1,8 @@
-"""Plain data of explanations of single predictions, which `launch.reporting` shows as pages.
+"""Data classes of explanations of single predictions; `launch.reporting` renders them as pages.
 
 An explanation has named axes, such as the tokens of a text or the patches of an image. Attention
-maps and attributions refer to axes by name. The medium is the image, sound or time series in which
-the positions of an axis have areas.
+maps and attributions refer to axes by name. The medium is the image, sound or time series of the
+example. The positions of an axis may be areas of the medium, such as patches.
 
 In shapes, Y and X are height and width of an image, C is its number of channels, and n the number
 of positions.
@@ -64,8 +64,8 @@ class Attribution:
       values: contribution of each position, [n]; may be negative, unless the method gives only
         magnitudes.
       axis: name of the axis of the positions.
-      numbers: measurements of this attribution by name, such as "deletion" and "insertion", which
-        are areas under the curves of these kinds.
+      numbers: measurements of this attribution by name, such as "deletion" and "insertion", the
+        areas under its deletion and insertion curves.
     """
 
     method: str
@@ -145,7 +145,7 @@ class Series:
 
 
 Medium = Picture | Sound | Series
-"""Image, sound or series that contains the positions of axes; texts and item lists have none."""
+"""Image, sound or series in which axes have areas; texts and lists of items have no medium."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +164,8 @@ class Explanation:
       curves: deletion and insertion curves.
       medium: image, sound or series that areas of axes refer to; None for texts and items.
       confidence: probability of the prediction; None if there is none.
-      score: score of the example in the primary metric; None if unknown.
-      kind: "correct", "wrong", "uncertain" or "".
+      score: value of the primary metric on this example; None if unknown.
+      kind: category of the example: "correct", "wrong" or "uncertain"; "" if unknown.
       replacement: name of the replacement of positions in curves and occlusion, such as "a blurred
         copy".
       notes: sentences for the reader, such as one about truncated tokens.

@@ -1,4 +1,4 @@
-"""Plain data of the figures of tasks, which are drawn by `launch.reporting.figures`.
+"""Data classes of the figures that tasks return; `launch.reporting.figures` draws them.
 
 In shapes, Y and X are height and width of an image, C is its number of channels, and y and x are
 height and width of a map of attention weights.
@@ -31,7 +31,7 @@ class Shown(NamedTuple):
 
         Args:
           split: name of the split.
-          name: name of the example, which replaces split and index; empty for none.
+          name: name of the example, which replaces split and index unless it is empty.
         """
         shown = f"{self.kind}: " if self.kind else ""
         shown += name or f"{split} example {self.index}"
@@ -123,7 +123,7 @@ class SegmentedImage:
       image: image [Y, X] or [Y, X, C], uint8 or in [0, 1].
       labels: predicted classes, int [Y, X]; values that are not indices of `names` get no color.
       names: names of the classes.
-      truth: true classes, int [Y, X].
+      truth: true classes, int [Y, X]; None if unknown.
     """
 
     caption: str
@@ -144,7 +144,7 @@ class DetectedImage:
       labels: class name of each object.
       scores: score of each object, [n].
       masks: mask of each object, bool [n, Y, X].
-      truth_boxes: true boxes, [m, 4].
+      truth_boxes: corners of the boxes of the m true objects, [m, 4]; None if unknown.
     """
 
     caption: str
@@ -221,8 +221,8 @@ class Transcript:
 
     Attributes:
       caption: description of the figure.
-      hypothesis: text of the model.
-      reference: true text.
+      hypothesis: text that the model predicts.
+      reference: true text; None if unknown.
       source: input as text; empty for inputs that are no text.
       image: image of the input from left to right, [rows, columns].
       words: whether differences are marked by word instead of by character.

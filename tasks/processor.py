@@ -67,7 +67,7 @@ class Processor(abc.ABC):
     ascending.
 
     Attributes:
-      data, model: configs.
+      data, model: configs of the data set and of the model.
     """
 
     data: Any
@@ -75,7 +75,7 @@ class Processor(abc.ABC):
 
     @property
     def input_column(self) -> str | None:
-        """Name of the column from which `launch.predict` reads raw inputs; None without tables."""
+        """Column of tables with the raw inputs for `launch.predict`; None if it reads no tables."""
         return None
 
     @property
@@ -136,7 +136,7 @@ class Processor(abc.ABC):
         """Returns descriptions of the arrays that `Task.predict` takes, by name."""
 
     def steps(self) -> ProcessingSteps:
-        """Returns the operations of `encode` and `decode` as data, for exports.
+        """Returns the operations of `encode` and `decode` as JSON objects, for exports.
 
         Raises:
           UserError: the processor does not support exports.

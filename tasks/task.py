@@ -57,13 +57,15 @@ __all__ = [
 Batch = Mapping[str, Any]
 """Arrays on devices by name."""
 Axes = Mapping[str, "Sequence[str] | None"]
-"""Names of the dimensions of an array, in order, with the labels of the positions.
+"""Dimensions of an array, in order: the labels of the positions along each dimension, by its name.
 
 The value is None for a dimension without labels."""
 
 
 class ExamplePrediction(NamedTuple):
-    """Input, target and prediction of one example as JSON values; None if a task has no such value.
+    """Input, target and prediction of one example as JSON values.
+
+    A value is None if the task does not provide it.
 
     Attributes:
       input: input as text, such as a sentence, or the name of an image.
@@ -86,7 +88,7 @@ class Pretrained:
     Attributes:
       folder: run directory, for messages.
       task: name of the run's task.
-      data, model: configs of the run.
+      data, model: configs of the data set and of the model of the run.
       assets: fitted fields of the processor, see `Processor.assets`.
       params: parameters at the best step, as nested dicts of NumPy arrays. List indices are string
         keys.
@@ -105,7 +107,7 @@ class Task(abc.ABC):
 
     Class attributes:
       data_config: frozen dataclass of `config.data`; has a `name` field.
-      model_configs: frozen dataclass of `config.model` for the name of each model; each has a
+      model_configs: for the name of each model, the frozen dataclass of `config.model`, which has a
         `name` field.
       processor_type: class of the processor.
       primary_metric: metric on the validation split that selects the best step.
@@ -124,20 +126,21 @@ class Task(abc.ABC):
         under teacher forcing, so an evaluation calls `predict` too.
       overlap: number of consecutive examples whose targets overlap, such as the windows of a
         series; confidence intervals account for it.
-      separate_images: whether --images may give the folder of the images of a labeled file.
+      separate_images: whether --file may be an annotation file whose images are in a separate
+        folder, which --images names.
       answer_options: for the name of each option of `tasks.answers.AnswerOptions`, None if the
         option applies, or else the reason why it does not. Options without an entry do not apply.
-      drawn_examples: number of test examples in a report.
-      draws_predictions: whether `figures` needs the outputs of `predict` for these examples.
+      drawn_examples: number of test examples that a report shows.
+      draws_predictions: whether `figures` needs the outputs of `predict` for the shown examples.
       own_data: declaration of the files of --data and of the flags that name columns; or a text
         with the reason why the task takes no user data.
 
     Attributes:
-      data, model: configs.
+      data, model: configs of the data set and of the model.
       processor: the fitted `Processor`.
       dataset: object with `splits`, `fingerprint`, `parts` (hash of each part) and `summary()`;
         None if the task is only used for predictions.
-      options: options of predictions.
+      options: options of predictions, such as a decision threshold.
       file_names: names of the files of the examples, for a task that `with_file` returned; None if
         examples are not files.
       notes: messages about the data that were printed while they were read.
@@ -175,14 +178,15 @@ class Task(abc.ABC):
     def prepare(cls, data: Any, model: Any, paths: Paths, **options: Any) -> Task:
         """Fetches, builds and reads the data, and fits the processor on the training split.
 
-        This is idempotent; results are cached.
+        Repeated calls reuse the data that were downloaded and prepared before.
 
         Args:
-          data, model: configs.
+          data, model: configs of the data set and of the model.
           paths: directories of data sets and caches.
           **options: passed to `fit`; only used if the model config's `init_from` names a source
-            run. They are `pretrained`, a `Pretrained` with the parameters of the source run, if the
-            model has no parameters yet; otherwise `assets`, the assets of the model's own run.
+            run. Before training there is the option `pretrained`, a `Pretrained` with the
+            parameters of the source run. For a model that has parameters already, there is the
+            option `assets` instead, with the assets of its own run.
 
         Raises:
           UserError: the configs are not compatible, or the data cannot be read.
@@ -438,7 +442,7 @@ class Task(abc.ABC):
 
     @classmethod
     def chosen(cls, answer: dict[str, Any], options: AnswerOptions) -> dict[str, Any]:
-        """Applies options to an answer that `Processor.decode` or the reader of an export returned.
+        """Applies options to an answer of `Processor.decode` or `launch.exports.reader`.
 
         Raises:
           UserError: an option has a value that the answer does not support.
@@ -480,7 +484,7 @@ class Task(abc.ABC):
         return {}
 
     def decided(self, outputs: Arrays, split: str) -> dict[str, float]:
-        """Returns metrics of the predictions under `options`; empty without options."""
+        """Returns the metrics of predictions made with `options`; empty if no option is given."""
         return {}
 
     def scored_examples(self, split: str) -> np.ndarray:
@@ -550,7 +554,7 @@ class Task(abc.ABC):
         Args:
           raw: input, as for `Processor.encode`.
           outputs: model outputs for this input, with one row.
-          attention: attention weights for this input, without a dimension of rows.
+          attention: attention weights for this input, without a batch dimension.
         """
         return {}
 
@@ -594,10 +598,10 @@ class Task(abc.ABC):
         return [[] for _ in raw]
 
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """Returns a function for each baseline by name; it fits the baseline and tests it.
+        """Returns, for the name of each baseline, a function that fits and evaluates the baseline.
 
-        The function returns the metrics of the test split. If they contain "example_scores" [n],
-        the model's gain over the baseline gets a paired confidence interval.
+        The function returns the metrics of the test split. If it also returns "example_scores" [n],
+        reports show a paired confidence interval of the model's gain over the baseline.
         """
         return {}
 

@@ -62,7 +62,7 @@ class TranscriptionData(digests.Fingerprinted):
 
     Class attributes:
       unit: plural noun for the examples in messages.
-      kind: plural noun for the inputs, which is part of the names of `parts`.
+      kind: plural noun for the inputs, used in the keys of `parts`.
 
     Attributes:
       splits: examples by split name.
@@ -215,9 +215,9 @@ class TranscriptionTask(Task):
     def with_file(self, file: str, images: str | None = None) -> Task:
         """Returns a copy of the task that has only a test split, with the examples of user files.
 
-        The argument `file` is a manifest with paths and texts, or a folder in which each file has a
-        text file. Words and characters that the tokenizer does not know count as errors of the
-        model.
+        The argument `file` is a manifest, which is a table of paths and texts, or a folder that has
+        a text file with the transcript for each input file. Words and characters that the tokenizer
+        does not know count as errors of the model.
         """
         lines = find_labeled(file, ManifestColumns(self.data.path_column, self.data.text_column))
         texts, units = [line.text for line in lines], self.processor.tokenizer
@@ -253,7 +253,7 @@ class TranscriptionTask(Task):
 
     @property
     def input_unit(self) -> tuple[str, float]:
-        """Unit in which input lengths are shown, and the length of one element of the array."""
+        """Unit in which input lengths are shown, and length of one array element in this unit."""
         return "columns", 1.0
 
     def columns(self, split: str) -> Columns:
@@ -279,8 +279,9 @@ class TranscriptionTask(Task):
     def loss(self, model: Any, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
         """Computes the label-smoothed loss per unit, and its terms as metrics.
 
-        With a `consistency` α above 0, there are two passes over each example, and the loss is the
-        mean of their losses plus α/2 times their divergence.
+        If `TranscriberConfig.consistency` (α) is above 0, the model runs twice on each example,
+        with different dropout masks. The loss is then the mean of the losses of the two passes,
+        plus α/2 times the divergence of their predictions.
         """
         alpha = self.decoder_config.consistency
         if alpha:
@@ -311,7 +312,7 @@ class TranscriptionTask(Task):
         """Computes the statistics of a batch; there are no outputs.
 
         The statistics are the sum of the losses without label smoothing, the number of units, and
-        the number of texts that have no CTC path, because there are too few frames.
+        the number of texts that have no CTC path because their inputs have too few frames.
         """
         found = self.encode(model, batch)
         losses = model.transcriber(
@@ -363,7 +364,7 @@ class TranscriptionTask(Task):
     # ------------------------------------------------------------------ on the host
 
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
-        """Computes the metrics of `transcript_metrics`, and the loss per unit.
+        """Computes the metrics of `transcript_metrics`, and the loss per unit of the transcript.
 
         Metrics of the first test condition have plain names, metrics of the other conditions are
         named <metric>_<condition>. `hallucination_rate`, which is only defined for a condition
@@ -377,7 +378,7 @@ class TranscriptionTask(Task):
             pair = self._references_and_hypotheses(outputs, split, group)
             found = transcript_metrics(*pair, words=self.word_level)
             found = {key: value for key, value in found.items() if np.isfinite(value)}
-            # A condition without speech has only this metric, which keeps its plain name.
+            # In a condition without speech, only hallucination_rate is defined. It gets no suffix.
             alone = set(found) == {"hallucination_rate"}
             metrics |= {f"{key}_{name}" if name and not alone else key: found[key] for key in found}
         return metrics

@@ -1,7 +1,8 @@
-"""Explanations of transcripts. The positions are the encoded frames of a sound or of a line image.
+"""Explanations of transcripts by the encoded frames of a sound or of an image of a text line.
 
-See `tasks.explainer` for gates and replacements. In shapes, T is the number of units of a
-transcript, and S the number of encoded frames.
+The encoded frames are the positions of an explanation. See `tasks.explainer` for positions, gates
+and replacements. In shapes, T is the number of units of a transcript, and S the number of encoded
+frames.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ class TranscriptionExplainer(SequenceExplainer):
 
     @abc.abstractmethod
     def frames(self, inputs: Arrays) -> tuple[int, int]:
-        """Returns two numbers of encoded frames: without padding, and including padding."""
+        """Returns the number of encoded frames without padding, and the number with padding."""
 
     @abc.abstractmethod
     def encode(self, model: Any, batch: Mapping[str, Any], gates: Any) -> Any:
-        """Computes the encoder output of a batch after gates mix its frames with a replacement."""
+        """Computes the encoder output of a batch whose frames the gates mix with a replacement."""
 
     @abc.abstractmethod
     def medium(self, inputs: Arrays) -> Medium:

@@ -45,8 +45,8 @@ def test_keys_of_the_table_are_those_of_a_line(tmp_path):
     log = writers.Writers(tmp_path, 0)
     clock = Clock()
     log.timing(0, **clock.started(0, 1.0))
-    clock.run(lambda: (None, None))
-    clock.run(lambda: (None, None))
+    clock.run(lambda state, batch: (None, None), None, None)
+    clock.run(lambda state, batch: (None, None), None, None)
     with clock.saving():
         pass
     log.timing(2, compile_seconds=1.0, **clock.lap(2))

@@ -16,7 +16,8 @@ from attention import shapes
 from attention.numerics import accumulator
 
 Array = jax.Array
-# Flow capacities must be integers, in units of 2^-30. The flow at a position stays below 2^31.
+# `maximum_flow` needs integer capacities, so they are in units of 2^-30. The flow through a
+# position then stays below 2^31, the limit of int32.
 _UNIT = 2**30
 
 
@@ -25,7 +26,7 @@ def rollout(weights: Array, *, residual: float = 0.5) -> Array:
 
         A_l = (1 - r) · mean_n W_ln + r · I, rows scaled to sum to 1;   R = A_L ··· A_2 A_1
 
-    If a row of weights is zero and r > 0, the row of A_l is that of I.
+    If a row of weights is zero and r > 0, the same row of A_l is the row of I.
 
     Args:
       weights: [L, B, N, T, T], first layer first, at least 0.
@@ -54,8 +55,8 @@ def attention_flow(
 
     The flow is computed on the host, with one maximum flow (Dinic 1970) for each pair of positions.
     Capacities are in units of 2^-30. There are B·R·T maximum flows in a graph of L·T² edges, so
-    restrict the rows for long sequences. If a row of weights is zero and r > 0, the row of A_l is
-    that of I.
+    restrict `rows` for long sequences. If a row of weights is zero and r > 0, the same row of A_l
+    is the row of I.
 
     Args:
       weights: [L, B, N, T, T], first layer first, at least 0.
@@ -149,7 +150,7 @@ def cross_relevance(
 
     The initial values are R_ss = R_tt = I and R_ts = 0. These are equations 6 to 10 of "Generic
     Attention-model Explainability". Each decoder layer applies self-attention, then
-    cross-attention. Where a row of R - I is zero, the row of N(R) is that of I.
+    cross-attention. Where a row of R - I is zero, the same row of N(R) is the row of I.
 
     Args:
       encoder: weights and their gradients, each [L, B, N, S, S], first layer first.
@@ -211,7 +212,7 @@ def _positive_mean(
       names: names of weights and gradients in error messages.
       pair: weights W and their gradients ∇W, both [L, B, N, T, S].
       letters: the dimensions of W and of ∇W, such as "L B N T S".
-      sizes: sizes of letters that are known already; the other sizes are added.
+      sizes: known sizes by letter; the sizes of new letters are added.
     """
     for name, array in zip(names, pair, strict=True):
         shapes.expect_floating(name, array)

@@ -1,6 +1,6 @@
 """Gradients of a score with respect to the attention weights of any model.
 
-Letters are those of `attention.inspect`.
+Dimension letters are defined in `attention.inspect`.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def attention_gradients(
     The model is not changed and runs with its own kernels, including fused ones. The gradient of
     the weights is computed from the values v and from the gradient g of the attention's result.
     The weights of each attention are independent variables: the gradient passes through all later
-    layers, but not through the softmax of these weights, as with `retain_grad` in PyTorch. It is
-    not 0 at masked positions, although the weights are 0 there. Location-aware alignment also uses
+    layers, but not through the softmax of these weights, as with `retain_grad` in PyTorch. At
+    masked positions, the weights are 0, but the gradient is not. Location-aware alignment also uses
     the weights in later steps; the gradient does not include this use.
 
     Attention inside jit, scan, remat, cond and vmap is supported; inside `jax.lax.while_loop` it is
@@ -61,7 +61,7 @@ def attention_gradients(
       *inputs, **keywords: arguments of the model. Arrays are traced, other values are static.
       score: f, a function of the model's result. It returns a scalar, or scores [B] of independent
         examples, which are summed.
-      layers: names to keep, as for `inspect.capture`; all if None.
+      layers: names of the attention calls to include, as for `inspect.capture`; all if None.
       method: name of the method to call.
 
     Returns:
@@ -69,8 +69,8 @@ def attention_gradients(
       least float32. Gradients of an attention that does not affect the score are 0.
 
     Raises:
-      ValueError: the model has no attention, layers do not exist, or the score has another shape;
-        or an attention runs several times, but only some of its calls affect the score.
+      ValueError: the model has no attention, layers do not exist, or the score is neither a scalar
+        nor [B]; or an attention runs several times, but only some of its calls affect the score.
       NotImplementedError: a mechanism does not support gradients of its weights, or applies
         dropout to them; set `layers` to select other attention.
     """
@@ -96,8 +96,8 @@ def attention_gradients(
 
     def total(variable: Array, *arrays: Any) -> Array:
         variables.append(variable)
-        # `jax.grad` passes other arguments on as they are. Mapping the tree creates Flax variables
-        # that belong to its trace.
+        # `jax.grad` passes arguments that it does not differentiate on unchanged. Mapping the tree
+        # creates new Flax variables, which belong to the trace of `jax.grad`.
         scores = score(run(*jax.tree.map(lambda leaf: leaf, arrays)))
         if jnp.ndim(scores) > 1:
             got = shapes.show(jnp.shape(scores))
@@ -137,7 +137,7 @@ def _tapped(variable: Array, recorded: recording.Weights, send: Callable[[Array]
     _, backward = jax.vjp(
         lambda weights: mix(weights).astype(result.dtype), jnp.zeros(shape.shape, shape.dtype)
     )
-    # The gradient of the values flows through the result, so it is stopped here.
+    # The values get their gradient through `result`, so no gradient flows through `backward`.
     leaves, tree = jax.tree.flatten(backward)
     leaves = [jax.lax.stop_gradient(leaf) for leaf in leaves]
 

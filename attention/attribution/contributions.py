@@ -73,7 +73,7 @@ def value_weighted_norms(
     Args:
       model: a module, or any function of arrays, which may call modules.
       *inputs, **keywords: arguments of the model. Arrays are traced, other values are static.
-      layers: names to keep, as for `inspect.capture`; all if None.
+      layers: names of the attention calls to include, as for `inspect.capture`; all if None.
       method: name of the method to call.
 
     Returns:
@@ -120,8 +120,8 @@ def token_contributions(
       x: input of the residual connection, [B, T, D].
       bias: b, bias of the output projection, [D]; 0 if None.
       norm: function of [B, T, D]; None for the identity.
-      linear: L, a function of the norm's input z, [B, 1, D], and of parts u, [B, T, D]; linear in
-        u. Required with a norm.
+      linear: L, a function of the norm's input z at one position, [B, 1, D], and of vectors u,
+        [B, T, D]. It is linear in u. Required with a norm.
 
     Returns:
       c, [B, T, T] in at least float32.
@@ -243,7 +243,7 @@ def _observed(
 
     Args:
       compute: function that returns arrays for a recorded attention.
-      is_known: function that returns whether `compute` supports an attention.
+      is_known: function that returns True if `compute` supports a recorded attention.
       lacks: properties that an unsupported attention lacks, for the error message.
       model, inputs, keywords, layers, method: as for `value_weighted_norms`.
 

@@ -67,8 +67,8 @@ def integrated_gradients(
 
         a = (x - x') ⊙ ∫_0^1 ∂f(x' + α (x - x')) / ∂x dα,   Σ a = f(x) - f(x')
 
-    The integral is a sum over `steps` points, one point at a time, so memory does not depend on
-    `steps`. The gap shows the error of the sum; more steps reduce the error.
+    The integral is approximated by a sum over `steps` points. They are evaluated one at a time, so
+    memory does not depend on `steps`. The gap is the error of the sum; more steps reduce it.
 
     Args:
       function: f, from [B, ...] to scores [B], or to a scalar. Each score may depend only on its

@@ -83,8 +83,8 @@ def deletion_curve(
       score: f, from gates [B, U] in [0, 1] to scores [B].
       order: int [B, U], indices of the positions, most important first; see `importance_order`.
       valid: bool [B, U], positions to remove or insert; all if None. The gates of other positions
-        stay 1.
-      steps: K, at least 1; U if None.
+        stay 1, and U in the formula is the number of valid positions.
+      steps: K, number of steps of the curve, at least 1; U if None.
       chunk: number of gates that are computed together, under `jax.vmap`.
 
     Returns:
@@ -170,12 +170,12 @@ def uniform_order(batch_size: int, length: int) -> Array:
 
         order = positions u sorted by the bit-reversed binary digits of u
 
-    This is the sequence of van der Corput 1935. In a comparison, use it as the order of
-    attributions that are all equal, because `importance_order` would keep the order of positions.
+    This is the sequence of van der Corput 1935. When methods are compared, use it for attributions
+    that are all equal, because `importance_order` would return the positions from first to last.
 
     Args:
-      batch_size: B.
-      length: U.
+      batch_size: B, number of examples.
+      length: U, number of positions.
 
     Returns:
       order, int32 [B, U].
@@ -196,8 +196,8 @@ def random_order(key: Array, batch_size: int, length: int) -> Array:
 
     Args:
       key: random key, `jax.random.key(seed)`; a key array of shape [].
-      batch_size: B.
-      length: U.
+      batch_size: B, number of examples.
+      length: U, number of positions.
 
     Returns:
       order, int32 [B, U].
@@ -211,7 +211,7 @@ def random_order(key: Array, batch_size: int, length: int) -> Array:
 
 
 def _chosen(order: Array, valid: Array | None, steps: int | None) -> tuple[Array, Array, Array]:
-    """Selects a growing part of the valid positions, in the given order, for a curve.
+    """Selects the first fraction k / K of the valid positions in `order`, for k = 0, ..., K.
 
     Args:
       order, valid, steps: as for `deletion_curve`.
@@ -235,7 +235,7 @@ def _chosen(order: Array, valid: Array | None, steps: int | None) -> tuple[Array
     order = jnp.asarray(order)
     in_order = jnp.take_along_axis(counted, order, axis=1)
     ranks = jnp.take_along_axis(jnp.cumsum(in_order, axis=1) - 1, jnp.argsort(order), axis=1)
-    # Rounded in integers, because a product of floats may fall on either side of a half.
+    # Rounded with integer arithmetic: in floats, an exact half may become slightly more or less.
     total = jnp.sum(counted, axis=1)[:, None] * jnp.arange(K + 1)
     number = (2 * total + K) // (2 * K)
     return fractions, (ranks[:, None] < number[..., None]) & counted[:, None], counted

@@ -1,7 +1,7 @@
 """Attentive collaborative filtering: attention over the items of a user and their components.
 
 Chen et al. 2017, "Attentive Collaborative Filtering: Multimedia Recommendation with Item- and
-Component-Level Attention". Two modules that can also be used separately:
+Component-Level Attention". The two modules can also be used separately:
 
     content = component_attention(user, components, valid=parts)        # for each item
     profile = item_attention(user, items, auxiliary, content=content, valid=history)
@@ -34,7 +34,7 @@ def attend_components(
     Args:
       logits: b, [B, S, M].
       components: x, [B, S, M, C].
-      valid: bool [B, S, M]; all if None.
+      valid: bool [B, S, M], real components; all if None.
 
     Returns:
       x̄, [B, S, C] in the components' dtype, and β, [B, S, M] in at least float32. Both are 0 for
@@ -58,7 +58,7 @@ def attend_items(
     Args:
       logits: a, [B, S].
       auxiliary: p, [B, S, D].
-      valid: bool [B, S]; all if None.
+      valid: bool [B, S], real items; all if None.
 
     Returns:
       s, [B, D] in the dtype of p, and α, [B, S] in at least float32. Both are 0 for an empty
@@ -113,9 +113,9 @@ class ItemAttention(nnx.Module):
     [D, A] (W_v, W_p), content/kernel [C, A] (W_x), score [A] (w).
 
     Args:
-      model_size: D.
-      content_size: C; no content if None.
-      hidden_size: A; D if None.
+      model_size: D, size of the vectors of users and items.
+      content_size: C, size of an item's content; no content if None.
+      hidden_size: A, size of the hidden layer; D if None.
       dtype: dtype of the computation; parameters are float32.
 
     Raises:
@@ -206,8 +206,8 @@ class ComponentAttention(nnx.Module):
 
     Args:
       model_size: D of the user's vector.
-      component_size: C.
-      hidden_size: A; D if None.
+      component_size: C, size of a component.
+      hidden_size: A, size of the hidden layer; D if None.
       dtype: dtype of the computation; parameters are float32.
 
     Raises:

@@ -41,7 +41,7 @@ def smoothed_softmax(logits: Array, beta: float) -> Array:
       beta: β, in [0, 1]; 1 is softmax.
 
     Returns:
-      a, [..., S] in at least float32; 0, with finite gradients, if all are masked.
+      a, [..., S] in at least float32; 0, with finite gradients, if all logits are masked.
 
     Raises:
       ValueError: beta is out of range.
@@ -158,7 +158,8 @@ class _ItemSimilarity(nnx.Module):
           candidates: p, [B, I, D].
           history: q, [B, S, D].
           bias: bias of the candidates, [B, I]; 0 if None.
-          valid: bool [B, S], or [B, I, S] from `without_target`; all are real if None.
+          valid: bool [B, S], real items of the history, or [B, I, S] from `without_target`; all
+            are real if None.
           return_weights: whether to return the weights of the similarities too.
 
         Returns:
@@ -186,10 +187,10 @@ class FISM(_ItemSimilarity):
 
         y_i = b_i + n^(-α) Σ_(j ≠ i) q_jᵀ p_i
 
-    It is called like `NAIS`. It has no parameters; the caller owns the items' vectors.
+    The module is called like `NAIS`. It has no parameters; the caller owns the items' vectors.
 
     Args:
-      model_size: D.
+      model_size: D, size of an item's vector.
       alpha: α, from 0 (a sum over the history) to 1 (a mean).
       dtype: dtype of the vectors.
 
@@ -218,9 +219,9 @@ class NAIS(_ItemSimilarity):
     initialized to ones as in the authors' code.
 
     Args:
-      model_size: D.
+      model_size: D, size of an item's vector.
       form: "prod" or "concat", the input of the attention.
-      hidden_size: A; D if None.
+      hidden_size: A, size of the hidden layer; D if None.
       beta: β in [0, 1]; with 1 the weights sum to 1.
       alpha: α, from 0 to 1; 0 in the paper, whose weights already depend on the length.
       dtype: dtype of the computation; parameters are float32.

@@ -25,7 +25,7 @@ from attention.sharding import top_k_by_example
 
 Array = jax.Array
 
-# softplus of this is 1.
+# softplus(_ONE) = 1, the initial weight of a neighbor.
 _ONE = math.log(math.expm1(1.0))
 
 
@@ -126,8 +126,8 @@ def neighbor_scores(
 
         score(u, i) = Σ_v w_v sim(u, v) r(v, i) / Σ_v |w_v sim(u, v)|
 
-    with a list of neighbors v for each user. The result is the weighted mean of the ratings that
-    the neighbors gave to item i.
+    The sums are over a list of neighbors v for each user. The result is the weighted mean of the
+    ratings that the neighbors gave to item i.
 
     Resnick et al. average deviations from each neighbor's mean and add the mean of u. For that
     form, pass r(v, i) minus the mean of v, and add the mean of u to the result.
@@ -211,8 +211,8 @@ class UserNeighbors(nnx.Module):
     Parameters: weight/kernel [D, 1] and weight/bias [1] (a, c), or weight [U] (c_v).
 
     Args:
-      model_size: D.
-      num_users: U; if None the weight depends on the neighbor's vector.
+      model_size: D, size of a user's vector.
+      num_users: U, number of users; if None, the weight depends on the neighbor's vector.
       dtype: dtype of vectors and ratings; similarities and weights are float32.
 
     Raises:

@@ -1,7 +1,8 @@
 """Attention gate of Attention U-Net: a coarse gating signal weights the features of a skip
 connection (Oktay et al. 2018).
 
-G channels of the gating signal, F hidden channels; other letters as in `attention.image.maps`.
+G channels of the gating signal, F hidden channels; the other dimension letters are defined in
+`attention.image.maps`.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def additive_gate(
 
     Args:
       x: [B, Y, X, C].
-      gating_signal: g, [B, Y', X', G], no finer than x.
+      gating_signal: g, [B, Y', X', G], with Y' <= Y and X' <= X.
       x_kernel: W_x, [S, S, C, F].
       signal_kernel: W_g, [G, F].
       signal_bias: b_g, [F].
@@ -107,7 +108,7 @@ class AttentionGate(nnx.Module):
     Args:
       channels: C of x.
       signal_channels: G of the gating signal g, from a coarser scale.
-      hidden_size: F; half of C, at least 1, if None.
+      hidden_size: F, number of hidden channels; half of C, at least 1, if None.
       stride: S, kernel size and stride of the convolution W_x.
       dtype: dtype of the map; gate and parameters are float32.
 
@@ -145,7 +146,7 @@ class AttentionGate(nnx.Module):
 
         Args:
           x: [B, Y, X, C].
-          gating_signal: [B, Y', X', G], no finer than x.
+          gating_signal: [B, Y', X', G], with Y' <= Y and X' <= X.
           valid: bool [B]; has no effect, because examples are independent.
           training: has no effect.
           return_weights: whether to return the coefficients too.

@@ -1,6 +1,6 @@
 """Axial attention: along the rows, then along the columns (Ho et al. 2019; Wang et al. 2020).
 
-Letters are those of `attention.image.maps`.
+Dimension letters are defined in `attention.image.maps`.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ class Axial(MapAttention):
     rows, then the N heads of the columns.
 
     Args:
-      channels: C.
+      channels: C, number of channels.
       num_heads: N, number of heads of each attention; divides C.
       positions: "none" or a spec of `attention.positions.POSITIONS` for both attentions, such as
         "rope" or "shaw" (Wang et al. 2020 use relative positions).
-      residual: whether x and h are added as above.
+      residual: whether to use the residual connections (x and h above).
       dtype: dtype of the computation; parameters are float32.
 
     Raises:

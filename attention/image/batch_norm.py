@@ -29,7 +29,7 @@ def batch_moments(x: Array, valid: Array | None = None) -> tuple[Array, Array, A
       valid: bool [B], True = a real example; all if None.
 
     Returns:
-      μ [C] and σ² [C] in at least float32 (0 without valid examples), and n [].
+      μ [C] and σ² [C] in at least float32 (0 without valid examples), and the scalar n.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -78,7 +78,7 @@ class BatchNorm(nnx.Module):
     new values. n is the number of valid positions; if n is 0, the statistics do not change.
 
     Args:
-      size: C.
+      size: C, number of channels.
       momentum: m, the weight of the newest batch.
       epsilon: added to the variance.
       zero: whether the scale is initialized to 0, so that a residual branch that ends in the norm
@@ -105,7 +105,8 @@ class BatchNorm(nnx.Module):
         Args:
           x: [B, ..., C].
           valid: bool [B], examples to include in the batch statistics; all if None.
-          training: whether to normalize by the batch and update the running statistics.
+          training: whether to normalize by the statistics of the batch and to update the running
+            statistics.
 
         Returns:
           [B, ..., C] in x's dtype.

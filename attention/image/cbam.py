@@ -1,6 +1,6 @@
 """CBAM: a channel gate, then a spatial gate (Woo et al. 2018).
 
-Letters are those of `attention.image.maps`.
+Dimension letters are defined in `attention.image.maps`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class ChannelGate(MapGate):
         y = x · σ(MLP(mean_yx x) + MLP(max_yx x)),   MLP(z) = relu(z W_1 + b_1) W_2 + b_2
 
     Args:
-      channels: C.
+      channels: C, number of channels.
       reduction: r; the MLP has ⌊C / r⌋ hidden channels, at least one.
       use_bias: whether the MLP has biases.
       options: `dtype`, as for `MapGate`.
@@ -121,10 +121,10 @@ class SpatialGate(MapGate):
     norm, as in the authors' code.
 
     Args:
-      channels: C.
+      channels: C, number of channels.
       kernel_size: kernel size of the convolution, odd.
-      momentum: weight of the newest batch in the running statistics; with the authors' 0.01, the
-        statistics are accurate only after tens of thousands of steps.
+      momentum: weight of the newest batch in the running statistics. The authors use 0.01, with
+        which the statistics adapt more slowly (time constant of about 100 steps).
       options: `dtype`, as for `MapGate`.
 
     Raises:
@@ -161,7 +161,7 @@ class CBAM(MapGate):
     [B, Y, X, C].
 
     Args:
-      channels: C.
+      channels: C, number of channels.
       reduction, use_bias: as for `ChannelGate`.
       kernel_size, momentum: as for `SpatialGate`.
       options: `dtype`, as for `MapGate`.

@@ -1,6 +1,6 @@
 """Channel gates from the mean of a map: squeeze-and-excitation, and ECA.
 
-R channels of a bottleneck; other letters as in `attention.image.maps`.
+R channels of a bottleneck; the other dimension letters are defined in `attention.image.maps`.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, offset: float = 1.0)
     integer.
 
     Args:
-      channels: C.
+      channels: C, number of channels.
       gamma, offset: γ and b.
 
     Returns:
@@ -131,7 +131,7 @@ class SqueezeExcite(MapGate):
         y = x · σ(relu(z W_1 + b_1) W_2 + b_2),   z = mean_yx x
 
     Args:
-      channels: C.
+      channels: C, number of channels.
       reduction: r; the bottleneck has ⌊C / r⌋ channels, at least one.
       options: `dtype`, as for `MapGate`.
 
@@ -155,7 +155,7 @@ class EfficientChannel(MapGate):
         y = x · σ(conv(z)),   z = mean_yx x
 
     Args:
-      channels: C.
+      channels: C, number of channels.
       kernel_size: K, odd; `adaptive_kernel_size(C)` if None.
       options: `dtype`, as for `MapGate`.
 

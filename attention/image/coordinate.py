@@ -1,6 +1,6 @@
 """Coordinate attention: a gate for each row times a gate for each column (Hou et al. 2021).
 
-Letters are those of `attention.image.maps`.
+Dimension letters are defined in `attention.image.maps`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Coordinate(MapGate):
         [f^h; f^w] = hswish(BN([mean_x x; mean_y x] W + b)),   hswish(a) = a · relu6(a + 3) / 6
 
     Args:
-      channels: C.
+      channels: C, number of channels.
       reduction: r; f has max(⌊C / r⌋, least) channels.
       least: smallest number of channels of f.
       options: `dtype`, as for `MapGate`.

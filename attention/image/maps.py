@@ -46,7 +46,7 @@ def maximum(x: Array, axis: int) -> Array:
 
     In contrast, the gradient of `jnp.max` goes to all entries that equal the maximum. If the
     compiler recomputes x for this comparison with different rounding, no entry or a wrong entry may
-    be equal.
+    equal the maximum.
 
     Args:
       x: [..., I, ...].
@@ -96,7 +96,7 @@ def reduced(channels: int, reduction: int, least: int = 1) -> int:
         R = max(⌊C / r⌋, least)
 
     Args:
-      channels: C.
+      channels: C, number of channels.
       reduction: r.
       least: smallest result.
 
@@ -115,13 +115,13 @@ def expect_map(x: Array, channels: int | None = None) -> dict[str, int]:
 
     Args:
       x: the map.
-      channels: C; any number if None.
+      channels: C, number of channels; any number if None.
 
     Returns:
-      The sizes by letter.
+      A dict of the sizes by dimension letter.
 
     Raises:
-      ValueError: x has another shape or dtype, or no elements.
+      ValueError: x is not a floating-point array [B, Y, X, C], or has no position or channel.
     """
     sizes = {} if channels is None else {"C": channels}
     shapes.expect_floating("x", x)
@@ -179,7 +179,8 @@ class MapAttention(nnx.Module):
           x: [B, Y, X, C].
           valid: bool [B], examples to include in batch statistics; all if None. It has no effect
             without batch statistics.
-          training: whether to normalize by the batch and update the running statistics.
+          training: whether to normalize by the statistics of the batch and to update the running
+            statistics.
           return_weights: whether to return the weights too.
 
         Returns:
@@ -199,7 +200,7 @@ class MapGate(MapAttention):
     """Base class of attention that multiplies a map by a gate: y = x · gate(x).
 
     Args:
-      channels: C.
+      channels: C, number of channels.
       dtype: dtype of the map; gates and parameters are float32.
     """
 

@@ -1,6 +1,6 @@
 """The non-local block: attention between all positions of a map (Wang et al. 2018).
 
-H and V sizes of a head; other letters as in `attention.image.maps`.
+H and V sizes of a head; the other dimension letters are defined in `attention.image.maps`.
 """
 
 from __future__ import annotations
@@ -94,12 +94,12 @@ class NonLocal(MapAttention):
 
         y = x + BN(non_local(x W_θ, x W_φ, x W_g) W_z)
 
-    The scale of the batch norm is initialized to 0; without a norm, W_z is. So the block can be
-    added to a trained network without changing its output. The paper has one head.
+    The scale of the batch norm is initialized to 0; without a norm, W_z is initialized to 0. So the
+    block can be added to a trained network without changing its output. The paper has one head.
 
     Args:
-      channels: C.
-      num_heads: N.
+      channels: C, number of channels.
+      num_heads: N, number of heads.
       head_size: H; if None, half of the channels divided by N, rounded down, but at least 1.
       similarity: "embedded_gaussian" or "dot_product".
       norm: whether to use batch norm.

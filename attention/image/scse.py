@@ -1,6 +1,6 @@
 """Concurrent spatial and channel squeeze and excitation (Roy et al. 2018).
 
-Letters are those of `attention.image.maps`.
+Dimension letters are defined in `attention.image.maps`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ChannelAndSpatial(MapGate):
         y = x · σ(relu(z W_1 + b_1) W_2 + b_2) + x · σ(x w + b),   z = mean_yx x
 
     Args:
-      channels: C.
+      channels: C, number of channels.
       reduction: r; the bottleneck has ⌊C / r⌋ channels, at least one.
       join: "add" as above, or "max" of both terms.
       options: `dtype`, as for `MapGate`.

@@ -1,7 +1,8 @@
 """Attention in shifted windows of a map (Liu et al. 2021, "Swin Transformer").
 
-W windows of S·S positions each; other letters as in `attention.image.maps`. A map whose sides are
-not multiples of S is padded at the bottom and on the right; padding is hidden.
+W windows of S·S positions each; the other dimension letters are defined in `attention.image.maps`.
+A map whose sides are not multiples of S is padded at the bottom and on the right; padding is
+hidden.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def window_indices(Y: int, X: int, size: int, shift: int = 0) -> tuple[np.ndarra
 
     Args:
       Y, X: the map's sizes.
-      size: S.
+      size: S, height and width of a window.
       shift: in [0, S).
 
     Returns:
@@ -72,13 +73,13 @@ def relative_bias(table: Array, size: int) -> Array:
 
     Args:
       table: [2S - 1, 2S - 1, N].
-      size: S.
+      size: S, height and width of a window.
 
     Returns:
       b, [1, N, S·S, S·S].
 
     Raises:
-      ValueError: the table has another shape.
+      ValueError: the table is not [2S - 1, 2S - 1, N].
     """
     shapes.expect("table", table, "R Q N", {"R": 2 * size - 1, "Q": 2 * size - 1})
     apart = np.arange(size)[:, None] - np.arange(size) + size - 1
@@ -106,7 +107,7 @@ def window_attention(
       query, key: [B, Y, X, N, H].
       value: [B, Y, X, N, V].
       size, shift: size and shift of the windows, as for `window_indices`.
-      bias: b, [1, N, S·S, S·S]; none if None.
+      bias: b, [1, N, S·S, S·S]; no bias if None.
 
     Returns:
       o, [B, Y, X, N, V] in the query's dtype.
@@ -201,8 +202,8 @@ class ShiftedWindow(MapAttention):
     the feed-forward layer after it. Unlike in the authors' code, padding is hidden.
 
     Args:
-      channels: C.
-      num_heads: N, divides C.
+      channels: C, number of channels.
+      num_heads: N, number of heads; divides C.
       window: S, height and width of a window.
       shift: shift of the windows down and to the right; S // 2 if None. A Swin stage alternates 0
         and S // 2.

@@ -1,10 +1,10 @@
 """Convolution of feature maps: by XLA, or on CPUs by C++ that runs on XLA's threads.
 
-On CPUs, XLA's convolutions, above all the gradient of the kernel, are several times slower than the
-same products in blocks that fit into the caches. The C++ sources are in cpu/source and are compiled
-on first use (`cpu.build`). XLA is used if there is no compiler, on other platforms, on several
-devices, and for dtypes other than float32 and bfloat16. The choice is made when a program is
-lowered.
+On CPUs, XLA's convolutions, above all the gradient of the kernel, are several times slower than C++
+code that computes the same products in blocks that fit into the caches. The C++ sources are in
+cpu/source and are compiled on first use (`cpu.build`). XLA is used if there is no compiler, on
+other platforms, on several devices, and for dtypes other than float32 and bfloat16. The choice is
+made when a program is lowered.
 
 A convolution and its two transposes are bilinear primitives, and the transposes of each are among
 the three. So derivatives of any order are available in forward and reverse mode.

@@ -1,7 +1,8 @@
 """Estimates of run times of kernels, from operations, memory traffic and launches.
 
-"auto" uses them on kinds of GPUs and TPUs that `benchmarks.tune` has not measured. A kernel's
-module defines `cost(call)`, which returns its `Cost`. Roofline model (Williams et al. 2009):
+"auto" uses the estimates on kinds of GPUs and TPUs that `benchmarks.tune` has not measured. A
+kernel's module defines `cost(call)`, which returns its `Cost`. Roofline model (Williams et al.
+2009):
 
     seconds = max(operations / (peak · efficiency), bytes / bandwidth) + launches · latency
 
@@ -70,7 +71,7 @@ class Call:
     Attributes:
       platform: "cuda" or "tpu".
       batch, heads, kv_heads, queries, keys, size, value_size: B, N, K, T, S, H, V on the device.
-      itemsize: bytes of a number of the query.
+      itemsize: bytes per element of the query.
       visible: fraction of the pairs of queries and keys that static windows leave visible.
       array: bytes of bias and dense mask for each pair of query and key.
       backward: whether the backward pass is included.
@@ -152,7 +153,7 @@ class Cost:
 def seconds(call: Call, cost: Cost) -> float:
     """Returns the estimated seconds of a call.
 
-    They are infinite if the matrices [B, N, T, S] take more than half of the device's memory.
+    The estimate is infinite if matrices [B, N, T, S] take more than half of the device's memory.
     """
     speed = call.speed
     if cost.memory > speed.memory / 2:

@@ -180,7 +180,7 @@ def expected_kind() -> str | None:
 
 
 def _target() -> Target | None:
-    """Returns the device of `lowering_for` or of the mesh in context, or None if there is none."""
+    """Returns the device of `lowering_for` or of the mesh of `jax.set_mesh`; None without both."""
     if _assumed:
         return _assumed[-1]
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)

@@ -1,10 +1,10 @@
 """Selection of the kernel for "auto", by run times that are measured or estimated.
 
 `timings.json` contains the run times of all kernels at a few sizes on a few kinds of device
-(`python -m benchmarks.tune` adds the present device). The measurement with the most similar sizes
-orders the kernels, and the first kernel that supports the call is selected. On a GPU or TPU without
-a similar measurement, `attention.kernels.costs` estimates the run times instead. Choices are cached
-for calls outside jit.
+(`python -m benchmarks.tune` adds the present device). Kernels are tried in the order of their run
+times in the measurement with the most similar sizes, and the first kernel that supports the call is
+selected. On a GPU or TPU without a similar measurement, `attention.kernels.costs` estimates the run
+times instead. Choices are cached for calls outside jit.
 
 B batch, N query heads, K key/value heads, T queries, S keys, H head size.
 """
@@ -325,7 +325,7 @@ def in_order(
 def estimates(
     arrays: Sequence[Array], options: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, float]:
-    """Estimates the milliseconds of kernels on one device of the mesh in context.
+    """Estimates the milliseconds of kernels on one device of the mesh of `jax.set_mesh`.
 
     The estimates include the forward and the backward pass, but for decoding only the forward pass.
     If T·S is at least `LONG`², kernels that keep matrices [B, N, T, S] in memory have no estimate,

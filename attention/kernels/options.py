@@ -1,6 +1,6 @@
 """Keyword arguments of all kernels, after the checks of `attention.attend`.
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class KernelOptions(TypedDict):
     Attributes:
       mask: a `Mask`, or None if all keys are visible.
       bias: [B or 1, N or 1, T, S], or None.
-      scale: a number.
-      logit_cap: a number; None for no cap.
+      scale: factor of the products of queries and keys.
+      logit_cap: bound of the logits, as for `attention.attend`; None for no cap.
       sinks: [N], or None.
       dropout_rate: dropout rate of the weights.
       dropout_key: None if the rate is 0.

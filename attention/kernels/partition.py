@@ -6,7 +6,7 @@ Examples are sharded over the mesh axes "data" and "fsdp", heads over "tensor" a
 `run_per_device` runs a kernel that supports a single device, such as a Pallas kernel, on each
 device's shard of the examples and heads. Other kernels shard their arrays with `MeshSplit`.
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class MeshSplit:
     """Assignment of the dimensions of attention to mesh axes.
 
     Attributes:
-      mesh: the `jax.sharding.AbstractMesh` in context.
+      mesh: the `jax.sharding.AbstractMesh` of `jax.set_mesh`.
       batch: axes that shard the examples.
       heads: axes that shard query and key/value heads.
       sequence: axis that shards queries and keys, or None.
@@ -95,18 +95,18 @@ class MeshSplit:
 
 
 def mesh_split(B: int, N: int, K: int) -> MeshSplit | None:
-    """Returns the split over the mesh in context, or None if no dimension is sharded."""
+    """Returns the split over the mesh of `jax.set_mesh`, or None if no dimension is sharded."""
     mesh = jax.sharding.get_abstract_mesh()
     split = _assign(mesh, B, N, K)
     return split if split.used else None
 
 
 def device_split(B: int, N: int, K: int) -> MeshSplit | None:
-    """Returns the split for a program of a single device, or None if one device runs it already.
+    """Returns the split for a single-device program, or None if it already runs on one device.
 
     Sequences are not sharded. On several devices there is always a split, even if no dimension is
     sharded. The program must then run in a `jax.shard_map`, because the compiler cannot partition
-    it.
+    the program.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if math.prod(mesh.axis_sizes) <= 1 or not _free_axes(mesh):
@@ -133,7 +133,7 @@ def _assign(mesh: Any, B: int, N: int, K: int) -> MeshSplit:
 def run_per_device(
     kernel: Callable[..., Array], arrays: Sequence[Array], options: Mapping[str, Any]
 ) -> Array:
-    """Computes a kernel on each device for its examples and heads (Shoeybi et al. 2019).
+    """Runs a kernel on each device for the device's examples and heads (Shoeybi et al. 2019).
 
         o_bn = kernel(q_bn, k_bn, v_bn, ...),   b, n: examples and heads of the device
 
@@ -205,7 +205,7 @@ class _Program:
       specs: `PartitionSpec` of each leaf of the arguments.
       out: `PartitionSpec` of the output.
       numbers: names and values of the other options.
-      context: settings of `devices`; part of the key by which `jax.jit` caches traces.
+      context: result of `devices.context`; part of the key by which `jax.jit` caches traces.
     """
 
     kernel: Callable[..., Array]
@@ -246,7 +246,7 @@ class _Pullback:
 
 
 # The derivative of `jax.shard_map` would also sum gradients over axes that repeat the computation.
-# So each device keeps the pullback of its kernel call, and the backward pass applies it there.
+# So each device keeps the pullback of its kernel call and applies it in the backward pass.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _partitioned(program: _Program, leaves: list[Any]) -> Array:
     specs = (list(program.specs),)

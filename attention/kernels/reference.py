@@ -1,6 +1,6 @@
 """The kernel "reference", which defines `attend`: dense, with all options, on all platforms.
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ def weights(query: Array, key: Array, **options: Unpack[KernelOptions]) -> Array
 
 
 def cost(call: costs.Call) -> costs.Cost:
-    """Returns the estimated cost of a call, which keeps matrices [B, N, T, S] in memory.
+    """Returns the estimated cost of attention that stores matrices [B, N, T, S] in memory.
 
-    The forward pass writes and reads logits and weights. The backward pass reads the weights, and
-    writes and reads the gradients of logits and weights.
+    The forward pass writes and reads logits and weights. The backward pass reads the weights twice,
+    writes and reads their gradient, and writes the gradient of the logits and reads it twice.
     """
     width = costs.LANES if call.platform == "tpu" else 1
     passes = 3 if call.backward else 1

@@ -21,7 +21,7 @@ from attention.kernels.cpu import build
 
 Array = jax.Array
 
-# Size of a row in bytes from which the C++ code is faster.
+# Smallest size of a row, in bytes, for which the C++ code is faster than XLA.
 _LEAST = 512
 
 

@@ -93,7 +93,8 @@ def _(term: terms.Window, sizes):
     low, high = (
         each if terms.is_static(each) else _numbers(each) for each in term.bounds(sizes.T, sizes.S)
     )
-    # Each bound becomes the offset of a window with a side of 0, so that no sum overflows.
+    # Each bound becomes the query_offset of a window with left = 0 or right = 0, so that no sum of
+    # an offset and a width can overflow.
     sides = () if low is None else (terms.Window(0, None, low),)
     return Mask(sides if high is None else (*sides, terms.Window(None, 0, high)))
 

@@ -34,7 +34,7 @@ def dilated_window(
 
     Args:
       left, right: number of keys on each side besides the query's own position; None for all.
-      dilation: at least 1; with 1 this is `masks.window`.
+      dilation: distance between the visible keys, at least 1; with 1 this is `masks.window`.
       query_offset: position of the first query among the keys: an int, or an int array [] or [B].
         Required if T != S.
 
@@ -61,7 +61,8 @@ def strided(stride: int, query_offset: Offset | None = None) -> Mask:
     steps.
 
     Args:
-      stride: at least 1.
+      stride: distance between the distant visible keys, and bound of |i - j| for near ones; at
+        least 1.
       query_offset: as in `dilated_window`.
 
     Returns:

@@ -75,8 +75,8 @@ class MaskTerm:
     ) -> tuple[Array | np.ndarray, Array | np.ndarray]:
         """Returns which blocks are visible and which are full.
 
-        A visible block is never marked hidden, and a partial block is never marked full. Both are
-        bool [1 or B, query blocks or 1, key blocks or 1], NumPy arrays if static.
+        A visible block is never marked hidden, and a partial block is never marked full. Both
+        results are bool [1 or B, query blocks or 1, key blocks or 1], NumPy arrays if static.
         """
         return np.ones((1, 1, 1), bool), np.zeros((1, 1, 1), bool)
 
@@ -135,7 +135,7 @@ class Window(MaskTerm):
     def bounds(self, T: int, S: int) -> tuple[Offset | None, Offset | None]:
         """Returns the bounds low and high of the visible keys, t + low <= s <= t + high.
 
-        They are clipped to ±`FAR`. A side without a bound has None.
+        They are clipped to ±`FAR`. None stands for no bound.
         """
         offset = self.query_offset
         offset = static_offset(offset, T, S) if is_static(offset) else offset

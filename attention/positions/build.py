@@ -40,7 +40,7 @@ def build_positions(
       The module, or None for "none".
 
     Raises:
-      ValueError: a name or option is unknown, or an option does not fit.
+      ValueError: a name or option is unknown, or an option has an invalid type or value.
     """
     return _build(spec, POSITIONS, {"num_heads": num_heads, "head_size": head_size}, rngs)
 
@@ -63,7 +63,7 @@ def build_added_positions(
       The module, or None for "none".
 
     Raises:
-      ValueError: a name or option is unknown, or an option does not fit.
+      ValueError: a name or option is unknown, or an option has an invalid type or value.
     """
     sizes = {"max_length": max_length, "model_size": model_size}
     return _build(spec, ADDED_POSITIONS, sizes, rngs)

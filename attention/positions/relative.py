@@ -27,7 +27,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
     those for P heads, followed by the first, third, fifth, ... slope for 2P heads.
 
     Args:
-      num_heads: N, at least 1.
+      num_heads: N, number of heads, at least 1.
 
     Returns:
       float32 [N].
@@ -51,7 +51,7 @@ def alibi_bias(query_positions: Array, key_positions: Array, num_heads: int) -> 
     Args:
       query_positions: p_t, int [T] or [B, T].
       key_positions: p_s, int [S] or [B, S].
-      num_heads: N.
+      num_heads: N, number of heads.
 
     Returns:
       float32 [B, N, T, S], or [1, N, T, S] if both positions have no axis B.
@@ -88,7 +88,7 @@ def t5_buckets(
       int32 [...], in [0, buckets).
 
     Raises:
-      ValueError: the sizes do not fit, or relative is not of integers.
+      ValueError: the numbers of buckets and distances do not fit, or relative is not of integers.
     """
     shapes.expect_integer("relative", relative)
     directions = 2 if bidirectional else 1
@@ -149,7 +149,7 @@ class T5Positions(RelativePositions):
 
     Args:
       num_heads, head_size: N, H of the attention. T5 does not scale logits by 1 / sqrt(H), so
-        weights of T5 need an attention with scale=1.
+        pretrained weights of T5 need an attention with scale=1.
       bidirectional, buckets, max_distance: as for `t5_buckets`.
     """
 

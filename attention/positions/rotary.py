@@ -1,6 +1,6 @@
 """Rotary positions (RoPE): queries and keys rotated by an angle proportional to the position.
 
-R rotated features; other letters as in `attention.shapes`.
+R rotated features; the other dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations

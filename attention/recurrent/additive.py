@@ -2,7 +2,7 @@
 
 Bahdanau et al. 2015, "Neural Machine Translation by Jointly Learning to Align and Translate", and
 the score "concat" of Luong et al. 2015. `attention.recurrent.memory` defines their interface and
-the letters of dimensions.
+the dimension letters.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class AdditiveAlignment(_ScoredByNetwork):
       query_size: Q of the decoder's state. The caller chooses which state is the query. In the
         paper it is the state before the step that receives the context.
       memory_size: D of the encoder's states.
-      hidden_size: A; D if None.
+      hidden_size: A, size of the hidden layer; D if None.
       dtype: dtype of the computation; parameters are float32.
 
     Raises:

@@ -1,7 +1,7 @@
 """Multiplicative alignments of a recurrent decoder, and the control without alignment.
 
 Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation", section
-3.1. `attention.recurrent.memory` defines their interface and the letters of dimensions.
+3.1. `attention.recurrent.memory` defines their interface and the dimension letters.
 """
 
 from __future__ import annotations

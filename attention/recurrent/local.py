@@ -1,8 +1,9 @@
 """Local alignment: the decoder predicts a position and attends to a window around it.
 
 Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation", section
-3.2, "local-p". `attention.recurrent.memory` defines the interface of alignments and the letters of
-dimensions. Here, however, D is the window, and D_h the size of the encoder's states.
+3.2, "local-p". `attention.recurrent.memory` defines the interface of alignments and the dimension
+letters. In this module, however, D is the number of states in the window on each side of its
+center, and D_h is the size of the encoder's states.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def local_step(query: Array, memory: Memory, center: Array, *, window: int) -> t
     Args:
       query: q, [B, Q].
       memory: keys k [B, S, Q], values h [B, S, D_h] and valid positions.
-      center: p, float [B], with a gradient through the Gaussian.
-      window: D, at least 1.
+      center: p, the center of the window, float [B]; its gradient passes through the Gaussian.
+      window: D, number of states on each side of the center, at least 1.
 
     Returns:
       The context c [B, D_h] and the weights a [B, S], float32. Both are 0 for an empty memory.
@@ -71,7 +72,7 @@ class LocalAlignment(Alignment):
     Args:
       query_size: Q of the decoder's state.
       memory_size: D_h of the encoder's states.
-      window: D, states on each side; 10 in the paper.
+      window: D, number of states on each side of the center; 10 in the paper.
       score: "general" or "dot".
       dtype: dtype of the computation; parameters and position are float32.
 

@@ -1,7 +1,7 @@
 """Location-aware alignment: scores depend on the weights of earlier steps.
 
 Chorowski et al. 2015, "Attention-Based Models for Speech Recognition". `attention.recurrent.memory`
-defines the interface of alignments and the letters of dimensions.
+defines the interface of alignments and the dimension letters.
 """
 
 from __future__ import annotations
@@ -111,12 +111,12 @@ class LocationAwareAlignment(nnx.Module):
     Args:
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states.
-      hidden_size: A; D if None.
-      num_filters: K.
+      hidden_size: A, size of the hidden layer; D if None.
+      num_filters: K, number of filters.
       width: width of the filters, odd.
       cumulative: whether to use the sum over all steps in addition to the previous step.
       smooth: whether to use sigmoids instead of exponentials (section 2.3), for broader weights.
-      sharpening: β, above 1 for narrower weights; 1 with `smooth`.
+      sharpening: β, above 1 for narrower weights; must be 1 with `smooth`.
       dtype: dtype of the computation; parameters, α and f are float32.
 
     Raises:

@@ -26,8 +26,9 @@ class Memory(NamedTuple):
     """Encoder states prepared for the steps of a decoder.
 
     Attributes:
-      keys: [B, S, Q], [B, S, A] or [B, S, N, H].
-      values: [B, S, D] or [B, S, N, H].
+      keys: states or their projections, from which scores are computed, [B, S, Q], [B, S, A] or
+        [B, S, N, H].
+      values: states or their projections, which the weights average, [B, S, D] or [B, S, N, H].
       valid: bool [B, S], True = a real position.
     """
 

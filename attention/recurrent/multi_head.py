@@ -1,7 +1,7 @@
 """Multi-head attention of a decoder's state over an encoder's states.
 
 Vaswani et al. 2017, "Attention Is All You Need", as an alignment. `attention.recurrent.memory`
-defines the interface of alignments and the letters of dimensions.
+defines the interface of alignments and the dimension letters.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class MultiHeadAlignment(Alignment):
     Args:
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states and of the context.
-      num_heads: N.
-      head_size: H; D / N if None.
+      num_heads: N, number of heads.
+      head_size: H, size of a head; D / N if None.
       dtype: dtype of the computation; parameters are float32.
 
     Raises:

@@ -33,15 +33,15 @@ class TemporalAttention(MultiHeadAttention):
         c_t = concat_n(attend(h_t W_q,n, h_s W_k,n, h_s W_v,n)) W_o
         over s <= t with `current`, else over s < t
 
-    It is always causal. The caller combines h_t and c_t, by a sum or by tanh(W [c_t; h_t]) (Luong
-    et al. 2015). Without `current`, the first state attends to nothing. Its context c is then the
-    bias of W_o (0 in Paulus et al. 2018, equation 5).
+    The attention is always causal. The caller combines h_t and c_t, by a sum or by
+    tanh(W [c_t; h_t]) (Luong et al. 2015). Without `current`, the first state attends to nothing.
+    Its context c is then the bias of W_o (0 in Paulus et al. 2018, equation 5).
 
     Parameters: those of `MultiHeadAttention`.
 
     Args:
       model_size: D of the states and of the result.
-      num_heads: N.
+      num_heads: N, number of heads.
       current: whether a state attends to itself.
       use_bias: whether the projections have biases.
       dropout_rate: dropout rate of the attention weights, active if a dropout_key is given.

@@ -1,6 +1,6 @@
 """Base classes of sequence mixers: calls, recorded weights, decoding, projections.
 
-A mixer maps a sequence [B, T, D] to a sequence of the same shape. Letters are those of
+A mixer maps a sequence [B, T, D] to a sequence of the same shape. Dimension letters are defined in
 `attention.shapes`.
 """
 
@@ -118,7 +118,7 @@ class CachedAttention(SequenceMixer):
           x: [B, T, D], at positions 0 ... T - 1.
           memory: [B, S, D_m]; x if None.
           mask: a `Mask` or an array for `masks.dense`; True means may attend.
-          dropout_key: None for evaluation.
+          dropout_key: random key for dropout; None for evaluation.
           return_weights: whether to return the weights before dropout.
 
         Returns:
@@ -157,7 +157,7 @@ class CachedAttention(SequenceMixer):
         """Returns an empty cache for `decode`.
 
         Args:
-          batch_size: B.
+          batch_size: B, number of examples.
           max_length: largest number of positions, prompt included.
           dtype: dtype of keys and values; the dtype of the computation if None.
         """
@@ -182,9 +182,9 @@ class CachedAttention(SequenceMixer):
         Args:
           x: [B, T, D].
           cache: cache returned by `init_cache`, or by the previous call.
-          lengths: int [B], number of real positions among the T. Real positions come first. The
-            other positions are not stored, and the next call continues after the real positions.
-            All are real if None.
+          lengths: int [B], number of real positions (not padding) among the T. Real positions come
+            first. Padding is not stored, and the next call continues after the real positions. All
+            are real if None.
 
         Returns:
           The result, [B, T, D], undefined at positions that are not real; and the new cache. Under
@@ -249,15 +249,16 @@ class Mixer(SequenceMixer):
           x: [B, T, D].
           mask: conjunction of `masks.lengths`, `masks.valid` and, if the mixer supports it,
             `masks.causal`; or None.
-          dropout_key: None for evaluation.
-          return_weights: whether to return the weights before dropout, in O(T²).
+          dropout_key: random key for dropout; None for evaluation.
+          return_weights: whether to return the weights before dropout, which takes O(T²) memory.
 
         Returns:
           The result, [B, T, D]; with `return_weights`, also the weights, [B, N, T, T].
 
         Raises:
           ValueError: shapes do not fit.
-          NotImplementedError: the mask has another term.
+          NotImplementedError: the mask has a term that is not listed for `mask`, or that the mixer
+            does not support.
         """
         shapes.expect("x", x, "B T D", {"D": self.model_size})
         dropout = dropout_options(self.dropout_rate, dropout_key)
@@ -303,7 +304,7 @@ class RecurrentMixer(Mixer):
         """Returns the initial state for `decode`.
 
         Args:
-          batch_size: B.
+          batch_size: B, number of examples.
           max_length: not used; the state has the same size for any length.
           dtype: dtype of the state, raised to at least float32; float32 if None.
         """
@@ -339,8 +340,8 @@ class MultiHeadMixer(Mixer):
 
     Args:
       model_size: D of x and of the result.
-      num_heads: N.
-      head_size: H; D / N if None.
+      num_heads: N, number of heads.
+      head_size: H, size of a head; D / N if None.
       options: `use_bias`, `dropout_rate` and `dtype`, as for `SequenceMixer`.
 
     Raises:

@@ -4,7 +4,7 @@ Delta rule: Schlag et al. 2021, "Linear Transformers Are Secretly Fast Weight Pr
 form: Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence
 Length". With decay: Yang et al. 2025, "Gated Delta Networks" (ICLR). The mixer that uses the rule
 is in `gated_delta_net.py`. There are K query and key heads, N value heads, and C positions in a
-chunk; other letters as in `attention.shapes`.
+chunk; the other dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def gated_delta_rule_chunked(
 
     Args:
       query, key, value, log_decay, beta, state: as for `gated_delta_rule_recurrent`.
-      chunk_size: C.
+      chunk_size: C, number of positions in a chunk.
 
     Returns:
       [B, T, N, V] in the value's dtype, and the state after the last position, [B, N, H, V] in at
@@ -149,13 +149,13 @@ def _unit_inverse(below: Array) -> Array:
     """Computes (I + L)⁻¹ for a strictly lower triangular L [..., C, C], by matrix products.
 
     The inverse of a diagonal block of size 8 is (I - L)(I + L²)(I + L⁴), because L⁸ = 0. For larger
-    blocks, powers of L can be huge although the inverse is not. So their inverses are combined from
-    the inverses of smaller blocks:
+    blocks, powers of L can be huge although the inverse is not. So the inverse of a larger block is
+    combined from the inverses of smaller blocks:
 
         [[A, 0], [B, D]]⁻¹ = [[A⁻¹, 0], [-D⁻¹BA⁻¹, D⁻¹]]
 
-    Substitution by the platform's triangular solver is slow for many small systems,
-    and its threads compete with those of XLA.
+    The platform's triangular solver would be slow for many small systems, and its threads would
+    compete with those of XLA.
     """
     C = below.shape[-1]
     size = min(8, 1 << (C - 1).bit_length())
@@ -198,7 +198,7 @@ def gated_delta_rule_weights(
 
     Args:
       query, key, log_decay, beta: as for `gated_delta_rule_recurrent`.
-      chunk_size: C.
+      chunk_size: C, number of positions in a chunk.
 
     Returns:
       [B, N, T, T], in at least float32, of either sign.

@@ -2,7 +2,8 @@
 
 Ye et al. 2024, "Differential Transformer".
 
-H size of each query and key of a pair; other letters as in `attention.shapes`.
+H size of each query and key of a pair; the other dimension letters are defined in
+`attention.shapes`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def differential_attention(
       query: [B, T, N, 2H], q₁ and q₂ concatenated.
       key: [B, S, K, 2H], k₁ and k₂ concatenated; K divides N.
       value: [B, S, K, V].
-      lam: λ, a number.
+      lam: λ, a scalar.
       mask: as for `attend`, for both maps.
       biases: two biases, for the logits of the first map and of the second map.
       scale, implementation: as for `attend`.
@@ -135,10 +136,10 @@ class DifferentialAttention(CachedAttention):
       parameters of the positions.
 
     Args:
-      model_size: D.
-      num_heads: N.
-      key_value_heads: K, divides N; N if None.
-      head_size: H; D / 2N if None.
+      model_size: D of x and of the result.
+      num_heads: N, number of heads.
+      key_value_heads: K, number of key/value heads; divides N. N if None.
+      head_size: H, size of a query or key of a pair; D / 2N if None.
       lambda_init: in [0, 1); the paper uses `lambda_init_of_layer`.
       positions: "none", or a spec of `attention.positions.POSITIONS`, for both maps.
       epsilon: epsilon of the norm.

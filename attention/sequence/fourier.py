@@ -27,9 +27,10 @@ def fourier_mix(
 
         y = Re(F_seq F_hidden x),   y_td = Re Σ_s Σ_c x_sc exp(-2πi (r_t r_s / L + d c / D))
 
-    with L real positions, r_t of them before t. Hidden positions have no effect. Without hidden
-    positions, r_t is t, L is T, and the FFT is used. With hidden positions, each example has its
-    own matrices [T, T] of cosines and sines. Both computations are in at least float32.
+    where L is the number of visible positions, and r_t the number of visible positions before t.
+    Hidden positions have no effect. Without hidden positions, r_t is t, L is T, and the FFT is
+    used. With hidden positions, each example has its own matrices [T, T] of cosines and sines. Both
+    computations are in at least float32.
 
     Args:
       x: [B, T, D].
@@ -74,7 +75,7 @@ class Fourier(nnx.Module):
       rngs: has no effect.
 
     Raises:
-      ValueError: an argument does not fit.
+      ValueError: a size is below 1, or the rate is out of range.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Fourier(nnx.Module):
         Args:
           x: [B, T, D].
           mask: conjunction of `masks.lengths` and `masks.valid`, or None.
-          dropout_key: None for evaluation.
+          dropout_key: random key for dropout; None for evaluation.
           return_weights: not supported.
 
         Returns:
@@ -135,8 +136,8 @@ def _mixed_by_matrix(x: Array, valid: Array) -> Array:
     """
     rank = jnp.cumsum(valid, axis=1) - valid
     count = jnp.maximum(jnp.sum(valid, axis=1), 1)[:, None, None]
-    # Full turns are removed in integers, because float32 angles of thousands of turns would be
-    # inaccurate.
+    # Full turns (multiples of 2π) are removed with integer arithmetic, because float32 angles of
+    # thousands of turns would be inaccurate.
     turns = rank[:, :, None] * rank[:, None, :] % count
     angles = (2 * math.pi / count.astype(x.dtype)) * turns.astype(x.dtype)
     features = jnp.fft.fft(x, axis=-1)

@@ -2,7 +2,7 @@
 
 Yang et al. 2025, "Gated Delta Networks: Improving Mamba2 with Delta Rule" (ICLR). Sizes and
 parameters are those of Qwen3-Next. The rule itself is in `delta_rule.py`. W taps of the
-convolution, C channels; other letters as in `delta_rule.py`.
+convolution, C channels; the other dimension letters are defined in `delta_rule.py`.
 """
 
 from __future__ import annotations
@@ -148,12 +148,12 @@ class GatedDeltaNet(RecurrentMixer):
       [W, K, H], value_filter [W, N, V]; norm/scale [V].
 
     Args:
-      model_size: D.
-      num_heads: N, value heads.
-      key_heads: K, divides N; N if None.
-      key_head_size: H; D / N if None.
-      value_head_size: V; D / N if None.
-      conv_size: W; with 1 there is no convolution over time.
+      model_size: D of x and of the result.
+      num_heads: N, number of value heads.
+      key_heads: K, number of query and key heads; divides N. N if None.
+      key_head_size: H, size of a query or key head; D / N if None.
+      value_head_size: V, size of a value head; D / N if None.
+      conv_size: W, number of taps of the convolution; with 1 there is no convolution over time.
       chunk_size: positions in a chunk.
       epsilon: epsilon of the norm.
       options: those of `SequenceMixer`. Dropout is applied to the input of the output projection,

@@ -3,7 +3,8 @@
 DeepSeek-AI 2024, "DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language
 Model", section 2.1.
 
-C size of the latent, R rotated features; other letters as in `attention.shapes`.
+C size of the latent, R rotated features; the other dimension letters are defined in
+`attention.shapes`.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def latent_attention(
 
     with c the latent, k the rotary key shared by all heads, U and W the up-projections (equations 9
     to 19). The expanded form computes keys and values for each head. The absorbed form multiplies
-    the query by U and applies W after the sum. So it reads only [c; k] of each position, like one
-    key head with C + R features.
+    the query by U and applies W after the sum. So the absorbed form reads only [c; k] of each
+    position, like one key head with C + R features.
 
     Args:
       query: [B, T, N, H + R]: H content features, then R rotated features.
@@ -120,13 +121,14 @@ class LatentAttention(CachedAttention):
       biases; out/kernel [N, V, D] and its bias [D].
 
     Args:
-      model_size: D.
-      num_heads: N.
-      key_value_rank: C; 4 H if None, as in the paper.
+      model_size: D of x and of the result.
+      num_heads: N, number of heads.
+      key_value_rank: C, size of the latent; 4 H if None, as in the paper.
       query_rank: A, the size of the vector a; if None, a is x.
       head_size: H of the part without positions; D / N if None.
-      rotary_size: R, even; H / 2 rounded down to an even number if None, at least 2.
-      value_head_size: V; H if None.
+      rotary_size: R, number of rotated features, even. If None, H / 2 rounded down to an even
+        number, but at least 2.
+      value_head_size: V, size of a value head; H if None.
       positions: a rotary spec: "rope", "rope(base=500000, interleaved=True)", ...
       implementation: as for `attend`.
       options: those of `SequenceMixer`. With `use_bias`, the down-projections and the output

@@ -1,7 +1,7 @@
 """Linear attention: with kernel features instead of the softmax, all queries share sums over keys.
 
-Katharopoulos et al. 2020, "Transformers are RNNs". F features, C positions in a chunk; other
-letters as in `attention.shapes`.
+Katharopoulos et al. 2020, "Transformers are RNNs". F features, C positions in a chunk; the other
+dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def linear_attention(
       causal: whether query t attends only to keys s <= t; then S = T.
       query_valid: bool [B, T], True = a real query; other queries give 0.
       key_valid: bool [B, S], True = a real key; other keys have no effect.
-      chunk_size: C.
+      chunk_size: C, number of positions in a chunk.
       state: sums over earlier keys and values, visible to all queries.
       return_state: whether to return the updated sums.
 

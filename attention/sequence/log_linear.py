@@ -1,10 +1,10 @@
 """Linear attention with features given as logarithms, for kernels such as exp(q·k).
 
 Choromanski et al. 2021 subtract the maximum over all positions before the exponential, so a late
-key can make earlier keys underflow. Here the sums of a query are scaled by the keys that are
-visible to it.
+key can make earlier keys underflow. Here, the maximum for a query is over the keys that are visible
+to this query.
 
-F features, C positions in a chunk; other letters as in `attention.shapes`.
+F features, C positions in a chunk; the other dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -67,17 +67,18 @@ def log_linear_attention(
     There is no overflow: numerator and denominator are multiplied by exp(-M_t). M_t is the maximum
     of log φ_f(q_t) + log φ_f(k_s) over all features f and all keys s that are visible to t, so the
     denominator is at least 1. All exponents are at most 0, because each feature of a sum over keys
-    is scaled by the largest key. In the causal form, a query uses only sums over earlier keys. In a
-    chunk of C positions, the queries of the later half use sums over the keys of the earlier half.
-    Each half is split again in the same way. In total there are O(T·F·log C) exponentials, O(T·C)
-    weights and O(T/C) sums.
+    is scaled by its maximum over these keys.
+
+    In the causal form, a query uses only sums over earlier keys. In a chunk of C positions, the
+    queries of the later half use sums over the keys of the earlier half. Each half is split again
+    in the same way. In total there are O(T·F·log C) exponentials, O(T·C) weights and O(T/C) sums.
 
     Args:
       log_query_features: log φ(q), [B, T, N, F], finite.
       log_key_features: log φ(k), [B, S, N, F], finite.
       value: [B, S, N, V].
       causal, query_valid, key_valid: as for `linear_attention`.
-      chunk_size: C, a power of two if causal.
+      chunk_size: C, number of positions in a chunk; a power of two if causal.
       state: state of earlier keys and values, visible to all queries.
       return_state: whether to return the updated state.
 

@@ -2,7 +2,7 @@
 
 Beltagy et al. 2020, "Longformer: The Long-Document Transformer".
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class LongformerCache:
     """Cache of `Longformer`.
 
     Attributes:
-      local: keys and values of all positions, by the local projections.
-      start: keys and values of the global positions, by the global projections; None if there are
-        no global positions.
+      local: keys and values of all positions, computed by the local projections.
+      start: keys and values of the global positions, computed by the global projections; None if
+        there are no global positions or no global projections.
     """
 
     local: KeyValueCache
@@ -107,7 +107,7 @@ class Longformer(MultiHeadAttention):
             positions. Any query may then be global, so the second equation is computed for all
             queries, at a cost of O(T²).
           mask, bias: as for `attend`.
-          dropout_key: None for evaluation.
+          dropout_key: random key for dropout; None for evaluation.
           return_weights: whether to return the weights before dropout. The weights of global
             queries apply to the values x W_v'.
 
@@ -235,7 +235,7 @@ class Longformer(MultiHeadAttention):
         return {"query": query, "key": key, "value": value, "mask": mask, "bias": bias}
 
     def _global(self, x: Array, positions: Array | None) -> tuple[Array, Array, Array]:
-        """Returns query, key and value of the global projections, with the shared norms."""
+        """Returns query, key and value of the global projections, with the local QK-norms."""
         projections = self.query_global, self.key_global, self.value_global
         query, key, value = (cast(Projection, projection)(x) for projection in projections)
         if self.query_norm is not None and self.key_norm is not None:

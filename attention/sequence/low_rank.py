@@ -2,7 +2,7 @@
 
 Wang et al. 2020, "Linformer: Self-Attention with Linear Complexity".
 
-R mixtures; other letters as in `attention.shapes`.
+R mixtures; the other dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations

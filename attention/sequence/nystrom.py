@@ -2,7 +2,7 @@
 
 Xiong et al. 2021, "Nyströmformer: A Nyström-Based Algorithm for Approximating Self-Attention".
 
-M landmarks; other letters as in `attention.shapes`.
+M landmarks; the other dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def nystrom_attention(
       query: [B, T, N, H].
       key: [B, T, N, H].
       value: [B, T, N, V].
-      num_landmarks: M.
+      num_landmarks: M, number of landmarks.
       inverse_iterations: number of iterations of `iterative_inverse`.
       convolution: [size, N] with odd size, a kernel for each head over the values of neighboring
         positions, centered on the query; None for no convolution.
@@ -178,7 +178,7 @@ class Nystromformer(MultiHeadMixer):
     Parameters: those of `MultiHeadMixer`, and convolution [kernel_size, N] unless kernel_size is 0.
 
     Args:
-      num_landmarks: M; with at most M real positions attention is exact.
+      num_landmarks: M, number of landmarks; with at most M real positions, attention is exact.
       inverse_iterations: number of iterations of `iterative_inverse`.
       kernel_size: kernel size of the convolution, odd; 0 for none.
       options: those of `MultiHeadMixer`. Dropout is applied to the outputs of the heads. `dtype` is
@@ -230,7 +230,7 @@ class _Factors:
 
     Attributes:
       query_to_landmark: softmax(q k̃ᵀ), [B, N, T, M].
-      inverse: inverse of softmax(q̃ k̃ᵀ), [B, N, M, M]; None if all sequences are exact.
+      inverse: inverse of softmax(q̃ k̃ᵀ), [B, N, M, M]; None if M = T, where attention is exact.
       landmark_to_key: softmax(q̃ kᵀ), [B, N, M, S].
       segments: [B, S, M], 1 / (size of the segment) if the key is in the segment, else 0.
       is_exact: bool [B, 1, 1, 1], whether each key of the example is its own landmark.

@@ -1,7 +1,7 @@
 """Performer (FAVOR+): linear attention with random features of the softmax or ReLU kernel.
 
-Choromanski et al. 2021, "Rethinking Attention with Performers". F random features; other letters as
-in `attention.shapes`.
+Choromanski et al. 2021, "Rethinking Attention with Performers". F random features; the other
+dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def draw_directions(key: Array, features: int, head_size: int, *, orthogonal: bo
 
     If orthogonal, the u_f are rows of orthogonal matrices that are drawn uniformly, one matrix for
     every H directions, and the |g_f| are independent chi-distributed lengths. Each single ω_f is
-    still distributed as N(0, I), so means are unchanged, and the variance is smaller. Otherwise
-    u_f = g_f / |g_f|.
+    still distributed as N(0, I), so estimates of the kernel have the same mean, and their variance
+    is smaller. Otherwise u_f = g_f / |g_f|.
 
     Args:
       key: a key of `jax.random`, [].
-      features: F.
-      head_size: H.
+      features: F, number of random features.
+      head_size: H, size of a head.
       orthogonal: whether directions are orthogonal in blocks of H.
 
     Returns:
@@ -122,7 +122,7 @@ class Performer(FeatureAttention):
     Parameters: those of `MultiHeadMixer`. Buffer: directions [F, H], shared by all heads.
 
     Args:
-      features: F.
+      features: F, number of random features.
       kernel: "softmax", an approximation of dot-product attention, or "relu".
       orthogonal: whether directions are orthogonal in blocks of H.
       chunk_size: as for `FeatureAttention`; a power of two with the softmax kernel.

@@ -3,7 +3,8 @@
 Zhou et al. 2021, "Informer: Beyond Efficient Transformer for Long Sequence Time-Series
 Forecasting".
 
-A active queries, U sampled keys per query; other letters as in `attention.shapes`.
+A active queries, U sampled keys per query; the other dimension letters are defined in
+`attention.shapes`.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class ProbSparse(MultiHeadMixer):
     Parameters: those of `MultiHeadMixer`.
 
     Args:
-      factor: the paper's c.
+      factor: factor of the numbers A and U above; c in the paper.
       seed: seed of the sampled keys.
       options: those of `MultiHeadMixer`. Dropout is applied to the weights of active queries.
 

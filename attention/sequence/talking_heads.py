@@ -2,7 +2,7 @@
 
 Shazeer et al. 2020, "Talking-Heads Attention".
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ class TalkingHeadsAttention(CachedAttention):
       [D].
 
     Args:
-      model_size: D.
-      num_heads: N.
-      head_size: H; D / N if None.
+      model_size: D of x and of the result.
+      num_heads: N, number of heads.
+      head_size: H, size of a head; D / N if None.
       memory_size: D_m of the memory; D if None.
       options: those of `SequenceMixer`. Dropout is applied to the mixed weights. Heads are mixed in
         at least float32.

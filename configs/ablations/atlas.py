@@ -11,9 +11,9 @@ python -m launch.ablate --config=configs/ablations/atlas.py --workdir=runs/atlas
 
 In each group, depth, steps, optimizer and the order of the data are equal, and one width of each
 model is adjusted so that its number of parameters is within 2 % of that of the base. Lag attention
-has no widths; with one head, its residual form has 0.2 % more parameters. The models of `users`
-have sizes and settings of their own. `user_neighbours` has few parameters at any setting and is not
-compared. The 135 runs take hours on 2 cores.
+has no widths; with one head, `lag_residual` has 0.2 % more parameters than the base. The models of
+`users` have sizes and settings of their own. `user_neighbours` has few parameters at any setting
+and is not compared. The 135 runs take hours on 2 cores.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ from launch.runs.ablation import Ablation, Delta, deltas_of, load_ablation
 
 def get_ablations() -> dict[str, Ablation]:
     """Returns an ablation for each kind of mechanism, three seeds each."""
-    # With one head, any number of channels is possible.
+    # With one head, the number of channels can be adjusted freely.
     maps = {name: name for name in registry.names("map_attention")}
     maps |= {name: f"{name}(num_heads=1)" for name in ("axial", "shifted_window")}
     pools = [name for name in registry.names("pool") if name != "attention"]
-    # With two heads, the size can be matched within 2 %.
+    # With two heads, the number of parameters can be matched within 2 %.
     alignments = _matched("alignments")
     changed = deltas_of("model.alignment", {"multi_head": "multi_head(num_heads=2)"})
     return {
@@ -70,7 +70,7 @@ def _matched(name: str) -> Ablation:
 
 
 def _families(file: str, base: str, others: tuple[str, ...]) -> Ablation:
-    """Returns an ablation of models whose configs have different fields, each with own settings."""
+    """Returns an ablation of models whose configs have different fields and settings."""
     first, deltas = configs.load_file(file.format(base)), {}
     for name in others:
         other = configs.override(configs.load_file(file.format(name)), {"name": first.name})

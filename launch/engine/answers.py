@@ -1,4 +1,4 @@
-"""Writing of predictions: as text, as JSON lines, or as columns that are added to the input."""
+"""Writing of predictions: as text, as JSON lines, or as columns added to the input table."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from launch.engine.output import as_json
 from tasks.common.errors import UserError
 
 PREFIX = "predicted_"
-# The formats of predictions, which are the values of --format, and the format for each extension
-# of --output.
+# FORMATS: the values of --format. SUFFIXES: the format for each extension of --output.
 FORMATS = ("text", "json", "csv", "tsv", "jsonl")
 SUFFIXES = {
     ".csv": "csv",
@@ -139,7 +138,8 @@ def format_of(output: str | None, given: str | None) -> str:
             f"--output={output}: got the extension {suffix!r}, expected one of "
             f"{', '.join(SUFFIXES)}{hint}"
         )
-    # A .jsonl file has complete answers with --format=json, otherwise table rows.
+    # With --format=json, a .jsonl file contains complete predictions; otherwise it contains table
+    # rows.
     if given in (None, found) or found is None or (given, found) == ("json", "jsonl"):
         return given or str(found)
     raise UserError(
@@ -158,8 +158,8 @@ class Answers:
     """Writer of predictions in one of `FORMATS`.
 
     * text: the text of each prediction; if the inputs are rows of a table, the same as csv.
-    * json: one line for each complete prediction; if the input is the row of a table, the key "row"
-      has this row.
+    * json: one line for each prediction, with all its keys as a JSON object; if the input is a row
+      of a table, the key "row" contains this row.
     * csv, tsv, jsonl: the columns of the input table, then a column predicted_<key> for each key of
       a prediction. Inputs that are not from a table are in the single column "input".
     """
@@ -259,7 +259,7 @@ def write_rows(rows: Iterable[Mapping[str, Any]], form: str, destination: Destin
 
 
 def cell(value: Any) -> str:
-    """Converts a value to a table cell: a text stays as it is, None becomes "", the rest JSON."""
+    """Converts a value to a table cell: text unchanged, None as "", other values as JSON."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -267,7 +267,8 @@ def cell(value: Any) -> str:
 
 def _line(cells: Sequence[str], delimiter: str = ",") -> str:
     buffer = io.StringIO()
-    # The csv module quotes cells that contain a character of the line terminator. The terminator
-    # therefore has both line end characters, although it is removed below.
+    # The csv module quotes cells that contain a character of the line terminator. Because the
+    # terminator has both line end characters, every cell with a line break is quoted. The
+    # terminator itself is removed below.
     csv.writer(buffer, delimiter=delimiter, lineterminator="\r\n").writerow(cells)
     return buffer.getvalue().removesuffix("\r\n")

@@ -24,8 +24,8 @@ def check_argument(
 
     Args:
       argument: words separated by commas, such as "sst2,transformer".
-      kinds: known names of each part of the argument, such as "DATA" and "MODEL", in the order of
-        the parts. The first part is the data set.
+      kinds: known names by part of the argument. The keys are the names of the parts, such as
+        "DATA" and "MODEL", in the order of the argument. The first part is the data set.
       required: whether the first part cannot be left out.
 
     Raises:
@@ -70,9 +70,10 @@ def wrong_argument(
     Args:
       error: error about the unknown word; the result includes its message.
       argument: as for `check_argument`.
-      kinds: known names of each part, or a description of them.
+      kinds: known names by part of the argument, or a description of these names.
     """
-    # An error in the options of a mechanism needs no list of names.
+    # With parentheses, the error is about the options of a mechanism, and a list of names would not
+    # help.
     more = "" if "(" in argument else f"; {_expected(argument, kinds)}"
     return UserError(f"config: {error}{more}")
 

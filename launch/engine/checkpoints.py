@@ -1,9 +1,9 @@
 """Orbax checkpoints of the train state and the data iterator, at the newest and best steps.
 
 Saving is atomic: if the process is killed while saving, the previous checkpoint remains. A file
-next to the directory has the file sizes and CRC-32 checksums of every checkpoint, which are
-verified before reading. A damaged checkpoint is reported, and the newest undamaged one before it
-is used.
+next to the directory of the checkpoints has the file sizes and CRC-32 checksums of every
+checkpoint, which are verified before reading. A damaged checkpoint is reported, and the newest
+undamaged one before it is used.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, iterator: Any, score: float) -> None:
-        """Starts an asynchronous save; the state is copied from the devices before this returns.
+        """Copies the state from the devices, and starts to save it asynchronously.
 
         Args:
           step: number of finished steps.

@@ -200,7 +200,7 @@ def _trips(
     around: list[_Instruction],
     computations: dict[str, list[_Instruction]],
 ) -> int | None:
-    """Returns the number of iterations of a while loop, or None.
+    """Returns the number of iterations of a while loop; None if unknown.
 
     XLA:TPU does not print this number, so it is computed from the initial value, the step and the
     limit of the loop counter if all three are constants.

@@ -31,11 +31,11 @@ STEPS = ("train", "evaluate", "predict")
 # XLA:GPU measures the tilings of its Triton matrix products on the device. Without a device, some
 # products have no valid tiling, and the compilation fails. With the option for "cuda", cuBLAS
 # computes these products instead.
-# XLA:TPU unrolls the windows of convolutions and matrix products until no window is faster by its
-# estimate, and most of the compile time is spent on the unrolled code. With the option for "tpu", a
-# window whose time is within 1 / 0.8 of the fastest is accepted, which takes a fraction of that
-# compile time. A run is compiled without these options, and has the same bytes, operations and
-# collectives.
+# XLA:TPU unrolls the windows of convolutions and matrix products until it estimates that no other
+# window is faster, and most of the compile time is spent on the unrolled code. With the option for
+# "tpu", a window is accepted if its estimated time is at most 1 / 0.8 of the fastest, which takes a
+# fraction of that compile time. Runs are compiled without these options. Their programs have the
+# same bytes, operations and collectives.
 _COMPILER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "cuda": {"xla_gpu_enable_triton_gemm": False},
     "tpu": {"xla_jf_convolution_performance_target": 0.8},
@@ -178,7 +178,7 @@ def _compile(
 
 
 def compile_program(lowered: Any, platform: str) -> Any:
-    """Compiles a `jax.stages.Lowered` with the options for compiling for absent devices.
+    """Compiles a `jax.stages.Lowered` with the `_COMPILER_OPTIONS` of a platform.
 
     Options that this version of the compiler lacks are left out.
     """
@@ -190,7 +190,7 @@ def compile_program(lowered: Any, platform: str) -> Any:
         return lowered.compile()
 
 
-# Attributes of steps in JSON files.
+# Attributes of `CompiledStep` that `as_json` copies.
 _WRITTEN = ("step", "batch", "bytes_per_device", "flops", "seconds", "cpu_seconds", "failure")
 _KINDS = {"params": "parameters", "average": "average of parameters"}
 

@@ -50,8 +50,8 @@ class TrainingConfig(Config):
       log_every: steps between log lines of training metrics; must divide evaluate_every.
       patience: evaluations without improvement before training stops; 0 disables it.
       refit: whether to train again on the union of training and validation examples, up to the best
-        step of the first training. The directory `selection` of the run keeps the first training.
-      on_nan: what a non-finite loss or gradient does: `stop` ends the run with a message, `skip`
+        step of the first training. The first training is stored in the subdirectory `selection`.
+      on_nan: reaction to a non-finite loss or gradient: `stop` ends the run with a message, `skip`
         leaves the train state as it was before the step, and counts the step as skipped.
       max_consecutive_skips: consecutive skipped steps after which the run ends with a message.
     """
@@ -364,9 +364,10 @@ def identity(config: Experiment) -> str:
     """Returns a hash of all settings that affect results.
 
     The mesh and the model's `_EXECUTION` fields are excluded because they affect only speed and
-    memory, and `_ON_FAULTS` because they affect only runs that would stop otherwise. Hashes are
-    stable across versions: renamed fields are hashed under their former names, and newer fields of
-    data, model and optimizer are excluded if they have their default value.
+    memory. The `_ON_FAULTS` fields are excluded because they affect only runs that would otherwise
+    stop. Hashes are stable across versions: renamed fields are hashed under their former names, and
+    fields that were added later (metadata "later") to data, model and optimizer are excluded if
+    they have their default value.
     """
     values = _with_former_keys(config, to_dict(config))
     del values["mesh"]
@@ -380,7 +381,10 @@ def identity(config: Experiment) -> str:
 
 
 def _delete_newer(instance: Any, values: dict[str, Any]) -> None:
-    """Deletes the values of newer fields that have their default value, also in nested configs."""
+    """Deletes the values of fields with the metadata "later" that have their default value.
+
+    Nested configs are included.
+    """
     for field in dataclasses.fields(instance):
         inner, name = getattr(instance, field.name), field.metadata.get("formerly", field.name)
         if field.metadata.get("later") and inner == field.default:

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 from launch.engine.config import Experiment
-from launch.engine.memory import keep_large_buffers
+from launch.engine.memory import keep_large_buffers, run_in_calls
 from launch.engine.processes import Connection, connect
 from launch.engine.sharding import request_devices
 from tasks.common.errors import UserError
@@ -51,6 +51,9 @@ def set_up_jax(
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # Without a writable cache compilation is slower; nothing else changes.
     warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
+    if connection is None and (config is None or config.mesh.cpu_devices <= 1):
+        # Several devices should run at the same time.
+        run_in_calls()
     if config is not None:
         request_devices(config.mesh)
     if connection is not None:

@@ -19,7 +19,7 @@ REQUEUED = 128 + int(signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """Raised if a signal interrupted training, after saving a checkpoint."""
+    """Raised after a signal has interrupted training and a checkpoint has been saved."""
 
     def __init__(self, step: int, signal_number: int):
         """Initializes the error from the number of finished steps and the number of the signal."""
@@ -88,11 +88,11 @@ _REASONS = frozenset(
     )
     if hasattr(errno, name)
 )  # fmt: skip
-# An ENOENT that was handled is often the context of an unrelated error.
+# An ENOENT in the `__context__` of an error was often handled, and is then not its cause.
 _REASONS_OF_CONTEXT = _REASONS - {errno.ENOENT}
 # TensorStore, which writes the arrays of checkpoints, reports errors as text.
 _IN_TEXT = re.compile(r"os_error_code='?(\d+)|\[OS error (\d+)")
-# The path of the file, or else of its directory.
+# Patterns for the path in such a text: that of the file, or else that of its directory.
 _PATH_IN_TEXT = (re.compile(r'Failed writing: "([^"]+)"'), re.compile(r'local file "([^"]+)"'))
 
 

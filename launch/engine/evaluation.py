@@ -13,8 +13,8 @@ from launch.engine.steps import Steps
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.task import Task
 
-# Largest number of padded positions in a batch of predictions, so that one long example does not
-# multiply the memory of many short ones.
+# Largest number of positions, including padding, in a batch of predictions. Without this limit, one
+# long example would multiply the memory of a batch of short ones.
 _POSITIONS = 2**21
 
 
@@ -132,7 +132,7 @@ class Subset:
 def split_by_length(examples: Any, batch_size: int, least: int) -> list[tuple[np.ndarray, int]]:
     """Splits examples into groups of similar length, each with its own batch size.
 
-    The batch size is `batch_size`, or less if a batch would have over 2²¹ padded positions.
+    The batch size is `batch_size`, or less if a batch with padding would have over 2²¹ positions.
 
     Args:
       examples: examples of a split. If they have no lengths, they form a single group.

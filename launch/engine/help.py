@@ -75,7 +75,7 @@ def config_page(
     lines = [f"{specification}", "", *_paragraphs(module_docstring(path)), ""]
     lines += _wrapped(
         f"Keys, with their values. Set one with {prefix}KEY=VALUE, for example "
-        f"{prefix}training.steps=100. Names with options are specs such as "
+        f"{prefix}training.steps=100. A name with options is a spec such as "
         f"'performer(features=64)'; `python -m attention NAME` describes a mechanism."
     )
     before = configs.flatten(original)
@@ -108,11 +108,11 @@ def groups(values: Mapping[str, Any]) -> Iterator[Group]:
 
 
 def _named(key: Key, models: Mapping[str, type]) -> Key:
-    """Adds the allowed values to the keys "task" and "model.name", which are names."""
+    """Adds the allowed values of the keys "task" and "model.name", whose values are names."""
     if key.name == "task":
         return dataclasses.replace(key, expected=f"one of {', '.join(configs.task_names())}")
     if key.name == "model.name":
-        about = "selected by the argument of the config file, with the values of the other keys."
+        about = "selected by the argument of the config file, which also sets the other model keys."
         return dataclasses.replace(key, expected=f"one of {', '.join(models)}", description=about)
     return key
 

@@ -287,7 +287,8 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if number == 1 and not text.endswith("\n"):
-                # This is the complete file: a single line, or lines that end in CR.
+                # Without a line feed, this is the complete file: a single line, or lines that end
+                # in CR.
                 yield from split_lines(text)
             else:
                 yield text.removesuffix("\n").removesuffix("\r")

@@ -80,7 +80,7 @@ def train(
     plan, metric = config.training, task.primary_metric
     last = stop_after or plan.steps
     sign = 1 if task.higher_is_better else -1
-    clock = Clock() if member is None else Clock(member.size)
+    clock = Clock(member.size if member else None)
     steps = make_steps(task, config) if member is None else member.steps()
     sizes: dict[str, Any] = {
         "batch_size": plan.batch_size,
@@ -121,13 +121,11 @@ def train(
                 profiler.before(step + 1, clock.drain)
                 with clock.waiting():
                     batch = next(batches)
-                state, metrics = clock.run(steps.train, state, steps.place(batch))
-                window.append(metrics)
+                state = clock.run(steps.train, state, steps.place(batch))
                 step += 1
                 profiler.after(step, clock.drain)
                 if step - first in (1, ESTIMATE_AFTER):
-                    # Steps run asynchronously, so the host waits for the end of the timed step.
-                    jax.block_until_ready(metrics)
+                    clock.drain()
                     progress.timed(step, step % plan.log_every == 0 or step == last)
                 logs = step % plan.log_every == 0 or step == last
                 # A run on several processes stops only at log steps. The processes may receive a
@@ -135,18 +133,18 @@ def train(
                 between = 0 if logs or processes.count() > 1 else stop.received
                 if not (logs or between):
                     continue
-                clock.drain()
+                state, metrics = clock.finish(state)
                 state = steps.resolve(state)
-                host = jax.device_get(window)
-                finite = guard.finite(step, host)
+                window += jax.device_get(metrics)
+                finite = guard.finite(step, window)
                 if between:
                     writers.timing(step, **clock.lap(step))
-                    values = {"step": step, "rows": _as_json(host)}
+                    values = {"step": step, "rows": _as_json(window)}
                     write_json(folder / WINDOW, sealed(values))
                     writers.seal(step)
                     _save_interrupted(checkpoints, guard, step, state, batches)
                     raise Interrupted(step, between)
-                means = _means(finite, len(host))
+                means = _means(finite, len(window))
                 window = []
                 writers.metrics(step, "train", means)
                 timing = clock.lap(step)

@@ -77,7 +77,7 @@ def _device_statistics() -> list[dict[str, int]]:
 
 
 def peak_memory() -> PeakMemory:
-    """Returns the peak memory of the process, and of the local devices that report it."""
+    """Returns the peak memory of the process and of the local device that used the most."""
     # ru_maxrss is in kilobytes on Linux, in bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1 << 10
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -110,6 +110,19 @@ def keep_large_buffers() -> bool:
     return bool(libc) and all(libc.mallopt(option, value) for option, value in _OPTIONS)
 
 
+def run_in_calls() -> None:
+    """Lets JAX run a program on a CPU in the thread that calls it, before the call returns.
+
+    JAX otherwise runs it in another thread, which frees the temporaries a moment after the results
+    are ready. If the next program is called in this moment, its temporaries do not fit into the
+    memory of the previous ones, and the heap grows by their size. Call this before JAX initializes
+    devices.
+    """
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
 def separate_small_blocks(size: int = 1 << 25) -> bool:
     """Leaves a free block of `size` bytes for small allocations. Returns False without glibc.
 
@@ -126,7 +139,8 @@ def separate_small_blocks(size: int = 1 << 25) -> bool:
     malloc.argtypes, free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
     realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     block, after = malloc(size), malloc(size)
-    # A few bytes stay allocated after the block. Otherwise it would be joined with the end.
+    # A few bytes stay allocated after the block. Otherwise glibc would merge the block with the
+    # free memory at the end of the heap.
     realloc(after, 64)
     free(block)
     return True

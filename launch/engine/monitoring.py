@@ -3,7 +3,8 @@
 Each line describes the time since the line before it: `seconds` of training steps,
 `evaluation_seconds` of a validation with its checkpoint, or `start_seconds` of compiling the
 initialization and restoring a checkpoint. The line of a start also has `lost_seconds`: the wall
-time of all lines that a killed process wrote after the restored step. Their steps are repeated.
+time of all lines that a killed process wrote after the restored step. The steps of these lines are
+repeated.
 """
 
 from __future__ import annotations

@@ -27,10 +27,10 @@ def check_new(flag: str, target: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(flag: str, target: Path) -> Iterator[Path]:
-    """Yields a temporary directory, which gets the name `target` at the end of the block.
+    """Yields a temporary directory, which is renamed to `target` at the end of the block.
 
-    If the block raises, nothing remains. If two processes have the same target, the one that ends
-    first gets it.
+    If the block raises an exception, the temporary directory is removed. If two processes have the
+    same target, the process that ends first creates it, and the other one raises an error.
 
     Args:
       flag: name of the flag that names the directory.

@@ -1,7 +1,7 @@
 """Detection of non-finite losses and gradients, and the files for `launch.replay`.
 
 Each train step returns the number of the first parameter with a non-finite gradient. The training
-loop reads it with the other metrics, so that detection costs no synchronization. If the loss or a
+loop reads it with the other metrics, so detection needs no synchronization. If the loss or a
 gradient of step N is not finite, the batch of the step and the newest checkpoint before the step
 are saved in the directory nonfinite/step-N of the run. Batches and steps are deterministic, so
 `launch.replay` can repeat the steps from that checkpoint to step N.

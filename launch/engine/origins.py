@@ -84,7 +84,7 @@ def first_nonfinite(function: Callable[..., Any], *arguments: Any) -> Origin | N
 
 @contextlib.contextmanager
 def module_scopes(model: nnx.Module) -> Iterator[nnx.Module]:
-    """Yields a copy of a model that names the scope of each traced operation after its module."""
+    """Yields a copy of a model whose traced operations have the path of their module as scope."""
     twin = nnx.clone(model)
     modules = [(path, m) for path, m in nnx.iter_graph(twin) if isinstance(m, nnx.Module)]
     for path, module in modules:
@@ -112,7 +112,7 @@ def _scoped(call: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Value:
-    """An array, and the operation that produced its infinite elements or None if all are finite."""
+    """An array and the operation that produced its infinite elements; None if all are finite."""
 
     array: Any
     origin: Origin | None = None

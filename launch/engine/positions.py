@@ -74,7 +74,7 @@ class Handlers:
 
 @functools.cache
 def handlers() -> Handlers:
-    """Registers the handler with Orbax at the first call; returns its arguments."""
+    """Registers the handler with Orbax at the first call; returns the types of its arguments."""
     import orbax.checkpoint as ocp
 
     def registered(**kind: bool) -> Any:

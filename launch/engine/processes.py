@@ -1,4 +1,4 @@
-"""Processes of one run: connection, agreement, and the end of a process.
+"""Processes of one run: connection, exchange of values, and the end of a process.
 
 All processes execute the same steps. The first process writes the files of the run, and sends
 values that depend on these files to the other processes. Small values and barriers use the
@@ -27,7 +27,7 @@ from tasks.common.errors import UserError
 
 # Seconds without a heartbeat after which a process counts as lost.
 HEARTBEAT_S = 30
-# Seconds that a process waits for others that may end with the same message.
+# Seconds that a failed process waits for others, which may fail with the same error.
 _SAME_END_S = 5
 _EXPECTED = "expected auto, or HOST:PORT,N,I with N processes and index I from 0 to N-1"
 # Error messages of collectives, the coordination service and Orbax after a process is gone.
@@ -43,7 +43,8 @@ class Connection:
     """The value of --distributed.
 
     Attributes:
-      coordinator: HOST:PORT of the first process; None if JAX detects everything.
+      coordinator: HOST:PORT of the first process; None if JAX detects the coordinator, `count`
+        and `index`.
       count: number of processes.
       index: index of this process.
       timeout_s: seconds until all processes must be connected.

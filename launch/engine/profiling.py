@@ -11,7 +11,8 @@ from typing import Any
 
 from tasks.common.errors import UserError
 
-# Number of steps before the trace if its first step is not given; they compile and fill caches.
+# Number of steps before the trace if its first step is not given. The program is compiled and
+# caches are filled in these steps.
 WARM_UP = 10
 FOLDER = "profile"
 _EXPECTED = "a number of steps such as 10, or a range of steps such as 100-110"

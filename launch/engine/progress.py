@@ -146,13 +146,13 @@ class PredictionProgress:
         Args:
           count: number of inputs; None if unknown.
           what: plural noun for the inputs.
-          done: past participle of what is done with them.
+          done: past participle before the number of finished inputs.
         """
         self._count, self._what, self._word, self._done = count, what, done, 0
         self._began = self._shown = time.monotonic()
 
     def add(self, number: int) -> None:
-        """Counts predictions, and prints a line if the last one was printed seconds ago."""
+        """Counts predictions, and prints a line if none was printed in the last ten seconds."""
         self._done += number
         now = time.monotonic()
         if now - self._shown < _PREDICTION_INTERVAL:

@@ -1,4 +1,4 @@
-"""Scores of single predictions when positions of the input are replaced, as compiled functions.
+"""Compiled functions that score a prediction while positions of its input are replaced.
 
 The U positions of an input have gates in [0, 1]: 1 keeps a position, 0 replaces it, and a value
 in between mixes the position with its replacement; see `tasks.explainer.Explainer.score`.
@@ -99,7 +99,7 @@ class Scorer:
         return np.asarray(found.attributions[0]), float(found.gap[0])
 
     def occlusion(self, inputs: Mapping[str, Any], target: Any) -> np.ndarray:
-        """Returns, for each position, the decrease of the score when only it is replaced, [U]."""
+        """Returns the decreases [U] of the score when each position alone is replaced."""
         width = self._width(inputs)
         rows = min(_ROWS, width)
         groups = np.zeros((rows, -(-width // rows), width), bool)

@@ -2,8 +2,9 @@
 
 A rule has a regular expression for parameter paths and, for each dimension, a mesh axis, a tuple of
 axes or None. The first rule that matches applies. Parameters without a matching rule, or with a
-different number of dimensions, are replicated. A dimension is not sharded over axes that do not
-divide its size. Stacked layers are sharded like separate layers; their leading axis is not sharded.
+different number of dimensions, are replicated. A dimension is replicated if its size is not
+divisible by the number of devices along its mesh axes. Stacked layers are sharded like separate
+layers; their leading axis is not sharded.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ validation, checkpoints and early stopping, happens in the loop of each seed.
 
 Batches of different shapes cannot be in one program, and padding would change random numbers whose
 shape includes the length. So only the seeds with the most frequent batch shape take a step; the
-other seeds keep their batch for a later turn. The order of the batches of each seed is the same as
+other seeds keep their batch for a later step. The order of the batches of each seed is the same as
 in a run of this seed alone.
 """
 
@@ -50,14 +50,14 @@ class Stack:
         turn: threading.Condition,
         seeds: int | None = None,
     ):
-        """Creates a stack whose members have not begun.
+        """Creates a stack whose members have not begun training.
 
         Args:
           configs: experiments that differ only in their seeds.
           device: device of the program.
           turn: condition whose lock is held by the thread that runs; stacks on other devices share
             it.
-          seeds: number of seeds on all devices; None if there is no other device.
+          seeds: number of seeds on all devices; None if this stack has all seeds.
         """
         self.seeds = seeds or len(configs)
         self.turn = turn
@@ -183,7 +183,7 @@ class Member:
     """One seed of a stack, as seen by the training loop of this seed.
 
     Attributes:
-      inside: object that stands for the state of the member in the stack.
+      inside: object that the training loop holds in place of the member's state in the stack.
     """
 
     def __init__(self, stack: Stack, number: int):
@@ -222,7 +222,7 @@ class Member:
 
     def _train(self, state: Any, batch: Any) -> tuple[Any, Any]:
         metrics = self._stack.step(self._number, state, batch)
-        # Stands for the state in the stack, until `_resolve` returns its arrays.
+        # A placeholder for the state in the stack, until `_resolve` returns the arrays.
         self.inside = object()
         return self.inside, metrics
 

@@ -38,7 +38,8 @@ class Steps:
       stacked: (states, batches, seeds, mask) -> (states, metrics), for several seeds at once; see
         `stacked_train`.
       select: (states, lane) -> state.
-      resolve: (state) -> arrays of a state that `train` returned.
+      resolve: (state) -> arrays of a state that `train` returned; the identity except for stacked
+        seeds.
     """
 
     mesh: Any
@@ -82,7 +83,7 @@ def _identity(tree: Any) -> Any:
 def loss_function(task: Task, graphdef: Any, seed: int) -> Any:
     """Returns the loss function that training differentiates.
 
-    It maps (params, statistics, step, batch) to (loss, (metrics, new statistics)).
+    The loss function maps (params, statistics, step, batch) to (loss, (metrics, new statistics)).
 
     Args:
       task: the task.

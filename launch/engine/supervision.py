@@ -36,7 +36,7 @@ _REASON = b"\x1elost: "
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Largest number of lines after a fatal line that are kept.
 _KEPT = 200
-# Seconds that the other processes have to end by themselves after one has failed.
+# Seconds in which the other processes can end by themselves after one has failed.
 _GRACE_S = 10
 
 
@@ -119,7 +119,7 @@ class Child:
 
         Returns:
           Exit status of the supervisor, and one line that tells how the process ended. The line is
-          "" if the process has succeeded or has printed one itself.
+          "" if the process has succeeded or has printed an error message itself.
         """
         code = self._popen.wait()
         for thread in self._threads:

@@ -1,7 +1,7 @@
 """Devices to compile for, which may be absent: "h100x8", "v5e:4x4", "cpu:8".
 
 The compilers of GPUs and TPUs are packages (requirements-cuda.txt, requirements-tpu.txt) and work
-without a device. Each of the two needs an environment of its own.
+without a device. Each of the two packages needs its own Python environment.
 """
 
 from __future__ import annotations
@@ -164,7 +164,10 @@ def _cpu(name: str, count: int) -> Topology:
     request_devices(MeshConfig(cpu_devices=count))
     found = tuple(jax.devices("cpu")[:count])
     if len(found) < count:
-        raise UserError(f"--topology={name}: this process already runs on {len(found)} devices")
+        raise UserError(
+            f"--topology={name}: JAX already runs with {len(found)} CPU devices in this process; "
+            "use a new process"
+        )
     return Topology(name, "cpu", "cpu", found, None)
 
 
@@ -214,7 +217,6 @@ def _described(name: str, platform: str, **options: Any) -> Any:
         return topologies.get_topology_desc(platform=platform, **options)
     except (RuntimeError, NotImplementedError, ValueError, ImportError) as error:
         reason, remedy = (str(error).splitlines() or ["no reason given"])[0], ""
-        remedy = ""
         if not is_installed(platform):
             reason = f"the compiler for {platform} is not installed"
             remedy = f"; pip install -r requirements-{platform}.txt into an environment of its own"

@@ -33,7 +33,7 @@ from tasks.common.errors import UserError, say
 NAMES = ("mlflow", "wandb")
 """Trackers of --track; each has a package of the same name."""
 FILE = "tracking.json"
-"""File of a run directory with the ids of its runs in trackers."""
+"""File of a run directory with the id of the run in each tracker."""
 # Statuses of `Tracker.close`.
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
@@ -100,7 +100,8 @@ class TensorBoard(Tracker):
         Args:
           folder: run directory.
           config: the experiment, for the table of hyperparameters.
-          after: step after which earlier events are invalid; None to keep all.
+          after: step from which training continues; later events of an earlier process are
+            discarded. None to keep all events.
         """
         import logging
 
@@ -156,7 +157,7 @@ class TensorBoard(Tracker):
 class _MLflow(Tracker):
     """A run of MLflow, in the experiment with the name of the task.
 
-    The address is that of MLFLOW_TRACKING_URI, or MLflow's default.
+    The tracking server is that of MLFLOW_TRACKING_URI, or MLflow's default.
     """
 
     def __init__(self, folder: Path, config: Experiment, command: str, known: dict[str, Any]):
@@ -219,8 +220,8 @@ class _MLflow(Tracker):
 class _WandB(Tracker):
     """A run of Weights & Biases, in the project with the name of the task.
 
-    The account and the mode are those of the environment (WANDB_API_KEY, WANDB_MODE, WANDB_PROJECT,
-    ...). Files are in the directory wandb/ of the run directory.
+    Environment variables such as WANDB_API_KEY, WANDB_MODE and WANDB_PROJECT set the account, the
+    mode and the project. Files are in the directory wandb/ of the run directory.
     """
 
     def __init__(self, folder: Path, config: Experiment, command: str, known: dict[str, Any]):
@@ -265,7 +266,7 @@ _KINDS = {"mlflow": _MLflow, "wandb": _WandB}
 
 
 class _Mirror(Tracker):
-    """A tracker whose errors give one notice, after which it receives nothing more."""
+    """Wrapper of a tracker; after the first error it prints a notice and forwards nothing more."""
 
     def __init__(self, name: str, make: Any):
         self._name, self._tracker = name, None
@@ -382,7 +383,7 @@ def _known(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _plain(config: Experiment) -> dict[str, Any]:
-    """Returns the values of a config by dotted key; all but numbers and texts become texts."""
+    """Returns config values by dotted key; values that are not numbers or booleans become text."""
     found = configs.flatten(configs.to_dict(config))
     return {
         key: value if isinstance(value, bool | int | float | str) else str(value)

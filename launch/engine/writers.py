@@ -202,11 +202,11 @@ class Writers:
             tracker.scalars(split, step, values)
 
     def seal(self, step: int) -> None:
-        """Stores the present size and checksum of metrics.jsonl, before a checkpoint is saved."""
+        """Stores the current size and checksum of metrics.jsonl, before a checkpoint is saved."""
         if self._sums is None:
             return
         self._known[str(step)] = self._sum
-        # The checksums for the checkpoints that are kept, and for one that is being removed.
+        # At most three checkpoints are kept, and a fourth one may be about to be removed.
         write_json(self._sums, dict(list(self._known.items())[-4:]))
 
     def timing(self, step: int, **values: float) -> None:

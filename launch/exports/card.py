@@ -64,8 +64,8 @@ Not converted: `{{ kind }}` ({{ reason }}).
 {%- else -%}
 `signature.json` describes the programs (StableHLO for {{ signature.platforms | join(', ') }}),
 their inputs and outputs, and the pre- and postprocessing operations. The programs were written by
-JAX {{ signature.jax.version }}; releases of JAX until {{ signature.jax.compatible_until }} promise
-to read them.
+JAX {{ signature.jax.version }}. JAX guarantees that its releases until
+{{ signature.jax.compatible_until }} can read them.
 {%- endif %}
 
 ## Data

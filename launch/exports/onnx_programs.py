@@ -31,11 +31,11 @@ from launch.exports.rewriting import rewrite
 from tasks.common.errors import UserError
 
 OPSET = 23
-# Greatest difference from XLA, relative to the largest output.
+# Maximum allowed difference from XLA, relative to the largest output.
 TOLERANCE = 1e-5
 # File of the weights, beside the programs.
 WEIGHTS = "programs/weights.safetensors"
-# Loggers of conversion that warn about shapes they do not infer.
+# Loggers that warn, during a conversion, about shapes that cannot be inferred.
 _LOGGERS = ("jax2onnx", "onnx_ir", "root")
 
 
@@ -95,7 +95,7 @@ def convert(
       function: program to convert, a function of two mappings, weights and inputs by name. It
         returns arrays [B, ...] by name.
       weights: arrays by name.
-      inputs: shapes of the inputs by name; their first size is a symbol.
+      inputs: shapes of the inputs by name; their first size is the symbolic batch size.
       expected: the same program, compiled by XLA.
       example: inputs with a few rows, on which the results are compared.
       batch_size: the only batch size of the program if the conversion for any batch size fails.
@@ -209,7 +209,8 @@ def _name_outputs(graph: Any, names: Sequence[str]) -> None:
     taken = {value.name for value in graph.input}
     for output, name in zip(graph.output, names, strict=True):
         final = f"{name}{reader.OUTPUT_SUFFIX}" if name in taken else name
-        # A node for each name, because an output may be an input, or two outputs may be equal.
+        # Each output gets its own node, because an output may be the same value as an input or as
+        # another output.
         graph.node.append(helper.make_node("Identity", [output.name], [final]))
         output.name = final
 
@@ -237,7 +238,7 @@ def write(
     programs: Mapping[str, Sequence[OnnxProgram]],
     files: Mapping[str, Sequence[str]],
 ) -> None:
-    """Writes the programs; the weights stay in the file `WEIGHTS`, as their external data.
+    """Writes the programs; their external data is the existing file `WEIGHTS` with the weights.
 
     Args:
       folder: folder of the export, with the file `WEIGHTS`.

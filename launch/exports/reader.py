@@ -263,8 +263,9 @@ class Tokenizer:
     def spans(self, text: str, ids: Sequence[int]) -> tuple[list[str], list[list[int]]] | None:
         """Returns the words of a text, and for each id the range [first, end) of its words.
 
-        If the tokenizer keeps only one of several equal ids, the range is that of the first. The
-        result is None if tokens are not words, or if `ids` are not the ids of the text.
+        If the tokenizer keeps only one of several equal ids, the range is that of the first
+        occurrence. The result is None if tokens are not words, or if `ids` are not the ids of the
+        text.
         """
         if self.kind != "word":
             return None
@@ -329,9 +330,10 @@ def _character_grams(word: str, shortest: int, longest: int) -> list[str]:
 
 # ---------------------------------------------------------------- operations
 
-# Operations by name. Each is made by a function of (options, folder). An encoder maps a row to one
-# or several rows; a decoder fills the answer of an item. Docstrings of operations have the names of
-# options in backquotes, and the names of arrays in quotes.
+# Functions by operation name that take (options, folder) and return the operation. An encoder maps
+# a row to one or several rows; a decoder fills the answer of an item. The docstring of such a
+# function describes its operation, with names of options in backquotes and names of arrays in
+# quotes.
 Encoder = Callable[[Row], Row | list[Row]]
 Decoder = Callable[[Item], None]
 ENCODERS: dict[str, Callable[[Mapping[str, Any], Path], Encoder]] = {}
@@ -593,8 +595,8 @@ def fill_blanks(options: Mapping[str, Any], folder: Path) -> Decoder:
 # Image formats that are read. Decoders of others, such as PostScript, may start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 _MOST_PIXELS = 40_000_000
-# Number of pixels that are converted at a time; largest number of pixels that the scans of a JPEG
-# file may update in total.
+# Number of pixels that are converted at a time, and the maximum number of pixel updates by all
+# scans of a JPEG file.
 _BAND_PIXELS, _MOST_UPDATES = 1 << 22, 100 * _MOST_PIXELS
 # Largest number of class probabilities that are in memory at a time.
 _MOST_SUMS = 1 << 25
@@ -659,7 +661,7 @@ def decode_image(raw: Raw, mode: str, remedy: str = "give the path of an image")
 def declared_pixels(image: Any) -> int:
     """Returns the number of pixels that are decoded at once.
 
-    These are all pixels of the image, or those of a TIFF tile if it is larger.
+    These are all pixels of the image, or those of a TIFF tile if the tile is larger.
     """
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     width, length = tags.get(322, 0), tags.get(323, 0)
@@ -1290,8 +1292,8 @@ _ISO = re.compile(
     re.ASCII,
 )
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+", re.ASCII)
-# Maximum number of time steps per row of a table. A table with more time steps per row does not
-# have the step of the model.
+# Maximum number of time steps per row of a table. A table with more time steps per row is rejected,
+# because nearly all of its values would be missing.
 _SPARSE = 100
 
 
@@ -1407,9 +1409,9 @@ class Cells:
         Args:
           wanted: name of the column; if empty, the first column that is called date, time,
             timestamp, datetime or ds.
-          clock: if the model was trained on times with UTC offsets, "utc" to convert times to UTC
-            or "local" to ignore the offsets; otherwise empty, and offsets other than 0 are
-            rejected.
+          clock: use of UTC offsets: "utc" converts times to UTC, "local" ignores the offsets, and
+            "" rejects offsets other than 0. It is empty if the model was trained on times without
+            UTC offsets.
         """
         usual = [name for name in self.header if name.lower() in _TIMES]
         name = wanted or (usual[0] if usual else "")
@@ -1597,9 +1599,10 @@ def forecast(options: Mapping[str, Any], folder: Path) -> Decoder:
     """Converts distribution parameters to forecasts in the units of the data, with their times.
 
     `point` is the index of the parameter that is the point forecast. Each entry of `levels`
-    describes a quantile. Within the horizon, the quantile is the parameter with index `column`;
-    without `column`, it is that of a Student's t distribution. Beyond the horizon, it is column
-    `beyond` of the output "beyond".
+    describes a quantile. Within the horizon, the quantile is the parameter with index `column`. If
+    `column` is missing, the parameters are those of a Student's t distribution, from which the
+    quantile is computed. Beyond the horizon, the quantile is the column `beyond` of the output
+    "beyond".
     """
     channels, step, horizon = options["channels"], options["step"], options["horizon"]
     mean, std = np.array(options["mean"]), np.array(options["std"])
@@ -1666,11 +1669,11 @@ class Catalog:
         self._items = names | {self.titles[item].casefold(): item for item in order}
 
     def find_item(self, text: str) -> int | None:
-        """Returns the index of the item with a title or name; None if there is none."""
+        """Returns the index of the item with the given title or name; None if there is none."""
         return self._items.get(text.casefold())
 
     def find_user(self, name: str) -> int | None:
-        """Returns the index of the user with a name; None if there is none."""
+        """Returns the index of the user with the given name; None if there is none."""
         return self._numbers.get(name, self._numbers.get(_plain_name(name)))
 
     def events(self, user: int) -> tuple[np.ndarray, np.ndarray]:
@@ -1899,9 +1902,9 @@ def in_batches(run: Program, size: int) -> Program:
 def difference(found: Any, expected: Any) -> float:
     """Computes the largest difference of two arrays, relative to the largest finite value.
 
-    For dtypes other than float32, such as integers and float16, it is the mean difference, since
-    single values may change at ties. The result is infinite if shapes differ, or if infinities or
-    NaN are at different positions.
+    For dtypes other than float32, such as integers and float16, the mean difference is computed
+    instead, since rounding may change single values. The result is infinite if shapes differ, or if
+    infinities or NaN are at different positions.
     """
     exact = np.asarray(found).dtype == np.float32
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
@@ -2232,8 +2235,8 @@ class Export:
 
         Returns:
           The largest difference, relative to the largest absolute value of its output array. For
-          arrays of integers or float16 it is the mean difference, since single values may change
-          at ties.
+          arrays of integers or float16, the mean difference is used instead, since rounding may
+          change single values.
 
         Raises:
           InputError: an output differs by more than the tolerance of the signature.

@@ -138,9 +138,9 @@ def _cond(arrays: list[Any], options: Mapping[str, Any]) -> list[Any]:
 
 
 def _platform_index(arrays: list[Any], options: Mapping[str, Any]) -> np.int32:
-    """Returns the index of the branch for any platform or, without one, of the branch for CPUs.
+    """Returns the index of the branch for all platforms or, if there is none, of that for CPUs.
 
-    `_cond` inlines this branch.
+    `_cond` inlines the branch with this index.
     """
     platforms = options["platforms"]
     for index, names in enumerate(platforms):
@@ -153,7 +153,7 @@ def _platform_index(arrays: list[Any], options: Mapping[str, Any]) -> np.int32:
 
 
 def _pad(arrays: list[Any], options: Mapping[str, Any]) -> Any:
-    """Pads by concatenating constants, since converters of "pad" need known sizes of all axes."""
+    """Pads by concatenating constants, since converters of "pad" need static sizes of all axes."""
     x, value = arrays
     if any(interior for *_, interior in options["padding_config"]):
         return NotImplemented
@@ -192,7 +192,8 @@ def _select(arrays: list[Any], options: Mapping[str, Any]) -> Any:
 def _gather(arrays: list[Any], options: Mapping[str, Any]) -> Any:
     """Gathers booleans as integers, because onnxruntime gathers only numbers.
 
-    The default fill value is True for booleans, and an integer other than 0, which becomes True.
+    For booleans, the default fill value is True. For int32 it is not 0, so it becomes True in the
+    conversion back to booleans.
     """
     x, indices = arrays
     if np.result_type(x) != np.bool_ or options["fill_value"] is not None:
@@ -258,8 +259,8 @@ def _fourier(x: Any, options: Mapping[str, Any]) -> Any:
         x = _transform(x, axis, cosines * scale, sines * scale)
     if kind != "IRFFT":
         return x
-    # Each frequency between the first and the last counts twice, because the frequencies that are
-    # left out are their conjugates.
+    # All frequencies except 0 and length / 2 count twice, because the input does not contain their
+    # conjugates.
     length = lengths[-1]
     count = length // 2 + 1
     cosines, sines = (wave[:count] for wave in _waves(length, 1, length))

@@ -38,7 +38,8 @@ from tasks.task import ArraySpec, ProcessingSteps, Task
 
 FORMATS = ("stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Allowed difference between machines and versions, relative to the largest value of an output.
+# Maximum allowed difference between the outputs of different machines and library versions,
+# relative to the largest value of an output.
 TOLERANCE = 1e-4
 # Number of days for which JAX promises that its new releases load a serialized program.
 COMPATIBLE_DAYS = 180
@@ -87,7 +88,7 @@ def write_export(
     format: str = "stablehlo",
     batch_size: int = 1,
 ) -> dict[str, Any]:
-    """Writes an export, which appears under its name only when complete.
+    """Writes an export; the folder `target` is created only when all of its files are written.
 
     Args:
       task: task with a fitted processor; needs no data.
@@ -95,8 +96,8 @@ def write_export(
       variables: variables of the model for evaluation.
       target: folder that does not exist, or is empty.
       with_attention: whether to export `Task.attention`, too.
-      examples: raw inputs for the golden outputs. A program whose size fits none of these
-        inputs gets random input arrays.
+      examples: raw inputs for the golden outputs. A program that runs none of these inputs gets
+        random input arrays.
       card: function that returns the text of README.md, given the content of signature.json.
       format: format of the programs, one of `FORMATS`.
       batch_size: batch size of ONNX programs that cannot be converted for any batch size.
@@ -258,8 +259,8 @@ def _export_decoder(
         lengths.append(found[-1].max_length)
 
         def step(model: Any, now: Mapping[str, Any], inputs: Any = inputs) -> dict[str, Any]:
-            # The decoder is made from zeros, because only its step function is used, which does not
-            # depend on the inputs; its state is replaced by the given one.
+            # The decoder is created from inputs of zeros. Only its step function is used, which
+            # does not depend on the inputs, and its state is replaced by the given state.
             zeros = {n: jnp.zeros((now["token"].shape[0], *x.shape[1:]), x.dtype)
                      for n, x in inputs.items()}  # fmt: skip
             decoder = task.decoder(model, zeros)
@@ -453,9 +454,10 @@ def _write_files(
 
 
 def write_tensors(tensors: Mapping[str, Any], file: Path) -> None:
-    """Writes arrays as safetensors; `np.ascontiguousarray` would give scalars a dimension."""
+    """Writes arrays to a safetensors file."""
     from safetensors.numpy import save_file
 
+    # `np.ascontiguousarray` would turn scalars into arrays with one dimension.
     save_file({name: np.asarray(x, order="C") for name, x in tensors.items()}, file)
 
 
@@ -484,7 +486,7 @@ def _write_golden(
     """Writes golden.safetensors: examples or random inputs, with the outputs that XLA computes.
 
     Raises:
-      UserError: the outputs of the ONNX programs differ.
+      UserError: the outputs of the ONNX programs differ from those of XLA.
     """
     text = json.dumps({**signature, "sha256": {}})
     (folder / "signature.json").write_text(text, encoding="utf-8")

@@ -22,9 +22,10 @@ from tasks.task import Task
 def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, float]]:
     """Returns the test metrics of a task's baselines, which are fitted once per data set.
 
-    If a baseline has per-example scores, "gain" is the improvement of the model over it on the
-    primary metric, positive if the model is better. "gain_95" is half the width of its 95 %
-    confidence interval. "seconds" is the run time of fitting and evaluation.
+    The metrics of each baseline are a dict. Its key "seconds" is the run time of fitting and
+    evaluation. If the baseline has per-example scores, the key "gain" is the improvement of the
+    model over the baseline on the primary metric, positive if the model is better. "gain_95" is
+    half the width of the gain's 95 % confidence interval.
     """
     found: dict[str, dict[str, Any]] = {}
     scores = task.example_scores(test.outputs, "test")

@@ -21,7 +21,7 @@ from launch.reporting.formatting import (
 )
 from tasks.common.errors import UserError
 
-# With this many comparisons or more, the notes mention intervals that exclude 0 by chance.
+# Tables with at least this many differences have a note about intervals that exclude 0 by chance.
 _MANY = 6
 
 
@@ -270,7 +270,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
             f"(Student's t)"
         )
     if seeds == 1:
-        yield "one seed each: the variation over seeds is unknown; compare 3 or more"
+        yield "one seed each: the variation over seeds is unknown; compare 3 or more seeds"
     if len(gaps) >= _MANY:
         yield (
             f"of {len(gaps)} intervals, about one in 20 excludes 0 by chance; test the winner "

@@ -73,7 +73,7 @@ def as_csv(found: Iterable[Comparison]) -> str:
 
 
 def as_json(found: Iterable[Comparison], messages: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns the comparisons as JSON values, with the messages about what was left out."""
+    """Returns the comparisons as JSON values, with the messages about runs that are left out."""
     return {
         "comparisons": [
             {
@@ -98,7 +98,7 @@ def as_html(title: str, found: Sequence[Comparison], messages: Sequence[str] = (
     Args:
       title: title of the page.
       found: comparisons; if there are several, each has a section.
-      messages: lines about what was left out.
+      messages: lines about runs that are left out.
     """
     from markupsafe import Markup
 
@@ -110,8 +110,9 @@ def sections(found: Sequence[Comparison], messages: Sequence[str] = (), title: s
 
     Args:
       found: comparisons.
-      messages: lines about what was left out.
-      title: title of the page that contains the HTML; it is not repeated.
+      messages: lines about runs that are left out.
+      title: title of the page that contains the HTML. A comparison with the same title gets no
+        heading.
     """
     parts = []
     for each in found:
@@ -205,9 +206,9 @@ def write_ranking(folder: Path, title: str, found: Sequence[Comparison]) -> Path
 def drawn(comparison: Comparison) -> dict[str, Figure]:
     """Returns the figures of a comparison by file name.
 
-    "means" shows the metric on validation and test with its deviation over seeds, and the
-    differences with their intervals. "time" shows the metric on validation over the time of
-    training. The result is empty if fewer than two experiments are finished.
+    "means" shows the metric on validation and test with its standard deviation over seeds, and the
+    differences with their confidence intervals. "time" shows the metric on validation over the
+    training time. The result is empty if fewer than two experiments are finished.
     """
     finished = [row for row in comparison.rows if row.runs]
     if len(finished) < 2:

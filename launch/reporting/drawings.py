@@ -112,8 +112,8 @@ def canvas(width: float, height: float) -> Any:
 def style() -> Iterator[None]:
     """Makes matplotlib use the colors of pages, and draw texts literally.
 
-    Texts have no math mode, and are text elements in SVG: browsers then choose a font for any
-    script. PNG files show a box for missing glyphs.
+    Dollar signs do not start math mode. SVG drawings contain text elements, so that browsers find
+    fonts for all writing systems. PNG files show a box for each missing glyph.
     """
     import matplotlib
 
@@ -457,7 +457,7 @@ def _detected_image(figure: DetectedImage, numbered: bool = True) -> list[Panel]
 
 
 def label(figure: DetectedImage, number: int) -> str:
-    """Returns the label of a detected object: its class, if there are several, and its score."""
+    """Returns the label of a detected object: its score, after its class if the classes differ."""
     name = figure.labels[number] if len(set(figure.labels)) > 1 else ""
     score = "" if figure.scores is None else f"{figure.scores[number]:.2f}"
     return f"{name} {score}".strip()
@@ -598,4 +598,7 @@ _PANELS: Mapping[type, Callable[[Any], list[Panel]]] = {
 }
 
 unnumbered = functools.partial(_detected_image, numbered=False)
-"""Returns the panels of a `DetectedImage` without numbers, which refer to a list of objects."""
+"""Returns the panels of a `DetectedImage` with labels instead of numbers at the objects.
+
+Numbers refer to a list of objects, which pages have and PNG files do not.
+"""

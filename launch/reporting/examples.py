@@ -13,7 +13,7 @@ from tasks.figures import Shown
 from tasks.task import Task
 
 _UNCERTAIN = "uncertain"
-# Description in the note, for each kind of chosen examples.
+# Description of each kind of chosen examples, for the note.
 _KINDS: Mapping[str, str] = {
     "correct": "correct",
     "wrong": "wrong",

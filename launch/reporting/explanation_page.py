@@ -40,9 +40,10 @@ from tasks.explanation import (
 )
 
 WEIGHT_BYTES = 4_500_000
-"""Size of the attention weights of a page, in characters, unless there are many explanations."""
+"""Default maximum size of the attention weights of a page with few explanations, in characters."""
 
-# Size in characters of the attention weights of one explanation, on a page with many explanations.
+# Default maximum size of the attention weights of one explanation, in characters, on a page with
+# many explanations.
 _EACH = 1_500_000
 # Largest side of an image in pixels.
 _LARGEST_SIDE = 768
@@ -88,14 +89,15 @@ def page(
 
     Scripts on the page can read the quantized weights:
     `await explanation.weights(example, map, layer, head)`, with the id or the index of an example,
-    returns an array with an entry for each query; `explanation.weights(..., run)` reads those of
-    the run `against`.
+    returns an array with an entry for each query. With a fifth argument of 1, it reads the weights
+    of the run `against`.
 
     Args:
       explanations: explanations; may be empty.
       title: title of the page.
-      rows: records of `Task.predictions`, which are listed too. Further keys are "kind", "correct"
-        and "length", see `launch.reporting.explanation_tables`.
+      rows: records of `Task.predictions`, which the page lists in addition to the explained
+        examples. Further keys are "kind", "correct" and "length", see
+        `launch.reporting.explanation_tables`.
       against: explanations of the same examples by another run, which are shown side by side.
       names: names of the two runs.
       notes: sentences for the reader.
@@ -182,7 +184,7 @@ def _with_assets(text: str, styles: str, script: str) -> str:
 
 
 def _assets() -> tuple[str, str]:
-    """Returns the style sheet, without the styles of all pages, and the script of explanations."""
+    """Returns the style sheet and the script of explanations; the common `page.CSS` is left out."""
     names = ("explanation_page.css", "explanation_page.js")
     styles, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
     return styles, script
@@ -363,8 +365,8 @@ def _statistics(explanation: Explanation, attention: AttentionMap) -> dict[str, 
     distances = _distances(explanation.axes[attention.keys])
     if attention.queries != attention.keys or T == 1:
         distances = None
-    # Similarities are computed from a part of the rows, at equal distances, because the time grows
-    # with the square of the number of heads.
+    # Similarities are computed from evenly spaced queries only, because the time grows with the
+    # square of the number of heads.
     rows = np.unique(np.linspace(0, T - 1, min(T, _COMPARED)).round().astype(int))
     similar = []
     for layer in range(L):
@@ -511,7 +513,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _list(values: Any, digits: int = 5) -> list[Any]:
-    """Returns an array as nested lists of rounded numbers; those not finite become None."""
+    """Returns an array as nested lists of rounded numbers; non-finite numbers become None."""
     array = np.asarray(values)
     if array.dtype.kind != "f":
         return array.tolist()

@@ -98,7 +98,8 @@ def summarize(rows: Sequence[Mapping[str, Any]], bins: int = 15) -> Summary:
 
     Args:
       rows: records of `Task.predictions`; see `correct`. The key "length" is the length of the
-        input; without it, the length is the number of words if most inputs have several.
+        input. Without this key, the length is the number of words, if most inputs have more than
+        one word.
       bins: number of bins of equal width. A bin contains its upper edge.
     """
     rated = [row for row in rows if _number(row.get("confidence")) and correct(row) is not None]
@@ -214,7 +215,7 @@ def _classes(rows: Sequence[Mapping[str, Any]]) -> list[Group]:
         if isinstance(row.get("target"), str | int):
             members[cell(row["target"])].append(row)
     count = sum(map(len, members.values()))
-    # Targets that hardly repeat, such as translations, are no classes.
+    # Targets that rarely repeat, such as translations, are not classes.
     if not 2 <= len(members) <= min(_CLASSES, count // 2):
         return []
     return [_group(name, members[name]) for name in sorted(members)]

@@ -19,7 +19,7 @@ import numpy as np
 
 from tasks.explanation import AttentionMap
 
-# Largest integers of weights: uint8 if all weights of a map are at least 0, else int8.
+# Largest integers that encode weights: uint8 if all weights of a map are at least 0, else int8.
 _UNSIGNED, _SIGNED = 255, 127
 # Largest integer of a row's scale; it stands for the largest weight of the head.
 _SCALES = 65535

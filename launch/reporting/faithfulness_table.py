@@ -12,7 +12,7 @@ from launch.reporting.formatting import markdown_table
 from launch.reporting.results import FAITHFULNESS
 
 KNOWN = "known_positions"
-"""Kind of the record of `benchmarks.known_positions`."""
+"""Kind and file name, without extension, of the record of `benchmarks.known_positions`."""
 
 # Columns of a table: the title, and the key of the value in a record.
 _COLUMNS: Sequence[tuple[str, str]] = (
@@ -68,9 +68,10 @@ def table(record: Mapping[str, Any]) -> list[str]:
 
 
 def known_table(record: Mapping[str, Any]) -> list[str]:
-    """Returns the table of known positions, in Markdown.
+    """Returns the lines of the table of `benchmarks.known_positions`, in Markdown.
 
-    It has the fraction of examples in which a method finds the position, by case and method.
+    In each case, one known position of the input determines the output. The table has the fraction
+    of examples in which a method finds this position, by case and method.
     """
     cases = record["cases"]
     methods = dict.fromkeys(name for case in cases.values() for name in case["methods"])
@@ -91,7 +92,10 @@ def _fraction(value: float | None) -> str:
 
 
 def insert(text: str, root: Path) -> str:
-    """Inserts tables after <!-- faithfulness --> and <!-- known_positions -->, up to their ends.
+    """Inserts the tables of faithfulness and of known positions between their marker lines.
+
+    The lines are <!-- faithfulness --> and <!-- /faithfulness -->, and <!-- known_positions --> and
+    <!-- /known_positions -->.
 
     Args:
       text: text of a page.

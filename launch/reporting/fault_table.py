@@ -16,7 +16,7 @@ _OUTCOMES = {"survived": "survived", "refused": "refused with a message", "lost"
 
 
 def lines(record: Mapping[str, Any]) -> list[str]:
-    """Returns the lines of a record's table, and of a sentence about how it was made."""
+    """Returns the lines of a record's table, and a sentence about how the record was made."""
     faults: Sequence[Mapping[str, str]] = record["faults"]
     rows = [_row(kind, [each for each in faults if each["kind"] == kind])
             for kind in dict.fromkeys(each["kind"] for each in faults)]  # fmt: skip

@@ -28,7 +28,7 @@ from tasks.figures import (
 # Characters that can be neither drawn nor written in XML: control characters and unpaired
 # surrogates, which occur in file names that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-# Pixels per inch in HTML, and the side that small images have at most after they are enlarged.
+# Pixels per inch in HTML, and the maximum side in pixels to which small images are enlarged.
 _PIXELS = 96
 _SMALL = 168
 # Largest number of characters of texts that are shown side by side.
@@ -110,7 +110,8 @@ def png(figure: Figure) -> bytes:
 def files(drawn: Sequence[Figure]) -> Iterator[tuple[str, bytes | None, str]]:
     """Yields a file name without suffix, the content of a PNG file, and a text for each figure.
 
-    For a figure that consists of text, the PNG file is None, and the text is the figure.
+    The text is the caption. For a figure that consists of text, the content of the PNG file is
+    None, and the text is the complete figure.
     """
     for number, figure in enumerate(drawn, 1):
         caption = drawings.caption(figure)

@@ -49,11 +49,12 @@ def insert_models(text: str, records: Iterable[Record]) -> str:
     """Inserts tables of models after the lines <!-- models KEY=VALUE ... -->.
 
     They replace the text before the lines <!-- /models -->. The keys select runs: task, data,
-    experiment (several are separated by commas), or one of `settings`. Without the key experiment,
-    the runs of `launch.train` are selected.
+    experiment (several are separated by commas), or a key of the record's `settings`. Without the
+    key experiment, the runs of `launch.train` are selected.
 
     Raises:
-      ValueError: a table has no end, no key task, a malformed key, or selects no run.
+      ValueError: a first line has no matching last line, no key task or a malformed key, or it
+        selects no run.
     """
     records = list(records)
     return _insert_each(text, "models", lambda selection: _models(selection, records))
@@ -65,7 +66,7 @@ def insert_metrics(text: str) -> str:
     They replace the text before the lines <!-- /metrics -->.
 
     Raises:
-      ValueError: a table has no end.
+      ValueError: a first line has no matching last line.
     """
     return _insert_each(text, "metrics", lambda task: _metrics(task_class(task)))
 

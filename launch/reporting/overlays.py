@@ -114,8 +114,9 @@ def overlay_weights(image: np.ndarray, weights: np.ndarray, opacity: float = 0.8
     Args:
       image: image in one of the formats of `to_rgb`.
       weights: nonnegative weights [y, x] of a grid over the image.
-      opacity: opacity of the largest weight if the smallest is 0. In general the opacity is
-        proportional to the weight above the smallest, so equal weights tint nothing.
+      opacity: opacity of the largest weight if the smallest is 0. In general, the opacity is
+        proportional to the difference from the smallest weight, so that a map of equal weights
+        leaves the image unchanged.
 
     Returns:
       uint8 [Y, X, 3].

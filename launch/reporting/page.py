@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: the head with the styles of all pages, and their templates.
+"""Rendering of self-contained HTML pages from templates, with common styles.
 
 Pages refer to no other file, and only pages of explanations have a script. They follow the color
 scheme of the browser, and fit narrow screens; wider content scrolls in a box of its own.
@@ -108,11 +108,12 @@ def render(body: str, title: str, styles: str = "", **values: Any) -> str:
     """Returns a complete HTML page with a title.
 
     Args:
-      body: jinja2 template of the HTML after the title. Texts are escaped; HTML is `Markup`.
+      body: jinja2 template of the HTML after the title. Values are escaped, unless they are HTML
+        given as `Markup`.
       title: title of the page.
       styles: further CSS.
-      **values: variables of the template; an unknown variable is an error. The filter `scrolling`
-        puts HTML into a box, see `scrolling`.
+      **values: variables of the template; an unknown variable is an error. The template may use
+        the function `scrolling` as a filter.
     """
     import jinja2
     from markupsafe import Markup
@@ -125,7 +126,9 @@ def render(body: str, title: str, styles: str = "", **values: Any) -> str:
 
 
 def scrolling(content: str, label: str) -> str:
-    """Puts HTML that may be wider than the screen into a box that scrolls, also with the keyboard.
+    """Puts HTML into a box that scrolls if the HTML is wider than the screen.
+
+    The box can be scrolled with the keyboard, too.
 
     Args:
       content: HTML.

@@ -80,7 +80,7 @@ examples. If the interval contains 0, the examples do not tell which is better.<
 """
 
 
-# Subdirectory of a refitted run with the first training, which selected the number of steps.
+# Subdirectory of a refitted run for its first training, which selects the number of steps.
 SELECTION = "selection"
 
 

@@ -134,7 +134,7 @@ def check_recordable() -> None:
 
 
 def save_record(record: Mapping[str, Any], root: Path) -> Path:
-    """Writes the run file and returns its path."""
+    """Writes the record of a run to its JSON file in the directory `root`; returns the path."""
     settings = "".join(f"-{key}={value}" for key, value in sorted(record["settings"].items()))
     folder = data_folder(root, record["task"], record["data"])
     path = folder / record["experiment"] / f"{record['seed']}{settings}.json"

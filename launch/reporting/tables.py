@@ -70,8 +70,9 @@ def results_markdown(
         "split, or on training and validation examples if the model is refitted on both. A gain "
         "is the paired difference of model and baseline on the first metric, positive if the "
         "model is better, with its 95 % confidence interval; both are averaged over the seeds. A "
-        "figure without ± is of one seed, to save computing time, so its spread is unknown: "
-        "smaller differences than the spread of similar models are no evidence.",
+        "value without ± is from a single seed, to save computing time, so its standard deviation "
+        "is unknown. Differences that are smaller than the standard deviation of similar models "
+        "are no evidence.",
     ]
     lines += ["", *_summary_table(groups)]
     for (task, data), group in groups.items():

@@ -27,7 +27,7 @@ class Delta:
     Attributes:
       declares: dotted keys of the fields that the delta changes, such as 'model.pooling'.
       overrides: values by dotted key, applied to the base.
-      config: config file, optionally with ':argument', that replaces the base before the overrides.
+      config: config file, optionally with ':argument', that replaces the base before `overrides`.
     """
 
     declares: Sequence[str]
@@ -122,7 +122,7 @@ def load_ablations(path: str) -> dict[str, Ablation]:
         isinstance(found, Mapping)
         and found
         and all(isinstance(each, Ablation) for each in found.values())
-        # Names of directories.
+        # The names become names of directories.
         and (not several or all(re.fullmatch(r"\w+", str(name)) for name in found))
     ):
         raise UserError(

@@ -33,7 +33,7 @@ class FinishedRun:
     Attributes:
       folder: run directory.
       experiment: its experiment.
-      record: its record.
+      record: content of its result.json.
       examples: hash of the ids of its test examples; "" if the directory has none.
     """
 
@@ -78,7 +78,7 @@ def collect(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
 def _runs_below(folder: Path) -> list[Path]:
     """Returns the run directories below a directory.
 
-    The subdirectory of a refitted run with the training that selected its step is left out.
+    The subdirectory `selection` of a refitted run, with its first training, is left out.
     """
     found = (path.parent for path in sorted(folder.rglob("config.json")))
     return [path for path in found if path.name != SELECTION]

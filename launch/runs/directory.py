@@ -151,8 +151,7 @@ def _pretrained(config: Experiment, folder: Path) -> Pretrained:
     try:
         saved = saved_config(folder)
         # The parameters are restored to the mesh of this run.
-        training = dataclasses.replace(config.training, refit=saved.training.refit)
-        placed = dataclasses.replace(saved, mesh=config.mesh, training=training)
+        placed = dataclasses.replace(saved, mesh=config.mesh)
         steps, variables, _ = load_variables(restored_task(saved, folder), placed, folder)
     except UserError as error:
         reason = str(error).removeprefix(f"--workdir={folder}: ")

@@ -143,7 +143,8 @@ def finish(
       folder: output directory.
       title: title of the table.
       outcomes: outcomes returned by `run_all`; the first is the base.
-      stopped: number of the signal that stopped the runs, which marks the table as partial, or 0.
+      stopped: number of the signal that stopped the runs, or 0. If it is not 0, the table is marked
+        as partial.
       against_best: whether experiments are compared with the one that is best on validation,
         instead of the base.
       notes: further lines that explain the table.

@@ -28,11 +28,11 @@ _WRITTEN, _SEPARATORS = ("token", "character"), ("[SEP]", "[END]", "end", "</s>"
 _ORDERS = 5
 
 METHODS: Mapping[str, str] = {
-    "attention": "attention weights of the last layer, as the output reads them",
+    "attention": "attention from the output to the positions, through the last layer",
     "rollout": "product of the attention of all layers (Abnar & Zuidema 2020)",
     "attention_x_gradient": "attention times its gradient through all layers (Chefer et al. 2021)",
     "gradient_x_input": "derivative with respect to replacing a position (Shrikumar et al. 2017)",
-    "integrated_gradients": "integral of that derivative (Sundararajan et al. 2017)",
+    "integrated_gradients": "integral of the same derivative (Sundararajan et al. 2017)",
     "occlusion": "change of the score when one position is replaced (Zeiler & Fergus 2014)",
     "uniform": "control: positions evenly spread over the input",
     "random": f"control: mean of {_ORDERS} random orders",
@@ -93,7 +93,9 @@ class Explaining:
             yield self._subject(examples, row, raw=raw, split=split, index=index)
 
     def of_inputs(self, raw: Sequence[str]) -> Iterator[Subject]:
-        """Yields a `Subject` for each raw input; only the first of several windows is used.
+        """Yields a `Subject` for each raw input.
+
+        If an input has several examples, such as the windows of an image, only the first is used.
 
         Raises:
           UserError: an input cannot be read.
@@ -218,7 +220,8 @@ class Explaining:
           group: B examples whose inputs have the same shapes.
 
         Returns:
-          Relevance [B, T, T] between the T states of each example.
+          Relevance [B, T, T]; entry [b, i, j] is the relevance of the initial state j for the final
+          state i.
         """
         inputs, target = (
             {name: np.concatenate([one[name] for one in each]) for name in each[0]}
@@ -234,8 +237,8 @@ class Explaining:
         path = self.explainer.attention_path(group[0])
         assert path is not None
         assert path.layers is not None
-        # The weights of the layers' self-attention are square. Those of other attention, such as
-        # that of a pool, are not.
+        # The weights of self-attention in layers are square, unlike the weights of other attention,
+        # such as attention pooling.
         names = [name for name, x in found.weights.items() if x.ndim == 4 and _is_square(x)]
         assert len(names) == len(path.layers), (names, path.layers.shape)
         stacked = (np.stack([part[name] for name in names]) for part in found)

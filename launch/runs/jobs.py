@@ -51,7 +51,7 @@ class Ended:
     Attributes:
       record: result record; None if the run failed.
       failure: error message; '' if the run finished.
-      retriable: whether the failure is one of the machine, so that another attempt may succeed.
+      retriable: whether the machine caused the failure, so that another attempt may succeed.
     """
 
     record: Mapping[str, Any] | None = None

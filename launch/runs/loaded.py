@@ -433,7 +433,7 @@ class Run:
             parts.append("<p>This run is not finished.</p>")
         if reports.log_file(self.folder).exists():
             drawn = reports.curves(self.folder, self._metric, self.record.get("steps"))
-            # Drawings follow the scheme of the browser, which may differ from that of the notebook.
+            # Drawings use the browser's color scheme, which may differ from the notebook's.
             look = "background: Canvas; color-scheme: light dark; display: flex; flex-wrap: wrap"
             parts.append(f'<div style="{look}">{drawn}</div>')
         if self.report is not None:

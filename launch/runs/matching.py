@@ -222,7 +222,7 @@ class _Dimension:
                 model = changed.model
                 self._counts[size] = count_parameters(self._task, model, changed.seed)
             except (UserError, ValueError, ZeroDivisionError):
-                # Such as a size that the number of heads does not divide.
+                # The size is invalid, for example not divisible by the number of heads.
                 self._counts[size] = None
         return self._counts[size]
 

@@ -32,7 +32,8 @@ _SLOTS = 1000
 # Number of successive actors of a slot that may end before their first job.
 _STARTS = 3
 
-# Environment of Ray. The workers of a cluster started here have the same priority as this command.
+# Environment variables for Ray. The workers of a cluster started here have the same priority as
+# this command.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -210,7 +211,7 @@ class _RaySlot:
         return answer
 
     def _forget(self) -> None:
-        """Kills the actor, which may be unreachable but alive, and forgets it."""
+        """Kills the actor, which may be unreachable but alive, and removes its references."""
         self.kill()
         self._actor = self._opened = None
 
@@ -254,7 +255,7 @@ def _actor_class() -> type:
             self._setup, self._process, self._claims = setup, None, []
 
         def open(self) -> str:
-            """Prepares the node; returns an error message if it lacks the command's files."""
+            """Prepares the node; returns an error message, or "" if it has the command's files."""
             import sys
 
             setup, node = self._setup, socket.gethostname()

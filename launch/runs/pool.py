@@ -25,7 +25,7 @@ from tasks.common.errors import UserError
 _INTERVAL = 0.05
 # Seconds without a running job after which a status line says that the command waits for a worker.
 _PATIENCE = 60.0
-# Seconds that a worker has to end after it was asked to; after that it is killed.
+# Seconds after which a worker is killed if it has not ended although it was asked to.
 CLOSING = 60.0
 
 
@@ -149,7 +149,7 @@ class Pool:
             self._say_once("waiting for a worker that can execute a run")
 
     def _is_ready(self, slot: Slot) -> bool:
-        """Returns whether a slot can start a job; a slot that never can is removed.
+        """Returns whether a slot can start a job; a slot that can never start one is removed.
 
         Raises:
           UserError: no other slot is left.

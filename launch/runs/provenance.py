@@ -2,9 +2,9 @@
 
 Before training, `data.json` is written to the run directory. It contains the task's fingerprint,
 the hash of each part of the data and the number of examples of each split. `assets.json` contains
-labels and tokenizer. A run is neither resumed nor repeated if either file differs from the present
-data. Run directories of earlier versions have no data.json: only their assets are compared, and no
-data.json is added, since it would describe data that were never compared.
+labels and tokenizer. A run is not resumed, evaluated or replayed if either file differs from the
+present data. Run directories of earlier versions have no data.json: only their assets are compared,
+and no data.json is added, since it would describe data that were never compared.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def saved_assets(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is missing; restore the file, or train in another --workdir")
     assets = read_json(path)
     if not isinstance(assets, dict):
-        raise UserError(f"{path}: does not contain the assets of a run; restore the file")
+        raise UserError(f"{path}: expected a JSON object, the assets of the run; restore the file")
     if "encoder" in assets:
         # Key used by earlier versions.
         assets["tokenizer"] = assets.pop("encoder")

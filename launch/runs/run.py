@@ -53,7 +53,9 @@ def run(
     profile: Profile | None = None,
     member: Member | None = None,
 ) -> dict[str, Any]:
-    """Trains and tests one experiment and writes its report; verifies a finished run.
+    """Trains and tests one experiment and writes its report.
+
+    If the run is finished already, only its data are verified.
 
     Args:
       config: the experiment.

@@ -52,19 +52,19 @@ def run_search(
 ) -> tuple[dict[str, Outcome], int, int]:
     """Runs trials until the study has `trials` of them, counting those of earlier commands.
 
-    The objective is the primary metric on the validation split, averaged over the seeds. A trial
-    whose run fails counts as failed; the search goes on.
+    The objective is the primary metric on the validation split, averaged over the seeds. If
+    the run of a seed fails, its trial counts as failed, and the search continues.
 
     Args:
       base: experiment of the config file.
       settings: values of --set, see `launch.engine.spaces`.
-      trials: number of trials.
+      trials: number of trials of the study.
       seeds: number of seeds of each trial.
-      options: directories, command and messages; the study is in the same directory.
+      options: settings of the runs. The study is stored in the directory `options.folder`.
 
     Returns:
-      Outcomes by name; the number of the signal that stopped the search, or 0; and the number of
-      trials.
+      Outcomes by the name of the trial; the number of the signal that stopped the search, or 0; and
+      the number of trials in the study, including those of earlier commands.
 
     Raises:
       UserError: Optuna is missing, a setting is invalid, or the directory contains another search.
@@ -82,7 +82,7 @@ def run_search(
     options.folder.mkdir(parents=True, exist_ok=True)
     with _quiet(), alone(options.folder):
         study = _study(base, given, seeds, options.folder)
-        # Runs of an interrupted trial continue with its values.
+        # Trials of earlier commands come first. An interrupted one is continued with its values.
         earlier = study.trials
 
         def everything() -> None:

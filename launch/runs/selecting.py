@@ -1,4 +1,4 @@
-"""Choice of examples of a split, which are then explained."""
+"""Selection of the examples of a split to explain."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def select(
 
     Returns:
       Indices of the chosen examples, and a record of every example of the split, see
-      `tasks.task.Task.predictions`. Records also have the keys "index", "kind" and "correct", which
-      is None if examples are neither correct nor wrong.
+      `tasks.task.Task.predictions`. Records also have the keys "index", "kind" and "correct"; the
+      value of "correct" is None if the task has no correct and wrong examples.
 
     Raises:
       UserError: there are no such examples.

@@ -3,12 +3,15 @@
 The first line of the standard input is the set-up:
 
     cores: ids of the CPU cores to run on, or null.
-    config: experiment whose devices are requested, as if the command ran all jobs itself.
-    paths, command, track: as in `launch.runs.jobs.Options`; paths by attribute.
+    config: experiment of the first job, whose devices are requested for all jobs, as in a command
+      that runs all jobs itself.
+    paths, command, track: as in `launch.runs.jobs.Options`; paths is an object with the attributes
+      of `tasks.common.data.paths.Paths`.
 
-Every further line is a job with the keys name, config, folder, and log, the file that gets the
-output. The answer to a job is a line with the keys record, failure and retriable. It has the key
-stopped instead if a signal stopped the job, and the key refused if the set-up is invalid.
+Every further line is a job with the keys name, config, folder and log. The key log has the path of
+the file to which the output is appended. The answer to a job is a line with the keys record,
+failure and retriable. It has the key stopped instead if a signal stopped the job, and the key
+refused if the set-up is invalid.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ def main() -> None:
 
 
 class _Lines:
-    """Lines of the standard input. At its end, the process gets SIGTERM, which stops training."""
+    """Lines of standard input. At its end, the process sends itself SIGTERM to stop training."""
 
     def __init__(self, source: Any):
         self._source, self._found = source, queue.SimpleQueue()

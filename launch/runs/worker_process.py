@@ -2,7 +2,7 @@
 
 A worker, `launch.runs.worker`, reads JSON lines from its standard input: the set-up, then one job
 at a time. It writes one JSON line for each job to its standard output. The end of its input, which
-also comes if the parent is killed, stops training at the next step with a checkpoint. This module
+also occurs if the parent is killed, stops training at the next step with a checkpoint. This module
 imports only the standard library.
 """
 
@@ -176,7 +176,7 @@ class Process:
         """Stops the process and waits for its end.
 
         Args:
-          timeout: seconds after which it is killed; None to wait until it has saved a checkpoint.
+          timeout: seconds after which the process is killed; None to wait until it has ended.
         """
         self.stop()
         try:

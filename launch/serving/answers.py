@@ -113,7 +113,7 @@ def answers(task: str, items: Sequence[Item], parameters: Mapping[str, Any], man
     found = [shape(item, parameters) for item in items]
     if shape is translation:
         return [one for row in found for one in row]
-    # Text classification returns a list with an entry for each input, even for a single one.
+    # Text classification returns a list with an entry for each input, even for a single input.
     return found if many or task == "text_classification" else found[0]
 
 

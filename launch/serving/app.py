@@ -41,8 +41,8 @@ EXTENSIONS: list[str] = []
 STOP_S = 5.0
 # Seconds that browsers keep the answer to a preflight request.
 _CORS_S = 600
-# A client may close its connection while it waits for an answer. The connection is watched for this
-# only after these seconds.
+# Seconds after which the server begins to watch whether a client that waits for an answer has
+# closed its connection.
 _PATIENCE_S = 0.1
 
 

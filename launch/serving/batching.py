@@ -189,7 +189,7 @@ class Batcher:
             while True:
                 now, soonest = time.monotonic(), None
                 is_all = sum(map(len, self._waiting.values())) >= self._expected()
-                # Keys are in the order in which their first rows were submitted.
+                # Keys are tried in the order in which their first rows were submitted.
                 for key, queue in sorted(self._waiting.items(), key=lambda kv: kv[1][0].since):
                     start = queue[0].since + self._max_wait_s
                     is_full = len(queue) >= self._limits.get(key, self._max_batch)

@@ -87,8 +87,8 @@ def _length(content: bytes) -> tuple[float, int]:
     """Reads the duration in seconds and the number of samples from the header of a sound.
 
     Both are 0 if the header cannot be read; the error is raised later, when the sound is decoded.
-    If the header has no length, the duration is 0 and the number of samples is large; decoding then
-    stops at the limit.
+    If the header has no length, the duration is 0 and the number of samples is large. Decoding then
+    fails if the sound exceeds the maximum duration.
     """
     import soundfile
 

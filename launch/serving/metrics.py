@@ -34,7 +34,7 @@ class Metrics:
             ["model"], buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self.program_seconds = Histogram(
-            "attention_program_seconds", "Seconds of a batch.",
+            "attention_program_seconds", "Seconds that a batch ran.",
             ["model"], buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self.batch_rows = Histogram(

@@ -59,13 +59,13 @@ _QUICK = frozenset(
 _SHORT = 1000
 # Longest time, in seconds, of a batch that runs on the thread of the event loop.
 _SHORT_S = 0.003
-# Number of timed runs of each batch size, and two limits on the ratio of the time per row to the
-# shortest one. Up to the first limit, a smaller batch is preferred; above the second, larger
-# batches are not tried.
+# Number of timed runs of each batch size, and two limits on the ratio of the time per row at this
+# size to the shortest time per row at any size. Up to the first limit, a smaller batch is
+# preferred. Above the second limit, larger batches are not tried.
 _TIMINGS, _NEAR, _HOPELESS = 3, 1.1, 1.5
-# Most numbers in a response with attention weights.
+# Maximum number of attention weights in a response.
 ATTENTION_NUMBERS = 1_000_000
-# Characters or bytes that are encoded for one request before it is the turn of other requests.
+# Characters or bytes that are encoded for one request before other requests get their turn.
 _TURN = 100_000
 
 # Held while an input that needs much memory is decoded, one at a time.
@@ -299,7 +299,7 @@ class Model:
     async def _call(
         self, places: Places, raw: Sequence[Raw], function: Callable[[], Result]
     ) -> Result:
-        """Calls a function that processes inputs: on this thread if quick, else on another one."""
+        """Calls a function that processes inputs, on another thread unless the call is quick."""
         if self._is_quick and sum(map(len, raw)) <= _SHORT and self._tokenizing.acquire(False):
             try:
                 return function()

@@ -13,9 +13,9 @@ from launch.serving.options import Options
 ERRORS = {
     "400": "The body is malformed.",
     "401": "The token is missing or wrong.",
-    "404": "There is no such model, or the model does not support this.",
+    "404": "There is no such model, or the model does not support this endpoint.",
     "405": "The method is not supported.",
-    "408": "The body came too slowly.",
+    "408": "The body arrived too slowly.",
     "413": "The body is too large.",
     "415": "The media type of the body is not supported.",
     "422": "A field is invalid.",
@@ -136,7 +136,7 @@ def _model_paths(models: list[Model]) -> dict[str, Any]:
         "description": "Name of a model.",
         "schema": {"type": "string", "enum": names},
     }
-    metadata = _success("Arrays of the model.", _content(_reference("Metadata")))
+    metadata = _success("Inputs and outputs.", _content(_reference("Metadata")))
     is_ready = _content(_object({"name": {"type": "string"}, "ready": {"const": True}}))
     inference = {"required": True, "content": _content(_reference("InferenceRequest"))}
     inputs = {"required": True, "content": _content(_reference("TaskRequest"))}
@@ -152,7 +152,7 @@ def _model_paths(models: list[Model]) -> dict[str, Any]:
     events = _content({"type": "string"}, "text/event-stream")
     paths = {
         "/v2/models/{name}": {
-            "get": _operation("model", "Arrays of a model.", metadata, ("404",))
+            "get": _operation("model", "Input and output arrays of a model.", metadata, ("404",))
         },
         "/v2/models/{name}/ready": {
             "get": _operation(
@@ -290,12 +290,12 @@ def _schemas(models: list[Model], options: Options) -> dict[str, Any]:
             {
                 "tokens": {"type": ["array", "null"], "items": text},
                 "words": {
-                    "description": "Words of a text; null for tokens of another kind.",
+                    "description": "Words of a text; null if the tokens do not stand for words.",
                     "type": ["array", "null"],
                     "items": text,
                 },
                 "spans": {
-                    "description": "For each token, its first word and the word after its last.",
+                    "description": "Range [first, end) of the words of each token, as indices.",
                     "type": ["array", "null"],
                     "items": {
                         "type": "array",

@@ -96,7 +96,7 @@ class Places:
         self._taken += count
 
     async def call(self, function: Callable[[], Result]) -> Result:
-        """Calls a function on a thread of the queue; no place is freed before it returns."""
+        """Calls a function on another thread; no place is freed before the function returns."""
         loop = asyncio.get_running_loop()
         future: Future[Result] = self._queue.submit(function)
         self._running += 1

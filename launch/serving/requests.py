@@ -42,7 +42,9 @@ class Bodies:
         self._large = asyncio.Lock()
 
     async def read(self, request: Request) -> bytes:
-        """Reads the body of a request; it counts as in memory until `release` is called with it.
+        """Reads the body of a request.
+
+        The body counts toward the limit on all bodies until `release` is called with it.
 
         Raises:
           Problem: the body is too large or arrives too slowly, or the limit on all bodies is

@@ -90,7 +90,7 @@ class _Rest:
     """Unread part of a request body, which is read and ignored before an error response is sent.
 
     Otherwise a client that is still sending when the connection closes would not see the response.
-    A client that expects "100 Continue" has not begun to send.
+    A client that expects "100 Continue" has not begun to send, so nothing needs to be read.
     """
 
     def __init__(self, scope: Scope, receive: Receive):

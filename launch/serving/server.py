@@ -19,9 +19,11 @@ from launch.serving.options import Options
 from launch.serving.responses import as_json
 from tasks.common.errors import UserError
 
-# Maximum number of open connections. At a further one, the longest idle connection is closed.
+# Maximum number of open connections. If another one is opened, the connection that has been idle
+# for the longest time is closed.
 CONNECTIONS = 1000
-# Connections accepted per iteration of the event loop, and the length of the system's queue.
+# Connections accepted per iteration of the event loop, and the length of the operating system's
+# queue of connections that wait to be accepted.
 _ACCEPTED, _BACKLOG = 64, 1024
 # Maximum number of open files other than connections.
 _FILES = 1000
@@ -236,8 +238,8 @@ def serve(server: uvicorn.Server, opened: socket.socket) -> None:
     """
     _allow_files()
 
-    # This handler is in effect before the server sets its own handlers, and again after the server
-    # has restored it.
+    # This handler applies before the server installs its own handlers, and after the server has
+    # removed them again.
     def stop(*_: Any) -> None:
         server.should_exit = True
 

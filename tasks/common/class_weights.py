@@ -21,11 +21,12 @@ class ClassWeightsConfig(Config):
     """Config of the class weights of a classifier.
 
     Attributes:
-      class_weights: weights of the classes in the training loss: "none"; "balanced", inversely
-        proportional to the number of training examples of the class; numbers in the order of the
-        classes, such as "1,5"; or CLASS=NUMBER for some classes, such as "spam=5"; the
-        other classes then have weight 1. The weights are scaled so that their mean over the
-        training examples is 1. Metrics are not weighted.
+      class_weights: weights of the classes in the training loss. "none" gives equal weights.
+        "balanced" gives weights that are inversely proportional to the number of training examples
+        of the class. Numbers such as "1,5" are weights in the order of the classes. CLASS=NUMBER,
+        such as "spam=5", is the weight of one class; classes that are not named have weight 1. The
+        weights are scaled so that their mean over the training examples is 1. Metrics are not
+        weighted.
     """
 
     class_weights: str = dataclasses.field(default=NONE, metadata=LATER)

@@ -68,7 +68,7 @@ def warn_once(message: str, key: str | None = None) -> None:
 def check_max_length(
     longest: int | None, needed: int, reason: str, key: str = "config.model.max_length"
 ) -> None:
-    """Checks that a model supports sequences of a length.
+    """Checks that a model supports sequences of a given length.
 
     Args:
       longest: `max_length` of the model; None for a model without a limit.

@@ -1,8 +1,8 @@
 """Cross-entropy of integer labels, with a gradient computed in one pass over the logits.
 
-The backward pass needs the logits and two numbers per row, instead of probabilities. It compares
-class indices with labels, which avoids a scatter. `linear_cross_entropy` computes logits in chunks
-of classes and does not store them.
+For the backward pass, the logits and two numbers per row are stored, but no probabilities. The
+backward pass compares class indices with labels, which avoids a scatter. `linear_cross_entropy`
+computes logits in chunks of classes and does not store them.
 
 In shapes, V is the number of classes, D the size of a hidden state, and B the number of examples.
 """
@@ -146,7 +146,8 @@ def _divergence_forward(pairs: Array) -> tuple[Array, tuple]:
 def _divergence_backward(residuals: tuple, upstream: Array) -> tuple[Array]:
     pairs, log_sum, means = residuals
     x = pairs.astype(log_sum.dtype)
-    # q is p with its pairs swapped. It is computed from x; to swap p, p would have to be stored.
+    # q is p with the two passes swapped. Swapping the array p would require storing it, so q is
+    # computed from the swapped x instead.
     p, q = (jnp.exp(each - total[..., None]) for each, total in _both(x, log_sum))
     gradient = p - q + p * (x - x[:, ::-1] - means[..., None])
     return ((0.5 * upstream[:, None, ..., None] * gradient).astype(pairs.dtype),)

@@ -3,7 +3,8 @@
 Each example has a random key of its own. An array of S x S pixels contains an image in its upper
 left corner, and zeros to the right and below. This is also true after augmentation.
 
-B batch, S side of the array, M objects including padding, Y X height and width of an instance map.
+In shapes, B is the batch size, S the side of the array, M the number of objects including padding,
+and Y and X are height and width of an instance map.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tasks.detection.ops.boxes import area, clip
 
 Array = jax.Array
 
-# Minimum visible fraction of an object that is kept in a cropped image.
+# Objects are removed from a cropped image if less than this fraction of their box remains.
 LEAST_VISIBLE = 0.25
 
 
@@ -28,13 +29,13 @@ class AugmentationConfig:
     """Config of augmentation in the order of application; 0 or False disables a step.
 
     Attributes:
-      scale_min, scale_max: range of a log-uniform scale factor; scaled images that exceed the
-        square are cropped at random. 1 and 1 for no scaling. Objects are removed if less than a
-        quarter of their box remains.
-      flip: exchanges left and right with probability 1/2.
-      flip_vertical: exchanges top and bottom with probability 1/2.
-      transpose: exchanges rows and columns with probability 1/2; with both flips this gives all
-        eight symmetries of a square.
+      scale_min, scale_max: range of a log-uniform scale factor; 1 and 1 for no scaling. Scaled
+        images that exceed the square are cropped at random. Objects are removed if less than a
+        quarter of the area of their box remains.
+      flip: whether to exchange left and right with probability 1/2.
+      flip_vertical: whether to exchange top and bottom with probability 1/2.
+      transpose: whether to exchange rows and columns with probability 1/2; with both flips this
+        gives all eight symmetries of a square.
       brightness, contrast, saturation, hue: see
         `tasks.common.images.augmentation.AugmentationConfig`.
     """
@@ -65,8 +66,9 @@ def augment(
     """Augments a batch.
 
     Args:
-      batch: image [B, S, S, 3], values 0 to 255; size int [B, 2]; boxes [B, M, 4]; labels int
-        [B, M], -1 for padding; with masks instances int [B, S, S], k + 1 for object k.
+      batch: image [B, S, S, 3], values 0 to 255; size int [B, 2], height and width of the images
+        without padding; boxes [B, M, 4]; labels int [B, M], -1 for padding; and, in data with
+        masks, instances int [B, S, S], k + 1 at pixels of object k and 0 elsewhere.
       keys: random key of each example, [B].
       config: see `AugmentationConfig`.
 
@@ -79,7 +81,8 @@ def augment(
     changed["image"] = changed["image"].astype(jnp.float32)
 
     def one(example: dict[str, Array], key: Array) -> dict[str, Array]:
-        # One key per kind of change, so that a new kind does not affect the others.
+        # Each kind of change has its own key, so that its random numbers do not depend on the other
+        # kinds.
         keys = [jax.random.fold_in(key, number) for number in range(4)]
         if (config.scale_min, config.scale_max) != (1, 1):
             example = _random_scale_and_crop(example, keys[0], config.scale_min, config.scale_max)
@@ -156,8 +159,8 @@ def _random_scale_and_crop(
 def scale_and_crop(example: Mapping[str, Array], scale: Array, offset: Array) -> dict[str, Array]:
     """Scales one example, and crops it to the square that begins at `offset`.
 
-    Images are resized linearly with antialiasing, instances to the nearest pixel. With instances,
-    boxes are computed from the instance pixels that remain.
+    Images are resized by linear interpolation with antialiasing, and instance maps by nearest
+    neighbor. If there is an instance map, boxes are computed from the remaining pixels of objects.
 
     Args:
       example: fields as for `augment`, without B.
@@ -199,7 +202,7 @@ def tight_boxes(instances: Array, count: int) -> tuple[Array, Array]:
     """Returns the smallest box around each object of an instance map.
 
     Args:
-      instances: instance map, int [Y, X], k + 1 for object k, 0 for none.
+      instances: instance map, int [Y, X], k + 1 at pixels of object k, 0 at pixels without one.
       count: M, number of objects.
 
     Returns:

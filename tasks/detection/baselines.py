@@ -1,6 +1,6 @@
 """Baseline without learning: Otsu's threshold, with touching objects split by inscribed discs.
 
-Y X height and width.
+In shapes, Y and X are height and width.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tasks.detection.ops.masks import masks_to_boxes
 from tasks.detection.ops.pasting import to_rle
 
 # Settings that are tried on validation: factors of Otsu's threshold, minimum distance of two seeds
-# and minimum size of an object, in pixels.
+# in pixels, and minimum number of pixels of an object.
 FACTORS = (0.7, 0.85, 1.0)
 DISTANCES = (3, 5, 8)
 SIZES = (12, 30)

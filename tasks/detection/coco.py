@@ -1,7 +1,8 @@
 """Reading of annotations in COCO's format (JSON).
 
-Annotations have bbox, category_id, iscrowd and optionally segmentation: polygons, or a run-length
-encoding, compressed or not. Integers may be written as floats, as some tools do.
+An annotation has the keys image_id, category_id and bbox, and optionally iscrowd and segmentation.
+A segmentation is a list of polygons, or a run-length encoding, compressed or not. Integers may be
+written as floats, as some tools do.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from tasks.detection.ops.pasting import RunLength
 
 # Pixels by which a box may exceed the image, because tools round differently.
 _SLACK = 1.0
-# Maximum distance between a side of the box and that of the mask's bounding box, as a fraction of
-# the width or height of the mask; some pixels of tolerance are added.
+# Maximum distance between a side of the box and the same side of the mask's bounding box, as a
+# fraction of the width or height of the mask; a tolerance of 2 * _SLACK pixels is added.
 _FAR = 0.25
 # Pillow's limit on the number of pixels of an image.
 _MOST_PIXELS = 178_956_970
@@ -61,8 +62,8 @@ def read_annotations(
 
     Args:
       file: file of the annotations.
-      images: folder of the images; None for the folder of `file`, or a folder images/ in it or
-        next to it that has the images.
+      images: folder of the images; None to find them in the folder of `file`, or in a folder
+        images/ in or next to that folder.
       group_key: key of the entries in "images" by which the images are grouped; "" for no groups.
 
     Returns:
@@ -157,7 +158,7 @@ class _Reader:
                     "name"
                 )
             ids[identity] = str(name)
-        # Numbers in numeric order, then texts in alphabetical order.
+        # Ids that are numbers come first, in numeric order, and then texts in alphabetical order.
         order = sorted(ids, key=lambda identity: (isinstance(identity, str), identity))
         self._label = {identity: label for label, identity in enumerate(order)}
         self.names = tuple(ids[identity] for identity in order)

@@ -9,8 +9,8 @@ width of the square, M is the number of objects including padding. Fields of an 
 * original: int32 [2], height and width of the original image;
 * boxes: float32 [M, 4], (x1, y1, x2, y2) in pixels of the square;
 * labels: int32 [M], classes from 0 for objects, then -1 for padding;
-* instances: uint16 [Y, X], k + 1 for object k, 0 for background; only in data with masks. The
-  smaller of two overlapping objects is on top. Metrics use the complete masks of
+* instances: uint16 [Y, X], k + 1 at pixels of object k, 0 for background; only in data with masks.
+  The smaller of two overlapping objects is on top. Metrics use the complete masks of
   `DetectionExamples.truth`.
 """
 
@@ -55,16 +55,16 @@ class DataConfig(HeldOutConfig):
         validation and test, separated by commas. Each split must have an object that is not a crowd
         region (iscrowd 1). For images with an EXIF orientation see
         `tasks.common.images.orientation`.
-      images: folder of the images; None for the folder of the annotations, or a folder images in it
-        or next to it.
+      images: folder of the images; None to find them in the folder of the annotations, or in a
+        folder images/ in or next to that folder.
       image_size: side of the examples in pixels; None for the default of the data set, which is 256
         for user files.
       max_objects: maximum number of objects of an example; None for the maximum over the data. If
         an image has more objects, the largest are kept.
       skip_broken: whether to skip user images that are missing or cannot be read, with a message.
       augmentation: config of the random augmentation in training.
-      For the other attributes see `HeldOutConfig`; `group_column` is a key of the entries of
-      images, and `stratify` has no effect.
+      For the other attributes see `HeldOutConfig`; `group_column` is a key of the entries in the
+      list "images" of the annotations, and `stratify` has no effect.
     """
 
     name: known_names(*DATA_SETS) = "nuclei"
@@ -91,7 +91,7 @@ class AnnotatedImage:
       image: pixels, uint8 [Y, X, 3].
       boxes: boxes of the n objects, float32 [n, 4].
       labels: classes of the objects, int32 [n].
-      instances: int [Y, X], k + 1 for object k, 0 for background; None without masks.
+      instances: int [Y, X], k + 1 at pixels of object k, 0 for background; None without masks.
     """
 
     image: np.ndarray
@@ -310,7 +310,7 @@ def read_labeled(
     Args:
       path, images, names, has_masks: as for `user_files.load_labeled`.
       side: side of the examples in pixels.
-      most: maximum number of objects of an example, for the loss.
+      most: maximum number of objects of an example that count in the loss. Metrics use all objects.
 
     Raises:
       UserError: a file cannot be used.

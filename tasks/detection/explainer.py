@@ -1,7 +1,7 @@
 """Explanations of detection, with the cells of a grid as positions.
 
-A gate g of 1 keeps a cell x of the image. A gate of 0 replaces it by the same cell r of a blurred
-copy: g x + (1 - g) r. The explainer measures how this changes a score of the prediction.
+A gate g in [0, 1] mixes each cell x of the image with the same cell r of a blurred copy:
+g x + (1 - g) r. The explainer measures how this changes a score of the prediction.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from tasks.explainer import AttentionPath, Description, Explainer, Subject, repe
 from tasks.explanation import AttentionMap, Axis, Picture
 from tasks.processor import Arrays
 
-# Minimum IoU of a detection with the explained one, and minimum score of a drawn detection.
+# Minimum IoU of a detection with the explained object, and minimum score of a drawn detection.
 _OVERLAP, _SHOWN = 0.5, 0.5
 
 
 class DetectionExplainer(Explainer):
     """Explains the log-odds of the most confident object.
 
-    The score is the highest one of the detections of the same class that overlap the object with an
-    IoU of 0.5 or more. It has no useful gradients, because detections are selected.
+    The explained score is the highest score of the detections that have the class of the object and
+    an IoU with it of at least 0.5. It has no useful gradients, because the selection of detections
+    is not differentiable.
     """
 
     replacement = "a blurred copy"
@@ -44,7 +45,7 @@ class DetectionExplainer(Explainer):
         return cells(Y), cells(X)
 
     def positions(self, inputs: Arrays) -> np.ndarray:
-        """Returns True for cells inside the image, which may be padded."""
+        """Returns True for cells inside the image, and False for cells in the padding."""
         _, Y, X, _ = inputs["image"].shape
         height, width = inputs["size"][0]
         rows, columns = self._grid(inputs)

@@ -25,7 +25,7 @@ class Truth:
       size: height and width.
       boxes: boxes of the n objects, float32 [n, 4].
       labels: classes of the objects, int [n].
-      masks: mask of each object; None if there are only boxes.
+      masks: run-length encoded mask of each object; None if there are only boxes.
       crowd: bool [n], True for crowd regions, which contain any number of objects of a class;
         predictions inside them are ignored. None if there are no crowd regions.
     """
@@ -45,7 +45,7 @@ class Prediction:
       boxes: boxes of the n objects, float [n, 4].
       labels: classes of the objects, int [n].
       scores: scores of the objects, float [n].
-      masks: mask of each object; None if there are only boxes.
+      masks: run-length encoded mask of each object; None if there are only boxes.
     """
 
     boxes: np.ndarray
@@ -59,8 +59,8 @@ def detection_metrics(
 ) -> dict[str, float]:
     """Computes COCO's average precision, a mean over classes and IoUs (Lin et al. 2014).
 
-    At most 100 predictions of an image are evaluated. Classes without objects are excluded; the
-    result is 0 for data without objects.
+    The 100 predictions of an image with the highest scores are evaluated. Classes without objects
+    are excluded; the result is 0 for data without objects.
 
     Args:
       truths: truths of n images.
@@ -107,10 +107,10 @@ def ap50_contributions(
       kind: "box" or "mask".
 
     Returns:
-      float64 [n].
+      Contributions, float64 [n].
 
     Raises:
-      ValueError: as for `detection_metrics`; or kind is "mask" without masks.
+      ValueError: as for `detection_metrics`; or kind is "mask", and an image has no masks.
     """
     _check(truths, predictions, names)
     if kind not in _kinds(truths, predictions):
@@ -147,7 +147,7 @@ def dsb2018_scores(
       score: minimum score of the predictions that are evaluated.
 
     Returns:
-      float64 [n]; the score of the contest is their mean.
+      Scores of the images, float64 [n]; the score of the contest is their mean.
 
     Raises:
       ValueError: as for `detection_metrics`; or an image has no masks.
@@ -163,15 +163,16 @@ def dsb2018_scores(
 def _contest(truth: Truth, prediction: Prediction, score: float) -> float:
     from pycocotools import mask as coco
 
-    # Lowest score first, so that better masks overwrite worse ones; column-major as in COCO's
-    # encoding.
+    # Predictions are in ascending order of score, so that better masks overwrite worse ones. The
+    # array is column-major, like COCO's encoding.
     order = np.argsort(-np.asarray(prediction.scores), kind="stable")[::-1]
     order = [i for i in order if prediction.scores[i] >= score]
     found = np.zeros(truth.size, np.int64, order="F")
     for number, i in enumerate(order, 1):
         found[coco.decode(prediction.masks[i]).view(bool)] = number
     sizes = np.bincount(found.ravel("K"), minlength=len(order) + 1)[1:]
-    # Computed in integers, without division. Above IoU 0.5 a mask matches at most one other.
+    # IoUs are compared in integers, without division. With an IoU above 0.5, a mask matches at most
+    # one other mask.
     percents = np.round(100 * THRESHOLDS).astype(np.int64)[:, None]
     matched = np.zeros((len(THRESHOLDS), len(order)), bool)
     ignored = np.zeros_like(matched)
@@ -207,7 +208,7 @@ def _evaluation(
     kind: str,
     thresholds: np.ndarray = THRESHOLDS,
 ):
-    """Runs pycocotools on all images; returns None if true or predicted objects are missing."""
+    """Runs pycocotools on all images; returns None if there are no true or no predicted objects."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -263,7 +264,7 @@ def _annotation(image: int, box, label: int, masks, number: int, kind: str) -> d
 
 
 def _precision(evaluation) -> np.ndarray:
-    """Returns the precision by [IoU, recall, class]; -1 for classes without objects."""
+    """Returns the precision, [IoU thresholds, recalls, classes]; -1 for classes without objects."""
     if evaluation is None:
         return np.zeros((len(THRESHOLDS), 1, 1))
     with contextlib.redirect_stdout(io.StringIO()):

@@ -92,7 +92,10 @@ class DetectionProcessor(Processor):
         return Prediction(boxes, labels, scores, masks)
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the specifications of the padded image, its own size, and its original size."""
+        """Returns the specifications of the arrays of an example.
+
+        These are the padded image, its size without padding, and the size of the original image.
+        """
         side = self.image_size
         return {
             "image": ArraySpec(("batch", side, side, 3), "uint8"),
@@ -101,7 +104,10 @@ class DetectionProcessor(Processor):
         }
 
     def steps(self) -> ProcessingSteps:
-        """Returns the processing steps of exports, which scale images and map objects to pixels."""
+        """Returns the steps before and after an exported model.
+
+        They scale images, and map predicted objects to pixels of the original image.
+        """
         encode = [
             {"op": "read_image", "mode": "RGB", "to": "image"},
             {"op": "fit_square", "side": self.image_size, "to": "image"},

@@ -1,6 +1,7 @@
 """Object detection and instance segmentation with Mask R-CNN and DETR.
 
-B batch, D detections of an image.
+In shapes, B is the batch size, D the number of detections of an image, Q that of queries, and S the
+number of cells of a map or of cells along each side of a mask.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Detection(Task):
     model_configs = MODEL_CONFIGS
     processor_type = DetectionProcessor
     own_data = OWN_DATA
-    # The primary metric is that of boxes, because not all data and models have masks.
+    # The primary metric evaluates boxes, because not all data and models have masks.
     primary_metric = "box_ap50"
     table_metrics = ("box_ap50", "box_ap", "mask_ap50", "mask_ap", "dsb2018_score")
     metric_table: ClassVar = {
@@ -106,7 +107,7 @@ class Detection(Task):
         return DetectionProcessor(data, model, *described)
 
     def with_file(self, file: str, images: str | None = None) -> Task:
-        """Reads an annotation file in COCO's format; categories are matched by name."""
+        """Reads an annotation file in COCO's format; its categories are matched by name."""
         processor = self.processor
         most = self.model.queries if isinstance(self.model, DETRConfig) else MOST_OBJECTS
         described = list(processor.names), processor.predicts_masks, processor.image_size
@@ -176,9 +177,10 @@ class Detection(Task):
         """Detects the objects of each image, highest score first.
 
         Returns:
-          "boxes" [B, D, 4] in pixels of the example; "scores", "labels" and "valid" [B, D]; and
-          "original" [B, 2] of the inputs. If the model predicts masks, also "masks", float16
-          [B, D, S, S], which are probabilities of the S x S cells of each box.
+          "boxes" [B, D, 4] in pixels of the example; "scores", "labels" and "valid" [B, D]; and the
+          input "original" [B, 2], height and width of the original images. If the model predicts
+          masks, also "masks", float16 [B, D, S, S], which are probabilities of the S x S cells of
+          each box.
         """
         return {**self._detections(model, inputs), "original": inputs["original"]}
 
@@ -200,7 +202,7 @@ class Detection(Task):
         """Returns the attention weights of the backbone's stages by name, "stage_1", ...
 
         DETR also has "objects" [B, Q, S], the weights of each of Q detections over the S cells of
-        the last map.
+        the last backbone map.
         """
         return model.attention(inputs["image"], inputs["size"])
 
@@ -303,7 +305,7 @@ class Detection(Task):
     ) -> list[Figure]:
         """Draws one image as the model receives it, with true boxes if known.
 
-        The attention weights are those of the image, without a dimension of rows.
+        `attention` has the attention weights of this image, without the batch dimension.
         """
         height, width = example["size"]
         image = example["image"][:height, :width]

@@ -24,8 +24,8 @@ from tasks.detection.ops.pasting import RunLength, to_rle
 __all__ = ["OWN_DATA", "Annotated", "UserDataset", "load", "run_lengths"]
 
 OWN_DATA = OwnData(
-    "a JSON file of annotations in COCO's format, or a folder with train.json; images are in its "
-    "folder or in images/ next to it",
+    "a JSON file of annotations in COCO's format, or a folder with train.json; images are in the "
+    "folder of the JSON file, or in a folder images/ in or next to that folder",
     {"group": "group_column"},
 )
 
@@ -80,17 +80,17 @@ def load(
 
     Args:
       path: annotation file, or a folder with train.json and optionally validation.json and
-        test.json, possibly in annotations/. Three files, separated by commas, are train, validation
-        and test.
-      images: folder of the images; None for the folder of the annotations, or images/ in it or next
-        to it.
+        test.json. In a folder, these files may also be in its folder annotations/. Three files,
+        separated by commas, are train, validation and test.
+      images: folder of the images; None to find them in the folder of the annotations, or in a
+        folder images/ in or next to that folder.
       skip_broken: whether to skip images that are missing or cannot be read, with a message.
-      held_out: config of the held-out splits; its `group_column` is a key of the entries of images.
-        None for a split by hash.
+      held_out: config of the held-out splits; its `group_column` is a key of the entries in the
+        list "images" of the annotations. None for a split by hash.
 
     Returns:
-      The data set. A missing split is a tenth of the training split. It is chosen by the hash of
-      the pixels, so equal images are in the same split.
+      The data set. A split without a file is about a tenth of the training images. By default, its
+      images are chosen by the hash of their pixels. Equal images are in the same split.
 
     Raises:
       UserError: annotations or images cannot be used; the message names file and entry.
@@ -169,14 +169,14 @@ def load_labeled(
 
     Args:
       path: annotation file in COCO's format.
-      images: folder of the images; None for the folder of the annotations, or images/ in it or next
-        to it.
+      images: folder of the images; None to find them in the folder of the annotations, or in a
+        folder images/ in or next to that folder.
       names: class names of the run. Categories are matched by name, not by id.
       has_masks: whether the run was trained on masks.
 
     Raises:
-      UserError: annotations or images cannot be used, an object has a category that the run does
-        not know, or there are no masks although the run predicts them.
+      UserError: annotations or images cannot be used, an object has a category that is not a class
+        of the run, or the objects have no masks although the run predicts masks.
     """
     if Path(path).expanduser().is_dir():
         raise UserError(f"{path}: is a folder, expected an annotation file in COCO's format")

@@ -1,7 +1,8 @@
 """Baselines: naive and seasonal naive forecasts, and linear maps of the past.
 
-n windows, L look-back, F horizon, C channels; G groups of weights, which is 1 (shared by all
-channels) or C; P features of a linear map.
+In shapes, n is the number of windows, L the look-back, F the horizon, C the number of channels, G
+the number of groups of weights, and P the number of features of a linear map. G is 1 if all
+channels share the weights, else C.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def level_of(past: np.ndarray, valid: np.ndarray, level: str) -> np.ndarray:
       past: look-backs, [n, L, C].
       valid: bool [n, L, C], False where missing.
       level: "mean" for the mean of the valid values, "last" for the last valid value, or "none"
-        for 0. The level is also 0 without valid values.
+        for 0. Without valid values, the level is 0.
     """
     if level == "mean":
         return (past * valid).sum(axis=1) / np.maximum(valid.sum(axis=1), 1)
@@ -269,7 +270,8 @@ def evaluate_on_test(data: ForecastingData, forecast: Forecast) -> dict[str, Any
     """Computes the metrics of a forecast on the test windows.
 
     Returns:
-      The metrics, and "example_scores" [n], the scores of the windows.
+      The metrics, and "example_scores" [n], the mean squared error of each window, weighted by its
+      number of valid values.
     """
     squared, cells = [], []
     totals: dict[str, dict[str, np.ndarray]] = {}
@@ -300,7 +302,7 @@ def evaluate_on_test(data: ForecastingData, forecast: Forecast) -> dict[str, Any
 
 
 def baselines(data: ForecastingData) -> Mapping[str, Callable[[], dict[str, Any]]]:
-    """Returns by name of the baseline a function that fits it and returns its test metrics."""
+    """Returns a function for each baseline that fits the baseline and returns its test metrics."""
     fits: dict[str, Callable[[], Forecast]] = {
         "repeat": lambda: naive(data.horizon),
         "seasonal_naive": lambda: seasonal_naive(data.horizon, data.period),

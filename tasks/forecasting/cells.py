@@ -42,7 +42,8 @@ class Reading:
     Attributes:
       decimals: decimal mark by column, for columns that are not in Python notation.
       date_order: "dmy" or "mdy" for numeric dates with the year last.
-      clock: "utc" or "local" for times with a UTC offset.
+      clock: "utc" or "local" if times with a UTC offset are read in UTC or in local time; "" for
+        times without an offset.
     """
 
     decimals: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -106,7 +107,7 @@ def find_time_column(table: Cells, wanted: str, trained: bool = False) -> str | 
         return None
     if wanted:
         if wanted not in table.header:
-            # Suggests a flag only before training; the config of a trained model is fixed.
+            # A flag is suggested only before training; the config of a trained model is fixed.
             key = None if trained else "time"
             raise no_column(table.name, wanted, table.header, key)
         return wanted
@@ -156,7 +157,7 @@ def read_columns(
                 continue
             where = f"{table.name}: line {table.lines[error.index]}: {quote(column)} is"
             if error.two_readings:
-                # Suggests a flag only before training; the config of a trained model is fixed.
+                # A flag is suggested only before training; the config of a trained model is fixed.
                 remedy = (
                     "write numbers with a decimal point and no thousands separator, such as 1234.5"
                     if trained

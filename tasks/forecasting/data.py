@@ -1,6 +1,7 @@
 """Series in three splits and their windows: built-in data sets or user files.
 
-B windows, L look-back, F horizon, C channels, K calendar features.
+In shapes, B is the number of windows, L the look-back, F the horizon, C the number of channels, and
+K the number of calendar features.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ class DataConfig(Config):
         "May 31, 2024", 2024-05, 2024-Q2, 2024-W22 or 20240531, or be numbers since 1970 (seconds to
         nanoseconds). Times with a UTC offset are read in local time if the step is a day or more.
       time_column: time column of the user file. "" means the first column named date, time,
-        timestamp, datetime or ds; if there is none, the first column of the file, if it has no
-        name. "none" means that the file has no times and that its rows are one step apart.
+        timestamp, datetime or ds. If there is none, it means the first column of the file, if that
+        column has times and no name. "none" means that the file has no times and that its rows are
+        one step apart.
       targets: columns to forecast; empty for all columns with numbers.
       lookback: L, number of steps that the model receives.
       horizon: F, number of steps that the model forecasts.
@@ -50,13 +52,13 @@ class DataConfig(Config):
         empty for 7, 1, 2.
       step: seconds between the times of a user file; 0 for their median difference.
       period: steps in a season, for the seasonal naive forecast and MASE; 0 for the period of the
-        data set. In user files this is a day for steps below a day, a week for steps of a day, and
-        a year for steps of weeks or months.
-      noise_levels: standard deviations of Gaussian noise, relative to the training data, that is
-        added to the look-back of the test split; each level gives a metric mse_noise_<level>.
+        data set. The period of a user file is a day for steps below a day, a week for steps of a
+        day, and a year for steps of weeks or months.
+      noise_levels: standard deviations of Gaussian noise that is added to the standardized
+        look-backs of the test split; each level gives a metric mse_noise_<level>.
       decimal: decimal mark of the user file, "." or ","; "" to detect it for each column.
-      date_order: "dmy" or "mdy", the order in dates such as 01/02/2024 of the user file; "" to
-        detect it from the column, which is an error if the column is ambiguous.
+      date_order: "dmy" or "mdy", the order of day and month in dates such as 01/02/2024 of the user
+        file; "" to detect it from the column. An ambiguous column is then an error.
     """
 
     name: known_names(*DATA_SETS) = "etth1"
@@ -386,7 +388,7 @@ def _standardize(
             f"{np.nanmax(np.abs(values[train, channel])):.3g}, too large to be squared; rescale "
             f"the column"
         )
-    # Constant channels; rounding errors may give them a small deviation above 0.
+    # Constant channels. Rounding errors may give them a small standard deviation above 0.
     still = std <= 1e-9 * np.abs(mean)
     if still.any():
         names = ", ".join(np.array(series.names)[still])

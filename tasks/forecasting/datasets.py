@@ -26,8 +26,8 @@ class BuiltinSeries:
     Attributes:
       read: function from the path of the file to the series; for synthetic data it receives None.
       source: source of the file; None for synthetic data.
-      splits: number of steps of train, validation and test; later steps are not used. None for the
-        fractions SHARES.
+      splits: number of steps of train, validation and test; later steps are not used. None for
+        splits with the relative sizes SHARES.
       period: number of steps in a season.
       description: description of the data.
       license: license of the data.

@@ -28,7 +28,7 @@ class ForecastExplainer(Explainer):
     """
 
     replacement = "the mean of each channel in the look-back"
-    quantity = "minus the change of the mean forecast, in standard deviations"
+    quantity = "minus the absolute change of the mean forecast, in standard deviations"
     signed = False
 
     def target(self, outputs: Arrays) -> dict[str, np.ndarray]:
@@ -81,8 +81,8 @@ class ForecastExplainer(Explainer):
             return attention["lags"][-1].mean(axis=0)
         if "patches" in attention:
             weights = attention["patches"][-1, -1].mean(axis=(0, 1))
-            # If the queries are the patches of the horizon, these are also the last keys, which
-            # are dropped.
+            # If the queries are the patches of the horizon, the last keys are the same patches.
+            # Their weights are dropped.
             queries, keys = attention["patches"].shape[-2:]
             weights = weights[: keys - queries or keys]
             # Patches may overlap. Therefore the look-back is divided into one equal part per patch,

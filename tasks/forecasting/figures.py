@@ -1,7 +1,8 @@
 """Figures of forecasts and of attention weights.
 
-n windows, L look-back, F horizon, C channels, M patches of the look-back, G patches of the horizon,
-N attention heads, P parameters of an output head.
+In shapes, n is the number of windows, L the look-back, F the horizon, C the number of channels, M
+the number of patches of the look-back, G the number of patches of the horizon, N the number of
+attention heads, P the number of parameters of an output head, and Q the number of quantile levels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Metrics of forecasts from sums of errors over batches.
 
-B windows, F horizon, C channels.
+In shapes, B is the number of windows, F the horizon, and C the number of channels.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def forecast_metrics(sums: Mapping[str, Any], seasonal_error: np.ndarray) -> dic
 
     Returns:
       "mse", "mae" and, for a distribution, "crps": means over all cells in the units of the
-      forecast; and "mase", unless it excludes all channels.
+      forecast; and "mase", unless all channels are excluded.
     """
     cells = np.asarray(sums["cells"], np.float64)
     metrics = {

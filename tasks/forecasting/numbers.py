@@ -157,8 +157,8 @@ def read_numbers(cells: Sequence[str], decimal: str = "", likely: str = "") -> C
 def grouped_by_points(cells: Sequence[str]) -> int | None:
     """Returns the index of the first cell whose point may separate thousands, as in "1.234".
 
-    The column is in Python notation. The result is None if there is no such cell, or if the point
-    of some cell can only be a decimal point.
+    All cells must be in Python notation. The result is None if there is no such cell, or if the
+    point of some cell can only be a decimal point.
     """
     first = None
     convention = Convention(",", ".")
@@ -188,8 +188,8 @@ def _unreadable(
         kind = _unit(text)
         like += kind == ""
         units[kind] += bool(kind)
-    # Cells with the most frequent unit count as numbers. The letters in a column of texts differ
-    # from cell to cell.
+    # Cells with the most frequent unit count as numbers, because numbers of a column have the same
+    # unit. In a column of texts, letters differ from cell to cell.
     like += max(units.values(), default=0)
     others = sum(plain[index] is None for index in there)
     is_text = 2 * others > len(cells) and 2 * like < len(texts)

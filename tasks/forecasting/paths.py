@@ -1,7 +1,8 @@
 """Forecasts beyond the horizon: autoregressive point forecasts, and intervals from sample paths.
 
-B windows, L look-back, F horizon, C channels, K calendar features, P parameters of an output head,
-S steps ahead (a multiple of F), n paths, Q quantile levels.
+In shapes, B is the number of windows, L the look-back, F the horizon, C the number of channels, K
+the number of calendar features, P the number of parameters of an output head, S the number of
+forecast steps (a multiple of F), n the number of paths, and Q the number of quantile levels.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _VALUES = 1 << 20
 def forecast_autoregressively(model: Forecaster, batch: Batch) -> Array:
     """Forecasts all S steps for which the batch has calendar features.
 
-    Beyond the horizon, previous point forecasts replace the past values.
+    The model forecasts F steps at a time. Point forecasts are then appended to the past, from which
+    the next F steps are forecast.
 
     Args:
       model: forecaster with horizon F.
@@ -72,7 +74,8 @@ def quantiles_beyond(
 
     Args:
       model: forecaster whose head is a distribution.
-      batch: as for `forecast_autoregressively`; rows with an optional "weight" of 0 are skipped.
+      batch: as for `forecast_autoregressively`; and optionally "weight" [B]. Rows with a weight of
+        0 are skipped.
       levels: quantile levels, [Q].
       count: n, number of paths.
       seed: seed of the paths.
@@ -125,7 +128,7 @@ def draw_paths(head: Head, parameters: Array, key: Array) -> Array:
         e_h = Σ_{k<h} ψ_k ε_{h-k},   ψ_k² = v_{k+1} - v_k,   ε normal
 
     for step h. Hence the errors of a random walk (v_h = h v_1) accumulate, and those of white noise
-    (v_h = v_1) are independent. If the variance decreases from one step to the next, ψ is 0. v_h is
+    (v_h = v_1) are independent. If the variance decreases from step k to the next, ψ_k is 0. v_h is
     averaged over the n paths. At each step, the ranks of the n errors select quantiles of the
     head's distribution. Channels are independent.
     """

@@ -1,8 +1,9 @@
 """Processor of forecasting: reads files, and converts outputs to forecasts in the units of the
 data.
 
-L look-back, F horizon, C channels, K calendar features, S steps, P parameters of an output head, Q
-quantile levels.
+In shapes, L is the look-back, F the horizon, C the number of channels, K the number of calendar
+features, S the number of forecast steps, P the number of parameters of an output head, and Q the
+number of quantile levels.
 """
 
 from __future__ import annotations
@@ -153,7 +154,10 @@ class ForecastingProcessor(Processor):
         }
 
     def steps(self) -> ProcessingSteps:
-        """Returns the processing steps of exports, which read tables and return forecasts."""
+        """Returns the steps before and after an exported model.
+
+        They read tables, and convert outputs to forecasts in the units of the data.
+        """
         head, reading = self.head, self.reading
         common = {
             "channels": list(self.names),
@@ -187,7 +191,7 @@ class ForecastingProcessor(Processor):
         return "," in (self.data.decimal, self.reading.decimals.get(name))
 
     def export_sizes(self) -> list[dict[str, int]]:
-        """Returns the exported calendar lengths, for forecasts of one to four horizons."""
+        """Returns the exported calendar lengths, for forecasts of one, two and four horizons."""
         lookback, horizon = self.data.lookback, self.data.horizon
         return [{"times": lookback + blocks * horizon} for blocks in _EXPORTED]
 
@@ -279,7 +283,8 @@ class ForecastingProcessor(Processor):
     def _lines(self, parameters: np.ndarray, quantiles: np.ndarray | None) -> dict[str, np.ndarray]:
         """Returns the values of the printed columns, [S, C] each, in the units of the data.
 
-        The key "" has the point forecast, and the keys " LEVEL" have the bounds of the interval.
+        The key "" has the point forecast. The other keys are levels after a space, such as " 0.1",
+        and have the bounds of the interval.
         """
         found = {"": np.asarray(self.head.point(parameters)) * self.std + self.mean}
         if quantiles is not None:

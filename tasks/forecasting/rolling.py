@@ -3,7 +3,8 @@
 There are several origins in time. For each one, forecasts are fitted to the data before the origin,
 and compared on the data after it (Tashman 2000, "Out-of-sample tests of forecasting accuracy").
 
-n windows, L look-back, F horizon, C channels, P times in a season, M seasons of the look-back, J
+In shapes, n is the number of windows, L the look-back, F the horizon, C the number of channels, P
+the number of times in a season, M the number of seasons of the look-back, and J the number of
 seasons of the horizon.
 """
 
@@ -23,14 +24,14 @@ from tasks.forecasting.models.ridge import RidgeSeasonalConfig
 # For each origin, the ends of three parts of the training split, in tenths of it: for fitting
 # weights, for selecting penalties, and for evaluation.
 _PARTS = tuple((tenth, tenth + 1, tenth + 2) for tenth in range(4, 9))
-# Only every n-th window is used, because adjacent windows are similar. The ridge regression has
+# Only every third window is used, because adjacent windows are similar. The ridge regression has
 # more parameters and is fitted to all windows, as in the model.
 _EVERY = 3
 _UNKNOWN = 0.5
 
 
 def rolling_origins(data: ForecastingData) -> Iterator[ForecastingData]:
-    """Yields the series once for each origin, with three splits within its training split."""
+    """Yields the series once for each origin, with bounds of three splits in the training split."""
     first, end = data.bounds["train"]
     for tenths in _PARTS:
         ends = [first + (end - first) * tenth // 10 for tenth in tenths]
@@ -49,11 +50,11 @@ def fit_seasons(data: ForecastingData, season: int, level: str) -> np.ndarray:
     Args:
       data: series whose training windows are fitted.
       season: P, number of steps in a season.
-      level: "mean" or "last".
+      level: level of a look-back: its "mean" or its "last" value.
 
     Returns:
-      float64 [J, M], the latest season first. One minus the sum of a row is the weight of the
-      level.
+      Weights, float64 [J, M], the latest season first. One minus the sum of a row is the weight of
+      the level.
     """
     M, J = data.lookback // season, -(-data.horizon // season)
     gram, cross = np.zeros((J, M, M)), np.zeros((J, M))
@@ -88,7 +89,8 @@ def _on_simplex(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
     """Minimizes wᵀ gram w - 2 wᵀ cross over w >= 0 with sum w <= 1."""
     unit = max(float(np.trace(gram)), 1e-12)
     root = np.linalg.cholesky(gram / unit + 1e-9 * np.eye(len(gram)))
-    # With a slack variable the sum is 1, which a heavily weighted equation enforces.
+    # A slack variable makes the constraint sum w <= 1 an equality. A heavily weighted equation
+    # enforces it.
     equations = np.pad(root.T, ((0, 1), (0, 1)))
     equations[-1] = heavy = 1e3
     answers = np.append(np.linalg.solve(root, cross / unit), heavy)

@@ -1,6 +1,7 @@
 """Forecasting of the next values of a series, or of their distribution.
 
-B windows, L look-back, F horizon, C channels, P parameters of an output head, S steps ahead, Q
+In shapes, B is the number of windows, L the look-back, F the horizon, C the number of channels, P
+the number of parameters of an output head, S the number of forecast steps, and Q the number of
 quantile levels."""
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Forecasting(Task):
         return ForecastingProcessor(data, model, *scales, dataset.period, dataset.reading)
 
     def with_file(self, file: str, images: str | None = None) -> Task:
-        """Reads a table with the channels of the run; a window starts at every time step.
+        """Reads a table with the channels of the run; consecutive windows are one step apart.
 
         MASE is not computed, because its divisor is an error on the training split.
         """
@@ -191,7 +192,7 @@ class Forecasting(Task):
             raise UserError(f"config.model.{error}") from None
 
     def loss(self, model: Forecaster, batch: Batch, dropout_key: Array) -> tuple[Array, dict]:
-        """Computes the head's mean loss over valid values, and the MSE, under dropout."""
+        """Computes the head's mean loss over valid values, and the MSE, both with dropout."""
         parameters = model(
             batch["past"],
             batch["past_valid"],

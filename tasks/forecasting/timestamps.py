@@ -18,7 +18,8 @@ UTC, LOCAL = "utc", "local"
 _SHORTEST_MONTH = np.timedelta64(28, "D")
 # Shift of midnight due to daylight saving time.
 _SAVING = np.timedelta64(1, "h")
-# Usual units of steps in seconds, and the maximum delay of readings as a fraction of a step.
+# Usual units of steps in seconds, and the maximum difference between the median step and a round
+# step, as a fraction of the median step.
 _ROUND = (DAY, 3600, 900, 300, 60, 30, 10, 5, 1)
 _JITTER = 0.02
 
@@ -86,7 +87,7 @@ def on_clock(found: Times, known: str = "", step: Step | None = None) -> tuple[n
 
     Args:
       found: times of the column.
-      known: "utc" or "local" as chosen for an earlier file; empty to choose.
+      known: "utc" or "local", the choice for an earlier file; empty to choose by the rules above.
       step: step of the grid; None for the median difference.
 
     Returns:

@@ -80,7 +80,8 @@ def read_splits(path: str, *given: Any, **options: Any) -> tuple[Series, tuple[i
       no files of their own. Times between the files of two splits belong to the earlier split.
 
     Raises:
-      UserError: as for `read_series`; or the files have different columns or steps or overlap.
+      UserError: as for `read_series`; or the files have different columns or steps, or overlap in
+        time.
     """
     files = split_files(path)
     parts: dict[str, Series] = {}

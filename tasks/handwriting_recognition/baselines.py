@@ -18,7 +18,8 @@ _LINES = 3000
 def cut_and_classify(lines: HandwritingData) -> dict[str, Any]:
     """Evaluates an SVM that classifies each run of adjacent columns with ink as one digit.
 
-    The SVM is fitted on the training lines that have as many runs as digits.
+    The SVM is fitted on the training lines in which the number of runs equals the
+    number of digits.
     """
     from sklearn.svm import SVC
 

@@ -41,8 +41,8 @@ HANDWRITTEN_DIGITS = DatasetDefinition(
     sources=(mnist_digits.SOURCE,),
     generate=mnist_digits.generate,
     counts={"train": 7992, "validation": 1003, "test": 1005},
-    description="10,000 of MNIST's handwritten digits (LeCun et al. 1998), 28 x 28. In the order "
-    "of the file, of every ten images of a digit the first is in test, the second in validation.",
+    description="10,000 of MNIST's handwritten digits (LeCun et al. 1998), 28 x 28. Of every ten "
+    "successive images of a digit in the file, the first is in test and the second in validation.",
     license="MIT (the package)",
 )
 
@@ -56,8 +56,8 @@ class DataConfig(TranscribedConfig):
     """Config of the lines and the units of their texts.
 
     Attributes:
-      lines: composition of the lines of digit_strings from MNIST's digits; splits share no digit
-        image.
+      lines: composition of the lines of the data set digit_strings from single MNIST digits. No
+        digit image occurs in two splits.
       train_lines: composition of the training lines; None for `lines`.
       long_lines: composition of the test condition "long", whose lines are longer than any training
         line.

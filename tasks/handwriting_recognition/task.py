@@ -23,7 +23,7 @@ from tasks.task import Arrays, ArraySpec, Batch, ProcessingSteps
 from tasks.transcription import FAILURES, TranscriptionProcessor, TranscriptionTask
 
 LENGTH_MULTIPLE = 16
-# Number of columns of the exported program with the narrowest input.
+# Number of image columns that the narrowest exported program takes.
 _NARROWEST = 256
 
 
@@ -56,7 +56,7 @@ class HandwritingProcessor(TranscriptionProcessor):
         )
 
     def export_sizes(self) -> list[dict[str, int]]:
-        """Returns the exported widths, which double up to `config.data.max_columns`."""
+        """Returns the exported widths, each twice the previous, up to `config.data.max_columns`."""
         multiple, widths = LENGTH_MULTIPLE, [_NARROWEST]
         most = -(-self.data.max_columns // multiple) * multiple
         while widths[-1] < most:

@@ -24,8 +24,8 @@ class DataConfig(ImageTableConfig):
     """Config of the data set.
 
     Attributes:
-      name: name of a built-in data set. With `path`, name under which results are stored,
-        own_<folder> by default.
+      name: name of a built-in data set. If `path` is set, the name under which results are
+        stored; by default own_<folder>.
       path: user files. A folder contains either one folder of images for each class, or the folders
         train/ and optionally validation/ (or valid, val, dev) and test/, which contain one folder
         for each class. Other forms of `path` are a table of image paths and classes, a glob pattern

@@ -28,7 +28,7 @@ from tasks.processor import Arrays
 
 
 class ImageExplainer(ClassificationExplainer):
-    """Explains the log-odds of the predicted class by patches of a ViT, or by cells."""
+    """Explains the log-odds of the predicted class by patches of a ViT, or by cells of a grid."""
 
     replacement = "a blurred copy"
 
@@ -52,7 +52,7 @@ class ImageExplainer(ClassificationExplainer):
         """Returns the attention weights that lead from the positions to the logits.
 
         For a ViT these are the weights of its layers and of its head. For a convolutional network
-        it is the last map of `_spatial`, averaged within each cell.
+        they are the last map that `_spatial` returns, averaged within each cell.
         """
         attention = subject.attention
         if not isinstance(self.task.model, ViTConfig):
@@ -84,7 +84,7 @@ class ImageExplainer(ClassificationExplainer):
         return [(name, weights) for name, weights in found if weights is not None]
 
     def describe(self, subject: Subject) -> Description:
-        """Returns the image, and the attention weights of a ViT or the spatial maps of stages."""
+        """Returns the image, with the weights of a ViT or the maps of a convolutional network."""
         rows, columns = self._grid
         kind = "patch" if isinstance(self.task.model, ViTConfig) else "cell"
         areas = grid_areas(rows, columns)

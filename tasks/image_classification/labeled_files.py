@@ -112,7 +112,7 @@ def _add_table(found: Files, name: str, config: ImageTableConfig, skip_broken: b
 
 
 def split_folders(path: str) -> dict[str, Path]:
-    """Returns the folder of each split. Without train/CLASS/, the whole folder is "train".
+    """Returns the folder of each split. If there is no train/CLASS/, `path` itself is "train".
 
     Raises:
       UserError: the folder does not exist, or two folders denote the same split.

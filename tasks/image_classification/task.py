@@ -43,7 +43,7 @@ from tasks.task import Arrays, ArraySpec, Axes, Batch, ProcessingSteps, Processo
 
 Config = ViTConfig | ConvNetConfig | ResNetClassifierConfig
 Model = VisionTransformer | ConvNet | ResNetClassifier
-# Number of classes in the printed text.
+# Number of classes that the text of a prediction lists.
 _SHOWN = 3
 
 
@@ -206,7 +206,7 @@ class ImageClassification(ClassificationTask):
     def example_ids(self, split: str) -> np.ndarray:
         """Returns for each example a hash of its class name and its image file.
 
-        Built-in data sets have no image files; the hash is that of the pixels.
+        Built-in data sets have no image files, so their pixels are hashed instead.
         """
         part = self.dataset.splits[split]
         images = part.images if part.ids is None else part.ids
@@ -231,7 +231,7 @@ class ImageClassification(ClassificationTask):
         return ImageExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
-        """Draws the confusion matrix, and attention weights over the shown images.
+        """Draws the confusion matrix, and attention weights over the images of `results.shown`.
 
         For a model without attention weights, the images are shown alone.
         """
@@ -266,7 +266,7 @@ class ImageClassification(ClassificationTask):
         return drawn
 
     def _attended(self, attention: Arrays) -> Iterator[tuple[int, str, np.ndarray]]:
-        """Yields the index of an image, a layer name for captions, and its weights, [y, x]."""
+        """Yields the index of an image, a layer name for captions, and that layer's map [y, x]."""
         if isinstance(self.model, ViTConfig):
             grid = [side // self.model.patch_size for side in self.data.image_shape[:2]]
             for index, weights in enumerate(attention.get("head", ())):
@@ -282,9 +282,9 @@ class ImageClassification(ClassificationTask):
                     yield index, f" ({name.replace('_', ' ')})", found
 
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """Returns the baselines: softmax regression on pixels, and an SVM.
+        """Returns the baselines: softmax regression on pixels, and SVMs.
 
-        The features of the SVM are the pixels for digits, which are small images, and oriented
+        The features of the SVMs are the pixels for digits, which are small images, and oriented
         gradients for other data sets.
         """
         fits = {"logistic_regression": baselines.logistic_regression}
@@ -292,6 +292,8 @@ class ImageClassification(ClassificationTask):
             fits["rbf_svm"] = baselines.rbf_svm
         else:
             fits["hog_linear_svc"] = baselines.hog_linear_svc
+            if len(self.dataset.splits["train"]) <= baselines.MOST_FOR_KERNEL:
+                fits["hog_rbf_svm"] = baselines.hog_rbf_svm
         return {
             name: lambda fit=fit: self.baseline_metrics(fit(self.dataset.splits))
             for name, fit in fits.items()

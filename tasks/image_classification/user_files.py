@@ -175,7 +175,7 @@ def _listed(path: str, config: ImageTableConfig) -> tuple[list[str], list[str], 
 
 
 def read_labeled(where: str, paths: Sequence[str], data_set: DataSet | None, side: int) -> Images:
-    """Reads labeled images as for predictions; their ids are hashes of the files.
+    """Reads labeled images as `read_inputs` does; their ids are hashes of the files.
 
     Args:
       where: folder or table of the images, for the message.
@@ -231,8 +231,8 @@ def read_gray(text: str, data_set: DataSet) -> np.ndarray:
     Args:
       text: comma-separated numbers from 0 (paper) to `data_set.ink`, row by row; or the path of an
         image in any format that Pillow reads. The image is converted to gray, and padded to a
-        square with the mean of its border. Then it is downsampled by the mean of blocks, as the
-        digits were. An image with a light border is inverted.
+        square with the mean of its border. Then each block of pixels is averaged to one pixel, as
+        in the data set of digits. An image with a light border is inverted.
       data_set: built-in data set of the model.
 
     Returns:

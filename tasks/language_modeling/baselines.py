@@ -56,7 +56,7 @@ class KneserNey:
         if order < 1 or order > highest_order(vocabulary):
             expected = f"1 to {highest_order(vocabulary)} with {vocabulary} tokens"
             raise ValueError(f"order: got {order}, expected {expected}")
-        # One more token, which stands for positions before a text.
+        # The additional token stands for the positions before a text.
         self._base, self._vocabulary, self._order = vocabulary + 1, vocabulary, order
         events = self._codes(texts)[order - 1]
         codes, counts = np.unique(events, return_counts=True)

@@ -36,13 +36,13 @@ TINY_SHAKESPEARE = DatasetDefinition(
     counts={"train": 1, "validation": 1, "test": 1},
     description="40,000 lines of Shakespeare's plays (Karpathy 2015), 1,115,394 characters. The "
     "first nine tenths are train, the last tenth is validation, as in published results. Test is "
-    "the same text as validation, so the step that is tested was selected on the test text.",
+    "the same text as validation, so the tested checkpoint was selected on the test text.",
     license="public domain",
 )
 
 _NOVELS = "janeausten/novels.txt"
 _DATABASE = "./usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
-# Indices of the six novels, which the package has in the order of their titles.
+# Indices of the six novels in the package, which stores them in the order of their titles.
 _BOOKS = {"train": (0, 1, 4, 5), "validation": (2,), "test": (3,)}
 
 

@@ -99,7 +99,8 @@ class CausalTexts:
         """Makes one example of each text.
 
         Args:
-          texts: tokens of each text or chunk. An example has one reserved token more.
+          texts: tokens of each text or chunk. An example has one token more: its inputs begin
+            with CLS, and its targets end with the end token.
           end: id of the end token.
         """
         self.texts, self._end = texts, np.int32(end)
@@ -149,7 +150,7 @@ class MaskedTexts:
             self.padded["words"] = NO_WORD
         if pair_seed is not None:
             self.padded["segments"] = 0
-            # The second segment may be from a longer text, so all examples get the largest length.
+            # The second segment may be from a longer text, so every example has the maximum length.
             longest = max(map(len, self.texts), default=2) + 3
             self.lengths = np.full(len(self.texts), longest, np.int32)
         else:
@@ -200,7 +201,7 @@ class TextRows:
 
     def __init__(self, rows: Sequence[dict[str, np.ndarray]]):
         self._rows = rows
-        # Lengths only select a bucket, and the rows have the same shape in any bucket.
+        # Lengths only select the bucket of an example. The rows are not padded, so any value works.
         self.lengths = np.ones(len(rows), np.int32)
 
     def __len__(self) -> int:

@@ -20,7 +20,7 @@ from tasks.language_modeling.examples import MASK
 from tasks.language_modeling.processor import token_text
 from tasks.processor import Arrays
 
-# Largest number of tokens of an example of a split.
+# Maximum number of tokens of an explained example of a split; further tokens are dropped.
 _TOKENS = 64
 
 

@@ -51,8 +51,8 @@ class LanguageModelConfig(EncoderConfig):
       loss_chunk_size: number of tokens of the vocabulary whose logits are computed at a time in the
         loss, for "causal"; 0 for all. This saves memory for large vocabularies; results are the
         same.
-      segments: number of segment embeddings: 2 for one per segment, 1 for one that all tokens
-        share (RoBERTa, Liu et al. 2019), 0 for none.
+      segments: number of segment embeddings: 2 for an embedding per segment, 1 for a single
+        embedding that all tokens share (RoBERTa, Liu et al. 2019), 0 for none.
       next_sentence: whether the model also predicts if the second segment follows the first one.
       mask_rate: fraction of the tokens that are targets, for "masked".
       whole_words: whether to mask whole words, for "masked".

@@ -57,7 +57,7 @@ _LOSSLESS = ("character", "bpe")
 _ORDER = 6
 _SHOWN = 5
 _GENERATED = "the model continues texts (to sample from K tokens, use --set=model.decoding.top_k=K)"
-# The data summary compares the lines of a running text that have at least this many letters.
+# The data summary of a running text uses only lines of at least this many letters.
 _LINE = 40
 # Maximum number of tokens of an example that a report shows.
 _TOKENS = 48
@@ -200,7 +200,7 @@ class LanguageModeling(Task):
         known, total = sum(int(np.sum(x != UNKNOWN)) for x in ids), sum(map(len, ids))
         lengths = examples.lengths
         if isinstance(examples, sequences.MaskedTexts) and self.model.next_sentence:
-            # All examples have the length of the longest possible pair, so the texts are measured.
+            # `lengths` has the same maximum for all pairs, so the tokens of each text are counted.
             lengths = np.array([len(x) for x in ids])
         sizes, facts = {"tokens": lengths}, {"tokens": f"{total:,}"}
         if self.dataset.running:
@@ -375,12 +375,13 @@ class LanguageModeling(Task):
         return {**answer, "blanks": blanks, "text": blank_line(blanks)}
 
     def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
-        """Returns the metrics of the targets.
+        """Returns the metrics of the predictions of all targets.
 
-        `loss` is in nats per token, `perplexity` is e^loss. A causal model over characters or bytes
-        also has `bits_per_character`: the total loss of all targets, including end tokens, in bits,
-        divided by the number of characters of the text. With next_sentence,
-        `next_sentence_accuracy` and `next_sentence_loss` are included.
+        `accuracy` is the fraction of correct predictions, `loss` is in nats per token, and
+        `perplexity` is e^loss. A causal model over characters or bytes also has
+        `bits_per_character`: the total loss of all targets, including end tokens, in bits, divided
+        by the number of characters of the text. With next_sentence, `next_sentence_accuracy` and
+        `next_sentence_loss` are included.
         """
         nats, tokens = float(statistics["loss"]), float(statistics["tokens"])
         metrics = {
@@ -429,7 +430,7 @@ class LanguageModeling(Task):
         return found
 
     def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
-        """Returns the tokens of the prompt, or of the text around its first [MASK], as labels."""
+        """Returns the tokens of the prompt, or of the window around the first [MASK], as labels."""
         example = self.processor.encode([raw])[0]
         tokens = example["tokens"][: int(example["length"])]
         shown = [token_text(self.processor.tokenizer, number) for number in tokens]

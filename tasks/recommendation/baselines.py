@@ -2,14 +2,14 @@
 
     scores = H B,   H sparse [users, I], B [I, I]
 
-An entry of H is 0 for an item that is not in the history, and 1 for other items. In baselines named
-"recency", it is γ^p instead of 1 for the item p positions before the end of the history, with a
+An entry of H is 1 for an item of the history, and 0 for other items. In baselines with "recency" in
+their name, it is γ^p instead of 1 for the item p positions before the end of the history, with a
 decay γ. B is one of three matrices: the cosines of items (ItemKNN), the ridge regression of each
 item on the others (EASE, Steck 2019), or transition probabilities (Markov). Settings are selected
 by NDCG@10 on validation with B fitted on the training split. Test metrics use B fitted on the
-training and validation splits.
+training split or, with `with_validation`, on the training and validation splits.
 
-U users, I items, n users of a split.
+In shapes, U is the number of users, I the number of items, and n the number of users of a split.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ Scores = Callable[[np.ndarray], np.ndarray]
 # Number of users that are scored at a time, and number of validation users on which settings are
 # selected.
 _BLOCK, _CHOOSERS = 512, 2048
-# EASE uses this many of the most popular items, since its time is cubic. If there are more than
-# `_FEW_ITEMS` items, only one ridge strength is tried.
+# EASE uses this many of the most popular items, since its time is cubic in their number. If there
+# are more than `_FEW_ITEMS` items, only one ridge strength is tried.
 _EASE_ITEMS, _FEW_ITEMS = 10_000, 4_000
 # Weight of popularity, which breaks ties of transition counts.
 _BACKOFF = 0.01

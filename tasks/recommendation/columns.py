@@ -1,8 +1,8 @@
 """Detection of the columns of an event file: user, item, time, rating and title.
 
 A header is recognized by common column names. Without a header, columns must be in the order user,
-item, timestamp, title, or user, item, rating, timestamp; settings refer to columns by numbers from
-1.
+item, timestamp, title, or user, item, rating, timestamp. Settings then refer to columns by number,
+counted from 1.
 """
 
 from __future__ import annotations
@@ -296,8 +296,8 @@ def _found(role: str, header: Sequence[str]) -> list[str]:
     """Returns the columns of the header that fit a role.
 
     These are the columns with the first name of `_NAMES[role]` that occurs in the header. Several
-    columns may have this name, since case and punctuation are ignored; then those that equal the
-    role are preferred.
+    columns may have this name, since case and punctuation are ignored. Then columns whose name is
+    the role itself, apart from case, are preferred.
     """
     plain = [_plain(cell) for cell in header]
     for name in _NAMES[role]:
@@ -307,7 +307,7 @@ def _found(role: str, header: Sequence[str]) -> list[str]:
 
 
 def _plain(cell: str) -> str:
-    # Without the type that RecBole's files append to names after a colon.
+    # Removes the type that RecBole's files append to names after a colon.
     name = re.sub(r":(token|float)(_seq)?$", "", cell.strip().casefold())
     return re.sub(r"[\W_]", "", name)
 

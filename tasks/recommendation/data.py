@@ -6,7 +6,8 @@ regardless of its rating. Events of a user with equal time stamps are in the ord
 If a user has several events with the same item, only the first one is kept, because only unseen
 items are ranked.
 
-U users, I items, G item features, n events, S events of a sequence, M events of the longest
+In shapes, U is the number of users, I the number of items, G the number of item features, n the
+number of events, S the number of events of a sequence, and M the number of events of the longest
 history.
 """
 
@@ -34,7 +35,7 @@ from tasks.recommendation import user_files
 from tasks.recommendation.columns import Wanted
 from tasks.recommendation.datasets import DATA_SETS
 
-# Minimum number of events of a user who is in validation and test: one event per split.
+# Minimum number of events of the users in validation and test, who need one event per split.
 LEAST = 3
 PAD = -1
 _DAY = 86400.0
@@ -62,15 +63,15 @@ class DataConfig(Config):
         `tasks.recommendation.user_files.read_events`.
       max_length: S, number of events of a sequence. Evaluation uses the latest S events of longer
         histories; training splits them into several sequences.
-      bucketed: whether training sequences are in batches of similar length, padded to the smallest
-        of 4, 8, 16, ... and S that fits, instead of S. This saves time if most histories are
-        short.
+      bucketed: whether each batch has training sequences of similar length, padded to the smallest
+        sufficient length of 4, 8, 16, ... and S. Otherwise all sequences are padded to S. Buckets
+        save time if most histories are short.
       user_column, item_column, time_column, rating_column: names of columns of the user file, or
         column numbers from 1 if it has no header; empty to detect them. `time_column` "none" means
         that there are no times and that lines are in the order of time.
       min_rating: minimum rating of an event of the user file; None for all events.
-      date_order: "dmy" or "mdy", the order in dates such as 01/02/2024 of the user file; "" to
-        detect it from the column, which is an error if the column is ambiguous.
+      date_order: "dmy" or "mdy", the order of day and month in dates such as 01/02/2024 of the user
+        file; "" to detect it from the column. An ambiguous column is then an error.
     """
 
     name: known_names(*DATA_SETS) = "movielens_100k"

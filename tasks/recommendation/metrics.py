@@ -1,8 +1,11 @@
 """Metrics of ranked lists: the rank of the next item, coverage and diversity.
 
 All unseen items are ranked, without sampling. Items with equal scores share the mean of their
-ranks, so that the order of items has no effect. B users of a batch, n users of a split, I items, M
-events of the longest history, U users of the training split.
+ranks, so that the order of items has no effect.
+
+In shapes, B is the number of users of a batch, n the number of users of a split, I the number of
+items, M the number of events of the longest history, and U the number of users of the training
+split.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ def ranked(
     if target is None:
         return found
     own = jnp.take_along_axis(scores, jnp.maximum(target, 0)[:, None], axis=1)
-    # The target itself is among the equal scores, so (halves + 1) / 2 is the rank.
+    # The target itself is one of the items with an equal score, so (halves + 1) / 2 is the rank.
     halves = jnp.sum(2 * (scores > own).astype(jnp.int32) + (scores == own), axis=1)
     return {**found, "rank": (halves + 1).astype(jnp.float32) / 2}
 

@@ -1,4 +1,4 @@
-"""Processor of recommendation: parses queries (`user:NAME` or titles), and names ranked items."""
+"""Processor of recommendation: parses queries (`user:NAME` or titles), and decodes ranked items."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _USER = "user:"
 _PART = "part_"
 # Number of attributions shown per item.
 _SHOWN = 3
-# Exported models accept queries with up to this many items, or more if a history is longer.
+# Exported models accept queries with up to this many items, or up to the length of the longest
+# history, if that is more.
 _NAMED = 1000
 
 
@@ -62,8 +63,8 @@ class QueryParser:
         """Builds the parser from all events of the data set."""
         self._data = data
         self._users = {name: number for number, name in enumerate(data.users)}
-        # If several items have the same title, it stands for the most popular one. Titles take
-        # precedence over names.
+        # If several items have the same title, the title stands for the most popular item. Titles
+        # take precedence over names.
         order = np.argsort(np.bincount(data.items, minlength=data.num_items), kind="stable")
         names = {data.names[item].casefold(): int(item) for item in order}
         self._items = names | {data.titles[item].casefold(): int(item) for item in order}
@@ -106,7 +107,7 @@ class QueryParser:
 
 
 def _name(text: str) -> str:
-    """Returns a name in the form of event files, in which 1.0 is read as 1."""
+    """Normalizes a name as in the reading of event files, where 1.0 becomes 1."""
     return label_value(text, "input", "name") if text.strip() else text
 
 
@@ -167,7 +168,10 @@ class RecommendationProcessor(Processor):
         }
 
     def steps(self) -> ProcessingSteps:
-        """Returns the processing steps of exports, which parse queries and name items."""
+        """Returns the steps before and after an exported model.
+
+        They parse queries, and convert outputs to recommended items with titles.
+        """
         events = self.events
         titles = None if events.titles == events.names else events.titles
         catalog = {"users": events.users, "names": events.names, "titles": titles}
@@ -197,7 +201,7 @@ class RecommendationProcessor(Processor):
 
     @property
     def input_column(self) -> str:
-        """Column of the users."""
+        """Name of the column of users in input tables."""
         return self.data.user_column or "user"
 
     def table_input(self, value: str, folder: Path) -> str:

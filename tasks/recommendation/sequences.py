@@ -25,7 +25,7 @@ def padded(items: np.ndarray, size: int) -> np.ndarray:
 
 
 class Histories:
-    """Base class of examples whose histories are padded to S or, in training, to a bucket.
+    """Base class of examples whose histories are padded to S or to the length of a bucket.
 
     Attributes:
       lengths, padded: see `tasks.common.data.pipeline.Examples`.

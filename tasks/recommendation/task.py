@@ -1,6 +1,7 @@
 """Recommendation of the next item for each user, with leave-one-out evaluation.
 
-B users of a batch, S positions of a history, R recommended items, k similar users."""
+In shapes, B is the number of users of a batch, S the number of positions of a history, R the number
+of recommended items, and k the number of similar users."""
 
 from __future__ import annotations
 
@@ -60,8 +61,8 @@ class Recommendation(Task):
         "ndcg_at_10": fraction("1 / log2(1 + rank) of the next item, 0 beyond rank 10"),
         "hr_at_10": fraction("users whose next item is among the first 10 of all unseen items"),
         "mrr": fraction("1 / rank of the next item"),
-        "coverage": fraction("items that are in the first 10 of some user"),
-        "diversity": fraction("1 - cosine of the users of two items, mean of the pairs of a list"),
+        "coverage": fraction("items that are in the first 10 of at least one user"),
+        "diversity": fraction("1 - cosine of the user sets of two items, mean over a list's pairs"),
         "known_targets": fraction("next items that occur in the train split", None),
         "loss": lower("loss of the model's objective", "nats per event"),
     }
@@ -287,7 +288,7 @@ class Recommendation(Task):
         ]
 
     def attention_axes(self, raw: str, outputs: Arrays, attention: Arrays) -> dict[str, Axes]:
-        """Returns the titles of the best items, and of the history or the similar users."""
+        """Returns the labels of the axes: titles of items, and names of similar users."""
         titles, users = self.processor.events.titles, self.processor.events.users
         best = [titles[item] for item in outputs["top"][0].tolist() if item >= 0]
         latest = self.processor.history(raw)[-self.data.max_length :]
@@ -331,7 +332,7 @@ class Recommendation(Task):
 
     @property
     def baseline_data(self) -> str:
-        """Part of the cache key: whether baselines are fitted on the training split alone."""
+        """Part of the baselines' cache key, set if they are fitted on the training split alone."""
         return "" if self.dataset.with_validation else "-train"
 
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:

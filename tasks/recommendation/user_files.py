@@ -24,7 +24,7 @@ from tasks.common.errors import UserError, warn_once
 from tasks.recommendation import columns
 from tasks.recommendation.columns import EXPECTED, ITEM, RATING, TIME, TITLE, USER, Layout, Wanted
 
-# Number of records from which columns without a header are detected.
+# Number of records that are examined to detect the columns of a file without a header.
 _SAMPLE = 1000
 # Notations of missing ids in other programs.
 _MISSING = frozenset(("nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "#N/A"))
@@ -44,8 +44,8 @@ class Events:
       names: names of the items, as published.
       titles: titles of the items, for display; None if the items have only names.
       features: float32 [I, G], G features of I items; None if there are none.
-      order: float64 [n], sort keys of the events if `seconds` is None; None if the lines are in the
-        order of time.
+      order: float64 [n], sort keys of the events if only their order is known; None if `seconds` is
+        given, or if the lines are in the order of time.
     """
 
     user: np.ndarray

@@ -1,7 +1,7 @@
 """Images with a class for each pixel, from built-in data sets or user files.
 
-Images are resized, or cut into windows, of one size. They are kept in memory with four bytes per
-pixel (RGB and class). n images, Y X height and width, K classes.
+All images are resized to one size, or cut into windows of one size. They are kept in memory with
+four bytes per pixel (RGB and class). n images, Y X height and width, K classes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class DataConfig(ImageTableConfig):
     """Config of the data set.
 
     Attributes:
-      name: name of a built-in data set. With `path`, name under which results are stored,
-        own_<folder> by default.
+      name: name of a built-in data set. If `path` is set, the name under which results are
+        stored; by default own_<folder>.
       path: user files. A folder contains either images/ and masks/, in which an image and its mask
         have the same name, or the folders train/ and optionally validation/ and test/, which each
         contain images/ and masks/. Other forms of `path` are a table with paths of images and
@@ -338,7 +338,8 @@ def _fitted(
         whole = digests.code((image, mask))
         if tiled:
             windows = tiles.training_windows(image, mask, size, VOID)
-            # Counted in the mask, because a window also marks pixels of earlier windows as void.
+            # Counts void pixels in the complete mask, because a window also marks pixels of earlier
+            # windows as void.
             void += int(np.sum(mask == VOID))
         else:
             windows = [(resize(image, size), nearest(mask, size))]

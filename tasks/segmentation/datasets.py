@@ -52,7 +52,7 @@ CAMVID_NAMES = (
 )
 _CAMVID_COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 _CAMVID_SPLITS = {"train": "train", "validation": "val", "test": "test"}
-# The repository has the image folders in CamVid/; an archive may have them at its top level.
+# In the repository the image folders are in CamVid/; in an archive they may be at the top level.
 _CAMVID_FILE = re.compile(r"(?:.*CamVid/)?((?:train|val|test)(?:annot)?/[^/]+)\.(?:png|webp)")
 
 
@@ -158,10 +158,10 @@ def _camvid(
         generate=generate,
         counts={"train": 367, "validation": 101, "test": 233},
         description="Frames of four drives through Cambridge (Brostow et al. 2009) at "
-        f"{size[1]} x {size[0]} with 11 classes, all others void, in the splits of SegNet "
-        "(Badrinarayanan et al. 2017). Validation is one clip from between training frames. 62 "
-        "test frames, 0001TP, continue a training drive; the 171 of Seq05VD are of a separate "
-        "drive.",
+        f"{size[1]} x {size[0]} with 11 classes (all others are void), in the splits of SegNet "
+        "(Badrinarayanan et al. 2017). Validation is one clip from between training frames. Of the "
+        "test frames, the 62 of 0001TP continue a training drive, and the 171 of Seq05VD are from "
+        "a separate drive.",
         license="research",
     )
     return LabeledImages(definition, CAMVID_NAMES, {"seq05vd": "Seq05VD"})
@@ -182,8 +182,8 @@ CAMVID_FULL = _camvid(
 
 # ---------------------------------------------------------------------- land and water
 
-# Side of a crop in pixels, which is 7.2°, and number of columns of crops in a band. Crops are kept
-# if the fractions of land and water are both above `_LEAST`.
+# Side of a crop in pixels (7.2°), and number of columns of crops in a band of longitude. A crop is
+# kept only if the fractions of land and water are both above `_LEAST`.
 LAND_SIDE, _BAND, _LEAST = 108, 5, 0.02
 
 

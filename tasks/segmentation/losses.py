@@ -132,7 +132,7 @@ def cross_entropy(logits: Array, labels: Array, counted: Array, class_weights: A
       class_weights: weights w of the classes, [K].
 
     Returns:
-      L, []; 0 if no pixel counts.
+      Scalar loss L; 0 if no pixel is counted.
     """
     return focal_loss(logits, labels, counted, class_weights, 0.0)
 
@@ -149,7 +149,7 @@ def focal_loss(
       gamma: exponent γ, at least 0.
 
     Returns:
-      L, []; 0 if no pixel counts.
+      Scalar loss L; 0 if no pixel is counted.
     """
     labels = jnp.where(counted, labels, 0).astype(jnp.int32)
     entropy = losses.cross_entropy(logits, labels)
@@ -172,7 +172,7 @@ def dice_loss(logits: Array, labels: Array, counted: Array) -> Array:
       logits, labels, counted: as for `cross_entropy`.
 
     Returns:
-      L, []; 0 if no pixel counts.
+      Scalar loss L; 0 if no pixel is counted.
     """
     labels = jnp.where(counted, labels, 0).astype(jnp.int32)
     true = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32) * counted[..., None]

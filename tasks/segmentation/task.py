@@ -60,7 +60,8 @@ from tasks.task import (
 
 # Maximum number of images whose attention is drawn in a report.
 _ATTENDED = 2
-# Maximum number of classes in the printed text, and maximum side of a figure in pixels.
+# Maximum number of classes that the text of a prediction lists, and maximum side of a figure in
+# pixels.
 _SHOWN, _LARGEST = 6, 1200
 
 
@@ -321,7 +322,7 @@ class Segmentation(Task):
         return SegmentationExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
-        """Draws the confusion matrix, and true and predicted classes and attention over images."""
+        """Draws the confusion matrix, the true and predicted classes, and attention over images."""
         drawn: list[Figure] = [
             ConfusionMatrix(
                 "confusion matrix of pixels",
@@ -360,7 +361,7 @@ class Segmentation(Task):
         return drawn
 
     def _attended(self, attention: Arrays, most: int) -> Iterator[tuple[int, str, np.ndarray]]:
-        """Yields the index of an image, the name of a layer, and its weights as a map [y, x]."""
+        """Yields the index of an image, the name of a layer, and the layer's weights [y, x]."""
         sides = self.model.sides(*self.data.image_size)
         for index in range(min(most, min(map(len, attention.values()), default=0))):
             for name, weights in attention.items():
@@ -382,7 +383,7 @@ class Segmentation(Task):
 
 
 def _figure_size(Y: int, X: int) -> tuple[int, int]:
-    """Returns height and width of a figure of an image of Y x X pixels."""
+    """Returns height and width, in pixels, of the figure of an image of Y x X pixels."""
     scale = min(1.0, _LARGEST / max(Y, X))
     return max(1, round(Y * scale)), max(1, round(X * scale))
 

@@ -88,7 +88,8 @@ def blend_windows(
 
         argmax_k Σ_windows w p_k
 
-    with probabilities p_k of a window and a weight w that falls from its center to its edges.
+    with probabilities p_k of a window and a weight w that falls from the center of the window to
+    its edges.
 
     Args:
       windows: probabilities [height, width, K] of each window, up to a common factor.

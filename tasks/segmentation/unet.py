@@ -169,9 +169,9 @@ def to_patches(images: Array, P: int) -> Array:
 def from_patches(x: Array, Y: int, X: int) -> Array:
     """Joins patches [B, rows, columns, P, P, C] to maps [B, Y, X, C], cropped to Y x X.
 
-    The rows of the patches are joined one by one, and the gradient takes every P-th cell. A single
-    transpose of six axes would have a short last axis, which a TPU pads to 128: with 11 classes it
-    would need 12 times the memory of the map.
+    The forward pass joins the P rows of all patches one by one, and the backward pass takes every
+    P-th pixel of the gradient. A single transpose of six axes would have the short last axis C,
+    which a TPU pads to 128. With 11 classes, it would need 12 times the memory of the map.
     """
     _, rows, columns, P, _, _ = x.shape
 

@@ -126,12 +126,13 @@ def find_labeled(path: str, names: Sequence[str], config: ImageTableConfig) -> l
     """Finds the images and masks of a folder or table for an evaluation.
 
     Args:
-      path: a table, a folder with images/ and masks/, or a folder with test/, which contains both.
+      path: a table, a folder with images/ and masks/, or a folder with test/, which contains these
+        two folders.
       names: class names of the run, with which a file classes.txt in the folder must agree.
       config: columns of tables of the run.
 
     Raises:
-      UserError: as for `find`, or the folder names other classes.
+      UserError: as for `find`, or classes.txt lists other classes than `names`.
     """
     root = Path(path).expanduser()
     if not root.is_dir():

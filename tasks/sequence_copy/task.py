@@ -45,12 +45,12 @@ class DigitProcessor(Processor):
 
     @property
     def buckets(self) -> Sequence[int]:
-        """Two lengths including the end token, so that short strings need little padding."""
+        """Two padded lengths (with the end token), so that short strings need little padding."""
         shortest, longest = self.data.min_length + 1, self.data.max_length + 1
         return sorted({(shortest + longest) // 2, longest})
 
     def encode(self, raw: Sequence[str]) -> DigitStrings:
-        """Converts strings, no longer than those of training, to examples without targets."""
+        """Converts strings of at most `data.max_length` digits to examples without targets."""
         return strings.read_strings(raw, self.data.max_length)
 
     def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
@@ -75,8 +75,8 @@ class DigitProcessor(Processor):
             [
                 {"op": "digits", **limits, "to": "source"},
                 {"op": "length", "of": "source", "to": "length"},
-                # The output is as long as the padded source. One more PAD makes room for the end
-                # token.
+                # The output is as long as the padded source. An additional PAD makes room for the
+                # end token.
                 {"op": "append", "to": "source", "value": PAD},
             ],
             [{"op": "spell_digits", "first": strings.FIRST_DIGIT}],

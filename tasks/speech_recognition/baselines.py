@@ -17,8 +17,8 @@ from tasks.speech_recognition.data import SpeechData
 _COEFFICIENTS, _PARTS = 20, 10
 # Single digits: frames that are this many decibels or more below the loudest frame are silent.
 _SILENCE = 30.0
-# Strings of digits: candidates for that number of decibels; shortest silence between two words in
-# frames; shortest word in frames; and maximum number of training strings.
+# Strings of digits: candidates for this threshold in decibels; shortest silence between two words,
+# in frames; shortest word, in frames; and maximum number of training strings.
 _SILENCES, _GAP, _WORD, _STRINGS = (15.0, 20.0, 25.0, 30.0, 35.0, 40.0), 4, 8, 1000
 # Sample rate of PocketSphinx' model.
 _SPHINX_RATE = 16000

@@ -60,8 +60,8 @@ class DataConfig(TranscribedConfig):
       long_strings: composition of the test condition "long", whose strings are longer than any
         training string.
       silence: number of additional training examples without speech in spoken_digit_strings and
-        prompts, as a fraction of the number of examples. They reduce hallucinations, as do user
-        files with an empty text.
+        prompts, as a fraction of the number of examples. They reduce hallucinations. User files
+        with an empty text have the same effect.
       features: config of the log-mel features.
       normalised: whether each clip is scaled to the same peak, and the mean of each mel band is
         subtracted (Atal 1974). This removes the effects of microphone and room.

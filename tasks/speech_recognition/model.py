@@ -42,7 +42,8 @@ class SpeechConfig(Config):
         "transformer" or "conformer" for attention layers after two convolutions that subsample
         frames by 4.
       model_size: D, size of the encoder's output.
-      num_layers: number of layers of the encoder. A pyramid halves the number of frames in each.
+      num_layers: number of layers of the encoder. Each layer of a pyramid halves the number of
+        frames.
       num_heads, feedforward_size: number of heads and feed-forward size of the attention layers.
       conv_kernel_size: kernel size of the Conformer's convolutions.
       channels: channels of the subsampling convolutions.
@@ -223,7 +224,7 @@ class SpeechRecognizer(nnx.Module):
 
 
 def _paired(x: Array, valid: Array) -> tuple[Array, Array]:
-    """Joins pairs of adjacent frames. A pair is valid if its first frame is.
+    """Joins pairs of adjacent frames. A pair is valid if its first frame is valid.
 
     Args:
       x: features of the frames, [B, S, F].

@@ -67,8 +67,8 @@ class SpeechProcessor(TranscriptionProcessor):
     def export_sizes(self) -> list[dict[str, int]]:
         """Returns the exported clip lengths in samples.
 
-        These are the length of the longest clip, and a third, a ninth and a twenty-seventh of it,
-        each if it is at least one second."""
+        These are the length of the longest clip, and a third, a ninth and a twenty-seventh of it.
+        Of the shorter lengths, those below one second are omitted."""
         config, model = self.data.features, self.model
         longest = math.ceil(config.sample_rate * self.data.max_seconds)
         if model.encoder != "pyramid":

@@ -84,8 +84,8 @@ class SpeechRecognition(TranscriptionTask):
     def encode(self, model: SpeechRecognizer, batch: Batch, key: Any = None) -> EncoderOutput:
         """Encodes clips; with a key, their samples and features are augmented first.
 
-        Two passes over a clip have the same speed and noise, so that their frames correspond, but
-        different changes of the features.
+        If a training step has two passes over a clip, both have the same speed and noise, so that
+        their frames correspond. The random changes of the features differ between the passes.
         """
         samples = batch["samples"].astype(jnp.float32) / 32768
         lengths, config = batch["length"], self.data.augmentation
@@ -111,7 +111,7 @@ class SpeechRecognition(TranscriptionTask):
         return SpeechExplainer(self)
 
     def figures(self, results: SplitResults) -> list[Figure]:
-        """Returns figures of WER by noise level, if measured, and of the first alignments."""
+        """Returns WER by noise level, if measured, and transcripts with their alignments."""
         drawn: list[Figure] = []
         metrics = self.metrics(results.statistics, results.outputs, results.split)
         if f"wer_snr_{NOISES[0]}" in metrics:

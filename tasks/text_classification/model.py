@@ -47,7 +47,7 @@ class EmbeddingConfig(ClassWeightsConfig):
         split: "naive_bayes" for log-count ratios (Wang & Manning 2012), "tfidf" for the sum of
         the weights of a linear SVM and of complement naive Bayes on TF-IDF vectors, "none" for
         random values.
-      prior_scale: factor of these values.
+      prior_scale: factor by which the values of the prior are multiplied.
       For the other attributes see `ClassWeightsConfig`.
     """
 
@@ -87,8 +87,8 @@ class TransformerConfig(EmbeddingConfig, EncoderConfig):
     Attributes:
       pooling: a pool of `attention.registry`; "cls" for the state of a token before the text; or
         "bert" for tanh(W h + b) with h the state of [CLS] in "[CLS] text [SEP]", as in BERT
-        (Devlin et al. 2019). launch.export_weights writes such classifiers for the library
-        transformers.
+        (Devlin et al. 2019). `launch.export_weights` converts such classifiers to the format of
+        the library transformers.
       token_dropout_rate: probability of dropping whole tokens at the input.
       head_dropout_rate: dropout rate of the pooled vector.
       init_from: run directory of a language model; its embeddings, encoder and tokenizer initialize

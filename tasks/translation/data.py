@@ -30,8 +30,8 @@ class DataConfig(HeldOutConfig):
     """Config of the data set, the languages and the tokenizer.
 
     Attributes:
-      name: name of a built-in data set. With `path`, name under which results are stored,
-        own_<path> by default.
+      name: name of a built-in data set. If `path` is set, the name under which results are
+        stored; by default own_<path>.
       source: language of the source, as a two-letter code or, for user files, the extension of the
         files or the column of tables.
       target: language of the target.

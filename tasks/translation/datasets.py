@@ -88,9 +88,9 @@ BIBLE_EN_ES = Parallel(
         counts={"train": 27_688, "validation": 1_146, "test": 2_189},
         description="Verses of the World English Bible and of Reina-Valera 1909, for each book, "
         "chapter and verse that both have; pairs with a ratio of lengths above 2.2 "
-        "are left out. Split by book: validation Ruth, Esther, Daniel, Romans and James; test "
-        "Judges, Ecclesiastes, Jonah, Acts and Hebrews; train the others. Books quote each other: "
-        "42 test verses have a near-duplicate in train (`near_duplicates` on the English).",
+        "are left out. Split by book: validation is Ruth, Esther, Daniel, Romans and James; test "
+        "is Judges, Ecclesiastes, Jonah, Acts and Hebrews; train is all others. Books quote each "
+        "other: 42 test verses have a near-duplicate in train (`near_duplicates` on the English).",
         license="public domain",
     ),
     ("en", "es"),

@@ -320,7 +320,7 @@ class Translation(Task):
         part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
         drawn: list[Figure] = [_by_length(part, hypotheses, self.data.text.lower_case)]
         own = {"tokens": outputs["tokens"][chosen]}
-        # Captions without the texts, which the figures of the transcripts show.
+        # These captions omit the texts, which the figures of the transcripts show.
         names = [f"attention of {split} example {index}" for index in chosen]
         sources = [part.sources[index] for index in chosen]
         alignments = self._alignments(sources, own, results.attention, names)
@@ -344,7 +344,7 @@ class Translation(Task):
         attention: Arrays,
         names: Sequence[str] | None = None,
     ) -> list[Figure]:
-        """Draws the alignments of the first sources, as many as have attention weights.
+        """Draws the alignments of the first sources, one for each example in `attention`.
 
         The captions are the `names`, or the source and its translation if `names` is None.
         """

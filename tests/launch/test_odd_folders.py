@@ -272,7 +272,7 @@ def test_damaged_weights_are_one_line(damage, message, tmp_path):
         ({"tokenizer_class": "BertJapaneseTokenizer"}, "tokenizer_class is 'BertJapanese"),
         ({"model_type": ["bert"]}, r"model_type is \['bert'\], expected one of"),
         ({"model_type": None}, "model_type is None, expected one of"),
-        ({"vocab_size": 20}, "vocab_size is 20, expected 15, as model.safetensors has"),
+        ({"vocab_size": 20}, "vocab_size is 20, expected 15, the number of embeddings"),
         ({"vocab_size": None}, "vocab_size is null, expected 15"),
         ({"vocab_size": [15]}, r"vocab_size is \[15\], expected 15"),
         ({"pad_token_id": 3}, r"pad_token_id is 3, expected 0, the id of \[PAD\]"),

@@ -4,7 +4,7 @@ Dao et al. 2022, "FlashAttention": blocks of queries and keys, recomputed in the
 Hidden blocks are skipped, and a mask is evaluated in partial blocks only. The computation is in
 `online_softmax.py`.
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ Array = jax.Array
 
 QUERY_BLOCK, KEY_BLOCK = 256, 512
 
-# Below _PAIRS pairs of query and key, dense attention is faster. On an accelerator it is faster
-# below _WEIGHTS weights in total: one large product is fast as long as the weights fit into memory.
+# Below _PAIRS pairs of query and key, dense attention is faster. On an accelerator, it is also
+# faster below _WEIGHTS weights in total: one large product is fast as long as the weights fit into
+# memory.
 _PAIRS, _WEIGHTS = 2**18, 2**28
 
 
@@ -60,7 +61,7 @@ def attend(
     for name, array in (("query", query), ("key", key), ("value", value)):
         if not all(isinstance(size, int) for size in array.shape[1:]):
             got = shapes.show(array.shape)
-            raise NotImplementedError(f"{name}: got shape {got}, expected symbols for B only")
+            raise NotImplementedError(f"{name}: got shape {got}, expected only B to be symbolic")
     spec = make_spec((B, N, T, S), N // K, options, query_block, key_block)
     # Without shard_map, the compiler would gather sharded arrays before looping over them.
     split = partition.mesh_split(B, N, K)
@@ -83,7 +84,7 @@ def make_spec(
 
     Args:
       whole: global sizes B, N, T, S.
-      group: number of query heads per key/value head; all of them are rows of the same block.
+      group: number of query heads per key/value head; their queries are rows of the same block.
       options: keyword arguments of the kernel, as for `attend`.
       query_block, key_block: as for `attend`.
 
@@ -107,7 +108,8 @@ def slower_reason(query: Array, key: Array) -> str | None:
         return f"dense attention is faster for T x S = {T * S}, below {_PAIRS}"
     if not isinstance(B, int) or B * N * T * S >= _WEIGHTS or devices.is_portable():
         return None
-    # Checked last, because it may initialize the devices, which config checks must not do.
+    # Checked last, because `expected_platform` may initialize the devices of JAX, which checks of a
+    # config must not do.
     if devices.expected_platform() != "cpu":
         return f"dense attention is faster for B x N x T x S = {B * N * T * S}, below {_WEIGHTS}"
     return None

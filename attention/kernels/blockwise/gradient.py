@@ -1,7 +1,7 @@
 """The gradient of all blockwise kernels, on one device or several.
 
 The gradient needs only the output and the log-sum-exp of each row; the weights are recomputed (Dao
-et al. 2022). Symbols are those of `online_softmax.py`, letters those of `attention.shapes`.
+et al. 2022). Symbols are defined in `online_softmax.py`, dimension letters in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def _forward_with_residuals(method, spec, *given):
     fixed = bias is not None and not bias.perturbed
     query, *others = jax.tree.map(lambda x: x.value, given, is_leaf=_is_primal)
     out, lse = _forward(method, spec, query, *others)
-    # `fixed` is stored as () or None, because the tree structure of residuals is static. A bool
-    # would be traced.
+    # `fixed` means that the bias is not differentiated. It is stored as () or None, because the
+    # tree structure of residuals is static. A bool would be traced.
     return out, ((query, *others), out, lse, () if fixed else None)
 
 

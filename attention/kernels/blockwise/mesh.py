@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 def expect_sequence_split(B: int, N: int, K: int, T: int, S: int) -> MeshSplit:
-    """Returns the split of attention over the mesh in context, which must shard the sequence.
+    """Returns the split of attention over the mesh of `jax.set_mesh`, which must shard sequences.
 
     Args:
       B, N, K, T, S: number of examples, query heads, key/value heads, queries and keys.

@@ -3,8 +3,8 @@
 The forward pass keeps a running maximum and sum (Milakov & Gimelshein 2018, Rabe & Staats 2021).
 The backward pass recomputes the weights (Dao et al. 2022, "FlashAttention"). Memory is O(T + S) in
 addition to the inputs and the gradient of a bias. In the equations, l are the logits and w the
-weights of `attention.attend`, and dx is the gradient with respect to x. Letters are those of
-`attention.shapes`.
+weights of `attention.attend`, and dx is the gradient with respect to x. Dimension letters are
+defined in `attention.shapes`.
 
 A shard is a slice of the examples, heads, queries and keys. Masks and dropout use global positions.
 """
@@ -87,7 +87,7 @@ def forward(
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V] of the shard.
       mask: mask for the shard's examples and heads, and for all global positions.
-      bias: [B or 1, N or 1, T, S] of the shard, but with all global keys.
+      bias: [B or 1, N or 1, T, S], with the queries of the shard and all global keys.
       key_data: uint32 [2], data of the dropout key; required if the dropout rate is above 0.
       spec, offset: settings, and the position of the shard in the global attention.
 
@@ -382,7 +382,7 @@ class _Blocks:
             rows.start,
             columns.start,
         )
-        # With 64 bits enabled some indices would be int64, but all indices of a slice must share a
+        # With jax_enable_x64, some indices would be int64, but all indices of a slice must share a
         # dtype.
         start = [jnp.asarray(index, jnp.int32) for index in start]
         before = jax.lax.dynamic_slice(bias_grad, start, block.shape)
@@ -401,7 +401,7 @@ class _Blocks:
         return Span(number * block, block)
 
     def _flat(self, x: Array, transposed: bool) -> Array:
-        """Reshapes x, [heads or 1, queries or 1, keys or 1], to a block like that of `logits`."""
+        """Reshapes x, [heads or 1, queries or 1, keys or 1], to the shape of a block of logits."""
         _, N, K, _, _ = self.sizes
         shape = N // K, self.spec.query_block, self.spec.key_block
         x = jnp.broadcast_to(x, shape)

@@ -5,7 +5,7 @@ early and a late part of the sequence, which balances the work of causal attenti
 Attention" (Brandon et al. 2023), single positions are assigned to the devices in turn. Here, key
 blocks are contiguous.
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -171,9 +171,9 @@ class Ring:
         pairs = [(r, (r + 1) % self.devices) for r in range(self.devices)]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, pairs), arrays)
 
-    # Device r holds parts 2r and 2r + 1 of 2·devices, and computes parts r and 2·devices - 1 - r.
-    # Even and odd parts are exchanged separately; in each exchange, a device sends one part and
-    # receives one.
+    # The sequence has 2·devices parts. Device r holds parts 2r and 2r + 1, and computes parts r and
+    # 2·devices - 1 - r. Even and odd parts are exchanged separately; in each exchange, a device
+    # sends one part and receives one.
 
     def _routes(self, odd: int) -> list[tuple[int, int]]:
         parts = [2 * r + odd for r in range(self.devices)]

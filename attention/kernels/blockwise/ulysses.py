@@ -3,7 +3,7 @@
 Jacobs et al. 2023, "DeepSpeed Ulysses". Between two all-to-alls, each device has all positions of
 some heads, and any single-device kernel computes their attention.
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations

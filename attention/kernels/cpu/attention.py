@@ -8,7 +8,7 @@ once, in the layout of `attention.cache`.
 The sources are in source/ and are compiled on first use (`build`). On a mesh the kernel is
 partitioned by examples and heads.
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def _compile(command: list[str], path: pathlib.Path) -> None:
 def _cache() -> pathlib.Path:
     """Returns the folder of compiled libraries.
 
-    It is in the cache folder of tasks/common/data/paths.py.
+    It is inside the cache folder that tasks/common/data/paths.py defines.
     """
     own = os.environ.get("ATTENTION_CACHE_DIR")
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

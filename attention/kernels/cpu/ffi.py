@@ -165,7 +165,7 @@ def _partitioner(what: _Call, kv_heads: int, group: int):
     results = [dims for dims, *_ in what.results]
 
     def cuts(mesh, argument_shapes):
-        """Returns the mesh axes that shard each dimension letter, as the queries are sharded."""
+        """Returns the mesh axes that shard b, n and k, from the sharding of the queries."""
         spec = (*argument_shapes[0].sharding.spec, *[None] * 4)
         axes = {"b": spec[0], "n": spec[2]}
         names = axes["n"] if isinstance(axes["n"], tuple) else (axes["n"],)

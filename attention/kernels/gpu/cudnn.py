@@ -4,7 +4,7 @@
 it returns the mean of the values or NaN there, and gradients of padding are undefined. `arguments`
 converts a mask to arguments of that function; `compute` corrects the result.
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -54,15 +54,16 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
         are supported for T == S and without an offset.
       bias: [B or 1, N or 1, T, S] in the query's dtype with T and S multiples of 128, or None. In
         memory, it is repeated for each head.
-      scale: a number.
-      logit_cap, sinks, dropout_key: None.
-      dropout_rate: 0.
+      scale: factor of the logits, a number.
+      logit_cap, sinks, dropout_key: must be None.
+      dropout_rate: must be 0.
 
     Returns:
       [B, T, N, H] in the query's dtype.
 
     Raises:
-      NotImplementedError: there is no NVIDIA GPU or no cuDNN, or an argument is not listed above.
+      NotImplementedError: there is no NVIDIA GPU or no cuDNN, or an argument has a value that is
+        not listed above.
     """
     devices.require_platform("cuda", can_be_interpreted=False)
     expect_absent(options, "logit_cap", "sinks", "dropout_rate", by="cuDNN")
@@ -109,7 +110,7 @@ def expect_sizes(query: Array, value: Array, bias: Array | None) -> None:
 
 
 def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
-    """Converts a mask to arguments of cuDNN (NVIDIA 2024, through Bradbury et al. 2018).
+    """Converts a mask to arguments of cuDNN (NVIDIA 2024) in JAX (Bradbury et al. 2018).
 
         allowed_bts = (t - left <= s <= t) and (t < query_b) and (s < key_b)
 
@@ -118,7 +119,7 @@ def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
       T, S: number of queries and keys.
 
     Returns:
-      The `Arguments`, lengths of shape [B].
+      The `Arguments`, with lengths of shape [B].
 
     Raises:
       NotImplementedError: the mask has a term that cuDNN does not support.
@@ -173,7 +174,7 @@ def compute(
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, H].
       found: the mask, from `arguments`.
       bias: [B or 1, N or 1, T, S], or None.
-      scale: a number.
+      scale: factor of the logits, a number.
       implementation: "cudnn", or "xla" for the same call on any platform.
 
     Returns:

@@ -1,8 +1,8 @@
 """The kernel "tokamax": attention by the library tokamax on NVIDIA GPUs.
 
-Optional: `pip install tokamax`, from Python 3.12 on.
+The library is optional. Install it with `pip install tokamax`; it needs Python 3.12 or later.
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
-      mask: any, or None.
+      mask: any mask, or None.
       bias: [B or 1, N or 1, T, S], or None.
-      scale, logit_cap: numbers; no cap if None.
-      sinks, dropout_key: None.
-      dropout_rate: 0.
+      scale, logit_cap: factor and bound of the logits, numbers; no cap if None.
+      sinks, dropout_key: must be None.
+      dropout_rate: must be 0.
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -100,7 +100,7 @@ def _first_supported(function, names, *arrays, **options) -> Array:
 
 
 def cost(call: costs.Call) -> costs.Cost:
-    """Returns the estimated cost of a call. A mask other than the causal mask is an array."""
+    """Returns the estimated cost of a call; the array of a mask counts only for a dense term."""
     return costs.Cost(
         operations=call.operations(7 if call.backward else 2, 64, 16) * call.visible,
         traffic=(call.vectors() + call.pairs() * call.array) * (4 if call.backward else 1),

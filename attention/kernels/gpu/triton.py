@@ -4,7 +4,7 @@ This kernel supports cases that cuDNN does not: float32, any mask, logit caps, s
 gradient of a bias. The programs are in `triton_kernels.py`, block-wise masks in
 `attention/masks/pallas.py`.
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
 
         o_t = Σ_s exp(l_ts - L_t) v_s,   L_t = log(Σ_s exp(l_ts) + exp(sink)),   s block by block
 
-    In addition to mask and bias, memory is O(T + S). The gradient of a bias, if needed, takes
-    O(B·N·T·S).
-    Hidden blocks are skipped in both passes. There are no higher derivatives. On a mesh,
-    `attention.attend` runs this kernel on each device for the device's examples and heads.
+    Memory is O(T + S) in addition to mask and bias. The gradient of a bias, if needed, takes
+    O(B·N·T·S) memory. Hidden blocks are skipped in both passes. There are no higher derivatives. On
+    a mesh, `attention.attend` runs this kernel on each device for the device's examples and heads.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V]; bfloat16, float16 or float32, H
@@ -99,7 +98,7 @@ def block_sizes(T: int, S: int, width: int) -> tuple[int, int]:
       width: bytes of a head's vector, doubled for float32.
 
     Returns:
-      Two powers of 2, at least 16.
+      The numbers of queries and of keys in a block, powers of 2 and at least 16.
     """
     most = 64 if width <= 256 else 32 if width <= 512 else 16
     # A vector in two parts, such as 64 and 16 numbers, needs more registers than one part of 128.

@@ -4,7 +4,7 @@ Dao 2024, "FlashAttention-2". A program of the forward pass or of dq processes o
 loops over key blocks. A program of dk and dv processes one key block and loops over the query
 blocks of all heads that share it. All arrays are padded to complete blocks.
 
-Letters are those of `attention.shapes`; dx is the gradient with respect to x.
+Dimension letters are defined in `attention.shapes`; dx is the gradient with respect to x.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Settings:
         return pallas.Sizes(*lengths, *padded)
 
 
-# For numbers of 2 or 4 bytes, the largest part of a head's vector that a matrix product reads at
-# once. Longer parts need more registers than a thread has. In tensor cores, a float32 number is two
-# TF32 numbers.
+# Largest number of features of a head's vector that a matrix product reads at once, for numbers of
+# 2 and of 4 bytes. Longer parts need more registers than a thread has. In tensor cores, a float32
+# number is two TF32 numbers.
 _PARTS = {2: 128, 4: 64}
 
 
@@ -490,7 +490,7 @@ def _logits(
 def _logits_grad(
     settings, query, key, value, cotangent, log_sum, delta, bias, mask, masked, index, by_key=False
 ) -> tuple[Array, Array]:
-    """Returns the weights of a block, and the gradient of its logits before scaling.
+    """Returns the weights of a block, and the gradient with respect to scale·q·k + bias.
 
     Both are [queries, keys], or with `by_key` [keys, queries]. The gradient of keys uses `by_key`,
     so that it needs no transposed block.

@@ -3,7 +3,7 @@
 Splash attention takes static windows and segment ids instead of a mask. Lengths, validity and
 padding are converted to ids.
 
-Letters are those of `attention.shapes`.
+Dimension letters are defined in `attention.shapes`.
 """
 
 from __future__ import annotations
@@ -59,25 +59,24 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V], bfloat16 or float32.
       mask: conjunction of `causal` and `window` with a static query_offset, `lengths`, `valid` and
         at most one `segments`; or None.
-      bias: None.
-      scale, logit_cap: numbers; no cap if None.
+      bias, dropout_key: must be None.
+      scale, logit_cap: factor and bound of the logits, numbers; no cap if None.
       sinks: [N], or None.
-      dropout_rate: 0.
-      dropout_key: None.
+      dropout_rate: must be 0.
 
     Returns:
       [B, T, N, V] in the query's dtype.
 
     Raises:
-      NotImplementedError: there is no TPU (nor `kernels.interpreted()`), 64 bits are enabled, or an
-        argument is not listed above.
+      NotImplementedError: there is no TPU (nor `kernels.interpreted()`), jax_enable_x64 is set, or
+        an argument has a value that is not listed above.
     """
     interpret = devices.require_platform("tpu")
     expect_absent(options, "bias", "dropout_rate", by="splash attention")
     if query.dtype not in (jnp.bfloat16, jnp.float32):
         raise NotImplementedError(f"dtype: got {query.dtype.name}, expected bfloat16 or float32")
     if jax.dtypes.canonicalize_dtype(jnp.int64) == jnp.int64:
-        # With 64 bits enabled, the JAX kernel mixes integer dtypes and fails.
+        # With jax_enable_x64, the JAX kernel mixes integer dtypes and fails.
         raise NotImplementedError("jax_enable_x64: got True, expected False")
     B, T, N, _ = query.shape
     S = key.shape[1]
@@ -156,7 +155,7 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
 def _kernel(
     found: Structure, N: int, rows: int, columns: int, logit_cap: float | None, interpret: bool
 ) -> Any:
-    # Imported here because it is slow and not needed for unsupported arguments.
+    # Imported here, because the import is slow and not needed for unsupported arguments.
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     shape = (rows, columns)

@@ -21,7 +21,7 @@ _KNOTS = 6
 
 @dataclasses.dataclass(frozen=True)
 class SoundAugmentation(Config):
-    """Random changes of training examples, under jit, with one key per example.
+    """Config of the random changes of sounds in training.
 
     Attributes:
       speed: maximum relative change of speed and pitch; 0.1 means 0.9 to 1.1 (Ko et al. 2015).

@@ -66,9 +66,10 @@ class LogMelConfig(Config):
         return _filters(self.sample_rate, self.fft_size, self.bands, self.lowest)
 
     def frames(self, samples: Array | int) -> Array | int:
-        """Returns the number of frames of a recording: its full windows, but at least 1.
+        """Returns the number of frames of a recording, which is the number of its full windows.
 
-        Without samples, there are no frames.
+        A recording that is shorter than a window has one frame. A recording without samples has
+        none.
 
         Args:
           samples: number of samples, or an array of such numbers.

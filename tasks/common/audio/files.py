@@ -15,8 +15,8 @@ from tasks.common.errors import UserError, warn_once
 
 # Number of samples in each frame for which `trim_silence` measures the loudness.
 _TRIMMED = 256
-# Number of frames that are decoded at a time. A header with at least `_UNKNOWN_FRAMES` frames has a
-# placeholder instead of the length.
+# Number of frames that are decoded at a time. If the number of frames in a header is at least
+# `_UNKNOWN_FRAMES`, it is a placeholder for an unknown length.
 _BLOCK, _UNKNOWN_FRAMES = 1 << 16, 1 << 60
 # If the peak of the average of the channels, divided by the peak of the channels, is below this
 # number, the average consists of rounding errors only.
@@ -39,7 +39,7 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
 
     Args:
       source: a path, or a file's bytes.
-      sample_rate: sample rate of the result (soxr, high quality).
+      sample_rate: sample rate of the result, to which audio is resampled by soxr (high quality).
       name: name of the file in messages, if `source` is bytes.
 
     Returns:

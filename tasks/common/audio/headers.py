@@ -1,8 +1,8 @@
 """Checks and corrections of headers of audio files that libsndfile does not read correctly.
 
-These are files whose header has no length, truncated files, and formats of phones. A program that
-writes audio to a pipe cannot fill in the length afterwards, so the sizes in the header are 0 or
-placeholders.
+These are files whose header has no length, truncated files, and formats of phone recordings, such
+as M4A and AMR. A program that writes audio to a pipe cannot fill in the length afterwards, so the
+sizes in the header are 0 or placeholders.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class TokenEmbedding(nnx.Module):
       vocabulary: number of tokens.
       model_size: D.
       min_rows: minimum number of rows of E. Rows after those of the vocabulary are padding with
-        logits of -inf. They make the size of E independent of the data.
+        logits of -inf. E then has the same size for all vocabularies of at most `min_rows` tokens.
       scale: factor on the embeddings, not on the logits: sqrt(D) in Vaswani et al. 2017.
       init_scale: standard deviation of the initial E; 0.02 is that of Devlin et al. 2019.
 

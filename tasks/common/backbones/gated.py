@@ -4,9 +4,9 @@ A gate in [0, 1] mixes each position of the input with a replacement, such as a 
 blurred image: 1 keeps the position, 0 replaces it. `tasks.explainer` measures the change of a score
 of the prediction.
 
-In shapes, G is the number of rows of gates, which give one score each, U the number of positions, S
-or T the number of rows of a sequence, and D the model size. For images, Y and X are height and
-width, and C is the number of channels.
+In shapes, G is the number of rows of gates (each row gives one score), U the number of positions, S
+or T the length of a sequence, and D the model size. For images, Y and X are height and width, and C
+is the number of channels.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class ResNetConfig(StagesConfig):
       depths: number of blocks of each stage.
       norm: norm after every convolution, "batch" or "group"; with group norm, results do not depend
         on the other images of a batch.
-      stem: "small", one 3 x 3 convolution, or "imagenet", 7 x 7 with stride 2 and 3 x 3 max pooling
-        with stride 2, as in the paper for large images.
+      stem: "small", a 3 x 3 convolution; or "imagenet", a 7 x 7 convolution with stride 2 and 3 x 3
+        max pooling with stride 2, which the paper uses for the large images of ImageNet.
       stem_stride: stride of the stem "small", 1 or 2; the stem "imagenet" has stride 4.
       Other attributes: see `StagesConfig`.
     """

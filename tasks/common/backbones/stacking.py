@@ -94,7 +94,8 @@ class LayerStack(nnx.Module):
             return result
 
         if rematerialize:
-            # Inside a scan, XLA cannot merge the recomputation with the forward pass.
+            # Inside a scan, XLA cannot merge the recomputation with the forward pass, so
+            # prevent_cse is not needed.
             body = jax.checkpoint(body, prevent_cse=False)
         return jax.lax.scan(body, x, (variables, jnp.arange(self.length)))
 
@@ -126,7 +127,7 @@ def _expect_unchanged(before: list[Any], after: list[Any]) -> None:
 
 
 def layer_paths(path: str, shape: tuple[int, ...]) -> list[str]:
-    """Returns the paths that an array of stacked layers has in the separate layers.
+    """Returns the paths of the arrays of separate layers that an array of stacked layers contains.
 
     Args:
       path: '/'-joined path, such as "encoder/layers/stacked/attention/out/kernel".

@@ -68,7 +68,8 @@ class TranscriberConfig(Config):
       temporal_attention: number of heads of a recurrent decoder's attention to its own past states;
         0 for none.
       dropout_rate: dropout rate of the decoder.
-      label_smoothing: probability that the decoder's loss spreads from the target over all outputs.
+      label_smoothing: probability mass that is moved from the target to all outputs of the decoder,
+        in equal parts.
       consistency: weight α of the divergence between two passes over each training example, with
         different dropout masks and, in speech recognition, different changes of the features
         (CR-CTC, Yao et al. 2025; R-Drop, Liang et al. 2021); 0 for one pass.
@@ -141,9 +142,9 @@ class Losses(NamedTuple):
       num_units: float32 [B], number of units including the end token. The mean loss per unit is the
         sum of the losses divided by the sum of these numbers.
       has_path: bool [B], whether there are enough frames for a CTC path of the units.
-      divergence: float32 [B / 2], divergence of the two passes over each example. It is summed over
-        units and frames, with the weights of the losses of decoder and CTC; 0 if rows are not
-        paired.
+      divergence: float32 [B / 2], divergence of the two passes over each example; 0 if rows are not
+        paired. It is the sum of the divergence of the decoder over units and that of CTC over
+        frames, weighted like their losses.
     """
 
     decoder: Array

@@ -114,7 +114,8 @@ class _Stack(nnx.Module):
         def numbered(number: int | Array, layer: nnx.Module, x: Array) -> tuple[Array, Any]:
             return call(layer, x, layer_key(dropout_key, number))
 
-        # If weights are recorded, the layers run separately, as weights are recorded by layer name.
+        # Attention weights are recorded under the names of layers, which a scan does not have.
+        # Therefore the layers run separately while weights are recorded.
         if isinstance(self.layers, LayerStack) and not recording.active():
             return self.layers.scan(numbered, x, rematerialize=rematerialize)
         results = []
@@ -167,7 +168,7 @@ class _Stack(nnx.Module):
 
 
 class Encoder(_Stack):
-    """Transformer encoder of embedded inputs, to which it adds the positions of its config."""
+    """Transformer encoder of embedded inputs; adds position embeddings if its config has any."""
 
     def _layer(self, rngs: nnx.Rngs) -> EncoderLayer:
         return EncoderLayer(self.config, rngs=rngs)
@@ -263,7 +264,7 @@ class Encoder(_Stack):
 class Decoder(_Stack):
     """Transformer decoder with causal self-attention and cross-attention to a memory.
 
-    Like the encoder, it adds the positions of its config to its inputs.
+    Like the encoder, it adds position embeddings to its inputs if its config has any.
 
     Args:
       config: as for an encoder.

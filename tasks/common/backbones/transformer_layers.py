@@ -46,8 +46,8 @@ class EncoderConfig(Config):
       num_heads: N, number of attention heads; divides D.
       feedforward_size: F, hidden size of the feed-forward modules.
       dropout_rate: dropout rate after embeddings, attention and feed-forward.
-      attention_dropout_rate: dropout rate of the attention weights or, in mixers that never compute
-        weights, of parts of the result.
+      attention_dropout_rate: dropout rate of the attention weights or, in mixers that compute no
+        attention weights, of another array, such as the result.
       norm: "pre" (Xiong et al. 2020) or "post" (Vaswani et al. 2017).
       activation: "gelu" (with the error function), "gelu_tanh" (its approximation), "relu", "silu"
         (also called swish) or "swiglu", gated by silu (Shazeer 2020).
@@ -55,12 +55,13 @@ class EncoderConfig(Config):
         Embeddings for the input are "sinusoidal", "sinusoidal(interleaved=False)" with the sines
         before the cosines, and "learned". A mixer that supports positions takes a spec of
         `attention.positions.POSITIONS`, such as "rope", "alibi" or "rope(base=500000)".
-      max_length: maximum length of the input, even if positions and mixer have no limit.
+      max_length: maximum length of the input. Longer inputs are rejected even if neither positions
+        nor mixer has a limit.
       mixer: a mixer of `attention.registry`, with options if any: "dot_product",
         "sliding_window(left=8, right=8)", "performer(features=64, kernel=relu)".
       dtype: dtype of the computation; parameters are float32.
       normalization: "layer" (Ba et al. 2016) or "rms" (Zhang & Sennrich 2019).
-      norm_epsilon: added to the variance or the mean square in norms.
+      norm_epsilon: number that norms add to the variance or the mean square.
       use_bias: whether feed-forward, layer norms and cross-attention have biases. The mixer has
         its own option: "dot_product(use_bias=False)".
       input_norm: whether embeddings with positions are normalized, before dropout (Devlin et al.
@@ -117,11 +118,11 @@ class EncoderConfig(Config):
 
     @classmethod
     def of(cls, config: Any, **changes: Any) -> Self:
-        """Returns an encoder config with the values of all fields that another config has as well.
+        """Returns an encoder config that copies the fields that another config also has.
 
         Args:
           config: config that has some of the fields of `EncoderConfig`.
-          **changes: values of fields that are not copied.
+          **changes: values of fields, which replace the copied values.
         """
         names = [field.name for field in dataclasses.fields(EncoderConfig)]
         values = {name: getattr(config, name) for name in names if hasattr(config, name)}
@@ -159,8 +160,8 @@ class EncoderConfig(Config):
             if "positions" not in capabilities:
                 raise ValueError(
                     f"positions: got {self.positions!r}, which mixer {self.entry.name!r} does not "
-                    f"support; expected one of {choices[:3]}, or a mixer of "
-                    f"{mixers_with('positions')}"
+                    f"support; expected one of {choices[:3]}, or one of the "
+                    f"mixers {mixers_with('positions')}"
                 )
             options["positions"] = self.positions
         if "max_length" in capabilities:

@@ -68,12 +68,12 @@ _definitions: dict[str, DatasetDefinition] = {}
 
 
 def definition_of(name: str) -> DatasetDefinition | None:
-    """Returns the built-in data set with a name; None if no imported module defines it."""
+    """Returns the built-in data set with the given name; None if no imported module defines it."""
     return _definitions.get(name)
 
 
 def features_of(**kinds: Any) -> Callable[[], Mapping[str, Any]]:
-    """Returns a function for `DatasetDefinition.features`, from short descriptions of the features.
+    """Returns a function for `DatasetDefinition.features`, given the types of the features.
 
     Args:
       **kinds: type of each feature by name: `str` for a text, `int` for an int32, a list of class

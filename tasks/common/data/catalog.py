@@ -90,7 +90,7 @@ def command(name: str, paths: Paths) -> str:
 def find(name: str, paths: Paths) -> Path:
     """Returns the folder of a prepared data set.
 
-    If the name has no version, the newest one is chosen.
+    If the name has no version, the newest prepared version is chosen.
 
     Raises:
       UserError: the name is malformed, unknown or ambiguous, or the data set is not prepared.

@@ -113,7 +113,7 @@ class Moment(NamedTuple):
       notation: description of the notation; all cells of a column must have the same one.
       day_first: local time as written, in microseconds since 1970. An ambiguous date is read with
         the day before the month; `NO_DATE` if there is no such date.
-      month_first: the same with the month before the day.
+      month_first: the same, but an ambiguous date is read with the month before the day.
       offset: UTC offset in seconds, positive to the east; `NO_OFFSET` if the text has none.
     """
 

@@ -1,7 +1,8 @@
 """Hashes of texts for splits, and near-duplicates across splits.
 
 Splitting by a hash of the text puts equal texts into the same split and is stable when rows are
-added. Near-duplicates (mass mails, quoted news) must be grouped first.
+added. Near-duplicates (mass mails, quoted news) have different hashes. They must be grouped before
+the split.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def normalize_text(text: str, unicode: bool = False) -> str:
 
 
 def text_hash(text: str, unicode: bool = False) -> int:
-    """Returns a hash of a text that determines its split: the MD5 of the normalized text.
+    """Returns the MD5 of the normalized text as a number, by which texts are assigned to splits.
 
     With `unicode`, a text without letters and digits, such as emoji, is hashed without
     normalization, except that spaces at its ends are removed. Without `unicode`, all such texts
@@ -92,7 +93,8 @@ def near_duplicates(
       train: training texts, from which the inverse document frequencies are computed.
       test: test texts.
       similarity: minimum TF-IDF cosine of near-duplicates.
-      ngrams: maximum order of the word n-grams; 2 distinguishes long texts on the same topic.
+      ngrams: maximum order of the word n-grams. With 2, long texts that only share a topic do not
+        count as near-duplicates.
 
     Returns:
       bool [len(test)]: True for texts that equal a training text after `normalize_text`, or whose

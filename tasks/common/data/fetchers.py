@@ -219,8 +219,8 @@ def _client(name: str) -> str:
 def _pip() -> list[str]:
     """Returns the command that runs pip.
 
-    This is the pip of the environment, else pip on PATH, else pip run by uv, whose environments
-    contain no pip.
+    The first of these that exists is used: pip of the current environment, pip on PATH, and pip run
+    by uv. Environments that uv creates contain no pip.
     """
     if util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]

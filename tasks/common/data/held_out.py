@@ -24,8 +24,8 @@ class HeldOutConfig(Config):
 
     Attributes:
       stratify: whether the held-out splits of user data are stratified, which means that each has
-        about a tenth of the rows of every class. Otherwise each has about a tenth of all rows,
-        selected by the hash of their content.
+        about a tenth of the rows of every class. If False, each has about a tenth of all rows,
+        regardless of their classes.
       split_seed: random seed of the held-out splits of user data. The hash of
         the content alone selects the rows if the seed is 0, `stratify` is False, and
         `group_column` is empty.

@@ -65,14 +65,15 @@ class TranscribedConfig(Config):
         the training split; see `split_by`.
       train_size, validation_size, test_size: number of examples in each split of a built-in data
         set that composes strings or lines at random. The test split also has test_size // 4
-        examples for each further condition, such as longer strings.
-      seed: random seed of the built-in data set.
+        examples for each additional test condition, such as longer strings.
+      seed: random seed with which a built-in data set composes its examples.
       text: config of the tokenizer, which splits texts into the units that a model outputs: words,
         characters or byte pairs.
       split_by: property of user files that decides which files stay in the same split when a
         missing split is created: "text" (files with equal texts), "file" (equal files), or a column
         of the manifest, such as speaker (files with equal values). For a column, the largest group
-        is in the training split. "text" needs many distinct texts.
+        is in the training split. With "text", a few distinct texts are not enough to fill all
+        splits.
       path_column: column of a manifest with the paths of files, relative to the manifest.
       text_column: column of a manifest with the texts of the files.
       skip_broken: whether to skip user files that cannot be used, with a warning.
@@ -109,7 +110,7 @@ class TranscribedConfig(Config):
     def user_examples(
         self, read: Callable[[Path], np.ndarray], field: str
     ) -> tuple[dict[str, TranscriptionExamples], Tokenizer]:
-        """Reads the user files, by the function `user_examples` with the values of this config.
+        """Calls the function `user_examples` with the values of this config.
 
         Args:
           read: function that reads a file, and raises UserError if it cannot be used.

@@ -117,17 +117,17 @@ def split_files(path: str, extensions: Sequence[str] = EXTENSIONS) -> dict[str, 
     """Assigns each file, folder or pattern in a list of paths to a split.
 
     Args:
-      path: a file, a folder or a glob pattern; or several of these, separated by commas. Three of
-        them are those of train, validation and test, in this order. If all are named after splits,
-        such as test.csv, the order is free, and validation or test may be missing. A folder that
-        contains files named after splits stands for these files.
+      path: a file, a folder or a glob pattern; or several of these, separated by commas. Three
+        paths are the training, validation and test split, in this order. If all paths are named
+        after splits, such as test.csv, the order is free, and validation or test may be missing. A
+        folder that contains files named after splits stands for these files.
       extensions: extensions of the files that are searched in a folder.
 
     Returns:
       Path or pattern of each split.
 
     Raises:
-      UserError: the paths do not denote different splits, or no path is that of the training split.
+      UserError: two paths denote the same split, or the paths cannot be assigned to splits.
     """
     names = split_paths(path)
     if len(names) == 1:

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# Number of batches, more than any run needs. grain requires a length: an infinite MapDataset would
-# not keep its index.
+# Number of batches, more than any run needs. A grain.MapDataset needs a finite length: if a shorter
+# range were repeated, the batch numbers would start at 0 again.
 _BATCHES = 2**40
 _SHUFFLE_STREAM, _ORDER_STREAM = 0, 1
 
@@ -48,7 +48,7 @@ class EpochPlan:
 
     Each example is assigned to the shortest bucket that is long enough. Examples that do not fill a
     batch of their bucket move to the next longer bucket. Therefore no example is dropped, and only
-    one batch may have fewer examples than `batch_size`. It is in the longest bucket in use.
+    one batch, in the longest bucket in use, may have fewer examples than `batch_size`.
 
     Attributes:
       members: indices of the examples of each batch.
@@ -191,11 +191,11 @@ def train_iterator(
 
     Returns:
       A grain.DatasetIterator over batches, which are dicts of arrays [rows, ...]. Two arrays are
-      added: "weight", float32, which is 0 for padding rows; and "id", int32, which is the index of
-      the example, or -1 for padding rows. A whole batch has `batch_size` rows, rounded up to a
-      multiple of `multiple`; only the examples of `shards` are read. The iterator supports
-      get_state, set_state, and the checkpoint handlers of grain. Its state does not depend on
-      `multiple` and `shards`.
+      added: "weight", float32, which is 1, or 0 for padding rows; and "id", int32, which is the
+      index of the example, or -1 for padding rows. All shards of a batch together have `batch_size`
+      rows, rounded up to a multiple of `multiple`. Only the rows of `shards` are read and returned.
+      The iterator supports get_state, set_state, and the checkpoint handlers of grain. Its state
+      does not depend on `multiple` and `shards`.
 
     Raises:
       ValueError: there are no examples, an example exceeds the longest bucket, or sizes are
@@ -230,7 +230,7 @@ def numbered_batches(
     Arguments: as for `train_iterator`.
     """
     batcher = _Batcher(examples, batch_size, buckets, multiple, shards)
-    epoch_batches = epoch_length(examples, batch_size, buckets)
+    epoch_batches = epoch_length(examples, batch_size)
 
     # Two plans are kept, because prefetched batches belong to at most two epochs.
     @functools.lru_cache(maxsize=2)
@@ -269,7 +269,7 @@ def example_batches(
     buckets: Sequence[Bucket] | None = None,
     multiple: int = 1,
 ) -> list[dict[str, np.ndarray]]:
-    """Returns one batch of each shape that occurs, with which functions can be compiled.
+    """Returns one batch of each shape that occurs, for compiling functions before they are used.
 
     The batches are in the order of their buckets. All rows of a batch are the same example.
     Arguments: as for `train_iterator`.
@@ -282,9 +282,7 @@ def example_batches(
     return [batcher.batch(first[index], batcher.buckets[index]) for index in sorted(first)]
 
 
-def epoch_length(
-    examples: Examples, batch_size: int, buckets: Sequence[Bucket] | None = None
-) -> int:
+def epoch_length(examples: Examples, batch_size: int) -> int:
     """Returns the number of batches per epoch, which does not depend on the buckets."""
     return -(-len(examples) // batch_size)
 
@@ -299,8 +297,8 @@ def bucket_lengths(
 
     Args:
       lengths: length of each example, [n], or a dict of such arrays by field.
-      quantiles: fractions, ascending. For each one, the quantile of the lengths, rounded up, is a
-        bucket.
+      quantiles: fractions, ascending. Each fraction gives a bucket: the corresponding quantile of
+        the lengths, rounded up to a multiple of `multiple`.
       multiple: divisor of all bucket lengths: an integer, or a dict by field.
       longest: length of the longest bucket; None for the maximum length, rounded up.
 
@@ -350,7 +348,7 @@ def _buckets_by_field(
 ) -> tuple[list[Bucket], np.ndarray]:
     if set(examples.lengths) != set(examples.padded):
         raise ValueError(
-            f"lengths: got fields {sorted(examples.lengths)}, expected the fields of padded, "
+            f"lengths: got fields {sorted(examples.lengths)}, expected those of `padded`, "
             f"{sorted(examples.padded)}"
         )
     lengths = {

@@ -41,7 +41,7 @@ class Source:
       sha256: hash of the file, or of the blocks that `content` yields.
       fetchers: download sources, tried in order.
       content: function that yields the decoded content in a fixed order, for archives that can have
-        the same content but different bytes. None: the bytes of the file are hashed.
+        the same content but different bytes. If None, the bytes of the file are hashed.
     """
 
     name: str

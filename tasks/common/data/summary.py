@@ -24,8 +24,8 @@ EXAMPLES = 100_000
 SECONDS = 1.0
 """Longest time in which the compared examples of a split are read."""
 
-# There is a warning if one of three fractions is above its limit: the rows that are also in another
-# split, the examples of one class, and the tokens that are truncated or left out.
+# Limits of three fractions, above which there is a warning: the fraction of rows that are also in
+# another split, of examples of one class, and of tokens that are truncated or left out.
 _SHARED, _MAJORITY, _LOST = 0.03, 0.9, 0.2
 # Quantiles of sizes by name.
 _QUANTILES = {"min": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "max": 1.0}
@@ -50,7 +50,7 @@ class Columns:
       name: function that takes the index of a row and returns its name, for messages.
       sizes: sizes of the examples before truncation, by unit, such as {"tokens": int [n]}.
       limits: largest size of an example that is neither truncated nor left out, by unit.
-      limit_key: config key of this limit; empty if there is none.
+      limit_key: config key that sets `limits`; empty if there is none.
       cut: treatment of examples above the limit: "truncated" or "left out".
       unknown: fraction of unknown tokens or characters, by unit.
       facts: other facts by name, such as {"missing values": "3.1 %"}.
@@ -188,9 +188,10 @@ def summarize(
 
 
 def _compare(column: Columns) -> _Compared | None:
-    """Computes hashes of the rows of a split, or of as many rows as the limits allow.
+    """Computes hashes of the rows of a split, by which rows are compared between splits.
 
-    The result is None if there are no rows to compare.
+    At most `EXAMPLES` rows are hashed, for at most `SECONDS`. The result is None if the split has
+    no rows, or no function that reads them.
     """
     if column.codes is not None:
         inputs, labels = column.codes
@@ -214,7 +215,7 @@ def _compare(column: Columns) -> _Compared | None:
 
 
 def _affordable(column: Columns) -> int:
-    """Estimates how many rows fit into `BYTES` from the sizes of some rows, at most `EXAMPLES`."""
+    """Estimates from some rows how many rows fit into `BYTES`; returns at most `EXAMPLES`."""
     tried = np.unique(np.linspace(0, column.count - 1, _TRIED).astype(np.int64))
     size = np.mean([_bytes(column.pair(int(index))) for index in tried])
     return min(column.count, EXAMPLES, max(int(BYTES / max(size, 1)), 1))
@@ -223,7 +224,8 @@ def _affordable(column: Columns) -> int:
 def _order(count: int, most: int) -> Iterator[int]:
     """Yields `most` evenly spaced indices.
 
-    Reading may stop early, so the indices are ordered such that any first part is spread as well.
+    Reading may stop early. Therefore the indices are ordered such that the first ones, however
+    many are read, are also spread over the whole range.
     """
     chosen = np.linspace(0, count - 1, most).astype(np.int64)
     stride = max(int(most * 0.618), 1)
@@ -357,7 +359,8 @@ def _warnings(splits: Mapping[str, Any]) -> Iterator[str]:
 def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Formats a summary as pairs (name, text) for terminals and reports.
 
-    The names are those of the splits, with their counts, followed by aspects such as "duplicates".
+    The first pairs have the name of a split and its counts. The others have the name of an aspect,
+    such as "duplicates", and the values of all splits.
 
     Args:
       summary: result of `summarize`.

@@ -365,7 +365,7 @@ def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     if merged:
         first, last = merged[0]
         warn_once(
-            f"{name}: {len(merged)} rows span several lines, the first one lines {first} to "
+            f"{name}: {len(merged)} rows span several lines, the first one spans lines {first} to "
             f"{last}; if these lines are separate rows, correct the quotes there"
         )
 

@@ -107,7 +107,7 @@ def detect_encoding(start: bytes) -> str:
 
 
 def decoding_error(name: str) -> UserError:
-    """Returns the error for a file that cannot be decoded; it names the first line with a fault."""
+    """Returns the error for a file that cannot be decoded; it names the first malformed line."""
     try:
         read_text(name)
     except UserError as error:

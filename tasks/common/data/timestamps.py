@@ -1,9 +1,9 @@
 """Parser of a column of times, whose notation and unit are inferred from all cells.
 
 Depending on their magnitude, numbers are seconds, milliseconds, microseconds or nanoseconds since
-1970, or dates such as 20241231, 202412 or 2024. Other small numbers only define an order. Texts
-have the notations of `tasks.common.data.dates`. A column that mixes units or notations, or that is
-ambiguous, is an error.
+1970, or dates such as 20241231, 202412 or 2024. Other small numbers are not converted to times;
+they only give the order of the rows. Texts have the notations of `tasks.common.data.dates`. A
+column that mixes units or notations, or that is ambiguous, is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ DATE_ORDER_KEY = "config.data.date_order"
 UNITS = {"seconds": 1e0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 # First and last year of numbers that are read as dates.
 _YEARS = (1900, 2100)
-# Seconds since 1970, for 3 March 1973 to 20 November 2286. The ranges of the units do not overlap.
+# Range of seconds since 1970 that are accepted as times, from 3 March 1973 to 20 November 2286. The
+# same range in other units gives other numbers, so that the numbers determine the unit.
 _LEAST, _MOST = 1e8, 1e10
 # Numbers in this range are rejected. As nanoseconds since 1970, they would be in 1989 or 1990, but
 # more likely they are present times in units of 100 ns since the year 1.
@@ -58,12 +59,12 @@ class Times:
     """The times of a column.
 
     Attributes:
-      seconds: seconds since 1970 in UTC, float64 [n]; the numbers of the column if they only define
-        an order of the rows.
+      seconds: seconds since 1970 in UTC, float64 [n]; the numbers of the column if they only give
+        the order of the rows.
       local: local times as written, datetime64[us] [n]; None if there is only an order.
       offset: UTC offsets in seconds, positive to the east, int64 [n]; None without a time zone.
       unit: unit or notation that was assumed, for messages; empty if nothing was assumed.
-      date_order: "dmy" or "mdy" if dates have day and month as numbers before the year.
+      date_order: "dmy" or "mdy" if dates have day and month as numbers before the year; else empty.
       remark: warning about values that are unusual but allowed; may be empty.
     """
 
@@ -103,7 +104,8 @@ class TimeColumn:
         Args:
           date_order: order of dates that have day and month as numbers before the year, "dmy" or
             "mdy"; empty to infer the order from the column.
-          likely_order: order that is used if the column allows both orders; empty for an error.
+          likely_order: order that is used if the column allows both orders. If empty, such a column
+            is an error.
           stray: whether some numbers may be near 0 in a column of seconds, milliseconds,
             microseconds or nanoseconds since 1970.
         """
@@ -151,7 +153,8 @@ class TimeColumn:
 
     def _append(self, day_first: int, month_first: int, offset: int) -> None:
         self._days_first.append(day_first)
-        # In ISO dates day and month cannot be exchanged, so the first reading suffices.
+        # ISO dates have a fixed order of day and month, so both readings are equal, and only one is
+        # stored.
         if self._notation != ISO:
             self._months_first.append(month_first)
         self._offsets.append(offset)
@@ -160,8 +163,8 @@ class TimeColumn:
         """Returns the times of all cells.
 
         Raises:
-          TimeError: the cells cannot all be read in the same way, or can be read in several ways;
-            `index` is that of a cell with the problem.
+          TimeError: the cells cannot all be read in the same way, or can be read in several ways.
+            The attribute `index` of the error is the index of a cell with the problem.
         """
         numbers = np.frombuffer(self._numbers, np.float64)
         if self._notation is None:

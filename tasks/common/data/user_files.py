@@ -99,7 +99,7 @@ class TextFilesConfig(Config):
         super().__post_init__()
         for other in ("validation_file", "test_file"):
             complete = self.train_file is not None or getattr(self, other) is None
-            self.expect("train_file", complete, f"a file with {other}")
+            self.expect("train_file", complete, f"a file, because {other} is set")
 
     def set_results_name(self, known: Collection[str], rest: str) -> None:
         """Sets `name` to the name under which results are stored; see `results_name`."""

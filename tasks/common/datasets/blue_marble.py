@@ -47,12 +47,12 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_land(path: Path, size: tuple[int, int] = LAND_SIZE) -> np.ndarray:
-    """Reads the mask of LAND_SOURCE.
+    """Reads the map of ocean, land and lakes from the file of LAND_SOURCE.
 
     Args:
       path: path of the file, which contains an array [4320, 8640]; a pixel covers 1/24°.
-      size: (Y, X) of the result, which is sampled at the centers of its pixels. IMAGE_SIZE aligns
-        the mask with the image.
+      size: (Y, X) of the result, which is sampled at the centers of its pixels. With
+        IMAGE_SIZE, the pixels are those of the Blue Marble image.
 
     Returns:
       uint8 [Y, X] with the values OCEAN, LAND and LAKE.

@@ -1,8 +1,8 @@
 """Beam search with any step function, for all examples at once.
 
 Graves 2012, "Sequence Transduction with Recurrent Neural Networks"; Sutskever et al. 2014. The
-rules for finished hypotheses and for stopping are those of the library transformers, so that both
-give the same tokens. `tasks.common.decoding.generate.generate` calls this search.
+rules for finished hypotheses and for stopping are those of the library transformers, so that this
+search gives the same tokens as the library. `tasks.common.decoding.generate.generate` calls it.
 
 In shapes, B is the batch size, K the number of beams, T the number of steps, V the vocabulary size,
 and N the number of returned sequences.

@@ -37,7 +37,8 @@ def ctc_loss(logits: Array, valid: Array, labels: Array) -> tuple[Array, Array]:
 
     Returns:
       The losses, float32 [B], and whether the labels have a path, bool [B]. A path needs a frame
-      for each label, and one more between two equal labels in a row. Without a path the loss is 0.
+      for each label, and one more between two equal consecutive labels. Without a path the loss is
+      0.
 
     Raises:
       ValueError: shapes do not fit.

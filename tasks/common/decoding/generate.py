@@ -50,9 +50,9 @@ class DecodingConfig(Config):
         length includes the end token; values above 0 prefer long sequences.
       stopping: condition that ends the search of an example. "heuristic": the best prefix, scored
         at its present length, is no better than the worst of K finished hypotheses
-        (early_stopping=False in transformers). "exact": no prefix can become better than this
-        hypothesis at any length (early_stopping="never"). For a length_penalty above 0, "exact"
-        takes more steps and may give other results.
+        (early_stopping=False in transformers). "exact": no prefix can become better than the worst
+        of these hypotheses at any length (early_stopping="never"). For a length_penalty above 0,
+        "exact" takes more steps and may give other results.
       n_best: number of sequences returned for each example, from the beam or as independent
         samples.
       temperature: divisor of the logits in sampling.
@@ -67,7 +67,7 @@ class DecodingConfig(Config):
     length_penalty: FiniteFloat = 1.0
     stopping: one_of("heuristic", "exact") = "heuristic"
     n_best: PositiveInt = 1
-    temperature: within("(0, inf)", "a finite number above 0 (method 'greedy' is the limit)") = 1.0
+    temperature: within("(0, inf)", "a finite number above 0 (for 0, use method 'greedy')") = 1.0
     top_k: NonNegativeInt = 0
     top_p: within("(0, 1]", "a probability in (0, 1]") = 1.0
     seed: NonNegativeInt = 0
@@ -158,8 +158,8 @@ def generate(
     Args:
       step: function that takes the previous tokens, int32 [R], and a state. It returns the logits
         [R, V] of the next tokens, the next state, and extra outputs. It keeps shapes and dtypes of
-        the state. Each leaf of state and extra outputs has the leading axis R. Rows that have ended
-        read `pad`, and their results are discarded.
+        the state. Each leaf of state and extra outputs has the leading axis R. In rows that have
+        ended, the previous token is `pad`, and the results are discarded.
       state: state before the first step, with B rows, which are repeated for beams or samples. With
         a prompt, it is the state after all prompt tokens but the last, which is given as `start`.
       config: decoding method.
@@ -169,9 +169,11 @@ def generate(
       end: the token that ends a sequence; None if all sequences have T tokens.
       pad: token that fills sequences after the end.
       keys: random keys [B], one for each example, for the method "sample"; see `example_keys`.
-      forbidden: tokens that are never decoded. The other probabilities are not renormalized.
-      scores_are_log_probs: whether `step` returns scores that are summed without a softmax, such as
-        weighted log-probabilities of two models, instead of logits.
+      forbidden: tokens that are never decoded. The probabilities of the other tokens are not
+        renormalized.
+      scores_are_log_probs: whether `step` returns log-probabilities instead of logits, or other
+        scores, such as a weighted sum of the log-probabilities of two models. No softmax is applied
+        to them.
 
     Raises:
       ValueError: shapes or options do not fit.

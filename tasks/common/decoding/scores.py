@@ -77,8 +77,8 @@ def top_k(values: Array, k: int) -> tuple[Array, Array]:
     """Computes the result of `jax.lax.top_k` for values [R, V], in two steps if V is large.
 
     The first step finds the k blocks with the largest maxima. A value in another block is not among
-    the best k, because these k maxima are larger, or equal and earlier. The second step therefore
-    searches only these k blocks, and the rest after the last full block.
+    the best k, because each of these k maxima is larger, or is equal and has a smaller index. The
+    second step therefore searches only these k blocks, and the rest after the last full block.
     """
     R, V = values.shape
     blocks = V // _BLOCK

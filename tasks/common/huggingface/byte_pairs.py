@@ -1,8 +1,8 @@
 """Tokenizer files of RoBERTa folders: tokenizer.json, or vocab.json and merges.txt.
 
 The files are read as the byte-level byte-pair encoding of GPT-2 (Radford et al. 2019) without
-normalization. An option for another tokenization is an error, and so is a contradiction between
-files. Special tokens in a text, such as "</s>", are treated as plain text.
+normalization. An option that asks for another tokenization is an error, and so is a contradiction
+between files. Special tokens in a text, such as "</s>", are treated as plain text.
 """
 
 from __future__ import annotations

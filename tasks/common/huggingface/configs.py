@@ -1,6 +1,6 @@
-"""Conversion of config.json for the supported kinds of models.
+"""Conversion of config.json to fields of `LanguageModelConfig`, for the supported kinds of models.
 
-A field that is not supported is an error.
+A field of config.json that is not supported is an error.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def expect_vocabulary(
     """
     size = config.get("vocab_size", rows)
     if isinstance(size, bool) or size not in (rows, len(vocabulary)) or not isinstance(size, int):
-        expected = f"{rows}, as model.safetensors has"
+        expected = f"{rows}, the number of embeddings in model.safetensors"
         raise UserError(f"{path}: vocab_size is {to_json(size)}, expected {expected}")
     pad = _padding(path, config) if kind in ROBERTA else config.get("pad_token_id")
     token = special_tokens(kind)[0]

@@ -397,7 +397,7 @@ def _expect_shapes(
 def _expect_whole_head(path: Path, kind: str, left: Sequence[str]) -> None:
     """Raises a UserError if unused tensors belong to the head for masked tokens.
 
-    In this case the head is incomplete, and has been left out.
+    In this case the head is incomplete, and `from_tensors` has left it out.
     """
     names = [theirs for ours, theirs in NAMES[kind].items() if ours.partition("/")[0] == "head"]
     parts = [name for name in left if name.rpartition(".")[0] in names]
@@ -421,7 +421,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         )
     try:
         return load_file(path)
-    # The exceptions after OSError are those of dtypes that NumPy lacks.
+    # The exceptions after OSError are raised for dtypes that NumPy lacks.
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
@@ -430,8 +430,8 @@ def _tensors(folder: Path, kind: str) -> dict[str, np.ndarray]:
     """Reads and checks the tensors of a folder, and converts them to float32.
 
     Returns:
-      The tensors by name, without the prefix of the encoder, such as "bert.". The former names
-      gamma and beta are replaced by weight and bias.
+      The tensors by name, without the prefix of the encoder, such as "bert.". The names gamma and
+      beta, which old files use for layer norms, are replaced by weight and bias.
     """
     path = folder / "model.safetensors"
     tensors: dict[str, np.ndarray] = {}

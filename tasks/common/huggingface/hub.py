@@ -35,8 +35,8 @@ def download(name: str) -> Path:
       name: name of the model, such as "bert-base-uncased".
 
     Raises:
-      UserError: there is no such model, or no network. In the second case the message contains a
-        command that downloads the files on another machine.
+      UserError: there is no such model, or the Hub cannot be reached. In the second case the
+        message contains a command that downloads the files on another machine.
     """
     import huggingface_hub
     from huggingface_hub import errors

@@ -2,8 +2,8 @@
 special_tokens_map.json and added_tokens.json.
 
 The files are read as WordPiece with BERT's normalizer; `huggingface.byte_pairs` reads the files of
-RoBERTa. An option for another tokenization is an error, and so is a contradiction between files.
-Special tokens in a text, such as "[SEP]", are treated as plain text.
+RoBERTa. An option that asks for another tokenization is an error, and so is a contradiction between
+files. Special tokens in a text, such as "[SEP]", are treated as plain text.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def checked_options(folder: Path, rules: Rules) -> dict[str, Any]:
-    """Returns the fields that tokenizer_config.json sets, and checks all other options.
+    """Returns the fields of `Rules.names` that tokenizer_config.json sets; checks other options.
 
     The special tokens and added tokens in special_tokens_map.json and added_tokens.json are checked
     too.
@@ -285,7 +285,7 @@ def checked_options(folder: Path, rules: Rules) -> dict[str, Any]:
 
 
 def _checked_options(path: Path, options: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
-    """Returns the fields that a file of options sets, and checks its other options."""
+    """Returns the fields of `Rules.names` that a file of options sets; checks its other options."""
     given: dict[str, Any] = {}
     known = {name: field for field, names in rules.names.items() for name in names}
     classes = (None, *_GENERIC, *reversed(rules.classes))

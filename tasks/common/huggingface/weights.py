@@ -36,7 +36,7 @@ from tasks.common.text.tokenizer import LAST, SPECIAL, TextConfig, Tokenizer
 # `LanguageModelFolder.tokenizer`.
 IMPORTED = "imported.json"
 
-# The name in transformers for our name of each module; "{}" is the layer index. A module has a
+# For our name of each module, its name in transformers; "{}" is the layer index. A module has a
 # matrix (which is transposed in transformers) or a scale, and a bias.
 NAMES = {
     "bert": {

@@ -33,7 +33,8 @@ class AugmentationConfig(Config):
       crop_padding: maximum vertical and horizontal translation in pixels.
       flip: horizontal flip with probability 1/2.
       flip_vertical: vertical flip with probability 1/2.
-      brightness: maximum offset of all pixels, which are in [0, 1].
+      brightness: maximum number that is added to all pixels, or subtracted from them. Pixels are in
+        [0, 1].
       contrast: maximum relative change of the differences from the mean pixel.
       saturation: maximum relative change of the saturation.
       hue: maximum shift of the hue, as a fraction of the color circle.

@@ -112,7 +112,7 @@ class AnnotationTurns:
         return True
 
     def decide(self, where: str) -> dict[Path, int]:
-        """Decides which annotations of the recorded images are transformed, and warns about it.
+        """Decides which annotations of the recorded images are transformed, and prints a warning.
 
         Args:
           where: file or folder of the data, for messages.

@@ -24,7 +24,7 @@ class Metric:
 
     @property
     def direction(self) -> str:
-        """Statement in words about the direction that is better."""
+        """Text that states which direction is better."""
         if self.higher_is_better is None:
             return "neither direction is better"
         return f"{'higher' if self.higher_is_better else 'lower'} is better"

@@ -117,7 +117,8 @@ def bleu_contributions(
 def _bleu(lower_case: bool):
     from sacrebleu.metrics import BLEU
 
-    # `force` suppresses a warning about outputs that look tokenized, as some tokenizers' do.
+    # `force` suppresses a warning about outputs that look tokenized. Texts that some tokenizers
+    # decode look like this.
     return BLEU(lowercase=lower_case, force=True)
 
 

@@ -29,8 +29,9 @@ class TextConfig(Config):
       unique: whether only the first occurrence of each id in a text is kept.
       vocabulary_size: maximum number of ids, including the three special ids.
       character_vocabulary_size: maximum number of additional ids for character n-grams.
-      min_count: minimum number of texts that contain an n-gram. For "bpe" and "wordpiece" it is the
-        minimum number of occurrences of a merged pair, for "character" of a character.
+      min_count: for "word", the minimum number of texts that contain an n-gram. For "bpe" and
+        "wordpiece", the minimum number of occurrences of a merged pair. For "character", the
+        minimum number of occurrences of a character.
       max_length: maximum number of ids of a text; longer texts are truncated.
     """
 

@@ -136,7 +136,8 @@ class SubwordTokenizer:
     def pieces_with_spans(self, text: str) -> list[tuple[str, int, int]]:
         """Returns (piece, index, index + 1) for each id of `encode`.
 
-        The numbers are the span of words that an id stands for; here each piece counts as a word.
+        As for `WordTokenizer`, the two numbers give the span of words that an id stands for. In a
+        subword tokenizer each piece counts as a word, so every span has one element.
         """
         offsets = self._tokenizer.encode(text).offsets
         pieces = [text[start:end].strip() or text[start:end] for start, end in offsets]

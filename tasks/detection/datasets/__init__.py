@@ -20,7 +20,7 @@ class ImageDataset:
     Attributes:
       definition: definition of the data set, with the features of `image_features`.
       names: names of the classes.
-      side: side of the square that holds each image.
+      side: side in pixels of the square that contains each image.
       max_objects: greatest number of objects in an image.
       has_masks: whether objects have masks.
     """

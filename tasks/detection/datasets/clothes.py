@@ -1,6 +1,6 @@
 """Composed images: items of Fashion-MNIST on crops of the Blue Marble, with exact masks.
 
-Y X height and width.
+In shapes, Y and X are height and width.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _BANDS = {"train": (2, 3, 4, 5), "validation": (1,), "test": (0,)}
 _ROWS = (300, 2190)
 _LEAST_LAND = 0.5
 _SCALES = (0.8, 2.0)
-# Minimum number of pixels of an item of 28 x 28; smaller items have no recognizable shape.
+# Minimum number of pixels of an item before it is scaled, out of 28 x 28 pixels. Smaller items have
+# no recognizable shape.
 _LEAST_PIXELS = 60
 _TRIES = 20
 
@@ -63,7 +64,7 @@ def compose(
         six bands.
       seed: seed of all random choices.
     """
-    random = np.random.RandomState(seed)  # a stream that NumPy keeps fixed
+    random = np.random.RandomState(seed)  # NumPy keeps its stream fixed
     image = _ground(ground, land, bands, random).astype(np.float32)
     taken = np.zeros((SIDE, SIDE), bool)
     masks, kinds = [], []

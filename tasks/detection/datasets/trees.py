@@ -96,9 +96,9 @@ def tiles(annotated: ImageWithBoxes, step: int) -> Iterator[dict[str, np.ndarray
 def _spans(length: int, step: int) -> list[tuple[int, int]]:
     """Returns the start and the end of each tile along an axis.
 
-    The tiles are the fewest that cover the axis, and they are evenly spaced.
+    The tiles are evenly spaced, and their number is the smallest that covers the axis.
     """
-    if step == SIDE:  # side by side
+    if step == SIDE:  # tiles do not overlap
         count = -(-length // SIDE)
         borders = [length * i // count for i in range(count + 1)]
         return list(itertools.pairwise(borders))

@@ -4,8 +4,9 @@ Each query has a learned reference point, which defines its position embedding a
 box, as in Conditional DETR (Meng et al. 2021). Reference points reduce the training time of DETR to
 about a tenth.
 
-B batch, Y X height and width of the last backbone map, S = Y·X number of its cells, Q queries, D
-model size, N heads, L decoder layers, K classes, M objects including padding.
+In shapes, B is the batch size, Y and X are height and width of the last backbone map, S = Y·X is
+the number of its cells, Q the number of queries, D the model size, N the number of heads, L the
+number of decoder layers, K the number of classes, and M the number of objects including padding.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from tasks.detection.ops.boxes import clip
 
 Array = jax.Array
 
-# Initial side lengths of boxes as a fraction of those of the image.
+# Initial height and width of boxes, as fractions of the height and width of the image.
 _FIRST_SIDE = 0.2
 
 # Config fields that are arguments of `set_losses`.
@@ -62,7 +63,7 @@ class DETRConfig(Config):
     Attributes:
       backbone: config of the backbone; the queries attend to its last map.
       model_size: D, a multiple of 4.
-      num_heads: number of attention heads, divides D.
+      num_heads: number of attention heads, a divisor of D.
       feedforward_size: feedforward size of the layers.
       encoder_layers: number of encoder layers over the cells of the map; may be 0.
       decoder_layers: L, number of decoder layers; each has a loss.
@@ -144,13 +145,13 @@ class PositionedAttention(MultiHeadAttention):
         Args:
           x: queries, [B, T, D].
           q_pos: position embeddings of x.
-          memory: [B, S, D].
+          memory: sequence to which the queries attend, [B, S, D].
           k_pos: position embeddings of the memory.
           mask: True where a query may attend to a position; None for all positions.
           return_weights: whether to return the attention weights.
 
         Returns:
-          [B, T, D]; with `return_weights` also the attention weights [B, N, T, S].
+          Outputs [B, T, D]; with `return_weights` also the attention weights [B, N, T, S].
         """
         query = constrain(self.query(x + q_pos), "B T N H")
         key = constrain(self.key(memory + k_pos), "B S K H")
@@ -196,13 +197,14 @@ class Layer(nnx.Module):
           x: inputs of the layer, [B, T, D].
           q_pos: position embeddings of x.
           mask: mask of the self-attention; None for all positions.
-          memory: [B, S, D], for a decoder layer.
+          memory: encoder output, [B, S, D]; None for an encoder layer.
           k_pos: position embeddings of the memory.
           memory_mask: mask of the cross-attention.
           key: random key of dropout; None for evaluation.
 
         Returns:
-          [B, T, D]; and the cross-attention weights [B, N, T, S], or None for an encoder layer.
+          Outputs [B, T, D]; and the cross-attention weights [B, N, T, S], or None for an encoder
+          layer.
         """
         keys = split_keys(key, 3)
         rate, weights = self.dropout_rate, None
@@ -221,7 +223,7 @@ class DETROutput(NamedTuple):
     """Predictions of the queries after each decoder layer.
 
     Attributes:
-      logits: [L, B, Q, 1 + K], "no object" first.
+      logits: class logits, [L, B, Q, 1 + K], "no object" first.
       boxes: [L, B, Q, 4], center y and x, height and width, as fractions of the padded image.
       weights: cross-attention weights of the last layer, [B, N, Q, S].
       backbone: attention weights of the backbone by stage.
@@ -262,7 +264,8 @@ class DETR(nnx.Module):
         self.classify = Projection((D,), (classes + 1,), rngs=rngs)
         self.hidden = nnx.List([Projection((D,), (D,), rngs=rngs) for _ in range(2)])
         self.box = Projection((D,), (4,), rngs=rngs)
-        # Initially, boxes are close to their reference points, and their sides to `_FIRST_SIDE`.
+        # Initially, centers of boxes are close to their reference points, and sides to
+        # `_FIRST_SIDE`.
         self.box.kernel = nnx.Param(0.1 * self.box.kernel[...])
         side = _logit(np.float32(_FIRST_SIDE))
         self.box.bias = nnx.Param(jnp.array([0, 0, side, side], jnp.float32))
@@ -281,7 +284,7 @@ class DETR(nnx.Module):
 
         Args:
           images, sizes, valid, training, return_weights: as for `MaskRCNN.features`.
-          dropout_key: None for evaluation.
+          dropout_key: random key of dropout; None for evaluation.
         """
         config = self.config
         flags = {"valid": valid, "training": training, "return_weights": return_weights}
@@ -323,8 +326,8 @@ class DETR(nnx.Module):
         """Computes class, L1 and generalized IoU losses (Carion et al. 2020, section 3.1).
 
         Args:
-          batch: image [B, Y, X, C]; size [B, 2]; boxes [B, M, 4]; and labels [B, M], -1 for
-            padding.
+          batch: image [B, height, width, channels]; size [B, 2], height and width without padding;
+            boxes [B, M, 4]; and labels [B, M], -1 for padding.
           dropout_key, valid, training: as for `__call__`.
 
         Returns:
@@ -357,7 +360,7 @@ class DETR(nnx.Module):
         return result
 
     def detect(self, images: Array, sizes: Array) -> tuple[Detections, None]:
-        """Returns the best class and box of each query, most probable first, without masks."""
+        """Returns the best class and box of each query, most probable first; and no masks."""
         output = self(images, sizes)
         return self._ranked(output, images.shape[1:3], sizes)[0], None
 

@@ -1,7 +1,8 @@
 """Second stage of Mask R-CNN: class, box and mask of each region (Girshick 2015, He et al. 2017).
 
-B batch, R sampled regions of an image, P proposals, K classes, C channels of the pyramid, D
-detections, M objects including padding, S side of a mask.
+In shapes, R is the number of sampled regions of an image, P the number of proposals, K the number
+of classes, C the number of channels of the pyramid, D the number of detections, and M the number of
+objects including padding.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tasks.detection.ops.nms import batched_nms
 
 Array = jax.Array
 
-# Weights of the deltas, so that targets have about unit variance (Girshick 2015).
+# Factors of the deltas, see `encode`. With them, targets have about unit variance (Girshick 2015).
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
@@ -34,13 +35,13 @@ class HeadsConfig(Config):
     """Config of the second stage.
 
     Attributes:
-      positive_iou: minimum IoU with an object for a region to get its class; other regions are
-        background.
+      positive_iou: IoU from which on a region has the class of the object that it overlaps most.
+        Other regions are background.
       samples: number of regions per image in training.
       positive_fraction: maximum fraction of positive regions among the samples. Only positive
         regions have a mask loss.
       box_resolution: side length in cells of the features that RoIAlign pools for the box head.
-      hidden_size: hidden size of the two dense layers.
+      hidden_size: size of the two hidden layers of the box head.
       mask_resolution: side length in cells of the features that RoIAlign pools for the mask head;
         the predicted mask is twice as large.
       mask_channels: number of channels of the mask convolutions.
@@ -176,9 +177,9 @@ class RegionSamples(NamedTuple):
     Attributes:
       boxes: boxes of the regions, float32 [R, 4].
       objects: int [R], index of the matched object; arbitrary for background.
-      labels: int [R], 0 background, else class + 1.
+      labels: int [R], 0 for background, else class + 1.
       targets: float32 [R, 4], deltas of the objects' boxes; arbitrary for background.
-      valid: bool [R]; positives come first.
+      valid: bool [R], False for padding. Positive regions come first.
     """
 
     boxes: Array

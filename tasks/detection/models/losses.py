@@ -1,7 +1,8 @@
 """Losses of detectors for one image, as sums and counts.
 
-Sums and counts give the exact mean over a batch without its padding rows. N anchors, regions or
-queries, K classes, S side of a mask.
+Sums and counts give the exact mean over a batch without its padding rows. In shapes, B is the batch
+size, N the number of anchors, regions or queries, K the number of classes, and S the side of a
+mask.
 """
 
 from __future__ import annotations
@@ -63,13 +64,13 @@ def objectness(logits: Array, positive: Array, counted: Array) -> LossTerm:
 
 
 def boxes(deltas: Array, targets: Array, positive: Array, counted: Array) -> LossTerm:
-    """Computes smooth L1 of the deltas of positives (Ren et al. 2015, equation 1).
+    """Computes the smooth L1 loss of the deltas of positives (Ren et al. 2015, equation 1).
 
     The count of the term includes negatives, which have no box loss.
 
     Args:
       deltas: predicted deltas, float [N, 4].
-      targets: float [N, 4]; any value if not positive.
+      targets: target deltas, float [N, 4]; ignored if not positive.
       positive: bool [N], True for anchors or regions that match an object.
       counted: bool [N], True for anchors or regions that are counted.
     """

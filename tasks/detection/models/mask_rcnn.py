@@ -3,8 +3,10 @@
 Every image has the same numbers of proposals, regions and detections; boolean arrays `valid` are
 False for padding.
 
-B batch, Y X height and width, C channels, N anchors, P proposals, R sampled regions, D detections,
-M objects including padding, K classes, S side of a mask.
+In shapes, B is the batch size, Y and X are height and width, C is the number of channels, N the
+number of anchors, P the number of proposals, R the number of sampled regions, D the number of
+detections, M the number of objects including padding, K the number of classes, and S the side of a
+mask.
 """
 
 from __future__ import annotations
@@ -164,7 +166,7 @@ class MaskRCNN(nnx.Module):
 
         Args:
           batch: image [B, Y, X, C]; size [B, 2]; boxes [B, M, 4]; labels [B, M], -1 for padding;
-            and with masks instances [B, Y, X], the index of the object from 1, or 0 for none.
+            and, with a mask head, instances [B, Y, X], k + 1 at pixels of object k and 0 elsewhere.
           keys: random keys [B] of the sampling of anchors and regions.
           valid, training: as for `features`.
 
@@ -206,7 +208,7 @@ class MaskRCNN(nnx.Module):
     def _mask_losses(
         self, pyramid: Sequence[Array], regions: heads.RegionSamples, instances: Array
     ) -> losses.LossTerm:
-        """Computes mask losses of the regions that may be positive, which come first."""
+        """Computes the mask losses of positive regions, which are the first regions of an image."""
         own = jax.tree.map(lambda leaf: leaf[:, : self.config.heads.positives], regions)
         logits = self._mask_logits(pyramid, own.boxes, jnp.maximum(own.labels - 1, 0))
         side = logits.shape[-1]

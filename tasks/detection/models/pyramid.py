@@ -1,6 +1,6 @@
 """Standardization of images, and the feature pyramid over a ResNet.
 
-B batch, Y X height and width, C channels.
+In shapes, B is the batch size, Y and X are height and width, and C is the number of channels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def standardize(images: Array, sizes: Array) -> Array:
 
         y = (x - μ) / max(σ, 1)
 
-    with x from 0 to 255. The maximum avoids amplifying the noise of uniform images.
+    x is from 0 to 255, and μ and σ are mean and standard deviation of the image without padding.
+    The maximum avoids amplifying the noise of uniform images.
 
     Args:
       images: [B, Y, X, C], uint8 or float.
@@ -58,7 +59,7 @@ def standardize(images: Array, sizes: Array) -> Array:
 
 
 def upsample_nearest(x: Array, Y: int, X: int) -> Array:
-    """Upsamples by 2 to the nearest cell, cropped to Y x X.
+    """Upsamples by a factor of 2 with nearest-neighbor interpolation, and crops to Y x X.
 
     Args:
       x: [B, ceil(Y / 2), ceil(X / 2), C].

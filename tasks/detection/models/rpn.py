@@ -1,6 +1,7 @@
 """Region proposal network of Faster R-CNN (Ren et al. 2015) over a feature pyramid.
 
-B batch, N anchors of all levels, M objects including padding, P proposals.
+In shapes, B is the batch size, N the number of anchors of all levels, M the number of objects
+including padding, P the number of proposals, and C the number of channels.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tasks.detection.ops.nms import batched_nms
 
 Array = jax.Array
 
-# Weights of the deltas of proposals (Girshick 2015).
+# Factors of the deltas of proposals, see `encode` (Girshick 2015).
 PROPOSAL_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
@@ -32,7 +33,8 @@ class RPNConfig(Config):
     """Config of the region proposal network.
 
     Attributes:
-      sizes: side of the anchors of each level in pixels, the finest level first.
+      sizes: size of the anchors of each level, which is the square root of their area in pixels,
+        the finest level first.
       ratios: height / width of the anchors.
       positive_iou, negative_iou: anchors are positive if their IoU with an object is at least
         `positive_iou`, and negative if their IoU with every object is below `negative_iou`. The
@@ -73,7 +75,9 @@ class Proposals(NamedTuple):
 
 
 class RPNHead(nnx.Module):
-    """Head with logits conv1x1(h) and deltas conv1x1(h), h = relu(conv3x3(x)), for each level x.
+    """Head that computes objectness logits and box deltas from each level x of the pyramid.
+
+        logits = conv1x1(h),   deltas = conv1x1(h),   h = relu(conv3x3(x))
 
     Args:
       channels: channels of the maps and of h.
@@ -100,7 +104,13 @@ class RPNHead(nnx.Module):
 
 
 def initialize_small(layer: nnx.Module, deviation: float, rngs: nnx.Rngs) -> None:
-    """Sets a kernel to normal values with the given standard deviation (Girshick 2015)."""
+    """Initializes a kernel from a normal distribution with mean 0 (Girshick 2015).
+
+    Args:
+      layer: layer whose kernel is replaced.
+      deviation: standard deviation of the normal distribution.
+      rngs: random streams of the initialization.
+    """
     shape = layer.kernel.shape
     layer.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
 

@@ -1,7 +1,8 @@
 """Set prediction loss of DETR (Carion et al. 2020, section 3.1).
 
-Q queries, M objects including padding, K classes. Boxes are normalized: center y and x, height and
-width, as fractions of the height and width of the image.
+In shapes, Q is the number of queries, M the number of objects including padding, and K the number
+of classes. Boxes are normalized: center y and x, height and width, as fractions of the height and
+width of the image.
 """
 
 from __future__ import annotations

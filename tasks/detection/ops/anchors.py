@@ -16,16 +16,18 @@ def anchors(
     """Returns the anchors of all levels, ordered by level, row, column, ratio and size.
 
     An anchor of ratio r and size s is a box of height s·√r and width s/√r. Its center is the upper
-    left corner of a cell, (x · stride, y · stride). Half the side lengths are rounded to integers.
+    left corner of a cell, (x · stride, y · stride). Half of each side length is rounded to an
+    integer.
 
     Args:
-      sides: Y and X of each level's map.
+      sides: height and width of the feature map of each level, in cells.
       strides: pixels per cell of each level.
-      sizes: sizes of each level, square roots of the areas in pixels.
+      sizes: anchor sizes of each level, which are square roots of anchor areas in pixels.
       ratios: height / width, the same for all levels.
 
     Returns:
-      float32 [A, 4], A = Σ Y·X·len(sizes)·len(ratios); not clipped to the image.
+      Boxes (x1, y1, x2, y2) of the A anchors, float32 [A, 4], not clipped to the image. A is the
+      sum over levels of the number of cells times the numbers of sizes and of ratios.
 
     Raises:
       ValueError: the numbers of strides, sizes and levels differ.

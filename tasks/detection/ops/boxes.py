@@ -1,6 +1,6 @@
 """Boxes (x1, y1, x2, y2) in pixels, where x2 - x1 is the width.
 
-Arrays are float32 of static shape, for one image; use `jax.vmap` for batches.
+Functions take the float32 arrays of a single image, with static shapes; use `jax.vmap` for batches.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ Array = jax.Array
 
 # Maximum d_w and d_h in `decode`: a side grows at most by a factor of 62.5.
 LARGEST_LOG_SCALE = math.log(1000 / 16)
-# Minimum side length in pixels as a divisor, since the sides of padding are 0.
+# Sides are raised to this length in pixels before divisions and logarithms, because the sides of
+# padding are 0.
 LEAST_SIDE = 1e-3
 
 
 def area(boxes: Array) -> Array:
-    """Computes areas [...] of boxes [..., 4]; 0 if corners are reversed."""
+    """Computes areas [...] of boxes [..., 4]; 0 if x2 < x1 or y2 < y1."""
     width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
     return jnp.maximum(width, 0) * jnp.maximum(height, 0)
 
@@ -90,8 +91,8 @@ def encode(reference: Array, boxes: Array, weights: Sequence[float] = (1, 1, 1, 
 
         d = (w_x (x - x_r) / W_r, w_y (y - y_r) / H_r, w_w log(W / W_r), w_h log(H / H_r))
 
-    with (x, y) the center, W and H the sides of a box, r its reference. Sides are at least 0.001
-    pixels, so that padding gives finite deltas.
+    (x, y) is the center of a box, W and H are its width and height, and r marks the reference box.
+    Sides below 0.001 pixels are raised to 0.001, so that the deltas of padding are finite.
 
     Args:
       reference: anchors or proposals, [..., 4].
@@ -99,7 +100,7 @@ def encode(reference: Array, boxes: Array, weights: Sequence[float] = (1, 1, 1, 
       weights: factors of the deltas, (w_x, w_y, w_w, w_h).
 
     Returns:
-      [..., 4].
+      Deltas d, [..., 4].
     """
     reference_center, reference_sides = _center_and_sides(reference)
     center, sides = _center_and_sides(boxes)

@@ -1,6 +1,6 @@
 """Instance maps and bounding boxes of masks.
 
-Y X height and width, n masks.
+In shapes, Y and X are height and width of an image, and n is the number of masks.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def masks_to_boxes(masks: np.ndarray) -> np.ndarray:
       masks: bool [n, Y, X].
 
     Returns:
-      float32 [n, 4], (x1, y1, x2, y2): corners of the outermost pixels, so that one pixel has a box
-      of area 1; 0 for an empty mask.
+      Boxes (x1, y1, x2, y2), float32 [n, 4]; 0 for an empty mask. Boxes enclose the outermost
+      pixels completely, so that a mask of one pixel has a box of area 1.
     """
     boxes = np.zeros((len(masks), 4), np.float32)
     for box, mask in zip(boxes, masks, strict=True):
@@ -33,10 +33,10 @@ def masks_to_boxes(masks: np.ndarray) -> np.ndarray:
 def to_instance_map(masks: np.ndarray) -> np.ndarray:
     """Combines masks bool [n, Y, X] to one map uint16 [Y, X], with smaller masks on top.
 
-    The map is k + 1 for mask k, 0 for none.
+    The map is k + 1 at pixels of mask k, and 0 at pixels without a mask.
 
     Raises:
-      ValueError: there are more masks than uint16 can number.
+      ValueError: there are more than 65,535 masks, the maximum of uint16.
     """
     return _laid(masks.shape[1:], masks.sum(axis=(1, 2)), masks.__getitem__)
 
@@ -44,7 +44,7 @@ def to_instance_map(masks: np.ndarray) -> np.ndarray:
 def rle_to_instance_map(codes: Sequence[RunLength], height: int, width: int) -> np.ndarray:
     """Combines run-length encoded masks to one map, like `to_instance_map`.
 
-    Masks are decoded one at a time, because all masks of a large image may not fit into memory.
+    Masks are decoded one at a time, because the masks of a large image together may exceed memory.
     """
     from pycocotools import mask as coco
 

@@ -21,7 +21,8 @@ def match(
     An anchor is matched with the object of largest IoU if this IoU is at least `high`. If it is
     below `low`, the anchor is background; between `low` and `high` the anchor is neither. With
     `allow_low_quality`, the anchors that have the largest IoU with an object, ties included, are
-    always matched. Each of them is matched with the object with which its own IoU is largest.
+    always matched. Each of these anchors is matched with the object with which it has the largest
+    IoU.
     Objects that overlap no anchor have no match.
 
     Args:
@@ -33,7 +34,8 @@ def match(
         anchors, False for proposals.
 
     Returns:
-      int32 [anchors]: index of the object, BACKGROUND, or BETWEEN for neither.
+      int32 [anchors]: index of the matched object; BACKGROUND; or BETWEEN for an anchor that is
+      neither matched nor background.
 
     Raises:
       ValueError: shapes do not fit, or low > high.
@@ -59,8 +61,8 @@ def sample(
 ) -> tuple[Array, Array, Array]:
     """Samples anchors with a limited fraction of positives (Girshick 2015, section 2.3).
 
-    Of n positives, min(n, ⌊count · positive_fraction⌋) come first; background fills the other
-    positions.
+    Of n positives, min(n, ⌊count · positive_fraction⌋) are sampled. They come first in the result;
+    sampled background anchors follow.
 
     Args:
       matches: int [anchors], as returned by `match`.
@@ -69,9 +71,9 @@ def sample(
       positive_fraction: maximum fraction of positives, in [0, 1].
 
     Returns:
-      indices: int32 [count], indices of anchors. None occurs twice where `valid` is True.
-      is_positive: bool [count].
-      valid: bool [count]; False if there are too few anchors.
+      indices: int32 [count], indices of anchors. No anchor occurs twice where `valid` is True.
+      is_positive: bool [count], True for anchors that match an object.
+      valid: bool [count]; False for the remaining positions if there are too few anchors.
 
     Raises:
       ValueError: count or positive_fraction is out of range.
@@ -85,7 +87,7 @@ def sample(
     drawn = jax.random.uniform(key, matches.shape)
     positives = _drawn(drawn, matches >= 0, most)
     negatives = _drawn(drawn, matches == BACKGROUND, count)
-    # Positives come first; the i-th negative has index i + number of positives.
+    # In the result, positives come first, and negative i has the index i + number of positives.
     number = (positives >= 0).sum()
     indices = jnp.arange(count)
     is_positive = indices < number

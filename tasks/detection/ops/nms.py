@@ -17,8 +17,8 @@ def nms(
     """Applies greedy non-maximum suppression.
 
     In order of descending score, a box is kept unless its IoU with a kept box exceeds `threshold`.
-    Boxes of equal score are taken in their given order. The flags k_j are updated for all boxes at
-    once until nothing changes:
+    Boxes of equal score are taken in their given order. The flag k_j states whether box j is kept.
+    All flags are updated at once until no flag changes:
 
         k_j <- valid_j and not any_{i before j} (k_i and IoU_ij > threshold)
 
@@ -34,8 +34,8 @@ def nms(
       count: maximum number of results.
 
     Returns:
-      indices: int32 [count], by descending score, padded with 0.
-      valid: bool [count].
+      indices: int32 [count], indices of the kept boxes by descending score, padded with 0.
+      valid: bool [count], False for padding.
 
     Raises:
       ValueError: shapes do not fit.

@@ -1,6 +1,7 @@
 """Pasting of predicted masks into images on the host, and run-length encoding.
 
-Y X height and width of an image, n masks, M or S cells along each side of a mask.
+In shapes, Y and X are height and width of an image, n is the number of masks, and M or S is the
+number of cells along each side of a mask.
 """
 
 from __future__ import annotations
@@ -21,21 +22,23 @@ def paste(
 ) -> np.ndarray:
     """Resizes each mask to its box by bilinear interpolation.
 
-    Centers of pixels are interpolated between centers of cells, with 0 beyond the mask, as in
-    Detectron2; this inverts `roi_align.mask_targets`. Pixels outside the image are dropped.
+    The value at the center of a pixel is interpolated between the centers of the nearest cells, as
+    in Detectron2. Cells beyond the mask count as 0. This inverts `roi_align.mask_targets`. Pixels
+    outside the image are dropped.
 
     Args:
       masks: probabilities of the cells, float [n, M, M].
       boxes: [n, 4] in pixels.
       height, width: size of the image.
       aligned: whether to interpolate as above. False is the method of Mask R-CNN and torchvision:
-        mask and box are padded by a cell, and corners are truncated to integers and included, so
-        that a mask grows by up to a pixel on every side. With true masks at 28 x 28 as predictions,
-        on 24 test images of nuclei, the mask AP is 1.00 if True and 0.76 if False.
+        mask and box are padded by a cell, the corners of the box are truncated to integers, and
+        the pixels at the corners are included. A mask then grows by up to a pixel on every side.
+        With the true masks of 24 test images of nuclei, resized to 28 x 28 cells, as predictions,
+        the mask AP is 1.00 if True and 0.76 if False.
 
     Returns:
-      float32 [n, height, width], 0 outside the boxes. Pixels of at least THRESHOLD belong to the
-      object.
+      float32 [n, height, width], 0 outside the boxes. Pixels with a value of at least THRESHOLD
+      belong to the object.
 
     Raises:
       ValueError: shapes do not fit.
@@ -62,10 +65,16 @@ def paste(
 
 
 def _along(low: float, high: float, cells: int, length: int) -> tuple[slice, np.ndarray]:
-    """Returns the pixels of an axis that a box touches, and the weights of the cells for them.
+    """Computes the weights of linear interpolation of a mask, along one axis of an image.
+
+    Args:
+      low, high: bounds of the box that contains the mask, in pixels; may be outside the image.
+      cells: number of elements of the mask on this axis.
+      length: number of pixels of the image on this axis.
 
     Returns:
-      Slice of the pixels within [0, length), and weights float32 [pixels, cells].
+      Slice of the pixels that the box covers, within [0, length), and the weights of the elements
+      at each of these pixels, float32 [pixels, cells].
     """
     scale = cells / max(high - low, 1e-6)
     first, last = (int(np.clip(end, 0, length)) for end in (low - 1 / scale, high + 1 / scale + 1))
@@ -103,7 +112,7 @@ def to_rle(masks: np.ndarray) -> list[RunLength]:
 def pasted_codes(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[RunLength]:
     """Pastes masks [n, S, S] over boxes [n, 4], and returns their run-length encodings.
 
-    Masks are pasted one at a time, because all masks of a large image may not fit into memory.
+    Masks are pasted one at a time, because the masks of a large image together may exceed memory.
     """
     # The canvas is column-major, like COCO's encoding.
     canvas, found = np.zeros(size[::-1], np.uint8).T, []

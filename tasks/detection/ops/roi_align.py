@@ -4,7 +4,8 @@ The four pixels around each sampling point are gathered from the map, or from th
 of a pyramid. Interpolation by two matrix products per box took two to three times as long on a CPU.
 This was measured with 64 to 128 boxes on maps of 64 x 64 to 8 x 8.
 
-Y X height and width of a map, C channels, n boxes.
+In shapes, Y and X are height and width of a map, C is the number of channels, and n the number of
+boxes.
 """
 
 from __future__ import annotations
@@ -32,21 +33,22 @@ def roi_align(
 ) -> Array:
     """Pools each box to `size` x `size` bins.
 
-    A bin is the mean of sampling_ratio² points on a regular grid. Points are interpolated between
-    four pixels. Border pixels are repeated for one pixel beyond the map; points further outside are
-    0. Boxes have no gradient, as in the paper.
+    A bin is the mean of sampling_ratio² points on a regular grid. The value at a point is
+    interpolated between the four nearest pixels. Border pixels are repeated for one pixel beyond
+    the map; values further outside are 0. Gradients do not flow to the boxes, as in the paper.
 
     Args:
       features: feature map, [Y, X, C].
       boxes: [n, 4] in pixels of the image.
-      scale: 1 / stride of the map.
+      scale: 1 / stride of the map, which converts pixels of the image to pixels of the map.
       size: number of bins along each side.
       sampling_ratio: number of sampling points per bin along each axis.
       aligned: whether pixel centers are at half-integers, which shifts boxes by -0.5 on the map.
-        False, as first published, means no shift; sides of boxes are then at least one map pixel.
+        False is the method as first published: boxes are not shifted, and their sides are at least
+        one pixel of the map.
 
     Returns:
-      [n, size, size, C].
+      Pooled features, [n, size, size, C].
 
     Raises:
       ValueError: shapes do not fit, or size or sampling_ratio is below 1.
@@ -72,10 +74,11 @@ def multilevel_roi_align(
 
         level = ⌊canonical_level + log2(√area / canonical_size)⌋
 
-    Level l is the map of stride 2^l, or the first or last map if there is no such stride.
+    Level l is the map of stride 2^l. A level below the first or above the last map is replaced by
+    the level of that map.
 
     Args:
-      maps: [Y_i, X_i, C] each, strides ascending.
+      maps: feature maps by ascending stride, [Y_i, X_i, C] each.
       boxes: [n, 4] in pixels of the image.
       strides: strides of the maps: consecutive powers of 2.
       size, sampling_ratio, aligned: as for `roi_align`.
@@ -83,7 +86,7 @@ def multilevel_roi_align(
       canonical_level: level of boxes of that size.
 
     Returns:
-      [n, size, size, C].
+      Pooled features, [n, size, size, C].
 
     Raises:
       ValueError: as for `roi_align`; or strides are not consecutive powers of 2.
@@ -133,8 +136,9 @@ def mask_targets(
     """Computes the targets of the mask head: `roi_align` of the mask of each box's object.
 
     Args:
-      instances: int [Y, X], k + 1 for object k, 0 for none.
-      objects: int [n], index of the object of each box; targets are 0 for -1.
+      instances: int [Y, X], k + 1 at pixels of object k, 0 at pixels without an object.
+      objects: int [n], index of the object of each box, or -1 for a box without an object, whose
+        targets are 0.
       boxes: [n, 4] in pixels.
       size, sampling_ratio, aligned: as for `roi_align`.
 

@@ -1,6 +1,7 @@
 """Instance normalization, window sizes, and the base class of forecasters.
 
-B windows, L look-back, F horizon, C channels, K calendar features, P parameters of an output head.
+In shapes, B is the number of windows, L the look-back, F the horizon, C the number of channels, K
+the number of calendar features, and P the number of parameters of an output head.
 """
 
 from __future__ import annotations
@@ -81,12 +82,12 @@ class Forecaster(nnx.Module):
         """Forecasts the distribution of each channel at each step ahead.
 
         Args:
-          past: [B, L, C], standardized. Missing values may be anything, NaN included.
+          past: standardized past values, [B, L, C]. Missing values may be anything, NaN included.
           past_valid: bool [B, L, C], False where missing.
           calendar: calendar features of look-back and horizon, [B, L + F, K].
           valid: bool [B], windows to include in batch statistics; all if None.
           training: whether normalization uses and updates batch statistics.
-          dropout_key: None for evaluation.
+          dropout_key: random key of dropout; None for evaluation.
           return_weights: whether to return the attention weights by name, with leading dimension B.
 
         Returns:
@@ -145,7 +146,7 @@ def level_of(past: Array, valid: Array, level: str) -> Array:
       level: "mean" or "last".
 
     Returns:
-      [B, 1, C]; 0 without valid values.
+      The level, [B, 1, C]; 0 without valid values.
     """
     if level == "mean":
         count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)

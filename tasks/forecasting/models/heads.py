@@ -4,7 +4,8 @@ A model computes P raw numbers for each step and channel. `place` converts them 
 units of the window. From the parameters, a head computes its loss, point forecast, quantiles and
 continuous ranked probability score.
 
-B windows, F horizon, C channels, P parameters of a head, Q quantile levels; y is a future value.
+In shapes, B is the number of windows, F the horizon, C the number of channels, P the number of
+parameters of a head, and Q the number of quantile levels. In equations, y is a future value.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class Head:
           levels: Q quantile levels.
 
         Returns:
-          [..., Q].
+          Quantiles, [..., Q].
 
         Raises:
           ValueError: a level is not supported.
@@ -161,7 +162,7 @@ class Median(Point):
 
 
 class Quantile(Head):
-    """Non-crossing quantiles at .1, .2, ... .9; pinball loss (Koenker & Bassett 1978).
+    """Quantiles at .1, .2, ... .9 that do not cross, with pinball loss (Koenker & Bassett 1978).
 
     The first raw number is the median. The others are mapped to the positive distances between
     adjacent quantiles.
@@ -217,7 +218,7 @@ class Quantile(Head):
         return at(lower) * (1 - upper) + at(lower + 1) * upper
 
     def crps(self, parameters: Array, future: Array) -> Array:
-        """Computes twice the mean pinball loss, which approximates the integral over levels."""
+        """Computes twice the mean pinball loss over levels, which approximates the CRPS."""
         return 2 * self.losses(parameters, future)
 
 

@@ -3,7 +3,8 @@
 Zhou et al. 2021, "Informer: Beyond Efficient Transformer for Long Sequence Time-Series
 Forecasting".
 
-B windows, T times, D model size, N heads.
+In shapes, B is the number of windows, T the number of times, D the model size, N the number of
+heads, F the horizon, and S the number of times after the encoder.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class InformerConfig(TransformerConfig):
-    """Config of Informer; as in `transformers`, embeddings are normalized. See `TransformerConfig`.
+    """Config of Informer; see `TransformerConfig`.
+
+    Embeddings are normalized, as in Hugging Face's `transformers`.
 
     Attributes:
       distil: whether the sequence length is halved between encoder layers.
@@ -56,7 +59,8 @@ class Distil(nnx.Module):
 
         y = maxpool(ELU(norm(x_(t-1) W_1 + x_t W_2 + x_(t+1) W_3 + b)))
 
-    with circular padding, batch norm, and pooling of size 3 and stride 2. Missing times of x are 0.
+    with circular padding, batch norm, and pooling of size 3 and stride 2. x is set to 0 at missing
+    times.
 
     Parameters: convolution/kernel [3, D, D] and bias [D], and the parameters of the norm.
 
@@ -87,7 +91,7 @@ class Distil(nnx.Module):
         counted = jnp.any(present, axis=1)
         counted = counted if valid is None else counted & valid
         y = jax.nn.elu(self.norm(self.convolution(near), valid=counted, training=training))
-        # Missing times never win the maximum, because -1 is below all values of ELU.
+        # Missing times are never the maximum, because -1 is below all values of ELU.
         y = _max_pool(jnp.where(present[..., None], y, -1.0), -1.0)
         present = _max_pool(present, False)
         return jnp.where(present[..., None], y, 0), present
@@ -125,7 +129,7 @@ class DistillingEncoder(Encoder):
           present: bool [B, T], False at missing times.
           valid: bool [B], windows to include in batch statistics; all if None.
           training: whether normalization uses and updates batch statistics.
-          dropout_key: None for evaluation.
+          dropout_key: random key of dropout; None for evaluation.
 
         Returns:
           Outputs [B, S, D], and their mask, bool [B, S].
@@ -145,8 +149,8 @@ class DistillingEncoder(Encoder):
 class Informer(Transformer):
     """`Transformer` with a `DistillingEncoder`.
 
-    The self-attention of the decoder is dot-product attention, because ProbSparse selects queries
-    depending on later times.
+    The self-attention of the decoder is dot-product attention, because the selection of queries in
+    ProbSparse attention depends on later times.
 
     Attention weights: "decoder" [B, layers, N, F, S], from the F horizon steps to the S times that
     remain of the look-back after distilling.

@@ -2,7 +2,8 @@
 
 Liu et al. 2024, "iTransformer: Inverted Transformers Are Effective for Time Series Forecasting".
 
-B windows, L look-back, F horizon, C channels, K calendar features, D model size, N heads, P
+In shapes, B is the number of windows, L the look-back, F the horizon, C the number of channels, K
+the number of calendar features, D the model size, N the number of heads, and P the number of
 parameters of an output head.
 """
 
@@ -39,8 +40,9 @@ class ITransformer(Forecaster):
 
         z = encoder([x_1 ... x_C, k_1 ... k_K]ᵀ W + b),     ŷ_c = σ_c (z_c W' + b') + μ_c
 
-    with the normalized look-back x_c of channel c, and k_i that of calendar feature i. Channels
-    without valid values are masked.
+    x_c is the normalized look-back of channel c, and k_i the look-back of calendar feature i. μ_c
+    and σ_c are mean and standard deviation of the look-back of channel c. Channels without valid
+    values are masked.
 
     Attention weights: "channels" [B, layers, N, C + K, C + K].
     """

@@ -1,6 +1,7 @@
 """Forecasters with lag attention, plain and residual; see `attention.lag`.
 
-B windows, L look-back, F horizon, C channels, N attention heads, P parameters of an output head.
+In shapes, B is the number of windows, L the look-back, F the horizon, C the number of channels, N
+the number of attention heads, and P the number of parameters of an output head.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class LagConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class ResidualLagConfig(LagConfig):
-    """Config of lag attention over the past minus its level; it can extrapolate a trend.
+    """Config of lag attention over the past minus its level, which can extrapolate a trend.
 
     For the other attributes see `LagConfig`.
 
@@ -53,8 +54,8 @@ class ResidualLagConfig(LagConfig):
 class DistributionHead(nnx.Module):
     """Distribution with a given point forecast, and a learned shape for each step ahead.
 
-    Its width is proportional to the standard deviation of the window. Parameters: raw [F, 1, P] if
-    the head is probabilistic, else none.
+    The width of the distribution is proportional to the standard deviation of the window.
+    Parameters: raw [F, 1, P] if the head is probabilistic, else none.
     """
 
     def __init__(self, sizes: WindowSizes, head: str):
@@ -72,7 +73,7 @@ class DistributionHead(nnx.Module):
           valid: bool [B, L, C], False where missing.
 
         Returns:
-          [B, F, C, P].
+          Parameters of the head, [B, F, C, P].
         """
         if self.raw is None:
             return point[..., None]
@@ -82,8 +83,8 @@ class DistributionHead(nnx.Module):
 def attend(attention: nnx.Module, past: Array, valid: Array) -> tuple[Array, Array]:
     """Applies lag attention to windows.
 
-    Without missing values, all examples have the same weights, and the forecast takes a tenth of
-    the time.
+    If no value is missing, all windows have the same weights, and the forecast takes a tenth of the
+    time.
 
     Args:
       attention: lag attention over T times.

@@ -1,6 +1,7 @@
 """Transformer layers of forecasters.
 
-B sequences, T positions, D model size, N heads.
+In shapes, B is the number of sequences, T the number of positions, D the model size, and N the
+number of heads.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def encode(encoder: Encoder, x: Array, valid: Array, mode: Mode) -> tuple[Array,
       mode: options of the forward pass.
 
     Returns:
-      [B, T, D], 0 where not valid; and the attention weights [B, layers, N, T, T], or None if they
-      are not requested or the mixer has none.
+      Outputs [B, T, D], 0 where not valid; and the attention weights [B, layers, N, T, T], or None
+      if they are not requested or the mixer has none.
     """
     weights, dropout_key = None, mode.dropout_key
     if mode.return_weights and "weights" in encoder.config.entry.capabilities:

@@ -2,8 +2,9 @@
 
 Nie et al. 2023, "A Time Series is Worth 64 Words".
 
-B windows, L look-back, F horizon, C channels, M patches, R values in a patch, D model size, N
-heads, P parameters of an output head.
+In shapes, B is the number of windows, L the look-back, F the horizon, C the number of channels, M
+the number of patches, R the number of values in a patch, D the model size, N the number of heads,
+and P the number of parameters of an output head.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Patches(nnx.Module):
         """Encodes x [B, L, C] with its mask, bool [B, L, C].
 
         Returns:
-          [B, C, M, D], 0 for masked patches; and attention weights "patches" [B, C, layers, N, M,
+          z [B, C, M, D], 0 for masked patches; and attention weights "patches" [B, C, layers, N, M,
           M].
         """
         B, _, C = x.shape

@@ -1,8 +1,9 @@
 """Ridge regression in closed form (Hoerl & Kennard 1970), and attention on its residual.
 
-B windows, L look-back, F horizon, C channels, K calendar features, M patches of the
-look-back, G patches of the horizon, R values in a patch, D model size, N attention heads, P
-parameters of an output head.
+In shapes, B is the number of windows, L the look-back, F the horizon, C the number of channels, K
+the number of calendar features, M the number of patches of the look-back, G the number of patches
+of the horizon, R the number of values in a patch, D the model size, N the number of attention
+heads, and P the number of parameters of an output head.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class RidgeResidualConfig(PatchTSTConfig):
 
     Attributes:
       calendar_features: number of calendar features, starting with the one that changes fastest.
-        Slow features, such as the day of the year, are omitted because the training
-        split has too few of their periods.
+        Slow features, such as the day of the year, are omitted because the training split covers
+        too few of their periods.
       patch_length: R, patch length in the look-back and in the horizon.
       ridge_level, ridge_individual: see `RidgeConfig`.
     """
@@ -138,7 +139,7 @@ class Ridge(nnx.Module):
           valid: bool [B, L, C], False where missing.
 
         Returns:
-          [B, F, C].
+          Forecasts ŷ, [B, F, C].
         """
         level = level_of(past, valid, self.level)
         over, weights = jnp.where(valid, past - level, 0), self.weights[...]

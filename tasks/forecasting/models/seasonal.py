@@ -1,6 +1,7 @@
 """Lag attention over seasons: a learned mean of the values at the same time in earlier seasons.
 
-B windows, L look-back, F horizon, C channels, P times in a season, M seasons of the look-back, J
+In shapes, B is the number of windows, L the look-back, F the horizon, C the number of channels, P
+the number of times in a season, M the number of seasons of the look-back, and J the number of
 seasons of the horizon.
 """
 

@@ -2,7 +2,8 @@
 
 Lin et al. 2024, "SparseTSF: Modeling Long-term Time Series Forecasting with 1k Parameters".
 
-B windows, L look-back, F horizon, C channels, P times in a season, M seasons of the look-back, J
+In shapes, B is the number of windows, L the look-back, F the horizon, C the number of channels, P
+the number of times in a season, M the number of seasons of the look-back, and J the number of
 seasons of the horizon.
 """
 

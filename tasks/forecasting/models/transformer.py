@@ -2,8 +2,10 @@
 
 The decoder computes all steps of the horizon at once, as in Informer (Zhou et al. 2021).
 
-B windows, L look-back, F horizon, C channels, K calendar features, G last times of the look-back
-that the decoder receives, D model size, N attention heads, P parameters of an output head.
+In shapes, B is the number of windows, L the look-back, F the horizon, C the number of channels, K
+the number of calendar features, G the number of last times of the look-back that the decoder
+receives, D the model size, N the number of attention heads, and P the number of parameters of an
+output head.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ class TransformerConfig(LayersConfig):
     Attributes:
       decoder_layers: number of layers of the decoder; `num_layers` is that of the encoder.
       label_length: G, number of last times of the look-back at the start of the decoder input.
-      instance_norm: whether each window is normalized (Kim et al. 2022). Without it, as in the
-        papers, forecasts do not follow the changing level of nonstationary series.
+      instance_norm: whether each window is normalized (Kim et al. 2022). The papers on Transformer
+        and Informer do not normalize windows. Forecasts then do not follow the changing level of
+        nonstationary series.
     """
 
     name: str = "transformer"

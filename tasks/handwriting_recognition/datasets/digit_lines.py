@@ -111,7 +111,7 @@ class WrittenLines:
             under = line[top : top + len(glyph), left : left + glyph.shape[1]]
             np.maximum(under, glyph, out=under)
             left += glyph.shape[1] + int(rng.integers(config.spacing[0], config.spacing[1] + 1))
-        # Strong distortion may move all ink of a line out of the canvas.
+        # `ink` is empty if strong distortion moved all ink of the line out of the canvas.
         ink = np.flatnonzero(line.max(axis=0) > 0)
         line = line[:, : (ink[-1] if len(ink) else left) + 1 + int(rng.integers(1, 5))]
         line = line + rng.uniform(0, config.noise) * rng.normal(size=line.shape)
@@ -122,7 +122,7 @@ def _displacements(rng: np.random.Generator, size: float) -> np.ndarray:
     """Returns smooth random displacements [2, _SIDE, _SIDE] with standard deviation `size`."""
     noise = rng.normal(size=(2, _SIDE, _SIDE))
     smooth = ndimage.gaussian_filter(noise, (0, _SMOOTHNESS, _SMOOTHNESS), mode="wrap")
-    # A Gaussian filter reduces the standard deviation of white noise by this factor.
+    # The Gaussian filter divides the standard deviation of white noise by 2 sqrt(π) _SMOOTHNESS.
     return size * 2 * np.sqrt(np.pi) * _SMOOTHNESS * smooth
 
 

@@ -38,7 +38,7 @@ def build(
     """Builds a model; see `tasks.recommendation.models.base`.
 
     Args:
-      config: config of `MODEL_CONFIGS`.
+      config: config of a class in `MODEL_CONFIGS`.
       num_items: I, number of items.
       features: float32 [I, G], G features of the items, 0 or 1; None if there are none.
       train_matrix: events of the training split, CSR [U, I]. An entry is the position of the event

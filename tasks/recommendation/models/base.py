@@ -1,8 +1,9 @@
 """Base class of recommendation models: scores of all items, their attributions, and a loss.
 
-B users of a batch, S positions of a history, I items, U users of the training split, R items whose
-scores are attributed, T sampled positions, k neighbors, D model size. A batch has the fields of the
-examples in `tasks.recommendation.data`.
+In shapes, B is the number of users of a batch, S the number of positions of a history, I the number
+of items, U the number of users of the training split, R the number of items whose scores are
+attributed, T the number of sampled positions, k the number of neighbors, and D the model size. A
+batch has the fields of the examples in `tasks.recommendation.sequences`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Recommender(nnx.Module, abc.ABC):
           batch: examples; "target" and "next" are ignored.
 
         Returns:
-          float32 [B, I]; items of the history have scores too.
+          Scores, float32 [B, I]; items of the history have scores too.
         """
 
     @abc.abstractmethod
@@ -45,9 +46,10 @@ class Recommender(nnx.Module, abc.ABC):
           items: items whose scores are attributed, int [B, R].
 
         Returns:
-          "items" [B, R, S], the fraction of each position of the history; or "neighbours" [B, R,
-          k], the fraction of each similar user, and "neighbour_ids" int32 [B, k]. Fractions are at
-          least 0 and sum to 1, or to 0 without a history.
+          "items" [B, R, S], the fraction of the score that each position of the history
+          contributes; or "neighbours" [B, R, k], the fraction that each similar user contributes,
+          and "neighbour_ids" int32 [B, k]. Fractions are at least 0 and sum to 1, or to 0 without a
+          history.
         """
 
     def score_parts(self, batch: Batch, items: Array) -> dict[str, Array]:
@@ -123,8 +125,8 @@ def sample_positions(key: Array, following: Array, count: int) -> tuple[Array, A
       count: T, number of sampled positions.
 
     Returns:
-      Positions int32 [B, T]; their next items, int [B, T]; and weights [B, 1], the number of
-      positions that have a next item, at most T.
+      Positions int32 [B, T]; their next items, int [B, T]; and the weights of the rows in the loss,
+      [B, 1]. The weight of a row is the smaller of T and its number of positions with a next item.
     """
     some = jnp.sum(is_event(following), axis=1)[:, None]
     drawn = (jax.random.uniform(key, (len(following), count)) * some).astype(jnp.int32)

@@ -1,7 +1,8 @@
 """Co-occurrence counts of the training split, and their storage in a model.
 
-B rows of a batch, T scored positions, S positions of a history, I items, U users; a matrix of R
-rows and C columns with k stored entries per row.
+In shapes, B is the number of rows of a batch, T the number of scored positions, S the number of
+positions of a history, I the number of items, and U the number of users. A stored matrix has R rows
+and C columns, and at most k stored entries per row if it is sparse.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def transitions(
 
         C_ji = Σ γ^(d - 1)
 
-    over all events of a user in which item i is d positions after item j, for 1 ≤ d ≤ window.
+    summed over all pairs of events of the same user in which item i is d positions after item j,
+    for 1 ≤ d ≤ window.
 
     Args:
       matrix: events [U, I]; an entry is the position of the event in the history of its user.
@@ -105,7 +107,7 @@ def top_k_per_row(matrix: sp.csr_matrix, count: int) -> tuple[np.ndarray, np.nda
 
 
 class SparseRows(nnx.Module):
-    """Matrix M [R, C] for weighted sums of rows, dense or as the largest entries of each row.
+    """Matrix M [R, C], stored dense or as the largest entries of each row, for sums of rows.
 
     Buffers: whole [R, C]; or columns int32 [R, k] and entries float32 [R, k].
 

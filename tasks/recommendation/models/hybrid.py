@@ -4,7 +4,8 @@ The logits of the items are a sum of terms: EASE, transitions and similar users 
 and the logits of a causal Transformer (`sequential.py`). With similar users as the only term, the
 model is user-based collaborative filtering with learned weights.
 
-B users, T scored positions, S positions of a history, I items, U users of the train split.
+In shapes, B is the number of users of a batch, T the number of scored positions, S the number of
+positions of a history, I the number of items, and U the number of users of the training split.
 """
 
 from __future__ import annotations
@@ -60,10 +61,10 @@ class HybridConfig(Config):
     Attributes:
       ridge: λ of EASE; 0 for no EASE term.
       ridge_items: number r of most popular items in EASE, which stores an r x r matrix.
-      transition_window: maximum distance of an event and a later one in the transition term; 0 for
-        no transition term.
-      cooccurrence_window: maximum distance of two events, in either order, in the co-occurrence
-        term; 0 for no co-occurrence term.
+      transition_window: maximum distance, in positions, from an event to a later event that the
+        transition term counts; 0 for no transition term.
+      cooccurrence_window: maximum distance, in positions, of two events that the co-occurrence term
+        counts in both orders; 0 for no co-occurrence term.
       decay: γ, decay of transition and co-occurrence counts with the distance.
       `neighbours`: k, number of similar users; 0 for no term of similar users.
       sequence: whether there is a Transformer over the history, configured by model_size and the
@@ -209,7 +210,7 @@ class Hybrid(Recommender):
         return self._logits(history, self._weights(history))[:, 0]
 
     def score_parts(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the popularity with the bias, the terms from counts, and the Transformer's."""
+        """Returns popularity and bias, the terms from counts, and the term of the Transformer."""
         history = _after_last(batch)
         parts = self._parts(history, self._weights(history))
         shape = (items.shape[0], self.num_items)

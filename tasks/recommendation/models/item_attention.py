@@ -6,9 +6,10 @@ Attention". The mechanisms are in `attention.collaborative`. In both papers, the
 contains all other items of the user, including items after the target. Here the history ends before
 the target, which is the next item.
 
-B users of a batch, T scored positions, S positions of a history, I items, U users, D model size, k
-negatives, G item features, M maximum number of features of an item, R items whose scores are
-attributed.
+In shapes, B is the number of users of a batch, T the number of scored positions, S the number of
+positions of a history, I the number of items, U the number of users, D the model size, k the number
+of negatives, G the number of item features, M the maximum number of features of an item, and R the
+number of items whose scores are attributed.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class ItemSimilarity(Recommender):
         Args:
           items: items of the histories, int [B, S].
           candidates: C items to score for each history, int [B, C].
-          valid: bool [B, S] or [B, C, S], True for positions that the attention may read.
+          valid: bool [B, S] or [B, C, S], True for positions that may be attended to.
           return_weights: whether to return the attention weights too.
         """
         return self.attention(
@@ -189,8 +190,8 @@ class AttentiveFiltering(Recommender):
 
         score_i = (u + Σ_l α_l p_l) · v_i + b_i
 
-    The weight α_l of position l depends on the user, on the item at l and on its features, which
-    are averaged by attention. Users outside the training split have u = 0.
+    The weight α_l of position l depends on the user, on the item at l, and on the features of this
+    item, which are averaged by attention. Users outside the training split have u = 0.
 
     Parameters: users/embedding (u) [U, D]; items/embedding (v) and auxiliary/embedding (p), [I, D];
     bias (b) [I]; attention. With item features also components/embedding [G, component_size] and

@@ -1,7 +1,10 @@
 """Losses of the next item: cross-entropy over all items, or gBCE with sampled negatives.
 
 Petrov & Macdonald 2023, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with
-Negative Sampling". B rows, S positions, I items, D model size, k negatives.
+Negative Sampling".
+
+In shapes, B is the number of rows, S the number of positions, I the number of items, D the model
+size, and k the number of negatives.
 """
 
 from __future__ import annotations

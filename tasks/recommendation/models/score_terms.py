@@ -5,12 +5,14 @@
 
 j runs over the items of the history, v over similar users. The weights a_j are learned, see
 `RecencyAttention`. In training, the user's own events are removed from the counts, so that the
-model learns to use the events of other users. EASE removes all events of the user, the Markov
-chain the pairs of events within the sequence.
+model learns to use the events of other users. EASE removes all events of the user; the Markov chain
+removes the pairs of events within the sequence.
 
-Parameters of scalar effects are stored divided by `PACE`, which multiplies their learning rate.
+Some parameters are stored divided by `PACE`, as stated for each class below. This multiplies their
+learning rate by `PACE`.
 
-B rows of a batch, T scored positions, S positions of a history, I items, U users, k neighbors.
+In shapes, B is the number of rows of a batch, T the number of scored positions, S the number of
+positions of a history, I the number of items, U the number of users, and k the number of neighbors.
 """
 
 from __future__ import annotations
@@ -218,7 +220,7 @@ class MarkovChain(nnx.Module):
         return self.mix(found * jnp.exp(-PACE * self.discount[...] * self.log_popularity[...]))
 
     def _own(self, history: History) -> Array:
-        """Returns what each pair of events in the sequence contributes to C, [B, S, S + 1]."""
+        """Returns the contribution of each pair of events in the sequence to C, [B, S, S + 1]."""
         all_events = events(history.items, history.following)
         ahead = jnp.arange(all_events.shape[1]) - jnp.arange(history.items.shape[1])[:, None]
         apart = jnp.abs(ahead) if self.both_ways else ahead
@@ -233,7 +235,8 @@ class UserKnn(nnx.Module):
         score_i = Σ_v α_v r(v, i),   α_v = w_v sim_v^p / Σ_v' w_v' sim_v'^p,
         sim_v = Σ_j a_j r(v, j) / (|a| sqrt(n_v))
 
-    over the k most similar other users v, see `attention.collaborative.neighbors`. r(v, j) is 1 if
+    The sums are over the k most similar other users v, see `attention.collaborative.neighbors`, and
+    over the positions j of the history. r(v, i) is 1 if user v has item i, else 0; r(v, j) is 1 if
     user v has the item at position j, else 0; n_v is the number of items of v; and a is the
     attention over the history. w_v = softplus(weight_v) and p = exp(sharpness) are learned.
 

@@ -5,7 +5,8 @@ Klenitskiy & Vasilev 2023, "Turning Dross Into Gold Loss: is BERT4Rec really bet
 (cross-entropy over all items) and Petrov & Macdonald 2023 (gBCE). Sun et al. 2019, "BERT4Rec:
 Sequential Recommendation with Bidirectional Encoder Representations from Transformer".
 
-B users of a batch, S positions of a history, I items, D model size, L layers, N heads, R items
+In shapes, B is the number of users of a batch, S the number of positions of a history, I the number
+of items, D the model size, L the number of layers, N the number of heads, and R the number of items
 whose scores are attributed.
 """
 
@@ -112,9 +113,9 @@ class SequentialRecommender(Recommender):
         )
 
     def _last_layer(self, items: Array, positions: Array) -> Array:
-        """Returns the weights [B, S] with which one position attends to all in the last layer.
+        """Returns the attention weights [B, S] of one position of each row in the last layer.
 
-        They are averaged over heads.
+        The weights are averaged over heads.
         """
         _, weights = self.hidden(items, return_weights=True)
         return gather_positions(jnp.mean(weights[-1], axis=1), positions)
@@ -145,9 +146,9 @@ class SASRec(SequentialRecommender):
         return logits if self.bias is None else logits + self.bias[...]
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the last layer's weights of the last position, averaged over heads.
+        """Returns the last layer's attention weights of the last position, averaged over heads.
 
-        They are equal for all items.
+        They are the same for all R items.
         """
         if "weights" not in self.config.entry.capabilities:
             return {}
@@ -212,9 +213,9 @@ class BERT4Rec(SequentialRecommender):
         return jnp.einsum("BD,ID->BI", hidden, table) + self.bias[...]
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """Returns the last layer's weights of the masked position, averaged over heads.
+        """Returns the last layer's attention weights of the masked position, averaged over heads.
 
-        They are equal for all items.
+        They are the same for all R items.
         """
         if "weights" not in self.config.entry.capabilities:
             return {}

@@ -61,6 +61,43 @@ print(np.empty(100 << 20, np.uint8).ctypes.data == address)
 """
 
 
+IN_CALLS = """
+import jax
+from launch.engine.memory import keep_large_buffers, peak_memory, run_in_calls
+
+assert keep_large_buffers()
+run_in_calls()
+
+import jax.numpy as jnp
+from launch.engine.clock import Clock
+
+@jax.jit
+def step(state, batch):
+    loss = jnp.sort(jnp.sin(batch * jnp.arange(1 << 25))).sum()
+    return state + loss, {"loss": loss}
+
+size = step.lower(1.0, jnp.ones(())).compile().memory_analysis().temp_size_in_bytes
+clock, state = Clock(), jnp.zeros(())
+state, _ = clock.finish(clock.run(step, state, jnp.ones(())))
+first = peak_memory().process
+for _ in range(6):
+    state = clock.run(step, state, jnp.ones(()))
+clock.finish(state)
+print(size, peak_memory().process - first)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc malloc")
+def test_temporaries_of_a_step_are_freed_before_the_next_step():
+    done = subprocess.run(
+        [sys.executable, "-c", IN_CALLS], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    temporaries, growth = map(int, done.stdout.split())
+    assert temporaries > 100 << 20
+    assert growth < temporaries / 4
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc malloc")
 @pytest.mark.parametrize("separate", [False, True])
 def test_a_small_allocation_does_not_split_a_large_free_block(separate):

@@ -1,6 +1,7 @@
 """Step times, goodput and traces: arithmetic by hand, and the messages of --profile."""
 
 import json
+import threading
 import time
 
 import jax
@@ -95,11 +96,12 @@ def test_clock_measures_between_completions(monkeypatch):
         current[0] += seconds
 
     monkeypatch.setattr(clocks.jax, "block_until_ready", lambda _: advance(2.0))
-    clock = clocks.Clock()
+    # A stack calls the step function in this thread.
+    clock = clocks.Clock(1)
     advance(5.0)
     assert clock.started(0, 0.0) == {"start_seconds": 5.0}
 
-    def step(compiles):
+    def step(compiles, _):
         if compiles:
             clock._compilations.append(8.0)
             advance(8.0)
@@ -108,7 +110,7 @@ def test_clock_measures_between_completions(monkeypatch):
     for number in range(5):
         with clock.waiting():
             advance(1.0 if number == 3 else 0.0)
-        clock.run(step, number == 0)
+        clock.run(step, number == 0, None)
     with clock.saving():
         advance(4.0)
     # 8 s of compilation, five steps of 2 s, 1 s of waiting and 4 s of saving.
@@ -130,13 +132,37 @@ def test_clock_measures_between_completions(monkeypatch):
 def test_clock_notices_a_compilation():
     clock = clocks.Clock()
     clock.started(0, 0.0)
-    step = jax.jit(lambda x: (x + time.monotonic_ns() % 1000, x))
+    step = jax.jit(lambda x, _: (x + time.monotonic_ns() % 1000, x))
     for _ in range(3):
-        clock.run(step, jnp.ones(3))
+        clock.run(step, jnp.ones(3), None)
     found = clock.lap(3)
     assert 0 < found["compile_seconds"] <= found["seconds"]
-    clock.run(step, jnp.ones(3))
+    clock.run(step, jnp.ones(3), None)
     assert "compile_seconds" not in clock.lap(4)
+
+
+def test_a_batch_is_prepared_while_a_step_runs_on_a_cpu():
+    prepared = threading.Event()
+
+    def step(state, batch):
+        assert prepared.wait(60)
+        return state + batch, {"loss": batch}
+
+    clock = clocks.Clock()
+    state = clock.run(step, 1, 2)
+    prepared.set()
+    assert clock.finish(clock.run(step, state, 3)) == (6, [{"loss": 2}, {"loss": 3}])
+    assert clock.finish(7) == (7, [])
+
+
+@pytest.mark.parametrize("seeds", [None, 2])
+def test_an_error_of_a_step_is_raised_before_its_results_are_used(seeds):
+    def step(state, batch):
+        raise UserError(f"no step with {batch}")
+
+    clock = clocks.Clock(seeds)
+    with pytest.raises(UserError, match="no step with 2"):
+        clock.finish(clock.run(step, 1, 2))
 
 
 def test_report_shows_times(tmp_path):

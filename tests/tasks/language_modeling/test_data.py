@@ -174,7 +174,7 @@ def test_files_that_cannot_be_had(tmp_path, content, message):
     ("fields", "message"),
     [
         ({"name": "tiny_shakespear"}, "did you mean 'tiny_shakespeare'"),
-        ({"test_file": "a"}, "train_file: got None, expected a file with test_file"),
+        ({"test_file": "a"}, "train_file: got None, expected a file, because test_file is set"),
         ({"lines": True}, "train_file: got None, expected a file, because lines is True"),
         ({"length": 3}, "length: got 3, expected at least 4"),
         ({"text": TextConfig(ngrams=2)}, r"text\.ngrams: got 2, expected 1"),

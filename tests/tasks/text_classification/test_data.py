@@ -187,7 +187,7 @@ def test_a_class_that_train_lacks_is_named_with_its_line(paths, write):
     [
         ({"name": "sst"}, "^name: got 'sst' .did you mean 'sst2'.*spam_assassin"),
         ({"name": "zzz"}, "^name: got 'zzz', expected one of movie_reviews.*tfds:NAME"),
-        ({"test_file": "x.csv"}, "^train_file: got None, expected a file with test_file"),
+        ({"test_file": "x.csv"}, "^train_file: got None, expected a file, because test_file"),
         ({"text_column": ""}, "^text_column: got '', expected the name"),
         (
             {"text_column": "a", "label_column": "a"},

@@ -28,6 +28,8 @@ SHAPE = {
     "positions": "learned",
 }
 TRAINING = TrainingConfig(steps=2, batch_size=4, evaluate_every=2, log_every=2)
+# Steps and intervals of fine-tuning have nothing to do with those of pre-training.
+TUNING = TrainingConfig(steps=3, batch_size=4, evaluate_every=1, log_every=1)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def classifier(folder, **model):
         model=TransformerConfig(
             **{**SHAPE, "max_length": 8, "init_from": str(folder / "masked"), **model}
         ),
-        training=TRAINING,
+        training=TUNING,
     )
 
 

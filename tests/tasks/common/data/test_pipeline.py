@@ -57,7 +57,7 @@ def check_rows(examples, batch):
 @pytest.mark.parametrize("batch_size", [1, 4, 16, 64])
 def test_each_epoch_holds_every_example_once_in_batches_of_fixed_shapes(n, batch_size):
     examples = toy(n)
-    length = epoch_length(examples, batch_size, BUCKETS)
+    length = epoch_length(examples, batch_size)
     assert length == int(np.ceil(n / batch_size))
     iterator = train_iterator(examples, batch_size=batch_size, seed=3, buckets=BUCKETS)
     for _ in range(3):
@@ -185,7 +185,7 @@ def test_only_the_examples_of_the_shards_are_read():
 def test_evaluation_sees_every_example_once(n, batch_size):
     examples = toy(n)
     batches = list(evaluation_batches(examples, batch_size=batch_size, buckets=BUCKETS))
-    assert len(batches) == epoch_length(examples, batch_size, BUCKETS)
+    assert len(batches) == epoch_length(examples, batch_size)
     got = ids(batches)
     assert sorted(got[got >= 0]) == list(range(n))
     assert sum(batch["weight"].sum() for batch in batches) == n

@@ -133,7 +133,7 @@ def test_impossible_lengths_and_buckets(examples, buckets, message):
 def test_lengths_and_padded_fields_belong_together():
     examples = Pairs([3], [2])
     examples.padded = {"source": 0}
-    with pytest.raises(ValueError, match="expected the fields of padded"):
+    with pytest.raises(ValueError, match="expected those of `padded`"):
         list(evaluation_batches(examples, batch_size=1))
 
     class Plain(Pairs):

@@ -83,7 +83,7 @@ def test_records_without_content_are_counted_and_blank_lines_at_the_end_are_none
 def test_rows_that_a_stray_quote_may_have_joined_are_named(write, capsys):
     path = write('text,label\n"fine film,1\ndull film,2\n12",3\nx,4\n')
     assert len(selected(path)) == 2
-    assert "1 rows span several lines, the first one lines 2 to 4" in capsys.readouterr().err
+    assert "1 rows span several lines, the first one spans lines 2 to 4" in capsys.readouterr().err
 
 
 def test_a_field_may_be_longer_than_128_kb(write):
