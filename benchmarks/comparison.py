@@ -63,8 +63,8 @@ def experiment(path: str) -> Any:
     from launch.engine.sharding import request_devices
 
     config = configs.load_file(path)
-    request_devices(config.mesh)
     run_in_calls()
+    request_devices(config.mesh)
     keep_large_buffers()
     return config
 

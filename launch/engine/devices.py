@@ -51,8 +51,7 @@ def set_up_jax(
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # Without a writable cache compilation is slower; nothing else changes.
     warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
-    if connection is None and (config is None or config.mesh.cpu_devices <= 1):
-        # Several devices should run at the same time.
+    if connection is None:
         run_in_calls()
     if config is not None:
         request_devices(config.mesh)

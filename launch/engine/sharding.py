@@ -55,10 +55,15 @@ class MeshConfig(Config):
 
 
 def request_devices(config: MeshConfig) -> None:
-    """Requests virtual CPU devices from JAX. Call it before JAX initializes devices."""
+    """Requests virtual CPU devices from JAX. Call it before JAX initializes devices.
+
+    Several devices run at the same time only if programs run asynchronously, so it undoes
+    `launch.engine.memory.run_in_calls` for them.
+    """
     import jax
 
     if config.cpu_devices > 1:
+        jax.config.update("jax_cpu_enable_async_dispatch", True)
         try:
             jax.config.update("jax_num_cpu_devices", config.cpu_devices)
         except RuntimeError:

@@ -18,8 +18,7 @@ _LINES = 3000
 def cut_and_classify(lines: HandwritingData) -> dict[str, Any]:
     """Evaluates an SVM that classifies each run of adjacent columns with ink as one digit.
 
-    The SVM is fitted on the training lines in which the number of runs equals the
-    number of digits.
+    The SVM is fitted on the training lines in which the number of runs equals the number of digits.
     """
     from sklearn.svm import SVC
 

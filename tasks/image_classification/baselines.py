@@ -73,19 +73,20 @@ def hog_linear_svc(splits: Mapping[str, Images]) -> np.ndarray:
 def hog_rbf_svm(splits: Mapping[str, Images]) -> np.ndarray:
     """Predicts test classes by an SVM with an RBF kernel on `oriented_gradients`.
 
-    The features are the first 200 principal components of the gradients of the images, which are
-    converted to gray and downsampled to at most 64 pixels a side. The kernel is exp(-γ |x - y|²)
-    with γ = 1 / (components · variance).
+    The features are the first 200 principal components of the gradients, or all if there are fewer.
+    Images are converted to gray and downsampled to at most 64 pixels a side. The kernel is
+    exp(-γ |x - y|²) with γ = 1 / (components · variance).
     """
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
     from sklearn.svm import SVC
 
     def make(strength: float) -> Any:
-        components = PCA(_COMPONENTS, svd_solver="randomized", random_state=0) if many else PCA()
+        components = PCA(count, svd_solver="randomized", random_state=0)
         return make_pipeline(components, SVC(C=strength, gamma="scale", cache_size=1000))
 
-    many = len(splits["train"]) > _COMPONENTS
+    images = splits["train"].images
+    count = min(_COMPONENTS, len(images), _gradients(images[:1]).shape[1])
     return _predictions_of_best(make, KERNEL_STRENGTHS, _gradients, splits)
 
 

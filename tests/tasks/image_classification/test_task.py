@@ -132,6 +132,11 @@ def test_baselines_of_own_pictures():
     fits = task.baselines()
     assert set(fits) == {"logistic_regression", "hog_linear_svc", "hog_rbf_svm"}
     assert [fits[name]()["accuracy"] for name in fits] == [1.0, 1.0, 1.0]
+    # Small images have fewer gradients than the SVM uses components.
+    images = np.tile(task.dataset.splits["train"].images, (5, 1, 1, 1))[:, ::8, ::8]
+    part = Images(images, np.arange(len(images), dtype=np.int32) % 2)
+    found = baselines.hog_rbf_svm(dict.fromkeys(("train", "validation", "test"), part))
+    np.testing.assert_array_equal(found, part.labels)
     small = np.zeros((2, 5, 20, 1), np.float32)
     assert baselines._gradients(small).shape == (2, 4 * 36)
 
