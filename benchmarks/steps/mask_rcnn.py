@@ -2,9 +2,9 @@
 
 tests/oracles/families/torchvision_detection.py describes an environment in which torchvision can be
 imported. Install requirements.txt there, too. In this environment, transformers cannot be imported,
-so models that are compared with it are measured in another one. The model has the sizes and options of
-configs/detection.py:nuclei with AdamW and gradient clipping, without augmentation. torchvision uses
-the same number of proposals and regions, but computes masks for positive regions only. The JAX
+so models that are compared with it are measured in another one. The model has the sizes and options
+of configs/detection.py:nuclei with AdamW and gradient clipping, without augmentation. torchvision
+uses the same number of proposals and regions, but computes masks for positive regions only. The JAX
 model computes masks for padding regions too.
 """
 
