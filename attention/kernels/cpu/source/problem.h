@@ -56,11 +56,21 @@ struct Problem {
 
 // ---------------------------------------------------------------- packing
 
+// Rows of an array are far apart in memory, and the hardware does not prefetch the next one: rows are
+// prefetched this many rows ahead.
+constexpr long kAhead = 8;
+// Always inlined: GCC removes calls of a function that only prefetches, as one without effects.
+template <typename T>
+inline __attribute__((always_inline)) void prefetch(const T* row, long size) {
+  for (long j = 0; j < size; j += 64 / sizeof(T)) __builtin_prefetch(row + j);
+}
+
 // Converts rows of an array to float32, times a factor, padded with zeros to `width`.
 template <typename T>
 void pack_rows_of(float* to, long width, const T* from, long stride, long rows, long size,
                   float factor) {
   for (long i = 0; i < rows; ++i, to += width, from += stride) {
+    if (i + kAhead < rows) prefetch(from + kAhead * stride, size);
     long j = 0;
     for (; j + kLanes <= size; j += kLanes) store(to + j, load(from + j) * factor);
     for (; j < size; ++j) to[j] = widen(from[j]) * factor;
@@ -74,12 +84,23 @@ void pack_panels_of(float* to, const T* from, long stride, long rows, long size)
   for (long first = 0; first < rows; first += kPanel, to += size * kPanel) {
     long some = std::min<long>(kPanel, rows - first);
     const T* corner = from + first * stride;
-    // A few features at a time, within one cache line of a row.
-    for (long h = 0; h < size; h += 16) {
-      long last = std::min(size, h + 16);
-      for (long s = 0; s < some; ++s)
-        for (long k = h; k < last; ++k) to[k * kPanel + s] = widen(corner[s * stride + k]);
+    long s = 0, whole = size / kLanes * kLanes;
+    for (; s + kLanes <= some; s += kLanes) {
+      for (long i = s + kLanes; i < std::min(s + 2 * kLanes, rows - first); ++i)
+        prefetch(corner + i * stride, size);
+      for (long h = 0; h < whole; h += kLanes) {
+        Vector square[kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) square[i] = load(corner + (s + i) * stride + h);
+        transpose(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) store(to + (h + i) * kPanel + s, square[i]);
+      }
     }
+    // The other rows, and the features past the last square.
+    for (long row = 0; row < some; ++row)
+      for (long h = row < s ? whole : 0; h < size; ++h)
+        to[h * kPanel + row] = widen(corner[row * stride + h]);
     if (some < kPanel)
       for (long h = 0; h < size; ++h)
         for (long s = some; s < kPanel; ++s) to[h * kPanel + s] = 0;
@@ -316,6 +337,12 @@ inline void add_bias(const Problem& p, float* scores, const View& v, long b, lon
   long first = key_block * kKeys + v.begin, inside = std::min(v.end - v.begin, p.S - first);
   const float* row = p.bias.at(b, n) + t * p.S + first;
   for (long j = 0; j < inside; ++j) scores[j] += row[j];
+}
+
+inline __attribute__((always_inline)) void prefetch_bias(const Problem& p, const View& v, long b,
+                                                         long n, long t, long key_block) {
+  long first = key_block * kKeys + v.begin;
+  prefetch(p.bias.at(b, n) + t * p.S + first, std::min(v.end - v.begin, p.S - first));
 }
 
 }  // namespace attention

@@ -89,6 +89,24 @@ inline void sums(Vector a, Vector b, Vector c, Vector d, float* to) {
   if constexpr (quarter >= 2) x += exchanged<1>(x);
   for (int i = 0; i < 4; ++i) to[i] = x[i * quarter];
 }
+// Transposes kLanes vectors in place: swaps the off-diagonal blocks of size `Distance`, then those of
+// half the size within each block.
+template <int Distance = kLanes / 2>
+inline void transpose(Vector* rows) {
+  Integers upper{}, lower{};
+  for (int i = 0; i < kLanes; ++i) {
+    upper[i] = i & Distance ? kLanes + (i ^ Distance) : i;
+    lower[i] = i & Distance ? kLanes + i : i ^ Distance;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & Distance) continue;
+    Vector a = rows[i], b = rows[i + Distance];
+    rows[i] = __builtin_shuffle(a, b, upper);
+    rows[i + Distance] = __builtin_shuffle(a, b, lower);
+  }
+  if constexpr (Distance > 1) transpose<Distance / 2>(rows);
+}
 template <int Distance = kLanes / 2>
 inline float highest(Vector x) {
   x = larger(x, exchanged<Distance>(x));
