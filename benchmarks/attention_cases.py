@@ -74,9 +74,13 @@ class Case:
         return self.batch * self.heads * self.queries * self.keys
 
 
+def _in_both(ratio: float) -> dict[str, float]:
+    """Returns the targets of a case whose passes have the same one."""
+    return {"forward": ratio, "both": ratio}
+
+
 def cases() -> Iterator[Case]:
     """Yields all cases, short ones first."""
-    full, causal_only = ({"forward": ratio, "both": ratio} for ratio in (1.0, 0.8))
     for dtype in ("float32", "bfloat16"):
         half = dtype == "bfloat16"
         for batch, heads, length in ((8, 8, 128), (4, 8, 512), (1, 8, 2048), (1, 8, 8192)):
@@ -86,11 +90,11 @@ def cases() -> Iterator[Case]:
                     *(batch, heads, length),
                     dtype=dtype,
                     causal=causal,
-                    targets=causal_only if causal else full,
+                    targets=_in_both(0.8 if causal else 1.0),
                     growth=causal and not half and batch == 1,
                 )
-        yield Case("lengths", 4, 8, 512, dtype=dtype, lengths=True, targets=full)
-        yield Case("bias", 4, 8, 512, dtype=dtype, bias="constant", targets=full)
+        yield Case("lengths", 4, 8, 512, dtype=dtype, lengths=True, targets=_in_both(1.0))
+        yield Case("bias", 4, 8, 512, dtype=dtype, bias="constant", targets=_in_both(1.0))
         for batch in (1, 8):
             yield Case(
                 *("decode", batch, 8, 1),
@@ -101,12 +105,14 @@ def cases() -> Iterator[Case]:
                 passes=("forward",),
                 targets={"forward": 1.0},
             )
-    yield Case("grouped", 4, 8, 512, key_value_heads=2, targets=full)
-    yield Case("grouped causal", 4, 8, 512, key_value_heads=2, causal=True, targets=causal_only)
-    yield Case("learned bias", 4, 8, 512, bias="learned", targets=full)
-    yield Case("bias", 1, 8, 2048, bias="constant", targets=full)
-    yield Case("window", 1, 8, 8192, window=256, causal=True, targets={"forward": 0.1, "both": 0.1})
-    yield Case("BigBird", 1, 8, 8192, big_bird=True, targets={"forward": 0.25, "both": 0.25})
+    for causal in (False, True):
+        name, wanted = ("grouped causal", 0.8) if causal else ("grouped", 1.0)
+        targets = _in_both(wanted)
+        yield Case(name, 4, 8, 512, key_value_heads=2, causal=causal, targets=targets)
+    yield Case("learned bias", 4, 8, 512, bias="learned", targets=_in_both(1.0))
+    yield Case("bias", 1, 8, 2048, bias="constant", targets=_in_both(1.0))
+    yield Case("window", 1, 8, 8192, window=256, causal=True, targets=_in_both(0.1))
+    yield Case("BigBird", 1, 8, 8192, big_bird=True, targets=_in_both(0.25))
     for length in (512, 1024, 4096):
         yield Case(
             *("causal", 1, 8, length),

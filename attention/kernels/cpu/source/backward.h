@@ -36,10 +36,7 @@ inline void gradient_rows(const Problem& p, const BackwardArrays& a, const Sight
   for (long i = 0; i < rows; ++i) {
     float *row = scores + i * kRow, *slope = slopes + i * kRow;
     long t = first + i;
-    if (p.bias) {
-      if (i + kAhead < rows) prefetch_bias(p, v, b, n, t + kAhead, key_block);
-      add_bias(p, row, v, b, n, t, key_block);
-    }
+    if (p.bias) add_bias(p, row, v, b, n, t, key_block);
     if (p.cap)
       for (long j = 0; j < count; j += kLanes) {
         Capped c = capped(load(row + j), p.cap);

@@ -27,10 +27,7 @@ inline void softmax_rows(const Problem& p, const Sight& sight, const View& v, lo
   float factors[kKeys];
   for (long i = 0; i < rows; ++i) {
     float* row = scores + i * kRow;
-    if (p.bias) {
-      if (i + kAhead < rows) prefetch_bias(p, v, b, n, first + i + kAhead, key_block);
-      add_bias(p, row, v, b, n, first + i, key_block);
-    }
+    if (p.bias) add_bias(p, row, v, b, n, first + i, key_block);
     if (p.cap)
       for (long j = 0; j < count; j += kLanes) store(row + j, capped(load(row + j), p.cap).value);
     if (!v.whole) sight.hide(row, v, first + i, key_block, n);

@@ -336,13 +336,8 @@ inline void add_bias(const Problem& p, float* scores, const View& v, long b, lon
                      long key_block) {
   long first = key_block * kKeys + v.begin, inside = std::min(v.end - v.begin, p.S - first);
   const float* row = p.bias.at(b, n) + t * p.S + first;
+  if (t + kAhead < p.T) prefetch(row + kAhead * p.S, inside);
   for (long j = 0; j < inside; ++j) scores[j] += row[j];
-}
-
-inline __attribute__((always_inline)) void prefetch_bias(const Problem& p, const View& v, long b,
-                                                         long n, long t, long key_block) {
-  long first = key_block * kKeys + v.begin;
-  prefetch(p.bias.at(b, n) + t * p.S + first, std::min(v.end - v.begin, p.S - first));
 }
 
 }  // namespace attention
